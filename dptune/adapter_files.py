@@ -1,0 +1,190 @@
+"""Adapter files: `lora_weights.bin`, a plain state dict, and the same adapter in the PEFT library's format.
+
+Keys of the plain one: `<layer>.lora.A.weight` [R, I], `<layer>.lora.B.weight` [O, R] and `<layer>.lora.alpha` [], so that rank,
+scale and adapted layers come back from the file alone.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from dptune._files import atomic_write
+from dptune._validate import refuse
+from dptune.lora import LoraAdapter, adapters, attach, linear_layers, linear_sizes
+
+WEIGHTS_NAME = "lora_weights.bin"
+PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
+PEFT_CONFIG_NAME = "adapter_config.json"
+
+_PEFT_PREFIX = "base_model.model."
+_FLAG = "lora_weights_path"
+
+
+def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters of `model` as a plain state dict, on the CPU."""
+    state: dict[str, Tensor] = {}
+    for layer, adapter in adapters(model):
+        state[f"{layer}.lora.A.weight"] = adapter.A.weight.detach().cpu().clone()
+        state[f"{layer}.lora.B.weight"] = adapter.B.weight.detach().cpu().clone()
+        state[f"{layer}.lora.alpha"] = torch.tensor(float(adapter.alpha))
+    return state
+
+
+def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: str) -> None:
+    """Write `lora_weights.bin`, `adapter_model.safetensors` and `adapter_config.json` to `folder`, each whole or not at all.
+
+    Args:
+        model: a model with adapters, not necessarily merged back.
+        folder: must exist.
+        base_model: name or path of the base, for PEFT's configuration.
+    """
+    folder = Path(folder)
+    found = dict(adapters(model))
+    peft_weights = {
+        f"{_PEFT_PREFIX}{name}.lora_{part}.weight": getattr(adapter, part).weight.detach().cpu().contiguous()
+        for name, adapter in found.items()
+        for part in "AB"
+    }
+    with atomic_write(folder / WEIGHTS_NAME, "wb") as file:
+        torch.save(adapter_state_dict(model), file)
+    with atomic_write(folder / PEFT_WEIGHTS_NAME, "wb") as file:
+        file.write(safetensors_bytes(peft_weights, metadata={"format": "pt"}))
+    with atomic_write(folder / PEFT_CONFIG_NAME) as file:
+        json.dump(_peft_config(found, base_model), file, indent=2)
+
+
+def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
+    """Load an adapter file into `model`, attaching adapters of the file's rank and layers where it has none.
+
+    Args:
+        model: the base model, or one whose adapters have the file's layers and shapes.
+        path: `lora_weights.bin`, or a PEFT folder, or the `adapter_model.safetensors` in one.
+
+    Raises:
+        InvalidArgument: no such file, not an adapter file, or one of another model or rank. `model` is then unchanged.
+    """
+    loaded = _read_adapter(Path(path))
+    present = dict(adapters(model))
+    for name, entry in loaded.items():
+        _check_fits(model, name, entry, present)
+    if present.keys() - loaded.keys():
+        refuse(_FLAG, str(path), f"has no weights for the model's adapter on {min(present.keys() - loaded.keys())}")
+    if not present:
+        attach(model, {name: (len(entry.A), entry.alpha) for name, entry in loaded.items()})
+    with torch.no_grad():
+        for name, adapter in adapters(model):
+            adapter.A.weight.copy_(loaded[name].A)
+            adapter.B.weight.copy_(loaded[name].B)
+
+
+def _peft_config(found: Mapping[str, LoraAdapter], base_model: str) -> dict[str, Any]:
+    (rank, alpha), *others = {(adapter.rank, adapter.alpha) for adapter in found.values()}
+    assert not others, "adapters of several ranks in one model"
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(found),
+        "inference_mode": True,
+    }
+
+
+class _Entry(NamedTuple):
+    """One layer's adapter as found in a file: A [R, I], B [O, R]."""
+
+    A: Tensor
+    B: Tensor
+    alpha: float
+
+
+def _read_adapter(path: Path) -> dict[str, _Entry]:
+    if path.is_dir() and (path / PEFT_CONFIG_NAME).exists():
+        return _read_peft(path / PEFT_WEIGHTS_NAME)
+    if path.is_dir() and (path / WEIGHTS_NAME).exists():
+        path = path / WEIGHTS_NAME
+    if not path.is_file():
+        refuse(_FLAG, str(path), f"no adapter there; give a {WEIGHTS_NAME} file or a PEFT folder")
+    if path.suffix == ".safetensors":
+        return _read_peft(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+        refuse(_FLAG, str(path), f"not a state dict that loads with weights_only=True; give a {WEIGHTS_NAME} file")
+    if not isinstance(state, dict):
+        refuse(_FLAG, str(path), f"holds no state dict; give a {WEIGHTS_NAME} file")
+    return _entries(path, state, "{}.lora.A.weight", "{}.lora.B.weight", lambda name: state.get(f"{name}.lora.alpha"))
+
+
+def _read_peft(path: Path) -> dict[str, _Entry]:
+    try:
+        state = load_file(path)
+        config = json.loads((path.parent / PEFT_CONFIG_NAME).read_text())
+    except (OSError, SafetensorError, ValueError) as error:
+        refuse(_FLAG, str(path.parent), f"not a readable PEFT adapter ({type(error).__name__})")
+    for option in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save", "fan_in_fan_out"):
+        if config.get(option):
+            refuse(_FLAG, str(path.parent), f"PEFT's {option} is not supported; give a plain LoRA adapter")
+    return _entries(
+        path,
+        state,
+        _PEFT_PREFIX + "{}.lora_A.weight",
+        _PEFT_PREFIX + "{}.lora_B.weight",
+        lambda _: config["lora_alpha"],
+    )
+
+
+def _entries(
+    path: Path, state: Mapping[str, Any], A_key: str, B_key: str, alpha_of: Callable[[str], Any]
+) -> dict[str, _Entry]:
+    before, after = A_key.split("{}")
+    names = [key[len(before) : -len(after)] for key in state if key.startswith(before) and key.endswith(after)]
+    if not names:
+        refuse(_FLAG, str(path), "holds no LoRA weights")
+    entries = {}
+    for name in names:
+        A, B, alpha = state[A_key.format(name)], state.get(B_key.format(name)), alpha_of(name)
+        if B is None or alpha is None or A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+            refuse(_FLAG, str(path), f"the adapter of {name} is incomplete or damaged; save it again")
+        entries[name] = _Entry(A, B, float(alpha))
+    return entries
+
+
+def _check_fits(model: nn.Module, name: str, entry: _Entry, present: Mapping[str, LoraAdapter]) -> None:
+    layer = linear_layers(model).get(name)
+    if layer is None:
+        refuse(_FLAG, name, "the file adapts a layer that this model does not have: it belongs to another model")
+    shape, expected = (entry.A.shape[1], len(entry.B)), linear_sizes(layer)
+    if shape != expected:
+        refuse(
+            _FLAG,
+            name,
+            f"the file's adapter is {shape[0]} -> {shape[1]}, the layer {expected[0]} -> {expected[1]}: "
+            "it belongs to another model",
+        )
+    if not present:
+        return
+    if name not in present:
+        refuse(_FLAG, name, "the file adapts this layer, the model does not: use the same --lora_target_modules")
+    known = present[name]
+    if (known.rank, known.alpha) != (len(entry.A), entry.alpha):
+        refuse(
+            _FLAG,
+            name,
+            f"the file has rank {len(entry.A)} and alpha {entry.alpha:g}, the model rank {known.rank} and "
+            f"alpha {known.alpha:g}: use the same --lora_r and --lora_alpha",
+        )

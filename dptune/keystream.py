@@ -1,0 +1,58 @@
+"""Random bits from a cryptographic generator: AES-256 in counter mode, keyed from the operating system.
+
+Noise and sampling that an attacker can predict give no privacy, so neither `torch.manual_seed` nor `--seed` reaches this file.
+A general-purpose generator (Mersenne twister, Philox) is predictable from its outputs; a keystream is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+KEY_BYTES = 32
+
+
+class Keystream:
+    """An endless stream of random 64-bit words under one key. Not for sharing between threads.
+
+    Make one with `from_os` (the default everywhere), `shared` (ranks that must agree on one secret draw) or `for_tests`
+    (reproducible; whoever uses it has no guarantee, and the report says so).
+    """
+
+    def __init__(self, key: bytes, *, secret: bool) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"key of {len(key)} bytes: give {KEY_BYTES}")
+        self.secret = secret
+        # The counter starts at zero: one key makes one stream, and a key is never used for two purposes.
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    @classmethod
+    def from_os(cls) -> Keystream:
+        """A stream under a fresh key of the operating system's."""
+        return cls(new_key(), secret=True)
+
+    @classmethod
+    def shared(cls, key: bytes) -> Keystream:
+        """A stream under a `new_key()` that the ranks of one job share and nobody else knows."""
+        return cls(key, secret=True)
+
+    @classmethod
+    def for_tests(cls, seed: int) -> Keystream:
+        """A reproducible stream: for tests only, it protects nobody."""
+        return cls(hashlib.sha256(f"dptune test {seed}".encode()).digest(), secret=False)
+
+    def words(self, count: int) -> np.ndarray:
+        """`count` uniform uint64 words."""
+        return np.frombuffer(self._cipher.update(bytes(8 * count)), dtype=np.uint64)
+
+    def uniforms(self, count: int) -> np.ndarray:
+        """`count` float64 values, uniform on the multiples of 2^-53 in [0, 1)."""
+        return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def new_key() -> bytes:
+    """A fresh secret key from the operating system."""
+    return secrets.token_bytes(KEY_BYTES)

@@ -1,0 +1,167 @@
+"""Low-rank adaptation (Hu et al. 2021): y = W x + (alpha / r) B A x, with W frozen and A, B trained.
+
+Shapes: B examples, T tokens, I inputs, O outputs, R rank. A is [R, I], B is [O, R] and zero at the start, so that the model
+begins as the base. The adapter computes in float32 whatever the base's dtype. It is attached by swapping the layer's class: the
+layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`), the adapter hangs below it as `.lora`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dptune._validate import refuse, require_count, require_positive
+
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class LoraAdapter(nn.Module):
+    """x [..., I] -> (alpha / R) B A x [..., O], in float32."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float, device: torch.device) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.A = nn.Linear(inputs, rank, bias=False, device=device, dtype=torch.float32)
+        self.B = nn.Linear(rank, outputs, bias=False, device=device, dtype=torch.float32)
+        nn.init.kaiming_uniform_(self.A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.B.weight)
+        self.replaced_weight: nn.Parameter | None = None  # the base's own weight, while the adapter is merged
+
+    @property
+    def rank(self) -> int:
+        return self.A.out_features
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.B(self.A(x.to(self.A.weight.dtype)) * self.scale)
+
+
+class _WithLora:
+    """Mixed into the class of a linear layer by `add_lora`."""
+
+    lora: LoraAdapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = super().forward(x)  # type: ignore[misc]
+        if self.lora.replaced_weight is not None:
+            return output
+        return output + self.lora(x).to(output.dtype)
+
+
+@cache
+def _with_lora(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Lora{kind.__name__}", (_WithLora, kind), {})
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer, whose weight is [I, O]; known by name, since the engine does not import transformers."""
+    return type(module).__name__.removeprefix("Lora") == "Conv1D" and hasattr(module, "nf")
+
+
+def linear_sizes(module: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a layer that can be adapted."""
+    if _is_conv1d(module):
+        return module.weight.shape[0], module.weight.shape[1]
+    return module.in_features, module.out_features
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """{name: layer} of all layers of `model` that can be adapted, leaving out the adapters' own."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear) or _is_conv1d(module)) and ".lora." not in f".{name}."
+    }
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def add_lora(
+    model: nn.Module, *, rank: int = 16, alpha: float = 16.0, targets: Sequence[str] = DEFAULT_TARGETS
+) -> list[str]:
+    """Freeze `model` and attach an adapter to every linear layer that `targets` names.
+
+    Args:
+        model: any module; changed in place.
+        rank: R, at least 1.
+        alpha: the adapter's output is scaled by alpha / R.
+        targets: whole module names (`model.layers.0.self_attn.q_proj`) or their endings (`q_proj`, `self_attn.q_proj`).
+
+    Returns:
+        The names of the adapted layers, in the model's order.
+
+    Raises:
+        InvalidArgument: a target that matches no linear layer, or a model that has adapters already.
+    """
+    require_count("lora_r", rank)
+    require_positive("lora_alpha", alpha)
+    if any(True for _ in adapters(model)):
+        refuse("model", type(model).__name__, "has LoRA adapters already: add them once")
+    layers = linear_layers(model)
+    for target in targets:
+        if not any(_matches(name, target) for name in layers):
+            kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers})) or "none"
+            refuse("lora_target_modules", target, f"matches no linear layer; the model has: {kinds}")
+    chosen = [name for name in layers if any(_matches(name, target) for target in targets)]
+    if not chosen:
+        refuse("lora_target_modules", list(targets), "names no layer: give at least one")
+    attach(model, {name: (rank, alpha) for name in chosen})
+    return chosen
+
+
+def attach(model: nn.Module, adapted: dict[str, tuple[int, float]]) -> None:
+    """Freeze `model` and attach an adapter of (rank, alpha) to each layer of `adapted`, by its whole name."""
+    model.requires_grad_(False)
+    for name, (rank, alpha) in adapted.items():
+        layer: Any = model.get_submodule(name)
+        inputs, outputs = linear_sizes(layer)
+        layer.__class__ = _with_lora(type(layer))
+        layer.lora = LoraAdapter(inputs, outputs, rank, alpha, layer.weight.device)
+
+
+def adapters(model: nn.Module) -> Iterator[tuple[str, LoraAdapter]]:
+    """(name of the adapted layer, its adapter), in the model's order."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraAdapter):
+            yield name.removesuffix("lora").removesuffix("."), module
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes, each once."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> None:
+    """Fold every adapter into its layer's weight, for inference at the base's speed; `unmerge_lora` takes it back exactly.
+
+    The layer gets a new weight of the base's dtype and the old one is kept, so a weight tied to another layer (an embedding
+    under an adapted lm_head) stays as it was there.
+    """
+    for name, adapter in adapters(model):
+        if adapter.replaced_weight is not None:
+            refuse("model", name, "its adapter is merged already")
+        layer: Any = model.get_submodule(name)
+        delta = adapter.scale * (adapter.B.weight @ adapter.A.weight)
+        merged = layer.weight + (delta.T if _is_conv1d(layer) else delta)
+        adapter.replaced_weight, layer.weight = layer.weight, nn.Parameter(merged.to(layer.weight.dtype), False)
+
+
+def unmerge_lora(model: nn.Module) -> None:
+    """Give every merged layer its base weight back, bit for bit."""
+    for name, adapter in adapters(model):
+        if adapter.replaced_weight is None:
+            refuse("model", name, "its adapter is not merged")
+        layer: Any = model.get_submodule(name)
+        layer.weight, adapter.replaced_weight = adapter.replaced_weight, None

@@ -1,0 +1,87 @@
+"""Poisson draws, and dealing a draw over ranks and micro-batches. No torch in this file.
+
+The accounting holds for Poisson sampling only: every example enters a batch independently with probability q, at every step.
+Shuffled epochs with the same q have a larger epsilon (Chua et al. 2024, "How private are DP-SGD implementations?").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dptune._validate import require_count, require_probability
+from dptune.keystream import Keystream
+
+SAMPLER = "Poisson"
+
+
+class PoissonSampler:
+    """Draws index sets in which each of `num_examples` is present independently with probability `sampling_probability`.
+
+    Args:
+        num_examples: size of the whole data set, including examples that will contribute a zero gradient.
+        sampling_probability: q, in (0, 1].
+        keystream: secret randomness, by default keyed from the operating system; ranks that must see the same
+            draws share one key (`Keystream.shared`).
+    """
+
+    def __init__(self, num_examples: int, sampling_probability: float, keystream: Keystream | None = None) -> None:
+        require_count("num_examples", num_examples)
+        require_probability("sampling_probability", sampling_probability)
+        self.num_examples = num_examples
+        self.sampling_probability = sampling_probability
+        self.keystream = keystream or Keystream.from_os()
+
+    def draw(self) -> np.ndarray:
+        """The indices of one fresh draw, ascending, int64; possibly none."""
+        return np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)
+
+
+def deal(
+    draw: np.ndarray, lengths: np.ndarray, *, token_budget: int, ranks: int = 1, max_padding: float = 0.05
+) -> list[list[np.ndarray]]:
+    """Cut one draw into micro-batches, the same number on every rank, each of similar lengths.
+
+    The draw is sorted by length and written in rows of `ranks` examples, every other row reversed, so that ranks get nearly
+    equal tokens; a micro-batch is a run of rows. A new one starts when the padded rows would exceed `token_budget` or
+    when more than `max_padding` of them would be padding. Dealing changes no result beyond rounding, only time and memory.
+
+    Args:
+        draw: indices of one Poisson draw, shape [n].
+        lengths: tokens of every example of the data set, shape [num_examples].
+        token_budget: padded tokens that fit on one rank at a time; a longer single example goes alone.
+        ranks: processes that share the draw.
+        max_padding: largest share of padding in a micro-batch, in [0, 1).
+
+    Returns:
+        [rank][micro_batch] arrays of indices. An empty array stands for a dummy row: that rank has no example left, but
+        must run as many forward passes as the others. An empty draw gives no micro-batch at all.
+    """
+    require_count("token_budget", token_budget)
+    require_count("ranks", ranks)
+    descending = draw[np.argsort(-lengths[draw], kind="stable")]
+    rows = [descending[start : start + ranks] for start in range(0, len(descending), ranks)]
+    cuts = _cut([lengths[row] for row in rows], token_budget, ranks, max_padding)
+    dealt: list[list[list[int]]] = [[[] for _ in cuts] for _ in range(ranks)]
+    for micro_batch, (start, stop) in enumerate(cuts):
+        for number in range(start, stop):
+            order = range(ranks) if number % 2 == 0 else range(ranks - 1, -1, -1)
+            for rank, index in zip(order, rows[number], strict=False):
+                dealt[rank][micro_batch].append(int(index))
+    return [[np.asarray(part, dtype=np.int64) for part in parts] for parts in dealt]
+
+
+def _cut(row_lengths: list[np.ndarray], token_budget: int, ranks: int, max_padding: float) -> list[tuple[int, int]]:
+    """(start, stop) runs of rows, greedily; row lengths are descending, so a run's first length is its padded width."""
+    cuts: list[tuple[int, int]] = []
+    start, tokens = 0, 0
+    for number, row in enumerate(row_lengths):
+        width = int(row_lengths[start][0])
+        padded = width * (number - start + 1)
+        filled = (tokens + int(row.sum())) / ranks
+        if number > start and (padded > token_budget or filled < (1 - max_padding) * padded):
+            cuts.append((start, number))
+            start, tokens = number, 0
+        tokens += int(row.sum())
+    if row_lengths:
+        cuts.append((start, len(row_lengths)))
+    return cuts

@@ -1,0 +1,206 @@
+"""One private step: clip -> sum -> noise -> ledger -> gather over ranks -> divide, in that order, here and nowhere else.
+
+A logical step is any number of micro-batches (`backward`), then one `finish`, which writes the private gradient to `.grad` for an
+ordinary optimizer. `PlainStep` has the same face without clipping and noise, so that the two can be compared.
+
+P: all trainable parameters, flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from dptune._validate import InvalidArgument
+from dptune.clipping import add_clipped_sum, clip_factors, per_example_norms
+from dptune.ledger import Ledger
+from dptune.lora import trainable_parameters
+from dptune.mechanism import PrivacyConfig
+from dptune.noise import GaussianNoise
+from dptune.per_example import PerExampleGradients
+
+Gather = Callable[[Tensor], Tensor]  # [n] on each rank -> [world_size * n] on every rank, in rank order
+
+_GATHER_ELEMENTS = 1 << 24  # 64 MB a rank at a time: bounds what a gather over many ranks holds
+
+
+@dataclass(frozen=True)
+class MicroBatchStats:
+    """What one rank saw in one micro-batch. NOT private: for diagnostics only.
+
+    Attributes:
+        losses: one an example, [B].
+        norms: per-example gradient norms before clipping, [B]; empty in a plain step.
+    """
+
+    losses: Tensor
+    norms: Tensor
+
+
+class PrivateStep:
+    """Turns backward passes into private gradients. Use it as a context manager around the training loop.
+
+    Args:
+        model: its trainable parameters are what the bound covers; must be the same on every rank.
+        config: the mechanism.
+        ledger: where each step is recorded before its gradient is used; required on rank 0, ignored on the others.
+        noise: this rank's noise, by default keyed from the operating system.
+        gather, rank, world_size: how ranks meet (`accelerator.gather`); not needed for one process.
+
+    Raises:
+        InvalidArgument: nothing to train, or a layer type without a per-example rule.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PrivacyConfig,
+        *,
+        ledger: Ledger | None,
+        noise: GaussianNoise | None = None,
+        gather: Gather | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if rank == 0 and ledger is None:
+            raise InvalidArgument("ledger=None: rank 0 must record every step; pass dptune.Ledger(path)")
+        if world_size > 1 and gather is None:
+            raise InvalidArgument(f"gather=None: {world_size} processes need one; pass accelerator.gather")
+        self.config = config
+        self._ledger = ledger if rank == 0 else None
+        self._gather, self._world_size = gather, world_size
+        self._recorder = PerExampleGradients(model)
+        self._slices = _slices(self._recorder.parameters)
+        self._sum_P = _flat_zeros(self._recorder.parameters)
+        self.noise = noise or GaussianNoise(len(self._sum_P))
+
+    def __enter__(self) -> PrivateStep:
+        self._recorder.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._recorder.__exit__(kind, error, trace)
+        self.noise.close()
+
+    def backward(self, losses: Tensor) -> MicroBatchStats:
+        """Add one micro-batch's clipped per-example gradients to the step's sum.
+
+        Args:
+            losses: one an example, [B], each depending on that example alone; B examples in every trainable layer.
+        """
+        if losses.ndim != 1:
+            raise InvalidArgument(
+                f"losses of shape {tuple(losses.shape)}: give one loss an example, [B]; a mean over the micro-batch "
+                "couples examples and voids the bound (dptune.CausalLMLoss gives them)"
+            )
+        losses.sum().backward()
+        grads = self._recorder.take()
+        if not grads:
+            raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
+        norms = per_example_norms(grads)
+        if len(norms) != len(losses):
+            raise RuntimeError(f"{len(losses)} losses but {len(norms)} examples in the trainable layers' inputs")
+        add_clipped_sum(self._sum_P, self._slices, grads, clip_factors(norms, self.config.clip_norm))
+        return MicroBatchStats(losses.detach(), norms)
+
+    def finish(self) -> None:
+        """Noise the sum, record the step, sum over ranks, divide by the expected batch size, write `.grad`.
+
+        A step whose draw was empty is finished like any other: noise alone.
+        """
+        noise_P = self.noise.take().to(self._sum_P.device)
+        noisy_P = self._sum_P.add_(noise_P, alpha=self.config.noise_std_per_rank(self._world_size))
+        if self._ledger is not None:
+            # Before the gather: without rank 0's share no rank has the gradient, so none uses it unrecorded.
+            self._ledger.record(
+                noise_multiplier=self.config.noise_multiplier,
+                sampling_probability=self.config.sampling_probability,
+                clip_norm=self.config.clip_norm,
+            )
+        total_P = _sum_over_ranks(noisy_P, self._gather, self._world_size)
+        mean_P = total_P / self.config.divisor
+        for name, parameter in self._recorder.parameters.items():
+            parameter.grad = mean_P[self._slices[name]].view_as(parameter).to(parameter.dtype)
+        self._sum_P.zero_()
+
+
+class PlainStep:
+    """`PrivateStep` without privacy: no clipping, no noise, ordinary autograd; the same sampling and the same divisor."""
+
+    def __init__(
+        self, model: nn.Module, expected_batch_size: float, *, gather: Gather | None = None, world_size: int = 1
+    ) -> None:
+        self._parameters = trainable_parameters(model)
+        self._expected_batch_size = expected_batch_size
+        self._gather, self._world_size = gather, world_size
+        self._fresh = True
+
+    def __enter__(self) -> PlainStep:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def backward(self, losses: Tensor) -> MicroBatchStats:
+        """Add one micro-batch's gradients to `.grad`."""
+        self._start()
+        losses.sum().backward()
+        return MicroBatchStats(losses.detach(), losses.new_empty(0))
+
+    def finish(self) -> None:
+        """Sum over ranks and divide by the expected batch size."""
+        self._start()
+        flat_P = torch.cat([parameter.grad.flatten() for parameter in self._parameters if parameter.grad is not None])
+        mean_P = _sum_over_ranks(flat_P, self._gather, self._world_size) / self._expected_batch_size
+        start = 0
+        for parameter in self._parameters:
+            parameter.grad = mean_P[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+        self._fresh = True
+
+    def _start(self) -> None:
+        if self._fresh:
+            for parameter in self._parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            self._fresh = False
+
+
+def _slices(parameters: dict[str, nn.Parameter]) -> dict[str, slice]:
+    """Where each parameter stands in the flat vector, in the model's order."""
+    slices, start = {}, 0
+    for name, parameter in parameters.items():
+        slices[name] = slice(start, start + parameter.numel())
+        start += parameter.numel()
+    return slices
+
+
+def _flat_zeros(parameters: dict[str, nn.Parameter]) -> Tensor:
+    """A float32 (or better) accumulator for all parameters together."""
+    if not parameters:
+        raise InvalidArgument("model: has no trainable parameter; add adapters with dptune.add_lora")
+    first = next(iter(parameters.values()))
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    return torch.zeros(sum(parameter.numel() for parameter in parameters.values()), dtype=dtype, device=first.device)
+
+
+def _sum_over_ranks(flat_P: Tensor, gather: Gather | None, world_size: int) -> Tensor:
+    """The sum of every rank's vector, added in rank order, so that the result is the same to the bit everywhere."""
+    if gather is None or world_size == 1:
+        return flat_P.clone()
+    total_P = torch.empty_like(flat_P)
+    for start in range(0, len(flat_P), _GATHER_ELEMENTS):
+        part = flat_P[start : start + _GATHER_ELEMENTS]
+        total = torch.zeros_like(part)
+        for share in gather(part.contiguous()).view(world_size, -1):
+            total += share
+        total_P[start : start + _GATHER_ELEMENTS] = total
+    return total_P

@@ -1,0 +1,71 @@
+"""One whole private step with the noise taken out, so that tests see the sum that the noise must cover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dptune import CausalLMLoss, Ledger, PrivacyConfig, PrivateStep, deal
+from tests.examples import padded
+from tests.reference import Example
+
+Losses = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+class NoNoise:
+    """Stands in for `GaussianNoise`: zeros."""
+
+    source = "none"
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def take(self) -> Tensor:
+        return torch.zeros(self.size)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def config_for(count: int, *, clip_norm: float, expected_batch_size: float | None = None) -> PrivacyConfig:
+    return PrivacyConfig(
+        num_examples=max(count, 2),
+        expected_batch_size=expected_batch_size or max(count, 2) / 2,
+        steps=10,
+        clip_norm=clip_norm,
+        noise_multiplier=1.0,
+        delta=1e-5,
+    )
+
+
+def own_mean(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+    return CausalLMLoss(model)(ids, labels)
+
+
+def private_sum(
+    model: nn.Module,
+    examples: Sequence[Example],
+    draw: Sequence[int],
+    config: PrivacyConfig,
+    *,
+    token_budget: int = 64,
+    losses: Losses = own_mean,
+    cut: Callable[..., list[list[np.ndarray]]] = deal,
+) -> Tensor:
+    """What a step releases times the expected batch size, without noise: the clipped sum over `draw`, flat float64."""
+    lengths = np.array([len(ids) for ids, _ in examples])
+    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    with (
+        TemporaryDirectory() as folder,
+        PrivateStep(model, config, ledger=Ledger(Path(folder) / "ledger.jsonl"), noise=NoNoise(size)) as step,
+    ):
+        for rows in cut(np.array(draw, dtype=np.int64), lengths, token_budget=token_budget)[0]:
+            step.backward(losses(model, *padded([examples[row] for row in rows])))
+        step.finish()
+    grads = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    return torch.cat([grad.flatten().double() for grad in grads]) * config.expected_batch_size

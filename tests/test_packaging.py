@@ -1,0 +1,182 @@
+"""What a stranger gets: two dependency lists that agree, an installable engine that needs nothing unlisted, a small repository."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+# Folders of one person's or one machine's. Programs on any Unix, such as those of /usr/bin, are not among them.
+MACHINE_PATH = re.compile(rb"(?<![\w.$}~-])/(?:root|work|opt|mnt|home/\w+|Users/\w+)/")
+
+
+def by_name(lines: list[str]) -> dict[str, Requirement]:
+    """Requirements by canonical name; a name that occurs twice is an error."""
+    requirements = [Requirement(line) for line in lines]
+    named = {canonicalize_name(one.name): one for one in requirements}
+    assert len(named) == len(requirements), f"a name twice in {lines}"
+    return named
+
+
+def pins() -> dict[str, Requirement]:
+    """requirements.txt by name."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return by_name([line for line in lines if line.strip() and not line.startswith("#")])
+
+
+def disagreements(pinned: dict[str, Requirement], ranges: dict[str, Requirement]) -> list[str]:
+    """Names in one list only, lines that pin no version, and pins outside their range."""
+    wrong = [f"{name} is in one list only" for name in sorted(pinned.keys() ^ ranges.keys())]
+    for name in sorted(pinned.keys() & ranges.keys()):
+        exact = [spec for spec in pinned[name].specifier if spec.operator == "=="]
+        if len(exact) != 1:
+            wrong.append(f"{name} is not pinned by ==")
+        elif exact[0].version not in ranges[name].specifier:
+            wrong.append(f"{pinned[name]} is outside {ranges[name]}")
+    return wrong
+
+
+def test_the_pins_satisfy_the_ranges() -> None:
+    assert disagreements(pins(), by_name(PROJECT["dependencies"] + EXTRAS["scripts"])) == []
+
+
+@pytest.mark.parametrize(
+    ("pinned", "ranges", "complaint"),
+    [
+        (["a==1.0"], ["a>=1", "b"], "b is in one list only"),
+        (["a==1.0", "b==2"], ["a>=1"], "b is in one list only"),
+        (["A_b==1.0"], ["a-b>=1.5"], "A_b==1.0 is outside a-b>=1.5"),
+        (["a>=1.0"], ["a"], "a is not pinned by =="),
+    ],
+)
+def test_a_disagreement_is_found(pinned: list[str], ranges: list[str], complaint: str) -> None:
+    assert disagreements(by_name(pinned), by_name(ranges)) == [complaint]
+
+
+def test_the_tools_of_the_tests_are_pinned() -> None:
+    for extra in ("test", "bench"):
+        for name, requirement in by_name(EXTRAS[extra]).items():
+            assert str(requirement.specifier).startswith("=="), f"{name} in [{extra}] is not pinned"
+
+
+def test_every_package_of_the_engine_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "dptune").rglob("*.py")}
+    assert set(listed) == found
+
+
+def third_party(path: Path) -> Iterator[str]:
+    """Top names of what a module imports from outside the standard library and the project, functions included."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module]
+        else:
+            continue
+        tops = {name.partition(".")[0] for name in names}
+        yield from tops - sys.stdlib_module_names - {"dptune", "utils"}
+
+
+def test_the_engine_imports_only_what_it_declares() -> None:
+    declared = {name.replace("-", "_") for name in by_name(PROJECT["dependencies"])}
+    engine = [path for path in (ROOT / "dptune").rglob("*.py") if "integrations" not in path.parts]
+    assert {name for path in engine for name in third_party(path)} == declared
+
+
+def test_the_scripts_import_only_what_is_pinned() -> None:
+    declared = {name.replace("-", "_") for name in pins()}
+    programs = [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py"), *ROOT.glob("scripts/*.py")]
+    assert {name for path in programs for name in third_party(path)} <= declared
+
+
+# Imports fail for what the engine's list leaves out, though the tests' environment has it.
+IMPORT_ALONE = """
+import importlib.abc, sys
+hidden = set(sys.argv[2].split(","))
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {name!r} (hidden by the test)", name=name)
+sys.meta_path.insert(0, Hide())
+sys.path.insert(0, sys.argv[1])
+import dptune
+missing = [name for name in dptune.__all__ if not hasattr(dptune, name)]
+assert not missing, missing
+print(dptune.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which `pip install .` put the engine and nothing else, from a copy of the sources."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "dptune", source / "dptune", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet"]
+    command += ["--disable-pip-version-check", "--target", str(target), str(source)]
+    pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert pip.returncode == 0, pip.stderr[-2000:]
+    return target
+
+
+def test_the_installed_engine_imports_without_the_extras(installed: Path) -> None:
+    needed = {name.replace("-", "_") for name in by_name(PROJECT["dependencies"])}
+    extras = {name.replace("-", "_") for lines in EXTRAS.values() for name in by_name(lines)}
+    hidden = ",".join(sorted((extras | {"utils"}) - needed - {"setuptools"}))
+    command = [sys.executable, "-P", "-c", IMPORT_ALONE, str(installed), hidden]
+    run = subprocess.run(command, cwd=installed.parent, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert Path(run.stdout.strip()) == installed / "dptune" / "__init__.py"
+
+
+def test_the_wheel_holds_the_engine_alone(installed: Path) -> None:
+    top = {path.name for path in installed.iterdir()}
+    assert top == {"dptune", f"dptune-{PROJECT['version']}.dist-info"}
+    metadata = (installed / f"dptune-{PROJECT['version']}.dist-info" / "METADATA").read_text()
+    assert "License-Expression: Apache-2.0" in metadata
+
+
+def repository_files() -> list[Path]:
+    """Files that git tracks or would take."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: there is no list of the repository's files")
+    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_of_the_repository_is_over_1_mb() -> None:
+    files = repository_files()
+    assert ROOT / "pyproject.toml" in files
+    assert [path for path in files if path.stat().st_size > 1_000_000] == []
+
+
+def machine_paths(text: bytes) -> list[bytes]:
+    """Paths in `text` that exist on somebody's machine only."""
+    return MACHINE_PATH.findall(text)
+
+
+def test_no_file_of_the_repository_names_a_machine_path() -> None:
+    assert [path for path in repository_files() if machine_paths(path.read_bytes())] == []
+
+
+def test_a_machine_path_is_found() -> None:
+    for folder in ("root", "work", "opt", "mnt", "home/jane", "Users/jane"):
+        assert machine_paths(f'open("/{folder}/x.json")'.encode())
+    for harmless in ("#!/usr/bin/env bash", "$ROOT/work/x", "a forward/work/b", "https://example.org/home"):
+        assert not machine_paths(harmless.encode())
