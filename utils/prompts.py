@@ -1,0 +1,64 @@
+"""How an instruction becomes the text that the model sees before its answer.
+
+Training and inference both call `format_prompt`: a model fine-tuned after one prompt and sampled after another does
+badly without any error, so there is one place that decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dptune._validate import refuse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPT_STYLES = ("plain", "chat")
+PUBMED_PROMPT = "Abstract: "
+
+
+def format_prompt(instruction: str, style: str = "plain", tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+    """The text before the answer.
+
+    Args:
+        instruction: what is asked; empty for unconditional generation.
+        style: "plain" is the instruction, on a line of its own unless it is empty or already ends in white space;
+            "chat" is the tokenizer's chat template with one user turn, up to where the assistant begins.
+        tokenizer: needed by "chat" alone.
+
+    Raises:
+        InvalidArgument: an unknown style, or "chat" with a tokenizer that has no chat template.
+
+    >>> format_prompt("Name a colour."), format_prompt("Abstract: "), format_prompt("")
+    ('Name a colour.\\n', 'Abstract: ', '')
+    """
+    if style not in PROMPT_STYLES:
+        refuse("--prompt_style", style, f"give one of {', '.join(PROMPT_STYLES)}")
+    if style == "plain":
+        return instruction if not instruction or instruction[-1].isspace() else instruction + "\n"
+    if tokenizer is None or not has_chat_template(tokenizer):
+        refuse("--prompt_style", style, "this tokenizer has no chat template: give plain, or take a chat model")
+    return render_chat([{"role": "user", "content": instruction}], tokenizer, add_generation_prompt=True)
+
+
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `render_chat` can work with this tokenizer."""
+    return bool(tokenizer.chat_template)
+
+
+def render_chat(
+    messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
+) -> str:
+    """The conversation as text, by the tokenizer's chat template; `jinja2.TemplateError` where the template refuses it.
+
+    Many templates write the start token themselves. The text is tokenised in the ordinary way later, so where the
+    tokenizer adds one too the template's is taken off: two start tokens are what no model was pre-trained on.
+    """
+    text: str = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    bos = tokenizer.bos_token
+    if bos and text.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        return text.removeprefix(bos)
+    return text
