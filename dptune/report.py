@@ -1,0 +1,123 @@
+"""What a run guarantees, as one value, and the privacy report that states it.
+
+The statement holds only what may be published: settings chosen before the data were seen, and what follows from them.
+Nothing measured on the data (losses, norms, clipped fractions) has a field here, so none can slip into a report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, TypeGuard
+
+from dptune._files import atomic_write
+
+
+def versions(extra: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of Python, torch, dp-accounting, dptune and the distributions named in `extra`, as pip names them."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "dp-accounting", "dptune", *extra):
+        found[name] = _version(name)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyStatement:
+    """The fields of `privacy_report.json`, in its order.
+
+    A statement that contradicts itself cannot be made: `AssertionError` is raised (under `python -O` too) for a
+    guarantee with reasons against it, for none without a reason, for none with an epsilon, and for a guarantee whose
+    numbers give none (no noise, no clipping, an epsilon that is not finite).
+
+    Attributes:
+        epsilon: spent by the steps that were run, at `delta`; None when there is no guarantee.
+        delta: the probability with which the bound by epsilon may fail; None where none was set.
+        noise_multiplier: standard deviation of the noise on the clipped sum over `clip_norm`; None without noise.
+        clip_norm: largest L2 norm of one unit's gradient in the sum; None without clipping.
+        sampling_probability: chance of each example to enter a step's batch.
+        expected_batch_size: `sampling_probability` times `num_examples`, in examples.
+        steps: noisy steps that were run and recorded.
+        num_examples: size of the training set; published.
+        privacy_unit: whose presence is hidden, for example "one training example".
+        adjacency: how neighbouring data sets differ, for example "add or remove one privacy unit".
+        accountant: what turned the steps into epsilon.
+        sampler: how batches were drawn.
+        noise_source: where the noise's randomness came from.
+        guarantee: "dp", or "none".
+        reasons: why there is no guarantee; empty exactly when there is one.
+        versions: of the software that ran, see `versions`.
+    """
+
+    epsilon: float | None
+    delta: float | None
+    noise_multiplier: float | None
+    clip_norm: float | None
+    sampling_probability: float
+    expected_batch_size: float
+    steps: int
+    num_examples: int
+    privacy_unit: str
+    adjacency: str
+    accountant: str
+    sampler: str
+    noise_source: str
+    guarantee: Literal["dp", "none"]
+    reasons: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reasons", tuple(self.reasons))
+        _must(self.guarantee in ("dp", "none"), f"guarantee {self.guarantee!r} is neither 'dp' nor 'none'")
+        if self.guarantee == "none":
+            _must(bool(self.reasons) and all(self.reasons), "no guarantee needs its reasons")
+            _must(self.epsilon is None, "no guarantee has no epsilon")
+            return
+        _must(not self.reasons, f"a guarantee with reasons against it: {self.reasons}")
+        _must(_finite(self.epsilon), "a guarantee needs a finite epsilon")
+        _must(_positive(self.delta) and self.delta < 1, "a guarantee needs a delta between 0 and 1")
+        _must(_positive(self.noise_multiplier) and _positive(self.clip_norm), "a guarantee needs noise and clipping")
+        _must(0 < self.sampling_probability <= 1, "a guarantee needs a sampling probability in (0, 1]")
+        expected = self.sampling_probability * self.num_examples
+        _must(math.isclose(expected, self.expected_batch_size, rel_tol=1e-6), "q * n is not the expected batch size")
+
+
+def write_privacy_report(path: str | os.PathLike[str], statement: PrivacyStatement) -> None:
+    """Write `statement` as JSON, whole or not at all; null stands for None, and NaN and infinity raise `ValueError`."""
+    text = json.dumps(asdict(statement), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as file:
+        file.write(text + "\n")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return _source_version() if name == "dptune" else "not installed"
+
+
+def _source_version() -> str:
+    """dptune's version when it runs from its source tree and no metadata are installed."""
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"] if pyproject.is_file() else {}
+    return f"{project['version']} (source tree)" if project.get("name") == "dptune" else "unknown"
+
+
+def _must(condition: bool, message: str) -> None:
+    """Unlike the statement `assert`, this one stays under `python -O`: a false claim must not be writable."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def _finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value) and value >= 0
+
+
+def _positive(value: float | None) -> TypeGuard[float]:
+    return _finite(value) and value > 0
