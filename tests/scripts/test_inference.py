@@ -1,0 +1,264 @@
+"""Both inference scripts, launched as a user launches them, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import inference_generation_dataset
+import inference_generation_instruction
+from dptune import add_lora, save_adapter
+from dptune._validate import InvalidArgument
+from dptune.lora import adapters
+from inference_generation_instruction import read_instructions
+from tests.tiny import save_tiny, tiny_llama
+from utils.arguments import exit_on_invalid_argument, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
+PYTHON = [sys.executable]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIG]
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+DATASET, INSTRUCTION = "inference_generation_dataset.py", "inference_generation_instruction.py"
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _launch(launcher: list[str], script: str, *flags: object) -> subprocess.CompletedProcess[str]:
+    line = [*launcher, script, *map(str, flags)]
+    return subprocess.run(line, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=240)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _dataset_flags(model: Path, output: Path) -> list[object]:
+    flags = ["--dataset_name", "pubmed_generation", "--num_samples", 40, "--max_length", 32, "--batch_size", 2]
+    return [*flags, "--model_name_or_path", model, "--output_dir", output]
+
+
+def _instruction_flags(model: Path, file: Path, output: Path) -> list[object]:
+    flags: list[object] = ["--instruction_file", file, "--model_name_or_path", model, "--output_dir", output]
+    return [*flags, "--max_length", 64]
+
+
+@pytest.fixture(scope="module")
+def adapter_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter for the tiny model that changes what it writes."""
+    torch.manual_seed(1)
+    model, folder = tiny_llama(vocab_size=400), tmp_path_factory.mktemp("adapter")
+    add_lora(model, rank=4, alpha=8.0)
+    for _, adapter in adapters(model):
+        torch.nn.init.normal_(adapter.B.weight)
+    save_adapter(model, folder, base_model="tiny")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a dataset run that nothing interrupted, by `accelerate launch`."""
+    output = tmp_path_factory.mktemp("whole") / "generations"
+    done = _launch(ACCELERATE, DATASET, *_dataset_flags(tiny_model_dir, output))
+    assert done.returncode == 0, done.stderr
+    assert f"40 texts in {output}/generations.jsonl" in done.stdout
+    assert "tokens/s" in done.stderr
+    return output
+
+
+def test_the_dataset_script_writes_every_sample(whole_run: Path) -> None:
+    rows = _rows(whole_run)
+    assert [row["index"] for row in rows] == list(range(40))
+    assert {row["prompt"] for row in rows} == {"Abstract: "}
+    assert len({row["text"] for row in rows}) == 40
+    assert sorted(path.name for path in whole_run.iterdir()) == ["generation_config.json", "generations.jsonl"]
+
+
+def test_a_killed_run_continues_on_two_ranks_to_the_same_texts(
+    whole_run: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    flags = _dataset_flags(tiny_model_dir, tmp_path)
+    rank_file = tmp_path / "generations.rank0.jsonl"
+    line = [*PYTHON, DATASET, *map(str, flags)]
+    killed = subprocess.Popen(line, cwd=ROOT, env=_environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (rank_file.exists() and rank_file.read_bytes().count(b"\n") >= 4):
+        assert killed.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no text within 200 s"
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    left = rank_file.read_bytes().count(b"\n")
+    assert 4 <= left < 40
+    # Judged by the file: a process group's exit on a CPU sometimes aborts after all is written.
+    done = _launch(TWO_RANKS, DATASET, *flags)
+    assert (tmp_path / "generations.jsonl").exists(), done.stderr
+    assert (tmp_path / "generations.jsonl").read_bytes() == (whole_run / "generations.jsonl").read_bytes()
+    assert not list(tmp_path.glob("generations.rank*"))
+
+
+def test_the_instruction_script_samples_with_an_adapter(
+    tiny_model_dir: Path, adapter_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "instructions.txt"
+    file.write_text("Say hello. #### 2\n\nFirst line\\nsecond line #### 1\n", encoding="utf-8")
+    flags = [*_instruction_flags(tiny_model_dir, file, tmp_path / "out"), "--temperature", 0]
+    done = _launch(ACCELERATE, INSTRUCTION, *flags, "--lora_weights_path", adapter_dir / "lora_weights.bin")
+    assert done.returncode == 0, done.stderr
+    prompts = ["Say hello.\n", "Say hello.\n", "First line\nsecond line\n"]
+    assert [(row["index"], row["prompt"]) for row in _rows(tmp_path / "out")] == list(enumerate(prompts))
+    flags = [*_instruction_flags(tiny_model_dir, file, tmp_path / "base"), "--temperature", 0]
+    _run_here(inference_generation_instruction, *flags)
+    base, adapted = ([row["text"] for row in _rows(tmp_path / name)] for name in ("base", "out"))
+    assert all(one != other for one, other in zip(base, adapted, strict=True))
+
+
+def test_a_mistake_is_one_line_with_status_2(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "instructions.txt"
+    file.write_text("fine #### 1\nno repetitions here\n")
+    done = _launch(PYTHON, INSTRUCTION, *_instruction_flags(tiny_model_dir, file, tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: --instruction_file='{file}': line 2 has no ####; write `instruction #### repetitions`\n"
+    )
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def _run_here(script: Any, *flags: object) -> None:
+    """The script within this process: parse and run, without an interpreter's start."""
+    groups = {
+        inference_generation_dataset: inference_generation_dataset.DatasetPromptArguments,
+        inference_generation_instruction: inference_generation_instruction.InstructionArguments,
+    }
+    shared = (script.ModelArguments, script.AdapterArguments, script.SamplingArguments)
+    with exit_on_invalid_argument():
+        script.main(*parse(groups[script], *shared, args=[str(flag) for flag in flags]))
+
+
+def _other_adapter(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
+    other = save_tiny(tmp_path / "other", hidden=64)
+    return [*_dataset_flags(other, tmp_path / "out"), "--lora_weights_path", adapter], "another model"
+
+
+def _absent_adapter(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
+    flags = [*_dataset_flags(model, tmp_path / "out"), "--lora_weights_path", adapter / "absent.bin"]
+    return flags, "--lora_weights_path="
+
+
+def _absent_model(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
+    return _dataset_flags(tmp_path / "absent", tmp_path / "out"), "--model_name_or_path="
+
+
+def _no_room(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
+    return [*_dataset_flags(model, tmp_path / "out"), "--max_length", 2], "--max_length=2: prompt 1 of 40 alone has"
+
+
+def _beyond_the_model(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
+    return [*_dataset_flags(model, tmp_path / "out"), "--max_length", 512], "--max_length=512"
+
+
+def _no_samples(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
+    return [*_dataset_flags(model, tmp_path / "out"), "--num_samples", 0], "--num_samples=0"
+
+
+def _unknown_dataset(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
+    return [*_dataset_flags(model, tmp_path / "out"), "--dataset_name", "other"], "--dataset_name"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [_other_adapter, _absent_adapter, _absent_model, _no_room, _beyond_the_model, _no_samples, _unknown_dataset],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    case: Callable[..., tuple[list[object], str]],
+    tiny_model_dir: Path,
+    adapter_dir: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    flags, expected = case(tiny_model_dir, adapter_dir, tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        _run_here(inference_generation_dataset, *flags)
+    errors = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert exit_.value.code == 2
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert expected in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_trained_again_is_another_configuration(
+    tiny_model_dir: Path, adapter_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "lora_weights.bin"
+    weights.write_bytes((adapter_dir / "lora_weights.bin").read_bytes())
+    flags = [*_dataset_flags(tiny_model_dir, tmp_path / "out"), "--num_samples", 2, "--lora_weights_path", weights]
+    _run_here(inference_generation_dataset, *flags)
+    _run_here(inference_generation_dataset, *flags, "--batch_size", 7)  # speed only: the same configuration
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: tensor * 2 for name, tensor in state.items()}, weights)
+    with pytest.raises(SystemExit):
+        _run_here(inference_generation_dataset, *flags)
+    assert "adapter_sha256 was" in capsys.readouterr().err
+
+
+def test_no_token_is_saved(tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = [*_dataset_flags(tiny_model_dir, tmp_path), "--num_samples", 1, "--access_token", "hf_secret"]
+    _run_here(inference_generation_dataset, *flags)
+    printed = capfd.readouterr()
+    saved = "".join(path.read_text() for path in tmp_path.iterdir())
+    assert "hf_secret" not in saved + printed.out + printed.err
+
+
+def test_the_shipped_instruction_file_reads() -> None:
+    instructions = read_instructions(str(ROOT / "scripts/example_instruction_file.txt"))
+    assert len(instructions) == 11
+    assert len(set(instructions)) == 6
+    assert sum("\n\n" in one for one in instructions) == 2
+    assert "####" not in "".join(instructions)
+
+
+def test_instructions_are_read_with_their_escapes(tmp_path: Path) -> None:
+    file = tmp_path / "instructions.txt"
+    file.write_bytes("\ufeffOne #### 2\r\n\r\n  a\\nb \\\\nabla ####  1 \n#### heading #### 1\n#### 1".encode())
+    assert read_instructions(str(file)) == ["One", "One", "a\nb \\nabla", "#### heading", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("fine #### 1\n\nno number ####", "line 3 has nothing after ####"),
+        ("half #### 1.5", "line 1 has 1.5 after ####"),
+        ("none #### 0", "line 1 has 0 after ####"),
+        ("less #### -1", "line 1 has -1 after ####"),
+        ("word #### two", "line 1 has two after ####"),
+        ("fine #### 1\nthree ### 1", "line 2 has no ####"),
+        ("\n \n", "holds no instruction"),
+    ],
+)
+def test_a_bad_line_is_refused_by_its_number(text: str, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "instructions.txt"
+    file.write_text(text)
+    with pytest.raises(InvalidArgument, match=f"^--instruction_file=.*{expected}"):
+        read_instructions(str(file))
+
+
+@pytest.mark.parametrize("content", [None, b"caf\xe9 #### 1"])
+def test_an_unreadable_instruction_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "instructions.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidArgument, match=r"cannot be read \("):
+        read_instructions(str(file))
