@@ -27,15 +27,15 @@ def require_probability(name: str, value: float) -> None:
         refuse(name, value, "give a number above 0 and at most 1")
 
 
-def require_delta(value: float, num_examples: int | None = None) -> None:
+def require_delta(value: float, num_examples: int | None = None, *, name: str = "delta") -> None:
     """delta must be in (0, 1), and below 1/n where the number of examples is known.
 
     At 1/n or more, publishing one record at random satisfies the definition (Dwork and Roth 2014, section 2.3).
     """
     if not 0 < value < 1:
-        refuse("delta", value, "give a number above 0 and below 1")
+        refuse(name, value, "give a number above 0 and below 1")
     if num_examples is not None and value >= 1 / num_examples:
-        refuse("delta", value, f"must be below 1/num_examples = {1 / num_examples:.3g}; a tenth of that is usual")
+        refuse(name, value, f"must be below 1/num_examples = {1 / num_examples:.3g}; a tenth of that is usual")
 
 
 def require_count(name: str, value: int, *, minimum: int = 1) -> None:

@@ -88,6 +88,11 @@ class PrivateStep:
         self._recorder.__exit__(kind, error, trace)
         self.noise.close()
 
+    @property
+    def noise_source(self) -> str:
+        """Where the noise comes from, for the report."""
+        return self.noise.source
+
     def backward(self, losses: Tensor) -> MicroBatchStats:
         """Add one micro-batch's clipped per-example gradients to the step's sum.
 
@@ -132,6 +137,8 @@ class PrivateStep:
 
 class PlainStep:
     """`PrivateStep` without privacy: no clipping, no noise, ordinary autograd; the same sampling and the same divisor."""
+
+    noise_source = "none"
 
     def __init__(
         self, model: nn.Module, expected_batch_size: float, *, gather: Gather | None = None, world_size: int = 1

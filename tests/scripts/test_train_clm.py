@@ -1,0 +1,261 @@
+"""train_clm.py: launched for real with the shipped configuration, and every mistake a user can make with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import train_clm
+from dptune import CausalLMLoss, attach_adapter, unmerge_lora
+from dptune.ledger import Ledger
+from utils.data import load_training_data
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "accelerate_configs" / "accelerate_config_nofsdp.cfg"
+REPORT_KEYS = {
+    *("epsilon", "delta", "noise_multiplier", "clip_norm", "sampling_probability", "expected_batch_size", "steps"),
+    *("num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source", "guarantee", "reasons"),
+    "versions",
+}
+TOKEN = "hf_a_secret_that_must_not_appear"
+
+
+@pytest.fixture(scope="module")
+def train_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "my.json"
+    rows = [(f"Repeat the word number {i % 7}.", "word " * (1 + i % 5) + "end") for i in range(64)]
+    path.write_text(json.dumps({"instruction": [row[0] for row in rows], "answer": [row[1] for row in rows]}))
+    return path
+
+
+def flags(model: Path, data: Path, out: Path, **changes: object) -> list[str]:
+    """A small run, with flags changed, added, or left out (None)."""
+    settings: dict[str, object] = {
+        "model_name_or_path": model,
+        "train_file": data,
+        "output_dir": out,
+        "block_size": 48,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "num_train_epochs": 5,
+        "learning_rate": 0.02,
+        "clip_norm": 1,
+        "noise_multiplier": 0.8,
+        "delta": 1e-3,
+        "lora_r": 4,
+    } | changes
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    return [word for name, value in chosen.items() for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+
+
+def launch(*args: str, script: str = "train_clm.py") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), script, *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def launched(tiny_model_dir, train_file, tmp_path_factory):
+    """A private run launched as a user would, with the token on the command line."""
+    out = tmp_path_factory.mktemp("runs") / "private"
+    extra = {"validation_file": train_file, "eval_freq": 10, "with_tracking": True, "access_token": TOKEN}
+    extra |= {"num_warmup_steps": 2, "weight_decay": 0.01, "lora_target_modules": "q_proj"}
+    return launch(*flags(tiny_model_dir, train_file, out, **extra)), out
+
+
+def test_a_launched_run_leaves_all_that_is_promised(launched):
+    result, out = launched
+    assert result.returncode == 0, result.stderr
+    names = {path.name for path in out.iterdir()}
+    assert names >= {
+        *("lora_weights.bin", "adapter_model.safetensors", "adapter_config.json", "privacy_report.json", "README.md"),
+        *("all_results.json", "diagnostics.jsonl", "diagnostics.png", "epsilon.png", "ledger.jsonl", "run_config.json"),
+    }
+    assert "epsilon" in result.stdout
+    assert "epsilon=" in result.stderr, "the progress bar shows epsilon"
+
+
+def test_the_report_states_what_the_ledger_holds(launched):
+    _, out = launched
+    report = json.loads((out / "privacy_report.json").read_text())
+    assert set(report) == REPORT_KEYS
+    ledger = Ledger(out / "ledger.jsonl")
+    assert report["guarantee"] == "dp"
+    assert report["reasons"] == []
+    assert report["steps"] == ledger.steps == 20  # 5 epochs of 64 examples in batches of 16
+    assert report["epsilon"] == pytest.approx(ledger.epsilon(1e-3))
+    assert report["sampling_probability"] == 16 / 64
+    card = (out / "README.md").read_text()
+    for stated in (f"{report['epsilon']:.3f}"[:4], "0.001", "add or remove one", "Poisson", "PLD", "training example"):
+        assert stated in card
+
+
+def test_no_secret_and_no_training_text_is_written_anywhere(launched):
+    result, out = launched
+    assert TOKEN not in result.stdout + result.stderr
+    for path in out.rglob("*"):
+        if path.is_file():
+            assert TOKEN.encode() not in path.read_bytes(), path.name
+            assert b"Repeat the word" not in path.read_bytes(), path.name
+
+
+def test_the_adapter_learned_and_reloads_to_the_same_logits(launched, tiny_model_dir, train_file):
+    _, out = launched
+    results = json.loads((out / "all_results.json").read_text())
+    assert results["eval_loss"] < results["eval_loss_before"] - 0.05
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
+    ids = torch.arange(3, 40)[None]
+    untrained = base(ids).logits
+    ours = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
+    attach_adapter(ours, out / "lora_weights.bin")
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), out).eval()
+    assert (ours(ids).logits - untrained).abs().max() > 1e-2
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-5, atol=1e-5)
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    data, _ = load_training_data(
+        dataset_name=None,
+        train_file=str(train_file),
+        validation_file=None,
+        prompt_style="plain",
+        tokenizer=tokenizer,
+        block_size=48,
+    )
+    with torch.no_grad():
+        losses = CausalLMLoss(ours)(**data.batch(range(len(data)), 0))
+    tokens = torch.as_tensor(data.num_answer_tokens)
+    assert (losses * tokens).sum() / tokens.sum() == pytest.approx(results["eval_loss"], rel=1e-4)
+
+
+def test_pubmed_abstracts_as_the_readme_trains_them(tiny_model_dir, tmp_path):
+    folder = tmp_path / "data" / "pubmed"
+    folder.mkdir(parents=True)
+    texts = [f"We measured {i} patients and report what we found." for i in range(40)]
+    (folder / "abstracts.jsonl").write_text("\n".join(json.dumps({"abstract": text}) for text in texts))
+    out = tmp_path / "out"
+    args = {"train_file": None, "dataset_name": "pubmed_generation", "data_dir": folder.parent, "max_train_steps": 2}
+    train_clm.main(flags(tiny_model_dir, Path("-"), out, **args, noise_multiplier=1.2, gradient_ckpt=True))
+    report = json.loads((out / "privacy_report.json").read_text())
+    assert (report["num_examples"], report["steps"], report["noise_multiplier"]) == (40, 2, 1.2)
+
+
+def test_without_privacy_the_report_says_so_and_no_epsilon_is_stated(tiny_model_dir, train_file, tmp_path):
+    out = tmp_path / "out"
+    train_clm.main(flags(tiny_model_dir, train_file, out, clip_norm=-1, noise_multiplier=-1, max_train_steps=3))
+    report = json.loads((out / "privacy_report.json").read_text())
+    assert (report["guarantee"], report["epsilon"]) == ("none", None)
+    assert report["reasons"] == ["clipping and noise were turned off"]
+    assert not (out / "epsilon.png").exists()
+    assert not (out / "ledger.jsonl").exists()
+    assert (out / "lora_weights.bin").exists()
+
+
+def test_target_epsilon_is_kept(tiny_model_dir, train_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    train_clm.main(
+        flags(tiny_model_dir, train_file, out, noise_multiplier=None, target_epsilon=3, max_train_steps=4, lora_alpha=8)
+    )
+    report = json.loads((out / "privacy_report.json").read_text())
+    assert 2.9 < report["epsilon"] <= 3
+    assert f"epsilon {report['epsilon']:.4f}" in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_model_dir, train_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    train_clm.main(flags(tiny_model_dir, train_file, out, dry_run=True))
+    printed = capsys.readouterr().out
+    for label in ("epsilon", "noise multiplier", "sampling probability", "steps", "trainable parameters", "memory"):
+        assert label in printed
+    assert not out.exists()
+
+
+def test_the_seed_changes_the_adapters_start_and_nothing_makes_two_runs_equal(tiny_model_dir, train_file, tmp_path):
+    states = []
+    for name in ("one", "other"):
+        train_clm.main(flags(tiny_model_dir, train_file, tmp_path / name, max_train_steps=1, seed=5))
+        states.append(torch.load(tmp_path / name / "lora_weights.bin", weights_only=True))
+    key = next(key for key in states[0] if key.endswith("lora.B.weight"))
+    assert not torch.equal(states[0][key], states[1][key])  # the same seed, other draws and other noise
+
+
+MISTAKES = {
+    "neither noise flag": ({"noise_multiplier": None}, "--noise_multiplier", "exactly one"),
+    "both noise flags": ({"target_epsilon": 3}, "--target_epsilon=3", "not both"),
+    "clip without noise": ({"noise_multiplier": -1}, "--noise_multiplier=-1", "both"),
+    "noise without clip": ({"clip_norm": -1}, "--noise_multiplier=0.8", "--clip_norm is -1"),
+    "target out of reach": ({"noise_multiplier": None, "target_epsilon": 1e-9, "delta": 1e-7}, "target_epsilon=1e-09", "fewer steps"),
+    "q over 1": ({"gradient_accumulation_steps": 17}, "--gradient_accumulation_steps=17", "lower it"),
+    "delta of 1/n": ({"delta": 1 / 64}, "delta=0.015625", "below 1/num_examples"),
+    "unknown target": ({"lora_target_modules": "w_proj"}, "lora_target_modules='w_proj'", "q_proj"),
+    "unknown flag": ({"clip_nrom": 1}, "--clip_nrom", "did you mean --clip_norm"),
+    "no such model": ({"model_name_or_path": "nowhere/at-all"}, "--model_name_or_path='nowhere/at-all'", "--access_token"),
+    "no such file": ({"train_file": "missing.json"}, "--train_file", "missing.json"),
+    "two data sets": ({"dataset_name": "pubmed_generation"}, "--train_file", "exactly one"),
+    "block too small": ({"block_size": 1}, "--block_size=1", "at least 2"),
+    "block beyond the model": ({"block_size": 4096}, "--block_size=4096", "256"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_with_the_remedy_and_status_2(name, tiny_model_dir, train_file, tmp_path, capsys):
+    changes, *wanted = MISTAKES[name]
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        train_clm.main(flags(tiny_model_dir, train_file, out, **changes))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    for part in wanted:
+        assert part in error
+    assert not out.exists()
+
+
+BAD_FILES = {
+    "unequal lists": ('{"instruction": ["a", "b"], "answer": ["c"]}', "2"),
+    "missing column": ('{"instruction": ["a", "b"]}', "answer"),
+    "empty file": ("", "empty"),
+    "unreadable JSON": ('{"instruction": [', "JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_data_file_is_one_line_and_status_2(name, tiny_model_dir, tmp_path, capsys):
+    content, wanted = BAD_FILES[name]
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        train_clm.main(flags(tiny_model_dir, tmp_path / "bad.json", tmp_path / "out"))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: --train_file")
+    assert wanted in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_run_is_left_alone(launched, tiny_model_dir, train_file, capsys):
+    _, out = launched
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        train_clm.main(flags(tiny_model_dir, train_file, out))
+    assert stopped.value.code == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+def test_a_mistake_in_a_process_of_its_own_prints_no_traceback(tiny_model_dir, train_file, tmp_path):
+    args = flags(tiny_model_dir, train_file, tmp_path / "out", noise_multiplier=None)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "train_clm.py", *args], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

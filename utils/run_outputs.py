@@ -1,0 +1,139 @@
+"""What a training run leaves in its folder: the adapter, what may be published about it, and what may not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dptune._files import atomic_write
+from dptune._validate import refuse
+from dptune.accounting import ACCOUNTANT, ADJACENCY, Spend, running_epsilon
+from dptune.adapter_files import WEIGHTS_NAME, save_adapter
+from dptune.ledger import Ledger
+from dptune.model_card import write_model_card
+from dptune.plots import plot_diagnostics, plot_epsilon
+from dptune.report import PrivacyStatement, versions, write_privacy_report
+from dptune.sampling import SAMPLER
+from utils.run_log import DIAGNOSTICS_NAME, write_all_results
+from utils.run_plan import RunPlan
+
+LEDGER_NAME = "ledger.jsonl"
+REPORT_NAME = "privacy_report.json"
+CONFIG_NAME = "run_config.json"
+RESULTS_NAME = "all_results.json"
+EPSILON_PLOT = "epsilon.png"
+PRIVACY_UNIT = "one training example (one row of the data set)"
+
+_CURVE_POINTS = 40
+
+
+def refuse_existing_run(output_dir: str) -> None:
+    """A folder with a run in it is left alone: its ledger and its adapter belong together."""
+    for name in (LEDGER_NAME, REPORT_NAME, WEIGHTS_NAME, DIAGNOSTICS_NAME):
+        if (Path(output_dir) / name).exists():
+            refuse("--output_dir", output_dir, f"holds a run already ({name}); give another folder or move it away")
+
+
+def start_run(folder: Path, config: Mapping[str, Any], *, private: bool, is_main: bool) -> Ledger | None:
+    """Make the folder, write the resolved settings, open the ledger of a private run; the main process alone does."""
+    if not is_main:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / CONFIG_NAME) as file:
+        file.write(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    return Ledger(folder / LEDGER_NAME) if private else None
+
+
+def privacy_statement(
+    plan: RunPlan, ledger: Ledger | None, *, steps: int, noise_source: str, reasons: Sequence[str] = ()
+) -> PrivacyStatement:
+    """What the run guarantees, from its ledger; `reasons` against a guarantee turn it to "none"."""
+    private = plan.privacy
+    reasons = [*reasons] if private else ["clipping and noise were turned off", *reasons]
+    epsilon = ledger.epsilon(private.delta) if private and ledger and not reasons else None
+    return PrivacyStatement(
+        epsilon=epsilon,
+        delta=private.delta if private else None,
+        noise_multiplier=private.noise_multiplier if private else None,
+        clip_norm=private.clip_norm if private else None,
+        sampling_probability=plan.sampling_probability,
+        expected_batch_size=plan.expected_batch_size,
+        steps=ledger.steps if ledger else steps,
+        num_examples=plan.num_examples,
+        privacy_unit=PRIVACY_UNIT,
+        adjacency=ADJACENCY,
+        accountant=ACCOUNTANT,
+        sampler=SAMPLER,
+        noise_source=noise_source,
+        guarantee="none" if reasons else "dp",
+        reasons=tuple(reasons),
+        versions=versions(["transformers", "accelerate", "cryptography"]),
+    )
+
+
+def finish_run(
+    folder: Path,
+    model: nn.Module,
+    plan: RunPlan,
+    ledger: Ledger | None,
+    *,
+    noise_source: str,
+    base_model: str,
+    diagnostics: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write everything at the end of a run and say what it is. The adapter comes last: where it is, its report is."""
+    statement = privacy_statement(plan, ledger, steps=plan.steps, noise_source=noise_source)
+    write_privacy_report(folder / REPORT_NAME, statement)
+    if statement.epsilon is not None:
+        _plot_epsilon(folder / EPSILON_PLOT, statement)
+    plot = EPSILON_PLOT if statement.epsilon is not None else None
+    write_model_card(folder / "README.md", statement, base_model=base_model, epsilon_plot=plot)
+    plot_diagnostics(folder / "diagnostics.png", diagnostics, clip_norm=statement.clip_norm)
+    results = summarise_run(diagnostics)
+    write_all_results(folder / RESULTS_NAME, results)
+    save_adapter(model, folder, base_model=base_model)
+    print(*_describe_end(folder, statement, results), sep="\n")
+
+
+def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Final figures from the rows of the diagnostics. NOT private."""
+    steps = [row for row in rows if row["step"] > 0]
+    held_out = [row["eval_loss"] for row in rows if row.get("eval_loss") is not None]
+    losses = [row["loss"] for row in steps if row.get("loss") is not None]
+    seconds, tokens = (sum(row.get(key) or 0 for row in steps) for key in ("seconds", "tokens"))
+    results: dict[str, Any] = {"steps": len(steps), "seconds": seconds, "tokens": tokens}
+    results["tokens_per_second"] = tokens / seconds if seconds else None
+    results["train_loss"] = sum(losses[-10:]) / len(losses[-10:]) if losses else None
+    if held_out:
+        results |= {"eval_loss_before": held_out[0], "eval_loss": held_out[-1], "perplexity": math.exp(held_out[-1])}
+    return results
+
+
+def _describe_end(folder: Path, statement: PrivacyStatement, results: Mapping[str, Any]) -> list[str]:
+    if statement.epsilon is None:
+        lines = ["privacy                NONE: " + "; ".join(statement.reasons)]
+    else:
+        lines = [f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}"]
+    if "eval_loss" in results:
+        lines.append(f"held-out loss          {results['eval_loss_before']:.4f} before, {results['eval_loss']:.4f} after")
+    return [
+        *lines,
+        f"adapter                {folder / WEIGHTS_NAME}",
+        f"privacy report         {folder / REPORT_NAME}",
+        f"not private            {folder / DIAGNOSTICS_NAME}, diagnostics.png, {RESULTS_NAME}",
+    ]
+
+
+def _plot_epsilon(path: Path, statement: PrivacyStatement) -> None:
+    assert statement.noise_multiplier is not None
+    assert statement.delta is not None
+    steps = sorted({round(step) for step in np.linspace(1, statement.steps, _CURVE_POINTS)})
+    spends = [Spend(statement.noise_multiplier, statement.sampling_probability, step) for step in steps]
+    epsilons = [running_epsilon([spend], delta=statement.delta) for spend in spends]
+    plot_epsilon(path, steps, epsilons, statement)

@@ -1,0 +1,129 @@
+"""What a run will be before it starts: batch, steps, noise and epsilon from the flags, and an estimate of memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dptune._validate import refuse, require_delta
+from dptune.mechanism import PrivacyConfig
+from utils.tokenization import TokenizedDataset
+from utils.training_arguments import OptimizationArguments, PrivacyArguments
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """How a run samples and how long it lasts.
+
+    Attributes:
+        privacy: the mechanism; None where there is no privacy.
+        num_examples: size of the training set.
+        expected_batch_size: examples a step in expectation, over all processes.
+        steps: logical steps.
+    """
+
+    privacy: PrivacyConfig | None
+    num_examples: int
+    expected_batch_size: float
+    steps: int
+
+    @property
+    def sampling_probability(self) -> float:
+        """Chance of one example to be in one step."""
+        return self.expected_batch_size / self.num_examples
+
+
+def plan_run(
+    privacy: PrivacyArguments, optimization: OptimizationArguments, *, num_examples: int, world_size: int
+) -> RunPlan:
+    """Steps and noise for a data set of `num_examples` on `world_size` processes.
+
+    Raises:
+        InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach.
+    """
+    per_device, accumulation = optimization.per_device_train_batch_size, optimization.gradient_accumulation_steps
+    batch = world_size * per_device * accumulation
+    if batch > num_examples:
+        refuse(
+            "--gradient_accumulation_steps",
+            accumulation,
+            f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
+            "examples there are (sampling probability over 1); lower it",
+        )
+    steps = optimization.max_train_steps or max(1, math.ceil(optimization.num_train_epochs * num_examples / batch - 1e-9))
+    if not privacy.private:
+        return RunPlan(None, num_examples, batch, steps)
+    require_delta(privacy.delta, num_examples, name="--delta")
+    common = {
+        "num_examples": num_examples,
+        "expected_batch_size": batch,
+        "steps": steps,
+        "clip_norm": privacy.clip_norm,
+        "delta": privacy.delta,
+    }
+    if privacy.target_epsilon is not None:
+        config = PrivacyConfig.for_epsilon(target_epsilon=privacy.target_epsilon, **common)
+    else:
+        config = PrivacyConfig(noise_multiplier=privacy.noise_multiplier, **common)
+    return RunPlan(config, num_examples, batch, steps)
+
+
+def describe_plan(plan: RunPlan) -> list[str]:
+    """The plan in lines for a person."""
+    lines = [
+        f"examples               {plan.num_examples:,}",
+        f"expected batch size    {plan.expected_batch_size:,}",
+        f"sampling probability   {plan.sampling_probability:.6g}",
+        f"steps                  {plan.steps:,}",
+    ]
+    if plan.privacy is None:
+        return [*lines, "privacy                NONE: clipping and noise are turned off"]
+    return [
+        *lines,
+        f"clip norm              {plan.privacy.clip_norm:g}",
+        f"noise multiplier       {plan.privacy.noise_multiplier:g}",
+        f"epsilon                {plan.privacy.planned_epsilon():.4f} at delta {plan.privacy.delta:g}",
+    ]
+
+
+def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) -> list[str]:
+    """The data sets in lines for a person. Counts of the training set other than its size are not for publishing."""
+    lines = [f"tokens                 {int(train.lengths.sum()):,} in training"]
+    if train.num_cut:
+        lines.append(f"                       {train.num_cut:,} examples are cut to --block_size")
+    if train.num_without_answer:
+        lines.append(f"                       {train.num_without_answer:,} examples have no answer token: zero gradients")
+    if held_out is None:
+        return [*lines, "held out               nothing: no validation data, so --eval_freq has no effect"]
+    return [*lines, f"held out               {len(held_out):,} examples, {int(held_out.lengths.sum()):,} tokens"]
+
+
+def describe_model(model: Any, token_budget: int, dtype: torch.dtype, *, checkpointing: bool) -> list[str]:
+    """Parameters and a rough estimate of memory a device, in lines for a person.
+
+    Args:
+        model: a transformers model with its adapters; may be on the meta device.
+        token_budget: padded tokens in one forward pass.
+        dtype: of the base model.
+        checkpointing: whether activations are recomputed.
+    """
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    layers, hidden = model.config.num_hidden_layers, model.config.hidden_size
+    # About 17 hidden-sized numbers a token and layer (Korthikanti et al. 2022, without dropout masks and attention scores);
+    # with checkpointing one a layer, and one layer whole.
+    kept = layers + 17 if checkpointing else 17 * layers
+    parts = {
+        "frozen weights": frozen * dtype.itemsize,
+        "activations": token_budget * hidden * dtype.itemsize * kept,
+        # Weight, gradient, clipped sum, noise and Adam's two moments in float32; per-example gradients are transient.
+        "adapters": 6 * 4 * trained,
+    }
+    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    return [
+        f"trainable parameters   {trained:,} of {frozen + trained:,} ({trained / (frozen + trained):.3%})",
+        f"memory a device        about {sum(parts.values()) / 2**30:.2f} GiB ({listed}): an estimate",
+    ]

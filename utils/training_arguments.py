@@ -1,0 +1,155 @@
+"""Flags of the training scripts: data, privacy, adapter, optimisation and output, each a titled group of --help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune.lora import DEFAULT_TARGETS
+from utils.data import DATA_DIR, DATASET_NAMES
+from utils.prompts import PROMPT_STYLES
+from utils.trackers import REPORT_TO_CHOICES, check_report_to
+
+# Those of transformers.get_scheduler that need no setting of their own.
+LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
+
+@dataclass
+class DataArguments:
+    """What to train on: exactly one of --dataset_name and --train_file."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": f"a data set known by name: {', '.join(DATASET_NAMES)} (see data/README.md)"}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "JSON, JSONL, CSV, Parquet or a saved DatasetDict with instruction and answer"}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "held-out examples in the same formats; their loss is a diagnostic, not private"}
+    )
+    data_dir: str = field(default=str(DATA_DIR), metadata={"help": "where --dataset_name looks for its folder"})
+    block_size: int = field(default=512, metadata={"help": "longest example in tokens; longer ones are cut"})
+    prompt_style: str = field(
+        default="plain", metadata={"help": "how an instruction becomes a prompt", "choices": PROMPT_STYLES}
+    )
+
+
+@dataclass
+class PrivacyArguments:
+    """Everything that decides epsilon, with the size of the logical batch and the number of steps."""
+
+    _argument_group_name = "privacy"
+
+    clip_norm: float = field(
+        default=1.0, metadata={"help": "largest gradient norm of one example; negative: no privacy (with the noise)"}
+    )
+    noise_multiplier: float | None = field(
+        default=None,
+        metadata={"help": "standard deviation of the noise over --clip_norm; negative: no privacy (with --clip_norm)"},
+    )
+    target_epsilon: float | None = field(
+        default=None, metadata={"help": "find the noise multiplier for this epsilon instead"}
+    )
+    delta: float = field(
+        default=1e-7, metadata={"help": "chance that the bound may fail; below 1 / number of examples"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.noise_multiplier is None and self.target_epsilon is None:
+            refuse("--noise_multiplier", None, "give exactly one of --noise_multiplier and --target_epsilon")
+        if self.noise_multiplier is not None and self.target_epsilon is not None:
+            refuse("--target_epsilon", self.target_epsilon, "give it or --noise_multiplier, not both")
+        if self.noise_multiplier is not None and (self.clip_norm < 0) != (self.noise_multiplier < 0):
+            refuse(
+                "--noise_multiplier",
+                self.noise_multiplier,
+                f"--clip_norm is {self.clip_norm:g}: privacy needs both above 0; no privacy is both negative",
+            )
+        if self.private:
+            require_positive("--clip_norm", self.clip_norm)
+            require_positive("--noise_multiplier", 1.0 if self.noise_multiplier is None else self.noise_multiplier)
+            require_positive("--target_epsilon", 1.0 if self.target_epsilon is None else self.target_epsilon)
+            require_delta(self.delta)
+
+    @property
+    def private(self) -> bool:
+        """False where both clipping and noise are turned off."""
+        return not (self.noise_multiplier is not None and self.clip_norm < 0 and self.noise_multiplier < 0)
+
+
+@dataclass
+class LoraArguments:
+    """The adapters that are trained."""
+
+    _argument_group_name = "LoRA"
+
+    lora_r: int = field(default=16, metadata={"help": "rank of the adapters"})
+    lora_alpha: float = field(default=16.0, metadata={"help": "the adapters' output is scaled by alpha / r"})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: list(DEFAULT_TARGETS),
+        metadata={"help": "names, or endings of names, of the linear layers to adapt; lm_head too"},
+    )
+
+
+@dataclass
+class OptimizationArguments:
+    """The logical batch is processes x per-device batch x accumulation steps in expectation; memory does not depend on it."""
+
+    _argument_group_name = "optimisation"
+
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "times --block_size: tokens that fit a device"})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "the expected logical batch over (processes x --per_device_train_batch_size)"}
+    )
+    max_tokens_per_device: int | None = field(
+        default=None,
+        metadata={"help": "padded tokens in one forward pass; default: per-device batch x block size"},
+    )
+    num_train_epochs: float = field(default=3.0, metadata={"help": "steps are this over the sampling probability"})
+    max_train_steps: int | None = field(default=None, metadata={"help": "number of steps, instead of the epochs"})
+    learning_rate: float = field(default=3e-4, metadata={"help": "peak rate of AdamW"})
+    weight_decay: float = field(default=0.0, metadata={"help": "of AdamW, on the adapters"})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "shape of the rate", "choices": LR_SCHEDULERS})
+    num_warmup_steps: int = field(default=0, metadata={"help": "steps over which the rate rises from 0"})
+    gradient_ckpt: bool = field(
+        default=False, metadata={"help": "activation checkpointing: less memory, about a third more time"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the adapters' start; never of the noise or of the sampling"})
+
+    def __post_init__(self) -> None:
+        require_count("--per_device_train_batch_size", self.per_device_train_batch_size)
+        require_count("--gradient_accumulation_steps", self.gradient_accumulation_steps)
+        require_positive("--num_train_epochs", self.num_train_epochs)
+        require_positive("--learning_rate", self.learning_rate)
+        require_count("--num_warmup_steps", self.num_warmup_steps, minimum=0)
+        if self.max_train_steps is not None:
+            require_count("--max_train_steps", self.max_train_steps)
+        if self.max_tokens_per_device is not None:
+            require_count("--max_tokens_per_device", self.max_tokens_per_device)
+        if self.weight_decay < 0:
+            refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
+
+
+@dataclass
+class OutputArguments:
+    """Where results go and what is shown."""
+
+    _argument_group_name = "output"
+
+    output_dir: str = field(metadata={"help": "new folder for the adapter, the privacy report and the diagnostics"})
+    eval_freq: int = field(default=10, metadata={"help": "steps between measurements of the held-out loss"})
+    with_tracking: bool = field(
+        default=False, metadata={"help": "metrics go to the output folder, and to --report_to if that is given"}
+    )
+    report_to: str | None = field(
+        default=None, metadata={"help": "tracker that receives the (not private) metrics", "choices": REPORT_TO_CHOICES}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "print epsilon, noise, steps and memory; train and write nothing"}
+    )
+
+    def __post_init__(self) -> None:
+        require_count("--eval_freq", self.eval_freq)
+        check_report_to(self.report_to)
