@@ -22,14 +22,31 @@ from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 from transformers import get_scheduler
 
-from dptune import CausalLMLoss, Keystream, Ledger, PlainStep, PoissonSampler, PrivateStep, add_lora, deal
-from dptune import trainable_parameters
+from dptune import (
+    CausalLMLoss,
+    GaussianNoise,
+    Keystream,
+    Ledger,
+    PlainStep,
+    PoissonSampler,
+    PrivateStep,
+    add_lora,
+    deal,
+    trainable_parameters,
+)
 from dptune.keystream import new_key
 from utils.arguments import ModelArguments, exit_on_invalid_argument, parse, public_config
 from utils.data import load_training_data
 from utils.evaluation import held_out_loss
-from utils.modeling import checkpoint_activations, compute_dtype, load_model, load_skeleton, load_tokenizer
-from utils.modeling import make_accelerator, require_context
+from utils.modeling import (
+    checkpoint_activations,
+    compute_dtype,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    make_accelerator,
+    require_context,
+)
 from utils.run_log import RunLog, StepMetrics, summarise
 from utils.run_outputs import finish_run, refuse_existing_run, start_run
 from utils.run_plan import RunPlan, describe_data, describe_model, describe_plan, plan_run
@@ -65,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = plan_run(privacy_args, optimization, num_examples=len(train), world_size=accelerator.num_processes)
     token_budget = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * data_args.block_size
     accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
-    accelerator.print(*describe_model(skeleton, token_budget, dtype, checkpointing=optimization.gradient_ckpt), sep="\n")
+    accelerator.print(
+        *describe_model(skeleton, token_budget, dtype, checkpointing=optimization.gradient_ckpt), sep="\n"
+    )
     if output.dry_run:
         return
 
@@ -79,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_trackers(accelerator, output.report_to, "dptune", config, logging_dir=folder / "tracking")
     run = Run(accelerator, model, plan, ledger, train, held_out, token_budget, tokenizer.pad_token_id)
     with RunLog(folder, plan.steps, is_main=accelerator.is_main_process, track=accelerator.log) as log:
-        noise_source = run.steps(log, optimization, output.eval_freq)
+        noise = run.steps(log, optimization, output.eval_freq)
     accelerator.end_training()
     if accelerator.is_main_process:
-        finish_run(folder, model, plan, ledger, noise_source=noise_source, base_model=name, diagnostics=log.rows)
+        finish_run(folder, model, plan, ledger, noise=noise, base_model=name, diagnostics=log.rows)
 
 
 @dataclass
@@ -98,8 +117,8 @@ class Run:
     token_budget: int
     pad_token_id: int
 
-    def steps(self, log: RunLog, settings: OptimizationArguments, eval_freq: int) -> str:
-        """Train; returns where the noise came from."""
+    def steps(self, log: RunLog, settings: OptimizationArguments, eval_freq: int) -> GaussianNoise | None:
+        """Train; returns what the noise came from, if there was noise."""
         optimizer = torch.optim.AdamW(
             trainable_parameters(self.model), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -140,7 +159,7 @@ class Run:
                         **measured,
                     )
                 )
-            return step.noise_source
+            return step.noise
 
     def _step(self) -> PrivateStep | PlainStep:
         ranks: dict[str, Any] = {"gather": self.accelerator.gather, "world_size": self.accelerator.num_processes}

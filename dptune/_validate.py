@@ -40,5 +40,5 @@ def require_delta(value: float, num_examples: int | None = None, *, name: str = 
 
 def require_count(name: str, value: int, *, minimum: int = 1) -> None:
     """`value` must be a whole number of at least `minimum`."""
-    if isinstance(value, bool) or int(value) != value or value < minimum:
+    if isinstance(value, bool) or not math.isfinite(value) or int(value) != value or value < minimum:
         refuse(name, value, f"give a whole number of at least {minimum}")

@@ -18,6 +18,11 @@ from pathlib import Path
 from typing import Literal, TypeGuard
 
 from dptune._files import atomic_write
+from dptune.accounting import ACCOUNTANT, ADJACENCY
+from dptune.ledger import Ledger
+from dptune.mechanism import PrivacyConfig
+from dptune.noise import GaussianNoise
+from dptune.sampling import SAMPLER
 
 
 def versions(extra: Iterable[str] = ()) -> dict[str, str]:
@@ -86,6 +91,68 @@ class PrivacyStatement:
         _must(0 < self.sampling_probability <= 1, "a guarantee needs a sampling probability in (0, 1]")
         expected = self.sampling_probability * self.num_examples
         _must(math.isclose(expected, self.expected_batch_size, rel_tol=1e-6), "q * n is not the expected batch size")
+
+
+def state_privacy(
+    config: PrivacyConfig, ledger: Ledger, noise: GaussianNoise, *, privacy_unit: str, packages: Iterable[str] = ()
+) -> PrivacyStatement:
+    """What a private run guarantees: the steps of its ledger, at its configuration's delta.
+
+    Args:
+        config: the mechanism that ran.
+        ledger: every noisy step taken.
+        noise: what the noise came from; under a fixed key there is no guarantee.
+        privacy_unit: whose presence is hidden.
+        packages: distributions whose versions are listed too.
+    """
+    reasons = () if noise.keystream.secret else ("the noise came from a fixed key, which anybody can repeat",)
+    return PrivacyStatement(
+        epsilon=None if reasons else ledger.epsilon(config.delta),
+        delta=config.delta,
+        noise_multiplier=config.noise_multiplier,
+        clip_norm=config.clip_norm,
+        sampling_probability=config.sampling_probability,
+        expected_batch_size=config.expected_batch_size,
+        steps=ledger.steps,
+        num_examples=config.num_examples,
+        privacy_unit=privacy_unit,
+        adjacency=ADJACENCY,
+        accountant=ACCOUNTANT,
+        sampler=SAMPLER,
+        noise_source=noise.source,
+        guarantee="none" if reasons else "dp",
+        reasons=reasons,
+        versions=versions(packages),
+    )
+
+
+def state_no_privacy(
+    *,
+    num_examples: int,
+    expected_batch_size: float,
+    steps: int,
+    privacy_unit: str,
+    packages: Iterable[str] = (),
+) -> PrivacyStatement:
+    """What a run without clipping and noise guarantees: nothing."""
+    return PrivacyStatement(
+        epsilon=None,
+        delta=None,
+        noise_multiplier=None,
+        clip_norm=None,
+        sampling_probability=expected_batch_size / num_examples,
+        expected_batch_size=expected_batch_size,
+        steps=steps,
+        num_examples=num_examples,
+        privacy_unit=privacy_unit,
+        adjacency=ADJACENCY,
+        accountant="none",
+        sampler=SAMPLER,
+        noise_source="none",
+        guarantee="none",
+        reasons=("clipping and noise were turned off",),
+        versions=versions(packages),
+    )
 
 
 def write_privacy_report(path: str | os.PathLike[str], statement: PrivacyStatement) -> None:

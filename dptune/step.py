@@ -15,7 +15,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from dptune._validate import InvalidArgument
+from dptune._validate import InvalidArgument, refuse
 from dptune.clipping import add_clipped_sum, clip_factors, per_example_norms
 from dptune.ledger import Ledger
 from dptune.lora import trainable_parameters
@@ -77,6 +77,8 @@ class PrivateStep:
         self._slices = _slices(self._recorder.parameters)
         self._sum_P = _flat_zeros(self._recorder.parameters)
         self.noise = noise or GaussianNoise(len(self._sum_P))
+        if self.noise.size != len(self._sum_P):  # a vector of one value would be broadcast: the same noise everywhere
+            refuse("noise", self.noise.size, f"its size must be the {len(self._sum_P)} trainable parameters")
 
     def __enter__(self) -> PrivateStep:
         self._recorder.__enter__()
@@ -87,11 +89,6 @@ class PrivateStep:
     ) -> None:
         self._recorder.__exit__(kind, error, trace)
         self.noise.close()
-
-    @property
-    def noise_source(self) -> str:
-        """Where the noise comes from, for the report."""
-        return self.noise.source
 
     def backward(self, losses: Tensor) -> MicroBatchStats:
         """Add one micro-batch's clipped per-example gradients to the step's sum.
@@ -138,7 +135,7 @@ class PrivateStep:
 class PlainStep:
     """`PrivateStep` without privacy: no clipping, no noise, ordinary autograd; the same sampling and the same divisor."""
 
-    noise_source = "none"
+    noise: GaussianNoise | None = None
 
     def __init__(
         self, model: nn.Module, expected_batch_size: float, *, gather: Gather | None = None, world_size: int = 1

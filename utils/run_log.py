@@ -149,7 +149,7 @@ class RunLog:
 
     def _begin(self, start_step: int) -> None:
         if start_step and self.path.exists():
-            self.rows = [row for row in read_diagnostics(self.path) if True]
+            self.rows = [row for row in read_diagnostics(self.path) if row["step"] <= start_step]
         with atomic_write(self.path) as file:
             file.writelines(_dumps(row) + "\n" for row in [{"notice": NOTICE}, *self.rows])
 

@@ -13,13 +13,13 @@ from torch import nn
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
-from dptune.accounting import ACCOUNTANT, ADJACENCY, Spend, running_epsilon
+from dptune.accounting import Spend, running_epsilon
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.ledger import Ledger
 from dptune.model_card import write_model_card
+from dptune.noise import GaussianNoise
 from dptune.plots import plot_diagnostics, plot_epsilon
-from dptune.report import PrivacyStatement, versions, write_privacy_report
-from dptune.sampling import SAMPLER
+from dptune.report import PrivacyStatement, state_no_privacy, state_privacy, write_privacy_report
 from utils.run_log import DIAGNOSTICS_NAME, write_all_results
 from utils.run_plan import RunPlan
 
@@ -50,45 +50,18 @@ def start_run(folder: Path, config: Mapping[str, Any], *, private: bool, is_main
     return Ledger(folder / LEDGER_NAME) if private else None
 
 
-def privacy_statement(
-    plan: RunPlan, ledger: Ledger | None, *, steps: int, noise_source: str, reasons: Sequence[str] = ()
-) -> PrivacyStatement:
-    """What the run guarantees, from its ledger; `reasons` against a guarantee turn it to "none"."""
-    private = plan.privacy
-    reasons = [*reasons] if private else ["clipping and noise were turned off", *reasons]
-    epsilon = ledger.epsilon(private.delta) if private and ledger and not reasons else None
-    return PrivacyStatement(
-        epsilon=epsilon,
-        delta=private.delta if private else None,
-        noise_multiplier=private.noise_multiplier if private else None,
-        clip_norm=private.clip_norm if private else None,
-        sampling_probability=plan.sampling_probability,
-        expected_batch_size=plan.expected_batch_size,
-        steps=ledger.steps if ledger else steps,
-        num_examples=plan.num_examples,
-        privacy_unit=PRIVACY_UNIT,
-        adjacency=ADJACENCY,
-        accountant=ACCOUNTANT,
-        sampler=SAMPLER,
-        noise_source=noise_source,
-        guarantee="none" if reasons else "dp",
-        reasons=tuple(reasons),
-        versions=versions(["transformers", "accelerate", "cryptography"]),
-    )
-
-
 def finish_run(
     folder: Path,
     model: nn.Module,
     plan: RunPlan,
     ledger: Ledger | None,
     *,
-    noise_source: str,
+    noise: GaussianNoise | None,
     base_model: str,
     diagnostics: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write everything at the end of a run and say what it is. The adapter comes last: where it is, its report is."""
-    statement = privacy_statement(plan, ledger, steps=plan.steps, noise_source=noise_source)
+    statement = _statement(plan, ledger, noise)
     write_privacy_report(folder / REPORT_NAME, statement)
     if statement.epsilon is not None:
         _plot_epsilon(folder / EPSILON_PLOT, statement)
@@ -115,13 +88,28 @@ def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return results
 
 
+def _statement(plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None) -> PrivacyStatement:
+    packages = ("transformers", "accelerate", "cryptography")
+    if plan.privacy is not None and ledger is not None and noise is not None:
+        return state_privacy(plan.privacy, ledger, noise, privacy_unit=PRIVACY_UNIT, packages=packages)
+    return state_no_privacy(
+        num_examples=plan.num_examples,
+        expected_batch_size=plan.expected_batch_size,
+        steps=plan.steps,
+        privacy_unit=PRIVACY_UNIT,
+        packages=packages,
+    )
+
+
 def _describe_end(folder: Path, statement: PrivacyStatement, results: Mapping[str, Any]) -> list[str]:
     if statement.epsilon is None:
         lines = ["privacy                NONE: " + "; ".join(statement.reasons)]
     else:
         lines = [f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}"]
     if "eval_loss" in results:
-        lines.append(f"held-out loss          {results['eval_loss_before']:.4f} before, {results['eval_loss']:.4f} after")
+        lines.append(
+            f"held-out loss          {results['eval_loss_before']:.4f} before, {results['eval_loss']:.4f} after"
+        )
     return [
         *lines,
         f"adapter                {folder / WEIGHTS_NAME}",

@@ -53,7 +53,9 @@ def plan_run(
             f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
             "examples there are (sampling probability over 1); lower it",
         )
-    steps = optimization.max_train_steps or max(1, math.ceil(optimization.num_train_epochs * num_examples / batch - 1e-9))
+    steps = optimization.max_train_steps or max(
+        1, math.ceil(optimization.num_train_epochs * num_examples / batch - 1e-9)
+    )
     if not privacy.private:
         return RunPlan(None, num_examples, batch, steps)
     require_delta(privacy.delta, num_examples, name="--delta")
@@ -95,7 +97,9 @@ def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) ->
     if train.num_cut:
         lines.append(f"                       {train.num_cut:,} examples are cut to --block_size")
     if train.num_without_answer:
-        lines.append(f"                       {train.num_without_answer:,} examples have no answer token: zero gradients")
+        lines.append(
+            f"                       {train.num_without_answer:,} examples have no answer token: zero gradients"
+        )
     if held_out is None:
         return [*lines, "held out               nothing: no validation data, so --eval_freq has no effect"]
     return [*lines, f"held out               {len(held_out):,} examples, {int(held_out.lengths.sum()):,} tokens"]

@@ -8,6 +8,7 @@ from dptune._validate import refuse, require_count, require_delta, require_posit
 from dptune.lora import DEFAULT_TARGETS
 from utils.data import DATA_DIR, DATASET_NAMES
 from utils.prompts import PROMPT_STYLES
+from utils.pubmed import FIRST_DAY, LAST_DAY
 from utils.trackers import REPORT_TO_CHOICES, check_report_to
 
 # Those of transformers.get_scheduler that need no setting of their own.
@@ -27,9 +28,12 @@ class DataArguments:
         default=None, metadata={"help": "JSON, JSONL, CSV, Parquet or a saved DatasetDict with instruction and answer"}
     )
     validation_file: str | None = field(
-        default=None, metadata={"help": "held-out examples in the same formats; their loss is a diagnostic, not private"}
+        default=None,
+        metadata={"help": "held-out examples in the same formats; their loss is a diagnostic, not private"},
     )
     data_dir: str = field(default=str(DATA_DIR), metadata={"help": "where --dataset_name looks for its folder"})
+    date_from: str = field(default=FIRST_DAY, metadata={"help": "first day of a data set that has dates (ISO)"})
+    date_to: str = field(default=LAST_DAY, metadata={"help": "last day of a data set that has dates (ISO)"})
     block_size: int = field(default=512, metadata={"help": "longest example in tokens; longer ones are cut"})
     prompt_style: str = field(
         default="plain", metadata={"help": "how an instruction becomes a prompt", "choices": PROMPT_STYLES}
@@ -99,7 +103,9 @@ class OptimizationArguments:
 
     _argument_group_name = "optimisation"
 
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "times --block_size: tokens that fit a device"})
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "times --block_size: tokens that fit a device"}
+    )
     gradient_accumulation_steps: int = field(
         default=1, metadata={"help": "the expected logical batch over (processes x --per_device_train_batch_size)"}
     )

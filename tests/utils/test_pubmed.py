@@ -139,7 +139,9 @@ def test_other_xml_and_citations_without_a_number_are_refused(tmp_path: Path) ->
     (tmp_path / "a.xml").write_text("<feed><PubmedArticle/></feed>")
     with pytest.raises(InvalidArgument, match="not a PubMed file"):
         load_abstracts(tmp_path, WEEK)
-    (tmp_path / "a.xml").write_text("<PubmedArticleSet><PubmedArticle/></PubmedArticleSet>")
+    nameless = article(1, plain("a")).replace('<PMID Version="1">1</PMID>', "")  # but with PMIDs of others, deeper down
+    assert "<PMID" in nameless
+    write(tmp_path, "a.xml", nameless)
     with pytest.raises(InvalidArgument, match="without PMID"):
         load_abstracts(tmp_path, WEEK)
 

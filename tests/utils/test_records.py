@@ -106,6 +106,11 @@ def test_a_conversation_without_an_answer_stays(tmp_path: Path, tokenizer: PreTr
             "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
             "differently when more follow",
         ),
+        # Shows earlier answers in short, as templates do that drop reasoning.
+        (
+            "{% for m in messages %}{{ m['content'] if loop.last or m['role'] == 'user' else '...' }}{% endfor %}",
+            "differently when more follow",
+        ),
         # The generation prompt is not what the turn then begins with.
         (
             "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}",
