@@ -138,6 +138,7 @@ class Run:
                     if len(rows):  # not the dummy of a rank that has run out of examples
                         seen.append(stats)
                 step.finish()
+                learning_rate = optimizer.param_groups[0]["lr"]
                 optimizer.step()
                 schedule.step()
                 measured = summarise(
@@ -153,7 +154,7 @@ class Run:
                         batch_drawn=len(draw),
                         tokens=int(self.train.lengths[draw].sum()),
                         seconds=seconds,
-                        learning_rate=optimizer.param_groups[0]["lr"],
+                        learning_rate=learning_rate,
                         epsilon=self._running_epsilon(),
                         eval_loss=self._evaluate(losses) if evaluate else None,
                         **measured,

@@ -1,7 +1,7 @@
 """dptune: differentially private fine-tuning of large language models.
 
-The engine: everything that can change epsilon, and nothing else. Start with `PrivacyConfig`, `add_lora`, `PoissonSampler`,
-`deal`, `CausalLMLoss` and `PrivateStep`; README.md shows them in one loop.
+The engine: everything that can change epsilon, and nothing else. Start with `PrivacyConfig`, `add_lora`,
+`PoissonSampler`, `deal`, `CausalLMLoss` and `PrivateStep`; README.md shows them in one loop.
 """
 
 from dptune._validate import InvalidArgument

@@ -1,17 +1,17 @@
 """Adapter files: `lora_weights.bin`, a plain state dict, and the same adapter in the PEFT library's format.
 
-Keys of the plain one: `<layer>.lora.A.weight` [R, I], `<layer>.lora.B.weight` [O, R] and `<layer>.lora.alpha` [], so that rank,
-scale and adapted layers come back from the file alone.
+Keys of the plain one: `<layer>.lora.A.weight` [R, I], `<layer>.lora.B.weight` [O, R] and `<layer>.lora.alpha` [], so
+that rank, scale and adapted layers come back from the file alone.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
+import math
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
-from dptune.lora import LoraAdapter, adapters, attach, linear_layers, linear_sizes
+from dptune.lora import LoraAdapter, adapters, attach, is_conv1d, linear_layers, linear_sizes
 
 WEIGHTS_NAME = "lora_weights.bin"
 PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -42,7 +42,8 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: str) -> None:
-    """Write `lora_weights.bin`, `adapter_model.safetensors` and `adapter_config.json` to `folder`, each whole or not at all.
+    """Write `lora_weights.bin`, `adapter_model.safetensors` and `adapter_config.json` to `folder`, each whole or not
+    at all.
 
     Args:
         model: a model with adapters, not necessarily merged back.
@@ -61,7 +62,8 @@ def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: s
     with atomic_write(folder / PEFT_WEIGHTS_NAME, "wb") as file:
         file.write(safetensors_bytes(peft_weights, metadata={"format": "pt"}))
     with atomic_write(folder / PEFT_CONFIG_NAME) as file:
-        json.dump(_peft_config(found, base_model), file, indent=2)
+        transposed = any(is_conv1d(model.get_submodule(name)) for name in found)
+        json.dump(_peft_config(found, base_model, transposed), file, indent=2)
 
 
 def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
@@ -76,6 +78,8 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
     """
     loaded = _read_adapter(Path(path))
     present = dict(adapters(model))
+    if merged := [name for name, adapter in present.items() if adapter.replaced_weight is not None]:
+        refuse("model", merged[0], "its adapter is merged; call unmerge_lora first")
     for name, entry in loaded.items():
         _check_fits(model, name, entry, present)
     if present.keys() - loaded.keys():
@@ -88,7 +92,7 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
             adapter.B.weight.copy_(loaded[name].B)
 
 
-def _peft_config(found: Mapping[str, LoraAdapter], base_model: str) -> dict[str, Any]:
+def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transposed: bool) -> dict[str, Any]:
     (rank, alpha), *others = {(adapter.rank, adapter.alpha) for adapter in found.values()}
     assert not others, "adapters of several ranks in one model"
     return {
@@ -98,6 +102,7 @@ def _peft_config(found: Mapping[str, LoraAdapter], base_model: str) -> dict[str,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
+        "fan_in_fan_out": any_transposed,  # for PEFT's merging; A and B are stored alike either way
         "bias": "none",
         "target_modules": sorted(found),
         "inference_mode": True,
@@ -123,7 +128,7 @@ def _read_adapter(path: Path) -> dict[str, _Entry]:
         return _read_peft(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+    except Exception:  # a damaged file fails in any way the unpickler can: KeyError, IndexError, TypeError, OSError
         refuse(_FLAG, str(path), f"not a state dict that loads with weights_only=True; give a {WEIGHTS_NAME} file")
     if not isinstance(state, dict):
         refuse(_FLAG, str(path), f"holds no state dict; give a {WEIGHTS_NAME} file")
@@ -136,7 +141,9 @@ def _read_peft(path: Path) -> dict[str, _Entry]:
         config = json.loads((path.parent / PEFT_CONFIG_NAME).read_text())
     except (OSError, SafetensorError, ValueError) as error:
         refuse(_FLAG, str(path.parent), f"not a readable PEFT adapter ({type(error).__name__})")
-    for option in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save", "fan_in_fan_out"):
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        refuse(_FLAG, str(path.parent), f"its {PEFT_CONFIG_NAME} describes no LoRA adapter")
+    for option in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save"):
         if config.get(option):
             refuse(_FLAG, str(path.parent), f"PEFT's {option} is not supported; give a plain LoRA adapter")
     return _entries(
@@ -144,7 +151,7 @@ def _read_peft(path: Path) -> dict[str, _Entry]:
         state,
         _PEFT_PREFIX + "{}.lora_A.weight",
         _PEFT_PREFIX + "{}.lora_B.weight",
-        lambda _: config["lora_alpha"],
+        lambda _: config.get("lora_alpha"),
     )
 
 
@@ -152,16 +159,31 @@ def _entries(
     path: Path, state: Mapping[str, Any], A_key: str, B_key: str, alpha_of: Callable[[str], Any]
 ) -> dict[str, _Entry]:
     before, after = A_key.split("{}")
-    names = [key[len(before) : -len(after)] for key in state if key.startswith(before) and key.endswith(after)]
+    keys = [key for key in state if isinstance(key, str) and ".lora" in key]
+    names = [key[len(before) : -len(after)] for key in keys if key.startswith(before) and key.endswith(after)]
     if not names:
         refuse(_FLAG, str(path), "holds no LoRA weights")
     entries = {}
     for name in names:
-        A, B, alpha = state[A_key.format(name)], state.get(B_key.format(name)), alpha_of(name)
-        if B is None or alpha is None or A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+        A, B, alpha = state[A_key.format(name)], state.get(B_key.format(name)), _number(alpha_of(name))
+        if not (_is_matrix(A) and _is_matrix(B) and 0 < len(A) == B.shape[1] and alpha is not None):
             refuse(_FLAG, str(path), f"the adapter of {name} is incomplete or damaged; save it again")
-        entries[name] = _Entry(A, B, float(alpha))
+        entries[name] = _Entry(A, B, alpha)
+    known = {pattern.format(name) for name in names for pattern in (A_key, B_key, "{}.lora.alpha")}
+    if unknown := sorted(set(keys) - known):
+        refuse(_FLAG, str(path), f"{unknown[0]} belongs to no plain LoRA adapter, or to an incomplete one")
     return entries
+
+
+def _is_matrix(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()
+
+
+def _number(value: object) -> float | None:
+    """A finite number above 0, plain or in a tensor; else None."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None
 
 
 def _check_fits(model: nn.Module, name: str, entry: _Entry, present: Mapping[str, LoraAdapter]) -> None:

@@ -1,7 +1,7 @@
 """An append-only record of every noisy step, from which epsilon is computed.
 
-A line is on disk before the gradient it stands for leaves the mechanism, so a crash can make the ledger count a step that was
-never used, but not the other way round.
+A line is on disk before the gradient it stands for leaves the mechanism, so a crash can make the ledger count a step
+that was never used, but not the other way round.
 """
 
 from __future__ import annotations
@@ -58,6 +58,14 @@ class Ledger:
         return accounting.running_epsilon(self.spends, delta=delta)
 
 
+def _settings(entry: dict[str, float], number: int) -> tuple[float, float]:
+    """(noise multiplier, sampling probability) of the entry on line `number`; an error where it cannot be one."""
+    sigma, q = float(entry["noise_multiplier"]), float(entry["sampling_probability"])
+    if not (sigma > 0 and 0 < q <= 1 and entry["step"] == number):  # another step's number: lines are missing or double
+        raise ValueError
+    return sigma, q
+
+
 def _read(path: Path) -> Counter[tuple[float, float]]:
     counts: Counter[tuple[float, float]] = Counter()
     if not path.exists():
@@ -66,8 +74,7 @@ def _read(path: Path) -> Counter[tuple[float, float]]:
     whole = content[: content.rfind(b"\n") + 1]
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            entry = json.loads(line)
-            counts[float(entry["noise_multiplier"]), float(entry["sampling_probability"])] += 1
+            counts[_settings(json.loads(line), number)] += 1
         except (ValueError, KeyError, TypeError):
             refuse("ledger", f"{path}:{number}", "not a ledger entry; restore the file from the last good checkpoint")
     if len(whole) < len(content):

@@ -1,8 +1,9 @@
 """Low-rank adaptation (Hu et al. 2021): y = W x + (alpha / r) B A x, with W frozen and A, B trained.
 
-Shapes: B examples, T tokens, I inputs, O outputs, R rank. A is [R, I], B is [O, R] and zero at the start, so that the model
-begins as the base. The adapter computes in float32 whatever the base's dtype. It is attached by swapping the layer's class: the
-layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`), the adapter hangs below it as `.lora`.
+Shapes: B examples, T tokens, I inputs, O outputs, R rank. A is [R, I], B is [O, R] and zero at the start, so that the
+model begins as the base. The adapter computes in float32 whatever the base's dtype. It is attached by swapping the
+layer's class: the layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`), the adapter
+hangs below it as `.lora`.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ def _with_lora(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Lora{kind.__name__}", (_WithLora, kind), {})
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     """GPT-2's linear layer, whose weight is [I, O]; known by name, since the engine does not import transformers."""
     return type(module).__name__.removeprefix("Lora") == "Conv1D" and hasattr(module, "nf")
 
 
 def linear_sizes(module: Any) -> tuple[int, int]:
     """(inputs, outputs) of a layer that can be adapted."""
-    if _is_conv1d(module):
+    if is_conv1d(module):
         return module.weight.shape[0], module.weight.shape[1]
     return module.in_features, module.out_features
 
@@ -79,7 +80,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or _is_conv1d(module)) and ".lora." not in f".{name}."
+        if (isinstance(module, nn.Linear) or is_conv1d(module)) and ".lora." not in f".{name}."
     }
 
 
@@ -106,7 +107,7 @@ def add_lora(
     """
     require_count("lora_r", rank)
     require_positive("lora_alpha", alpha)
-    if any(True for _ in adapters(model)):
+    if next(adapters(model), None) is not None:
         refuse("model", type(model).__name__, "has LoRA adapters already: add them once")
     layers = linear_layers(model)
     for target in targets:
@@ -116,7 +117,7 @@ def add_lora(
     chosen = [name for name in layers if any(_matches(name, target) for target in targets)]
     if not chosen:
         refuse("lora_target_modules", list(targets), "names no layer: give at least one")
-    attach(model, {name: (rank, alpha) for name in chosen})
+    attach(model, dict.fromkeys(chosen, (rank, alpha)))
     return chosen
 
 
@@ -125,8 +126,9 @@ def attach(model: nn.Module, adapted: dict[str, tuple[int, float]]) -> None:
     model.requires_grad_(False)
     for name, (rank, alpha) in adapted.items():
         layer: Any = model.get_submodule(name)
+        kind: Any = type(layer)
         inputs, outputs = linear_sizes(layer)
-        layer.__class__ = _with_lora(type(layer))
+        layer.__class__ = _with_lora(kind)
         layer.lora = LoraAdapter(inputs, outputs, rank, alpha, layer.weight.device)
 
 
@@ -144,17 +146,18 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
-    """Fold every adapter into its layer's weight, for inference at the base's speed; `unmerge_lora` takes it back exactly.
+    """Fold every adapter into its layer's weight, for inference at the base's speed; `unmerge_lora` takes it back
+    exactly.
 
-    The layer gets a new weight of the base's dtype and the old one is kept, so a weight tied to another layer (an embedding
-    under an adapted lm_head) stays as it was there.
+    The layer gets a new weight of the base's dtype and the old one is kept, so a weight tied to another layer (an
+    embedding under an adapted lm_head) stays as it was there.
     """
     for name, adapter in adapters(model):
         if adapter.replaced_weight is not None:
             refuse("model", name, "its adapter is merged already")
         layer: Any = model.get_submodule(name)
         delta = adapter.scale * (adapter.B.weight @ adapter.A.weight)
-        merged = layer.weight + (delta.T if _is_conv1d(layer) else delta)
+        merged = layer.weight + (delta.T if is_conv1d(layer) else delta)
         adapter.replaced_weight, layer.weight = layer.weight, nn.Parameter(merged.to(layer.weight.dtype), False)
 
 

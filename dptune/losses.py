@@ -1,10 +1,11 @@
 """One loss an example: the mean negative log-likelihood of its own answer tokens.
 
-The losses that models return average over all tokens of the micro-batch, which couples an example to its neighbours and voids the
-bound; so nothing here divides by anything but an example's own number of tokens. Logits are computed only where a label counts, in
-chunks, and never kept: with 50,000 words they would outweigh everything else in memory.
+The losses that models return average over all tokens of the micro-batch, which couples an example to its neighbours
+and voids the bound; so nothing here divides by anything but an example's own number of tokens. Logits are computed
+only where a label counts, in chunks, and never kept: with 50,000 words they would outweigh everything else in memory.
 
-Shapes: B examples, T tokens, D hidden size, V vocabulary, N tokens that carry a label, S most labelled tokens of one example.
+Shapes: B examples, T tokens, D hidden size, V vocabulary, N tokens that carry a label, S most labelled tokens of one
+example.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ _CHUNK_LOGITS = 1 << 24  # logits made at a time: 64 MB in float32
 class CausalLMLoss:
     """(input_ids [B, T], labels [B, T]) -> losses [B] of a causal language model.
 
-    `labels[b, t]` is the id of token t, or -100 where it does not count; the shift by one happens here. Rows are padded on the right:
-    under causal attention padding is never seen by a real token, so there is no attention mask. An example without any
-    label has loss and gradient exactly zero.
+    `labels[b, t]` is the id of token t, or -100 where it does not count; the shift by one happens here. Rows are
+    padded on the right: under causal attention padding is never seen by a real token, so there is no attention mask.
+    An example without any label has loss and gradient exactly zero.
 
     Args:
-        model: a model of the transformers library's shape: `base_model`, `get_output_embeddings()`, `logits`. A model that
+        model: a model of the transformers library's shape: `base_model`, `get_output_embeddings()`, `logits`. A model
+        that
             does anything after its output layer (soft caps, scaling) is noticed and run whole.
     """
 
@@ -79,8 +81,8 @@ def _row_sums(logits: Tensor, targets: Tensor) -> Tensor:
     return nll.sum(1)
 
 
-def _trained_head_sums(head: nn.Module, hidden_BTD: Tensor, targets: Tensor) -> Tensor:
-    """Row sums through an output layer that trains: rows keep their example, so that its per-example gradient can be caught."""
+def _trained_head_sums(head: Any, hidden_BTD: Tensor, targets: Tensor) -> Tensor:
+    """Row sums through an output layer that trains: rows keep their example, for its per-example gradient."""
     examples, longest = len(targets), int(targets.ne(IGNORE).sum(1).max())
     # The labelled positions of each example first, in order; the rest of the S columns is ignored.
     order_BS = targets.eq(IGNORE).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(longest, 1)]
@@ -89,7 +91,7 @@ def _trained_head_sums(head: nn.Module, hidden_BTD: Tensor, targets: Tensor) -> 
     vocabulary = head.weight.shape[0]
     columns = max(1, _CHUNK_LOGITS // (vocabulary * examples))
     sums = hidden_BSD.new_zeros(examples, dtype=torch.promote_types(hidden_BSD.dtype, torch.float32))
-    for start in range(0, order_BS.shape[1], columns):
+    for start in range(0, max(order_BS.shape[1], 1), columns):  # rows of one token too need a graph for backward
         part = slice(start, start + columns)
         sums = sums + checkpoint(
             lambda hidden, targets: _row_sums(head(hidden), targets),
@@ -103,8 +105,8 @@ def _trained_head_sums(head: nn.Module, hidden_BTD: Tensor, targets: Tensor) -> 
 class _FrozenHeadNLL(torch.autograd.Function):
     """(hidden [N, D], weight [V, D], bias [V] or None, targets [N]) -> negative log-likelihoods [N].
 
-    The gradient with respect to the hidden rows is made while a chunk's logits are at hand, so the logits are neither kept nor made
-    twice: the arithmetic of an ordinary step, at the memory of one chunk.
+    The gradient with respect to the hidden rows is made while a chunk's logits are at hand, so the logits are neither
+    kept nor made twice: the arithmetic of an ordinary step, at the memory of one chunk.
     """
 
     @staticmethod

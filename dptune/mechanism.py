@@ -1,6 +1,7 @@
 """The one place where sampling probability, noise multiplier, clip norm and divisor meet.
 
-What a step releases is (sum over a Poisson draw of clipped per-example gradients + N(0, (sigma C)^2)) / expected batch size.
+What a step releases is (sum over a Poisson draw of clipped per-example gradients + N(0, (sigma C)^2)) / expected batch
+size.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ _NOT_GUARANTEED = """\
 - **Anything but the training set.** Held-out or validation examples and the base model's own training data are not
   covered.
 - **The number of training examples.** It is published in this card.
-- **Companion files.** `diagnostics*` and `all_results.json` of the same run hold losses and gradient norms measured on
-  the data. They are not private and must not be published.
+- **Companion files.** The adapter, this card, its plot and `privacy_report.json` are all that may be published.
+  `diagnostics*` and `all_results.json` of the same run, and what a tracker stored, hold losses and gradient norms
+  measured on the data: they are not private.
 - **The machine.** Timing and other side channels, and attacks on floating-point rounding of the noise, are outside the
   analysis.
 """

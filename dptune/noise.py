@@ -46,6 +46,7 @@ class GaussianNoise:
         self.keystream = keystream or Keystream.from_os()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dptune-noise")
         self._next: Future[np.ndarray] = self._prepare()
+        self._closed = False
 
     @property
     def source(self) -> str:
@@ -55,12 +56,15 @@ class GaussianNoise:
 
     def take(self) -> Tensor:
         """The next vector, float32 on the CPU, shape [size]; starts preparing the one after it."""
+        if self._closed:
+            raise RuntimeError("this GaussianNoise is closed: make a new one")
         values = self._next.result()
         self._next = self._prepare()
         return torch.from_numpy(values)
 
     def close(self) -> None:
         """End the background thread."""
+        self._closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> GaussianNoise:

@@ -134,10 +134,9 @@ def _line(axes: Axes, rows: Sequence[Row], key: str, color: str, label: str, **s
 
 
 def _column(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of `key`, NaN where there is none; infinity has no place on an axis either."""
-    values = np.array([np.nan if row.get(key) is None else float(row[key]) for row in rows], dtype=float)
-    values[~np.isfinite(values)] = np.nan
-    return np.array([row["step"] for row in rows]), values
+    """Steps and values of `key`, NaN where there is none. matplotlib leaves a gap for NaN and infinity."""
+    values = [np.nan if row.get(key) is None else float(row[key]) for row in rows]
+    return np.array([row["step"] for row in rows]), np.array(values, dtype=float)
 
 
 def _has(rows: Sequence[Row], key: str) -> bool:

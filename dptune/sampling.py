@@ -1,7 +1,8 @@
 """Poisson draws, and dealing a draw over ranks and micro-batches. No torch in this file.
 
-The accounting holds for Poisson sampling only: every example enters a batch independently with probability q, at every step.
-Shuffled epochs with the same q have a larger epsilon (Chua et al. 2024, "How private are DP-SGD implementations?").
+The accounting holds for Poisson sampling only: every example enters a batch independently with probability q, at every
+step. Shuffled epochs with the same q have a larger epsilon (Chua et al. 2024, "How private are DP-SGD
+implementations?").
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ SAMPLER = "Poisson"
 
 
 class PoissonSampler:
-    """Draws index sets in which each of `num_examples` is present independently with probability `sampling_probability`.
+    """Draws index sets in which each of `num_examples` is present independently with probability
+    `sampling_probability`.
 
     Args:
         num_examples: size of the whole data set, including examples that will contribute a zero gradient.
@@ -41,9 +43,10 @@ def deal(
 ) -> list[list[np.ndarray]]:
     """Cut one draw into micro-batches, the same number on every rank, each of similar lengths.
 
-    The draw is sorted by length and written in rows of `ranks` examples, every other row reversed, so that ranks get nearly
-    equal tokens; a micro-batch is a run of rows. A new one starts when the padded rows would exceed `token_budget` or
-    when more than `max_padding` of them would be padding. Dealing changes no result beyond rounding, only time and memory.
+    The draw is sorted by length and written in rows of `ranks` examples, every other row reversed, so that ranks get
+    nearly equal tokens; a micro-batch is a run of rows. A new one starts when the padded rows would exceed
+    `token_budget` or when more than `max_padding` of them would be padding. Dealing changes no result beyond rounding,
+    only time and memory.
 
     Args:
         draw: indices of one Poisson draw, shape [n].

@@ -1,7 +1,9 @@
-"""One private step: clip -> sum -> noise -> ledger -> gather over ranks -> divide, in that order, here and nowhere else.
+"""One private step: clip -> sum -> noise -> ledger -> gather over ranks -> divide, in that order, here and nowhere
+else.
 
-A logical step is any number of micro-batches (`backward`), then one `finish`, which writes the private gradient to `.grad` for an
-ordinary optimizer. `PlainStep` has the same face without clipping and noise, so that the two can be compared.
+A logical step is any number of micro-batches (`backward`), then one `finish`, which writes the private gradient to
+`.grad` for an ordinary optimizer. `PlainStep` has the same face without clipping and noise, so that the two can be
+compared.
 
 P: all trainable parameters, flat.
 """
@@ -133,7 +135,7 @@ class PrivateStep:
 
 
 class PlainStep:
-    """`PrivateStep` without privacy: no clipping, no noise, ordinary autograd; the same sampling and the same divisor."""
+    """`PrivateStep` without privacy: no clipping, no noise, ordinary autograd; same sampling, same divisor."""
 
     noise: GaussianNoise | None = None
 

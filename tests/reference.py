@@ -1,6 +1,7 @@
 """The slow oracle: one example at a time, unpadded, through plain autograd in float64. Nothing here uses the engine.
 
-The adapters' own forward is the only code shared with it, and `tests/dptune/test_lora.py` checks that against W + (alpha/r) B A.
+The adapters' own forward is the only code shared with it, and `tests/dptune/test_lora.py` checks that against W +
+(alpha/r) B A.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The neighbour test: taking out any one example moves the noiseless global sum by at most C.
 
-This is the sensitivity that the noise is scaled to; if it fails, every epsilon that is printed is false. Three deliberately
-broken variants show that it can fail.
+This is the sensitivity that the noise is scaled to; if it fails, every epsilon that is printed is false. Three
+deliberately broken variants show that it can fail.
 """
 
 from __future__ import annotations

@@ -40,6 +40,6 @@ def held_out_loss(
     for rows in shares[rank]:
         batch = {key: value.to(device) for key, value in data.batch(rows, pad_token_id).items()}
         tokens = torch.as_tensor(counted[rows] if len(rows) else [0], device=device, dtype=torch.float64)
-        total += torch.stack([(losses(**batch).double() * tokens).sum(), tokens.sum()])
+        total += torch.stack([(losses(batch["input_ids"], batch["labels"]).double() * tokens).sum(), tokens.sum()])
     loss, tokens = gather(total).view(-1, 2).sum(0).tolist()
     return loss / tokens

@@ -16,7 +16,7 @@ from dptune._validate import refuse
 from dptune.accounting import Spend, running_epsilon
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.ledger import Ledger
-from dptune.model_card import write_model_card
+from dptune.model_card import published_name, write_model_card
 from dptune.noise import GaussianNoise
 from dptune.plots import plot_diagnostics, plot_epsilon
 from dptune.report import PrivacyStatement, state_no_privacy, state_privacy, write_privacy_report
@@ -70,7 +70,7 @@ def finish_run(
     plot_diagnostics(folder / "diagnostics.png", diagnostics, clip_norm=statement.clip_norm)
     results = summarise_run(diagnostics)
     write_all_results(folder / RESULTS_NAME, results)
-    save_adapter(model, folder, base_model=base_model)
+    save_adapter(model, folder, base_model=published_name(base_model))
     print(*_describe_end(folder, statement, results), sep="\n")
 
 
@@ -84,7 +84,7 @@ def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     results["tokens_per_second"] = tokens / seconds if seconds else None
     results["train_loss"] = sum(losses[-10:]) / len(losses[-10:]) if losses else None
     if held_out:
-        results |= {"eval_loss_before": held_out[0], "eval_loss": held_out[-1], "perplexity": math.exp(held_out[-1])}
+        results |= {"eval_loss_before": held_out[0], "eval_loss": held_out[-1], "perplexity": math.exp(min(held_out[-1], 700))}
     return results
 
 

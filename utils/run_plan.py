@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dptune._validate import refuse, require_delta
+from dptune.accounting import noise_multiplier
 from dptune.mechanism import PrivacyConfig
 from utils.tokenization import TokenizedDataset
 from utils.training_arguments import OptimizationArguments, PrivacyArguments
@@ -59,17 +60,24 @@ def plan_run(
     if not privacy.private:
         return RunPlan(None, num_examples, batch, steps)
     require_delta(privacy.delta, num_examples, name="--delta")
-    common = {
-        "num_examples": num_examples,
-        "expected_batch_size": batch,
-        "steps": steps,
-        "clip_norm": privacy.clip_norm,
-        "delta": privacy.delta,
-    }
     if privacy.target_epsilon is not None:
-        config = PrivacyConfig.for_epsilon(target_epsilon=privacy.target_epsilon, **common)
+        sigma = noise_multiplier(
+            target_epsilon=privacy.target_epsilon,
+            delta=privacy.delta,
+            sampling_probability=batch / num_examples,
+            steps=steps,
+        )
     else:
-        config = PrivacyConfig(noise_multiplier=privacy.noise_multiplier, **common)
+        assert privacy.noise_multiplier is not None  # PrivacyArguments takes exactly one of the two
+        sigma = privacy.noise_multiplier
+    config = PrivacyConfig(
+        num_examples=num_examples,
+        expected_batch_size=batch,
+        steps=steps,
+        clip_norm=privacy.clip_norm,
+        noise_multiplier=sigma,
+        delta=privacy.delta,
+    )
     return RunPlan(config, num_examples, batch, steps)
 
 
@@ -117,8 +125,8 @@ def describe_model(model: Any, token_budget: int, dtype: torch.dtype, *, checkpo
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
     layers, hidden = model.config.num_hidden_layers, model.config.hidden_size
-    # About 17 hidden-sized numbers a token and layer (Korthikanti et al. 2022, without dropout masks and attention scores);
-    # with checkpointing one a layer, and one layer whole.
+    # About 17 hidden-sized numbers a token and layer (Korthikanti et al. 2022, without dropout masks and attention
+    # scores); with checkpointing one a layer, and one layer whole.
     kept = layers + 17 if checkpointing else 17 * layers
     parts = {
         "frozen weights": frozen * dtype.itemsize,

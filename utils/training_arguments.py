@@ -99,7 +99,7 @@ class LoraArguments:
 
 @dataclass
 class OptimizationArguments:
-    """The logical batch is processes x per-device batch x accumulation steps in expectation; memory does not depend on it."""
+    """The expected logical batch is processes x per-device batch x accumulation steps; memory does not grow with it."""
 
     _argument_group_name = "optimisation"
 

@@ -1,9 +1,9 @@
 """Per-example gradients of every trainable parameter, caught during one ordinary backward pass.
 
 A forward hook passes each trainable layer's output through `_Tap`, an identity that saves the layer's input with
-`save_for_backward`; its backward receives the output's gradient and applies the layer's rule. Saved tensors are freed and
-recomputed by activation checkpointing; tensors kept on the module are not. While recording, the weights themselves need no
-gradient, so the per-example product replaces the ordinary one instead of adding to it.
+`save_for_backward`; its backward receives the output's gradient and applies the layer's rule. Saved tensors are freed
+and recomputed by activation checkpointing; tensors kept on the module are not. While recording, the weights themselves
+need no gradient, so the per-example product replaces the ordinary one instead of adding to it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, input: Tensor, anchor: Tensor, recorder: PerExampleGradients, layer: str
-    ) -> Tensor:  # noqa: ARG004
+        ctx: Any, output: Tensor, input: Tensor, _anchor: Tensor, recorder: PerExampleGradients, layer: str
+    ) -> Tensor:
         ctx.save_for_backward(input)
         ctx.recorder, ctx.layer = recorder, layer
         return output.view_as(output)
@@ -45,7 +45,8 @@ class PerExampleGradients:
     gradients; a second backward pass before that raises, since its gradients would add up in silence.
 
     Raises:
-        InvalidArgument: a trainable parameter that no rule covers, or a layer that mixes examples (batch normalisation).
+        InvalidArgument: a trainable parameter that no rule covers, or a layer that mixes examples (batch
+        normalisation).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -142,8 +143,9 @@ def _covered_layers(model: nn.Module) -> dict[str, nn.Module]:
         if not trained:
             continue
         if find_rule(layer) is None:
+            parameter = f"{name}.{trained[0]}".lstrip(".")
             raise InvalidArgument(
-                f"{f'{name}.{trained[0]}'.lstrip('.')}={type(layer).__name__}: no per-example rule for this layer type; freeze it with "
+                f"{parameter}={type(layer).__name__}: no per-example rule for this layer type; freeze it with "
                 f"requires_grad_(False) or train one of: {', '.join(known_layers())}"
             )
         layers[name] = layer

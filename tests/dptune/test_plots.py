@@ -101,6 +101,7 @@ def test_what_was_not_measured_has_no_panel(tmp_path: Path, drawn: list[Figure])
         [{"step": 1, "loss": None}],
         [{"step": 1, "loss": 2.0, "grad_norm_p10": 0.0, "grad_norm_p50": 0.0, "grad_norm_p90": 1.0}],
         [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": float("inf")}, {"step": 3, "loss": 1.0}],
+        [{"step": i, "grad_norm_p10": 0.5, "grad_norm_p50": v, "grad_norm_p90": v} for i, v in ((1, 1.0), (2, np.inf))],
         [{"step": 1, "eval_loss": 2.0}],
     ],
 )

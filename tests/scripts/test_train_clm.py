@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_clm
-from dptune import CausalLMLoss, attach_adapter, unmerge_lora
+from dptune import CausalLMLoss, attach_adapter
 from dptune.ledger import Ledger
 from utils.data import load_training_data
 
@@ -53,7 +53,11 @@ def flags(model: Path, data: Path, out: Path, **changes: object) -> list[str]:
         "lora_r": 4,
     } | changes
     chosen = {name: value for name, value in settings.items() if value is not None}
-    return [word for name, value in chosen.items() for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    return [
+        word
+        for name, value in chosen.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
 
 
 def launch(*args: str, script: str = "train_clm.py") -> subprocess.CompletedProcess[str]:
@@ -192,12 +196,16 @@ MISTAKES = {
     "both noise flags": ({"target_epsilon": 3}, "--target_epsilon=3", "not both"),
     "clip without noise": ({"noise_multiplier": -1}, "--noise_multiplier=-1", "both"),
     "noise without clip": ({"clip_norm": -1}, "--noise_multiplier=0.8", "--clip_norm is -1"),
-    "target out of reach": ({"noise_multiplier": None, "target_epsilon": 1e-9, "delta": 1e-7}, "target_epsilon=1e-09", "fewer steps"),
+    "target out of reach": (
+        {"noise_multiplier": None, "target_epsilon": 1e-9, "delta": 1e-7},
+        "target_epsilon=1e-09",
+        "fewer steps",
+    ),
     "q over 1": ({"gradient_accumulation_steps": 17}, "--gradient_accumulation_steps=17", "lower it"),
     "delta of 1/n": ({"delta": 1 / 64}, "delta=0.015625", "below 1/num_examples"),
     "unknown target": ({"lora_target_modules": "w_proj"}, "lora_target_modules='w_proj'", "q_proj"),
     "unknown flag": ({"clip_nrom": 1}, "--clip_nrom", "did you mean --clip_norm"),
-    "no such model": ({"model_name_or_path": "nowhere/at-all"}, "--model_name_or_path='nowhere/at-all'", "--access_token"),
+    "no such model": ({"model_name_or_path": "no/where"}, "--model_name_or_path='no/where'", "--access_token"),
     "no such file": ({"train_file": "missing.json"}, "--train_file", "missing.json"),
     "two data sets": ({"dataset_name": "pubmed_generation"}, "--train_file", "exactly one"),
     "block too small": ({"block_size": 1}, "--block_size=1", "at least 2"),

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from dptune._validate import InvalidArgument
 from tests.tiny import CORPUS, tiny_llama, tiny_tokenizer
-from utils import generation
+from utils import generation, generation_batches
 from utils.arguments import SamplingArguments
 from utils.generation import Drawn, draw_batch, generate_all, sampling_config
 from utils.generation_batches import Job, batch_seed, encode_prompt, make_jobs, plan_batches
@@ -105,9 +105,11 @@ def test_an_empty_prompt_is_the_token_that_begins_a_text() -> None:
     assert encode_prompt(tokenizer, "") == [tokenizer.eos_token_id]
 
 
-def test_a_prompt_that_merges_with_a_letter_keeps_its_end() -> None:
-    ids = encode_prompt(tiny_tokenizer(), "Abstrac")
-    assert tiny_tokenizer().decode(ids) == "Abstrac"
+def test_a_prompt_that_merges_with_the_answers_letter_keeps_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    assert len(tokenizer("Abstract").input_ids) == 1
+    monkeypatch.setattr(generation_batches, "_ANSWER_START", "t")
+    assert tokenizer.decode(encode_prompt(tokenizer, "Abstrac")) == "Abstrac"
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -236,7 +238,7 @@ def test_a_run_writes_every_text_in_order(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     jobs = make_jobs(tokenizer, PROMPTS * 3, 40)
-    path = generate_all(model, tokenizer, jobs, _sampling(tmp_path), identity=IDENTITY)
+    path = generate_all(model, tokenizer, jobs, _sampling(tmp_path, batch_size=2), identity=IDENTITY)
     rows = _read(path)
     assert [row["index"] for row in rows] == list(range(12))
     assert [row["prompt"] for row in rows] == PROMPTS * 3
@@ -266,6 +268,21 @@ def test_a_run_that_was_torn_continues_to_the_same_texts(
     generate_all(model, tokenizer, jobs, sampling, identity=IDENTITY)
     assert final.read_bytes() == whole
     assert drawn == []
+
+
+def test_a_run_continued_with_another_batch_size_keeps_what_it_has(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    jobs = make_jobs(tokenizer, PROMPTS[:1] * 6, 30)
+    final = generate_all(model, tokenizer, jobs, _sampling(tmp_path, max_length=30), identity=IDENTITY)
+    kept = final.read_bytes().splitlines(keepends=True)[:4]
+    final.unlink()
+    (final.parent / "generations.rank0.jsonl").write_bytes(b"".join(kept))
+    continued = _sampling(tmp_path, max_length=30, batch_size=6)
+    rows = _read(generate_all(model, tokenizer, jobs, continued, identity=IDENTITY))
+    assert rows[:4] == [json.loads(line) for line in kept]
+    assert [row["index"] for row in rows] == list(range(6))
+    assert len({row["text"] for row in rows}) == 6
 
 
 def _counted(drawn: list[int]) -> Callable[..., list[Drawn]]:

@@ -59,8 +59,9 @@ def test_a_loss_that_is_not_finite_is_null_not_absent(tmp_path: Path) -> None:
 def test_a_new_run_starts_a_new_file(tmp_path: Path) -> None:
     for _ in range(2):
         with RunLog(tmp_path, 1) as log:
+            log.record(StepMetrics(step=0, eval_loss=3.5))
             log.record(_metrics(1))
-    assert [row.get("step") for row in _lines(tmp_path)] == [None, 1]
+    assert [row.get("step") for row in _lines(tmp_path)] == [None, 0, 1]
 
 
 def test_a_resumed_run_keeps_what_its_checkpoint_knows_and_drops_the_rest(tmp_path: Path) -> None:
