@@ -61,17 +61,19 @@ def _is_frozen_linear(head: nn.Module) -> bool:
 
 @torch.no_grad()
 def _head_is_last(model: Any) -> bool:
-    """Whether `model(...)` is its output layer applied to its backbone's last hidden state, tried on two tokens."""
+    """Whether `model(...)` is its output layer applied to its backbone's last hidden state, tried on a few tokens."""
     head = model.get_output_embeddings()
-    if head is None or model.base_model is model:
+    if not hasattr(head, "weight") or model.base_model is model:
         return False
-    ids = torch.zeros((1, 2), dtype=torch.long, device=next(model.parameters()).device)
+    # Not token 0: where it pads, its embedding is zero, and logits of zero are the same under any cap or scale.
+    tried = torch.linspace(1, len(head.weight) - 1, 8, device=next(model.parameters()).device)
+    ids = tried.long()[None]
     was_training = model.training
     model.eval()
     whole = model(input_ids=ids, use_cache=False).logits
     parts = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     model.train(was_training)
-    return torch.equal(whole, parts)
+    return bool(whole.any()) and torch.equal(whole, parts)
 
 
 def _row_sums(logits: Tensor, targets: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from dptune._validate import refuse
 from utils.arguments import AdapterArguments, ModelArguments, SamplingArguments, public_config
 from utils.generation_batches import Job, batch_seed, make_jobs, plan_batches
-from utils.generation_files import Row, append_rows, claim, digest, merge, read_rows, refuse_other_run
+from utils.generation_files import FINAL_FILE, Row, append_rows, claim, digest, merge, read_rows, refuse_other_run
 from utils.modeling import adapter_files, compute_dtype, load_adapter, load_model, load_tokenizer, make_accelerator
 from utils.prompts import format_prompt
 
@@ -86,9 +86,9 @@ def generate_all(
     identity: Mapping[str, Any],
     rank: int = 0,
     world: int = 1,
-    wait: Callable[[], None] = lambda: None,
-) -> Path | None:
-    """Draw this rank's share of the texts and merge those of all: `generations.jsonl` on rank 0, None on the others.
+    wait: Callable[[], object] = lambda: None,
+) -> Path:
+    """Draw this rank's share of the texts; rank 0 merges those of all into `generations.jsonl`, whose path is returned.
 
     Args:
         model: on the device that draws.
@@ -112,7 +112,9 @@ def generate_all(
     pending = [batch for batch in batches if any(job.index not in done for job in batch)]
     _draw_share(model, tokenizer, pending[rank::world], done, sampling, rank)
     wait()
-    return merge(output_dir, len(jobs)) if rank == 0 else None
+    if rank == 0:
+        merge(output_dir, len(jobs))
+    return output_dir / FINAL_FILE
 
 
 def draw_batch(

@@ -74,17 +74,15 @@ def read_rows(output_dir: Path) -> dict[int, Row]:
     return rows
 
 
-def merge(output_dir: Path, count: int) -> Path:
-    """Write rows 0 to `count` - 1 to `generations.jsonl` in order, remove the files of the ranks, return the path."""
+def merge(output_dir: Path, count: int) -> None:
+    """Write rows 0 to `count` - 1 to `generations.jsonl` in order, then remove the files of the ranks."""
     rows = read_rows(output_dir)
     missing = [index for index in range(count) if index not in rows]
     assert not missing, f"{len(missing)} generations are missing, the first is {missing[0]}"
-    final = output_dir / FINAL_FILE
-    with atomic_write(final) as file:
+    with atomic_write(output_dir / FINAL_FILE) as file:
         file.writelines(json.dumps(rows[index], ensure_ascii=False) + "\n" for index in range(count))
     for path in output_dir.glob(_RANK_FILES):
         path.unlink()
-    return final
 
 
 def digest(*paths: Path) -> str:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,50 +146,31 @@ def _run_here(script: Any, *flags: object) -> None:
         script.main(*parse(groups[script], *shared, args=[str(flag) for flag in flags]))
 
 
-def _other_adapter(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
-    other = save_tiny(tmp_path / "other", hidden=64)
-    return [*_dataset_flags(other, tmp_path / "out"), "--lora_weights_path", adapter], "another model"
-
-
-def _absent_adapter(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
-    flags = [*_dataset_flags(model, tmp_path / "out"), "--lora_weights_path", adapter / "absent.bin"]
-    return flags, "--lora_weights_path="
-
-
-def _absent_model(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
-    return _dataset_flags(tmp_path / "absent", tmp_path / "out"), "--model_name_or_path="
-
-
-def _no_room(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
-    return [*_dataset_flags(model, tmp_path / "out"), "--max_length", 2], "--max_length=2: prompt 1 of 40 alone has"
-
-
-def _beyond_the_model(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
-    return [*_dataset_flags(model, tmp_path / "out"), "--max_length", 512], "--max_length=512"
-
-
-def _no_samples(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
-    return [*_dataset_flags(model, tmp_path / "out"), "--num_samples", 0], "--num_samples=0"
-
-
-def _unknown_dataset(model: Path, adapter: Path, tmp_path: Path) -> tuple[list[object], str]:
-    return [*_dataset_flags(model, tmp_path / "out"), "--dataset_name", "other"], "--dataset_name"
-
-
 @pytest.mark.parametrize(
-    "case",
-    [_other_adapter, _absent_adapter, _absent_model, _no_room, _beyond_the_model, _no_samples, _unknown_dataset],
+    ("flags", "expected"),
+    [
+        (["--model_name_or_path", "OTHER", "--lora_weights_path", "ADAPTER"], "another model"),
+        (["--lora_weights_path", "ADAPTER/absent.bin"], "--lora_weights_path="),
+        (["--model_name_or_path", "ADAPTER/absent"], "--model_name_or_path="),
+        (["--max_length", "2"], "--max_length=2: prompt 1 of 40 alone has"),
+        (["--max_length", "512"], "--max_length=512"),
+        (["--num_samples", "0"], "--num_samples=0"),
+        (["--dataset_name", "other"], "--dataset_name"),
+    ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
-    case: Callable[..., tuple[list[object], str]],
+    flags: list[str],
+    expected: str,
     tiny_model_dir: Path,
     adapter_dir: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    flags, expected = case(tiny_model_dir, adapter_dir, tmp_path)
+    other = save_tiny(tmp_path / "other", hidden=64)
+    capfd.readouterr()  # what saving printed
+    flags = [flag.replace("OTHER", str(other)).replace("ADAPTER", str(adapter_dir)) for flag in flags]
     with pytest.raises(SystemExit) as exit_:
-        _run_here(inference_generation_dataset, *flags)
+        _run_here(inference_generation_dataset, *_dataset_flags(tiny_model_dir, tmp_path / "out"), *flags)
     errors = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     assert exit_.value.code == 2
     assert len(errors) == 1

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_the_flag_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -
         ("repetition_penalty", 0.0),
     ],
 )
-def test_sampling_refuses_values_out_of_range(name: str, value: float) -> None:
+def test_sampling_refuses_values_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"^--{name}="):
         SamplingArguments(output_dir="out", **{name: value})
 

@@ -20,7 +20,7 @@ from utils import generation, generation_batches
 from utils.arguments import SamplingArguments
 from utils.generation import Drawn, draw_batch, generate_all, sampling_config
 from utils.generation_batches import Job, batch_seed, encode_prompt, make_jobs, plan_batches
-from utils.generation_files import append_rows, claim, merge, read_rows, refuse_other_run
+from utils.generation_files import Row, append_rows, claim, merge, read_rows, refuse_other_run
 from utils.modeling import load_tokenizer
 from utils.records import joined
 from utils.tokenization import tokenize
@@ -205,7 +205,7 @@ def test_sampling_follows_its_seed_and_leaves_the_global_generator(
 def test_each_flag_that_narrows_sampling_reaches_greedy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, narrow: dict[str, float]
 ) -> None:
-    wide = {"top_k": 0, "top_p": 1.0, "max_length": 30}
+    wide: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "max_length": 30}
     greedy = _draw(model, tokenizer, PROMPTS[:1], **wide, temperature=0)
     assert _draw(model, tokenizer, PROMPTS[:1], **wide) != greedy
     assert _draw(model, tokenizer, PROMPTS[:1], **{**wide, **narrow}) == greedy
@@ -319,7 +319,7 @@ def test_ranks_share_the_batches_without_overlap(
     barrier = threading.Barrier(world, timeout=20)
 
     def run(rank: int) -> None:
-        share = {"rank": rank, "world": world, "wait": lambda: barrier.wait() and None}
+        share: dict[str, Any] = {"rank": rank, "world": world, "wait": barrier.wait}
         generate_all(model, tokenizer, jobs, _sampling(tmp_path / "shared"), identity=IDENTITY, **share)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
@@ -384,7 +384,7 @@ def test_folders_that_cannot_be_continued_are_refused(tmp_path: Path) -> None:
 
 def test_rows_survive_odd_characters_and_torn_lines(tmp_path: Path) -> None:
     texts = ["two\nlines", "a\u2028b\x85c", 'quote " and \\', "é 漢 🙂", ""]
-    rows = [{"prompt": "p", "text": text, "index": index, "ended": True} for index, text in enumerate(texts)]
+    rows: list[Row] = [{"prompt": "p", "text": text, "index": index, "ended": True} for index, text in enumerate(texts)]
     append_rows(tmp_path, 0, rows[:2])
     with (tmp_path / "generations.rank0.jsonl").open("ab") as file:
         file.write('{"prompt": "p", "text": "é'.encode()[:-1])  # cut within a character

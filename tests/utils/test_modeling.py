@@ -44,7 +44,7 @@ def _with_random_adapter(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _load(folder: Path, **kwargs: Any) -> PreTrainedModel:
+def _load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     return load_model(str(folder), **{"dtype": torch.float32, "device": "cpu", **kwargs})
 
 

@@ -1,0 +1,97 @@
+"""The mechanism's numbers, and that none of them can be out of range or changed later."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from dptune import InvalidArgument, PrivacyConfig, accounting
+from dptune.mechanism import sampling_probability
+
+SETTING: dict[str, Any] = {
+    "num_examples": 1000,
+    "expected_batch_size": 50.0,
+    "steps": 20,
+    "clip_norm": 0.3,
+    "noise_multiplier": 1.5,
+    "delta": 1e-5,
+}
+
+
+def test_noise_sensitivity_probability_and_divisor() -> None:
+    config = PrivacyConfig(**SETTING)
+    assert config.sensitivity == 0.3
+    assert config.noise_std == pytest.approx(1.5 * 0.3)
+    assert config.sampling_probability == pytest.approx(0.05)
+    assert config.divisor == 50.0
+
+
+@pytest.mark.parametrize("clip_norm", [0.1, 1.0, 7.0])
+def test_the_noise_over_the_sensitivity_is_the_noise_multiplier_at_any_clip_norm(clip_norm: float) -> None:
+    config = PrivacyConfig(**SETTING | {"clip_norm": clip_norm})
+    assert config.noise_std / config.sensitivity == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_the_shares_of_all_ranks_add_up_to_the_whole(world_size: int) -> None:
+    config = PrivacyConfig(**SETTING)
+    assert world_size * config.noise_std_per_rank(world_size) ** 2 == pytest.approx(config.noise_std**2)
+
+
+def test_it_is_frozen_and_takes_names_only() -> None:
+    config = PrivacyConfig(**SETTING)
+    for name, value in SETTING.items():
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, name, value)
+    with pytest.raises(TypeError):
+        PrivacyConfig(*SETTING.values())  # type: ignore[call-arg]
+
+
+def test_the_planned_epsilon_is_the_accountants() -> None:
+    expected = accounting.epsilon(noise_multiplier=1.5, sampling_probability=0.05, steps=20, delta=1e-5)
+    assert PrivacyConfig(**SETTING).planned_epsilon() == expected > 0
+
+
+def test_the_least_noise_for_an_epsilon() -> None:
+    others = {name: value for name, value in SETTING.items() if name != "noise_multiplier"}
+    config = PrivacyConfig.for_epsilon(target_epsilon=3.0, **others)
+    assert 0.99 * 3 < config.planned_epsilon() <= 3
+    assert {name: getattr(config, name) for name in others} == others
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("num_examples", 0, "give a whole number of at least 1"),
+        ("num_examples", 10.5, "give a whole number"),
+        ("num_examples", math.inf, "give a whole number"),
+        ("steps", 0, "give a whole number of at least 1"),
+        ("steps", True, "give a whole number"),
+        ("clip_norm", 0.0, "give a finite number above 0"),
+        ("clip_norm", -1.0, "give a finite number above 0"),
+        ("clip_norm", math.inf, "give a finite number above 0"),
+        ("noise_multiplier", 0.0, "give a finite number above 0"),
+        ("noise_multiplier", math.nan, "give a finite number above 0"),
+        ("expected_batch_size", 0.0, "give a finite number above 0"),
+        ("expected_batch_size", 1000.5, "must be at most the 1000 examples there are"),
+        ("delta", 0.0, "give a number above 0 and below 1"),
+        ("delta", 1.0, "give a number above 0 and below 1"),
+        ("delta", math.nan, "give a number above 0 and below 1"),
+        ("delta", 1e-3, "must be below 1/num_examples = 0.001"),
+        ("delta", 2e-3, "must be below 1/num_examples = 0.001"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_name_value_and_remedy(name: str, value: Any, remedy: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        PrivacyConfig(**SETTING | {name: value})
+    assert str(caught.value).startswith(f"{name}={value!r}: {remedy}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_ends_of_the_ranges_are_allowed() -> None:
+    assert PrivacyConfig(**SETTING | {"expected_batch_size": 1000.0}).sampling_probability == 1
+    assert PrivacyConfig(**SETTING | {"delta": 0.999e-3}).delta == 0.999e-3
+    assert sampling_probability(0.5, 1000) == 0.0005  # less than one example a step is a setting too

@@ -1,0 +1,170 @@
+"""The noise: standard normal in every respect that a test can see, independent, and ready before it is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dptune import GaussianNoise, InvalidArgument, Keystream
+from dptune import noise as noise_module
+from dptune.noise import standard_normals
+
+LARGE = 3 * noise_module._CHUNK + 12_345  # several chunks and a part of one
+
+
+@pytest.fixture(scope="module")
+def values() -> np.ndarray:
+    return standard_normals(Keystream.for_tests(1), LARGE).astype(np.float64)
+
+
+def test_moments(values: np.ndarray) -> None:
+    n = len(values)
+    assert abs(values.mean()) < 5 / n**0.5
+    assert abs(values.var() - 1) < 5 * (2 / n) ** 0.5
+    assert abs(stats.skew(values)) < 5 * (6 / n) ** 0.5
+    assert abs(stats.kurtosis(values)) < 5 * (24 / n) ** 0.5
+
+
+def test_distribution_and_tails(values: np.ndarray) -> None:
+    assert stats.kstest(values, "norm").pvalue > 1e-6
+    for bound in (2.0, 3.0, 4.0):
+        for beyond in ((values > bound).sum(), (values < -bound).sum()):
+            expected = len(values) * stats.norm.sf(bound)
+            assert abs(beyond - expected) < 5 * expected**0.5 + 1
+    assert 4.5 < abs(values).max() < 8.6
+
+
+@pytest.mark.parametrize("lag", [1, 2, LARGE // 2, noise_module._CHUNK // 2, noise_module._CHUNK])
+def test_values_of_one_vector_are_independent(values: np.ndarray, lag: int) -> None:
+    """Half a chunk apart stand the two values that one Box-Muller pair gave: also their sizes must not be related."""
+    one, other = values[:-lag], values[lag:]
+    for left, right in ((one, other), (one**2, other**2), (abs(one), abs(other))):
+        assert abs(np.corrcoef(left, right)[0, 1]) < 5 / len(one) ** 0.5
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 255, 256, 257, 511, 512, 513])
+def test_odd_sizes_and_borders_between_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(noise_module, "_CHUNK", 256)
+    many = np.stack([standard_normals(Keystream.for_tests(seed), size) for seed in range(400)])
+    assert many.dtype == np.float32
+    assert many.shape == (400, size)
+    assert np.isfinite(many).all()
+    assert (many.std(axis=0) > 0.75).all()  # each place is filled: an unfilled one would be constant or huge
+    assert (many.std(axis=0) < 1.3).all()
+    assert len(np.unique(many)) > 0.98 * many.size  # float32: some coincide
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.25, 0.75, 1 - 2.0**-53])
+def test_the_ends_of_the_unit_interval_are_finite(uniform: float) -> None:
+    class Constant:
+        def uniforms(self, count: int) -> np.ndarray:
+            return np.full(count, uniform)
+
+    drawn = standard_normals(Constant(), 4)  # type: ignore[arg-type]
+    assert np.isfinite(drawn).all()
+    assert abs(drawn).max() < 8.6
+
+
+def test_steps_are_independent_and_the_type_is_float32() -> None:
+    with GaussianNoise(20_000) as source:
+        steps = torch.stack([source.take() for _ in range(6)])
+    assert steps.dtype == torch.float32
+    assert (torch.corrcoef(steps) - torch.eye(6)).abs().max() < 5 / 20_000**0.5
+    assert len(steps.flatten().unique()) > 0.99 * steps.numel()
+
+
+def test_a_step_keeps_its_values_when_the_next_is_made() -> None:
+    with GaussianNoise(1000) as source:
+        first = source.take()
+        copy = first.clone()
+        source.take()
+        assert torch.equal(first, copy)
+
+
+def test_the_key_alone_decides_and_the_thread_changes_nothing() -> None:
+    stream = Keystream.for_tests(5)
+    with GaussianNoise(1001, Keystream.for_tests(5)) as source:
+        for _ in range(3):
+            assert np.array_equal(source.take().numpy(), standard_normals(stream, 1001))
+
+
+def test_seeds_do_not_reach_it() -> None:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        with GaussianNoise(10) as source:
+            drawn.append(source.take())
+    assert not torch.equal(*drawn)
+
+
+class _Watched(Keystream):
+    """Reports each use, with the name of the thread."""
+
+    def __init__(self) -> None:
+        super().__init__(bytes(32), secret=False)
+        self.used = threading.Semaphore(0)
+        self.threads: set[str] = set()
+
+    def uniforms(self, count: int) -> np.ndarray:
+        self.threads.add(threading.current_thread().name)
+        self.used.release()
+        return super().uniforms(count)
+
+
+def test_the_next_vector_is_made_in_the_background_before_it_is_asked_for() -> None:
+    stream = _Watched()
+    with GaussianNoise(8, stream) as source:
+        for _ in range(3):
+            for _ in range(2):  # two draws of uniforms a vector, made while this thread waits
+                assert stream.used.acquire(timeout=20)
+            source.take()
+    assert threading.current_thread().name not in stream.threads
+    assert all(name.startswith("dptune-noise") for name in stream.threads)
+
+
+class _Broken(Keystream):
+    """Gives one vector, then fails."""
+
+    def __init__(self) -> None:
+        super().__init__(bytes(32), secret=False)
+        self._good: Iterator[int] = iter(range(2))
+
+    def uniforms(self, count: int) -> np.ndarray:
+        if next(self._good, None) is None:
+            raise OSError("no randomness left")
+        return super().uniforms(count)
+
+
+def test_an_error_in_the_thread_surfaces_and_no_old_noise_is_given_again() -> None:
+    with GaussianNoise(8, _Broken()) as source:
+        source.take()
+        for _ in range(2):
+            with pytest.raises(OSError, match="no randomness left"):
+                source.take()
+
+
+def test_closing_ends_the_thread_and_may_be_repeated() -> None:
+    source = GaussianNoise(8)
+    source.take()
+    source.close()
+    source.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        source.take()
+
+
+def test_the_source_says_whether_the_key_is_secret() -> None:
+    with GaussianNoise(1) as secret, GaussianNoise(1, Keystream.for_tests(0)) as fixed:
+        assert "operating system" in secret.source
+        assert "FIXED key" in fixed.source
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5])
+def test_a_size_that_cannot_be_is_refused(size: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"size={size}: "):
+        GaussianNoise(size)

@@ -1,0 +1,170 @@
+"""Draws are Poisson: each example independently, at every step. Dealing is a partition that wastes little."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from dptune import InvalidArgument, Keystream, PoissonSampler, deal
+from dptune.keystream import new_key
+
+EXAMPLES, Q, STEPS = 300, 0.07, 4000
+
+
+@pytest.fixture(scope="module")
+def presence() -> np.ndarray:
+    """[step, example]: 1 where the example was drawn."""
+    sampler = PoissonSampler(EXAMPLES, Q, Keystream.for_tests(11))
+    found = np.zeros((STEPS, EXAMPLES))
+    for step in range(STEPS):
+        found[step, sampler.draw()] = 1
+    return found
+
+
+def within(counts: np.ndarray, trials: int, q: float) -> bool:
+    """Chi-square test of binomial counts with a known q: about 1e-6 of all keys would fail it."""
+    statistic = ((counts - trials * q) ** 2 / (trials * q * (1 - q))).sum()
+    low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], df=len(counts))
+    return low < statistic < high
+
+
+def test_each_example_is_drawn_binomially_with_q(presence: np.ndarray) -> None:
+    assert within(presence.sum(0), STEPS, Q)
+    assert abs(presence.mean() - Q) < 5 * (Q * (1 - Q) / presence.size) ** 0.5
+
+
+def test_the_number_drawn_is_binomial_too_and_not_fixed(presence: np.ndarray) -> None:
+    """Fixed-size batches, shuffled epochs, and drawing with replacement have another spread."""
+    assert within(presence.sum(1), EXAMPLES, Q)
+
+
+def test_examples_are_independent_of_each_other(presence: np.ndarray) -> None:
+    correlations = np.corrcoef(presence.T)[np.triu_indices(EXAMPLES, 1)] * STEPS**0.5
+    assert abs(correlations).max() < 6.5  # 45,000 pairs
+    assert abs(correlations.std() - 1) < 0.03
+
+
+def test_steps_are_independent_of_each_other(presence: np.ndarray) -> None:
+    """In an epoch that is shuffled, an example drawn once does not come again until all others have."""
+    for lag in (1, 2, round(1 / Q)):
+        together = (presence[:-lag] * presence[lag:]).sum()
+        expected = (STEPS - lag) * EXAMPLES * Q**2
+        assert abs(together - expected) < 5 * expected**0.5
+
+
+@given(count=st.integers(1, 400), q=st.floats(0.001, 1.0), seed=st.integers(0, 10_000))
+@settings(max_examples=50, deadline=None)
+def test_a_draw_is_a_sorted_set_of_indices(count: int, q: float, seed: int) -> None:
+    draw = PoissonSampler(count, q, Keystream.for_tests(seed)).draw()
+    assert draw.dtype == np.int64
+    assert (np.diff(draw) > 0).all()
+    assert len(draw) == 0 or (draw[0] >= 0 and draw[-1] < count)
+
+
+def test_a_probability_of_one_draws_everyone() -> None:
+    sampler = PoissonSampler(50, 1.0)
+    for _ in range(20):
+        assert np.array_equal(sampler.draw(), np.arange(50))
+
+
+def test_empty_draws_happen_as_often_as_they_should() -> None:
+    sampler = PoissonSampler(10, 0.05, Keystream.for_tests(4))
+    empty = sum(len(sampler.draw()) == 0 for _ in range(3000))
+    expected = 0.95**10
+    assert abs(empty / 3000 - expected) < 5 * (expected * (1 - expected) / 3000) ** 0.5
+
+
+def test_ranks_that_share_a_key_see_the_same_draws_and_others_do_not() -> None:
+    key = new_key()
+    one, other = (PoissonSampler(500, 0.3, Keystream.shared(key)) for _ in range(2))
+    draws = [one.draw() for _ in range(3)]
+    assert all(np.array_equal(draw, other.draw()) for draw in draws)
+    assert not np.array_equal(draws[0], draws[1])
+    assert not np.array_equal(PoissonSampler(500, 0.3).draw(), PoissonSampler(500, 0.3).draw())
+
+
+def test_seeds_do_not_reach_the_draws() -> None:
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        draws.append(PoissonSampler(500, 0.3).draw().tolist())
+    assert draws[0] != draws[1]
+
+
+@pytest.mark.parametrize(("count", "q", "named"), [(0, 0.5, "num_examples=0"), (5, 0.0, "0.0"), (5, 1.1, "1.1")])
+def test_a_sampler_that_cannot_be_is_refused(count: int, q: float, named: str) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        PoissonSampler(count, q)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=120),
+    token_budget=st.integers(1, 1000),
+    ranks=st.integers(1, 9),
+    max_padding=st.sampled_from([0.0, 0.05, 0.3]),
+    data=st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_dealing_is_a_partition_with_as_many_micro_batches_on_every_rank(
+    lengths: list[int], token_budget: int, ranks: int, max_padding: float, data: st.DataObject
+) -> None:
+    draw = np.array(sorted(data.draw(st.sets(st.sampled_from(range(len(lengths)))))), dtype=np.int64)
+    sizes = np.array(lengths)
+    dealt = deal(draw, sizes, token_budget=token_budget, ranks=ranks, max_padding=max_padding)
+    assert len(dealt) == ranks
+    assert len({len(parts) for parts in dealt}) == 1
+    assert sorted(index for parts in dealt for part in parts for index in part) == draw.tolist()
+    for parts in dealt:
+        for part in parts:
+            assert part.dtype == np.int64
+            assert len(part) <= 1 or len(part) * sizes[part].max() <= token_budget
+    assert all(any(len(parts[step]) for parts in dealt) for step in range(len(dealt[0])))  # no forward pass for nobody
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_an_empty_draw_has_no_micro_batch(ranks: int) -> None:
+    assert deal(np.array([], dtype=np.int64), np.array([3, 4]), token_budget=10, ranks=ranks) == [[]] * ranks
+
+
+def text_lengths(count: int, seed: int) -> np.ndarray:
+    """Lengths like those of abstracts cut at 512 tokens."""
+    return np.random.default_rng(seed).lognormal(5.4, 0.5, count).clip(8, 512).astype(np.int64)
+
+
+@pytest.mark.parametrize("size", [64, 256, 2048])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_at_most_one_token_in_twenty_is_padding(size: int, ranks: int) -> None:
+    for seed in range(5):
+        lengths = text_lengths(size, seed)
+        dealt = deal(np.arange(size), lengths, token_budget=2048, ranks=ranks)
+        padded = sum(len(part) * lengths[part].max() for parts in dealt for part in parts if len(part))
+        assert lengths.sum() / padded >= 0.95
+
+
+def test_the_token_budget_is_used() -> None:
+    """Examples of equal length fill it: 2048 of 64 tokens are 64 micro-batches of 32."""
+    dealt = deal(np.arange(2048), np.full(2048, 64), token_budget=2048)
+    assert [len(part) for part in dealt[0]] == [32] * 64
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("each", [64, 200])
+def test_no_rank_has_much_more_to_do_than_the_others(ranks: int, each: int) -> None:
+    for seed in range(5):
+        lengths = text_lengths(ranks * each, seed)
+        dealt = deal(np.arange(len(lengths)), lengths, token_budget=2048, ranks=ranks)
+        tokens = [sum(lengths[part].sum() for part in parts) for parts in dealt]
+        assert max(tokens) <= 1.05 * np.mean(tokens)
+        waited_for = [max(lengths[parts[step]].sum() for parts in dealt) for step in range(len(dealt[0]))]
+        assert sum(waited_for) <= 1.1 * np.mean(tokens)  # the slowest rank of each micro-batch
+
+
+@pytest.mark.parametrize("changed", [{"token_budget": 0}, {"ranks": 0}, {"token_budget": 1.5}])
+def test_a_deal_that_cannot_be_is_refused(changed: dict[str, int]) -> None:
+    with pytest.raises(InvalidArgument, match=next(iter(changed))):
+        deal(np.arange(2), np.array([3, 4]), **({"token_budget": 10} | changed))

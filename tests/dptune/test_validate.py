@@ -1,0 +1,59 @@
+"""Every refusal is one line: the name, the value, the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from dptune import InvalidArgument
+from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
+
+
+def test_the_shape_of_an_error() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        refuse("clip_norm", "a", "give a number")
+    assert str(caught.value) == "clip_norm='a': give a number"
+    assert isinstance(caught.value, ValueError)
+
+
+def positive(value: float) -> None:
+    require_positive("x", value)
+
+
+def probability(value: float) -> None:
+    require_probability("x", value)
+
+
+def count(value: float) -> None:
+    require_count("x", value)  # type: ignore[arg-type]
+
+
+def count_from_zero(value: float) -> None:
+    require_count("x", value, minimum=0)  # type: ignore[arg-type]
+
+
+def delta_of_a_hundred(value: float) -> None:
+    require_delta(value, 100)
+
+
+@pytest.mark.parametrize(
+    ("check", "good", "bad"),
+    [
+        (positive, [1e-300, 1, 1e300], [0, -1, math.nan, math.inf, -math.inf]),
+        (probability, [1e-9, 0.5, 1], [0, -0.1, 1 + 1e-9, math.nan, math.inf]),
+        (count, [1, 2, 10**12, 3.0], [0, -1, 1.5, True, False, math.nan, math.inf]),
+        (count_from_zero, [0, 1], [-1, 0.5, False]),
+        (require_delta, [1e-300, 1e-7, 0.999], [0, 1, -1e-7, 2, math.nan, math.inf]),
+        (delta_of_a_hundred, [1e-7, 0.00999], [0.01, 0.5, 1]),
+    ],
+)
+def test_ranges(check: Callable[[float], None], good: list[float], bad: list[float]) -> None:
+    for value in good:
+        check(value)
+    for value in bad:
+        with pytest.raises(InvalidArgument) as caught:
+            check(value)
+        assert f"={value!r}: " in str(caught.value)
+        assert "\n" not in str(caught.value)
