@@ -1,0 +1,46 @@
+# make test | lint | demo | clean. Needs Python 3.11 or newer with pip and venv; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+# One thread a worker (OMP_NUM_THREADS below): more than cores only slows both down.
+PYTEST_FLAGS ?= -n 2 --dist worksteal
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
+# What the demo and the scripts need, and what the tests and checks need on top. A stamp is older than the file it was
+# made from when that file changed.
+RUNTIME := $(VENV)/.runtime-installed
+TOOLS := $(VENV)/.tools-installed
+
+.PHONY: help test lint demo clean
+
+help:
+	@echo "make test    install what is missing, run the tests (PYTEST_FLAGS='tests/x.py -n 0' for one file)"
+	@echo "make lint    ruff and mypy"
+	@echo "make demo    fine-tune a real 135M-parameter Llama with a stated epsilon and sample from it"
+	@echo "make clean   remove $(VENV), build leftovers and caches (the demo's downloads in .demo stay)"
+
+test: $(TOOLS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(TOOLS)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+demo: $(RUNTIME)
+	PYTHON=$(VENV)/bin/python bash scripts/demo.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(RUNTIME): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON=$(PYTHON) is older than 3.11: make PYTHON=python3.11 ...")'
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@echo "installing requirements.txt into $(VENV): about 1 GB, some minutes"
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+# Editable, so that the tools see the working tree and never a stale copy of it.
+$(TOOLS): $(RUNTIME) pyproject.toml
+	@echo "installing the tools of the tests into $(VENV)"
+	@$(PIP) --constraint requirements.txt --editable '.[test]'
+	@touch $@

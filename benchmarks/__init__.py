@@ -1,0 +1,1 @@
+"""Programs that print a ratio. Run them from the repository: `python -m benchmarks.step`."""

@@ -1,0 +1,117 @@
+"""Who is compared: our step with and without privacy. `peers.py` holds the others.
+
+A contender turns one draw into one update of its own adapters: micro-batches, gradient, AdamW. What each is given is
+the same: frozen weights, adapters' shape, draw, tokens (or examples) that fit at a time, optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.lengths import Draw, padded
+from benchmarks.models import TARGETS, with_own_adapters
+from dptune import (
+    CausalLMLoss,
+    Ledger,
+    PlainStep,
+    PrivacyConfig,
+    PrivateStep,
+    add_lora,
+    deal,
+    trainable_parameters,
+)
+
+PRIVATE, PLAIN = "dptune, private", "dptune, no privacy"
+CLIP_NORM, NOISE_MULTIPLIER = 1.0, 1.0  # decide no speed
+_NUM_EXAMPLES = 75_329  # likewise; that many abstracts were the project's first data set
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all contenders have in common."""
+
+    base: Any
+    device: torch.device
+    batch: int
+    block: int
+    examples: int
+    rank: int
+    gradient_ckpt: bool
+
+    @property
+    def token_budget(self) -> int:
+        """As many padded tokens as `batch` examples of `block` tokens have."""
+        return self.batch * self.block
+
+
+class Contender(Protocol):
+    """One way to train adapters."""
+
+    name: str
+
+    def step(self, draw: Draw) -> None:
+        """One logical step: the whole draw, then one update."""
+
+    def close(self) -> None:
+        """Let go of threads and files."""
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of every contender."""
+    return torch.optim.AdamW(parameters, lr=1e-4)
+
+
+class Ours:
+    """Our step: the draw sorted by length and cut by a token budget, logits where a label counts."""
+
+    def __init__(self, job: Job, *, private: bool) -> None:
+        self.name = PRIVATE if private else PLAIN
+        self._job = job
+        self._model = with_own_adapters(job.base, gradient_ckpt=job.gradient_ckpt)
+        add_lora(self._model, rank=job.rank, alpha=job.rank, targets=TARGETS)
+        self._loss = CausalLMLoss(self._model)
+        self._optimizer = adamw(trainable_parameters(self._model))
+        self._open = ExitStack()
+        folder = Path(self._open.enter_context(TemporaryDirectory()))
+        self._step: PrivateStep | PlainStep = (
+            _private_step(self._model, job, folder) if private else PlainStep(self._model, job.examples)
+        )
+        self._open.enter_context(self._step)
+
+    def step(self, draw: Draw) -> None:
+        for part in self._micro_batches(draw):
+            ids, labels, _ = padded(part, self._job.device)
+            self._step.backward(self._loss(ids, labels))
+        self._step.finish()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def _micro_batches(self, draw: Draw) -> Iterator[Draw]:
+        lengths = np.array([len(ids) for ids, _ in draw])
+        for rows in deal(np.arange(len(draw)), lengths, token_budget=self._job.token_budget)[0]:
+            yield [draw[row] for row in rows]
+
+
+def _private_step(model: nn.Module, job: Job, folder: Path) -> PrivateStep:
+    """Everything that a real private step does: clipping, secret noise, a ledger on disk."""
+    config = PrivacyConfig(
+        num_examples=max(_NUM_EXAMPLES, job.examples),
+        expected_batch_size=job.examples,
+        steps=1000,
+        clip_norm=CLIP_NORM,
+        noise_multiplier=NOISE_MULTIPLIER,
+        delta=1e-7,
+    )
+    return PrivateStep(model, config, ledger=Ledger(folder / "ledger.jsonl"))

@@ -1,0 +1,109 @@
+"""Time and peak memory of contenders.
+
+Times alternate: each round every contender does the same draw, in an order that turns, so that a busy machine slows
+all of them alike; ratios are taken within a round. Memory is measured in a fresh process for each contender, since a
+process keeps what another one needed.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from benchmarks.contenders import Contender
+from benchmarks.lengths import Draw
+
+_PEAK_RESET = "5"  # what /proc/self/clear_refs takes to forget the peak (man 5 proc)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: before the first step (the model, on a CPU Python and libraries too), and the most during steps."""
+
+    before: int
+    peak: int
+
+
+def alternate(
+    contenders: Sequence[Contender], draws: Sequence[Draw], *, warmup: int, device: torch.device, max_seconds: float
+) -> dict[str, list[float]]:
+    """Seconds of every contender's logical steps, one a round.
+
+    Args:
+        draws: one a round; the first `warmup` rounds do not count.
+        max_seconds: no round begins later than this, but one round that counts is always run.
+    """
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    begin = time.perf_counter()
+    for number, draw in enumerate(draws):
+        if number > warmup and time.perf_counter() - begin > max_seconds:
+            print(
+                f"stopped after {number - warmup} of {len(draws) - warmup} rounds: --max_seconds",
+                file=sys.stderr,
+                flush=True,
+            )
+            break
+        print(f"round {number + 1} of {len(draws)}", file=sys.stderr, flush=True)
+        turn = number % len(contenders)
+        for contender in [*contenders[turn:], *contenders[:turn]]:
+            taken = _seconds(contender, draw, device)
+            if number >= warmup:
+                seconds[contender.name].append(taken)
+    return seconds
+
+
+def _seconds(contender: Contender, draw: Draw, device: torch.device) -> float:
+    _wait_for(device)
+    begin = time.perf_counter()
+    contender.step(draw)
+    _wait_for(device)
+    return time.perf_counter() - begin
+
+
+def _wait_for(device: torch.device) -> None:
+    """GPU kernels run behind the program: a clock read too early times only their launch."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_fresh_process(function: Callable[..., Memory], *args: object) -> Memory:
+    """`function(*args)` in a new Python process, which then ends."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def memory_of(contender: Contender, draws: Sequence[Draw], device: torch.device) -> Memory:
+    """Peak over one logical step for each of `draws`; call it in a process of the contender's own."""
+    _reset_peak(device)
+    before = _peak(device)
+    for draw in draws:
+        contender.step(draw)
+    _wait_for(device)
+    return Memory(before, _peak(device))
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text(_PEAK_RESET)
+
+
+def _peak(device: torch.device) -> int:
+    """Most bytes since the reset: allocated on a GPU, resident on a CPU (without /proc, since the process began)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The demo: a real 135M-parameter Llama learns to chat like people of the Chit-Chat Challenge, with a stated epsilon.
+#   make demo          (or PYTHON=.venv/bin/python bash scripts/demo.sh, with requirements.txt installed)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+demo=.demo
+run=$demo/run-$(date +%Y%m%d-%H%M%S) # a new folder each time: a folder that holds a run is refused
+launch=("$python" -m accelerate.commands.launch --config_file accelerate_configs/accelerate_config_nofsdp.cfg)
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+"$python" -m scripts.prepare_demo --output_dir "$demo"
+
+"${launch[@]}" train_clm.py \
+  --model_name_or_path "$demo/SmolLM2-135M" \
+  --train_file "$demo/chitchat/train.jsonl" --validation_file "$demo/chitchat/validation.jsonl" \
+  --output_dir "$run" --block_size 128 \
+  --per_device_train_batch_size 8 --gradient_accumulation_steps 16 --max_train_steps 12 \
+  --target_epsilon 8 --delta 1e-6 --clip_norm 1 \
+  --learning_rate 2e-3 --num_warmup_steps 0 --lr_scheduler_type constant --eval_freq 12 --seed 0
+
+cat >"$run/instructions.txt" <<'LINES'
+Hey, how is your day going? #### 2
+What do you like to do on weekends? #### 2
+Do you have any brothers or sisters? #### 2
+I just watched a really good movie. #### 2
+If you could travel anywhere, where would you go? #### 2
+LINES
+"${launch[@]}" inference_generation_instruction.py \
+  --model_name_or_path "$demo/SmolLM2-135M" --lora_weights_path "$run/lora_weights.bin" \
+  --instruction_file "$run/instructions.txt" --max_length 64 --output_dir "$run/generations"
+
+"$python" - "$run/generations/generations.jsonl" <<'PRINT'
+import json
+import sys
+
+for row in map(json.loads, open(sys.argv[1], encoding="utf-8")):
+    print(f"> {row['prompt'].strip()}\n  {' '.join(row['text'].split())}")
+PRINT
+echo "privacy report: $run/privacy_report.json"
+echo "epsilon by step: $run/epsilon.png"
+echo "loss by step (not private): $run/diagnostics.png"
