@@ -2,7 +2,7 @@
 # The benchmark on one GPU in under 8 minutes, without any network: Llama shapes of 1B and 7B with random weights, bfloat16,
 # T=512. Needs torch, transformers and the engine's dependencies; peers that are not installed are left out.
 #   benchmarks/run_gpu.sh              (or PYTHON=python3 benchmarks/run_gpu.sh, with those installed there)
-# Smaller, to try the script itself anywhere:
+# Without Opacus: CONTENDERS="private plain peft". Smaller, to try the script itself anywhere:
 #   SHAPES=tiny DEVICE=cpu DTYPE=float32 BLOCK=32 DRAW=8 ROUNDS=2 OUTPUT_DIR=/tmp/results benchmarks/run_gpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,7 +20,7 @@ fi
 # and more, as in real runs: noise is prepared while the step computes, and a step of one batch would not hide it.
 for shape in ${SHAPES:-llama-1b llama-7b}; do
   common=(--shape "$shape" --device "$device" --dtype "${DTYPE:-bfloat16}" --batch 4 --warmup 2 --rounds "${ROUNDS:-5}"
-    --max_seconds 45)
+    --max_seconds 45 --contenders ${CONTENDERS:-private plain peft opacus opacus-ghost})
   result=$output/step_${name}_${shape}_$(date +%Y-%m-%d)
   "$python" -m benchmarks.step "${common[@]}" --setting fixed --block "${BLOCK:-512}" --accumulate 8 --output "$result-fixed.md"
   "$python" -m benchmarks.step "${common[@]}" --setting ragged --ragged_block "${BLOCK:-512}" --draw "${DRAW:-64}" --no_memory \
