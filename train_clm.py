@@ -40,12 +40,12 @@ from utils.data import load_training_data
 from utils.evaluation import held_out_loss
 from utils.modeling import (
     checkpoint_activations,
-    compute_dtype,
     load_model,
     load_skeleton,
     load_tokenizer,
     make_accelerator,
     require_context,
+    training_dtype,
 )
 from utils.run_log import RunLog, StepMetrics, summarise
 from utils.run_outputs import finish_run, refuse_existing_run, start_run
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_args, data_args, privacy_args, lora_args, optimization, output = groups
     refuse_existing_run(output.output_dir)
     accelerator = make_accelerator()
-    dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
+    dtype = training_dtype(accelerator.mixed_precision, accelerator.device)
     name, hub = model_args.model_name_or_path, {"token": model_args.access_token, "revision": model_args.revision}
     lora = {"rank": lora_args.lora_r, "alpha": lora_args.lora_alpha, "targets": lora_args.lora_target_modules}
 

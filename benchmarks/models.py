@@ -70,7 +70,7 @@ def load(model: str | None, shape: str | None, *, dtype: str, device: torch.devi
 def _load_saved(folder: str, dtype: torch.dtype) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         refuse("--model", folder, f"no model could be loaded ({reason}); make demo writes .demo/SmolLM2-135M")
 

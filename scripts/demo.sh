@@ -14,10 +14,10 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "${launch[@]}" train_clm.py \
   --model_name_or_path "$demo/SmolLM2-135M" \
   --train_file "$demo/chitchat/train.jsonl" --validation_file "$demo/chitchat/validation.jsonl" \
-  --output_dir "$run" --block_size 128 \
-  --per_device_train_batch_size 8 --gradient_accumulation_steps 16 --max_train_steps 12 \
-  --target_epsilon 8 --delta 1e-6 --clip_norm 1 \
-  --learning_rate 2e-3 --num_warmup_steps 0 --lr_scheduler_type constant --eval_freq 12 --seed 0
+  --output_dir "$run" --block_size 64 \
+  --per_device_train_batch_size 16 --gradient_accumulation_steps 8 --max_train_steps 8 \
+  --target_epsilon 8 --delta 1e-6 --clip_norm 1 --lora_r 4 --lora_target_modules q_proj v_proj \
+  --learning_rate 5e-3 --lr_scheduler_type constant --eval_freq 8
 
 cat >"$run/instructions.txt" <<'LINES'
 Hey, how is your day going? #### 2

@@ -62,7 +62,7 @@ CHITCHAT = Source(
 MIN_ANSWER_WORDS = 4
 MAX_TURN_WORDS = 60
 HELD_OUT_PER_MILLE = 150  # of the people; of the conversations far fewer, since nobody in one may be in training
-MAX_HELD_OUT_ROWS = 8  # of one writer: two talkative ones would be half of the held-out loss, and it is measured twice
+MAX_HELD_OUT_ROWS = 4  # of one writer: two talkative ones would be half of the held-out loss, and it is measured twice
 _NOT_PROSE = re.compile(r"</?(?:em|strong)>|(?:https?://|www\.)\S+|\S+@\S+\.\S+")
 
 TEST_SENTENCE = "The capital of France is Paris, and it is known for the Eiffel Tower."

@@ -41,6 +41,14 @@ def compute_dtype(mixed_precision: str, device: torch.device | str) -> torch.dty
     return dtypes[mixed_precision]
 
 
+def training_dtype(mixed_precision: str, device: torch.device | str) -> torch.dtype:
+    """`compute_dtype`, without fp16: an example's gradient underflows there unless its loss is scaled."""
+    dtype = compute_dtype(mixed_precision, device)
+    if dtype == torch.float16:
+        refuse("mixed_precision", mixed_precision, "not for training; set bf16 or 'no' in the launch configuration")
+    return dtype
+
+
 def load_tokenizer(name: str, *, token: str | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name.
 

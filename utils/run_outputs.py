@@ -13,7 +13,7 @@ from torch import nn
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
-from dptune.accounting import Spend, running_epsilon
+from dptune.accounting import Spend, compose
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.ledger import Ledger
 from dptune.model_card import published_name, write_model_card
@@ -30,7 +30,7 @@ RESULTS_NAME = "all_results.json"
 EPSILON_PLOT = "epsilon.png"
 PRIVACY_UNIT = "one training example (one row of the data set)"
 
-_CURVE_POINTS = 40
+_CURVE_POINTS = 20
 
 
 def refuse_existing_run(output_dir: str) -> None:
@@ -123,5 +123,5 @@ def _plot_epsilon(path: Path, statement: PrivacyStatement) -> None:
     assert statement.delta is not None
     steps = sorted({round(step) for step in np.linspace(1, statement.steps, _CURVE_POINTS)})
     spends = [Spend(statement.noise_multiplier, statement.sampling_probability, step) for step in steps]
-    epsilons = [running_epsilon([spend], delta=statement.delta) for spend in spends]
+    epsilons = [compose([spend], delta=statement.delta) for spend in spends]
     plot_epsilon(path, steps, epsilons, statement)

@@ -81,8 +81,8 @@ def test_the_peak_holds_what_a_step_let_go_of():
     class Hungry:
         name = "hungry"
 
-        def step(self, draw: lengths.Draw) -> None:
-            torch.ones(64 << 20, dtype=torch.uint8).sum()
+        def step(self, _: lengths.Draw) -> None:
+            torch.ones(64 << 20, dtype=torch.uint8)
 
         def close(self) -> None:
             """Nothing."""
@@ -121,7 +121,7 @@ def test_rounds_end_with_the_time_but_one_always_counts():
 
 def test_a_peer_that_is_not_installed_or_fails_is_left_out_with_the_reason(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda package: None if package == "opacus" else package)
-    monkeypatch.setattr(peers, "make", lambda name, job: job.no_such_thing)
+    monkeypatch.setattr(peers, "make", lambda _, job: job.no_such_thing)
     args = arguments("--setting", "fixed", "--no_memory", "--contenders", "plain", "peft", "opacus", "opacus-ghost")
     result = step.run_setting(args, "fixed")
     assert set(rows_of(result)) == {PLAIN}
@@ -131,7 +131,7 @@ def test_a_peer_that_is_not_installed_or_fails_is_left_out_with_the_reason(monke
 
 
 def test_a_failure_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(Ours, "step", lambda self, draw: draw.no_such_thing)
+    monkeypatch.setattr(Ours, "step", lambda _, draw: draw.no_such_thing)
     with pytest.raises(AttributeError, match="no_such_thing"):
         step.time_setting(arguments("--contenders", "private"), "fixed")
 

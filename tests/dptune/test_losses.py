@@ -106,7 +106,7 @@ def test_looking_at_the_model_leaves_its_mode_alone() -> None:
         assert model.get_submodule("model.layers.0").training is training
 
 
-@pytest.mark.parametrize("chunk", [1, 100, 500])
+@pytest.mark.parametrize("chunk", [1, 500, 4 * 60 * len(EXAMPLES)])  # the last: 4 labels of each example
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, model: nn.Module, chunk: int) -> None:
     double = oracle(model)
     whole = losses_of(double, EXAMPLES)
@@ -184,10 +184,13 @@ def test_an_example_without_a_label_has_loss_and_gradient_exactly_zero(model: nn
         assert grad[0].any()
 
 
-def test_a_label_on_the_first_token_alone_counts_nothing(model: nn.Module) -> None:
+def test_a_label_on_the_first_token_counts_nothing(model: nn.Module) -> None:
     """Nothing comes before it that could predict it."""
     ids, labels = padded(EXAMPLES)
-    labels[1, 0], labels[1, 1:] = ids[1, 0], -100
+    before = CausalLMLoss(model)(ids, labels)
+    labels[:, 0] = ids[:, 0]
+    assert torch.equal(CausalLMLoss(model)(ids, labels), before)
+    labels[1, 1:] = -100
     assert CausalLMLoss(model)(ids, labels)[1] == 0
 
 

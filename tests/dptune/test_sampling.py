@@ -164,6 +164,14 @@ def test_no_rank_has_much_more_to_do_than_the_others(ranks: int, each: int) -> N
         assert sum(waited_for) <= 1.1 * np.mean(tokens)  # the slowest rank of each micro-batch
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_no_rank_always_gets_the_longest_of_a_row(ranks: int) -> None:
+    """Evenly spaced lengths in an even number of rows: turning every other row makes the sums equal."""
+    lengths = np.arange(10, 10 + 6 * ranks)
+    dealt = deal(np.arange(len(lengths)), lengths, token_budget=10_000, ranks=ranks, max_padding=0.9)
+    assert len({sum(lengths[part].sum() for part in parts) for parts in dealt}) == 1
+
+
 @pytest.mark.parametrize("changed", [{"token_budget": 0}, {"ranks": 0}, {"token_budget": 1.5}])
 def test_a_deal_that_cannot_be_is_refused(changed: dict[str, int]) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(changed))):

@@ -17,7 +17,15 @@ from dptune._validate import InvalidArgument
 from dptune.lora import adapters
 from tests.tiny import save_tiny, tiny_llama
 from utils import modeling
-from utils.modeling import adapter_files, compute_dtype, load_adapter, load_model, load_tokenizer, make_accelerator
+from utils.modeling import (
+    adapter_files,
+    compute_dtype,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    make_accelerator,
+    training_dtype,
+)
 
 TOKEN = "hf_abcdefghijklmnop"
 
@@ -208,3 +216,10 @@ def test_an_adapter_that_is_not_there_is_refused(name: str, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidArgument, match="--lora_weights_path"):
         adapter_files(str(tmp_path / name))
+
+
+def test_training_in_fp16_is_refused_on_a_gpu() -> None:
+    assert training_dtype("bf16", "cuda") == torch.bfloat16
+    assert training_dtype("fp16", "cpu") == torch.float32
+    with pytest.raises(InvalidArgument, match=r"mixed_precision='fp16'.*bf16"):
+        training_dtype("fp16", "cuda")
