@@ -8,6 +8,7 @@ demo=.demo
 run=$demo/run-$(date +%Y%m%d-%H%M%S) # a new folder each time: a folder that holds a run is refused
 launch=("$python" -m accelerate.commands.launch --config_file accelerate_configs/accelerate_config_nofsdp.cfg)
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # left to itself, accelerate launch gives a CPU process one thread
 
 "$python" -m scripts.prepare_demo --output_dir "$demo"
 
@@ -15,9 +16,9 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
   --model_name_or_path "$demo/SmolLM2-135M" \
   --train_file "$demo/chitchat/train.jsonl" --validation_file "$demo/chitchat/validation.jsonl" \
   --output_dir "$run" --block_size 64 \
-  --per_device_train_batch_size 16 --gradient_accumulation_steps 8 --max_train_steps 8 \
+  --per_device_train_batch_size 16 --gradient_accumulation_steps 8 --max_train_steps 7 \
   --target_epsilon 8 --delta 1e-6 --clip_norm 1 --lora_r 4 --lora_target_modules q_proj v_proj \
-  --learning_rate 5e-3 --lr_scheduler_type constant --eval_freq 8
+  --learning_rate 5e-3 --lr_scheduler_type constant --eval_freq 7
 
 cat >"$run/instructions.txt" <<'LINES'
 Hey, how is your day going? #### 2
