@@ -71,7 +71,7 @@ def launched(tiny_model_dir, train_file, tmp_path_factory):
     """A private run launched as a user would, with the token on the command line."""
     out = tmp_path_factory.mktemp("runs") / "private"
     extra = {"validation_file": train_file, "eval_freq": 10, "with_tracking": True, "access_token": TOKEN}
-    extra |= {"num_warmup_steps": 2, "weight_decay": 0.01, "lora_target_modules": "q_proj"}
+    extra |= {"num_warmup_steps": 2, "weight_decay": 0.01, "lora_target_modules": "lm_head", "noise_multiplier": 0.5}
     return launch(*flags(tiny_model_dir, train_file, out, **extra)), out
 
 
