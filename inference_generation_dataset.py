@@ -1,4 +1,4 @@
-"""Sample texts from the prompt of a data set: synthetic data with the look of what the adapter was trained on.
+r"""Sample texts from the prompt of a data set: synthetic data with the look of what the adapter was trained on.
 
 Launch:
 

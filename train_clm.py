@@ -1,4 +1,4 @@
-"""Fine-tune a causal language model with LoRA under differential privacy (DP-SGD with AdamW).
+r"""Fine-tune a causal language model with LoRA under differential privacy (DP-SGD with AdamW).
 
     accelerate launch --config_file accelerate_configs/accelerate_config_nofsdp.cfg train_clm.py \
         --train_file my.json --model_name_or_path PATH --output_dir OUT --block_size 512 \

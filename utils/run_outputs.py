@@ -84,7 +84,8 @@ def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     results["tokens_per_second"] = tokens / seconds if seconds else None
     results["train_loss"] = sum(losses[-10:]) / len(losses[-10:]) if losses else None
     if held_out:
-        results |= {"eval_loss_before": held_out[0], "eval_loss": held_out[-1], "perplexity": math.exp(min(held_out[-1], 700))}
+        results |= {"eval_loss_before": held_out[0], "eval_loss": held_out[-1]}
+        results["perplexity"] = math.exp(min(held_out[-1], 700))
     return results
 
 
