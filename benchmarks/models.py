@@ -69,10 +69,14 @@ def load(model: str | None, shape: str | None, *, dtype: str, device: torch.devi
 
 def _load_saved(folder: str, dtype: torch.dtype) -> Any:
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         refuse("--model", folder, f"no model could be loaded ({reason}); make demo writes .demo/SmolLM2-135M")
+    # Weights are mapped from the file and read when first used: copied, they do not count as memory of the first step.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
 
 
 def with_own_adapters(base: nn.Module, *, gradient_ckpt: bool) -> Any:
