@@ -59,6 +59,7 @@ def test_both_settings_are_measured_and_written(tmp_path, monkeypatch):
 def test_ours_run_in_bfloat16_with_and_without_checkpointing(gradient_ckpt):
     args = arguments("--dtype", "bfloat16", *(["--gradient_ckpt"] if gradient_ckpt else []))
     job = settings.job_of(args, "ragged")
+    assert {parameter.dtype for parameter in job.base.parameters()} == {torch.bfloat16}
     for private in (True, False):
         contender = Ours(job, private=private)
         adapters = adapters_of(contender)
@@ -87,8 +88,15 @@ def test_the_peak_holds_what_a_step_let_go_of():
         def close(self) -> None:
             """Nothing."""
 
+    torch.ones(256 << 20, dtype=torch.uint8)  # an older and higher peak, which must not hide the step's
     memory = measure.memory_of(Hungry(), [[]], CPU)
     assert 60 << 20 < memory.peak - memory.before < 120 << 20
+
+
+def test_ratios_are_of_times_of_the_same_round():
+    seconds = {PRIVATE: [2.0, 9.0, 4.0], PLAIN: [1.0, 3.0, 4.0], peers.PEFT: [4.0, 9.0, 1.0]}
+    rows = rows_of(tables.table(seconds, [20, 90, 80], {}))
+    assert rows[PRIVATE] == ["10 (10 to 20)", "2.00 (1.00 to 3.00)", "1.00 (0.50 to 4.00)"]
 
 
 class Recorded:
@@ -140,12 +148,14 @@ def adapters_of(contender: contenders.Contender) -> list[torch.nn.Parameter]:
     return [parameter for name, parameter in contender._model.named_parameters() if "lora" in name]
 
 
-def updates(names: list[str], job: Job, draw: lengths.Draw, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+def updates(
+    names: list[str], job: Job, draw: lengths.Draw, monkeypatch: pytest.MonkeyPatch, *, clip_norm: float = 1.0
+) -> list[torch.Tensor]:
     """What one step of each changes, from the same adapters, by plain descent at rate 1 and with hardly any noise."""
     for module in (contenders, peers):
         monkeypatch.setattr(module, "adamw", lambda parameters: torch.optim.SGD(parameters, lr=1.0))
-        monkeypatch.setattr(module, "NOISE_MULTIPLIER", 1e-9)
-        monkeypatch.setattr(module, "CLIP_NORM", 0.02)
+        monkeypatch.setattr(module, "NOISE_MULTIPLIER", 1e-12)
+        monkeypatch.setattr(module, "CLIP_NORM", clip_norm)
     found = []
     for name in names:
         contender = settings.make(name, job)
@@ -173,11 +183,14 @@ def test_without_privacy_ours_and_peft_make_the_same_update(monkeypatch):
     assert_same(ours, theirs)
 
 
-def test_private_ours_and_opacus_make_the_same_update(monkeypatch):
+@pytest.mark.parametrize("clip_norm", [0.02, 1e3])  # every example clipped, and none
+def test_private_ours_and_opacus_make_the_same_update(monkeypatch, clip_norm):
     pytest.importorskip("opacus", reason="Opacus is a peer of the benchmark only: pip install '.[bench]' to compare")
     job = small_job(batch=2, examples=5)
     (draw,) = lengths.draws([(2, 5), (4, 9), (0, 20)], 1, examples=5, block=24, vocabulary=400)
-    ours, hooks, ghost = updates([PRIVATE, peers.OPACUS_HOOKS, peers.OPACUS_GHOST], job, draw, monkeypatch)
+    ours, hooks, ghost = updates(
+        [PRIVATE, peers.OPACUS_HOOKS, peers.OPACUS_GHOST], job, draw, monkeypatch, clip_norm=clip_norm
+    )
     assert_same(hooks, ours)
     assert_same(ghost, ours)
 
