@@ -37,13 +37,17 @@ def add_clipped_sum(
 ) -> None:
     """flat_P[slices[name]] += sum over b of factors_B[b] * grads[name][b], for every parameter in `grads`.
 
-    An example whose factor is 0 is left out rather than multiplied: 0 * inf is not 0.
+    An example whose factor is 0 is left out rather than multiplied: 0 * inf is not 0. All of it happens or nothing
+    (memory runs out while sums are made, not while they are added), so that a micro-batch can be tried again.
     """
     keep = factors_B > 0
     every = bool(keep.all())
+    sums: dict[str, Tensor] = {}
     for name, grad in grads.items():
         grad_BN = grad.flatten(1)
         weights = factors_B.to(grad.dtype)
         if not every:
             grad_BN, weights = grad_BN[keep], weights[keep]
-        flat_P[slices[name]] += weights @ grad_BN
+        sums[name] = weights @ grad_BN
+    for name, total in sums.items():
+        flat_P[slices[name]].add_(total)

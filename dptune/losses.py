@@ -10,12 +10,15 @@ example.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from dptune.sharding import as_forward
 
 IGNORE = -100  # the label of a token that does not count
 _CHUNK_LOGITS = 1 << 24  # logits made at a time: 64 MB in float32
@@ -36,13 +39,18 @@ class CausalLMLoss:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._plain_head = _head_is_last(model)
+        self._through_head = as_forward(model, self._losses_through_head) if _head_is_last(model) else None
 
     def __call__(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        if self._through_head is not None:
+            return self._through_head(input_ids, labels)
         targets, counts = labels[:, 1:], labels[:, 1:].ne(IGNORE).sum(1)
-        if not self._plain_head:
-            logits = self.model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-            return _row_sums(logits, targets) / counts.clamp_min(1)
+        logits = self.model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+        return _row_sums(logits, targets) / counts.clamp_min(1)
+
+    def _losses_through_head(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """The same from the backbone's last hidden states: logits only where a token is labelled, in chunks."""
+        targets, counts = labels[:, 1:], labels[:, 1:].ne(IGNORE).sum(1)
         hidden_BTD = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
         head = self.model.get_output_embeddings()
         if _is_frozen_linear(head):
@@ -65,15 +73,19 @@ def _head_is_last(model: Any) -> bool:
     head = model.get_output_embeddings()
     if not hasattr(head, "weight") or model.base_model is model:
         return False
+
+    def parts(ids: Tensor) -> Tensor:
+        return head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+
     # Not token 0: where it pads, its embedding is zero, and logits of zero are the same under any cap or scale.
-    tried = torch.linspace(1, len(head.weight) - 1, 8, device=next(model.parameters()).device)
+    tried = torch.linspace(1, len(head.weight) - 1, 8, device=next(chain(model.buffers(), model.parameters())).device)
     ids = tried.long()[None]
     was_training = model.training
     model.eval()
     whole = model(input_ids=ids, use_cache=False).logits
-    parts = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    same = torch.equal(whole, as_forward(model, parts)(ids))
     model.train(was_training)
-    return bool(whole.any()) and torch.equal(whole, parts)
+    return bool(whole.any()) and same
 
 
 def _row_sums(logits: Tensor, targets: Tensor) -> Tensor:

@@ -43,17 +43,17 @@ def deal(
 ) -> list[list[np.ndarray]]:
     """Cut one draw into micro-batches, the same number on every rank, each of similar lengths.
 
-    The draw is sorted by length and written in rows of `ranks` examples, every other row reversed, so that ranks get
-    nearly equal tokens; a micro-batch is a run of rows. A new one starts when the padded rows would exceed
-    `token_budget` or when more than `max_padding` of them would be padding. Dealing changes no result beyond rounding,
-    only time and memory.
+    The draw is sorted by length and written in rows of `ranks` examples, one for each rank, the longest of a row to the
+    rank with the fewest tokens so far: ranks end with nearly equal tokens. A micro-batch is a run of rows. A new one
+    starts when the padded rows would exceed `token_budget` or when more than `max_padding` of them would be padding.
+    Dealing changes no result beyond rounding, only time and memory.
 
     Args:
         draw: indices of one Poisson draw, shape [n].
         lengths: tokens of every example of the data set, shape [num_examples].
         token_budget: padded tokens that fit on one rank at a time; a longer single example goes alone.
         ranks: processes that share the draw.
-        max_padding: largest share of padding in a micro-batch, in [0, 1).
+        max_padding: largest share of padding in a micro-batch, in [0, 1]; at 1 padding starts no new one.
 
     Returns:
         [rank][micro_batch] arrays of indices. An empty array stands for a dummy row: that rank has no example left, but
@@ -65,11 +65,13 @@ def deal(
     rows = [descending[start : start + ranks] for start in range(0, len(descending), ranks)]
     cuts = _cut([lengths[row] for row in rows], token_budget, ranks, max_padding)
     dealt: list[list[list[int]]] = [[[] for _ in cuts] for _ in range(ranks)]
+    tokens = [0] * ranks
     for micro_batch, (start, stop) in enumerate(cuts):
-        for number in range(start, stop):
-            order = range(ranks) if number % 2 == 0 else range(ranks - 1, -1, -1)
-            for rank, index in zip(order, rows[number], strict=False):
+        for row in rows[start:stop]:
+            by_load = sorted(range(ranks), key=tokens.__getitem__)
+            for rank, index in zip(by_load, row, strict=False):  # the last row may be shorter
                 dealt[rank][micro_batch].append(int(index))
+                tokens[rank] += int(lengths[index])
     return [[np.asarray(part, dtype=np.int64) for part in parts] for parts in dealt]
 
 

@@ -10,8 +10,8 @@ P: all trainable parameters, flat.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from math import frexp
 from types import TracebackType
 
 import torch
@@ -24,10 +24,7 @@ from dptune.lora import trainable_parameters
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
 from dptune.per_example import PerExampleGradients
-
-Gather = Callable[[Tensor], Tensor]  # [n] on each rank -> [world_size * n] on every rank, in rank order
-
-_GATHER_ELEMENTS = 1 << 24  # 64 MB a rank at a time: bounds what a gather over many ranks holds
+from dptune.ranks import Gather, Reduce, sum_over_ranks
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,13 @@ class PrivateStep:
         ledger: where each step is recorded before its gradient is used; required on rank 0, ignored on the others.
         noise: this rank's noise, by default keyed from the operating system.
         gather, rank, world_size: how ranks meet (`accelerator.gather`); not needed for one process.
+        reduce: sums over ranks in the place of `gather` (`accelerator.reduce`), which sends less with many ranks.
+        loss_scale: what losses are multiplied by before and gradients divided by after the backward pass, so that
+            gradients do not vanish in an fp16 base. A power of two: neither changes anything else. A constant: a
+            scale that follows the data would couple examples.
 
     Raises:
-        InvalidArgument: nothing to train, or a layer type without a per-example rule.
+        InvalidArgument: nothing to train, a layer type without a per-example rule, or a scale that is no power of two.
     """
 
     def __init__(
@@ -65,16 +66,21 @@ class PrivateStep:
         ledger: Ledger | None,
         noise: GaussianNoise | None = None,
         gather: Gather | None = None,
+        reduce: Reduce | None = None,
         rank: int = 0,
         world_size: int = 1,
+        loss_scale: float = 1.0,
     ) -> None:
         if rank == 0 and ledger is None:
             raise InvalidArgument("ledger=None: rank 0 must record every step; pass dptune.Ledger(path)")
-        if world_size > 1 and gather is None:
+        if world_size > 1 and gather is None and reduce is None:
             raise InvalidArgument(f"gather=None: {world_size} processes need one; pass accelerator.gather")
+        if not (loss_scale > 0 and frexp(loss_scale)[0] == 0.5):
+            refuse("loss_scale", loss_scale, "must be a power of two, such as 4096: dividing by another one rounds")
         self.config = config
         self._ledger = ledger if rank == 0 else None
-        self._gather, self._world_size = gather, world_size
+        self._gather, self._reduce, self._world_size = gather, reduce, world_size
+        self._loss_scale = loss_scale
         self._recorder = PerExampleGradients(model)
         self._slices = _slices(self._recorder.parameters)
         self._sum_P = _flat_zeros(self._recorder.parameters)
@@ -95,6 +101,9 @@ class PrivateStep:
     def backward(self, losses: Tensor) -> MicroBatchStats:
         """Add one micro-batch's clipped per-example gradients to the step's sum.
 
+        All of it counts or, if an error is raised, nothing, so that a micro-batch that did not fit in memory can be
+        tried again in pieces.
+
         Args:
             losses: one an example, [B], each depending on that example alone; B examples in every trainable layer.
         """
@@ -103,14 +112,17 @@ class PrivateStep:
                 f"losses of shape {tuple(losses.shape)}: give one loss an example, [B]; a mean over the micro-batch "
                 "couples examples and voids the bound (dptune.CausalLMLoss gives them)"
             )
-        losses.sum().backward()
-        grads = self._recorder.take()
+        try:
+            (losses.sum() * self._loss_scale).backward()
+        finally:
+            grads = self._recorder.take()  # after an error too (out of memory): a retry must find the recorder empty
         if not grads:
             raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
-        norms = per_example_norms(grads)
+        norms = per_example_norms(grads) / self._loss_scale
         if len(norms) != len(losses):
             raise RuntimeError(f"{len(losses)} losses but {len(norms)} examples in the trainable layers' inputs")
-        add_clipped_sum(self._sum_P, self._slices, grads, clip_factors(norms, self.config.clip_norm))
+        factors = clip_factors(norms, self.config.clip_norm) / self._loss_scale
+        add_clipped_sum(self._sum_P, self._slices, grads, factors)
         return MicroBatchStats(losses.detach(), norms)
 
     def finish(self) -> None:
@@ -127,7 +139,7 @@ class PrivateStep:
                 sampling_probability=self.config.sampling_probability,
                 clip_norm=self.config.clip_norm,
             )
-        total_P = _sum_over_ranks(noisy_P, self._gather, self._world_size)
+        total_P = sum_over_ranks(noisy_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
         mean_P = total_P / self.config.divisor
         for name, parameter in self._recorder.parameters.items():
             parameter.grad = mean_P[self._slices[name]].view_as(parameter).to(parameter.dtype)
@@ -140,11 +152,19 @@ class PlainStep:
     noise: GaussianNoise | None = None
 
     def __init__(
-        self, model: nn.Module, expected_batch_size: float, *, gather: Gather | None = None, world_size: int = 1
+        self,
+        model: nn.Module,
+        expected_batch_size: float,
+        *,
+        gather: Gather | None = None,
+        reduce: Reduce | None = None,
+        world_size: int = 1,
+        loss_scale: float = 1.0,
     ) -> None:
         self._parameters = trainable_parameters(model)
         self._expected_batch_size = expected_batch_size
-        self._gather, self._world_size = gather, world_size
+        self._gather, self._reduce, self._world_size = gather, reduce, world_size
+        self._loss_scale = loss_scale
         self._fresh = True
 
     def __enter__(self) -> PlainStep:
@@ -157,16 +177,21 @@ class PlainStep:
             parameter.grad = None
 
     def backward(self, losses: Tensor) -> MicroBatchStats:
-        """Add one micro-batch's gradients to `.grad`."""
+        """Add one micro-batch's gradients to `.grad`: all of them or, if an error is raised, none."""
         self._start()
-        losses.sum().backward()
+        grads = torch.autograd.grad(losses.sum() * self._loss_scale, self._parameters, allow_unused=True)
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            if grad is not None:
+                assert parameter.grad is not None
+                parameter.grad += grad
         return MicroBatchStats(losses.detach(), losses.new_empty(0))
 
     def finish(self) -> None:
         """Sum over ranks and divide by the expected batch size."""
         self._start()
         flat_P = torch.cat([parameter.grad.flatten() for parameter in self._parameters if parameter.grad is not None])
-        mean_P = _sum_over_ranks(flat_P, self._gather, self._world_size) / self._expected_batch_size
+        total_P = sum_over_ranks(flat_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
+        mean_P = total_P / (self._expected_batch_size * self._loss_scale)
         start = 0
         for parameter in self._parameters:
             parameter.grad = mean_P[start : start + parameter.numel()].view_as(parameter)
@@ -196,17 +221,3 @@ def _flat_zeros(parameters: dict[str, nn.Parameter]) -> Tensor:
     first = next(iter(parameters.values()))
     dtype = torch.promote_types(first.dtype, torch.float32)
     return torch.zeros(sum(parameter.numel() for parameter in parameters.values()), dtype=dtype, device=first.device)
-
-
-def _sum_over_ranks(flat_P: Tensor, gather: Gather | None, world_size: int) -> Tensor:
-    """The sum of every rank's vector, added in rank order, so that the result is the same to the bit everywhere."""
-    if gather is None or world_size == 1:
-        return flat_P.clone()
-    total_P = torch.empty_like(flat_P)
-    for start in range(0, len(flat_P), _GATHER_ELEMENTS):
-        part = flat_P[start : start + _GATHER_ELEMENTS]
-        total = torch.zeros_like(part)
-        for share in gather(part.contiguous()).view(world_size, -1):
-            total += share
-        total_P[start : start + _GATHER_ELEMENTS] = total
-    return total_P

@@ -25,9 +25,11 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.losses",
         "dptune.clipping",
         "dptune.ledger",
+        "dptune.ranks",
+        "dptune.sharding",
     ),
     ("dptune.mechanism",),
-    ("dptune.step", "dptune.sharding", "dptune.checkpoint", "dptune.report", "dptune.model_card", "dptune.plots"),
+    ("dptune.step", "dptune.checkpoint", "dptune.report", "dptune.model_card", "dptune.plots"),
     ("dptune",),  # the re-exports: no module of the engine goes through them
     ("dptune.integrations",),
     ("utils",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import os
 import sys
 import time
@@ -21,7 +22,9 @@ from transformers import HfArgumentParser
 
 from dptune._validate import InvalidArgument, require_count, require_positive, require_probability
 from utils.prompts import PROMPT_STYLES
+from utils.quantization import BITS, require_available
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Seconds another rank gives the main process to print the same mistake, and the launcher to end all ranks after it.
 _MAIN_PROCESS_FIRST = 3.0
 
@@ -34,6 +37,10 @@ class ModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "folder or hub name of the model and its tokenizer"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit on the hub"})
+    qbits: int = field(
+        default=16,
+        metadata={"help": "bits of the frozen weights; 4 and 8 need bitsandbytes and no sharding", "choices": BITS},
+    )
     access_token: str | None = field(
         default=None,
         repr=False,
@@ -43,6 +50,7 @@ class ModelArguments:
     def __post_init__(self) -> None:
         # Read here, not as the field's default: argparse prints defaults in --help.
         self.access_token = self.access_token or os.environ.get("HF_TOKEN") or None
+        require_available(self.qbits)
 
 
 @dataclass
@@ -129,7 +137,7 @@ def public_config(*instances: Any) -> dict[str, Any]:
 
 @contextmanager
 def exit_on_invalid_argument() -> Iterator[None]:
-    """Turn an `InvalidArgument` raised inside into one line on stderr and exit status 2.
+    """Turn an `InvalidArgument` raised inside, or a full disk, into one line on stderr and exit status 2.
 
     Also a decorator: `@exit_on_invalid_argument()`. On several ranks the main process alone prints, unless the mistake
     is seen on another rank only.
@@ -138,6 +146,12 @@ def exit_on_invalid_argument() -> Iterator[None]:
         yield
     except InvalidArgument as error:
         _exit_with(str(error))
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        _exit_with(
+            f"{error.strerror}: {error.filename or 'a file'} is not written; free space, then run the line again"
+        )
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

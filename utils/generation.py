@@ -21,11 +21,14 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dptune._validate import refuse
+from dptune.sharding import is_sharded
 from utils.arguments import AdapterArguments, ModelArguments, SamplingArguments, public_config
 from utils.generation_batches import Job, batch_seed, make_jobs, plan_batches
 from utils.generation_files import FINAL_FILE, Row, append_rows, claim, digest, merge, read_rows, refuse_other_run
-from utils.modeling import adapter_files, compute_dtype, load_adapter, load_model, load_tokenizer, make_accelerator
+from utils.launch import compute_dtype, make_accelerator, sharding_of_launch
+from utils.modeling import adapter_files, load_adapter, load_model, load_tokenizer
 from utils.prompts import format_prompt
+from utils.sharded_model import compute_device, describe_shards
 
 # Fields that change where and how fast texts are drawn, not what they are drawn from.
 _NOT_IDENTITY = {"output_dir", "batch_size", "lora_weights_path"}
@@ -47,17 +50,27 @@ def sample_instructions(
 
     What can be wrong with the arguments is seen before the model is loaded, and nothing is written before it is.
     """
-    accelerator = make_accelerator()
+    accelerator, sharding = make_accelerator(), sharding_of_launch()
+    merge = adapter.merge_lora and sharding is None and model_args.qbits == 16
     dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
     source = {"token": model_args.access_token, "revision": model_args.revision}
     tokenizer = load_tokenizer(model_args.model_name_or_path, **source)
     prompts = [format_prompt(instruction, sampling.prompt_style, tokenizer) for instruction in instructions]
     jobs = make_jobs(tokenizer, prompts, sampling.max_length)
-    identity = run_identity(prompts, model_args, adapter, sampling) | {"dtype": str(dtype)}
+    identity = run_identity(prompts, model_args, adapter, sampling) | {"dtype": str(dtype), "merge_lora": merge}
     refuse_other_run(Path(sampling.output_dir), identity)
-    model = load_model(model_args.model_name_or_path, **source, dtype=dtype, device=accelerator.device)
+    model = load_model(
+        model_args.model_name_or_path,
+        **source,
+        dtype=dtype,
+        device=accelerator.device,
+        bits=model_args.qbits,
+        sharding=sharding,
+    )
+    if sharding is not None:
+        accelerator.print(describe_shards(model, accelerator.num_processes))
     if adapter.lora_weights_path is not None:
-        load_adapter(model, adapter.lora_weights_path, merge=adapter.merge_lora)
+        load_adapter(model, adapter.lora_weights_path, merge=merge)
     rank, world, wait = accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
     path = generate_all(model, tokenizer, jobs, sampling, identity=identity, rank=rank, world=world, wait=wait)
     accelerator.print(f"{len(jobs)} texts in {path}")
@@ -110,7 +123,12 @@ def generate_all(
     done = read_rows(output_dir).keys()
     wait()  # all ranks must deal from the same rows, so none appends before all have read
     pending = [batch for batch in batches if any(job.index not in done for job in batch)]
-    _draw_share(model, tokenizer, pending[rank::world], done, sampling, rank)
+    config = sampling_config(model, tokenizer, sampling)
+    model.generation_config = GenerationConfig()  # else its own defaults fill in what the flags leave out
+    _draw_share(model, tokenizer, pending[rank::world], done, sampling, config, rank)
+    if is_sharded(model) and rank >= len(pending) % world > 0:
+        # The others have one batch more, and need this rank's weights for it: it draws along, for nothing.
+        _draw(model, tokenizer, pending[0], sampling, config)
     wait()
     if rank == 0:
         merge(output_dir, len(jobs))
@@ -134,11 +152,13 @@ def draw_batch(
     width = max(map(len, prompts))
     padded = [[config["pad_token_id"]] * (width - len(ids)) + list(ids) for ids in prompts]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
-    with _seeded(seed, model.device):
+    device = compute_device(model)
+    with _seeded(seed, device):
         output_BT = model.generate(
-            input_ids=torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=torch.tensor(mask, device=device),
             generation_config=GenerationConfig(**config, max_new_tokens=max_length - min(map(len, prompts))),
+            synced_gpus=is_sharded(model),  # a rank whose texts have ended still gives its weights to the others
         )
     # Every prompt has its own room: a longer one than the batch's shortest ran beyond it.
     new = [ids[: max_length - len(prompt)] for ids, prompt in zip(output_BT[:, width:].tolist(), prompts, strict=True)]
@@ -172,27 +192,37 @@ def _draw_share(
     batches: Sequence[Sequence[Job]],
     done: Container[int],
     sampling: SamplingArguments,
+    config: Mapping[str, Any],
     rank: int,
 ) -> None:
     """Draw `batches` one after another; the rows of each that are not done are on disk before the next begins."""
-    config = sampling_config(model, tokenizer, sampling)
-    model.generation_config = GenerationConfig()  # else its own defaults fill in what the flags leave out
     texts = sum(job.index not in done for batch in batches for job in batch)
     tokens, start = 0, time.monotonic()
     with tqdm(total=texts, unit="text", disable=rank != 0) as bar:
         for batch in batches:
-            prompts, seed = [job.ids for job in batch], batch_seed(sampling.seed, batch)
-            try:
-                drawn = draw_batch(model, tokenizer, prompts, config, max_length=sampling.max_length, seed=seed)
-            except torch.OutOfMemoryError:
-                remedy = "does not fit in memory; halve it and run again, which continues this run"
-                refuse("--batch_size", sampling.batch_size, remedy)
+            drawn = _draw(model, tokenizer, batch, sampling, config)
             # A batch of which some rows are done was drawn whole, for the texts that an uninterrupted run has.
             rows = [_row(job, text) for job, text in zip(batch, drawn, strict=True) if job.index not in done]
             append_rows(Path(sampling.output_dir), rank, rows)
             tokens += sum(text.tokens for text in drawn)
             bar.set_postfix_str(f"{tokens / (time.monotonic() - start):.0f} tokens/s", refresh=False)
             bar.update(len(rows))
+
+
+def _draw(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Sequence[Job],
+    sampling: SamplingArguments,
+    config: Mapping[str, Any],
+) -> list[Drawn]:
+    """One text for each job of `batch`, by the batch's own random numbers."""
+    prompts, seed = [job.ids for job in batch], batch_seed(sampling.seed, batch)
+    try:
+        return draw_batch(model, tokenizer, prompts, config, max_length=sampling.max_length, seed=seed)
+    except torch.OutOfMemoryError:
+        remedy = "does not fit in memory; halve it and run again, which continues this run"
+        refuse("--batch_size", sampling.batch_size, remedy)
 
 
 def _max_spread(model: PreTrainedModel, sampling: SamplingArguments) -> int:

@@ -1,52 +1,24 @@
-"""Loading what the scripts run on: the process group, the tokenizer, the frozen base model.
+"""Loading what the scripts run on: the tokenizer, the frozen base model, adapters.
 
 Failures of the hub or of a folder become one line that names the flag to change.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dptune._validate import refuse
 from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, attach_adapter
 from dptune.lora import merge_lora
+from utils.launch import Sharding
+from utils.quantization import quantized_loading
+from utils.sharded_model import load_sharded_model
 
 _REMEDY = "give a folder with a causal language model and its tokenizer, or a hub name (gated: with --access_token)"
-
-
-def make_accelerator(**kwargs: Any) -> Accelerator:
-    """The process group and device of this launch; `kwargs` go to `accelerate.Accelerator`.
-
-    Without a GPU the CPU is asked for by name: accelerate would otherwise give every process a world of its own.
-    """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **kwargs)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    assert accelerator.num_processes == launched, f"{launched} processes launched, {accelerator.num_processes} joined"
-    return accelerator
-
-
-def compute_dtype(mixed_precision: str, device: torch.device | str) -> torch.dtype:
-    """The base model's dtype: the launch's `mixed_precision` on a GPU, float32 on a CPU (bf16 is slower there)."""
-    if torch.device(device).type == "cpu":
-        return torch.float32
-    dtypes = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if mixed_precision not in dtypes:
-        refuse("mixed_precision", mixed_precision, f"set it to one of {', '.join(dtypes)} in the launch configuration")
-    return dtypes[mixed_precision]
-
-
-def training_dtype(mixed_precision: str, device: torch.device | str) -> torch.dtype:
-    """`compute_dtype`, without fp16: an example's gradient underflows there unless its loss is scaled."""
-    dtype = compute_dtype(mixed_precision, device)
-    if dtype == torch.float16:
-        refuse("mixed_precision", mixed_precision, "not for training; set bf16 or 'no' in the launch configuration")
-    return dtype
 
 
 def load_tokenizer(name: str, *, token: str | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -73,14 +45,32 @@ def load_model(
     revision: str | None = None,
     dtype: torch.dtype,
     device: torch.device | str,
+    bits: int = 16,
+    sharding: Sharding | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub name, every parameter frozen, in evaluation mode.
 
-    Raises `InvalidArgument` if it cannot be loaded, or if the checkpoint lacks weights (they would be random).
+    Args:
+        name, token, revision: where it is.
+        dtype: what it computes in, and what its weights are held in.
+        device: where it computes.
+        bits: 4 or 8 for a quantised base.
+        sharding: how its weights are spread over the ranks; None holds all of them here.
+
+    Raises:
+        InvalidArgument: it cannot be loaded, or the checkpoint lacks weights (they would be random).
     """
+    if sharding is not None:
+        if bits != 16:
+            refuse(
+                "--qbits", bits, "quantised weights cannot be sharded; give 16, or a launch configuration without FSDP"
+            )
+        source = {"token": token, "revision": revision}
+        return load_sharded_model(name, **source, dtype=dtype, device=torch.device(device), sharding=sharding)
+    quantized = quantized_loading(bits, dtype, device)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, token=token, revision=revision, dtype=dtype, output_loading_info=True
+            name, token=token, revision=revision, dtype=dtype, output_loading_info=True, **quantized
         )
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
         _refuse_to_load("model", name, token, error)
@@ -89,7 +79,8 @@ def load_model(
         refuse(
             "--model_name_or_path", name, f"its checkpoint lacks {len(missing)} weights such as {missing[0]}; {_REMEDY}"
         )
-    return model.requires_grad_(False).eval().to(device)
+    model = model.requires_grad_(False).eval()
+    return model if quantized else model.to(device)
 
 
 def load_skeleton(name: str, *, token: str | None = None, revision: str | None = None) -> PreTrainedModel:

@@ -93,9 +93,9 @@ def test_equal_to_one_example_at_a_time_in_float64(model: nn.Module) -> None:
 
 
 def test_a_model_that_caps_its_logits_is_run_whole_and_the_others_are_not() -> None:
-    assert not CausalLMLoss(tiny_gemma2())._plain_head
+    assert CausalLMLoss(tiny_gemma2())._through_head is None
     for make in (small_llama, tiny_gpt2):
-        assert CausalLMLoss(make())._plain_head
+        assert CausalLMLoss(make())._through_head is not None
 
 
 def test_looking_at_the_model_leaves_its_mode_alone() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +18,9 @@ from tests.tiny import save_tiny, tiny_llama
 from utils import modeling
 from utils.modeling import (
     adapter_files,
-    compute_dtype,
     load_adapter,
     load_model,
     load_tokenizer,
-    make_accelerator,
-    training_dtype,
 )
 
 TOKEN = "hf_abcdefghijklmnop"
@@ -54,39 +50,6 @@ def _with_random_adapter(model: PreTrainedModel) -> PreTrainedModel:
 
 def _load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     return load_model(str(folder), **{"dtype": torch.float32, "device": "cpu", **kwargs})
-
-
-@pytest.mark.parametrize(
-    ("precision", "device", "expected"),
-    [
-        ("no", "cuda", torch.float32),
-        ("bf16", "cuda:1", torch.bfloat16),
-        ("fp16", "cuda", torch.float16),
-        ("no", "cpu", torch.float32),
-        ("bf16", "cpu", torch.float32),
-        ("fp16", "cpu", torch.float32),
-    ],
-)
-def test_precision_of_the_launch_counts_on_a_gpu_only(precision: str, device: str, expected: torch.dtype) -> None:
-    assert compute_dtype(precision, device) is expected
-
-
-def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="mixed_precision='fp8'"):
-        compute_dtype("fp8", "cuda")
-
-
-def test_accelerator_is_the_launched_world() -> None:
-    accelerator = make_accelerator()
-    assert accelerator.num_processes == 1
-    assert accelerator.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_a_world_that_came_out_smaller_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(modeling, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
-    with pytest.raises(AssertionError, match="2 processes launched, 1 joined"):
-        make_accelerator()
 
 
 def test_the_end_token_pads_where_no_token_does(tiny_model_dir: Path) -> None:
@@ -216,10 +179,3 @@ def test_an_adapter_that_is_not_there_is_refused(name: str, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidArgument, match="--lora_weights_path"):
         adapter_files(str(tmp_path / name))
-
-
-def test_training_in_fp16_is_refused_on_a_gpu() -> None:
-    assert training_dtype("bf16", "cuda") == torch.bfloat16
-    assert training_dtype("fp16", "cpu") == torch.float32
-    with pytest.raises(InvalidArgument, match=r"mixed_precision='fp16'.*bf16"):
-        training_dtype("fp16", "cuda")

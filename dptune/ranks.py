@@ -1,0 +1,89 @@
+"""Where ranks meet: the sum of their noisy gradients, and the check that they still hold the same adapters.
+
+P: all trainable parameters, flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+Gather = Callable[[Tensor], Tensor]  # [n] on each rank -> [world_size * n] on every rank, in rank order
+Reduce = Callable[[Tensor], Tensor]  # [n] on each rank -> the sum over ranks [n], on every rank
+
+_GATHERED_ELEMENTS = 1 << 24  # of all ranks together, at a time: 64 MB, however many ranks there are
+# An odd multiplier scatters a value's bits over the whole word before positions are told apart by another one.
+_MIX = 0x5851F42D4C957F2D
+_CHECKED_AT_ONCE = 1 << 20
+
+
+def sum_over_ranks(
+    flat_P: Tensor, *, world_size: int = 1, gather: Gather | None = None, reduce: Reduce | None = None
+) -> Tensor:
+    """The sum of every rank's vector, in a tensor of its own.
+
+    With `reduce` it is one all-reduce: 2 P values sent a rank, whatever the number of ranks. With `gather` every rank
+    sends P values to each other one and adds in rank order, so the result is the same to the bit everywhere whatever
+    the library beneath does, and the same as on one process that adds the ranks' shares.
+    """
+    if world_size == 1:
+        return flat_P.clone()
+    if reduce is not None:
+        return reduce(flat_P.clone())
+    assert gather is not None, "several ranks without a way to meet"
+    total_P = torch.empty_like(flat_P)
+    size = max(1, _GATHERED_ELEMENTS // world_size)
+    for start in range(0, len(flat_P), size):
+        part = flat_P[start : start + size]
+        total = torch.zeros_like(part)
+        for share in gather(part.contiguous()).view(world_size, -1):
+            total += share
+        total_P[start : start + size] = total
+    return total_P
+
+
+def bytes_sent(size: int, *, world_size: int, reduce: bool = False) -> int:
+    """What one rank sends in one step to sum `size` float32 values over the ranks, with ring algorithms.
+
+    A ring all-gather passes every other rank's share on once; a ring all-reduce sends 2 (N - 1) / N of the vector
+    (Patarasuk and Yuan 2009).
+    """
+    others = world_size - 1
+    return 2 * 4 * size * others // world_size if reduce else 4 * size * others
+
+
+def fingerprint(parameters: Iterable[Tensor]) -> Tensor:
+    """A 64-bit checksum of the parameters' bits in order, int64 [1]: equal for equal bits, else almost never."""
+    total: Tensor | None = None
+    for number, parameter in enumerate(parameters, start=1):
+        own = _checksum(parameter.detach().flatten()) * (2 * number + 1)
+        total = own if total is None else total + own
+    assert total is not None, "no parameter to check"
+    return total[None]
+
+
+def require_equal(parameters: Iterable[Tensor], gather: Gather) -> None:
+    """Raise `RuntimeError` on every rank unless all hold the same parameters, bit for bit."""
+    seen = gather(fingerprint(parameters)).tolist()
+    if len(set(seen)) > 1:
+        differing = ", ".join(str(rank) for rank, value in enumerate(seen) if value != seen[0])
+        raise RuntimeError(
+            f"the trained parameters of rank {differing} differ from rank 0's: the ranks no longer train one model. "
+            "Resume from the last checkpoint; if it happens again, look for a faulty device"
+        )
+
+
+def _checksum(flat: Tensor) -> Tensor:
+    """Sum over positions of the mixed bits, in wrapping int64 arithmetic, []."""
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for start in range(0, len(flat), _CHECKED_AT_ONCE):
+        part = flat[start : start + _CHECKED_AT_ONCE]
+        bits = part.view(_WORDS[part.element_size()]).to(torch.int64)
+        places = torch.arange(start + 1, start + 1 + len(part), dtype=torch.int64, device=flat.device)
+        total += (bits * _MIX * (2 * places + 1)).sum()
+    return total
+
+
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

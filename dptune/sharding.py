@@ -1,0 +1,210 @@
+"""Frozen weights sharded over ranks with FSDP2 (Zhao et al. 2023), the trained adapters whole on every rank.
+
+Each decoder layer is one group that is gathered when it computes and dropped after it; what is left of the model
+(embeddings, last norm, output layer) is the root group. A rank reads from the checkpoint's safetensors files only the
+rows that it keeps, so no process ever holds a whole copy. Adapters are attached after sharding and stay ordinary
+tensors: FSDP neither shards nor averages them, their gradients meet in `dptune.step`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from dptune._validate import InvalidArgument, refuse
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+_T = TypeVar("_T", bound=Callable[..., Any])
+_FLAG = "--model_name_or_path"
+
+
+@dataclass(frozen=True)
+class ShardedBytes:
+    """Bytes of frozen weights: `held` by this rank, `total` over the whole model, `root` in the root group."""
+
+    held: int
+    total: int
+    root: int
+
+    def require_bound(self, ranks: int) -> None:
+        """A rank may hold total / ranks and at most the root group on top; more means that something is not sharded."""
+        bound = self.total / ranks + self.root
+        assert self.held <= bound, f"{self.held:,} frozen bytes on this rank, more than the {bound:,.0f} of a shard"
+
+
+def shard_frozen(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    *,
+    device: torch.device,
+    cpu_offload: bool = False,
+    reshard_after_forward: bool = True,
+) -> None:
+    """Make every layer of `layers` a group that is sharded over all ranks, and the rest of `model` the root group.
+
+    Args:
+        model: every parameter frozen, on the meta device (then `load_slices` fills it) or in memory. Changed in place;
+            attach adapters afterwards.
+        layers: the decoder layers.
+        device: where it computes.
+        cpu_offload: keep the shards in the CPU's memory and copy a layer to the GPU when it computes.
+        reshard_after_forward: drop a layer's gathered weights until the backward pass needs them again.
+
+    Raises:
+        InvalidArgument: a parameter that trains (it would be sharded and averaged over the ranks), or no layer.
+    """
+    trained = next((name for name, parameter in model.named_parameters() if parameter.requires_grad), None)
+    if trained is not None:
+        refuse("model", trained, "is trained: shard a frozen model and attach adapters afterwards")
+    if not layers:
+        refuse("model", type(model).__name__, "has no decoder layer that could be sharded; train it without FSDP")
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, offload_policy=offload, reshard_after_forward=reshard_after_forward)
+    fully_shard(model, mesh=mesh, offload_policy=offload)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard_frozen` was applied to `model`."""
+    return isinstance(model, FSDPModule)
+
+
+def as_forward(model: nn.Module, function: _T) -> _T:
+    """`function`, run as if it were `model.forward`: within it the root group's weights are whole.
+
+    FSDP gathers a module's weights when the module is called. A function that calls parts of the model (its backbone,
+    then its output layer) would find the root's weights in pieces.
+    """
+    if not isinstance(model, FSDPModule):
+        return function
+    name = f"_dptune_{function.__name__}"
+    setattr(model, name, function)
+    register_fsdp_forward_method(model, name)
+    return getattr(model, name)
+
+
+def frozen_bytes(model: nn.Module, layers: Iterable[nn.Module]) -> ShardedBytes:
+    """What this rank holds of the frozen weights; a weight used twice (tied) counts once."""
+    in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    held = total = root = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            continue
+        size = parameter.numel() * parameter.element_size()
+        total += size
+        root += 0 if id(parameter) in in_layers else size
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        held += local.untyped_storage().nbytes()
+    return ShardedBytes(held, total, root)
+
+
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """{name of a tensor: safetensors file that holds it} of a checkpoint folder, sharded or in one file.
+
+    Raises:
+        InvalidArgument: no safetensors there, or an index that names a file which is missing.
+    """
+    index = folder / INDEX_NAME
+    if index.is_file():
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {name: folder / file for name, file in listed.items()}
+        missing = sorted({str(path) for path in files.values() if not path.is_file()})
+        if missing:
+            refuse(_FLAG, str(folder), f"its index names {missing[0]}, which is not there; download it again")
+        return files
+    whole = folder / WEIGHTS_NAME
+    if not whole.is_file():
+        refuse(_FLAG, str(folder), "no safetensors there, which sharded loading needs; save_pretrained() writes them")
+    with safe_open(whole, "pt") as file:
+        return dict.fromkeys(file.keys(), whole)
+
+
+def load_slices(model: nn.Module, files: Mapping[str, Path], *, device: torch.device, prefix: str = "") -> None:
+    """Fill a sharded model on the meta device: this rank reads its rows of every weight, and nothing else.
+
+    Args:
+        model: as `shard_frozen` leaves it. Buffers that are in no checkpoint must have their values already.
+        files: where each tensor is, from `checkpoint_files`.
+        device: where the shards live: the CPU if they are offloaded.
+        prefix: of names that the checkpoint may lack (a checkpoint of the backbone alone), such as "model.".
+
+    Raises:
+        InvalidArgument: a weight that the checkpoint lacks, or has in another shape.
+    """
+    owners = _owners(model)
+    wanted: dict[Path, list[tuple[str, str]]] = {}
+    for names in owners.values():
+        key = _find_key(names, files, prefix)
+        wanted.setdefault(files[key], []).append((names[0], key))
+    state = model.state_dict()
+    loaded: dict[str, Tensor] = {}
+    for path, entries in wanted.items():
+        with safe_open(path, "pt") as file:
+            for name, key in entries:
+                loaded[name] = _read(file.get_slice(key), state[name], device, name)
+    model.load_state_dict(loaded, strict=False, assign=True)
+    for first, *others in owners.values():
+        for name in others:  # tied: one tensor under several names
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, model.get_parameter(first))
+    model.requires_grad_(False)
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """{id of a tensor of the state: all names it has}: parameters, and buffers that are saved."""
+    owners: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        owners.setdefault(id(tensor), []).append(name)
+    return owners
+
+
+def _find_key(names: Sequence[str], files: Mapping[str, Path], prefix: str) -> str:
+    """What the checkpoint calls the tensor that the model knows as `names`."""
+    candidates = [*names, *(name.removeprefix(prefix) for name in names), *(prefix + name for name in names)]
+    key = next((candidate for candidate in candidates if candidate in files), None)
+    if key is None:
+        raise InvalidArgument(
+            f"{_FLAG}: its checkpoint has no weight {names[0]}; load it with transformers and save_pretrained() it anew"
+        )
+    return key
+
+
+def _read(stored: Any, like: Tensor, device: torch.device, name: str) -> Tensor:
+    """This rank's part of a stored tensor, in the form and dtype of `like`."""
+    shape = tuple(stored.get_shape())
+    if shape != tuple(like.shape):
+        refuse(_FLAG, name, f"has shape {shape} in the checkpoint where its configuration says {tuple(like.shape)}")
+    if not isinstance(like, DTensor):
+        return stored[...].to(device, like.dtype)
+    mesh = like.device_mesh
+    rows = -(-shape[0] // mesh.size())  # torch.chunk's bounds, which FSDP shards by
+    start = min(mesh.get_local_rank() * rows, shape[0])
+    part = stored[start : min(start + rows, shape[0])].to(device, like.dtype)
+    return DTensor.from_local(
+        part.clone() if part.device.type == "cpu" else part,  # out of the mapped file: what stays is this rank's alone
+        mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )

@@ -1,0 +1,37 @@
+"""A frozen base in 4 or 8 bits, by bitsandbytes.
+
+4 bits: NF4 (Dettmers et al. 2023), weights are restored for every product. 8 bits: LLM.int8() (Dettmers et al. 2022)
+with its outlier threshold at 0. A threshold picks columns by the largest activation in the whole micro-batch, so one
+example would change how another's product is rounded, and its gradient with it; without one, each token's activations
+are scaled by that token alone.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from dptune._validate import refuse
+
+BITS = (4, 8, 16)
+
+
+def require_available(bits: int) -> None:
+    """bitsandbytes must be there for fewer than 16 bits. Raises `InvalidArgument` otherwise."""
+    if bits != 16 and find_spec("bitsandbytes") is None:
+        refuse("--qbits", bits, "needs bitsandbytes: pip install bitsandbytes, or give --qbits 16")
+
+
+def quantized_loading(bits: int, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a base of so many bits that computes in `dtype`; none for 16 bits."""
+    if bits == 16:
+        return {}
+    require_available(bits)
+    if bits == 4:
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    else:
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return {"quantization_config": config, "device_map": {"": torch.device(device)}}
