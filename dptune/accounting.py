@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 from dp_accounting.pld import privacy_loss_distribution as pld
@@ -27,6 +27,7 @@ ACCOUNTANT = "PLD (dp-accounting)"
 # large, at 0.5 epsilon half too large (measured).
 _FINEST, _FINE, _COARSE = 1e-5, 1e-4, 1e-3
 _UNSEEN = 0.02
+_MOST_STEPS = 1_000_000  # searched for a budget's end: beyond any run, and the accountant takes ten seconds a question
 _SIGMA_RANGE = (0.2, 1e4)  # below, one step alone costs an epsilon of tens; above, the gradient is noise
 
 
@@ -132,6 +133,57 @@ def noise_multiplier(*, target_epsilon: float, delta: float, sampling_probabilit
     while compose([Spend(sigma, sampling_probability, steps)], delta=delta) > target_epsilon:
         sigma = _round_up(sigma * (1 + 2e-5))
     return sigma
+
+
+def max_steps(
+    *, target_epsilon: float, delta: float, noise_multiplier: float, sampling_probability: float, at_least: int = 0
+) -> int:
+    """The largest number of steps whose `epsilon` is at most `target_epsilon`; 0 where one step costs more.
+
+    Args:
+        target_epsilon, delta: the budget.
+        noise_multiplier, sampling_probability: of every step.
+        at_least: a number of steps that is thought to fit, such as the one that the noise was calibrated for. If it
+            does fit, the answer is not below it: epsilon can fall by a tenth of a percent from one number of steps to
+            the next, where a finer grid sets in.
+
+    Returns:
+        At most a million, or `at_least` where that is more.
+
+    Raises:
+        InvalidArgument: a setting outside its range.
+    """
+    require_positive("target_epsilon", target_epsilon)
+    require_count("at_least", at_least, minimum=0)
+
+    def excess(steps: int, interval: float | None = None) -> float:
+        spent = compose([Spend(noise_multiplier, sampling_probability, steps)], delta=delta, interval=interval)
+        return spent - target_epsilon
+
+    exact, most = cache(excess), max(_MOST_STEPS, at_least)
+    # The rough grid answers in milliseconds; being pessimistic, what fits there fits what will be reported.
+    fits = _last_that_fits(partial(excess, interval=_COARSE), 0, max(1, at_least), most)
+    if fits < at_least and exact(at_least) <= 0:
+        fits = at_least
+    # Epsilon seldom grows more slowly than the square root of the steps: mostly one stride goes beyond the answer.
+    share = 1 + exact(fits) / target_epsilon
+    return _last_that_fits(exact, fits, max(1, math.ceil(fits * (share**-2 - 1))) if fits else 1, most)
+
+
+def _last_that_fits(excess: Callable[[int], float], fits: int, stride: int, most: int) -> int:
+    """The number of steps, from `fits` up to `most`, at which `excess` is not above 0 but after one more is."""
+    beyond = min(fits + stride, most)
+    while excess(beyond) <= 0:
+        if beyond == most:
+            return most
+        fits, stride = beyond, 2 * stride
+        beyond = min(fits + stride, most)
+    steps = int(brentq(lambda steps: excess(int(steps)), fits, beyond, xtol=0.5))
+    while excess(steps) > 0:
+        steps -= 1
+    while excess(steps + 1) <= 0:
+        steps += 1
+    return steps
 
 
 def _bracket(excess: Callable[[float], float], start: float, target_epsilon: float) -> tuple[float, float]:

@@ -40,8 +40,8 @@ class Keystream:
         return cls(key, secret=True)
 
     @classmethod
-    def for_tests(cls, seed: int) -> Keystream:
-        """A reproducible stream: for tests only, it protects nobody."""
+    def for_tests(cls, seed: int | str) -> Keystream:
+        """A reproducible stream, another one for each seed: for tests only, it protects nobody."""
         return cls(hashlib.sha256(f"dptune test {seed}".encode()).digest(), secret=False)
 
     def words(self, count: int) -> np.ndarray:

@@ -26,7 +26,8 @@ class Ledger:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._counts = _read(self.path)
+        self._counts, self._length = _read(self.path)  # in bytes, of the lines that are counted
+        self._unfinished = b""  # what a `record` that failed may have left behind them, whole or in part
 
     @property
     def steps(self) -> int:
@@ -39,15 +40,73 @@ class Ledger:
         return [Spend(sigma, q, count) for (sigma, q), count in self._counts.items()]
 
     def record(self, *, noise_multiplier: float, sampling_probability: float, clip_norm: float) -> None:
-        """Append one step and wait until it is on disk."""
+        """Append one step and wait until it is on disk.
+
+        A call that fails (a full disk, say) counts nothing, and the next one writes in its place.
+
+        Raises:
+            InvalidArgument: the file is not as the last call left it.
+        """
         entry = {
             "step": self.steps + 1,
             "noise_multiplier": noise_multiplier,
             "sampling_probability": sampling_probability,
             "clip_norm": clip_norm,
         }
-        append_line(self.path, json.dumps(entry))
+        line = json.dumps(entry)
+        self._cut_unfinished()
+        self._unfinished = f"{line}\n".encode()
+        append_line(self.path, line)
+        self._length += len(self._unfinished)
+        self._unfinished = b""
         self._counts[noise_multiplier, sampling_probability] += 1
+
+    def content(self) -> bytes:
+        """The lines that are counted, as they stand in the file: what a checkpoint keeps a copy of.
+
+        Raises:
+            InvalidArgument: the file lost some of them.
+        """
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if len(content) < self._length:
+            refuse("ledger", str(self.path), f"lost lines while it was in use; {_RESTORE}")
+        return content[: self._length]
+
+    def require_continues(self, saved: str | os.PathLike[str], steps: int) -> None:
+        """Refuse a ledger that does not begin with what a checkpoint recorded: its epsilon would be too small.
+
+        Steps beyond the checkpoint's may follow. They were released, though a crash threw their result away.
+
+        Args:
+            saved: the checkpoint's copy of the ledger.
+            steps: lines that the copy must have.
+
+        Raises:
+            InvalidArgument: lines of the checkpoint are missing here or read otherwise, or the copy is not of `steps`.
+        """
+        theirs, ours = (lines.splitlines(keepends=True) for lines in (Path(saved).read_bytes(), self.content()))
+        if len(theirs) != steps:
+            refuse(
+                "ledger", str(saved), f"has {len(theirs)} lines, its checkpoint was saved after {steps}; take another"
+            )
+        if len(ours) < steps:
+            refuse("ledger", str(self.path), f"has {len(ours)} lines, the checkpoint {steps} already; {_RESTORE}")
+        for number, (own, copied) in enumerate(zip(ours, theirs, strict=False), start=1):
+            if own != copied:
+                refuse("ledger", f"{self.path}:{number}", f"reads otherwise than in the checkpoint; {_RESTORE}")
+
+    def _cut_unfinished(self) -> None:
+        """Take off what a failed `record` left; anything else that is there or not there is somebody else's doing."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size == self._length:
+            return
+        if size < self._length:
+            refuse("ledger", str(self.path), f"lost lines while it was in use; {_RESTORE}")
+        with self.path.open("r+b") as file:
+            file.seek(self._length)
+            if not self._unfinished.startswith(file.read()):
+                refuse("ledger", str(self.path), "another process writes to it; give each run its own --output_dir")
+            file.truncate(self._length)
 
     def epsilon(self, delta: float) -> float:
         """Epsilon of everything recorded, as the report states it."""
@@ -58,6 +117,10 @@ class Ledger:
         return accounting.running_epsilon(self.spends, delta=delta)
 
 
+# Not from a checkpoint: its copy lacks the steps that ran after it, and they were released.
+_RESTORE = "epsilon would be understated; restore the file from a backup that has every line"
+
+
 def _settings(entry: dict[str, float], number: int) -> tuple[float, float]:
     """(noise multiplier, sampling probability) of the entry on line `number`; an error where it cannot be one."""
     sigma, q = float(entry["noise_multiplier"]), float(entry["sampling_probability"])
@@ -66,18 +129,19 @@ def _settings(entry: dict[str, float], number: int) -> tuple[float, float]:
     return sigma, q
 
 
-def _read(path: Path) -> Counter[tuple[float, float]]:
+def _read(path: Path) -> tuple[Counter[tuple[float, float]], int]:
+    """Steps by their settings, and the bytes that they fill."""
     counts: Counter[tuple[float, float]] = Counter()
     if not path.exists():
-        return counts
+        return counts, 0
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             counts[_settings(json.loads(line), number)] += 1
         except (ValueError, KeyError, TypeError):
-            refuse("ledger", f"{path}:{number}", "not a ledger entry; restore the file from the last good checkpoint")
+            refuse("ledger", f"{path}:{number}", f"not a ledger entry; {_RESTORE}")
     if len(whole) < len(content):
         with open(path, "r+b") as file:
             file.truncate(len(whole))
-    return counts
+    return counts, len(whole)

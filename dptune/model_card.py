@@ -116,6 +116,8 @@ def _private_body(statement: PrivacyStatement, base: str, epsilon_plot: str | No
         "## How it was measured\n",
         _table(statement),
     ]
+    if statement.repeated_steps:
+        parts.append(_repeated(statement))
     if epsilon_plot:
         parts.append(f"![Epsilon by training step]({re.sub(r'[^A-Za-z0-9._-]', '_', epsilon_plot)})\n")
     return [*parts, "## What is not guaranteed\n", _NOT_GUARANTEED]
@@ -172,6 +174,15 @@ def _table(statement: PrivacyStatement) -> str:
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines, "", "Unrounded figures are in `privacy_report.json`.\n"])
+
+
+def _repeated(statement: PrivacyStatement) -> str:
+    number = statement.repeated_steps
+    which = "1 of these steps is" if number == 1 else f"{number:,} of these steps are"
+    return (
+        f"{which} not part of the adapter: an interruption lost what came of them, and the training went on from an "
+        "earlier state. ε counts every step all the same.\n"
+    )
 
 
 def _made_with(statement: PrivacyStatement) -> str:

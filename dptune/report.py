@@ -38,8 +38,8 @@ class PrivacyStatement:
     """The fields of `privacy_report.json`, in its order.
 
     A statement that contradicts itself cannot be made: `AssertionError` is raised (under `python -O` too) for a
-    guarantee with reasons against it, for none without a reason, for none with an epsilon, and for a guarantee whose
-    numbers give none (no noise, no clipping, an epsilon that is not finite).
+    guarantee with reasons against it, for none without a reason, for none with an epsilon, for a guarantee whose
+    numbers give none (no noise, no clipping, an epsilon that is not finite), and for more repeated steps than steps.
 
     Attributes:
         epsilon: spent by the steps that were run, at `delta`; None when there is no guarantee.
@@ -49,6 +49,8 @@ class PrivacyStatement:
         sampling_probability: chance of each example to enter a step's batch.
         expected_batch_size: `sampling_probability` times `num_examples`, in examples.
         steps: noisy steps that were run and recorded.
+        repeated_steps: those among `steps` that are not part of the result, because a crash threw it away and they
+            were run again; `epsilon` counts them.
         num_examples: size of the training set; published.
         privacy_unit: whose presence is hidden, for example "one training example".
         adjacency: how neighbouring data sets differ, for example "add or remove one privacy unit".
@@ -67,6 +69,7 @@ class PrivacyStatement:
     sampling_probability: float
     expected_batch_size: float
     steps: int
+    repeated_steps: int = 0
     num_examples: int
     privacy_unit: str
     adjacency: str
@@ -80,6 +83,7 @@ class PrivacyStatement:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", tuple(self.reasons))
         _must(self.guarantee in ("dp", "none"), f"guarantee {self.guarantee!r} is neither 'dp' nor 'none'")
+        _must(0 <= self.repeated_steps <= self.steps, f"{self.repeated_steps} of {self.steps} steps repeated")
         if self.guarantee == "none":
             _must(bool(self.reasons) and all(self.reasons), "no guarantee needs its reasons")
             _must(self.epsilon is None, "no guarantee has no epsilon")
@@ -94,7 +98,13 @@ class PrivacyStatement:
 
 
 def state_privacy(
-    config: PrivacyConfig, ledger: Ledger, noise: GaussianNoise, *, privacy_unit: str, packages: Iterable[str] = ()
+    config: PrivacyConfig,
+    ledger: Ledger,
+    noise: GaussianNoise,
+    *,
+    privacy_unit: str,
+    repeated_steps: int = 0,
+    packages: Iterable[str] = (),
 ) -> PrivacyStatement:
     """What a private run guarantees: the steps of its ledger, at its configuration's delta.
 
@@ -103,6 +113,7 @@ def state_privacy(
         ledger: every noisy step taken.
         noise: what the noise came from; under a fixed key there is no guarantee.
         privacy_unit: whose presence is hidden.
+        repeated_steps: how many of the ledger's steps a crash threw away.
         packages: distributions whose versions are listed too.
     """
     reasons = () if noise.keystream.secret else ("the noise came from a fixed key, which anybody can repeat",)
@@ -114,6 +125,7 @@ def state_privacy(
         sampling_probability=config.sampling_probability,
         expected_batch_size=config.expected_batch_size,
         steps=ledger.steps,
+        repeated_steps=repeated_steps,
         num_examples=config.num_examples,
         privacy_unit=privacy_unit,
         adjacency=ADJACENCY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from dptune import InvalidArgument, Ledger, accounting
-from dptune.accounting import Spend, compose, epsilon, noise_multiplier, running_epsilon
+from dptune.accounting import Spend, compose, epsilon, max_steps, noise_multiplier, running_epsilon
 
 Q, STEPS, DELTA = 2048 / 75329, 184, 1e-7
 
@@ -131,6 +132,103 @@ def test_the_running_bound_is_a_little_above_the_reported_one() -> None:
     for spend in (Spend(1.2, Q, STEPS), Spend(0.8, 0.01, 30)):
         reported = compose([spend], delta=DELTA)
         assert reported <= running_epsilon([spend], delta=DELTA) <= 1.005 * reported
+
+
+@cache
+def curve(sigma: float, q: float) -> list[float]:
+    """Epsilon as reported, by steps."""
+    return [epsilon(noise_multiplier=sigma, sampling_probability=q, steps=steps, delta=1e-6) for steps in range(30)]
+
+
+@pytest.mark.parametrize(("sigma", "q"), [(0.9, 0.02), (1.5, 0.01), (20.0, 0.05)])
+@pytest.mark.parametrize("share", [0.0, 0.99])
+@pytest.mark.parametrize("at_least", [0, 500])
+def test_the_steps_of_a_budget_are_those_that_counting_up_finds(
+    sigma: float, q: float, share: float, at_least: int
+) -> None:
+    """A budget of just what some steps cost, and of almost what one more would."""
+    spent = curve(sigma, q)
+    for steps in (0, 1, 11, 28):
+        target = (1 - share) * spent[steps] + share * spent[steps + 1]
+        if target:
+            found = max_steps(
+                target_epsilon=target, delta=1e-6, noise_multiplier=sigma, sampling_probability=q, at_least=at_least
+            )
+            assert found == max(number for number, eps in enumerate(spent) if eps <= target) == steps
+
+
+@pytest.mark.parametrize("steps", [1, 184, 2000])
+def test_the_noise_found_for_a_number_of_steps_pays_for_them_and_hardly_more(steps: int) -> None:
+    sigma = noise_multiplier(target_epsilon=3.0, delta=DELTA, sampling_probability=0.02, steps=steps)
+    setting: dict[str, Any] = {"delta": DELTA, "noise_multiplier": sigma, "sampling_probability": 0.02}
+    started = time.process_time()
+    found = max_steps(target_epsilon=3.0, at_least=steps, **setting)
+    took = time.process_time() - started
+    assert steps <= found <= steps + 1 + steps // 200
+    assert epsilon(steps=found, **setting) <= 3.0 < epsilon(steps=found + 1, **setting)
+    assert max_steps(target_epsilon=3.0, **setting) == found
+    assert took < 12  # 0.3 to 2 s where it was written
+
+
+def test_a_step_that_costs_more_than_the_budget_is_not_paid_for() -> None:
+    setting: dict[str, Any] = {"delta": DELTA, "noise_multiplier": 0.3, "sampling_probability": 0.02}
+    assert max_steps(target_epsilon=1.0, **setting) == 0
+    assert max_steps(target_epsilon=1.0, at_least=100, **setting) == 0
+
+
+def test_few_questions_find_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may take a second, so a search by halving alone would take half a minute."""
+    asked: list[float | None] = []
+    real = accounting.compose
+
+    def counting(spends: Any, *, delta: float, interval: float | None = None) -> float:
+        asked.append(interval)
+        return real(spends, delta=delta, interval=interval)
+
+    monkeypatch.setattr(accounting, "compose", counting)
+    assert max_steps(target_epsilon=1.0, delta=1e-6, noise_multiplier=10.0, sampling_probability=0.01) > 50_000
+    assert asked.count(None) <= 10
+
+
+def test_the_planned_steps_are_paid_for_where_epsilon_dips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finer grid from 100 steps on: 99 steps seem to cost more than 100 do."""
+
+    def spent(spends: Any, **_: Any) -> float:
+        return math.sqrt(spends[0].steps) * (1.0 if spends[0].steps < 100 else 0.99)
+
+    monkeypatch.setattr(accounting, "compose", spent)
+    setting: dict[str, Any] = {"delta": DELTA, "noise_multiplier": 1.0, "sampling_probability": 0.02}
+    assert max_steps(target_epsilon=9.93, at_least=100, **setting) == 100
+    assert max_steps(target_epsilon=9.93, at_least=99, **setting) in (98, 100)
+    assert max_steps(target_epsilon=9.93, **setting) in (98, 100)
+
+
+def test_a_budget_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "_MOST_STEPS", 40)
+    setting: dict[str, Any] = {"target_epsilon": 9.0, "delta": DELTA, "noise_multiplier": 5.0}
+    assert max_steps(sampling_probability=0.01, **setting) == 40
+    assert max_steps(sampling_probability=0.01, at_least=70, **setting) == 70
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"target_epsilon": 0.0}, "target_epsilon=0.0: "),
+        ({"target_epsilon": math.inf}, "target_epsilon=inf: "),
+        ({"delta": 1.0}, "delta=1.0: "),
+        ({"noise_multiplier": -1.0}, "noise_multiplier=-1.0: "),
+        ({"sampling_probability": 2.0}, "sampling_probability=2.0: "),
+        ({"at_least": -1}, "at_least=-1: "),
+        ({"at_least": 1.5}, "at_least=1.5: "),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused(changed: dict[str, Any], named: str) -> None:
+    setting: dict[str, Any] = {
+        "target_epsilon": 2.0, "delta": 1e-6, "noise_multiplier": 1.0, "sampling_probability": 0.01
+    }  # fmt: skip
+    with pytest.raises(InvalidArgument) as caught:
+        max_steps(**(setting | changed))
+    assert str(caught.value).startswith(named)
 
 
 def test_the_report_is_quick() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +130,160 @@ def test_a_line_that_cannot_be_written_is_not_counted(path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         ledger.record(**STEP)
     assert ledger.steps == 0
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that is full: what is written beyond `size` bytes of a file fails, after the part that fits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("fitting", [0, 1, 40])
+def test_a_full_disk_counts_nothing_and_writing_goes_on_when_there_is_space(
+    path: Path, steps: int, fitting: int
+) -> None:
+    ledger = written(path, steps)
+    before = path.read_bytes() if steps else b""
+    for _ in range(2):
+        with largest_file(len(before) + fitting), pytest.raises(OSError, match="File too large"):
+            ledger.record(**STEP)
+        assert ledger.steps == steps
+        assert ledger.content() == before
+    assert path.read_bytes().startswith(before)
+    ledger.record(**STEP)
+    ledger.record(**STEP)
+    assert Ledger(path).steps == ledger.steps == steps + 2
+    assert path.read_bytes() == ledger.content() == written(path.with_name("other"), steps + 2).content()
+
+
+def test_a_torn_line_of_a_full_disk_is_no_step_after_a_crash(path: Path) -> None:
+    ledger = written(path, 2)
+    with largest_file(len(ledger.content()) + 30), pytest.raises(OSError, match="File too large"):
+        ledger.record(**STEP)
+    assert len(path.read_bytes()) == len(ledger.content()) + 30
+    assert Ledger(path).steps == 2
+
+
+def test_a_line_that_could_not_be_synced_is_written_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is whole in the file, but whether it is on the disk nobody knows: its gradient was not used."""
+    ledger = written(path, 2)
+
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            ledger.record(**STEP)
+    assert ledger.steps == 2
+    assert Ledger(path).steps == 3  # a run that ends here counts it: rather one too many
+    ledger.record(noise_multiplier=0.7, sampling_probability=0.02, clip_norm=0.5)
+    assert Ledger(path).spends == ledger.spends == [Spend(0.9, 0.02, 2), Spend(0.7, 0.02, 1)]
+
+
+@pytest.mark.parametrize("foreign", [None, b"x", b'{"step": 3'])
+def test_two_runs_with_one_ledger_are_refused_and_no_line_is_cut(path: Path, foreign: bytes | None) -> None:
+    """One of them would overwrite or misnumber the other's steps."""
+    ledger = written(path, 2)
+    if foreign is None:
+        Ledger(path).record(**STEP)
+    else:
+        path.write_bytes(path.read_bytes() + foreign)
+    before = path.read_bytes()
+    with pytest.raises(InvalidArgument, match=r"ledger\.jsonl'?: another process writes to it"):
+        ledger.record(**STEP)
+    assert path.read_bytes() == before
+    assert ledger.steps == 2
+
+
+@pytest.mark.parametrize(
+    "spoil", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:-1])]
+)
+def test_a_file_that_loses_lines_while_in_use_is_refused(path: Path, spoil: Callable[[Path], object]) -> None:
+    ledger = written(path, 2)
+    spoil(path)
+    for call in (lambda: ledger.record(**STEP), ledger.content):
+        with pytest.raises(InvalidArgument, match="lost lines while it was in use; epsilon would be understated"):
+            call()
+    assert ledger.steps == 2
+
+
+def test_the_content_is_the_counted_lines(path: Path) -> None:
+    assert Ledger(path).content() == b""
+    ledger = written(path, 2)
+    assert ledger.content() == path.read_bytes()
+    assert Ledger(path).content() == path.read_bytes()
+
+
+@pytest.fixture
+def copy(path: Path) -> Path:
+    """A checkpoint's copy of the ledger, made after three steps."""
+    copied = path.with_name("copy.jsonl")
+    copied.write_bytes(written(path, 3).content())
+    return copied
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_a_ledger_may_have_more_steps_than_the_checkpoint(path: Path, copy: Path, more: int) -> None:
+    """They were released and are run again: both count."""
+    ledger = written(path, more)
+    before = path.read_bytes()
+    ledger.require_continues(copy, 3)
+    assert path.read_bytes() == before
+    assert ledger.steps == 3 + more
+
+
+def test_a_torn_line_behind_the_checkpoints_is_no_obstacle(path: Path, copy: Path) -> None:
+    path.write_bytes(path.read_bytes() + b'{"step": 4, "noi')
+    Ledger(path).require_continues(copy, 3)
+    assert path.read_bytes() == copy.read_bytes()
+
+
+def test_a_run_that_had_released_nothing_continues_any_ledger(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    Ledger(path).require_continues(tmp_path / "empty", 0)
+    written(path, 2).require_continues(tmp_path / "empty", 0)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_ledger_with_fewer_steps_than_the_checkpoint_is_refused(path: Path, copy: Path, left: int) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:left]))
+    with pytest.raises(InvalidArgument) as caught:
+        Ledger(path).require_continues(copy, 3)
+    assert f"has {left} lines, the checkpoint 3 already; epsilon would be understated" in str(caught.value)
+    assert path.read_bytes() == b"".join(lines[:left])
+
+
+def test_a_missing_ledger_is_refused(path: Path, copy: Path) -> None:
+    path.unlink()
+    with pytest.raises(InvalidArgument, match="has 0 lines, the checkpoint 3 already"):
+        Ledger(path).require_continues(copy, 3)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("change", [(b"0.9", b"9.0"), (b"0.5", b"0.6"), (b": ", b":  ")])
+def test_a_line_that_reads_otherwise_is_refused_with_its_number(
+    path: Path, copy: Path, number: int, change: tuple[bytes, bytes]
+) -> None:
+    """More noise than was added would make epsilon smaller than it was; more lines do not make up for it."""
+    written(path, 2)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = lines[number - 1].replace(*change)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(InvalidArgument) as caught:
+        Ledger(path).require_continues(copy, 3)
+    assert f"{path}:{number}" in str(caught.value)
+    assert "reads otherwise than in the checkpoint" in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [0, 2, 4])
+def test_a_copy_that_is_not_of_the_checkpoints_step_is_refused(path: Path, copy: Path, steps: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"has 3 lines, its checkpoint was saved after {steps}"):
+        Ledger(path).require_continues(copy, steps)

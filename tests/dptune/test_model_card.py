@@ -59,6 +59,20 @@ def test_the_card_states_the_numbers(tmp_path: Path) -> None:
     assert f"dptune {statement.versions['dptune']}" in card
 
 
+@pytest.mark.parametrize(
+    ("repeated", "sentence"),
+    [(1, "1 of these steps is not part of the adapter"), (1234, "1,234 of these steps are not part of the adapter")],
+)
+def test_repeated_steps_are_told_where_there_are_any(tmp_path: Path, repeated: int, sentence: str) -> None:
+    card = _card(tmp_path, private(steps=5000, repeated_steps=repeated))
+    assert f"\n{sentence}: an interruption lost" in card
+    assert "ε counts every step" in card
+    assert _table(card)["Steps"] == "5,000"
+    card = _card(tmp_path, private(steps=5000))
+    assert "of these steps" not in card
+    assert "interruption" not in card
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 1e-9, 0.5, 2.25710001, 8.0, 19.99, 40.0, 900.0])
 def test_no_figure_of_the_card_is_better_than_the_truth(tmp_path: Path, epsilon: float) -> None:
     card = _card(tmp_path, private(epsilon=epsilon))

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from dptune import report
-from dptune.report import PrivacyStatement, versions, write_privacy_report
+from dptune import GaussianNoise, Ledger, PrivacyConfig, report
+from dptune.report import PrivacyStatement, state_privacy, versions, write_privacy_report
 
 REQUIRED_KEYS = [
     "epsilon", "delta", "noise_multiplier", "clip_norm", "sampling_probability", "expected_batch_size", "steps",
-    "num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source", "guarantee", "reasons",
-    "versions",
+    "repeated_steps", "num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source",
+    "guarantee", "reasons", "versions",
 ]  # fmt: skip
 
 SETTINGS: dict[str, Any] = {
@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "sampling_probability": 2048 / 75329,
     "expected_batch_size": 2048.0,
     "steps": 184,
+    "repeated_steps": 0,
     "num_examples": 75329,
     "privacy_unit": "one training example",
     "adjacency": "add or remove one privacy unit",
@@ -94,6 +95,9 @@ def test_without_a_guarantee_epsilon_is_null_and_the_reasons_are_listed(tmp_path
         {"noise_multiplier": None},
         {"clip_norm": None},
         {"clip_norm": float("inf")},
+        {"repeated_steps": -1},
+        {"repeated_steps": 185},
+        {"guarantee": "none", "epsilon": None, "reasons": ["the noise seed was fixed"], "repeated_steps": 185},
         {"sampling_probability": 0.5},
         {"sampling_probability": 1.5, "expected_batch_size": 1.5 * 75329},
     ],
@@ -101,6 +105,30 @@ def test_without_a_guarantee_epsilon_is_null_and_the_reasons_are_listed(tmp_path
 def test_a_statement_that_contradicts_itself_cannot_be_made(changes: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         private(**changes)
+
+
+@pytest.mark.parametrize("repeated", [0, 1, 184])
+def test_repeated_steps_are_stated(tmp_path: Path, repeated: int) -> None:
+    write_privacy_report(tmp_path / "r.json", private(repeated_steps=repeated))
+    assert _read(tmp_path / "r.json")["repeated_steps"] == repeated
+
+
+def test_steps_are_the_ledgers_with_the_repeated_ones_among_them(tmp_path: Path) -> None:
+    config = PrivacyConfig(
+        num_examples=100, expected_batch_size=4.0, steps=3, clip_norm=1.0, noise_multiplier=2.0, delta=1e-4
+    )
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for _ in range(5):
+        ledger.record(noise_multiplier=2.0, sampling_probability=0.04, clip_norm=1.0)
+    with GaussianNoise(4) as noise:
+        plain = state_privacy(config, ledger, noise, privacy_unit="one row")
+        stated = state_privacy(config, ledger, noise, privacy_unit="one row", repeated_steps=2)
+        with pytest.raises(AssertionError, match="6 of 5 steps repeated"):
+            state_privacy(config, ledger, noise, privacy_unit="one row", repeated_steps=6)
+    assert (plain.steps, plain.repeated_steps) == (5, 0)
+    assert (stated.steps, stated.repeated_steps) == (5, 2)
+    assert stated.epsilon == plain.epsilon == ledger.epsilon(1e-4)
+    assert stated.epsilon > config.planned_epsilon()
 
 
 def test_the_refusal_does_not_depend_on_assert_statements(monkeypatch: pytest.MonkeyPatch) -> None:

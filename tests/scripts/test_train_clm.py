@@ -24,6 +24,7 @@ REPORT_KEYS = {
     *("epsilon", "delta", "noise_multiplier", "clip_norm", "sampling_probability", "expected_batch_size", "steps"),
     *("num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source", "guarantee", "reasons"),
     "versions",
+    "repeated_steps",
 }
 TOKEN = "hf_a_secret_that_must_not_appear"
 

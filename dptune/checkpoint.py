@@ -1,0 +1,361 @@
+"""Checkpoints: what a run needs to go on after a crash, in a folder that is whole or not there.
+
+`<run>/checkpoint-<step>` holds the adapter (`lora_weights.bin`, from which one can sample), the optimizer with its
+schedule, the step with what a resumed run must share, a copy of the ledger, and a manifest of sizes and SHA-256 sums.
+It is filled under a hidden name, synced, and renamed; what a crash leaves under a hidden name is cleared by the next
+save. Neither sampling nor noise has a state to keep: a resumed run draws both afresh, and the ledger counts the steps
+that are run again. A checkpoint is not for publishing as it is: its identity lets a guess of the data be confirmed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from dptune._files import _sync_folder, atomic_write
+from dptune._validate import InvalidArgument, refuse, require_count
+from dptune.adapter_files import WEIGHTS_NAME
+from dptune.ledger import Ledger
+
+OPTIMIZER_NAME = "optimizer.pt"
+STATE_NAME = "state.json"
+LEDGER_NAME = "ledger.jsonl"
+MANIFEST_NAME = "manifest.json"
+
+_FLAG = "--resume_from_checkpoint"
+_FORMAT = 1  # of the whole folder: raise it when a checkpoint can no longer be read as this module reads it
+_NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
+_HIDDEN = re.compile(r"\.(checkpoint-\d+)\.[0-9a-f]+\.(tmp|replaced)")
+_ALWAYS = {WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # of an error's one line
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """A run after some of its steps.
+
+    Attributes:
+        step: completed optimizer steps.
+        ledger_steps: lines in the ledger at that moment; 0 for a run without privacy.
+        identity: what a resumed run must share, as plain JSON.
+        config: the resolved configuration, as plain JSON without secrets.
+        adapter: as `adapter_files.adapter_state_dict` gives it.
+        optimizer: the optimizer's `state_dict`.
+        schedule: the learning-rate schedule's `state_dict`.
+    """
+
+    step: int
+    ledger_steps: int
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    adapter: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+
+
+def save_checkpoint(
+    run_folder: str | os.PathLike[str], state: TrainingState, ledger: Ledger | None, *, keep: int | None
+) -> Path:
+    """Write `<run_folder>/checkpoint-<step>` and remove the checkpoints beyond `keep`. One process a run calls it.
+
+    A checkpoint of the same step is replaced: a run that went on from an earlier one comes by with other weights. Of
+    the others, those of later steps go first, which belong to a course that the run has left, then the oldest.
+
+    Args:
+        run_folder: must exist.
+        state: what to save.
+        ledger: of a private run; its lines are copied.
+        keep: how many checkpoints stay, with the new one, which always does; None keeps all.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        InvalidArgument: the disk is full or fails; the other checkpoints are as they were.
+    """
+    if keep is not None:
+        require_count("--save_total_limit", keep)
+    assert state.ledger_steps == (ledger.steps if ledger else 0), "the state is of another moment than the ledger"
+    run_folder = Path(run_folder)
+    folder = run_folder / f"checkpoint-{state.step}"
+    copy = ledger.content() if ledger else None
+    try:
+        _clear_leftovers(run_folder)
+        _write(folder, _contents(state, copy))
+    except OSError as error:
+        _refuse_unwritten(folder, error)
+    _clear_leftovers(run_folder)
+    _keep_newest(run_folder, state.step, keep)
+    return folder
+
+
+def load_checkpoint(folder: str | os.PathLike[str]) -> TrainingState:
+    """Read a checkpoint after checking every file against the manifest; tensors come to the CPU.
+
+    Raises:
+        InvalidArgument: a file is missing or damaged; the message names it and the newest older checkpoint that is
+            intact.
+    """
+    folder = Path(folder)
+    if damage := _damage(folder):
+        _refuse_damaged(folder, damage)
+    try:
+        state = _read(folder)
+    except Exception as error:  # as for adapter files, what was not written by `save_checkpoint` fails in any way
+        _refuse_damaged(folder, f"it cannot be read ({type(error).__name__})")
+    if folder.resolve().name != f"checkpoint-{state.step}":
+        refuse(_FLAG, str(folder), f"holds step {state.step}; rename it to checkpoint-{state.step}")
+    return state
+
+
+def find_checkpoint(run_folder: str | os.PathLike[str], which: str) -> Path | None:
+    """The checkpoint of a run that `which` names. It is not checked: `load_checkpoint` does. One process calls it.
+
+    Args:
+        run_folder: the run's.
+        which: "latest" for the one of the highest step, or the path of one that lies directly inside `run_folder`.
+
+    Returns:
+        None if "latest" is asked for and there is none.
+
+    Raises:
+        InvalidArgument: a path of something else.
+    """
+    run_folder = Path(run_folder)
+    _restore_replaced(run_folder)
+    found = _checkpoints(run_folder)
+    if which == "latest":
+        return found[max(found)] if found else None
+    chosen = next((path for path in found.values() if path.resolve() == Path(which).resolve()), None)
+    if chosen is None:
+        choice = ", ".join(str(path) for path in found.values()) or "there is none yet"
+        refuse(_FLAG, which, f"no checkpoint beside this run's ledger; give latest, or one in {run_folder}: {choice}")
+    return chosen
+
+
+def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuse to resume a run as another one.
+
+    Args:
+        saved: a checkpoint's `identity`.
+        current: that of the run which wants to go on; values that JSON writes alike are equal.
+
+    Raises:
+        InvalidArgument: they differ; the message names what, with both values.
+    """
+    before, now = (dict(_leaves(json.loads(json.dumps(identity)))) for identity in (saved, current))
+    values = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in before | now}
+    differing = {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+    if not differing:
+        return
+    told = [
+        f"{_dotted(key)} was {_shown(old)} in the checkpoint and is {_shown(new)} now"
+        for key, (old, new) in list(differing.items())[:_MOST_DIFFERENCES]
+    ]
+    more = f", and {len(differing) - len(told)} more differ" if len(differing) > len(told) else ""
+    raise InvalidArgument(
+        f"{_FLAG}: {', '.join(told)}{more}; resume with what the run began with, or begin another one in a new "
+        "--output_dir"
+    )
+
+
+def _contents(state: TrainingState, ledger: bytes | None) -> Iterator[tuple[str, bytes | memoryview]]:
+    """(name, content) of the files but the manifest, one at a time."""
+    yield WEIGHTS_NAME, _torch_bytes(state.adapter)
+    yield OPTIMIZER_NAME, _torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
+    plain = {name: getattr(state, name) for name in ("step", "ledger_steps", "identity", "config")}
+    yield STATE_NAME, _json_bytes(plain)
+    if ledger is not None:
+        yield LEDGER_NAME, ledger
+
+
+def _write(folder: Path, contents: Iterable[tuple[str, bytes | memoryview]]) -> None:
+    """Make `folder` with these files and their manifest, whole or not at all."""
+    temporary = _hidden(folder, "tmp")
+    temporary.mkdir()
+    try:
+        files = {}
+        for name, content in contents:
+            files[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            _write_file(temporary / name, content)
+        _write_file(temporary / MANIFEST_NAME, _json_bytes({"format": _FORMAT, "files": files}))
+        _put_in_place(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # what is left of it is cleared by the next save
+        _restore_replaced(folder.parent)
+        raise
+
+
+def _write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write and sync a file and its name."""
+    with atomic_write(path, "wb") as file:
+        file.write(content)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Give the finished folder its name. One that has the name steps aside, where `_restore_replaced` finds it."""
+    if folder.exists():
+        os.rename(folder, _hidden(folder, "replaced"))
+    os.rename(temporary, folder)
+    _sync_folder(folder.parent)
+
+
+def _restore_replaced(run_folder: Path) -> None:
+    """Put back a checkpoint that stepped aside for one that never came, because of a crash in between."""
+    for path, place, kind in _leftovers(run_folder):
+        if kind == "replaced" and not place.exists():
+            os.rename(path, place)
+
+
+def _clear_leftovers(run_folder: Path) -> None:
+    """Remove what saves left under hidden names, crashed ones or the one that has just ended."""
+    _restore_replaced(run_folder)
+    for path, place, _ in _leftovers(run_folder):
+        _discard(path, place)
+
+
+def _keep_newest(run_folder: Path, newest: int, keep: int | None) -> None:
+    """Remove what `keep` leaves no room for: those of later steps, the last first, then the oldest, never `newest`."""
+    found = _checkpoints(run_folder)
+    later, earlier = [step for step in found if step > newest], [step for step in found if step < newest]
+    surplus = 0 if keep is None else max(0, len(found) - keep)
+    for step in [*reversed(later), *earlier][:surplus]:
+        _discard(found[step], found[step])
+
+
+def _discard(path: Path, place: Path) -> None:
+    """Remove the checkpoint at `place`, or what is left of it at `path`.
+
+    It loses its name first, so that half of one never looks like one. What resists (a file that is in use on a network
+    disk, say) must not end a run that goes well: the next save tries again.
+    """
+    hidden = _hidden(place, "tmp")
+    try:
+        os.rename(path, hidden)
+        _sync_folder(hidden.parent)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        warnings.warn(f"{path} cannot be removed ({error.strerror or error}); remove it by hand", stacklevel=2)
+
+
+def _hidden(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{kind}")
+
+
+def _leftovers(run_folder: Path) -> list[tuple[Path, Path, str]]:
+    """(path, the checkpoint it was or was to be, kind) of folders with hidden names."""
+    matches = ((path, _HIDDEN.fullmatch(path.name)) for path in _entries(run_folder))
+    return [(path, run_folder / match[1], match[2]) for path, match in matches if match]
+
+
+def _checkpoints(run_folder: Path) -> dict[int, Path]:
+    """{step: folder}, in order of steps, of everything that has a checkpoint's name."""
+    matches = ((path, _NAME.fullmatch(path.name)) for path in _entries(run_folder))
+    return dict(sorted((int(match[1]), path) for path, match in matches if match and path.is_dir()))
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _read(folder: Path) -> TrainingState:
+    adapter, saved = (
+        torch.load(folder / name, map_location="cpu", weights_only=True) for name in (WEIGHTS_NAME, OPTIMIZER_NAME)
+    )
+    plain = json.loads((folder / STATE_NAME).read_bytes())
+    return TrainingState(**plain, adapter=adapter, optimizer=saved["optimizer"], schedule=saved["schedule"])
+
+
+def _damage(folder: Path) -> str | None:
+    """What keeps `folder` from being an intact checkpoint, or None."""
+    try:
+        files = _listed(json.loads((folder / MANIFEST_NAME).read_bytes()))
+        return next((damage for name, entry in files.items() if (damage := _file_damage(folder / name, **entry))), None)
+    except FileNotFoundError:
+        return f"{MANIFEST_NAME} is missing"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return f"{MANIFEST_NAME} is damaged"
+
+
+def _listed(manifest: Any) -> dict[str, Any]:
+    """The files of a manifest, which must be a checkpoint's."""
+    if manifest["format"] != _FORMAT or manifest["files"].keys() - {LEDGER_NAME} != _ALWAYS:
+        raise ValueError
+    files: dict[str, Any] = manifest["files"]
+    return files
+
+
+def _file_damage(path: Path, *, size: int, sha256: str) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != size:
+        return f"{path.name} is damaged ({path.stat().st_size} bytes instead of {size})"
+    with path.open("rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    return None if same else f"{path.name} is damaged (another SHA-256 than the manifest's)"
+
+
+def _refuse_unwritten(folder: Path, error: OSError) -> NoReturn:
+    first = "free space" if error.errno in _FULL else "mend that"
+    then = f"then {_FLAG} latest" if _checkpoints(folder.parent) else "then start again: there is no other checkpoint"
+    refuse("checkpoint", str(folder), f"not written ({error.strerror or error}); {first}, {then}")
+
+
+def _refuse_damaged(folder: Path, damage: str) -> NoReturn:
+    match = _NAME.fullmatch(folder.resolve().name)
+    siblings = _checkpoints(folder.resolve().parent)
+    older = [path for step, path in siblings.items() if match and step < int(match[1])]
+    intact = next((path for path in reversed(older) if _damage(path) is None), None)
+    remedy = f"give {_FLAG} {intact}, the newest older one that is intact" if intact else "there is no older intact one"
+    refuse(_FLAG, str(folder), f"{damage}; {remedy}")
+
+
+def _torch_bytes(value: object) -> memoryview:
+    """What `torch.save` writes. Straight into a file it would hide a full disk behind an error of its own."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getbuffer()
+
+
+def _json_bytes(value: object) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+_ABSENT = object()
+_Key = tuple[str | int, ...]
+
+
+def _leaves(value: Any, key: _Key = ()) -> Iterator[tuple[_Key, Any]]:
+    """(where, value) of everything in nested dictionaries and lists; empty ones are values."""
+    if value and isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, (*key, name))
+    else:
+        yield key, value
+
+
+def _dotted(key: _Key) -> str:
+    """("a", "b", 2) is `a.b[2]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
+
+
+def _shown(value: object) -> str:
+    text = "absent" if value is _ABSENT else repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
