@@ -16,40 +16,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from torch import Tensor
+from accelerate.utils import broadcast_object_list, set_seed
+from dptune.checkpoint import TrainingState, refuse_other_run
 from transformers import get_scheduler
 
-from dptune import (
-    CausalLMLoss,
-    GaussianNoise,
-    Keystream,
-    Ledger,
-    PlainStep,
-    PoissonSampler,
-    PrivateStep,
-    add_lora,
-    deal,
-    trainable_parameters,
-)
-from dptune.keystream import new_key
+from dptune import CausalLMLoss, GaussianNoise, Ledger, PlainStep, PrivateStep, add_lora, trainable_parameters
+from dptune.ranks import require_equal
+from dptune.step import MicroBatchStats
 from utils.arguments import ModelArguments, exit_on_invalid_argument, parse, public_config
 from utils.data import load_training_data
 from utils.evaluation import held_out_loss
-from utils.modeling import (
-    checkpoint_activations,
-    load_model,
-    load_skeleton,
-    load_tokenizer,
-    make_accelerator,
-    require_context,
-    training_dtype,
+from utils.interruption import StopRequest
+from utils.launch import compute_dtype, loss_scale, make_accelerator, sharding_of_launch
+from utils.micro_batches import MicroBatches
+from utils.modeling import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
+from utils.randomness import make_noise, make_sampler
+from utils.resume import (
+    Checkpoints,
+    find_saved_run,
+    last_step,
+    model_identity,
+    processes_of_plan,
+    restore,
+    run_identity,
 )
 from utils.run_log import RunLog, StepMetrics, summarise
-from utils.run_outputs import finish_run, refuse_existing_run, start_run
+from utils.run_outputs import finish_run, start_run
 from utils.run_plan import RunPlan, describe_data, describe_model, describe_plan, plan_run
+from utils.sharded_model import describe_shards
 from utils.tokenization import TokenizedDataset
 from utils.trackers import start_trackers
 from utils.training_arguments import (
@@ -61,6 +58,7 @@ from utils.training_arguments import (
 )
 
 GROUPS = (ModelArguments, DataArguments, PrivacyArguments, LoraArguments, OptimizationArguments, OutputArguments)
+_RANKS_CHECKED_EVERY = 10  # steps
 
 
 @exit_on_invalid_argument()
@@ -68,40 +66,73 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, plan, load, train, write."""
     groups = parse(*GROUPS, args=argv, description=__doc__)
     model_args, data_args, privacy_args, lora_args, optimization, output = groups
-    refuse_existing_run(output.output_dir)
-    accelerator = make_accelerator()
-    dtype = training_dtype(accelerator.mixed_precision, accelerator.device)
+    accelerator, sharding = make_accelerator(), sharding_of_launch()
+    saved = find_saved_run(output, accelerator)
+    dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
     name, hub = model_args.model_name_or_path, {"token": model_args.access_token, "revision": model_args.revision}
     lora = {"rank": lora_args.lora_r, "alpha": lora_args.lora_alpha, "targets": lora_args.lora_target_modules}
+    recompute = optimization.gradient_ckpt or (sharding is not None and sharding.checkpoint_activations)
 
     skeleton = load_skeleton(name, **hub)
     require_context(skeleton, data_args.block_size)
     add_lora(skeleton, **lora)  # a wrong target is found here, before gigabytes are read
     tokenizer = load_tokenizer(name, **hub)
     train, held_out = load_training_data(tokenizer=tokenizer, **vars(data_args))
-    plan = plan_run(privacy_args, optimization, num_examples=len(train), world_size=accelerator.num_processes)
+    processes = processes_of_plan(saved, optimization, accelerator.num_processes)
+    plan = plan_run(privacy_args, optimization, num_examples=len(train), world_size=processes)
+    identity = {"run": run_identity(plan, train, privacy_args)}
+    if saved is not None:
+        refuse_other_run(saved.identity["run"], identity["run"])
     token_budget = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * data_args.block_size
     accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
-    accelerator.print(
-        *describe_model(skeleton, token_budget, dtype, checkpointing=optimization.gradient_ckpt), sep="\n"
-    )
+    accelerator.print(*describe_model(skeleton, token_budget, dtype, checkpointing=recompute), sep="\n")
     if output.dry_run:
         return
 
     set_seed(optimization.seed)  # the adapters' start; noise and sampling are keyed from the operating system
-    model = load_model(name, dtype=dtype, device=accelerator.device, **hub)
+    model = load_model(name, **hub, dtype=dtype, device=accelerator.device, bits=model_args.qbits, sharding=sharding)
     add_lora(model, **lora)
-    if optimization.gradient_ckpt:
+    if sharding is not None:
+        accelerator.print(describe_shards(model, accelerator.num_processes))
+    identity["model"] = model_identity(model)
+    if saved is not None and accelerator.is_main_process:
+        refuse_other_run(saved.identity["model"], identity["model"])
+    if recompute:
         checkpoint_activations(model)
-    folder, config = Path(output.output_dir), public_config(*groups)
+
+    folder, config = Path(output.output_dir), public_config(*groups) | {"num_processes": processes}
     ledger = start_run(folder, config, private=plan.privacy is not None, is_main=accelerator.is_main_process)
     start_trackers(accelerator, output.report_to, "dptune", config, logging_dir=folder / "tracking")
-    run = Run(accelerator, model, plan, ledger, train, held_out, token_budget, tokenizer.pad_token_id)
-    with RunLog(folder, plan.steps, is_main=accelerator.is_main_process, track=accelerator.log) as log:
-        noise = run.steps(log, optimization, output.eval_freq)
+    limits = {"every": output.checkpointing_steps, "keep": output.save_total_limit}
+    checkpoints = Checkpoints(folder, ledger, identity, config, **limits, accelerator=accelerator)
+    pad, in_step = tokenizer.pad_token_id, sharding is not None
+    micro_batches = MicroBatches(train, token_budget, pad, accelerator, in_step=in_step)
+    run = Run(accelerator, model, plan, privacy_args, ledger, micro_batches, held_out, checkpoints, loss_scale(dtype))
+    last = broadcast_object_list([last_step(plan, ledger, privacy_args.target_epsilon, saved.step if saved else 0)])[0]
+    start = saved.step if saved else 0
+    with RunLog(
+        folder, plan.steps, start_step=start, is_main=accelerator.is_main_process, track=accelerator.log
+    ) as log:
+        end = run.steps(log, optimization, saved, last=last, eval_freq=output.eval_freq)
     accelerator.end_training()
-    if accelerator.is_main_process:
-        finish_run(folder, model, plan, ledger, noise=noise, base_model=name, diagnostics=log.rows)
+    if end.stopped_by is not None:
+        accelerator.print(
+            f"{end.stopped_by}: stopped after step {end.completed} of {plan.steps}, saved in {folder}; "
+            "go on with --resume_from_checkpoint latest"
+        )
+    elif accelerator.is_main_process:
+        finish_run(
+            folder, model, plan, ledger, completed=end.completed, noise=end.noise, base_model=name, diagnostics=log.rows
+        )
+
+
+@dataclass(frozen=True)
+class End:
+    """How training ended: after which step, by which signal (None: by itself), and where its noise came from."""
+
+    completed: int
+    stopped_by: str | None
+    noise: GaussianNoise | None
 
 
 @dataclass
@@ -111,81 +142,81 @@ class Run:
     accelerator: Accelerator
     model: Any
     plan: RunPlan
+    privacy: PrivacyArguments
     ledger: Ledger | None  # on the main process of a private run
-    train: TokenizedDataset
+    micro_batches: MicroBatches
     held_out: TokenizedDataset | None
-    token_budget: int
-    pad_token_id: int
+    checkpoints: Checkpoints
+    loss_scale: float
 
-    def steps(self, log: RunLog, settings: OptimizationArguments, eval_freq: int) -> GaussianNoise | None:
-        """Train; returns what the noise came from, if there was noise."""
-        optimizer = torch.optim.AdamW(
-            trainable_parameters(self.model), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+    def steps(
+        self, log: RunLog, settings: OptimizationArguments, saved: TrainingState | None, *, last: int, eval_freq: int
+    ) -> End:
+        """Train from what was saved until after step `last`, or until asked to stop."""
+        parameters = trainable_parameters(self.model)
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         schedule = get_scheduler(
             settings.lr_scheduler_type, optimizer, settings.num_warmup_steps, num_training_steps=self.plan.steps
         )
+        completed = restore(saved, self.model, optimizer, schedule)
         losses = CausalLMLoss(self.model)
-        sampler = PoissonSampler(self.plan.num_examples, self.plan.sampling_probability, self._shared_keystream())
-        with self._step() as step:
-            log.record(StepMetrics(step=0, eval_loss=self._evaluate(losses)))
-            for number in range(1, self.plan.steps + 1):
+        seed = self.privacy.insecure_test_seed
+        sampler = make_sampler(self.plan, self.accelerator, test_seed=seed, completed=completed)
+        with self._step(settings, completed) as step, StopRequest(announce=self.accelerator.is_main_process) as stop:
+            if completed == 0:
+                log.record(StepMetrics(step=0, eval_loss=self._evaluate(losses)))
+                if self.checkpoints.every:
+                    self.checkpoints.save(0, self.model, optimizer, schedule)
+            for number in range(completed + 1, last + 1):
                 began = time.perf_counter()
+                if number % _RANKS_CHECKED_EVERY == 1:
+                    require_equal(parameters, self.accelerator.gather)
                 draw = sampler.draw()
-                seen = []
-                for rows in self._share_of(draw):
-                    stats = step.backward(losses(**self._batch(rows)))
-                    if len(rows):  # not the dummy of a rank that has run out of examples
-                        seen.append(stats)
+                seen = self.micro_batches.run(draw, step, losses, stop)
+                if seen is None:
+                    self.checkpoints.save(completed, self.model, optimizer, schedule)
+                    break
                 step.finish()
                 learning_rate = optimizer.param_groups[0]["lr"]
                 optimizer.step()
                 schedule.step()
-                measured = summarise(
-                    self._gathered([stats.losses for stats in seen]),
-                    self._gathered([stats.norms for stats in seen]),
-                    self.plan.privacy.clip_norm if self.plan.privacy else None,
-                )
+                completed = number
+                evaluate = completed % eval_freq == 0 or completed == last
                 seconds = time.perf_counter() - began
-                evaluate = number % eval_freq == 0 or number == self.plan.steps
                 log.record(
                     StepMetrics(
-                        step=number,
-                        batch_drawn=len(draw),
-                        tokens=int(self.train.lengths[draw].sum()),
+                        step=completed,
                         seconds=seconds,
                         learning_rate=learning_rate,
                         epsilon=self._running_epsilon(),
                         eval_loss=self._evaluate(losses) if evaluate else None,
-                        **measured,
+                        **self._measured(draw, seen),
                     )
                 )
-            return step.noise
+                if self.checkpoints.due(completed, last):
+                    self.checkpoints.save(completed, self.model, optimizer, schedule)
+            stopped_by = (stop.name or "a signal") if completed < last else None
+            return End(completed, stopped_by, step.noise)
 
-    def _step(self) -> PrivateStep | PlainStep:
-        ranks: dict[str, Any] = {"gather": self.accelerator.gather, "world_size": self.accelerator.num_processes}
+    def _step(self, settings: OptimizationArguments, completed: int) -> PrivateStep | PlainStep:
+        how = {"gather": self.accelerator.gather, "reduce": self.accelerator.reduce}
+        ranks: dict[str, Any] = {settings.gradient_sync: how[settings.gradient_sync]}
+        ranks |= {"world_size": self.accelerator.num_processes, "loss_scale": self.loss_scale}
         if self.plan.privacy is None:
             return PlainStep(self.model, self.plan.expected_batch_size, **ranks)
         rank = self.accelerator.process_index
-        return PrivateStep(self.model, self.plan.privacy, ledger=self.ledger, rank=rank, **ranks)
+        size = sum(parameter.numel() for parameter in trainable_parameters(self.model))
+        noise = make_noise(size, rank, test_seed=self.privacy.insecure_test_seed, completed=completed)
+        return PrivateStep(self.model, self.plan.privacy, ledger=self.ledger, noise=noise, rank=rank, **ranks)
 
-    def _shared_keystream(self) -> Keystream:
-        """The ranks must see the same secret draws: the main process makes the key."""
-        keys = [new_key() if self.accelerator.is_main_process else b""]
-        return Keystream.shared(broadcast_object_list(keys)[0])
-
-    def _share_of(self, draw: Any) -> list[Any]:
-        world_size = self.accelerator.num_processes
-        shares = deal(draw, self.train.lengths, token_budget=self.token_budget, ranks=world_size)
-        return shares[self.accelerator.process_index]
-
-    def _batch(self, rows: Any) -> dict[str, Tensor]:
-        batch = self.train.batch(rows, self.pad_token_id)
-        return {key: value.to(self.accelerator.device) for key, value in batch.items()}
-
-    def _gathered(self, values: list[Tensor]) -> Tensor:
-        """All ranks' values, which differ in number."""
-        return torch.tensor(gather_object(torch.cat(values).tolist() if values else []), dtype=torch.float64)
+    def _measured(self, draw: np.ndarray, seen: list[MicroBatchStats]) -> dict[str, Any]:
+        """What all ranks saw in one step. NOT private."""
+        gathered = self.micro_batches.gathered
+        clip_norm = self.plan.privacy.clip_norm if self.plan.privacy else None
+        summary = summarise(
+            gathered([stats.losses for stats in seen]), gathered([stats.norms for stats in seen]), clip_norm
+        )
+        return summary | {"batch_drawn": len(draw), "tokens": int(self.micro_batches.data.lengths[draw].sum())}
 
     def _running_epsilon(self) -> float | None:
         return self.ledger.running_epsilon(self.plan.privacy.delta) if self.ledger and self.plan.privacy else None
@@ -197,8 +228,8 @@ class Run:
         loss = held_out_loss(
             losses,
             self.held_out,
-            token_budget=self.token_budget,
-            pad_token_id=self.pad_token_id,
+            token_budget=self.micro_batches.token_budget,
+            pad_token_id=self.micro_batches.pad_token_id,
             device=self.accelerator.device,
             gather=self.accelerator.gather,
             rank=self.accelerator.process_index,

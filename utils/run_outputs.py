@@ -56,12 +56,13 @@ def finish_run(
     plan: RunPlan,
     ledger: Ledger | None,
     *,
+    completed: int,
     noise: GaussianNoise | None,
     base_model: str,
     diagnostics: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write everything at the end of a run and say what it is. The adapter comes last: where it is, its report is."""
-    statement = _statement(plan, ledger, noise)
+    statement = _statement(plan, ledger, noise, completed)
     write_privacy_report(folder / REPORT_NAME, statement)
     if statement.epsilon is not None:
         _plot_epsilon(folder / EPSILON_PLOT, statement)
@@ -71,6 +72,8 @@ def finish_run(
     results = summarise_run(diagnostics)
     write_all_results(folder / RESULTS_NAME, results)
     save_adapter(model, folder, base_model=published_name(base_model))
+    if completed < plan.steps:
+        print(f"stopped by budget      after step {completed} of {plan.steps}: one more would exceed --target_epsilon")
     print(*_describe_end(folder, statement, results), sep="\n")
 
 
@@ -89,14 +92,17 @@ def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return results
 
 
-def _statement(plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None) -> PrivacyStatement:
+def _statement(plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None, completed: int) -> PrivacyStatement:
     packages = ("transformers", "accelerate", "cryptography")
     if plan.privacy is not None and ledger is not None and noise is not None:
-        return state_privacy(plan.privacy, ledger, noise, privacy_unit=PRIVACY_UNIT, packages=packages)
+        repeated = ledger.steps - completed
+        return state_privacy(
+            plan.privacy, ledger, noise, privacy_unit=PRIVACY_UNIT, repeated_steps=repeated, packages=packages
+        )
     return state_no_privacy(
         num_examples=plan.num_examples,
         expected_batch_size=plan.expected_batch_size,
-        steps=plan.steps,
+        steps=completed,
         privacy_unit=PRIVACY_UNIT,
         packages=packages,
     )
@@ -107,6 +113,8 @@ def _describe_end(folder: Path, statement: PrivacyStatement, results: Mapping[st
         lines = ["privacy                NONE: " + "; ".join(statement.reasons)]
     else:
         lines = [f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}"]
+    if statement.repeated_steps:
+        lines.append(f"repeated steps         {statement.repeated_steps:,}, lost in a crash: they count in epsilon")
     if "eval_loss" in results:
         lines.append(
             f"held-out loss          {results['eval_loss_before']:.4f} before, {results['eval_loss']:.4f} after"

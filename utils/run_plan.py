@@ -11,6 +11,8 @@ import torch
 from dptune._validate import refuse, require_delta
 from dptune.accounting import noise_multiplier
 from dptune.mechanism import PrivacyConfig
+from utils.memory import MemorySettings, describe_memory
+from utils.model_sizes import model_sizes
 from utils.tokenization import TokenizedDataset
 from utils.training_arguments import OptimizationArguments, PrivacyArguments
 
@@ -113,29 +115,32 @@ def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) ->
     return [*lines, f"held out               {len(held_out):,} examples, {int(held_out.lengths.sum()):,} tokens"]
 
 
-def describe_model(model: Any, token_budget: int, dtype: torch.dtype, *, checkpointing: bool) -> list[str]:
-    """Parameters and a rough estimate of memory a device, in lines for a person.
+def describe_model(
+    model: Any,
+    token_budget: int,
+    dtype: torch.dtype,
+    *,
+    checkpointing: bool,
+    block_size: int | None = None,
+    available: int | None = None,
+    **settings: Any,
+) -> list[str]:
+    """Parameters and an estimate of memory a device, in lines for a person.
 
     Args:
         model: a transformers model with its adapters; may be on the meta device.
         token_budget: padded tokens in one forward pass.
         dtype: of the base model.
         checkpointing: whether activations are recomputed.
+        block_size: tokens of the longest example; None for as many as the budget.
+        available: bytes of the device, if they are known (`utils.memory.device_memory`).
+        settings: the rest of `utils.memory.MemorySettings`: world_size, sharded, offload, bits, lengths.
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
-    layers, hidden = model.config.num_hidden_layers, model.config.hidden_size
-    # About 17 hidden-sized numbers a token and layer (Korthikanti et al. 2022, without dropout masks and attention
-    # scores); with checkpointing one a layer, and one layer whole.
-    kept = layers + 17 if checkpointing else 17 * layers
-    parts = {
-        "frozen weights": frozen * dtype.itemsize,
-        "activations": token_budget * hidden * dtype.itemsize * kept,
-        # Weight, gradient, clipped sum, noise and Adam's two moments in float32; per-example gradients are transient.
-        "adapters": 6 * 4 * trained,
-    }
-    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-    return [
-        f"trainable parameters   {trained:,} of {frozen + trained:,} ({trained / (frozen + trained):.3%})",
-        f"memory a device        about {sum(parts.values()) / 2**30:.2f} GiB ({listed}): an estimate",
-    ]
+    every = sum(parameter.numel() for parameter in model.parameters())
+    lines = [f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})"]
+    sizes = model_sizes(model)
+    if sizes is None:
+        return [*lines, f"memory a device        not estimated: {type(model).__name__} has no list of decoder layers"]
+    needed = MemorySettings(dtype, token_budget, block_size or token_budget, checkpointing, **settings)
+    return [*lines, *describe_memory(sizes, needed, available)]

@@ -59,6 +59,10 @@ class PrivacyArguments:
     delta: float = field(
         default=1e-7, metadata={"help": "chance that the bound may fail; below 1 / number of examples"}
     )
+    insecure_test_seed: int | None = field(
+        default=None,
+        metadata={"help": "FOR TESTS: repeatable sampling and noise, which protect nobody; the report says so"},
+    )
 
     def __post_init__(self) -> None:
         if self.noise_multiplier is None and self.target_epsilon is None:
@@ -119,6 +123,13 @@ class OptimizationArguments:
     weight_decay: float = field(default=0.0, metadata={"help": "of AdamW, on the adapters"})
     lr_scheduler_type: str = field(default="linear", metadata={"help": "shape of the rate", "choices": LR_SCHEDULERS})
     num_warmup_steps: int = field(default=0, metadata={"help": "steps over which the rate rises from 0"})
+    gradient_sync: str = field(
+        default="gather",
+        metadata={
+            "help": "how ranks add gradients: gather, in rank order; reduce sends less with many ranks",
+            "choices": ("gather", "reduce"),
+        },
+    )
     gradient_ckpt: bool = field(
         default=False, metadata={"help": "activation checkpointing: less memory, about a third more time"}
     )
@@ -145,6 +156,12 @@ class OutputArguments:
     _argument_group_name = "output"
 
     output_dir: str = field(metadata={"help": "new folder for the adapter, the privacy report and the diagnostics"})
+    checkpointing_steps: int = field(default=10, metadata={"help": "steps between checkpoints; 0 writes none"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints that are kept; older ones go"})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "a checkpoint in --output_dir, or latest: the newest one, else the beginning of a run"},
+    )
     eval_freq: int = field(default=10, metadata={"help": "steps between measurements of the held-out loss"})
     with_tracking: bool = field(
         default=False, metadata={"help": "metrics go to the output folder, and to --report_to if that is given"}
@@ -158,4 +175,7 @@ class OutputArguments:
 
     def __post_init__(self) -> None:
         require_count("--eval_freq", self.eval_freq)
+        require_count("--checkpointing_steps", self.checkpointing_steps, minimum=0)
+        if self.save_total_limit is not None:
+            require_count("--save_total_limit", self.save_total_limit)
         check_report_to(self.report_to)

@@ -1,0 +1,310 @@
+"""train_clm.py stopped in every way that one process can be stopped in, and gone on with: nothing is lost, epsilon is
+never less than what was released."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_clm
+from dptune import accounting, checkpoint, ledger, step
+from dptune.ledger import Ledger
+from tests.faults import write_examples
+from tests.scripts.test_train_clm import flags
+from tests.tiny import save_tiny
+from utils import run_outputs
+from utils.run_log import read_diagnostics
+
+DELTA, STEPS = 1e-3, 9
+SETTINGS: dict[str, object] = {"num_train_epochs": None, "max_train_steps": STEPS, "checkpointing_steps": 3}
+
+
+class Crash(Exception):
+    """Stands for anything that ends a process."""
+
+
+@pytest.fixture(scope="module")
+def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("data") / "data.json")
+
+
+@pytest.fixture
+def line(tiny_model_dir, train_file, tmp_path):
+    """The command line of a run in `tmp_path/run` (or `out=`), with flags changed."""
+
+    def make(**changes: object) -> list[str]:
+        out = changes.pop("out", tmp_path / "run")
+        return flags(tiny_model_dir, train_file, out, **SETTINGS | changes)
+
+    return make
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Die in step `number` between its ledger line and its gradient: the worst moment."""
+    calls = iter(range(1, 10_000))
+    real = step.sum_over_ranks
+
+    def fail(*args, **kwargs):
+        if next(calls) == number:
+            raise Crash
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(step, "sum_over_ranks", fail)
+
+
+def report_of(out: Path) -> dict[str, object]:
+    return json.loads((out / "privacy_report.json").read_text())
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "lora_weights.bin", weights_only=True)
+
+
+def refused(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refused run prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        train_clm.main(line)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than these runs, and are tested in `test_train_clm.py`."""
+    monkeypatch.setattr(run_outputs, "plot_diagnostics", lambda *_, **__: None)
+    monkeypatch.setattr(run_outputs, "_plot_epsilon", lambda *_: None)
+
+
+def crash(line: list[str], number: int) -> None:
+    """Run until step `number` dies."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(patch, number)
+        with pytest.raises(Crash):
+            train_clm.main(line)
+
+
+@pytest.fixture(scope="module")
+def crashed_once(tiny_model_dir: Path, train_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("crashed") / "run"
+    crash(flags(tiny_model_dir, train_file, out, **SETTINGS), 8)
+    return out
+
+
+@pytest.fixture
+def crashed(crashed_once: Path, tmp_path: Path) -> Path:
+    """A run that died in its eighth step: checkpoints after 3 and 6, eight lines in the ledger."""
+    return Path(shutil.copytree(crashed_once, tmp_path / "run"))
+
+
+def test_steps_that_ran_twice_count_twice(crashed, line, capsys):
+    assert Ledger(crashed / "ledger.jsonl").steps == 8
+    train_clm.main(line(resume_from_checkpoint="latest"))
+    report, ledger = report_of(crashed), Ledger(crashed / "ledger.jsonl")
+    assert ledger.steps == report["steps"] == 8 + (STEPS - 6)
+    assert report["repeated_steps"] == 2
+    once = accounting.epsilon(noise_multiplier=0.8, sampling_probability=16 / 64, steps=STEPS, delta=DELTA)
+    assert report["epsilon"] == pytest.approx(ledger.epsilon(DELTA))
+    assert report["epsilon"] > once + 0.1
+    assert "repeated steps         2" in capsys.readouterr().out
+    assert "2" in (crashed / "README.md").read_text()
+
+
+def test_the_diagnostics_are_those_of_one_run(crashed, line):
+    train_clm.main(line(resume_from_checkpoint="latest"))
+    rows = read_diagnostics(crashed / "diagnostics.jsonl")
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+
+
+def test_an_older_checkpoint_repeats_more(crashed, line):
+    train_clm.main(line(resume_from_checkpoint=crashed / "checkpoint-3"))
+    assert report_of(crashed)["repeated_steps"] == 8 - 3
+
+
+def test_repeats_draw_fresh_noise_and_fresh_batches(crashed, line, tmp_path):
+    """From one checkpoint twice: nothing secret was saved, so the two go different ways."""
+    shutil.copytree(crashed, tmp_path / "other")
+    train_clm.main(line(resume_from_checkpoint="latest"))
+    train_clm.main(line(resume_from_checkpoint="latest", out=tmp_path / "other"))
+    ours, theirs = weights_of(crashed), weights_of(tmp_path / "other")
+    assert all(not torch.equal(ours[name], theirs[name]) for name in ours if name.endswith("weight"))
+    drawn = [
+        [row.get("batch_drawn") for row in read_diagnostics(run / "diagnostics.jsonl")]
+        for run in (crashed, tmp_path / "other")
+    ]
+    assert drawn[0][:7] == drawn[1][:7]
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["private", "plain"])
+def test_with_repeatable_randomness_a_stopped_run_ends_as_one_that_was_not(private, line, tmp_path, monkeypatch):
+    """A signal comes in the middle of step 5; another in step 8."""
+    how = {"insecure_test_seed": 4, "lr_scheduler_type": "cosine", "num_warmup_steps": 2}
+    how |= {} if private else {"clip_norm": -1, "noise_multiplier": -1}
+    train_clm.main(line(**how, out=tmp_path / "calm"))
+    ends = []
+    for number, name in ((5, signal.SIGTERM), (3, signal.SIGINT)):
+        with monkeypatch.context() as patch:
+            signal_in_step(patch, number, name)
+            train_clm.main(line(**how, resume_from_checkpoint="latest"))
+            ends.append(sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")))
+            assert not (tmp_path / "run" / "privacy_report.json").exists()
+    assert ends == [["checkpoint-3", "checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
+    train_clm.main(line(**how, resume_from_checkpoint="latest"))
+    ours, theirs = weights_of(tmp_path / "run"), weights_of(tmp_path / "calm")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    report = report_of(tmp_path / "run")
+    assert report["guarantee"] == "none"
+    assert report["steps"] == STEPS
+    assert report["repeated_steps"] == 0
+
+
+def signal_in_step(patch: pytest.MonkeyPatch, number: int, name: signal.Signals) -> None:
+    """The process gets a signal in a micro-batch of the `number`th step from now."""
+    run = train_clm.MicroBatches.run
+    calls = iter(range(1, 10_000))
+
+    def signalled(self, draw, *args):
+        if next(calls) == number:
+            os.kill(os.getpid(), name)
+        return run(self, draw, *args)
+
+    patch.setattr(train_clm.MicroBatches, "run", signalled)
+
+
+def test_a_stop_says_where_it_is_and_how_to_go_on(line, monkeypatch, tmp_path, capsys):
+    with monkeypatch.context() as patch:
+        signal_in_step(patch, 2, signal.SIGTERM)
+        train_clm.main(line(checkpointing_steps=0))
+    assert f"SIGTERM: stopped after step 1 of {STEPS}, saved in" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoint-1").is_dir()
+    assert Ledger(tmp_path / "run" / "ledger.jsonl").steps == 1, "the unfinished step released nothing"
+
+
+CHANGED = {
+    "clip_norm": ({"clip_norm": 0.5}, "clip_norm was 1.0 in the checkpoint and is 0.5 now"),
+    "sigma": ({"noise_multiplier": 0.9}, "noise_multiplier was 0.8 in the checkpoint and is 0.9 now"),
+    "q": ({"gradient_accumulation_steps": 2}, "sampling_probability was 0.25 in the checkpoint and is 0.125 now"),
+    "delta": ({"delta": 1e-4}, "delta was 0.001"),
+    "rank": ({"lora_r": 8}, "adapters.model.layers.0.self_attn.q_proj"),
+    "alpha": ({"lora_alpha": 8}, "adapters.model.layers.0.self_attn.q_proj"),
+    "targets": ({"lora_target_modules": "lm_head"}, "adapters.model.layers.0.self_attn.k_proj"),
+    "prompts": ({"prompt_style": "chat"}, "training_data was"),
+    "randomness": ({"insecure_test_seed": 1}, "insecure_test_seed was None"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_another_run_is_not_gone_on_with(name, crashed, line, capsys):
+    changes, wanted = CHANGED[name]
+    before = {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()}
+    assert wanted in refused(line(resume_from_checkpoint="latest", **changes), capsys)
+    if name not in ("rank", "alpha", "targets"):  # a model's difference shows when it is loaded
+        assert before == {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("crashed")
+def test_other_data_and_another_model_are_not_gone_on_with(line, tmp_path, capsys):
+    other = json.loads(write_examples(tmp_path / "other.json").read_text())
+    other["answer"][3] = "something else"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    told = refused(line(resume_from_checkpoint="latest", train_file=tmp_path / "other.json"), capsys)
+    assert "training_data was" in told
+    assert "something else" not in told
+    model = save_tiny(tmp_path / "model", seed=1)
+    assert "base_model was" in refused(line(resume_from_checkpoint="latest", model_name_or_path=model), capsys)
+
+
+def test_what_cannot_change_epsilon_may_change(crashed, line):
+    changes = {"max_tokens_per_device": 60, "gradient_ckpt": True, "learning_rate": 0.001, "max_train_steps": STEPS + 1}
+    train_clm.main(line(resume_from_checkpoint="latest", **changes))
+    assert report_of(crashed)["steps"] == 8 + (STEPS + 1 - 6)
+
+
+@pytest.mark.usefixtures("crashed")
+def test_a_run_is_not_begun_anew_over_itself(line, capsys):
+    assert "holds a run already" in refused(line(), capsys)
+
+
+def test_latest_begins_a_run_where_there_is_none(line, tmp_path):
+    train_clm.main(line(resume_from_checkpoint="latest", max_train_steps=1))
+    assert report_of(tmp_path / "run")["steps"] == 1
+
+
+def test_a_ledger_that_lost_lines_is_refused(crashed, line, capsys):
+    ledger = crashed / "ledger.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:4]))
+    assert "ledger" in refused(line(resume_from_checkpoint="latest"), capsys)
+    ledger.unlink()
+    assert "ledger" in refused(line(resume_from_checkpoint="latest"), capsys)
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_works(crashed, line, capsys):
+    weights = crashed / "checkpoint-6" / "optimizer.pt"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    told = refused(line(resume_from_checkpoint="latest"), capsys)
+    assert "optimizer.pt is damaged" in told
+    assert str(crashed / "checkpoint-3") in told
+    train_clm.main(line(resume_from_checkpoint=crashed / "checkpoint-3"))
+    assert report_of(crashed)["repeated_steps"] == 5
+
+
+def test_the_budget_ends_a_run_before_the_step_that_would_exceed_it(line, tmp_path, capsys):
+    budget = {"noise_multiplier": None, "target_epsilon": 3}
+    crash(line(**budget), 8)
+    train_clm.main(line(**budget, resume_from_checkpoint="latest"))
+    report = report_of(tmp_path / "run")
+    assert report["steps"] == STEPS, "9 steps are what 3 pays for: 8 were released, so one is left"
+    assert report["repeated_steps"] == 2
+    assert report["epsilon"] <= 3
+    assert f"after step 7 of {STEPS}: one more would exceed --target_epsilon" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoint-7").is_dir()
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_intact(line, monkeypatch, tmp_path, capsys):
+    real = checkpoint._write_file
+
+    def full(path: Path, content: bytes) -> None:
+        if ".checkpoint-6." in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_file", full)
+        told = refused(line(), capsys)
+    assert "No space left on device" in told
+    assert "--resume_from_checkpoint latest" in told
+    assert sorted(path.name for path in (tmp_path / "run").glob("*checkpoint*")) == ["checkpoint-0", "checkpoint-3"]
+    train_clm.main(line(resume_from_checkpoint="latest"))
+    assert report_of(tmp_path / "run")["repeated_steps"] == 3
+
+
+def test_a_disk_that_is_full_for_the_ledger_stops_before_the_step_is_used(line, monkeypatch, tmp_path, capsys):
+    real, calls = ledger.append_line, iter(range(1, 100))
+
+    def full(path, text):
+        if next(calls) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "append_line", full)
+        told = refused(line(), capsys)
+    assert "No space left on device" in told
+    train_clm.main(line(resume_from_checkpoint="latest"))
+    assert report_of(tmp_path / "run")["steps"] == 4 + (STEPS - 3)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_only_so_many_checkpoints_are_kept(limit, line, tmp_path):
+    train_clm.main(line(save_total_limit=limit))
+    kept = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert kept == ["checkpoint-6", "checkpoint-9"][2 - limit :]

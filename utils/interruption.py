@@ -1,0 +1,52 @@
+"""A stop that loses nothing: the first SIGTERM or SIGINT is a request that the loop reads, the second ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Ctrl-C reaches a worker twice, from the terminal and from the launcher that passes it on: one request.
+_SAME_REQUEST = 1.0
+
+
+class StopRequest:
+    """While entered, remembers the first SIGTERM or SIGINT; a second one, over a second later, acts as ever.
+
+    Only the main thread of a process can enter it.
+    """
+
+    def __init__(self, *, announce: bool = True) -> None:
+        self.name: str | None = None
+        self._announce = announce
+        self._at = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def pending(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.name is not None
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.name is None:
+            self.name, self._at = signal.Signals(number).name, now
+            if self._announce:
+                print(f"\n{self.name}: stopping after this micro-batch (again: at once)", file=sys.stderr, flush=True)
+        elif now - self._at > _SAME_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
