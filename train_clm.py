@@ -29,6 +29,7 @@ from dptune.step import MicroBatchStats
 from utils.arguments import ModelArguments, exit_on_invalid_argument, parse, public_config
 from utils.data import load_training_data
 from utils.evaluation import held_out_loss
+from utils.folder_lock import FolderLock
 from utils.interruption import StopRequest
 from utils.launch import compute_dtype, loss_scale, make_accelerator, sharding_of_launch
 from utils.micro_batches import MicroBatches
@@ -63,10 +64,18 @@ _RANKS_CHECKED_EVERY = 10  # steps
 
 @exit_on_invalid_argument()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, plan, load, train, write."""
+    """Parse the command line and train, alone in the output folder."""
     groups = parse(*GROUPS, args=argv, description=__doc__)
+    accelerator = make_accelerator()
+    with FolderLock(enabled=accelerator.is_main_process) as lock:
+        run_training(groups, accelerator, lock)
+
+
+def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: FolderLock) -> None:
+    """Plan, load, train, write."""
     model_args, data_args, privacy_args, lora_args, optimization, output = groups
-    accelerator, sharding = make_accelerator(), sharding_of_launch()
+    sharding = sharding_of_launch()
+    lock.take(Path(output.output_dir))
     saved = find_saved_run(output, accelerator)
     dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
     name, hub = model_args.model_name_or_path, {"token": model_args.access_token, "revision": model_args.revision}
@@ -102,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     folder, config = Path(output.output_dir), public_config(*groups) | {"num_processes": processes}
     ledger = start_run(folder, config, private=plan.privacy is not None, is_main=accelerator.is_main_process)
+    lock.take(folder)
     start_trackers(accelerator, output.report_to, "dptune", config, logging_dir=folder / "tracking")
     limits = {"every": output.checkpointing_steps, "keep": output.save_total_limit}
     checkpoints = Checkpoints(folder, ledger, identity, config, **limits, accelerator=accelerator)

@@ -178,11 +178,9 @@ def _last_that_fits(excess: Callable[[int], float], fits: int, stride: int, most
             return most
         fits, stride = beyond, 2 * stride
         beyond = min(fits + stride, most)
-    steps = int(brentq(lambda steps: excess(int(steps)), fits, beyond, xtol=0.5))
+    steps = int(brentq(lambda steps: excess(int(steps)), fits, beyond, xtol=0.5))  # the answer, or one more
     while excess(steps) > 0:
         steps -= 1
-    while excess(steps + 1) <= 0:
-        steps += 1
     return steps
 
 

@@ -291,11 +291,11 @@ def _damage(folder: Path) -> str | None:
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
     except (ValueError, LookupError, TypeError, AttributeError):
-        return f"{MANIFEST_NAME} is damaged"
+        return f"{MANIFEST_NAME} is damaged or of another version"
 
 
 def _listed(manifest: Any) -> dict[str, Any]:
-    """The files of a manifest, which must be a checkpoint's."""
+    """The files of a manifest; an error where it is not that of a checkpoint which this module reads."""
     if manifest["format"] != _FORMAT or manifest["files"].keys() - {LEDGER_NAME} != _ALWAYS:
         raise ValueError
     files: dict[str, Any] = manifest["files"]

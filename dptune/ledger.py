@@ -86,9 +86,7 @@ class Ledger:
         """
         theirs, ours = (lines.splitlines(keepends=True) for lines in (Path(saved).read_bytes(), self.content()))
         if len(theirs) != steps:
-            refuse(
-                "ledger", str(saved), f"has {len(theirs)} lines, its checkpoint was saved after {steps}; take another"
-            )
+            refuse("ledger", str(saved), f"has {len(theirs)} lines, but its checkpoint {steps}; take another one")
         if len(ours) < steps:
             refuse("ledger", str(self.path), f"has {len(ours)} lines, the checkpoint {steps} already; {_RESTORE}")
         for number, (own, copied) in enumerate(zip(ours, theirs, strict=False), start=1):

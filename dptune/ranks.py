@@ -14,9 +14,11 @@ Gather = Callable[[Tensor], Tensor]  # [n] on each rank -> [world_size * n] on e
 Reduce = Callable[[Tensor], Tensor]  # [n] on each rank -> the sum over ranks [n], on every rank
 
 _GATHERED_ELEMENTS = 1 << 24  # of all ranks together, at a time: 64 MB, however many ranks there are
-# An odd multiplier scatters a value's bits over the whole word before positions are told apart by another one.
-_MIX = 0x5851F42D4C957F2D
 _CHECKED_AT_ONCE = 1 << 20
+# SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"): (shift, odd multiplier).
+_PLACE = 0x9E3779B97F4A7C15 - (1 << 64)
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
+_LAST_SHIFT = 31
 
 
 def sum_over_ranks(
@@ -56,10 +58,10 @@ def bytes_sent(size: int, *, world_size: int, reduce: bool = False) -> int:
 
 def fingerprint(parameters: Iterable[Tensor]) -> Tensor:
     """A 64-bit checksum of the parameters' bits in order, int64 [1]: equal for equal bits, else almost never."""
-    total: Tensor | None = None
-    for number, parameter in enumerate(parameters, start=1):
-        own = _checksum(parameter.detach().flatten()) * (2 * number + 1)
-        total = own if total is None else total + own
+    total, place = None, 0
+    for parameter in parameters:
+        own = _checksum(parameter.detach().flatten(), place)
+        total, place = own if total is None else total + own, place + parameter.numel()
     assert total is not None, "no parameter to check"
     return total[None]
 
@@ -75,15 +77,27 @@ def require_equal(parameters: Iterable[Tensor], gather: Gather) -> None:
         )
 
 
-def _checksum(flat: Tensor) -> Tensor:
-    """Sum over positions of the mixed bits, in wrapping int64 arithmetic, []."""
+def _checksum(flat: Tensor, place: int) -> Tensor:
+    """Sum of the values' bits, each mixed with its place among all parameters, in wrapping int64 arithmetic, []."""
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for start in range(0, len(flat), _CHECKED_AT_ONCE):
         part = flat[start : start + _CHECKED_AT_ONCE]
         bits = part.view(_WORDS[part.element_size()]).to(torch.int64)
-        places = torch.arange(start + 1, start + 1 + len(part), dtype=torch.int64, device=flat.device)
-        total += (bits * _MIX * (2 * places + 1)).sum()
+        first = place + start + 1
+        places = torch.arange(first, first + len(part), dtype=torch.int64, device=flat.device)
+        total += _mixed(bits + places * _PLACE).sum()
     return total
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """Another word for each word, so scattered that small changes of several do not cancel when they are summed."""
+    for shift, factor in _ROUNDS:
+        words = _folded(words, shift) * factor
+    return _folded(words, _LAST_SHIFT)
+
+
+def _folded(words: Tensor, shift: int) -> Tensor:
+    return words ^ ((words >> shift) & ((1 << (64 - shift)) - 1))  # the mask: >> repeats the sign
 
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

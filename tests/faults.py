@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from utils.run_log import read_diagnostics
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "accelerate_configs" / "accelerate_config.cfg"
 DELTA = 1e-3
+_MARK = "DPTUNE_FAULTS_LAUNCH"
 _ENDS_WITHIN = 90.0  # seconds that survivors of a killed process may take
 
 
@@ -45,9 +47,10 @@ class Launch:
     steps: int
     checkpointing_steps: int = 4
     extra: tuple[str, ...] = ()
+    mark: str = field(default_factory=secrets.token_hex)  # in the environment of every process of it
 
     def start(self) -> subprocess.Popen[str]:
-        """Begin, or go on: the same line both times. The launcher and its workers are a process group of their own."""
+        """Begin, or go on: the same line both times."""
         settings: dict[str, object] = {
             "model_name_or_path": self.model,
             "train_file": self.data,
@@ -71,11 +74,10 @@ class Launch:
             return subprocess.Popen(
                 [*line, *flags, *self.extra],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", _MARK: self.mark},
                 stdout=log,
                 stderr=log,
                 text=True,
-                start_new_session=True,
             )
 
     def log(self) -> str:
@@ -134,9 +136,9 @@ def run_with_kills(launch: Launch, kills: int, *, seed: int) -> Result:
         if process.poll() is not None:
             break  # it ended before the kill
         began = time.monotonic()
-        target = _kill(process, target, chance)
+        target = _kill(launch, process, target, chance)
         process.wait(_ENDS_WITHIN)
-        _require_gone(process.pid)
+        _require_gone(launch)
         changed, last = launch.diagnostics()
         applied = last - start if changed != former else 0  # killed before it began to train
         result.applied += applied
@@ -170,14 +172,14 @@ def _wait_for_steps(launch: Launch, process: subprocess.Popen[str], lines: int) 
         time.sleep(0.02)
 
 
-def _kill(process: subprocess.Popen[str], target: str, chance: random.Random) -> str:
+def _kill(launch: Launch, process: subprocess.Popen[str], target: str, chance: random.Random) -> str:
     """SIGKILL to every process of the launch, or to one worker; returns which."""
-    workers = _workers(process.pid)
+    workers = [pid for pid in _processes(launch) if pid != process.pid]
     if target == "one" and workers:
         os.kill(chance.choice(workers), signal.SIGKILL)
         return "one worker"
-    # Workers have groups of their own; the launcher dies first, so that it cannot save them.
-    for pid in [process.pid, *_workers(process.pid)]:
+    # The launcher first: it would end the workers more gently. Its workers do not die with it.
+    for pid in [process.pid, *workers]:
         _kill_if_there(pid)
     return "all processes"
 
@@ -189,25 +191,22 @@ def _kill_if_there(pid: int) -> None:
         return
 
 
-def _workers(session: int) -> list[int]:
-    """The processes of the launch's session but the launcher (Linux)."""
-    found = []
+def _processes(launch: Launch) -> list[int]:
+    """The launcher and its workers, which have sessions of their own (Linux)."""
+    found, mark = [], f"{_MARK}={launch.mark}".encode()
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == session:
-            continue
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(folder.name))
+            if folder.name.isdigit() and mark in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended meanwhile, or is another user's
     return found
 
 
-def _require_gone(session: int) -> None:
+def _require_gone(launch: Launch) -> None:
     """No process of the launch may be left: it would write into the next one's folder."""
     deadline = time.monotonic() + _ENDS_WITHIN
-    while left := _workers(session):
+    while left := _processes(launch):
         assert time.monotonic() < deadline, f"processes {left} outlived the launch"
         time.sleep(0.05)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STDERR = 2
 # Ctrl-C reaches a worker twice, from the terminal and from the launcher that passes it on: one request.
 _SAME_REQUEST = 1.0
 
@@ -46,7 +46,8 @@ class StopRequest:
         if self.name is None:
             self.name, self._at = signal.Signals(number).name, now
             if self._announce:
-                print(f"\n{self.name}: stopping after this micro-batch (again: at once)", file=sys.stderr, flush=True)
+                # Past Python's buffer: within a write to it, of a progress bar, a handler's own raises RuntimeError.
+                os.write(_STDERR, f"\n{self.name}: stopping after this micro-batch (again: at once)\n".encode())
         elif now - self._at > _SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -104,8 +104,8 @@ class MicroBatches:
         tokens = int(self.data.lengths[rows].max()) * len(rows)
         if self.in_step:
             raise InvalidArgument(
-                f"--max_tokens_per_device={self.token_budget}: out of memory, and ranks with sharded weights cannot cut "
-                f"one micro-batch differently; resume with --max_tokens_per_device {tokens // 2} or "
+                f"--max_tokens_per_device={self.token_budget}: out of memory, and ranks with sharded weights cannot "
+                f"cut one micro-batch differently; resume with --max_tokens_per_device {tokens // 2} or "
                 "--gradient_ckpt"
             )
         if len(rows) == 1:

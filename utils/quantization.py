@@ -8,6 +8,7 @@ are scaled by that token alone.
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,5 +34,7 @@ def quantized_loading(bits: int, dtype: torch.dtype, device: torch.device | str)
     if bits == 4:
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     else:
+        # It warns at every product of every step that activations which are not float16 are rounded to it.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return {"quantization_config": config, "device_map": {"": torch.device(device)}}

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from dptune.checkpoint import TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from dptune._validate import refuse
 from dptune.accounting import max_steps
 from dptune.adapter_files import adapter_state_dict
+from dptune.checkpoint import TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
 from dptune.ledger import Ledger
 from dptune.lora import adapters
 from utils.run_outputs import LEDGER_NAME, refuse_existing_run
@@ -29,7 +29,7 @@ from utils.tokenization import TokenizedDataset
 from utils.training_arguments import OptimizationArguments, OutputArguments, PrivacyArguments
 
 LATEST = "latest"
-_SAMPLED_VALUES = 16  # of each frozen weight: enough to tell models apart, and read in an instant
+_SAMPLED_VALUES = 16  # at most, of each frozen weight: enough to tell models apart, and read in an instant
 
 
 def find_saved_run(output: OutputArguments, accelerator: Accelerator) -> TrainingState | None:
@@ -97,13 +97,14 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and first values of the frozen weights, the same for any number of ranks."""
+    """SHA-256 over names, shapes and values from the first row of each frozen weight, which rank 0 holds, however many
+    ranks share the rest."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             continue
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter  # rank 0 holds the first rows
-        first = local.detach().flatten()[:_SAMPLED_VALUES].cpu()
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        first = local.detach()[:1].flatten()[:_SAMPLED_VALUES].cpu()
         if first.is_floating_point():
             first = first.bfloat16()  # one model loaded in two precisions is one model
         digest.update(

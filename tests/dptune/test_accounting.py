@@ -193,8 +193,9 @@ def test_few_questions_find_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_planned_steps_are_paid_for_where_epsilon_dips(monkeypatch: pytest.MonkeyPatch) -> None:
     """A finer grid from 100 steps on: 99 steps seem to cost more than 100 do."""
 
-    def spent(spends: Any, **_: Any) -> float:
-        return math.sqrt(spends[0].steps) * (1.0 if spends[0].steps < 100 else 0.99)
+    def spent(spends: Any, *, delta: float, interval: float | None = None) -> float:
+        assert delta == DELTA
+        return math.sqrt(spends[0].steps) * (1.0 if spends[0].steps < 100 or interval else 0.99)
 
     monkeypatch.setattr(accounting, "compose", spent)
     setting: dict[str, Any] = {"delta": DELTA, "noise_multiplier": 1.0, "sampling_probability": 0.02}

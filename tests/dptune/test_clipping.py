@@ -102,6 +102,31 @@ def test_all_examples_left_out_leave_nothing() -> None:
     assert not total.any()
 
 
+@pytest.mark.parametrize("left_out", [False, True])
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_sum_that_runs_out_of_memory_half_way_adds_nothing(
+    done: int, left_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grads, calls = gradients(), []
+    factors = torch.tensor([1.0, 0.25, 0.0 if left_out else 0.75, 0.5], dtype=torch.float64)
+    product = Tensor.__matmul__
+
+    def matmul(one: Tensor, other: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > done:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return product(one, other)
+
+    total = torch.full((30,), 7.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "__matmul__", matmul)
+        with pytest.raises(torch.OutOfMemoryError):
+            add_clipped_sum(total, slices(grads), grads, factors)
+    assert (total == 7).all()
+    add_clipped_sum(total, slices(grads), grads, factors)
+    torch.testing.assert_close(total.double(), 7 + factors @ flattened(grads), rtol=1e-5, atol=1e-6)
+
+
 @given(seed=st.integers(0, 10_000), scale=st.floats(-20, 20), clip_norm=st.floats(1e-3, 1e3))
 @settings(max_examples=100, deadline=None)
 def test_no_example_adds_more_than_the_clip_norm(seed: int, scale: float, clip_norm: float) -> None:

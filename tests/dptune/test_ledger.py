@@ -285,5 +285,5 @@ def test_a_line_that_reads_otherwise_is_refused_with_its_number(
 
 @pytest.mark.parametrize("steps", [0, 2, 4])
 def test_a_copy_that_is_not_of_the_checkpoints_step_is_refused(path: Path, copy: Path, steps: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"has 3 lines, its checkpoint was saved after {steps}"):
+    with pytest.raises(InvalidArgument, match=f"has 3 lines, but its checkpoint {steps};"):
         Ledger(path).require_continues(copy, steps)

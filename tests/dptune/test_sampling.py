@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -164,9 +167,64 @@ def test_no_rank_has_much_more_to_do_than_the_others(ranks: int, each: int) -> N
         assert sum(waited_for) <= 1.1 * np.mean(tokens)  # the slowest rank of each micro-batch
 
 
+REAL = json.loads((Path(__file__).parents[2] / "benchmarks" / "lengths.json").read_text())
+
+
+def lengths_like(kind: str, count: int, seed: int) -> np.ndarray:
+    """Tokens of `count` examples of a kind of text."""
+    rng = np.random.default_rng(seed)
+    if kind in REAL:
+        return rng.choice([min(512, prompt + answer) for prompt, answer in REAL[kind]["lengths"]], count)
+    drawn = {
+        "uniform": lambda: rng.uniform(8, 512, count),
+        "exponential": lambda: 8 + rng.exponential(100, count),
+        "log-normal": lambda: rng.lognormal(5, 1, count).clip(8, 512),
+        "constant": lambda: np.full(count, 300),
+    }
+    return drawn[kind]().astype(np.int64)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "exponential", "log-normal", "constant", *REAL])
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("each", [64, 101.5, 300])
+def test_the_slowest_rank_has_at_most_a_twentieth_more_than_the_mean(kind: str, ranks: int, each: float) -> None:
+    for seed in range(5):
+        lengths = lengths_like(kind, 2 * int(ranks * each), seed)
+        draw = np.sort(np.random.default_rng(seed).permutation(len(lengths))[: int(ranks * each)])
+        dealt = deal(draw, lengths, token_budget=2048, ranks=ranks)
+        tokens = [sum(lengths[part].sum() for part in parts) for parts in dealt]
+        assert max(tokens) <= 1.05 * np.mean(tokens)
+        assert len({len(parts) for parts in dealt}) == 1
+        assert sorted(index for parts in dealt for part in parts for index in part) == draw.tolist()
+        padded = sum(len(part) * lengths[part].max() for parts in dealt for part in parts if len(part))
+        assert lengths[draw].sum() >= 0.95 * padded
+
+
+@given(
+    lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=100),
+    token_budget=st.integers(1, 20_000),
+    ranks=st.integers(1, 8),
+    max_padding=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+)
+@settings(max_examples=150, deadline=None)
+def test_padding_stays_under_its_bound_whatever_the_lengths(
+    lengths: list[int], token_budget: int, ranks: int, max_padding: float
+) -> None:
+    sizes = np.array(lengths)
+    dealt = deal(np.arange(len(sizes)), sizes, token_budget=token_budget, ranks=ranks, max_padding=max_padding)
+    padded = sum(len(part) * sizes[part].max() for parts in dealt for part in parts if len(part))
+    assert sizes.sum() >= (1 - max_padding) * padded - 1e-6
+
+
+def test_padding_without_a_bound_starts_no_micro_batch() -> None:
+    lengths = np.array([1, 500, 1, 1])
+    assert len(deal(np.arange(4), lengths, token_budget=2000, max_padding=1.0)[0]) == 1
+    assert len(deal(np.arange(4), lengths, token_budget=1999, max_padding=1.0)[0]) == 2
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_no_rank_always_gets_the_longest_of_a_row(ranks: int) -> None:
-    """Evenly spaced lengths in an even number of rows: turning every other row makes the sums equal."""
+    """Evenly spaced lengths in an even number of rows: the least loaded rank's turn makes the sums equal."""
     lengths = np.arange(10, 10 + 6 * ranks)
     dealt = deal(np.arange(len(lengths)), lengths, token_budget=10_000, ranks=ranks, max_padding=0.9)
     assert len({sum(lengths[part].sum() for part in parts) for parts in dealt}) == 1

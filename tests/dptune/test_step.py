@@ -334,7 +334,7 @@ def one_step(model: nn.Module, step: PrivateStep | PlainStep, pieces=((0, 6), (6
 
 @pytest.mark.parametrize("scale", [0.0, -2.0, 3.0, 1000.0, float("inf"), float("nan")])
 def test_a_loss_scale_is_a_power_of_two(scale):
-    with pytest.raises(InvalidArgument, match="loss_scale=.*power of two"):
+    with pytest.raises(InvalidArgument, match=r"loss_scale=.*power of two"):
         a_step(adapted(), loss_scale=scale)
 
 

@@ -20,6 +20,7 @@ from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
 from tests.tiny import save_tiny
 from utils import run_outputs
+from utils.folder_lock import FolderLock
 from utils.run_log import read_diagnostics
 
 DELTA, STEPS = 1e-3, 9
@@ -308,3 +309,11 @@ def test_only_so_many_checkpoints_are_kept(limit, line, tmp_path):
     train_clm.main(line(save_total_limit=limit))
     kept = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
     assert kept == ["checkpoint-6", "checkpoint-9"][2 - limit :]
+
+
+def test_two_runs_do_not_share_a_folder(crashed, line, capsys):
+    """Workers may outlive a launcher that was killed: the next launch must not write beside them."""
+    with FolderLock() as other:
+        other.take(crashed)
+        assert "another process is at work in it" in refused(line(resume_from_checkpoint="latest"), capsys)
+    train_clm.main(line(resume_from_checkpoint="latest"))

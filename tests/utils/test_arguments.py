@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +181,32 @@ def test_it_decorates_too(capsys: pytest.CaptureFixture[str]) -> None:
 def test_other_errors_keep_their_traceback() -> None:
     with pytest.raises(ValueError, match="a mistake of the program"), exit_on_invalid_argument():
         raise ValueError("a mistake of the program")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("file", ["out/ledger.jsonl", None])
+def test_a_full_disk_is_one_line_and_status_2(
+    number: int, file: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_, exit_on_invalid_argument():
+        raise OSError(number, os.strerror(number), file)
+    assert exit_.value.code == 2
+    expected = f"error: {os.strerror(number)}: {file or 'a file'} is not written; free space, then run the line again\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_disk_that_is_really_full_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_, exit_on_invalid_argument():
+        os.write(os.open("/dev/full", os.O_WRONLY), b"a line")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {os.strerror(errno.ENOSPC)}: ")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EIO])
+def test_other_errors_of_the_system_keep_their_traceback(number: int) -> None:
+    with pytest.raises(OSError, match="name of it") as error, exit_on_invalid_argument():
+        raise OSError(number, "name of it")
+    assert error.value.errno == number
 
 
 def test_another_rank_lets_the_main_process_speak_first(

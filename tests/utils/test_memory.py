@@ -259,7 +259,7 @@ def advice(sizes: ModelSizes, available: int, **changes: Any) -> str:
 
 
 def test_advice_is_what_fits_and_no_more():
-    sizes = sizes_of(build(LlamaConfig(**{**LLAMA_70B, "num_hidden_layers": 8}), dtype=torch.bfloat16, device="meta"))
+    sizes = sizes_of(build(LlamaConfig(**{**LLAMA_70B, "num_hidden_layers": 16}), dtype=torch.bfloat16, device="meta"))
     needs = memory_needs(sizes, settings())
     text = advice(sizes, needs.total - GIB)
     assert "--gradient_ckpt (" in text

@@ -130,7 +130,7 @@ def test_out_of_memory_halves_the_budget_and_counts_each_example_once(
         assert len(memory.failed) == failures
 
 
-def test_a_plain_step_that_runs_out_of_memory_counts_each_example_once_too(tmp_path: Path) -> None:
+def test_a_plain_step_that_runs_out_of_memory_counts_each_example_once_too() -> None:
     sums = []
     for limit in (float("inf"), 2 * LONGEST):
         model = adapted()

@@ -24,7 +24,7 @@ from utils.modeling import load_model
 from utils.quantization import quantized_loading, require_available
 
 CPU = torch.device("cpu")
-HUGE = 399  # a token whose embedding, and so its activations, are far above the threshold of LLM.int8()
+HUGE = 399  # a token whose activations are above the threshold of LLM.int8(), 6
 EXAMPLES = random_examples(5, seed=4, vocab_size=HUGE)
 OUTLIER: Example = ([HUGE] * 6, [-100] * 3 + [HUGE] * 3)
 
@@ -36,12 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted(model: Any) -> Any:
-    """With random adapters, and one token that looms large."""
+    """With random adapters, and a token whose activations are over the threshold."""
     with torch.no_grad():
-        model.get_input_embeddings().weight[HUGE] *= 1e4
-        for norm in (module for name, module in model.named_modules() if name.endswith("layernorm")):
-            norm.weight.fill_(1.0)
-            norm.weight[3] = 20.0  # activations over the threshold come from a norm's gain
+        own = model.get_input_embeddings().weight[HUGE]
+        own.zero_()
+        own[3] = 100.0  # all in one dimension: the square root of 64 behind a norm
     add_lora(model, rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
     randomise_adapters(model)
     return model
@@ -54,6 +53,7 @@ def quantized(folder: Path, bits: int) -> Any:
 def dequantized(folder: Path, model: nn.Module) -> Any:
     """An ordinary float32 model that holds what the quantised weights stand for."""
     plain = load_model(str(folder), dtype=torch.float32, device=CPU)
+    layer: Any
     for name, layer in model.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
@@ -153,3 +153,8 @@ def test_without_bitsandbytes_it_is_one_line(bits: int, monkeypatch: pytest.Monk
 def test_sharding_it_is_refused(bits: int, folder: Path) -> None:
     with pytest.raises(InvalidArgument, match=f"^--qbits={bits}: quantised weights cannot be sharded"):
         load_model(str(folder), dtype=torch.float32, device=CPU, bits=bits, sharding=Sharding())
+
+
+def test_eight_bits_do_not_fill_the_log(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gradients(adapted(quantized(folder, 8)), EXAMPLES)
+    assert "MatMul8bitLt" not in caplog.text

@@ -1,0 +1,80 @@
+"""Bytes of tensors that a piece of work allocates on the CPU, exactly: from the allocator, by torch's profiler.
+
+Resident memory would do for models of gigabytes only: the allocator's caches and pages hide small ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from dptune import CausalLMLoss, Ledger, PrivacyConfig, PrivateStep
+
+T = TypeVar("T")
+
+_MEMORY_EVENT, _GATHER_EVENT = "[memory]", "gloo:all_gather"
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """Bytes over what there was before: the most at any time, and what was left at the end; and this process's own
+    shares of all all-gathers together (of float32 tensors, by gloo)."""
+
+    peak: int
+    left: int
+    shares: int
+
+
+@dataclass(frozen=True)
+class MicroBatchMemory:
+    """Bytes: what the forward pass keeps for the backward pass, and the peak over both and the clipping."""
+
+    kept: int
+    peak: int
+
+
+def allocated(work: Callable[[], T]) -> tuple[T, Allocated]:
+    """(what `work` returns, what it allocated). Tensors older than the first measurement are not seen when freed."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as profiler:
+        result = work()
+    recorded: Any = profiler.profiler
+    events = recorded.kineto_results.events()
+    changes = [(one.start_ns(), one.nbytes()) for one in events if one.name() == _MEMORY_EVENT]
+    shares = sum(4 * prod(one.shapes()[0]) for one in events if one.name() == _GATHER_EVENT)
+    now = peak = 0
+    for _, change in sorted(changes, key=lambda timed: timed[0]):
+        now += change
+        peak = max(peak, now)
+    return result, Allocated(peak, now, shares)
+
+
+def private_step(model: nn.Module, folder: Path, **ranks: Any) -> PrivateStep:
+    """A whole private step, with noise and ledger; sizes of the data set decide no memory."""
+    config = PrivacyConfig(
+        num_examples=100_000, expected_batch_size=64, steps=1000, clip_norm=1.0, noise_multiplier=1.0, delta=1e-7
+    )
+    return PrivateStep(model, config, ledger=Ledger(folder / "ledger.jsonl"), **ranks)
+
+
+def micro_batch_memory(model: Any, examples: int, tokens: int) -> MicroBatchMemory:
+    """Memory of one private micro-batch of `examples` x `tokens`, every token labelled."""
+    ids = torch.randint(1, model.config.vocab_size, (examples, tokens))
+    with TemporaryDirectory() as folder, private_step(model, Path(folder)) as step:
+        losses = CausalLMLoss(model)
+
+        def forward() -> Tensor:
+            return losses(ids, ids)
+
+        step.backward(forward())  # whatever is made once and kept is made here
+        kept, forward_only = allocated(forward)
+        del kept
+        _, both = allocated(lambda: step.backward(forward()))
+    return MicroBatchMemory(forward_only.left, both.peak)

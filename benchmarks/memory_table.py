@@ -1,0 +1,121 @@
+"""What Llama 7B, 13B and 70B need a GPU, as Markdown, from their configurations and `utils/memory.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks.models import TARGETS
+from dptune import add_lora
+from utils.memory import MemoryNeeds, MemorySettings, fits, memory_needs
+from utils.model_sizes import ModelSizes, model_sizes
+
+RANK = 16
+GPUS = (1, 2, 4, 8, 16, 32, 64)
+TOKENS = (512, 2048)
+CARDS = (24, 48, 80)  # GiB
+
+# Llama 2 (Touvron et al. 2023), as in the published config.json files; 7B and 13B have as many keys as queries.
+LLAMAS: dict[str, dict[str, Any]] = {
+    "Llama 7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "Llama 13B": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+    "Llama 70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+}
+_PARTS = {
+    "activations": "activations of the base",
+    "adapter_activations": "activations of the adapters",
+    "one_layer": "one layer in backward",
+    "per_example_gradients": "per-example gradients",
+    "logits": "logits, one chunk",
+    "adapters": "adapters and Adam",
+    "finish": "end of a step",
+}
+
+
+@cache
+def llama_sizes(name: str) -> ModelSizes:
+    """Sizes of a key of `LLAMAS` with adapters on q, k, v and o; no weight is made."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMAS[name], vocab_size=32000), dtype=torch.bfloat16)
+    add_lora(model, rank=RANK, targets=TARGETS)
+    sizes = model_sizes(model)
+    assert sizes is not None, name
+    return sizes
+
+
+def needs_of(name: str, *, gpus: int, tokens: int, checkpointing: bool) -> MemoryNeeds:
+    """Needs in bf16 with one example of `tokens` at a time, sharded where there is more than one GPU."""
+    settings = MemorySettings(
+        torch.bfloat16, tokens, tokens, checkpointing=checkpointing, world_size=gpus, sharded=gpus > 1
+    )
+    return memory_needs(llama_sizes(name), settings)
+
+
+def scaling_table(name: str) -> str:
+    """One row a number of GPUs: GiB at the peak, and the smallest card that it fits."""
+    settings = [(tokens, checkpointing) for tokens in TOKENS for checkpointing in (False, True)]
+    header = ["GPUs", "weights held", "gathered"]
+    header += [f"{tokens:,} tokens{', checkpointing' if checkpointing else ''}" for tokens, checkpointing in settings]
+    rows = []
+    for gpus in GPUS:
+        needs = [needs_of(name, gpus=gpus, tokens=t, checkpointing=c) for t, c in settings]
+        held = [gib(needs[0].frozen_weights), gib(needs[0].gathered_weights)]
+        rows.append([str(gpus), *held, *(f"{gib(one.total)} ({card(one)})" for one in needs)])
+    return markdown(header, rows)
+
+
+def parts_table() -> str:
+    """What does not depend on the number of GPUs, a row a part."""
+    header = ["one example", *(f"{name}, {tokens:,}" for name in LLAMAS for tokens in TOKENS)]
+    rows = []
+    for attribute, label in _PARTS.items():
+        for checkpointing in (False, True) if attribute in ("activations", "one_layer") else (False,):
+            cells = [
+                getattr(needs_of(name, gpus=2, tokens=tokens, checkpointing=checkpointing), attribute)
+                for name in LLAMAS
+                for tokens in TOKENS
+            ]
+            rows.append([f"{label}{', checkpointing' if checkpointing else ''}", *map(gib, cells)])
+    return markdown(header, rows)
+
+
+def on_paper() -> str:
+    """The whole section."""
+    cards = ", ".join(map(str, CARDS))
+    parts = [
+        "## On paper: what a GPU must hold",
+        f"GiB a GPU at the peak of a private step in bf16 with AdamW, adapters of rank {RANK} on q, k, v and o, one "
+        f"example at a time; in brackets the smallest card of {cards} GiB that it fits with 1 GiB left for CUDA's "
+        "libraries (-: none). From 2 GPUs on the frozen weights are sharded; a GPU then holds three gathered decoder "
+        "layers and the root group (embeddings, output layer) on top. Computed, not measured: no such GPU was there.",
+    ]
+    for name in LLAMAS:
+        parts += [f"### {name}", scaling_table(name)]
+    parts += ["### Parts, whatever the number of GPUs (GiB; they do not peak together)", parts_table()]
+    return "\n\n".join(parts)
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB."""
+    return f"{size / 2**30:.2f}"
+
+
+def card(needs: MemoryNeeds) -> str:
+    """The smallest of `CARDS` that is enough."""
+    return next((str(size) for size in CARDS if fits(needs, size << 30)), "-")
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose columns but the first are aligned to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,205 @@
+"""One private step on one or several real processes: what each holds, what it sends, and what was predicted.
+
+The weights are random, saved once, and read as a real run reads them: sharded, each process only its rows. Lengths are
+those of real abstracts.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from benchmarks import lengths
+from benchmarks.allocations import allocated, private_step
+from benchmarks.contenders import adamw
+from benchmarks.models import TARGETS
+from dptune import CausalLMLoss, add_lora, deal, trainable_parameters
+from dptune.ranks import bytes_sent
+from dptune.sharding import ShardedBytes, frozen_bytes
+from utils.launch import Sharding
+from utils.memory import MemorySettings, memory_needs
+from utils.model_sizes import model_sizes
+from utils.modeling import checkpoint_activations
+from utils.sharded_model import decoder_layers, load_sharded_model
+
+CPU = torch.device("cpu")
+_SECONDS = 600.0
+_GRACE = 5.0  # for the others to end by themselves, after the first has
+# Forked from a process that has imported everything once.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["benchmarks.ranks"])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run: a Llama shape, and a draw of real lengths cut at `block`, dealt by `token_budget`."""
+
+    shape: dict[str, Any]
+    block: int
+    token_budget: int
+    draw: int
+    rank: int
+    processes: int
+    sharded: bool
+    checkpointing: bool
+
+    def draw_lengths(self) -> np.ndarray:
+        """Tokens of every example of the draw, the same in every process."""
+        table = np.minimum([sum(one) for one in lengths.table("abstracts")], self.block)
+        return np.random.default_rng(0).choice(table, self.draw)
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank, over one logical step but for `frozen`: `peak` of tensors in all, `sent` (a ring's share),
+    and both as predicted."""
+
+    frozen: ShardedBytes
+    peak: int
+    predicted_peak: int
+    sent: int
+    predicted_sent: int
+
+
+def measure(job: Job) -> list[RankMemory]:
+    """The measurement of every rank, each in a fresh process. Raises `RuntimeError` if one fails."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        save_weights(job, folder / "model")
+        workers = [_CONTEXT.Process(target=_work, args=(job, rank, folder)) for rank in range(job.processes)]
+        for worker in workers:
+            worker.start()
+        _wait(workers)
+        # Judged by what was written: a process group on CPUs may abort at its exit, long after its work.
+        results = [folder / f"{rank}.pickle" for rank in range(job.processes)]
+        if not all(result.exists() for result in results):
+            raise RuntimeError(f"{job}: a process ended without a result; its error is above")
+        return [pickle.loads(result.read_bytes()) for result in results]
+
+
+def _wait(workers: Sequence[BaseProcess]) -> None:
+    """Until all have ended; when one fails the others would wait for it, so they are ended too."""
+    deadline = time.monotonic() + _SECONDS
+    while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
+        if any(worker.exitcode for worker in workers):
+            break
+        time.sleep(0.05)
+    for worker in workers:
+        worker.join(_GRACE)
+        worker.kill()
+
+
+def save_weights(job: Job, folder: Path) -> None:
+    """Random weights, as a checkpoint of safetensors."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LlamaConfig(**job.shape), dtype=torch.float32).save_pretrained(folder)
+
+
+def _work(job: Job, rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=job.processes)
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(measure_rank(job, rank, folder)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure_rank(job: Job, rank: int, folder: Path) -> RankMemory:
+    """Load, take two steps, and measure the second: the optimizer's moments are there then."""
+    model, loading = allocated(lambda: _load(job, folder / "model"))
+    run, making = allocated(lambda: _Run(job, rank, model, folder))
+    with run.private:
+        _, first = allocated(run.step)
+        _, second = allocated(run.step)
+    peak = loading.left + making.left + first.left + second.peak
+    needs, sent = _predicted(job, model)
+    return RankMemory(
+        frozen=frozen_bytes(model, decoder_layers(model)),
+        peak=peak,
+        predicted_peak=needs,
+        sent=second.shares * (job.processes - 1),
+        predicted_sent=sent,
+    )
+
+
+class _Run:
+    """The adapters' optimizer, and steps over one draw."""
+
+    def __init__(self, job: Job, rank: int, model: Any, folder: Path) -> None:
+        self._losses = CausalLMLoss(model)
+        self._optimizer = adamw(trainable_parameters(model))  # before recording, which freezes them
+        self._widths = [job.draw_lengths()[part] for part in _dealt(job)[rank]]
+        ranks = {"gather": _gather, "rank": rank, "world_size": job.processes}
+        self.private = private_step(model, folder, **ranks)
+        self._vocabulary = job.shape["vocab_size"]
+
+    def step(self) -> None:
+        for widths in self._widths:
+            self.private.backward(self._losses(*self._batch(widths)))
+        self.private.finish()
+        self._optimizer.step()
+
+    def _batch(self, widths: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Random tokens, padded; a row of ignored labels where this rank has no example left."""
+        examples = [torch.randint(1, self._vocabulary, (width,)) for width in widths.tolist()]
+        if not examples:
+            return torch.zeros((1, 2), dtype=torch.int64), torch.full((1, 2), lengths.IGNORE)
+        ids, labels, _ = lengths.padded([(one, one) for one in examples], CPU)
+        return ids, labels
+
+
+def _load(job: Job, folder: Path) -> Any:
+    torch.manual_seed(0)
+    if job.sharded:
+        model = load_sharded_model(str(folder), dtype=torch.float32, device=CPU, sharding=Sharding())
+    else:  # made here, since a file that is only mapped would not count as memory
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**job.shape), dtype=torch.float32)
+    add_lora(model, rank=job.rank, targets=TARGETS)
+    if job.checkpointing:
+        checkpoint_activations(model)
+    return model.train()
+
+
+def _predicted(job: Job, model: Any) -> tuple[int, int]:
+    """(peak, bytes sent) of one rank."""
+    sizes = model_sizes(model)
+    assert sizes is not None
+    settings = MemorySettings(
+        torch.float32,
+        job.token_budget,
+        job.block,
+        checkpointing=job.checkpointing,
+        world_size=job.processes,
+        sharded=job.sharded,
+        lengths=job.draw_lengths(),
+    )
+    micro_batches = len(_dealt(job)[0])
+    sent = bytes_sent(sizes.trained, world_size=job.processes)
+    if job.sharded:
+        # A micro-batch gathers every layer twice, forward and backward, and the root group once.
+        gathered = 4 * (2 * (sizes.frozen - sizes.root) + sizes.root)
+        sent += micro_batches * gathered * (job.processes - 1) // job.processes
+    return memory_needs(sizes, settings).total, sent
+
+
+def _dealt(job: Job) -> list[list[np.ndarray]]:
+    return deal(np.arange(job.draw), job.draw_lengths(), token_budget=job.token_budget, ranks=job.processes)
+
+
+def _gather(share: Tensor) -> Tensor:
+    shares = [torch.empty_like(share) for _ in range(dist.get_world_size())]
+    dist.all_gather(shares, share)
+    return torch.cat(shares)

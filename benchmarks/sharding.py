@@ -1,0 +1,169 @@
+"""Memory and traffic of sharded training: on paper for Llama 7B to 70B, measured for small ones on this machine.
+
+    python -m benchmarks.sharding --output benchmarks/results/NAME.md
+    python -m benchmarks.sharding --paper_only
+
+The paper part is computed by `utils/memory.py` from configurations. The measured part runs private steps of a small
+Llama on CPU processes that meet over gloo, and sets what they held and sent beside what `utils/memory.py` says.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import lengths, tables
+from benchmarks.memory_table import markdown, on_paper
+from benchmarks.ranks import Job, RankMemory, measure
+from dptune import deal
+from dptune._validate import require_count
+from utils.arguments import exit_on_invalid_argument, parse
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": {
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 2000,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 172,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 500,
+    },
+}
+DEALT_RANKS = (1, 2, 8, 64)
+_DEALT_DRAWS = 20
+_MIB = 1 << 20
+
+
+@dataclass
+class ShardingArguments:
+    """What is measured."""
+
+    _argument_group_name = "sharding benchmark"
+
+    shape: str = field(default="small", metadata={"help": "Llama that is run", "choices": list(SHAPES)})
+    block: int = field(default=256, metadata={"help": "longer examples are cut there"})
+    max_tokens: int = field(default=1024, metadata={"help": "padded tokens at a time"})
+    draw: int = field(default=16, metadata={"help": "examples of the step that is measured"})
+    processes: int = field(default=2, metadata={"help": "of the runs on several processes"})
+    rank: int = field(default=16, metadata={"help": "of the adapters on q, k, v and o"})
+    paper_only: bool = field(default=False, metadata={"help": "only compute the tables for large models"})
+    output: str | None = field(default=None, metadata={"help": "Markdown file for the result"})
+
+    def __post_init__(self) -> None:
+        for name in ("block", "max_tokens", "draw", "processes", "rank"):
+            require_count(f"--{name}", getattr(self, name))
+
+
+def main(args: ShardingArguments) -> None:
+    """Compute, measure, print, and write to --output."""
+    # One thread a process in the measured part: set here too, so that what is printed is what was used.
+    torch.set_num_threads(1)
+    machine = tables.machine(torch.device("cpu"), sys.argv[1:]).replace("benchmarks.step", "benchmarks.sharding", 1)
+    parts = ["# Sharded training: memory and traffic", machine, on_paper()]
+    if not args.paper_only:
+        parts += [measured(args), dealing(args)]
+    result = "\n\n".join(parts) + "\n"
+    print(result)
+    if args.output is not None:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.output).write_text(result, encoding="utf-8")
+
+
+def jobs(args: ShardingArguments) -> list[Job]:
+    """One process, several that hold all, several that hold a shard each; each without and with checkpointing."""
+    layouts = [(1, False), *([(args.processes, False), (args.processes, True)] if args.processes > 1 else [])]
+    sizes: dict[str, Any] = {"shape": SHAPES[args.shape], "block": args.block, "token_budget": args.max_tokens}
+    return [
+        Job(**sizes, draw=args.draw, rank=args.rank, processes=count, sharded=sharded, checkpointing=checkpointing)
+        for checkpointing in (False, True)
+        for count, sharded in layouts
+    ]
+
+
+def measured(args: ShardingArguments) -> str:
+    """The section of what real processes held and sent."""
+    rows = []
+    for job in jobs(args):
+        print(f"{job.processes} processes, sharded: {job.sharded}", file=sys.stderr, flush=True)
+        ranks = measure(job)
+        rows.append(_row(job, max(ranks, key=lambda one: one.peak)))
+    header = [
+        "run",
+        "frozen MiB held",
+        "at most",
+        "peak MiB",
+        "predicted",
+        "peak over it",
+        "MiB sent a step",
+        "predicted",
+    ]
+    shape = ", ".join(f"{name} {value}" for name, value in SHAPES[args.shape].items())
+    return "\n\n".join(
+        [
+            "## Measured: small Llamas on this machine's CPU, float32",
+            f"{shape}; adapters of rank {args.rank}; one step of {args.draw} abstracts cut at {args.block} tokens, at "
+            f"most {args.max_tokens} padded tokens at a time. The rank with the highest peak. Held: frozen weights "
+            "between steps, at most total / processes + root group. Peak: all tensors that the allocator gave out, "
+            "weights too. Sent: what a ring all-gather makes of the shares that were gathered (adapters' gradients "
+            "and, sharded, frozen weights).",
+            markdown(header, rows),
+        ]
+    )
+
+
+def _row(job: Job, seen: RankMemory) -> list[str]:
+    count = f"{job.processes} process{'es' if job.processes > 1 else ''}"
+    label = f"{count}, {'sharded' if job.sharded else 'whole'}{', checkpointing' if job.checkpointing else ''}"
+    bound = seen.frozen.total // job.processes + seen.frozen.root if job.sharded else seen.frozen.total
+    sizes = [seen.frozen.held, bound, seen.peak, seen.predicted_peak]
+    cells = [*(f"{size / _MIB:.1f}" for size in sizes), f"{seen.peak / seen.predicted_peak:.2f}"]
+    return [label, *cells, *(f"{size / _MIB:.1f}" for size in (seen.sent, seen.predicted_sent))]
+
+
+def dealing(args: ShardingArguments) -> str:
+    """The section on how evenly draws are dealt: computed by the engine's own `deal`."""
+    table = np.minimum([sum(one) for one in lengths.table("abstracts")], 512)
+    rng = np.random.default_rng(0)
+    rows = []
+    for ranks in DEALT_RANKS:
+        draws = [rng.choice(table, 64 * ranks) for _ in range(_DEALT_DRAWS)]
+        found = np.array([dealt_evenly(drawn, ranks, args.max_tokens) for drawn in draws])
+        mean, worst = found.mean(axis=0), found.max(axis=0)
+        rows.append(
+            [str(ranks), f"{mean[0]:.1f}", f"{mean[1]:.1%} ({worst[1]:.1%})", f"{mean[2]:.2%} ({worst[2]:.2%})"]
+        )
+    header = ["ranks", "micro-batches a rank", "padding, mean (worst)", "slowest rank over the mean, mean (worst)"]
+    return "\n\n".join(
+        [
+            "## Dealing a draw: padding and imbalance",
+            f"{_DEALT_DRAWS} draws of 64 abstracts a rank, cut at 512 tokens, at most {args.max_tokens} padded tokens "
+            "at a time. Padding: of all padded tokens. Slowest: real tokens of the rank with most of them.",
+            markdown(header, rows),
+        ]
+    )
+
+
+def dealt_evenly(drawn: np.ndarray, ranks: int, token_budget: int) -> tuple[float, float, float]:
+    """(micro-batches a rank, share of padding, tokens of the fullest rank over the mean - 1) of one draw."""
+    dealt = deal(np.arange(len(drawn)), drawn, token_budget=token_budget, ranks=ranks)
+    padded = sum(len(part) * int(drawn[part].max()) for parts in dealt for part in parts if len(part))
+    tokens = [sum(int(drawn[part].sum()) for part in parts) for parts in dealt]
+    return len(dealt[0]), 1 - sum(tokens) / padded, max(tokens) / (sum(tokens) / ranks) - 1
+
+
+if __name__ == "__main__":
+    with exit_on_invalid_argument():
+        main(*parse(ShardingArguments, description=__doc__))
