@@ -31,7 +31,8 @@ from utils.data import load_training_data
 from utils.evaluation import held_out_loss
 from utils.folder_lock import FolderLock
 from utils.interruption import StopRequest
-from utils.launch import compute_dtype, loss_scale, make_accelerator, sharding_of_launch
+from utils.launch import compute_dtype, loss_scale, make_accelerator, memory_settings, sharding_of_launch
+from utils.memory import device_memory
 from utils.micro_batches import MicroBatches
 from utils.modeling import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.randomness import make_noise, make_sampler
@@ -94,7 +95,10 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
         refuse_other_run(saved.identity["run"], identity["run"])
     token_budget = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * data_args.block_size
     accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
-    accelerator.print(*describe_model(skeleton, token_budget, dtype, checkpointing=recompute), sep="\n")
+    memory = memory_settings(sharding, accelerator.num_processes, model_args.qbits)
+    limits = {"block_size": data_args.block_size, "lengths": train.lengths, "checkpointing": recompute}
+    available = device_memory(accelerator.device)
+    accelerator.print(*describe_model(skeleton, token_budget, dtype, available=available, **limits, **memory), sep="\n")
     if output.dry_run:
         return
 
@@ -113,8 +117,8 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     ledger = start_run(folder, config, private=plan.privacy is not None, is_main=accelerator.is_main_process)
     lock.take(folder)
     start_trackers(accelerator, output.report_to, "dptune", config, logging_dir=folder / "tracking")
-    limits = {"every": output.checkpointing_steps, "keep": output.save_total_limit}
-    checkpoints = Checkpoints(folder, ledger, identity, config, **limits, accelerator=accelerator)
+    every, keep = output.checkpointing_steps, output.save_total_limit
+    checkpoints = Checkpoints(folder, ledger, identity, config, every=every, keep=keep, accelerator=accelerator)
     pad, in_step = tokenizer.pad_token_id, sharding is not None
     micro_batches = MicroBatches(train, token_budget, pad, accelerator, in_step=in_step)
     run = Run(accelerator, model, plan, privacy_args, ledger, micro_batches, held_out, checkpoints, loss_scale(dtype))
