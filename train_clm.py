@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from dptune.checkpoint import TrainingState, refuse_other_run
 from transformers import get_scheduler
 
 from dptune import CausalLMLoss, GaussianNoise, Ledger, PlainStep, PrivateStep, add_lora, trainable_parameters
+from dptune.checkpoint import TrainingState
+from dptune.identity import refuse_other_run
 from dptune.ranks import require_equal
 from dptune.step import MicroBatchStats
 from utils.arguments import ModelArguments, exit_on_invalid_argument, parse, public_config

@@ -34,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w") -
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:
@@ -54,7 +54,7 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
         file.write(_missing_line_end(file) + line.encode() + b"\n")
         _sync(file)
     if created:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _create(path: Path, mode: Literal["w", "wb"]) -> IO[Any]:
@@ -79,7 +79,7 @@ def _sync(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Hand a new name to the disk. Only POSIX systems open folders."""
     if os.name != "posix":
         return

@@ -6,6 +6,7 @@ that rank, scale and adapted layers come back from the file alone.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -41,6 +42,13 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def torch_bytes(value: object) -> memoryview:
+    """What `torch.save` writes. Straight into a file it would hide a full disk behind an error of its own."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getbuffer()
+
+
 def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: str) -> None:
     """Write `lora_weights.bin`, `adapter_model.safetensors` and `adapter_config.json` to `folder`, each whole or not
     at all.
@@ -58,7 +66,7 @@ def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: s
         for part in "AB"
     }
     with atomic_write(folder / WEIGHTS_NAME, "wb") as file:
-        torch.save(adapter_state_dict(model), file)
+        file.write(torch_bytes(adapter_state_dict(model)))
     with atomic_write(folder / PEFT_WEIGHTS_NAME, "wb") as file:
         file.write(safetensors_bytes(peft_weights, metadata={"format": "pt"}))
     with atomic_write(folder / PEFT_CONFIG_NAME) as file:

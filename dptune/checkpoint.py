@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
 import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,9 +25,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from dptune._files import _sync_folder, atomic_write
-from dptune._validate import InvalidArgument, refuse, require_count
-from dptune.adapter_files import WEIGHTS_NAME
+from dptune._files import atomic_write, sync_folder
+from dptune._validate import refuse, require_count
+from dptune.adapter_files import WEIGHTS_NAME, torch_bytes
 from dptune.ledger import Ledger
 
 OPTIMIZER_NAME = "optimizer.pt"
@@ -42,7 +41,6 @@ _NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 _HIDDEN = re.compile(r"\.(checkpoint-\d+)\.[0-9a-f]+\.(tmp|replaced)")
 _ALWAYS = {WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # of an error's one line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,36 +146,10 @@ def find_checkpoint(run_folder: str | os.PathLike[str], which: str) -> Path | No
     return chosen
 
 
-def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuse to resume a run as another one.
-
-    Args:
-        saved: a checkpoint's `identity`.
-        current: that of the run which wants to go on; values that JSON writes alike are equal.
-
-    Raises:
-        InvalidArgument: they differ; the message names what, with both values.
-    """
-    before, now = (dict(_leaves(json.loads(json.dumps(identity)))) for identity in (saved, current))
-    values = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in before | now}
-    differing = {key: pair for key, pair in values.items() if pair[0] != pair[1]}
-    if not differing:
-        return
-    told = [
-        f"{_dotted(key)} was {_shown(old)} in the checkpoint and is {_shown(new)} now"
-        for key, (old, new) in list(differing.items())[:_MOST_DIFFERENCES]
-    ]
-    more = f", and {len(differing) - len(told)} more differ" if len(differing) > len(told) else ""
-    raise InvalidArgument(
-        f"{_FLAG}: {', '.join(told)}{more}; resume with what the run began with, or begin another one in a new "
-        "--output_dir"
-    )
-
-
 def _contents(state: TrainingState, ledger: bytes | None) -> Iterator[tuple[str, bytes | memoryview]]:
     """(name, content) of the files but the manifest, one at a time."""
-    yield WEIGHTS_NAME, _torch_bytes(state.adapter)
-    yield OPTIMIZER_NAME, _torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
+    yield WEIGHTS_NAME, torch_bytes(state.adapter)
+    yield OPTIMIZER_NAME, torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
     plain = {name: getattr(state, name) for name in ("step", "ledger_steps", "identity", "config")}
     yield STATE_NAME, _json_bytes(plain)
     if ledger is not None:
@@ -212,7 +184,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     if folder.exists():
         os.rename(folder, _hidden(folder, "replaced"))
     os.rename(temporary, folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _restore_replaced(run_folder: Path) -> None:
@@ -247,7 +219,7 @@ def _discard(path: Path, place: Path) -> None:
     hidden = _hidden(place, "tmp")
     try:
         os.rename(path, hidden)
-        _sync_folder(hidden.parent)
+        sync_folder(hidden.parent)
         shutil.rmtree(hidden)
     except OSError as error:
         warnings.warn(f"{path} cannot be removed ({error.strerror or error}); remove it by hand", stacklevel=2)
@@ -327,35 +299,5 @@ def _refuse_damaged(folder: Path, damage: str) -> NoReturn:
     refuse(_FLAG, str(folder), f"{damage}; {remedy}")
 
 
-def _torch_bytes(value: object) -> memoryview:
-    """What `torch.save` writes. Straight into a file it would hide a full disk behind an error of its own."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getbuffer()
-
-
 def _json_bytes(value: object) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
-
-
-_ABSENT = object()
-_Key = tuple[str | int, ...]
-
-
-def _leaves(value: Any, key: _Key = ()) -> Iterator[tuple[_Key, Any]]:
-    """(where, value) of everything in nested dictionaries and lists; empty ones are values."""
-    if value and isinstance(value, dict | list):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(inner, (*key, name))
-    else:
-        yield key, value
-
-
-def _dotted(key: _Key) -> str:
-    """("a", "b", 2) is `a.b[2]`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
-
-
-def _shown(value: object) -> str:
-    text = "absent" if value is _ABSENT else repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."

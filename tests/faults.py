@@ -90,7 +90,7 @@ class Launch:
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def diagnostics(self) -> tuple[int, int]:
-        """(when the file was last changed, which a new launch does as it begins; the last step whose update was logged)."""
+        """(when the file last changed, which a launch does as it begins; the last step whose update was logged)."""
         path = self.out / "diagnostics.jsonl"
         if not path.exists():
             return 0, 0

@@ -16,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "transformers", "accelerate", "dptune", "tests.tiny", "tests.examples"])
+_CONTEXT.set_forkserver_preload(
+    ["dptune", "tests.examples", "tests.tiny", "transformers", "utils.micro_batches", "utils.resume"]
+)
 _TIMEOUT = 240.0
 
 

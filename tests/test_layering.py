@@ -24,6 +24,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.per_example",
         "dptune.losses",
         "dptune.clipping",
+        "dptune.identity",
         "dptune.ledger",
         "dptune.ranks",
         "dptune.sharding",

@@ -20,15 +20,14 @@ from torch.distributed.tensor import DTensor
 from dptune._validate import refuse
 from dptune.accounting import max_steps
 from dptune.adapter_files import adapter_state_dict
-from dptune.checkpoint import TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
+from dptune.checkpoint import LEDGER_NAME, TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
 from dptune.ledger import Ledger
 from dptune.lora import adapters
-from utils.run_outputs import LEDGER_NAME, refuse_existing_run
+from utils.run_outputs import refuse_existing_run
 from utils.run_plan import RunPlan
 from utils.tokenization import TokenizedDataset
 from utils.training_arguments import OptimizationArguments, OutputArguments, PrivacyArguments
 
-LATEST = "latest"
 _SAMPLED_VALUES = 16  # at most, of each frozen weight: enough to tell models apart, and read in an instant
 
 

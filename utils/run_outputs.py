@@ -15,6 +15,7 @@ from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import Spend, compose
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
+from dptune.checkpoint import LEDGER_NAME
 from dptune.ledger import Ledger
 from dptune.model_card import published_name, write_model_card
 from dptune.noise import GaussianNoise
@@ -23,7 +24,6 @@ from dptune.report import PrivacyStatement, state_no_privacy, state_privacy, wri
 from utils.run_log import DIAGNOSTICS_NAME, write_all_results
 from utils.run_plan import RunPlan
 
-LEDGER_NAME = "ledger.jsonl"
 REPORT_NAME = "privacy_report.json"
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "all_results.json"

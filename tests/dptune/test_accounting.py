@@ -141,8 +141,7 @@ def curve(sigma: float, q: float) -> list[float]:
 
 
 @pytest.mark.parametrize(("sigma", "q"), [(0.9, 0.02), (1.5, 0.01), (20.0, 0.05)])
-@pytest.mark.parametrize("share", [0.0, 0.99])
-@pytest.mark.parametrize("at_least", [0, 500])
+@pytest.mark.parametrize(("share", "at_least"), [(0.0, 500), (0.99, 0)])
 def test_the_steps_of_a_budget_are_those_that_counting_up_finds(
     sigma: float, q: float, share: float, at_least: int
 ) -> None:

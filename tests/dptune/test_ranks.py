@@ -113,7 +113,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in ((3, 5), (5, 3), (7,))]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in ((2, 3), (3, 2), (5,))]
 
 
 @pytest.fixture(params=[1 << 20, 4])
@@ -170,14 +170,14 @@ def test_two_values_that_change_places_are_noticed(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_parameters_that_change_places_are_noticed(dtype: torch.dtype) -> None:
     first, second, third = parameters(dtype)
-    second = second.view(3, 5)
+    second = second.view(2, 3)
     assert fingerprint([first, second, third]) != fingerprint([second, first, third])
     ones = torch.ones(1024, dtype=dtype)
     assert fingerprint([ones, -ones]) != fingerprint([-ones, ones])
 
 
 @given(places=st.lists(st.integers(0, 63), min_size=2, max_size=8, unique=True), data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_small_changes_do_not_cancel(places: list[int], data: st.DataObject) -> None:
     """Ranks that drift apart differ by a last bit here and there: in a weighted sum of bits these often cancel."""
     values = torch.linspace(0.5, 2.0, 64)

@@ -152,7 +152,9 @@ def test_enough_memory_changes_no_cut(tmp_path: Path) -> None:
     with a_step(model, tmp_path) as step:
         seen = micro_batches().run(ALL, step, losses, StopRequest())
     assert seen is not None
-    assert len(memory.attempts) == len(seen)
+    dealt = deal(ALL, DATA.lengths, token_budget=BUDGET)[0]
+    assert [len(stats.losses) for stats in seen] == [len(rows) for rows in dealt]
+    assert len(memory.attempts) == len(dealt)
     assert max(memory.attempts) <= BUDGET
 
 

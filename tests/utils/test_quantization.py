@@ -53,12 +53,12 @@ def quantized(folder: Path, bits: int) -> Any:
 def dequantized(folder: Path, model: nn.Module) -> Any:
     """An ordinary float32 model that holds what the quantised weights stand for."""
     plain = load_model(str(folder), dtype=torch.float32, device=CPU)
-    layer: Any
     for name, layer in model.named_modules():
+        held: Any = getattr(layer, "weight", None)
         if isinstance(layer, bnb.nn.Linear4bit):
-            weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            weight = bnb.functional.dequantize_4bit(held.data, held.quant_state)
         elif isinstance(layer, bnb.nn.Linear8bitLt):
-            weight = layer.weight.CB.float() * layer.weight.SCB[:, None] / 127
+            weight = held.CB.float() * held.SCB[:, None] / 127
         else:
             continue
         assert (weight - plain.get_submodule(name).weight).norm() > 1e-4 * weight.norm()

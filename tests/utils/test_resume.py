@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, get_scheduler
 
 from dptune import InvalidArgument, Ledger, add_lora, trainable_parameters
 from dptune.accounting import epsilon
-from dptune.checkpoint import TrainingState, refuse_other_run
+from dptune.checkpoint import TrainingState
+from dptune.identity import refuse_other_run
 from tests.examples import randomise_adapters
 from tests.processes import run_processes
 from tests.tiny import tiny_llama
 from utils.launch import Sharding, make_accelerator
 from utils.modeling import load_model
 from utils.resume import (
-    LATEST,
     Checkpoints,
     find_saved_run,
     last_step,
@@ -289,7 +289,7 @@ def test_what_is_restored_goes_on_to_the_bit_as_if_nothing_had_happened(tmp_path
     checkpoints(tmp_path).save(4, *one)
     other = in_training()
     randomise_adapters(other[0], seed=5)
-    saved = find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=LATEST), make_accelerator())
+    saved = find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
     assert saved is not None
     before = copy.deepcopy(saved.adapter)
     assert restore(saved, *other) == 4
@@ -311,7 +311,7 @@ def test_nothing_saved_is_a_beginning(tmp_path: Path) -> None:
     start = [parameter.clone() for parameter in trainable_parameters(model)]
     assert restore(None, model, optimizer, schedule) == 0
     assert all(torch.equal(*pair) for pair in zip(start, trainable_parameters(model), strict=True))
-    for asked in (None, LATEST):
+    for asked in (None, "latest"):
         assert find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=asked), make_accelerator()) is None
 
 
@@ -326,7 +326,7 @@ def test_a_private_run_is_found_with_the_steps_its_checkpoint_knew(
     budget: tuple[RunPlan, float], tmp_path: Path
 ) -> None:
     assert private_run(tmp_path, budget[0]).steps == 6
-    for asked in (LATEST, str(tmp_path / "checkpoint-4")):
+    for asked in ("latest", str(tmp_path / "checkpoint-4")):
         saved = find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=asked), make_accelerator())
         assert saved is not None
         assert (saved.step, saved.ledger_steps) == (4, 4)
@@ -338,16 +338,16 @@ def test_a_ledger_that_lost_lines_is_refused(budget: tuple[RunPlan, float], tmp_
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
     with pytest.raises(InvalidArgument, match="has 3 lines, the checkpoint 4 already"):
-        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=LATEST), make_accelerator())
+        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
     path.unlink()
     with pytest.raises(InvalidArgument, match="has 0 lines, the checkpoint 4 already"):
-        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=LATEST), make_accelerator())
+        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
 
 
 def test_a_ledger_without_a_checkpoint_is_refused(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
     ledger_of(budget[0], 1, tmp_path / "ledger.jsonl")
     with pytest.raises(InvalidArgument, match=r"^--resume_from_checkpoint='latest': .*new --output_dir"):
-        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=LATEST), make_accelerator())
+        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
 
 
 def test_a_run_is_not_begun_over_another(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
