@@ -175,6 +175,7 @@ class Run:
         )
         completed = restore(saved, self.model, optimizer, schedule)
         losses = CausalLMLoss(self.model)
+        self.model.train()  # transformers recomputes activations in training mode only
         seed = self.privacy.insecure_test_seed
         sampler = make_sampler(self.plan, self.accelerator, test_seed=seed, completed=completed)
         with self._step(settings, completed) as step, StopRequest(announce=self.accelerator.is_main_process) as stop:

@@ -97,7 +97,7 @@ def on_paper() -> str:
         f"GiB a GPU at the peak of a private step in bf16 with AdamW, adapters of rank {RANK} on q, k, v and o, one "
         f"example at a time; in brackets the smallest card of {cards} GiB that it fits with 1 GiB left for CUDA's "
         "libraries (-: none). From 2 GPUs on the frozen weights are sharded; a GPU then holds three gathered decoder "
-        "layers and the root group (embeddings, output layer) on top. Computed, not measured: no such GPU was there.",
+        "layers and the root group (embeddings, output layer) on top. Computed, not measured on GPUs.",
     ]
     for name in LLAMAS:
         parts += [f"### {name}", scaling_table(name)]

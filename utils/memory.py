@@ -201,8 +201,8 @@ def describe_memory(sizes: ModelSizes, settings: MemorySettings, available: int 
     lines = [
         f"memory a device        about {_size(needs.total)} at its peak (an estimate), for at most "
         f"{settings.tokens:,} tokens and {settings.examples:,} examples at a time",
-        f"                       the parts, which peak apart: "
-        f"{', '.join(f'{name} {_size(size)}' for name, size in parts if size)}",
+        f"                       parts of over half a per cent, which peak apart: "
+        f"{', '.join(f'{name} {_size(size)}' for name, size in parts if 200 * size >= needs.total)}",
     ]
     if settings.offload:
         lines.append(f"memory of the CPU      about {_size(needs.host)} a process: offloaded weights, and noise")
@@ -255,7 +255,7 @@ def _smaller_budget(sizes: ModelSizes, settings: MemorySettings, available: int)
     below = range((settings.token_budget - 1) // _BUDGET_STEP * _BUDGET_STEP, settings.block_size, -_BUDGET_STEP)
     for tokens in [*below, settings.block_size]:
         smaller = replace(settings, token_budget=tokens)
-        if tokens < settings.token_budget and fits(memory_needs(sizes, smaller), available):
+        if fits(memory_needs(sizes, smaller), available):
             yield f"--max_tokens_per_device {tokens}", smaller
             return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import lengths, memory_table, sharding
+from benchmarks import lengths, memory_table, ranks, sharding
 from benchmarks.ranks import Job, RankMemory, measure
 from benchmarks.sharding import SHAPES, ShardingArguments
 from dptune import InvalidArgument
@@ -83,9 +84,9 @@ def test_the_parts_do_not_depend_on_the_number_of_gpus():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_two_processes_hold_and_send_what_is_predicted(checkpointing):
-    ranks = measure(replace(JOB, checkpointing=checkpointing))
-    assert len(ranks) == 2
-    for one in ranks:
+    seen = measure(replace(JOB, checkpointing=checkpointing))
+    assert len(seen) == 2
+    for one in seen:
         one.frozen.require_bound(2)
         assert one.frozen.held < 0.6 * one.frozen.total
         assert one.sent == pytest.approx(one.predicted_sent, rel=0.02)
@@ -98,6 +99,22 @@ def test_a_process_that_fails_ends_the_measurement():
     with pytest.raises(RuntimeError, match="ended without a result"):
         measure(replace(JOB, token_budget=0))
     assert time.monotonic() - begin < 60
+
+
+def test_the_others_do_not_wait_for_a_process_that_failed():
+    workers = [
+        ranks._CONTEXT.Process(target=sys.exit, args=(3,)),
+        ranks._CONTEXT.Process(target=time.sleep, args=(300,)),
+    ]
+    begin = time.monotonic()
+    for worker in workers:
+        worker.start()
+    ranks._wait(workers)
+    assert time.monotonic() - begin < 60
+    for worker in workers:
+        worker.join(10)
+    assert workers[0].exitcode == 3
+    assert workers[1].exitcode == -signal.SIGKILL
 
 
 def test_jobs_are_one_process_and_several_with_and_without_shards():
@@ -119,8 +136,8 @@ def test_dealing_is_counted_by_hand():
 def test_sixty_four_examples_a_rank_are_dealt_evenly():
     table = np.array([sum(one) for one in lengths.table("abstracts")])
     rng = np.random.default_rng(1)
-    for ranks in (2, 8):
-        _, padding, slowest = sharding.dealt_evenly(rng.choice(table, 64 * ranks), ranks, 2048)
+    for count in (2, 8):
+        _, padding, slowest = sharding.dealt_evenly(rng.choice(table, 64 * count), count, 2048)
         assert padding < 0.05
         assert slowest < 0.05
 

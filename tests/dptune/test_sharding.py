@@ -120,7 +120,9 @@ def test_ranks_with_unequal_work_generate_without_waiting_for_ever(tiny_model_di
 
 def adapters_stay_whole(_rank: int, _gather: Any, folder: Path) -> tuple[int, str, list[str]]:
     model = load(folder)
+    frozen = frozen_bytes(model, decoder_layers(model))
     add_lora(model, rank=4)
+    assert frozen_bytes(model, decoder_layers(model)) == frozen, "adapters are not among the frozen weights"
     model(IDS).logits.sum().backward()
     parameters = trainable_parameters(model)
     kinds = sorted({type(parameter).__name__ for parameter in parameters})

@@ -317,3 +317,11 @@ def test_two_runs_do_not_share_a_folder(crashed, line, capsys):
         other.take(crashed)
         assert "another process is at work in it" in refused(line(resume_from_checkpoint="latest"), capsys)
     train_clm.main(line(resume_from_checkpoint="latest"))
+
+
+def test_ranks_compare_their_adapters_before_the_first_step_and_every_few(line, monkeypatch):
+    """What the comparison finds is tested in `test_ranks.py`; here, that a run makes it."""
+    compared = []
+    monkeypatch.setattr(train_clm, "require_equal", lambda parameters, _: compared.append(len(parameters)))
+    train_clm.main(line(max_train_steps=11, checkpointing_steps=0))
+    assert compared == [16, 16], "before steps 1 and 11: A and B of four layers in two blocks"

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train_clm
 from dptune import CausalLMLoss, attach_adapter
 from dptune.ledger import Ledger
+from dptune.lora import LoraAdapter
 from utils.data import load_training_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,6 +191,24 @@ def test_the_seed_changes_the_adapters_start_and_nothing_makes_two_runs_equal(ti
         states.append(torch.load(tmp_path / name / "lora_weights.bin", weights_only=True))
     key = next(key for key in states[0] if key.endswith("lora.B.weight"))
     assert not torch.equal(states[0][key], states[1][key])  # the same seed, other draws and other noise
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_activation_checkpointing_recomputes_with_and_without_validation_data(
+    validated, tiny_model_dir, train_file, tmp_path, monkeypatch
+):
+    """transformers leaves it out, in silence, where a model is in evaluation mode."""
+    forward, calls = LoraAdapter.forward, {}
+
+    def counted(self, x):
+        calls[name] = calls.get(name, 0) + torch.is_grad_enabled()
+        return forward(self, x)
+
+    monkeypatch.setattr(LoraAdapter, "forward", counted)
+    changes = {"max_train_steps": 2, "validation_file": train_file if validated else None, "insecure_test_seed": 1}
+    for name, recompute in (("with", True), ("without", None)):
+        train_clm.main(flags(tiny_model_dir, train_file, tmp_path / name, gradient_ckpt=recompute, **changes))
+    assert calls["with"] > 1.5 * calls["without"] > 0
 
 
 MISTAKES = {

@@ -318,6 +318,13 @@ def test_advice_joins_changes_where_one_is_not_enough():
     assert "take a smaller model or --block_size" in advice(sizes, GIB)
 
 
+def test_advice_keeps_the_devices_that_are_used():
+    sizes = sizes_of(build(LlamaConfig(**{**LLAMA_70B, "num_hidden_layers": 16}), dtype=torch.bfloat16, device="meta"))
+    room = memory_needs(sizes, settings(sharded=True, world_size=2)).total + RESERVE
+    assert "or 2 GPUs with" in advice(sizes, room)
+    assert "or 8 GPUs with" in advice(sizes, room, world_size=8)  # each held all; sharded over the same 8, it fits
+
+
 def test_advice_shortens_the_pass_last():
     sizes = large()
     one_example = settings(checkpointing=True, sharded=True, world_size=1024, token_budget=512)
