@@ -149,7 +149,7 @@ def test_an_unsharded_model_holds_everything() -> None:
     held = frozen_bytes(model.requires_grad_(False), decoder_layers(model))
     assert held.held == held.total == sum(4 * parameter.numel() for parameter in model.parameters())
     with pytest.raises(AssertionError, match="frozen bytes on this rank"):
-        held.require_bound(4)
+        describe_shards(model, 4)
 
 
 def test_a_function_on_an_unsharded_model_is_itself() -> None:
