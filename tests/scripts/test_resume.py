@@ -313,9 +313,12 @@ def test_only_so_many_checkpoints_are_kept(limit, line, tmp_path):
 
 def test_two_runs_do_not_share_a_folder(crashed, line, capsys):
     """Workers may outlive a launcher that was killed: the next launch must not write beside them."""
-    with FolderLock() as other:
+    with FolderLock() as other, (crashed / "ledger.jsonl").open("a") as ledger:
         other.take(crashed)
+        ledger.write('{"step": 9, ')  # the other run is in the middle of a line, which is not to be cut off
+        ledger.flush()
         assert "another process is at work in it" in refused(line(resume_from_checkpoint="latest"), capsys)
+        assert (crashed / "ledger.jsonl").read_text().endswith('{"step": 9, ')
     train_clm.main(line(resume_from_checkpoint="latest"))
 
 
