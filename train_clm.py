@@ -34,7 +34,7 @@ from utils.folder_lock import FolderLock
 from utils.interruption import StopRequest
 from utils.launch import compute_dtype, loss_scale, make_accelerator, memory_settings, sharding_of_launch
 from utils.memory import device_memory
-from utils.micro_batches import MicroBatches
+from utils.micro_batches import MicroBatches, remembered_budget
 from utils.modeling import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.randomness import make_noise, make_sampler
 from utils.resume import (
@@ -94,7 +94,9 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     identity = {"run": run_identity(plan, train, privacy_args)}
     if saved is not None:
         refuse_other_run(saved.identity["run"], identity["run"])
-    token_budget = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * data_args.block_size
+    folder = Path(output.output_dir)
+    asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * data_args.block_size
+    token_budget = broadcast_object_list([remembered_budget(folder, asked)])[0]
     accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
     memory = memory_settings(sharding, accelerator.num_processes, model_args.qbits)
     limits = {"block_size": data_args.block_size, "lengths": train.lengths, "checkpointing": recompute}
@@ -114,14 +116,14 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     if recompute:
         checkpoint_activations(model)
 
-    folder, config = Path(output.output_dir), public_config(*groups) | {"num_processes": processes}
+    config = public_config(*groups) | {"num_processes": processes}
     ledger = start_run(folder, config, private=plan.privacy is not None, is_main=accelerator.is_main_process)
     lock.take(folder)
     start_trackers(accelerator, output.report_to, "dptune", config, logging_dir=folder / "tracking")
     every, keep = output.checkpointing_steps, output.save_total_limit
     checkpoints = Checkpoints(folder, ledger, identity, config, every=every, keep=keep, accelerator=accelerator)
     pad, in_step = tokenizer.pad_token_id, sharding is not None
-    micro_batches = MicroBatches(train, token_budget, pad, accelerator, in_step=in_step)
+    micro_batches = MicroBatches(train, token_budget, pad, accelerator, in_step=in_step, folder=folder)
     run = Run(accelerator, model, plan, privacy_args, ledger, micro_batches, held_out, checkpoints, loss_scale(dtype))
     last = broadcast_object_list([last_step(plan, ledger, privacy_args.target_epsilon, saved.step if saved else 0)])[0]
     start = saved.step if saved else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,33 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from dptune._validate import InvalidArgument
+from dptune._files import atomic_write
+from dptune._validate import InvalidArgument, refuse
 from dptune.sampling import deal
 from dptune.step import MicroBatchStats, PlainStep, PrivateStep
 from utils.interruption import StopRequest
 from utils.tokenization import TokenizedDataset
 
+BUDGET_NAME = "max_tokens_per_device"
+
 Losses = Callable[..., Tensor]  # (input_ids [B, T], labels [B, T]) -> [B]
+
+
+def remember_budget(folder: Path, tokens: int) -> None:
+    """Leave a token budget for the next launch in this folder, unless a smaller one is there."""
+    with atomic_write(folder / BUDGET_NAME) as file:
+        file.write(f"{remembered_budget(folder, tokens)}\n")
+
+
+def remembered_budget(folder: Path, asked: int) -> int:
+    """`asked`, or what a launch that ran out of memory found to be too much for it, if that is less."""
+    file = folder / BUDGET_NAME
+    if not file.exists():
+        return asked
+    text = file.read_text().strip()
+    if not text.isdecimal() or int(text) < 1:
+        refuse("--output_dir", str(file), "holds no number of tokens; remove it")
+    return min(asked, int(text))
 
 
 @dataclass
@@ -33,7 +54,8 @@ class MicroBatches:
         pad_token_id: fills rows.
         accelerator: the ranks and this rank's device.
         in_step: ranks must make equally many forward passes (their weights are sharded), so none can cut its
-            micro-batches smaller than the others.
+            micro-batches smaller than the others. One that runs out of memory ends the launch.
+        folder: the run's, where such a rank leaves the budget that the next launch begins with.
     """
 
     data: TokenizedDataset
@@ -41,6 +63,7 @@ class MicroBatches:
     pad_token_id: int
     accelerator: Accelerator
     in_step: bool = False
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         self._fits = self.token_budget  # halved whenever this rank runs out of memory
@@ -102,18 +125,19 @@ class MicroBatches:
     def _halve(self, rows: np.ndarray) -> None:
         """Half the budget of what just failed, so that it is cut next time."""
         tokens = int(self.data.lengths[rows].max()) * len(rows)
-        if self.in_step:
-            raise InvalidArgument(
-                f"--max_tokens_per_device={self.token_budget}: out of memory, and ranks with sharded weights cannot "
-                f"cut one micro-batch differently; resume with --max_tokens_per_device {tokens // 2} or "
-                "--gradient_ckpt"
-            )
         if len(rows) == 1:
             raise InvalidArgument(
                 f"--block_size: out of memory on a single example of {tokens} tokens; give --gradient_ckpt, a smaller "
                 "--block_size, or a launch configuration with FSDP"
             )
         self._fits = min(self._fits, tokens) // 2
+        if self.in_step:
+            if self.folder is not None:
+                remember_budget(self.folder, self._fits)
+            raise InvalidArgument(
+                f"--max_tokens_per_device={self.token_budget}: out of memory, and ranks with sharded weights cannot "
+                f"cut one micro-batch differently; --resume_from_checkpoint latest goes on with {self._fits}"
+            )
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -21,6 +21,7 @@ from tests.scripts.test_train_clm import flags
 from tests.tiny import save_tiny
 from utils import run_outputs
 from utils.folder_lock import FolderLock
+from utils.micro_batches import MicroBatches, remember_budget
 from utils.run_log import read_diagnostics
 
 DELTA, STEPS = 1e-3, 9
@@ -328,3 +329,14 @@ def test_ranks_compare_their_adapters_before_the_first_step_and_every_few(line, 
     monkeypatch.setattr(train_clm, "require_equal", lambda parameters, _: compared.append(len(parameters)))
     train_clm.main(line(max_train_steps=11, checkpointing_steps=0))
     assert compared == [16, 16], "before steps 1 and 11: A and B of four layers in two blocks"
+
+
+def test_the_line_goes_on_with_the_budget_that_a_launch_out_of_memory_left(crashed, line, monkeypatch):
+    budgets = []
+    monkeypatch.setattr(
+        train_clm, "MicroBatches", lambda *args, **how: budgets.append(args[1]) or MicroBatches(*args, **how)
+    )
+    remember_budget(crashed, 64)
+    train_clm.main(line(resume_from_checkpoint="latest"))
+    assert budgets == [64]
+    assert report_of(crashed)["repeated_steps"] == 2

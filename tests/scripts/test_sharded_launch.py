@@ -40,7 +40,12 @@ def start(
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> str:
     """What it printed. Judged by the files that it left: gloo sometimes aborts a process that is done."""
-    process.wait(240)
+    try:
+        process.wait(240)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher ends its workers
+        process.wait(60)
+        raise
     return log.read_text()
 
 
@@ -156,11 +161,13 @@ def test_sampling_gives_the_texts_of_one_process(tiny_model_dir: Path, tmp_path:
     assert "frozen weights a rank" in (tmp_path / "sharded.log").read_text()
 
 
-def test_the_instruction_script_samples_from_sharded_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "instructions.txt").write_text("Say hello. #### 3\n")
+def test_ranks_whose_texts_end_at_different_times_do_not_wait_for_ever(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """One batch each: the rank with the long prompt has few tokens to draw, and must go along with the other's."""
+    long = "Describe a process of making crepes in a pan, and then describe it again."
+    (tmp_path / "instructions.txt").write_text(f"Say hello. #### 1\n{long} #### 1\n")
     words = ["--instruction_file", tmp_path / "instructions.txt", "--model_name_or_path", tiny_model_dir]
-    words += ["--max_length", 32, "--batch_size", 4, "--output_dir", tmp_path / "out"]
+    words += ["--max_length", 60, "--batch_size", 1, "--output_dir", tmp_path / "out"]
     log = tmp_path / "log"
     printed = finish(start(FSDP, *words, script="inference_generation_instruction.py", log=log), log)
     assert (tmp_path / "out" / "generations.jsonl").exists(), printed[-3000:]
-    assert len((tmp_path / "out" / "generations.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "out" / "generations.jsonl").read_text().splitlines()) == 2

@@ -19,7 +19,7 @@ from tests.processes import run_processes
 from tests.tiny import tiny_llama
 from utils.interruption import StopRequest
 from utils.launch import make_accelerator
-from utils.micro_batches import MicroBatches
+from utils.micro_batches import BUDGET_NAME, MicroBatches, remember_budget, remembered_budget
 from utils.tokenization import TokenizedDataset
 
 COUNT, BUDGET, CLIP_NORM = 24, 192, 0.05
@@ -170,15 +170,26 @@ def test_an_example_that_does_not_fit_alone_is_refused_with_the_remedy(where: st
         micro_batches().run(ALL, step, losses, StopRequest())
 
 
-def test_ranks_in_step_are_told_to_lower_the_budget(tmp_path: Path) -> None:
+def test_ranks_in_step_stop_and_leave_a_smaller_budget_to_the_next_launch(tmp_path: Path) -> None:
     model = adapted()
     losses = CausalLMLoss(model)
     memory = Memory(model, BUDGET // 2)
     with a_step(model, tmp_path) as step, pytest.raises(InvalidArgument, match="--max_tokens_per_device") as error:
-        micro_batches(in_step=True).run(ALL, step, losses, StopRequest())
+        micro_batches(in_step=True, folder=tmp_path).run(ALL, step, losses, StopRequest())
     assert str(error.value).startswith(f"--max_tokens_per_device={BUDGET}: out of memory")
-    assert f"--max_tokens_per_device {memory.failed[0] // 2} " in str(error.value)
+    assert str(error.value).endswith(f"--resume_from_checkpoint latest goes on with {memory.failed[0] // 2}")
     assert len(memory.failed) == 1
+    assert remembered_budget(tmp_path, BUDGET) == memory.failed[0] // 2
+
+
+def test_a_remembered_budget_only_ever_lowers_what_is_asked_for(tmp_path: Path) -> None:
+    assert remembered_budget(tmp_path, 512) == 512
+    remember_budget(tmp_path, 256)
+    remember_budget(tmp_path, 384)
+    assert (remembered_budget(tmp_path, 512), remembered_budget(tmp_path, 100)) == (256, 100)
+    (tmp_path / BUDGET_NAME).write_text("a lot\n")
+    with pytest.raises(InvalidArgument, match="holds no number of tokens; remove it"):
+        remembered_budget(tmp_path, 512)
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
