@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: FolderLock) -> None:
     """Plan, load, train, write."""
     model_args, data_args, privacy_args, lora_args, optimization, output = groups
-    sharding = sharding_of_launch()
-    lock.take(Path(output.output_dir))
+    sharding, folder = sharding_of_launch(), Path(output.output_dir)
+    lock.take(folder)
     saved = find_saved_run(output, accelerator)
     dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
     name, hub = model_args.model_name_or_path, {"token": model_args.access_token, "revision": model_args.revision}
@@ -94,7 +94,6 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     identity = {"run": run_identity(plan, train, privacy_args)}
     if saved is not None:
         refuse_other_run(saved.identity["run"], identity["run"])
-    folder = Path(output.output_dir)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * data_args.block_size
     token_budget = broadcast_object_list([remembered_budget(folder, asked)])[0]
     accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
@@ -125,8 +124,8 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     pad, in_step = tokenizer.pad_token_id, sharding is not None
     micro_batches = MicroBatches(train, token_budget, pad, accelerator, in_step=in_step, folder=folder)
     run = Run(accelerator, model, plan, privacy_args, ledger, micro_batches, held_out, checkpoints, loss_scale(dtype))
-    last = broadcast_object_list([last_step(plan, ledger, privacy_args.target_epsilon, saved.step if saved else 0)])[0]
     start = saved.step if saved else 0
+    last = broadcast_object_list([last_step(plan, ledger, privacy_args.target_epsilon, start)])[0]
     with RunLog(
         folder, plan.steps, start_step=start, is_main=accelerator.is_main_process, track=accelerator.log
     ) as log:

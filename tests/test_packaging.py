@@ -160,7 +160,7 @@ def test_no_file_of_the_repository_is_over_1_mb() -> None:
 
 
 # Where build machines keep things. A made-up /home/ann/ is a fair example in a docstring, this machine's home is not.
-MACHINE_FOLDERS = {"/root", "/work", "/opt", "/mnt", str(ROOT), str(Path.home())} - {"/"}
+MACHINE_FOLDERS = {*(f"/{name}" for name in ("root", "work", "opt", "mnt")), str(ROOT), str(Path.home())} - {"/"}
 MACHINE_PATH = re.compile(r"(?<![\w.$}~-])(?:" + "|".join(map(re.escape, sorted(MACHINE_FOLDERS))) + ")/")
 
 
@@ -178,5 +178,5 @@ def test_a_machine_path_is_found(tmp_path: Path) -> None:
     for folder in MACHINE_FOLDERS:
         file.write_text(f'open("{folder}/x.json")')
         assert machine_paths(file), folder
-    file.write_text("#!/usr/bin/env bash\n$HERE/work/x forward/work/b https://example.org/opt/")
-    assert machine_paths(file) == []
+        file.write_text(f"#!/usr/bin/env bash\n$HERE{folder}/x forward{folder}/b https://example.org{folder}/")
+        assert machine_paths(file) == [], folder

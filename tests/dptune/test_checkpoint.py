@@ -8,10 +8,8 @@ import hashlib
 import json
 import os
 import pickle
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from dptune.checkpoint import (
     save_checkpoint,
 )
 from tests.dptune.test_lora import logits
+from tests.full_disk import largest_file
 from tests.tiny import tiny_llama
 
 FILES = [LEDGER_NAME, WEIGHTS_NAME, MANIFEST_NAME, OPTIMIZER_NAME, STATE_NAME]
@@ -361,17 +360,6 @@ def test_a_renamed_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_no_folder_at_all_is_refused(tmp_path: Path) -> None:
     assert f"{MANIFEST_NAME} is missing" in refusal(tmp_path / "checkpoint-1")
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A disk that is full: what is written beyond `size` bytes of a file fails, after the part that fits."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [0, 1, 700, 2500])

@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -271,16 +273,21 @@ def test_the_budget_ends_a_run_before_the_step_that_would_exceed_it(line, tmp_pa
     assert (tmp_path / "run" / "checkpoint-7").is_dir()
 
 
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_intact(line, monkeypatch, tmp_path, capsys):
-    real = checkpoint._write_file
+def full_when(patch: pytest.MonkeyPatch, module: ModuleType, name: str, is_full: Callable[[Path], bool]) -> None:
+    """The disk is full for the calls of `module.name(path, content)` that `is_full` picks."""
+    real = getattr(module, name)
 
-    def full(path: Path, content: bytes) -> None:
-        if ".checkpoint-6." in str(path):
+    def write(path: Path, content: object) -> None:
+        if is_full(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         real(path, content)
 
+    patch.setattr(module, name, write)
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_intact(line, monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_file", full)
+        full_when(patch, checkpoint, "_write_file", lambda path: ".checkpoint-6." in str(path))
         told = refused(line(), capsys)
     assert "No space left on device" in told
     assert "--resume_from_checkpoint latest" in told
@@ -290,15 +297,9 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_intact(line, monkeyp
 
 
 def test_a_disk_that_is_full_for_the_ledger_stops_before_the_step_is_used(line, monkeypatch, tmp_path, capsys):
-    real, calls = ledger.append_line, iter(range(1, 100))
-
-    def full(path, text):
-        if next(calls) == 5:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        real(path, text)
-
+    calls = iter(range(1, 100))
     with monkeypatch.context() as patch:
-        patch.setattr(ledger, "append_line", full)
+        full_when(patch, ledger, "append_line", lambda _: next(calls) == 5)
         told = refused(line(), capsys)
     assert "No space left on device" in told
     train_clm.main(line(resume_from_checkpoint="latest"))
