@@ -5,7 +5,9 @@ Resident memory would do for models of gigabytes only: the allocator's caches an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -42,8 +44,9 @@ class MicroBatchMemory:
 
 
 def allocated(work: Callable[[], T]) -> tuple[T, Allocated]:
-    """(what `work` returns, what it allocated). Tensors older than the first measurement are not seen when freed."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as profiler:
+    """(what `work` returns, what it allocated). Garbage of before is collected before: freed later, it would be
+    subtracted here."""
+    with _no_garbage_collected(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as profiler:
         result = work()
     recorded: Any = profiler.profiler
     events = recorded.kineto_results.events()
@@ -54,6 +57,18 @@ def allocated(work: Callable[[], T]) -> tuple[T, Allocated]:
         now += change
         peak = max(peak, now)
     return result, Allocated(peak, now, shares)
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def private_step(model: nn.Module, folder: Path, **ranks: Any) -> PrivateStep:
