@@ -46,7 +46,10 @@ class MicroBatchMemory:
 def allocated(work: Callable[[], T]) -> tuple[T, Allocated]:
     """(what `work` returns, what it allocated). Garbage of before is collected before: freed later, it would be
     subtracted here."""
-    with _no_garbage_collected(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as profiler:
+    with (
+        _no_garbage_collected(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as profiler,
+    ):
         result = work()
     recorded: Any = profiler.profiler
     events = recorded.kineto_results.events()

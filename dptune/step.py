@@ -98,28 +98,40 @@ class PrivateStep:
         self._recorder.__exit__(kind, error, trace)
         self.noise.close()
 
-    def backward(self, losses: Tensor) -> MicroBatchStats:
-        """Add one micro-batch's clipped per-example gradients to the step's sum.
-
-        All of it counts or, if an error is raised, nothing, so that a micro-batch that did not fit in memory can be
-        tried again in pieces.
+    def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
+        """Run the backward pass of one micro-batch and `collect` it.
 
         Args:
             losses: one an example, [B], each depending on that example alone; B examples in every trainable layer.
+            rows_per_unit: how many neighbouring rows belong to one privacy unit; see `collect`.
         """
-        if losses.ndim != 1:
-            raise InvalidArgument(
-                f"losses of shape {tuple(losses.shape)}: give one loss an example, [B]; a mean over the micro-batch "
-                "couples examples and voids the bound (dptune.CausalLMLoss gives them)"
-            )
+        _require_losses(losses, rows_per_unit)
         try:
             (losses.sum() * self._loss_scale).backward()
-        finally:
-            grads = self._recorder.take()  # after an error too (out of memory): a retry must find the recorder empty
+        except BaseException:
+            self._recorder.take()  # out of memory, say: a retry must find the recorder empty
+            raise
+        return self.collect(losses, rows_per_unit=rows_per_unit)
+
+    def collect(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
+        """Clip what the last backward pass recorded, and add it to the step's sum.
+
+        For loops in which somebody else calls `backward()`, on `losses.sum()` times the loss scale. All of it counts
+        or, if an error is raised, nothing, so that a micro-batch that did not fit in memory can be tried again.
+
+        Args:
+            losses: what the backward pass was for, [B].
+            rows_per_unit: k rows in a row are one privacy unit, such as an author: their gradients are summed and
+                then clipped once. Fill a unit of fewer with rows without labels; scale its losses for their mean.
+        """
+        _require_losses(losses, rows_per_unit)
+        grads = self._recorder.take()
         if not grads:
             raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
+        if rows_per_unit > 1:
+            grads = {name: grad.unflatten(0, (-1, rows_per_unit)).sum(1) for name, grad in grads.items()}
         norms = per_example_norms(grads) / self._loss_scale
-        if len(norms) != len(losses):
+        if len(norms) * rows_per_unit != len(losses):
             raise RuntimeError(f"{len(losses)} losses but {len(norms)} examples in the trainable layers' inputs")
         factors = clip_factors(norms, self.config.clip_norm) / self._loss_scale
         add_clipped_sum(self._sum_P, self._slices, grads, factors)
@@ -203,6 +215,16 @@ class PlainStep:
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
             self._fresh = False
+
+
+def _require_losses(losses: Tensor, rows_per_unit: int) -> None:
+    if losses.ndim != 1:
+        raise InvalidArgument(
+            f"losses of shape {tuple(losses.shape)}: give one loss an example, [B]; a mean over the micro-batch "
+            "couples examples and voids the bound (dptune.CausalLMLoss gives them)"
+        )
+    if len(losses) % rows_per_unit:
+        refuse("rows_per_unit", rows_per_unit, f"must divide the {len(losses)} rows; fill units with empty rows")
 
 
 def _slices(parameters: dict[str, nn.Parameter]) -> dict[str, slice]:
