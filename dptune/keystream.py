@@ -13,6 +13,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 KEY_BYTES = 32
+_LOW_BITS = (1 << 53) - 1
+_SLACK = 15  # bytes that the cipher wants behind its output
 
 
 class Keystream:
@@ -46,11 +48,17 @@ class Keystream:
 
     def words(self, count: int) -> np.ndarray:
         """`count` uniform uint64 words."""
-        return np.frombuffer(self._cipher.update(bytes(8 * count)), dtype=np.uint64)
+        buffer = bytearray(8 * count + _SLACK)
+        self._cipher.update_into(bytes(8 * count), buffer)
+        return np.frombuffer(buffer, dtype=np.uint64, count=count)
 
     def uniforms(self, count: int) -> np.ndarray:
         """`count` float64 values, uniform on the multiples of 2^-53 in [0, 1)."""
-        return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        words = self.words(count).view(np.int64)
+        words &= _LOW_BITS
+        values = words.astype(np.float64)
+        values *= 2.0**-53
+        return values
 
 
 def new_key() -> bytes:

@@ -53,18 +53,22 @@ class CausalLMLoss:
         targets, counts = labels[:, 1:], labels[:, 1:].ne(IGNORE).sum(1)
         hidden_BTD = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
         head = self.model.get_output_embeddings()
-        if _is_frozen_linear(head):
+        if _is_frozen_linear(head) or (type(head) is nn.Linear and not torch.is_grad_enabled()):
             rows = targets.ne(IGNORE)
             nll_N = _FrozenHeadNLL.apply(hidden_BTD[rows], head.weight, head.bias, targets[rows])
             sums = torch.zeros(len(labels), dtype=nll_N.dtype, device=nll_N.device)
             sums = sums.index_add(0, rows.nonzero()[:, 0], nll_N)
+        elif type(head) is nn.Linear:
+            hidden_BSD, targets_BS = _labelled_first(hidden_BTD, targets)
+            sums = _RowNLL.apply(head(hidden_BSD), targets_BS)
         else:
-            sums = _trained_head_sums(head, hidden_BTD, targets)
+            sums = _adapted_head_sums(head, hidden_BTD, targets)
         return sums / counts.clamp_min(1)
 
 
 def _is_frozen_linear(head: nn.Module) -> bool:
-    return type(head) is nn.Linear and not head.weight.requires_grad and not hasattr(head, "lora")
+    """While per-example gradients are recorded no weight needs a gradient: then a trained layer is one with a hook."""
+    return type(head) is nn.Linear and not head.weight.requires_grad and not head._forward_hooks
 
 
 @torch.no_grad()
@@ -95,17 +99,20 @@ def _row_sums(logits: Tensor, targets: Tensor) -> Tensor:
     return nll.sum(1)
 
 
-def _trained_head_sums(head: Any, hidden_BTD: Tensor, targets: Tensor) -> Tensor:
-    """Row sums through an output layer that trains: rows keep their example, for its per-example gradient."""
-    examples, longest = len(targets), int(targets.ne(IGNORE).sum(1).max())
-    # The labelled positions of each example first, in order; the rest of the S columns is ignored.
+def _labelled_first(hidden_BTD: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(hidden [B, S, D], targets [B, S]): each example's labelled positions first, in order; the rest is ignored."""
+    longest = int(targets.ne(IGNORE).sum(1).max())
     order_BS = targets.eq(IGNORE).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(longest, 1)]
     hidden_BSD = hidden_BTD.gather(1, order_BS[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
-    targets_BS = targets.gather(1, order_BS)
-    vocabulary = head.weight.shape[0]
-    columns = max(1, _CHUNK_LOGITS // (vocabulary * examples))
-    sums = hidden_BSD.new_zeros(examples, dtype=torch.promote_types(hidden_BSD.dtype, torch.float32))
-    for start in range(0, max(order_BS.shape[1], 1), columns):  # rows of one token too need a graph for backward
+    return hidden_BSD, targets.gather(1, order_BS)
+
+
+def _adapted_head_sums(head: Any, hidden_BTD: Tensor, targets: Tensor) -> Tensor:
+    """Row sums through an output layer with an adapter: rows keep their example, for its per-example gradient."""
+    hidden_BSD, targets_BS = _labelled_first(hidden_BTD, targets)
+    columns = max(1, _CHUNK_LOGITS // (head.weight.shape[0] * len(targets)))
+    sums = hidden_BSD.new_zeros(len(targets), dtype=torch.promote_types(hidden_BSD.dtype, torch.float32))
+    for start in range(0, max(targets_BS.shape[1], 1), columns):  # rows of one token too need a graph for backward
         part = slice(start, start + columns)
         sums = sums + checkpoint(
             lambda hidden, targets: _row_sums(head(hidden), targets),
@@ -114,6 +121,38 @@ def _trained_head_sums(head: Any, hidden_BTD: Tensor, targets: Tensor) -> Tensor
             use_reentrant=False,
         )
     return sums
+
+
+class _RowNLL(torch.autograd.Function):
+    """(logits [B, S, V], targets [B, S]) -> sums of negative log-likelihoods [B], of labelled tokens.
+
+    For an output layer that trains as a whole. Its gradient needs the logits' gradient, so that is kept, but nothing
+    else of their size: it is written where the logits were. They must be used by nobody else.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        rows_NV, targets_N = logits.detach().flatten(0, 1), targets.flatten()
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        nll_N = rows_NV.new_empty(len(rows_NV), dtype=dtype)
+        rows = max(1, _CHUNK_LOGITS // rows_NV.shape[1])
+        for start in range(0, len(rows_NV), rows):
+            part = slice(start, start + rows)
+            values, labelled = rows_NV[part].to(dtype), targets_N[part].ne(IGNORE)
+            logsumexp_n = values.logsumexp(1)
+            own_n = targets_N[part].where(labelled, 0)[:, None]
+            nll_N[part] = (logsumexp_n - values.gather(1, own_n)[:, 0]).where(labelled, 0)
+            values = values.sub_(logsumexp_n[:, None]).exp_()
+            values.scatter_add_(1, own_n, values.new_full(own_n.shape, -1.0))
+            rows_NV[part] = values.mul_(labelled[:, None])
+        ctx.grad = logits.detach()
+        return nll_N.view_as(targets).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_BSV, ctx.grad = ctx.grad, None
+        assert grad_BSV is not None, "a second backward pass through the same losses"
+        return grad_BSV.mul_(grads[0][:, None, None].to(grad_BSV.dtype)), None
 
 
 class _FrozenHeadNLL(torch.autograd.Function):

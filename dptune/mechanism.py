@@ -7,10 +7,11 @@ size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isclose, sqrt
 
 from dptune import accounting
 from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune.clipping import Adaptive, Clipping, Flat, PerLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class PrivacyConfig:
         clip_norm: C, the largest norm of one example's contribution.
         noise_multiplier: sigma, the noise's standard deviation over the sensitivity.
         delta: the probability with which the bound may fail; below 1 / num_examples.
+        clipping: the style; flat by default. With adaptive clipping `clip_norm` is the first step's.
 
     Raises:
         InvalidArgument: a value outside its range.
@@ -35,6 +37,7 @@ class PrivacyConfig:
     clip_norm: float
     noise_multiplier: float
     delta: float
+    clipping: Clipping = Flat()
 
     def __post_init__(self) -> None:
         require_count("num_examples", self.num_examples)
@@ -43,6 +46,16 @@ class PrivacyConfig:
         require_positive("noise_multiplier", self.noise_multiplier)
         require_delta(self.delta, self.num_examples)
         sampling_probability(self.expected_batch_size, self.num_examples)
+        self._check_clipping()
+
+    def _check_clipping(self) -> None:
+        if isinstance(self.clipping, PerLayer) and self.clipping.clip_norms is not None:
+            if not isclose(self.clip_norm, self.clipping.total, rel_tol=1e-9):
+                refuse("clip_norm", self.clip_norm, f"the layers' clip norms make {self.clipping.total!r}; give that")
+        if isinstance(self.clipping, Adaptive) and 2 * self.count_noise <= self.noise_multiplier:
+            refuse(
+                "count_noise", self.count_noise, f"must be above {self.noise_multiplier / 2}, half the noise multiplier"
+            )
 
     @classmethod
     def for_epsilon(
@@ -54,6 +67,7 @@ class PrivacyConfig:
         steps: int,
         clip_norm: float,
         delta: float,
+        clipping: Clipping = Flat(),
     ) -> PrivacyConfig:
         """The configuration with the least noise whose epsilon after `steps` is at most `target_epsilon`."""
         sigma = accounting.noise_multiplier(
@@ -69,6 +83,7 @@ class PrivacyConfig:
             clip_norm=clip_norm,
             noise_multiplier=sigma,
             delta=delta,
+            clipping=clipping,
         )
 
     @property
@@ -78,17 +93,40 @@ class PrivacyConfig:
 
     @property
     def sensitivity(self) -> float:
-        """How far adding or removing one privacy unit moves the clipped sum, in Euclidean norm."""
-        return self.clip_norm
+        """How far adding or removing one privacy unit moves what a step releases before noise, in Euclidean norm, while
+        the clip norm is `clip_norm`: the clipped sum, with adaptive clipping also the scaled count beside it."""
+        return self.noise_std / self.noise_multiplier
+
+    @property
+    def gradient_noise_multiplier(self) -> float:
+        """Standard deviation of the noise on the clipped sum over the clip norm.
+
+        The noise multiplier that is accounted, unless a count is released too: then z_g with 1 / z^2 = 1 / z_g^2 +
+        1 / (2 s)^2, for a count noise of s and a contribution of +-1/2 to the count (Andrew et al. 2021, theorem 1).
+        """
+        if not isinstance(self.clipping, Adaptive):
+            return self.noise_multiplier
+        return (self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5
+
+    @property
+    def count_noise(self) -> float:
+        """Standard deviation of the noise on adaptive clipping's count of examples."""
+        assert isinstance(self.clipping, Adaptive)
+        return self.clipping.count_noise or self.expected_batch_size / 20
+
+    def count_scale(self, clip_norm: float) -> float:
+        """What the count is multiplied by to stand beside the clipped sum under the same noise."""
+        return self.gradient_noise_multiplier * clip_norm / self.count_noise
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on each coordinate of the global clipped sum."""
-        return self.noise_multiplier * self.sensitivity
+        """Standard deviation of the noise on each coordinate of the global clipped sum, at `clip_norm`."""
+        return self.gradient_noise_multiplier * self.clip_norm
 
-    def noise_std_per_rank(self, world_size: int) -> float:
-        """Each rank's share: independent shares of this size add up to `noise_std`."""
-        return self.noise_std / sqrt(world_size)
+    def noise_std_per_rank(self, world_size: int, clip_norm: float | None = None) -> float:
+        """Each rank's share: independent shares of this size add up to the noise on the sum. `clip_norm` is the step's
+        own where it is adaptive."""
+        return self.gradient_noise_multiplier * (clip_norm or self.clip_norm) / sqrt(world_size)
 
     @property
     def divisor(self) -> float:

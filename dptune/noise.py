@@ -1,4 +1,5 @@
-"""Standard Gaussian noise from a cryptographic keystream, prepared one step ahead in a background thread.
+"""Standard Gaussian noise from a cryptographic keystream, prepared one step ahead in a background thread (adapters'), or
+made in parts when it is needed (a whole model's, which would fill as much memory again as its gradient).
 
 Box-Muller in float64 on 53-bit uniforms: the largest value it can give is 8.57 standard deviations, a truncation whose
 total variation distance from the Gaussian (1e-17 a value) is far below any delta in use.
@@ -6,29 +7,34 @@ total variation distance from the Gaussian (1e-17 a value) is far below any delt
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dptune._validate import require_count
 from dptune.keystream import Keystream
 
-_CHUNK = 1 << 18  # values made at a time: bounds the float64 scratch memory to a few MB
+# Values made at a time: their float64 scratch memory stays in a processor's cache, and below 32,768 pairs torch takes
+# one thread only. More would wait for the cores that the training step computes on.
+_CHUNK = (1 << 16) - 2
+_AHEAD = 1 << 24  # values kept ready for the next step: 64 MB; more are made when they are asked for, in parts
 
 
-def standard_normals(keystream: Keystream, size: int) -> np.ndarray:
+def standard_normals(keystream: Keystream, size: int) -> Tensor:
     """`size` independent N(0, 1) values, computed in float64 (Box and Muller 1958), returned in float32."""
-    values = np.empty(size, dtype=np.float32)
+    values = torch.empty(size, dtype=torch.float32)
     for start in range(0, size, _CHUNK):
         part = values[start : start + _CHUNK]
         pairs = (len(part) + 1) // 2
-        radius = np.sqrt(-2.0 * np.log1p(-keystream.uniforms(pairs)))  # 1 - u is in (0, 1]: the logarithm is finite
-        angle = (2.0 * np.pi) * keystream.uniforms(pairs)
-        part[:pairs] = radius * np.cos(angle)
-        part[pairs:] = (radius * np.sin(angle))[: len(part) - pairs]
+        # 1 - u is in (0, 1], and exact: the logarithm is finite.
+        radius = torch.from_numpy(keystream.uniforms(pairs)).neg_().add_(1).log_().mul_(-2).sqrt_()
+        angle = torch.from_numpy(keystream.uniforms(pairs)).mul_(2 * math.pi)
+        part[:pairs] = angle.cos().mul_(radius)
+        part[pairs:] = angle.sin_().mul_(radius)[: len(part) - pairs]
     return values
 
 
@@ -45,7 +51,7 @@ class GaussianNoise:
         self.size = size
         self.keystream = keystream or Keystream.from_os()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dptune-noise")
-        self._next: Future[np.ndarray] = self._prepare()
+        self._next = self._prepare()
         self._closed = False
 
     @property
@@ -54,13 +60,15 @@ class GaussianNoise:
         kind = "keyed from the operating system" if self.keystream.secret else "under a FIXED key (tests only)"
         return f"AES-256-CTR keystream {kind}, Box-Muller in float64"
 
+    def parts(self) -> Iterator[Tensor]:
+        """The next vector, float32 on the CPU, in parts that make [size] together. Take all of them: values left over
+        would be the next step's."""
+        for start in range(0, self.size, _AHEAD):
+            yield self._part(min(_AHEAD, self.size - start))
+
     def take(self) -> Tensor:
-        """The next vector, float32 on the CPU, shape [size]; starts preparing the one after it."""
-        if self._closed:
-            raise RuntimeError("this GaussianNoise is closed: make a new one")
-        values = self._next.result()
-        self._next = self._prepare()
-        return torch.from_numpy(values)
+        """The next vector whole, [size]."""
+        return torch.cat(list(self.parts()))
 
     def close(self) -> None:
         """End the background thread."""
@@ -75,5 +83,16 @@ class GaussianNoise:
     ) -> None:
         self.close()
 
-    def _prepare(self) -> Future[np.ndarray]:
+    def _part(self, size: int) -> Tensor:
+        if self._closed:
+            raise RuntimeError("this GaussianNoise is closed: make a new one")
+        if self._next is None:
+            return standard_normals(self.keystream, size)
+        values = self._next.result()
+        self._next = self._prepare()
+        return values
+
+    def _prepare(self) -> Future[Tensor] | None:
+        if self.size > _AHEAD:
+            return None
         return self._thread.submit(standard_normals, self.keystream, self.size)

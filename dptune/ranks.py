@@ -23,27 +23,26 @@ _LAST_SHIFT = 31
 
 def sum_over_ranks(
     flat_P: Tensor, *, world_size: int = 1, gather: Gather | None = None, reduce: Reduce | None = None
-) -> Tensor:
-    """The sum of every rank's vector, in a tensor of its own.
+) -> None:
+    """Put the sum of every rank's vector in its place, in slices of bounded size.
 
-    With `reduce` it is one all-reduce: 2 P values sent a rank, whatever the number of ranks. With `gather` every rank
+    With `reduce` it is an all-reduce: 2 P values sent a rank, whatever the number of ranks. With `gather` every rank
     sends P values to each other one and adds in rank order, so the result is the same to the bit everywhere whatever
     the library beneath does, and the same as on one process that adds the ranks' shares.
     """
     if world_size == 1:
-        return flat_P.clone()
-    if reduce is not None:
-        return reduce(flat_P.clone())
-    assert gather is not None, "several ranks without a way to meet"
-    total_P = torch.empty_like(flat_P)
+        return
     size = max(1, _GATHERED_ELEMENTS // world_size)
     for start in range(0, len(flat_P), size):
         part = flat_P[start : start + size]
-        total = torch.zeros_like(part)
-        for share in gather(part.contiguous()).view(world_size, -1):
-            total += share
-        total_P[start : start + size] = total
-    return total_P
+        if reduce is not None:
+            total = reduce(part.clone())
+        else:
+            assert gather is not None, "several ranks without a way to meet"
+            total = torch.zeros_like(part)
+            for share in gather(part.contiguous()).view(world_size, -1):
+                total += share
+        part.copy_(total)
 
 
 def bytes_sent(size: int, *, world_size: int, reduce: bool = False) -> int:

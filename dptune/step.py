@@ -10,6 +10,7 @@ P: all trainable parameters, flat.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import frexp
 from types import TracebackType
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune._validate import InvalidArgument, refuse
-from dptune.clipping import add_clipped_sum, clip_factors, per_example_norms
+from dptune.clipping import Adaptive, Clipper, whole_norms
 from dptune.ledger import Ledger
 from dptune.lora import trainable_parameters
 from dptune.mechanism import PrivacyConfig
@@ -78,15 +79,16 @@ class PrivateStep:
         if not (loss_scale > 0 and frexp(loss_scale)[0] == 0.5):
             refuse("loss_scale", loss_scale, "must be a power of two, such as 4096: dividing by another one rounds")
         self.config = config
+        self.clip_norm = config.clip_norm  # of the current step
         self._ledger = ledger if rank == 0 else None
         self._gather, self._reduce, self._world_size = gather, reduce, world_size
         self._loss_scale = loss_scale
         self._recorder = PerExampleGradients(model)
-        self._slices = _slices(self._recorder.parameters)
-        self._sum_P = _flat_zeros(self._recorder.parameters)
-        self.noise = noise or GaussianNoise(len(self._sum_P))
-        if self.noise.size != len(self._sum_P):  # a vector of one value would be broadcast: the same noise everywhere
-            refuse("noise", self.noise.size, f"its size must be the {len(self._sum_P)} trainable parameters")
+        self._clipper = Clipper(config.clipping, self._recorder.parameters)
+        self._sum_P: Tensor | None = None  # while a step is under way
+        self.noise = noise or GaussianNoise(released_size(model, config))
+        if self.noise.size != (size := released_size(model, config)):
+            refuse("noise", self.noise.size, f"its size must be the {size} values that a step releases")
 
     def __enter__(self) -> PrivateStep:
         self._recorder.__enter__()
@@ -125,37 +127,73 @@ class PrivateStep:
                 then clipped once. Fill a unit of fewer with rows without labels; scale its losses for their mean.
         """
         _require_losses(losses, rows_per_unit)
-        grads = self._recorder.take()
-        if not grads:
+        recorded = self._recorder.take()
+        if not recorded:
             raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
-        if rows_per_unit > 1:
-            grads = {name: grad.unflatten(0, (-1, rows_per_unit)).sum(1) for name, grad in grads.items()}
-        norms = per_example_norms(grads) / self._loss_scale
+        recorded = recorded.folded(rows_per_unit)
+        squared_norms = _scaled(recorded.squared_norms(), self._loss_scale**-2)
+        norms = whole_norms(squared_norms)
         if len(norms) * rows_per_unit != len(losses):
             raise RuntimeError(f"{len(losses)} losses but {len(norms)} examples in the trainable layers' inputs")
-        factors = clip_factors(norms, self.config.clip_norm) / self._loss_scale
-        add_clipped_sum(self._sum_P, self._slices, grads, factors)
+        factors = _scaled(self._clipper.factors(squared_norms, self.clip_norm), 1 / self._loss_scale)
+        sum_P = self._begun()
+        recorded.add_weighted_sums(_views(self._recorder.parameters, sum_P), factors)
+        if isinstance(self.config.clipping, Adaptive):
+            sum_P[-1] += self.config.count_scale(self.clip_norm) * _unclipped_over_half(norms, self.clip_norm)
         return MicroBatchStats(losses.detach(), norms)
 
     def finish(self) -> None:
         """Noise the sum, record the step, sum over ranks, divide by the expected batch size, write `.grad`.
 
-        A step whose draw was empty is finished like any other: noise alone.
+        A step whose draw was empty is finished like any other: noise alone. `.grad` stays until the next step begins.
         """
-        noise_P = self.noise.take().to(self._sum_P.device)
-        noisy_P = self._sum_P.add_(noise_P, alpha=self.config.noise_std_per_rank(self._world_size))
+        total_P = self._begun()
+        self._add_noise(total_P)
         if self._ledger is not None:
             # Before the gather: without rank 0's share no rank has the gradient, so none uses it unrecorded.
             self._ledger.record(
                 noise_multiplier=self.config.noise_multiplier,
                 sampling_probability=self.config.sampling_probability,
-                clip_norm=self.config.clip_norm,
+                clip_norm=self.clip_norm,
             )
-        total_P = sum_over_ranks(noisy_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
-        mean_P = total_P / self.config.divisor
-        for name, parameter in self._recorder.parameters.items():
-            parameter.grad = mean_P[self._slices[name]].view_as(parameter).to(parameter.dtype)
-        self._sum_P.zero_()
+        sum_over_ranks(total_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
+        self._adapt_clip_norm(total_P)
+        total_P /= self.config.divisor
+        for name, mean in _views(self._recorder.parameters, total_P).items():
+            parameter = self._recorder.parameters[name]
+            parameter.grad = mean.to(parameter.dtype)
+        self._sum_P = None
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs: the clip norm of the next step."""
+        return {"clip_norm": self.clip_norm}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from `state_dict()`."""
+        self.clip_norm = state["clip_norm"]
+
+    def _begun(self) -> Tensor:
+        """The step's sum so far. It never is where a gradient stood: who kept that would see sums without noise."""
+        if self._sum_P is None:
+            for parameter in self._recorder.parameters.values():
+                parameter.grad = None
+            first = next(iter(self._recorder.parameters.values()))
+            dtype = torch.promote_types(first.dtype, torch.float32)
+            self._sum_P = torch.zeros(self.noise.size, dtype=dtype, device=first.device)
+        return self._sum_P
+
+    def _add_noise(self, sum_P: Tensor) -> None:
+        std, start = self.config.noise_std_per_rank(self._world_size, self.clip_norm), 0
+        for values in self.noise.parts():
+            sum_P[start : start + len(values)].add_(values.to(sum_P.device), alpha=std)
+            start += len(values)
+        assert start == len(sum_P), "a value without noise"
+
+    def _adapt_clip_norm(self, total_P: Tensor) -> None:
+        if isinstance(self.config.clipping, Adaptive):
+            surplus = total_P[-1].item() / self.config.count_scale(self.clip_norm)
+            share = surplus / self.config.divisor + 0.5
+            self.clip_norm = self.config.clipping.next_clip_norm(self.clip_norm, share)
 
 
 class PlainStep:
@@ -201,13 +239,11 @@ class PlainStep:
     def finish(self) -> None:
         """Sum over ranks and divide by the expected batch size."""
         self._start()
-        flat_P = torch.cat([parameter.grad.flatten() for parameter in self._parameters if parameter.grad is not None])
-        total_P = sum_over_ranks(flat_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
-        mean_P = total_P / (self._expected_batch_size * self._loss_scale)
-        start = 0
         for parameter in self._parameters:
-            parameter.grad = mean_P[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
+            assert parameter.grad is not None
+            total = parameter.grad.view(-1)
+            sum_over_ranks(total, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
+            total /= self._expected_batch_size * self._loss_scale
         self._fresh = True
 
     def _start(self) -> None:
@@ -227,19 +263,32 @@ def _require_losses(losses: Tensor, rows_per_unit: int) -> None:
         refuse("rows_per_unit", rows_per_unit, f"must divide the {len(losses)} rows; fill units with empty rows")
 
 
-def _slices(parameters: dict[str, nn.Parameter]) -> dict[str, slice]:
-    """Where each parameter stands in the flat vector, in the model's order."""
-    slices, start = {}, 0
-    for name, parameter in parameters.items():
-        slices[name] = slice(start, start + parameter.numel())
-        start += parameter.numel()
-    return slices
+def _scaled(values: Mapping[str, Tensor], by: float) -> dict[str, Tensor]:
+    return {name: value * by for name, value in values.items()} if by != 1 else dict(values)
 
 
-def _flat_zeros(parameters: dict[str, nn.Parameter]) -> Tensor:
-    """A float32 (or better) accumulator for all parameters together."""
-    if not parameters:
+def _unclipped_over_half(norms_B: Tensor, clip_norm: float) -> Tensor:
+    """Sum over examples of 1/2 for one that is not clipped, -1/2 for one that is, and 0 for one without a gradient,
+    such as the dummy of a rank that has run out of examples."""
+    return (norms_B.le(clip_norm) - 0.5).where(norms_B != 0, torch.zeros_like(norms_B)).sum()
+
+
+def released_size(model: nn.Module, config: PrivacyConfig) -> int:
+    """How many values a step releases, each with noise: the trainable parameters', and adaptive clipping's count.
+
+    Raises:
+        InvalidArgument: nothing to train.
+    """
+    size = sum(parameter.numel() for parameter in trainable_parameters(model))
+    if size == 0:
         raise InvalidArgument("model: has no trainable parameter; add adapters with dptune.add_lora")
-    first = next(iter(parameters.values()))
-    dtype = torch.promote_types(first.dtype, torch.float32)
-    return torch.zeros(sum(parameter.numel() for parameter in parameters.values()), dtype=dtype, device=first.device)
+    return size + isinstance(config.clipping, Adaptive)
+
+
+def _views(parameters: Mapping[str, nn.Parameter], flat_P: Tensor) -> dict[str, Tensor]:
+    """{parameter: its place in the flat vector, in its shape}, in the model's order."""
+    views, start = {}, 0
+    for name, parameter in parameters.items():
+        views[name] = flat_P[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return views

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,8 +25,8 @@ class NoNoise:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def take(self) -> Tensor:
-        return torch.zeros(self.size)
+    def parts(self) -> Iterator[Tensor]:
+        yield torch.zeros(self.size)
 
     def close(self) -> None:
         """Nothing to end."""

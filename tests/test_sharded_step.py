@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,10 @@ class Recorded(GaussianNoise):
         super().__init__(size)
         self._shares = shares
 
-    def take(self) -> Tensor:
-        self._shares.append(super().take())
-        return self._shares[-1].clone()
+    def parts(self) -> Iterator[Tensor]:
+        parts = [part.clone() for part in super().parts()]
+        self._shares.append(torch.cat(parts).clone())
+        yield from parts
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,9 @@
-"""Per-example gradients: what records them (hooks) and how each layer type makes them (rules)."""
+"""Per-example gradients: what records them (hooks), how each layer type makes them (rules), and what is kept of them
+until the norms are known (uses, recorded)."""
 
 from dptune.per_example.hooks import PerExampleGradients
+from dptune.per_example.recorded import HalfAdded, Recorded
 from dptune.per_example.rules import find_rule, known_layers, rule_for
+from dptune.per_example.uses import Outer
 
-__all__ = ["PerExampleGradients", "find_rule", "known_layers", "rule_for"]
+__all__ = ["HalfAdded", "Outer", "PerExampleGradients", "Recorded", "find_rule", "known_layers", "rule_for"]

@@ -8,6 +8,8 @@ need no gradient, so the per-example product replaces the ordinary one instead o
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +19,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from dptune._validate import InvalidArgument
-from dptune.per_example.rules import find_rule, known_layers
+from dptune.per_example.recorded import Recorded
+from dptune.per_example.rules import find_rule, known_layers, layer_input
+from dptune.per_example.uses import Outer, Use
+
+_DISTANCES = "relative_attention_bias"  # T5's embedding of distances between tokens, looked up once for all examples
+
+# Modules of the transformers library that hold the bias of the linear layer below them under a name of their own, and
+# do not compute with it.
+_SECOND_NAMES = ("BertLMPredictionHead", "RobertaLMHead")
+# Layers of the transformers library whose own layers are given all examples' tokens in one row, [B * T, D].
+_FLATTENING = ("OPTDecoderLayer",)
 
 
 class _Tap(torch.autograd.Function):
@@ -41,8 +53,9 @@ class _Tap(torch.autograd.Function):
 class PerExampleGradients:
     """Records per-example gradients of `model`'s trainable parameters inside a `with` block, and leaves nothing behind.
 
-    The first dimension of every trainable layer's input must be the examples. After each backward pass `take()` the
-    gradients; a second backward pass before that raises, since its gradients would add up in silence.
+    The first dimension of every trainable layer's input must be the examples (position ids of one row, which a model
+    makes for the whole batch, are spread over it). After each backward pass `take()` the gradients; a second backward
+    pass before that raises, since its gradients would add up in silence.
 
     Raises:
         InvalidArgument: a trainable parameter that no rule covers, or a layer that mixes examples (batch
@@ -53,8 +66,25 @@ class PerExampleGradients:
         self.model = model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._layers = _covered_layers(model)
+        self._rules = {name: find_rule(layer) for name, layer in self._layers.items()}
+        self._lookups = {
+            name: layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, nn.Embedding) and not name.endswith(_DISTANCES)
+        }
+        self._flattened = {
+            f"{name}.{child}".lstrip(".")
+            for name, layer in model.named_modules()
+            if type(layer).__name__ in _FLATTENING
+            for child, _ in layer.named_children()
+        }
         self._owner = {id(parameter): name for name, parameter in self.parameters.items()}
-        self._grads: dict[str, Tensor] = {}
+        self._owners = Counter(
+            id(parameter) for layer in self._layers.values() for parameter in layer.parameters(recurse=False)
+        )
+        self._uses: dict[str, list[Use]] = {}
+        self._examples: int | None = None  # of the backward pass that is being recorded
+        self._first_lookup: tuple[str, int] | None = None  # of the forward pass: its name, and its examples
         self._backward_pass: int | None = None
         self._handles: list[RemovableHandle] = []
         self._anchors: dict[torch.device, Tensor] = {}
@@ -62,8 +92,8 @@ class PerExampleGradients:
     def __enter__(self) -> PerExampleGradients:
         if self._handles:
             raise RuntimeError("PerExampleGradients is recording already: leave its `with` block first")
-        for name, layer in self._layers.items():
-            self._handles.append(layer.register_forward_hook(self._hook(name)))
+        for name, layer in (self._lookups | self._layers).items():
+            self._handles.append(layer.register_forward_hook(self._hook(name), with_kwargs=True))
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
         return self
@@ -78,22 +108,42 @@ class PerExampleGradients:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
-    def take(self) -> dict[str, Tensor]:
-        """{parameter name: gradients [B, *parameter.shape]}, and forget them; unused parameters are left out."""
-        grads = {name: self._grads[name] for name in self.parameters if name in self._grads}
+    def take(self) -> Recorded:
+        """What the last backward pass recorded, and forget it; parameters that it did not use are left out."""
+        recorded = Recorded({name: self._uses[name] for name in self.parameters if name in self._uses})
         self._reset()
-        return grads
+        return recorded
 
     def _reset(self) -> None:
-        self._grads, self._backward_pass = {}, None
+        self._uses, self._backward_pass, self._examples = {}, None, None
 
     def _hook(self, name: str) -> Any:
-        def tap(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def tap(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 return output
-            return _Tap.apply(output, inputs[0], self._anchor(output.device), self, name)
+            input = layer_input(layer, args, kwargs)
+            if name in self._lookups:
+                input, output = self._spread(name, input, output)
+            if name not in self._layers:
+                return output
+            return _Tap.apply(output, input, self._anchor(output.device), self, name)
 
         return tap
+
+    def _spread(self, name: str, ids: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """An embedding's ids and rows, one row an example: of a single row for the whole batch (position ids that the
+        model made) the gradient would be summed over it. The first lookup of a forward pass, the tokens', counts the
+        examples."""
+        if ids.ndim != 2:
+            if name not in self._layers:
+                return ids, output
+            raise RuntimeError(f"{name}: got ids of shape {tuple(ids.shape)}; an embedding must be given [B, T]")
+        if self._first_lookup is None or self._first_lookup[0] == name:
+            self._first_lookup = name, len(ids)
+        examples = self._first_lookup[1]
+        if len(ids) == 1 < examples:
+            return ids.expand(examples, -1), output.expand(examples, -1, -1)
+        return ids, output
 
     def _anchor(self, device: torch.device) -> Tensor:
         """Without an input that needs a gradient autograd would not visit the tap: the anchor is that input."""
@@ -103,21 +153,30 @@ class PerExampleGradients:
 
     def _record(self, name: str, input: Tensor, grad: Tensor) -> None:
         self._check_same_backward()
-        layer = self._layers[name]
-        rule = find_rule(layer)
+        layer, rule = self._layers[name], self._rules[name]
         assert rule is not None, name
-        for parameter_name, found in rule(layer, input.detach(), grad).items():
-            owner = self._owner.get(id(getattr(layer, parameter_name)))
+        if name in self._flattened and input.ndim == 2 and self._first_lookup is not None:
+            input, grad = (part.unflatten(0, (self._first_lookup[1], -1)) for part in (input, grad))
+        for parameter_name, use in rule(layer, input.detach(), grad).items():
+            parameter = getattr(layer, parameter_name)
+            owner = self._owner.get(id(parameter))
             if owner is None:  # frozen: a linear layer's bias under a trained weight
                 continue
-            known = self._grads.get(owner)
-            if known is not None and len(known) != len(found):
-                raise RuntimeError(
-                    f"{name}: saw {len(found)} examples where another use of {owner} saw {len(known)}; "
-                    "the first dimension of every trainable layer's input must be the examples"
-                )
-            # A layer used twice, or a tensor shared by two layers: one parameter, its uses add up.
-            self._grads[owner] = found if known is None else known + found
+            self._check_examples(name, len(use.right) if isinstance(use, Outer) else len(use))
+            # A layer used twice, or a tensor shared by two layers: one parameter, its uses add up. One that is shared
+            # is kept in factors, since its other use may be an embedding's.
+            if isinstance(use, Outer) and self._owners[id(parameter)] == 1 and use.worth_materialising():
+                use = use.materialised()
+            self._uses.setdefault(owner, []).append(use)
+
+    def _check_examples(self, name: str, examples: int) -> None:
+        if self._examples is None:
+            self._examples = examples
+        elif self._examples != examples:
+            raise RuntimeError(
+                f"{name}: saw {examples} examples where another layer saw {self._examples}; "
+                "the first dimension of every trainable layer's input must be the examples"
+            )
 
     def _check_same_backward(self) -> None:
         current = torch._C._current_graph_task_id()
@@ -140,13 +199,31 @@ def _covered_layers(model: nn.Module) -> dict[str, nn.Module]:
                 "replace it by LayerNorm or GroupNorm"
             )
         trained = [key for key, parameter in layer.named_parameters(recurse=False) if parameter.requires_grad]
-        if not trained:
+        if not trained or type(layer).__name__ in _SECOND_NAMES:
             continue
-        if find_rule(layer) is None:
+        if reason := _reason_to_refuse(layer, name):
             parameter = f"{name}.{trained[0]}".lstrip(".")
             raise InvalidArgument(
-                f"{parameter}={type(layer).__name__}: no per-example rule for this layer type; freeze it with "
+                f"{parameter}={type(layer).__name__}: {reason}; freeze it with "
                 f"requires_grad_(False) or train one of: {', '.join(known_layers())}"
             )
         layers[name] = layer
+    _require_no_other_names(model, layers)
     return layers
+
+
+def _require_no_other_names(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """A module that gives a parameter a second name does not compute with it only where another one does."""
+    covered = {id(parameter) for layer in layers.values() for parameter in layer.parameters(recurse=False)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in covered:
+            raise InvalidArgument(f"{name}: is not in any layer that computes with it; freeze it")
+
+
+def _reason_to_refuse(layer: nn.Module, name: str) -> str | None:
+    if isinstance(layer, nn.Embedding):
+        if name.endswith(_DISTANCES):
+            return "looks up distances, which all examples share, so no example's gradient is its own"
+        if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
+            return "max_norm, scale_grad_by_freq and sparse make one example's gradient depend on others"
+    return "no per-example rule for this layer type" if find_rule(layer) is None else None

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dptune import InvalidArgument
-from dptune.clipping import add_clipped_sum, clip_factors, per_example_norms
+from dptune.clipping import clip_factors, whole_norms
+from dptune.per_example import Recorded
 
 
 def gradients(examples: int = 4, seed: int = 0) -> dict[str, Tensor]:
@@ -24,17 +25,27 @@ def flattened(grads: dict[str, Tensor]) -> Tensor:
     return torch.cat([grad.flatten(1) for grad in grads.values()], dim=1).double()
 
 
-def slices(grads: dict[str, Tensor]) -> dict[str, slice]:
-    found, start = {}, 0
-    for name, grad in grads.items():
-        found[name] = slice(start, start + grad[0].numel())
-        start += grad[0].numel()
-    return found
+def recorded(grads: dict[str, Tensor]) -> Recorded:
+    return Recorded({name: [grad] for name, grad in grads.items()})
+
+
+def norms_of(grads: dict[str, Tensor]) -> Tensor:
+    return whole_norms(recorded(grads).squared_norms())
+
+
+def totals_of(flat: Tensor, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Views of `flat` in the parameters' shapes."""
+    parts = flat.split([grad[0].numel() for grad in grads.values()])
+    return {name: part.view(grads[name].shape[1:]) for name, part in zip(grads, parts, strict=True)}
+
+
+def add_clipped_sum(flat: Tensor, grads: dict[str, Tensor], factors: Tensor) -> None:
+    recorded(grads).add_weighted_sums(totals_of(flat, grads), dict.fromkeys(grads, factors))
 
 
 def test_the_norm_is_of_all_parameters_together_in_float64() -> None:
     grads = gradients()
-    norms = per_example_norms(grads)
+    norms = norms_of(grads)
     assert norms.dtype == torch.float64
     torch.testing.assert_close(norms, flattened(grads).norm(dim=1), rtol=1e-6, atol=0)
 
@@ -43,7 +54,7 @@ def test_the_norm_is_of_all_parameters_together_in_float64() -> None:
 def test_the_norm_of_a_large_gradient_is_not_under_its_true_value(size: int) -> None:
     """Millions of squares summed in float32 lose the small ones: at 3 million the norm came out 5e-5 too small."""
     grads = {"a": torch.randn(1, size, generator=torch.Generator().manual_seed(0))}
-    torch.testing.assert_close(per_example_norms(grads), grads["a"].double().norm(dim=1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(norms_of(grads), grads["a"].double().norm(dim=1), rtol=1e-6, atol=0)
 
 
 @given(norm=st.floats(0, 1e30), clip_norm=st.floats(1e-6, 1e6))
@@ -69,28 +80,28 @@ def test_a_clip_norm_that_cannot_be_is_refused(clip_norm: float) -> None:
 def test_the_sum_is_added_to_what_is_there() -> None:
     grads, factors = gradients(), torch.tensor([1.0, 0.25, 0.0, 0.5], dtype=torch.float64)
     total = torch.ones(flattened(grads).shape[1])
-    add_clipped_sum(total, slices(grads), grads, factors)
+    add_clipped_sum(total, grads, factors)
     torch.testing.assert_close(total.double(), 1 + factors @ flattened(grads), rtol=1e-5, atol=1e-6)
 
 
 def test_a_parameter_without_a_gradient_keeps_its_place() -> None:
     grads = gradients()
-    places = slices(grads)
     total = torch.zeros(flattened(grads).shape[1])
-    add_clipped_sum(total, places, {"c": grads["c"]}, torch.ones(4, dtype=torch.float64))
-    assert not total[places["a"]].any()
-    assert not total[places["b"]].any()
-    torch.testing.assert_close(total[places["c"]], grads["c"].sum(0).flatten())
+    totals = totals_of(total, grads)
+    recorded({"c": grads["c"]}).add_weighted_sums(totals, {"c": torch.ones(4, dtype=torch.float64)})
+    assert not totals["a"].any()
+    assert not totals["b"].any()
+    torch.testing.assert_close(totals["c"], grads["c"].sum(0))
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_an_example_that_is_not_finite_is_left_out_whole(bad: float) -> None:
     grads = gradients()
     grads["b"][2, 3] = bad
-    factors = clip_factors(per_example_norms(grads), 1.0)
+    factors = clip_factors(norms_of(grads), 1.0)
     assert factors[2] == 0
     total = torch.zeros(flattened(grads).shape[1])
-    add_clipped_sum(total, slices(grads), grads, factors)
+    add_clipped_sum(total, grads, factors)
     others = {name: grad[[0, 1, 3]] for name, grad in grads.items()}
     torch.testing.assert_close(total.double(), factors[[0, 1, 3]] @ flattened(others), rtol=1e-5, atol=1e-6)
 
@@ -98,7 +109,7 @@ def test_an_example_that_is_not_finite_is_left_out_whole(bad: float) -> None:
 def test_all_examples_left_out_leave_nothing() -> None:
     grads = {name: torch.full_like(grad, math.nan) for name, grad in gradients().items()}
     total = torch.zeros(30)
-    add_clipped_sum(total, slices(grads), grads, clip_factors(per_example_norms(grads), 1.0))
+    add_clipped_sum(total, grads, clip_factors(norms_of(grads), 1.0))
     assert not total.any()
 
 
@@ -121,9 +132,9 @@ def test_a_sum_that_runs_out_of_memory_half_way_adds_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "__matmul__", matmul)
         with pytest.raises(torch.OutOfMemoryError):
-            add_clipped_sum(total, slices(grads), grads, factors)
+            add_clipped_sum(total, grads, factors)
     assert (total == 7).all()
-    add_clipped_sum(total, slices(grads), grads, factors)
+    add_clipped_sum(total, grads, factors)
     torch.testing.assert_close(total.double(), 7 + factors @ flattened(grads), rtol=1e-5, atol=1e-6)
 
 
@@ -132,5 +143,5 @@ def test_a_sum_that_runs_out_of_memory_half_way_adds_nothing(
 def test_no_example_adds_more_than_the_clip_norm(seed: int, scale: float, clip_norm: float) -> None:
     grads = {name: grad * 10.0**scale for name, grad in gradients(1, seed).items()}
     total = torch.zeros(flattened(grads).shape[1])
-    add_clipped_sum(total, slices(grads), grads, clip_factors(per_example_norms(grads), clip_norm))
+    add_clipped_sum(total, grads, clip_factors(norms_of(grads), clip_norm))
     assert total.double().norm() <= clip_norm * (1 + 1e-6)

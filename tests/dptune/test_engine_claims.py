@@ -38,7 +38,7 @@ def ledger(tmp_path: Path) -> Ledger:
 @pytest.mark.parametrize("size", [1, 299, 301])
 def test_noise_of_another_size_than_the_model_is_refused(ledger: Ledger, size: int) -> None:
     """A vector of one value would be broadcast: one number added to every parameter hides nothing."""
-    with GaussianNoise(size) as noise, pytest.raises(InvalidArgument, match=f"noise={size}: .* 300 trainable"):
+    with GaussianNoise(size) as noise, pytest.raises(InvalidArgument, match=f"noise={size}: .* 300 values"):
         PrivateStep(nn.Linear(20, 15, bias=False), config(), ledger=ledger, noise=noise)
 
 

@@ -221,6 +221,7 @@ def test_no_runtime_setting_is_part_of_what_decides_epsilon():
         "clip_norm",
         "noise_multiplier",
         "delta",
+        "clipping",
     }
 
 

@@ -13,7 +13,7 @@ from dptune import (
     PlainStep,
     PrivateStep,
 )
-from dptune.clipping import per_example_norms
+from dptune.clipping import whole_norms
 from tests.dptune.test_step import EXAMPLES, adapted, size_of
 from tests.examples import padded
 from tests.private_sum import NoNoise, config_for
@@ -200,12 +200,12 @@ def fails_after(calls):
 def fails_while_norms_are_taken(_model, monkeypatch):
     failures = ["CUDA out of memory. Tried to allocate"]
 
-    def norms(grads):
+    def norms(squared):
         if failures:
             raise torch.OutOfMemoryError(failures.pop())
-        return per_example_norms(grads)
+        return whole_norms(squared)
 
-    monkeypatch.setattr("dptune.step.per_example_norms", norms)
+    monkeypatch.setattr("dptune.step.whole_norms", norms)
     return failures
 
 

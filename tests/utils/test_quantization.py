@@ -70,7 +70,7 @@ def gradients(model: nn.Module, examples: list[Example]) -> Tensor:
     """[B, P]."""
     with PerExampleGradients(model) as recorder:
         CausalLMLoss(model)(*padded(examples)).sum().backward()
-        return torch.cat([grad.flatten(1) for grad in recorder.take().values()], dim=1)
+        return torch.cat([grad.flatten(1) for grad in recorder.take().materialised().values()], dim=1)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

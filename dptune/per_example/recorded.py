@@ -1,0 +1,109 @@
+"""What one backward pass recorded: per-example gradients of all parameters, to be measured, weighted and added up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dptune.per_example.uses import Outer, Use, joined, squared_norms
+
+
+class HalfAdded(RuntimeError):
+    """A weighted sum broke off after part of it had been added: the sum is spoiled and must not be used."""
+
+
+class Recorded:
+    """Per-example gradients of one micro-batch of B examples (or privacy units), by parameter.
+
+    Args:
+        uses: what each layer contributed, as the rules gave it.
+    """
+
+    def __init__(self, uses: Mapping[str, list[Use]]) -> None:
+        self._uses = {name: joined(own) for name, own in uses.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._uses)
+
+    def folded(self, rows_per_unit: int) -> Recorded:
+        """Every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum."""
+        if rows_per_unit == 1:
+            return self
+
+        def fold(use: Use) -> Use:
+            if isinstance(use, Outer):
+                return use.folded(rows_per_unit)
+            return use.unflatten(0, (-1, rows_per_unit)).sum(1)
+
+        return Recorded({name: [fold(use) for use in own] for name, own in self._uses.items()})
+
+    def squared_norms(self) -> dict[str, Tensor]:
+        """{parameter: squared Euclidean norms [B] float64}; a tied parameter's is of the sum of its uses."""
+        return {name: _squared_norms(own) for name, own in self._uses.items()}
+
+    def materialised(self) -> dict[str, Tensor]:
+        """{parameter: gradients [B, *shape]}: for small models and tests, since it is B times the model."""
+        made = {
+            name: [use.materialised() if isinstance(use, Outer) else use for use in own]
+            for name, own in self._uses.items()
+        }
+        return {name: sum(own[1:], start=own[0]) for name, own in made.items()}
+
+    def add_weighted_sums(self, totals: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """totals[name] += sum over b of weights[name][b] times example b's gradient; what was recorded is then gone.
+
+        An example whose weight is 0 is left out rather than multiplied: 0 * inf is not 0. What was materialised is
+        summed first and added when nothing can fail any more; factors are multiplied straight into the total, so
+        memory that runs out there leaves it spoiled.
+
+        Raises:
+            HalfAdded: an error after the first product had been added.
+        """
+        sums: list[tuple[str, Tensor]] = []
+        outers: list[tuple[str, Outer]] = []
+        for name, own in self._uses.items():
+            for use in own:
+                if isinstance(use, Outer):
+                    outers.append((name, use))
+                else:
+                    sums.append((name, _weighted_sum(use, weights[name])))
+        self._uses.clear()
+        begun = False
+        try:
+            while outers:
+                name, outer = outers.pop()
+                keep = weights[name] > 0
+                weights_B = weights[name]
+                if not bool(keep.all()):
+                    outer, weights_B = outer.chosen(keep), weights_B[keep]
+                outer.add_weighted_sum(totals[name], weights_B)
+                begun = True
+        except (RuntimeError, MemoryError) as error:
+            if begun:
+                raise HalfAdded(
+                    "memory ran out while gradients were added up: the step cannot be finished; go on from the last "
+                    f"checkpoint with smaller micro-batches ({type(error).__name__})"
+                ) from None
+            raise
+        for name, total in sums:
+            totals[name].add_(total.view_as(totals[name]))
+
+
+def _squared_norms(own: list[Use]) -> Tensor:
+    found = torch.stack([squared_norms(use) for use in own]).sum(0)
+    if len(own) > 1:  # a tied embedding: as an output layer and as a lookup
+        ordinary, lookup = own
+        assert isinstance(ordinary, Outer)
+        assert isinstance(lookup, Outer)
+        found = (found + 2 * ordinary.inner_products(lookup)).clamp_min(0)
+    return found
+
+
+def _weighted_sum(grads: Tensor, weights_B: Tensor) -> Tensor:
+    grads_BN, keep = grads.flatten(1), weights_B > 0
+    weights = weights_B.to(grads.dtype)
+    if not bool(keep.all()):
+        grads_BN, weights = grads_BN[keep], weights[keep]
+    return weights @ grads_BN
