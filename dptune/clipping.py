@@ -1,7 +1,7 @@
 """Per-example norms -> clipping factors (Abadi et al. 2016, algorithm 1), in four styles.
 
-Whatever the style, what is summed is what was measured, scaled, and one privacy unit moves the sum by at most C (if that
-is adaptive, the step's). `PrivacyConfig.sensitivity` says by how much it moves everything that a step releases.
+Whatever the style, what is summed is what was measured, scaled, and one privacy unit moves the sum by at most C (if
+that is adaptive, the step's). `PrivacyConfig.sensitivity` says by how much it moves everything that a step releases.
 
 Shapes: B examples.
 """

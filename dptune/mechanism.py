@@ -11,7 +11,7 @@ from math import isclose, sqrt
 
 from dptune import accounting
 from dptune._validate import refuse, require_count, require_delta, require_positive
-from dptune.clipping import Adaptive, Clipping, Flat, PerLayer
+from dptune.clipping import FLAT, Adaptive, Clipping, PerLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class PrivacyConfig:
     clip_norm: float
     noise_multiplier: float
     delta: float
-    clipping: Clipping = Flat()
+    clipping: Clipping = FLAT
 
     def __post_init__(self) -> None:
         require_count("num_examples", self.num_examples)
@@ -49,9 +49,9 @@ class PrivacyConfig:
         self._check_clipping()
 
     def _check_clipping(self) -> None:
-        if isinstance(self.clipping, PerLayer) and self.clipping.clip_norms is not None:
-            if not isclose(self.clip_norm, self.clipping.total, rel_tol=1e-9):
-                refuse("clip_norm", self.clip_norm, f"the layers' clip norms make {self.clipping.total!r}; give that")
+        total = self.clipping.total if isinstance(self.clipping, PerLayer) else None
+        if total is not None and not isclose(self.clip_norm, total, rel_tol=1e-9):
+            refuse("clip_norm", self.clip_norm, f"the layers' clip norms make {total!r}; give that")
         if isinstance(self.clipping, Adaptive) and 2 * self.count_noise <= self.noise_multiplier:
             refuse(
                 "count_noise", self.count_noise, f"must be above {self.noise_multiplier / 2}, half the noise multiplier"
@@ -67,7 +67,7 @@ class PrivacyConfig:
         steps: int,
         clip_norm: float,
         delta: float,
-        clipping: Clipping = Flat(),
+        clipping: Clipping = FLAT,
     ) -> PrivacyConfig:
         """The configuration with the least noise whose epsilon after `steps` is at most `target_epsilon`."""
         sigma = accounting.noise_multiplier(

@@ -1,5 +1,7 @@
-"""Standard Gaussian noise from a cryptographic keystream, prepared one step ahead in a background thread (adapters'), or
-made in parts when it is needed (a whole model's, which would fill as much memory again as its gradient).
+"""Standard Gaussian noise from a cryptographic keystream.
+
+An adapter's is prepared one step ahead in a background thread; a whole model's, which would fill as much memory as the
+gradient, is made in parts when it is needed.
 
 Box-Muller in float64 on 53-bit uniforms: the largest value it can give is 8.57 standard deviations, a truncation whose
 total variation distance from the Gaussian (1e-17 a value) is far below any delta in use.

@@ -56,7 +56,7 @@ class Outer:
         right = _exact(self.right)
         if not self.is_lookup:
             return torch.bmm(_exact(self.left).transpose(1, 2), right)
-        examples, tokens, columns = right.shape
+        examples, columns = len(right), right.shape[2]
         made = right.new_zeros(examples * self.rows, columns)
         first_rows = torch.arange(examples, device=right.device)[:, None] * self.rows
         made.index_add_(0, (self.left + first_rows).flatten(), right.reshape(-1, columns))
