@@ -10,7 +10,7 @@ import hashlib
 import secrets
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 KEY_BYTES = 32
 _LOW_BITS = (1 << 53) - 1
@@ -24,12 +24,13 @@ class Keystream:
     (reproducible; whoever uses it has no guarantee, and the report says so).
     """
 
-    def __init__(self, key: bytes, *, secret: bool) -> None:
+    def __init__(self, key: bytes, *, secret: bool, start: int = 0) -> None:
         if len(key) != KEY_BYTES:
             raise ValueError(f"key of {len(key)} bytes: give {KEY_BYTES}")
         self.secret = secret
         # The counter starts at zero: one key makes one stream, and a key is never used for two purposes.
-        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._key, self._place = key, start  # the place of the next word
+        self._cipher = _cipher_at(key, start)
 
     @classmethod
     def from_os(cls) -> Keystream:
@@ -46,10 +47,18 @@ class Keystream:
         """A reproducible stream, another one for each seed: for tests only, it protects nobody."""
         return cls(hashlib.sha256(f"dptune test {seed}".encode()).digest(), secret=False)
 
+    def split(self, count: int) -> Keystream:
+        """A stream of the next `count` words, which this one then passes over: for another thread to read."""
+        part = Keystream(self._key, secret=self.secret, start=self._place)
+        self._place += count
+        self._cipher = _cipher_at(self._key, self._place)
+        return part
+
     def words(self, count: int) -> np.ndarray:
         """`count` uniform uint64 words."""
         buffer = bytearray(8 * count + _SLACK)
         self._cipher.update_into(bytes(8 * count), buffer)
+        self._place += count
         return np.frombuffer(buffer, dtype=np.uint64, count=count)
 
     def uniforms(self, count: int) -> np.ndarray:
@@ -59,6 +68,14 @@ class Keystream:
         values = words.astype(np.float64)
         values *= 2.0**-53
         return values
+
+
+def _cipher_at(key: bytes, word: int) -> CipherContext:
+    """AES-256-CTR, standing before a word of its stream; a block has two."""
+    block, odd = divmod(word, 2)
+    cipher = Cipher(algorithms.AES(key), modes.CTR(block.to_bytes(16, "big"))).encryptor()
+    cipher.update(bytes(8 * odd))
+    return cipher
 
 
 def new_key() -> bytes:

@@ -29,15 +29,32 @@ _AHEAD = 1 << 24  # values kept ready for the next step: 64 MB; more are made wh
 def standard_normals(keystream: Keystream, size: int) -> Tensor:
     """`size` independent N(0, 1) values, computed in float64 (Box and Muller 1958), returned in float32."""
     values = torch.empty(size, dtype=torch.float32)
-    for start in range(0, size, _CHUNK):
-        part = values[start : start + _CHUNK]
-        pairs = (len(part) + 1) // 2
-        # 1 - u is in (0, 1], and exact: the logarithm is finite.
-        radius = torch.from_numpy(keystream.uniforms(pairs)).neg_().add_(1).log_().mul_(-2).sqrt_()
-        angle = torch.from_numpy(keystream.uniforms(pairs)).mul_(2 * math.pi)
-        part[:pairs] = angle.cos().mul_(radius)
-        part[pairs:] = angle.sin_().mul_(radius)[: len(part) - pairs]
+    for part in values.split(_CHUNK):
+        _fill(part, keystream)
     return values
+
+
+def _standard_normals_by(threads: ThreadPoolExecutor, keystream: Keystream, size: int) -> Tensor:
+    """The same values, made on several threads: each reads its own stretch of the stream."""
+    values = torch.empty(size, dtype=torch.float32)
+    parts = values.split(_CHUNK)
+    stretches = [keystream.split(2 * _pairs(part)) for part in parts]
+    for _ in threads.map(_fill, parts, stretches):
+        pass  # raises what a thread raised
+    return values
+
+
+def _fill(part: Tensor, keystream: Keystream) -> None:
+    pairs = _pairs(part)
+    # 1 - u is in (0, 1], and exact: the logarithm is finite.
+    radius = torch.from_numpy(keystream.uniforms(pairs)).neg_().add_(1).log_().mul_(-2).sqrt_()
+    angle = torch.from_numpy(keystream.uniforms(pairs)).mul_(2 * math.pi)
+    part[:pairs] = angle.cos().mul_(radius)
+    part[pairs:] = angle.sin_().mul_(radius)[: len(part) - pairs]
+
+
+def _pairs(part: Tensor) -> int:
+    return (len(part) + 1) // 2
 
 
 class GaussianNoise:
@@ -52,7 +69,9 @@ class GaussianNoise:
         require_count("size", size)
         self.size = size
         self.keystream = keystream or Keystream.from_os()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dptune-noise")
+        # One thread beside a training step, or all cores between two steps.
+        workers = 1 if size <= _AHEAD else torch.get_num_threads()
+        self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="dptune-noise")
         self._next = self._prepare()
         self._closed = False
 
@@ -75,7 +94,7 @@ class GaussianNoise:
     def close(self) -> None:
         """End the background thread."""
         self._closed = True
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> GaussianNoise:
         return self
@@ -89,7 +108,7 @@ class GaussianNoise:
         if self._closed:
             raise RuntimeError("this GaussianNoise is closed: make a new one")
         if self._next is None:
-            return standard_normals(self.keystream, size)
+            return _standard_normals_by(self._threads, self.keystream, size)
         values = self._next.result()
         self._next = self._prepare()
         return values
@@ -97,4 +116,4 @@ class GaussianNoise:
     def _prepare(self) -> Future[Tensor] | None:
         if self.size > _AHEAD:
             return None
-        return self._thread.submit(standard_normals, self.keystream, self.size)
+        return self._threads.submit(standard_normals, self.keystream, self.size)

@@ -73,7 +73,7 @@ class Outer:
     def squared_norms(self) -> Tensor:
         """[B] float64."""
         if self.is_lookup:
-            return _lookup_squared_norms(self.left, _exact(self.right))
+            return _lookup_squared_norms(self.left, _exact(self.right), self.rows)
         found = [_products(left, left, right, right) for left, right in self._parts()]
         return torch.cat(found).clamp_min(0)
 
@@ -161,14 +161,13 @@ def _products(left: Tensor, other_left: Tensor, right: Tensor, other_right: Tens
     return of_left.mul_(torch.bmm(right, other_right.transpose(1, 2))).sum((1, 2), dtype=torch.float64)
 
 
-def _lookup_squared_norms(ids_BT: Tensor, grads_BTN: Tensor) -> Tensor:
+def _lookup_squared_norms(ids_BT: Tensor, grads_BTN: Tensor, rows: int) -> Tensor:
     """Squared norms of gradients whose row v is the sum of grads[t] over the tokens t with ids[t] = v, [B] float64.
 
     Rows are summed before they are squared, as few as there are distinct tokens: nothing has the vocabulary's size.
     """
-    examples = torch.arange(len(ids_BT), device=ids_BT.device)[:, None].expand_as(ids_BT)
-    pairs, place = torch.stack([examples.flatten(), ids_BT.flatten()]).unique(dim=1, return_inverse=True)
-    rows = grads_BTN.new_zeros(pairs.shape[1], grads_BTN.shape[2])
-    rows.index_add_(0, place, grads_BTN.flatten(0, 1))
-    of_rows = torch.linalg.vector_norm(rows, dim=1).double().square()
-    return of_rows.new_zeros(len(ids_BT)).index_add_(0, pairs[0], of_rows)
+    first_rows = torch.arange(len(ids_BT), device=ids_BT.device)[:, None] * rows
+    distinct, place = (ids_BT + first_rows).flatten().unique(return_inverse=True)
+    sums = grads_BTN.new_zeros(len(distinct), grads_BTN.shape[2]).index_add_(0, place, grads_BTN.flatten(0, 1))
+    of_rows = torch.linalg.vector_norm(sums, dim=1).double().square()
+    return of_rows.new_zeros(len(ids_BT)).index_add_(0, distinct // rows, of_rows)

@@ -72,3 +72,15 @@ def test_a_shared_key_gives_one_secret_stream_and_a_test_stream_is_no_secret() -
 def test_a_key_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"key of {length} bytes: give 32"):
         Keystream.shared(bytes(length))
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 7])
+@pytest.mark.parametrize("count", [1, 2, 5, 1000])
+def test_a_split_stream_has_the_next_words_and_the_other_goes_on_behind_them(before: int, count: int) -> None:
+    one, other = Keystream.for_tests(1), Keystream.for_tests(1)
+    expected = other.words(before + count + 10)
+    one.words(before)
+    part = one.split(count)
+    assert np.array_equal(one.words(10), expected[before + count :])  # whichever is read first
+    assert np.array_equal(part.words(count), expected[before : before + count])
+    assert part.secret == one.secret

@@ -168,3 +168,18 @@ def test_the_source_says_whether_the_key_is_secret() -> None:
 def test_a_size_that_cannot_be_is_refused(size: int) -> None:
     with pytest.raises(InvalidArgument, match=f"size={size}: "):
         GaussianNoise(size)
+
+
+def test_a_vector_that_is_too_large_to_keep_ready_comes_in_parts_of_the_same_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(noise_module, "_CHUNK", 101)
+    expected = Keystream.for_tests(9)
+    wanted = [standard_normals(expected, size) for size in (1000, 1000, 500) * 2]
+    monkeypatch.setattr(noise_module, "_AHEAD", 1000)
+    with GaussianNoise(2500, Keystream.for_tests(9)) as source:
+        for step in range(2):
+            parts = list(source.parts())
+            assert [len(part) for part in parts] == [1000, 1000, 500]
+            for part, values in zip(parts, wanted[3 * step :], strict=False):
+                assert torch.equal(part, values)
