@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import frexp
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
 from dptune.per_example import PerExampleGradients
 from dptune.ranks import Gather, Reduce, sum_over_ranks
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class PrivateStep:
         self._loss_scale = loss_scale
         self._recorder = PerExampleGradients(model)
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
+        self._gradient_noise_std = config.noise_std / config.divisor
         self._sum_P: Tensor | None = None  # while a step is under way
         self.noise = noise or GaussianNoise(released_size(model, config))
         if self.noise.size != (size := released_size(model, config)):
@@ -157,12 +161,17 @@ class PrivateStep:
                 clip_norm=self.clip_norm,
             )
         sum_over_ranks(total_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
+        self._gradient_noise_std = self.config.noise_std_per_rank(1, self.clip_norm) / self.config.divisor
         self._adapt_clip_norm(total_P)
         total_P /= self.config.divisor
         for name, mean in _views(self._recorder.parameters, total_P).items():
             parameter = self._recorder.parameters[name]
             parameter.grad = mean.to(parameter.dtype)
         self._sum_P = None
+
+    def gradient_noise_std(self) -> float:
+        """Standard deviation of the noise on each coordinate of the last step's gradient."""
+        return self._gradient_noise_std
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs: the clip norm of the next step."""
@@ -232,24 +241,30 @@ class PlainStep:
         grads = torch.autograd.grad(losses.sum() * self._loss_scale, self._parameters, allow_unused=True)
         for parameter, grad in zip(self._parameters, grads, strict=True):
             if grad is not None:
-                assert parameter.grad is not None
-                parameter.grad += grad
+                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
         return MicroBatchStats(losses.detach(), losses.new_empty(0))
 
     def finish(self) -> None:
         """Sum over ranks and divide by the expected batch size."""
         self._start()
         for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self._world_size > 1:
+            flat_P = torch.cat([parameter.grad.flatten() for parameter in self._parameters])  # type: ignore[union-attr]
+            sum_over_ranks(flat_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
+            views = _views(dict(enumerate(self._parameters)), flat_P)
+            for parameter, view in zip(self._parameters, views.values(), strict=True):
+                parameter.grad = view
+        for parameter in self._parameters:
             assert parameter.grad is not None
-            total = parameter.grad.view(-1)
-            sum_over_ranks(total, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
-            total /= self._expected_batch_size * self._loss_scale
+            parameter.grad.div_(self._expected_batch_size * self._loss_scale)
         self._fresh = True
 
     def _start(self) -> None:
         if self._fresh:
             for parameter in self._parameters:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = None
             self._fresh = False
 
 
@@ -285,7 +300,7 @@ def released_size(model: nn.Module, config: PrivacyConfig) -> int:
     return size + isinstance(config.clipping, Adaptive)
 
 
-def _views(parameters: Mapping[str, nn.Parameter], flat_P: Tensor) -> dict[str, Tensor]:
+def _views(parameters: Mapping[K, nn.Parameter], flat_P: Tensor) -> dict[K, Tensor]:
     """{parameter: its place in the flat vector, in its shape}, in the model's order."""
     views, start = {}, 0
     for name, parameter in parameters.items():

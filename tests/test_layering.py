@@ -30,7 +30,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.sharding",
     ),
     ("dptune.mechanism",),
-    ("dptune.step", "dptune.checkpoint", "dptune.report", "dptune.model_card", "dptune.plots"),
+    ("dptune.step", "dptune.optimizers", "dptune.checkpoint", "dptune.report", "dptune.model_card", "dptune.plots"),
     ("dptune",),  # the re-exports: no module of the engine goes through them
     ("dptune.integrations",),
     ("utils",),

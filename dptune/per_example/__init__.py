@@ -1,9 +1,19 @@
 """Per-example gradients: what records them (hooks), how each layer type makes them (rules), and what is kept of them
-until the norms are known (uses, recorded)."""
+until the norms are known (uses, recorded), and whether all that is right for a model (check)."""
 
+from dptune.per_example.check import require_exact_gradients
 from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.recorded import HalfAdded, Recorded
 from dptune.per_example.rules import find_rule, known_layers, rule_for
 from dptune.per_example.uses import Outer
 
-__all__ = ["HalfAdded", "Outer", "PerExampleGradients", "Recorded", "find_rule", "known_layers", "rule_for"]
+__all__ = [
+    "HalfAdded",
+    "Outer",
+    "PerExampleGradients",
+    "Recorded",
+    "find_rule",
+    "known_layers",
+    "require_exact_gradients",
+    "rule_for",
+]

@@ -1,0 +1,77 @@
+"""Optimizers that know how much noise is in the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dptune._validate import refuse, require_positive
+
+
+class DPAdam(torch.optim.Optimizer):
+    """AdamW without the noise's bias in the second moment (Tang et al. 2023, "DP-AdamBC").
+
+    Noise of variance s^2 adds s^2 to the mean of squared gradients, so that under much noise Adam divides every
+    coordinate by nearly the same number. Here s^2 is taken out again: the step is m / sqrt(v - s^2), m and v being
+    Adam's moments with their start corrected. Post-processing of private gradients: it costs no privacy.
+
+    Args:
+        params: what to train.
+        noise_std: () -> s, the standard deviation of the noise on each coordinate of the gradient in this step
+            (`PrivateStep.gradient_noise_std`).
+        lr: learning rate.
+        betas: of the moments.
+        floor: least divisor; where the gradient hides in the noise, v - s^2 is near zero or below, and this decides.
+        weight_decay: decoupled, as in AdamW.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        noise_std: Callable[[], float],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        floor: float = 1e-4,
+        weight_decay: float = 0.0,
+    ) -> None:
+        require_positive("lr", lr)
+        require_positive("floor", floor)
+        for beta in betas:
+            if not 0 <= beta < 1:
+                refuse("betas", betas, "must be in [0, 1)")
+        super().__init__(params, {"lr": lr, "betas": betas, "floor": floor, "weight_decay": weight_decay})
+        self._noise_std = noise_std
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update from `.grad`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        variance = self._noise_std() ** 2
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group, variance)
+        return loss
+
+    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any], variance: float) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        if not state:
+            state["step"] = 0
+            # The bias is an average like v itself: the noise may differ from step to step.
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["noise_sq"] = 0.0
+        state["step"] += 1
+        mean, square = state["exp_avg"].lerp_(grad, 1 - beta1), state["exp_avg_sq"]
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        state["noise_sq"] = beta2 * state["noise_sq"] + (1 - beta2) * variance
+        start1, start2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+        divisor = ((square - state["noise_sq"]) / start2).clamp_min_(0).sqrt_().clamp_min_(group["floor"])
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.addcdiv_(mean, divisor, value=-group["lr"] / start1)
