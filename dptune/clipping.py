@@ -39,9 +39,11 @@ class PerLayer:
             require_positive(f"clip_norms[{layer}]", threshold)
 
     @property
-    def total(self) -> float:
+    def total(self) -> float | None:
         """The root of the given clip norms' sum of squares: how far one privacy unit can move the sum."""
-        return sqrt(sum(threshold**2 for threshold in (self.clip_norms or {}).values()))
+        if self.clip_norms is None:
+            return None
+        return sqrt(sum(threshold**2 for threshold in self.clip_norms.values()))
 
 
 @dataclass(frozen=True)
@@ -166,4 +168,5 @@ def _thresholds(clipping: PerLayer, layers: set[str]) -> dict[str, float]:
         refuse("clip_norms", missing[0], "this trained layer has no clip norm; give one for every layer")
     if unknown := sorted(set(clipping.clip_norms) - layers):
         refuse("clip_norms", unknown[0], "there is no such trained layer")
+    assert clipping.total is not None
     return {layer: threshold / clipping.total for layer, threshold in clipping.clip_norms.items()}

@@ -285,7 +285,7 @@ def _scaled(values: Mapping[str, Tensor], by: float) -> dict[str, Tensor]:
 def _unclipped_over_half(norms_B: Tensor, clip_norm: float) -> Tensor:
     """Sum over examples of 1/2 for one that is not clipped, -1/2 for one that is, and 0 for one without a gradient,
     such as the dummy of a rank that has run out of examples."""
-    return (norms_B.le(clip_norm) - 0.5).where(norms_B != 0, torch.zeros_like(norms_B)).sum()
+    return (norms_B.le(clip_norm).to(norms_B.dtype) - 0.5).where(norms_B != 0, torch.zeros_like(norms_B)).sum()
 
 
 def released_size(model: nn.Module, config: PrivacyConfig) -> int:
