@@ -136,7 +136,7 @@ def _settings(entry: dict[str, float], number: int) -> _Settings:
     group_size = entry.get("group_size", 1)
     if not (sigma > 0 and 0 < q <= 1 and entry["step"] == number):  # another step's number: lines are missing or double
         raise ValueError
-    if not isinstance(group_size, int) or group_size < 1:
+    if type(group_size) is not int or group_size < 1:
         raise ValueError
     return sigma, q, group_size
 
