@@ -1,10 +1,11 @@
-"""Epsilon for a unit of several examples: against numerical integration, the library's own search, and group privacy."""
+"""Epsilon for a unit of several examples: against integration, the library's own search, and group privacy."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,17 @@ def test_the_librarys_own_search_finds_the_same(sigma: float, q: float, group_si
 def group_privacy(spend: Spend, delta: float, group_size: int) -> float:
     """k times one example's epsilon, at the delta that k exp((k - 1) epsilon) times as large is `delta`."""
     one = 0.0
-    for _ in range(50):
-        one = compose([spend], delta=delta / group_size * math.exp((1 - group_size) * one), interval=1e-3)
+    for _ in range(30):
+        one = compose([spend], delta=delta / group_size * math.exp((1 - group_size) * one), interval=1e-2)
     return group_size * one
 
 
 @pytest.mark.parametrize("spend", [Spend(1.2, 0.03, 100), Spend(4.0, 0.3, 50)])
 def test_larger_groups_cost_more_and_less_than_group_privacy(spend: Spend) -> None:
     spent = [compose([spend._replace(group_size=k)], delta=DELTA) for k in range(1, 7)]
-    assert all(fewer * 1.05 < more for fewer, more in zip(spent, spent[1:], strict=False))
+    assert all(fewer * 1.05 < more for fewer, more in pairwise(spent))
     for group_size in (2, 4):
-        assert spent[group_size - 1] < 0.9 * group_privacy(spend, DELTA, group_size)
+        assert spent[group_size - 1] < 0.95 * group_privacy(spend, DELTA, group_size)
 
 
 def test_without_subsampling_it_is_one_gaussian_of_k_times_the_sensitivity() -> None:
@@ -120,23 +121,26 @@ def test_the_noise_found_keeps_its_promise_and_is_the_smallest_that_does(
     sigma = noise_multiplier(target_epsilon=target, **setting)
     assert time.process_time() - started < 15  # 0.4 to 2 s where it was written
     assert epsilon(noise_multiplier=sigma, **setting) <= target < epsilon(noise_multiplier=0.998 * sigma, **setting)
-    assert sigma > noise_multiplier(target_epsilon=target, **setting | {"group_size": 1})
+    assert epsilon(noise_multiplier=sigma, **setting | {"group_size": 1}) < 0.7 * target
     del setting["steps"]
     paid = max_steps(target_epsilon=target, noise_multiplier=sigma, at_least=steps, **setting)
     assert steps <= paid <= 1.01 * steps + 1
 
 
-@pytest.mark.parametrize("spend", [Spend(2.0, 0.03, 100, 4), Spend(12.0, 0.05, 500, 6), Spend(30.0, 0.01, 2000, 3)])
-def test_the_grid_does_not_show_in_what_is_reported(spend: Spend) -> None:
+@pytest.mark.parametrize(
+    ("spend", "interval"),
+    [(Spend(2.0, 0.03, 100, 4), 1e-4), (Spend(12.0, 0.05, 500, 6), 1e-5), (Spend(30.0, 0.01, 2000, 3), 5e-6)],
+)
+def test_the_grid_does_not_show_in_what_is_reported(spend: Spend, interval: float) -> None:
     reported = compose([spend], delta=DELTA)
-    assert compose([spend], delta=DELTA, interval=1e-5) <= reported * (1 + 1e-9)
-    assert reported <= 1.002 * compose([spend], delta=DELTA, interval=1e-5)
+    finer = compose([spend], delta=DELTA, interval=interval)
+    assert finer <= reported * (1 + 1e-9) <= 1.002 * finer
     assert reported <= running_epsilon([spend], delta=DELTA) * (1 + 1e-9)
 
 
 def test_little_noise_on_a_large_group_is_answered_soon_and_from_above() -> None:
     """Its privacy losses reach into the thousands: a fine grid would hold tens of millions of points."""
-    spend = Spend(0.5, 0.3, 10, 30)
+    spend = Spend(0.5, 0.3, 10, 20)
     started = time.process_time()
     found = compose([spend], delta=DELTA)
     assert time.process_time() - started < 40  # 3 s where it was written
@@ -171,7 +175,7 @@ def test_the_configuration_accounts_for_its_group() -> None:
     alone = PrivacyConfig(**SETTING, noise_multiplier=config.noise_multiplier, delta=1e-4)
     assert alone.planned_epsilon() < 1.5
     assert (config.sensitivity, config.noise_std) == (alone.sensitivity, alone.noise_std)
-    with pytest.raises(InvalidArgument, match="^group_size=101: must be at most the 100 examples"):
+    with pytest.raises(InvalidArgument, match=r"^group_size=101: must be at most the 100 examples"):
         PrivacyConfig(**SETTING, noise_multiplier=1.0, delta=1e-4, group_size=101)
 
 

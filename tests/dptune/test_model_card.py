@@ -44,6 +44,7 @@ def test_the_card_states_the_numbers(tmp_path: Path) -> None:
         "Epsilon (ε)": "2.2572",
         "Delta (δ)": "1e-07",
         "Privacy unit": statement.privacy_unit,
+        "Method": statement.method,
         "Adjacency": statement.adjacency,
         "Sampler": statement.sampler,
         "Accountant": statement.accountant,
@@ -128,7 +129,7 @@ def test_names_from_the_user_break_nothing(tmp_path: Path, statement: PrivacySta
     assert len(re.findall(r"^---$", card, flags=re.MULTILINE)) == 2
     assert re.search(r"(?<!\\)<img", card) is None
     assert re.search(r"(?<!\\)\]\(http", card) is None
-    assert len(_table(card)) == (13 if statement.guarantee == "dp" else 0)
+    assert len(_table(card)) == (14 if statement.guarantee == "dp" else 0)
     for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
         ast.parse(block)
 

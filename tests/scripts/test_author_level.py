@@ -169,8 +169,8 @@ MISTAKES: dict[str, tuple[dict[str, object], str]] = {
     "k of 0": ({"examples_per_unit": 0}, "--examples_per_unit=0: give a whole number of at least 1"),
     "k of rows": ({"privacy_unit": None}, "--examples_per_unit=3: says nothing about single rows"),
     "no name": ({"privacy_unit": " "}, "--privacy_unit=' ': give example, or the column"),
-    "method": ({"user_level_method": "group"}, "--user_level_method: invalid choice: 'group'"),
-    "gradient": ({"unit_gradient": "max"}, "--unit_gradient: invalid choice: 'max'"),
+    "method": ({"user_level_method": "group"}, "--user-level-method: invalid choice: 'group'"),
+    "gradient": ({"unit_gradient": "max"}, "--unit-gradient: invalid choice: 'max'"),
     "batch": ({"gradient_accumulation_steps": 4}, "more than the 12 authors there are"),
     "delta": ({"delta": 0.1}, "--delta=0.1: must be below 1/num_examples = 0.0833"),
 }
