@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dptune import CausalLMLoss, InvalidArgument, Ledger, PlainStep, PrivateStep, add_lora
+from dptune import CausalLMLoss, InvalidArgument, Keystream, Ledger, PlainStep, PoissonSampler, PrivateStep, add_lora
 from tests.examples import random_examples, randomise_adapters
 from tests.private_sum import NoNoise, config_for
 from tests.processes import run_processes
@@ -28,12 +28,14 @@ from utils.interruption import StopRequest
 from utils.launch import make_accelerator
 from utils.micro_batches import MicroBatches
 from utils.tokenization import TokenizedDataset
-from utils.unit_batches import AuthorDraw
+from utils.unit_batches import AuthorDraw, AuthorSampler, parts_of
 
-K = 3
-SIZES = [1, 2, 3, 3, 2, 1, 3]  # rows that are chosen of each author: up to k
+K = 5
+SIZES = range(1, K + 4)  # rows of each author
 EXAMPLES = random_examples(sum(SIZES), seed=4, vocab_size=60, longest=14)
-OWN = list(np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1]))
+ROWS = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
+EVERYBODY = AuthorSampler(PoissonSampler(len(SIZES), 1.0, Keystream.for_tests(0)), ROWS, K, mean=True).draw()
+OWN = EVERYBODY.rows  # up to k of each; three of one, who is filled up to four
 ROUNDING = 1e-5
 
 
@@ -102,6 +104,11 @@ def oracle(rows: Sequence[np.ndarray], clip_norm: float, mean: bool) -> tuple[Te
     return total, norms
 
 
+def test_the_authors_here_are_of_every_kind() -> None:
+    assert [len(rows) for rows in OWN] == [1, 2, 3, 4, 5, 5, 5, 5]
+    assert [part.rows_per_unit for part in parts_of(EVERYBODY, DATA)] == [1, 2, 4, 5]
+
+
 @pytest.mark.parametrize("mean", [True, False])
 @pytest.mark.parametrize("quantile", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("budget", [20, 1000])
@@ -114,7 +121,7 @@ def test_the_sum_is_the_oracles(mean: bool, quantile: float, budget: int) -> Non
     assert (found - expected).norm() < 1e-5 * expected.norm()
     measured = torch.cat([stats.norms for stats in seen]).tolist()
     assert sorted(measured) == pytest.approx(sorted(norms), rel=1e-4)
-    assert sum(len(stats.losses) for stats in seen) == len(EXAMPLES), "the rows that filled up are not reported"
+    assert sum(len(stats.losses) for stats in seen) == sum(map(len, OWN)), "rows that filled up are not reported"
 
 
 def moved(mean: bool, clip_norm: float, **how: Any) -> list[float]:
@@ -136,7 +143,7 @@ def test_one_author_moves_the_sum_by_at_most_c(mean: bool) -> None:
 
 @pytest.mark.parametrize("mean", [True, False])
 def test_rows_clipped_one_by_one_break_the_bound(mean: bool) -> None:
-    """With C below every row's norm, an author of three alike rows moves the sum by up to 3 C."""
+    """With C below every row's norm, an author of five alike rows moves the sum by up to 5 C."""
     alike = as_data([EXAMPLES[0]] * len(EXAMPLES))
     with pytest.raises(AssertionError):
         assert max(moved(mean, 1e-3, step_type=ClipsEveryRow, data=alike)) <= 1 + ROUNDING
@@ -144,7 +151,7 @@ def test_rows_clipped_one_by_one_break_the_bound(mean: bool) -> None:
 
 
 @pytest.mark.parametrize("mean", [True, False])
-@pytest.mark.parametrize("limit", [3 * 14, 4 * 14])
+@pytest.mark.parametrize("limit", [5 * 14, 6 * 14])
 def test_out_of_memory_never_splits_an_author(mean: bool, limit: int) -> None:
     expected, norms = oracle(OWN, 0.3, mean)
     found, seen, memory = summed(AuthorDraw(OWN, mean), 0.3, budget=10_000, limit=limit)
