@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -48,7 +47,7 @@ from utils.resume import (
 )
 from utils.run_log import RunLog, StepMetrics, summarise
 from utils.run_outputs import finish_run, start_run
-from utils.run_plan import RunPlan, describe_data, describe_model, describe_plan, plan_run
+from utils.run_plan import RunPlan, describe_data, describe_model, describe_plan, num_sampled, plan_run
 from utils.sharded_model import describe_shards
 from utils.tokenization import TokenizedDataset
 from utils.trackers import start_trackers
@@ -59,6 +58,7 @@ from utils.training_arguments import (
     OutputArguments,
     PrivacyArguments,
 )
+from utils.unit_batches import Draw, rows_of
 
 GROUPS = (ModelArguments, DataArguments, PrivacyArguments, LoraArguments, OptimizationArguments, OutputArguments)
 _RANKS_CHECKED_EVERY = 10  # steps
@@ -88,9 +88,10 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     require_context(skeleton, data_args.block_size)
     add_lora(skeleton, **lora)  # a wrong target is found here, before gigabytes are read
     tokenizer = load_tokenizer(name, **hub)
-    train, held_out = load_training_data(tokenizer=tokenizer, **vars(data_args))
+    unit = privacy_args.unit
+    train, held_out = load_training_data(tokenizer=tokenizer, unit=unit, seed=optimization.seed, **vars(data_args))
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
-    plan = plan_run(privacy_args, optimization, num_examples=len(train), world_size=processes)
+    plan = plan_run(privacy_args, optimization, num_examples=num_sampled(unit, train), world_size=processes)
     identity = {"run": run_identity(plan, train, privacy_args)}
     if saved is not None:
         refuse_other_run(saved.identity["run"], identity["run"])
@@ -100,7 +101,8 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     memory = memory_settings(sharding, accelerator.num_processes, model_args.qbits)
     limits = {"block_size": data_args.block_size, "lengths": train.lengths, "checkpointing": recompute}
     available = device_memory(accelerator.device)
-    accelerator.print(*describe_model(skeleton, token_budget, dtype, available=available, **limits, **memory), sep="\n")
+    at_once = max(token_budget, unit.rows_at_once * data_args.block_size)
+    accelerator.print(*describe_model(skeleton, at_once, dtype, available=available, **limits, **memory), sep="\n")
     if output.dry_run:
         return
 
@@ -116,7 +118,8 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
         checkpoint_activations(model)
 
     config = public_config(*groups) | {"num_processes": processes}
-    ledger = start_run(folder, config, private=plan.privacy is not None, is_main=accelerator.is_main_process)
+    group_size, is_main = unit.group_size, accelerator.is_main_process
+    ledger = start_run(folder, config, private=plan.privacy is not None, is_main=is_main, group_size=group_size)
     lock.take(folder)
     start_trackers(accelerator, output.report_to, "dptune", config, logging_dir=folder / "tracking")
     every, keep = output.checkpointing_steps, output.save_total_limit
@@ -178,7 +181,8 @@ class Run:
         losses = CausalLMLoss(self.model)
         self.model.train()  # transformers recomputes activations in training mode only
         seed = self.privacy.insecure_test_seed
-        sampler = make_sampler(self.plan, self.accelerator, test_seed=seed, completed=completed)
+        authors = self.micro_batches.data.authors
+        sampler = make_sampler(self.plan, self.accelerator, authors, test_seed=seed, completed=completed)
         with self._step(settings, completed) as step, StopRequest(announce=self.accelerator.is_main_process) as stop:
             if completed == 0:
                 log.record(StepMetrics(step=0, eval_loss=self._evaluate(losses)))
@@ -226,14 +230,14 @@ class Run:
         noise = make_noise(size, rank, test_seed=self.privacy.insecure_test_seed, completed=completed)
         return PrivateStep(self.model, self.plan.privacy, ledger=self.ledger, noise=noise, rank=rank, **ranks)
 
-    def _measured(self, draw: np.ndarray, seen: list[MicroBatchStats]) -> dict[str, Any]:
+    def _measured(self, draw: Draw, seen: list[MicroBatchStats]) -> dict[str, Any]:
         """What all ranks saw in one step. NOT private."""
         gathered = self.micro_batches.gathered
         clip_norm = self.plan.privacy.clip_norm if self.plan.privacy else None
         summary = summarise(
             gathered([stats.losses for stats in seen]), gathered([stats.norms for stats in seen]), clip_norm
         )
-        return summary | {"batch_drawn": len(draw), "tokens": int(self.micro_batches.data.lengths[draw].sum())}
+        return summary | {"batch_drawn": len(draw), "tokens": int(self.micro_batches.data.lengths[rows_of(draw)].sum())}
 
     def _running_epsilon(self) -> float | None:
         return self.ledger.running_epsilon(self.plan.privacy.delta) if self.ledger and self.plan.privacy else None

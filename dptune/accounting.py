@@ -2,7 +2,8 @@
 
 The arithmetic is dp-accounting's privacy loss distributions (PLD): Koskela et al. 2020; Doroshenko et al. 2022,
 "Connect the Dots". Its discretisation is pessimistic, so every epsilon here is an upper bound at any interval: a finer
-one only lowers it. Adjacency: add or remove one privacy unit. Sampling: Poisson. No torch in this file.
+one only lowers it. Adjacency: add or remove one privacy unit, which is what is sampled or, with a group size, up to so
+many of it (`group_accounting.py`). Sampling: Poisson. No torch in this file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
+from dptune.group_accounting import loss_range, mixture_of_gaussians
 
 ADJACENCY = "add or remove one"
 ACCOUNTANT = "PLD (dp-accounting)"
@@ -27,20 +29,32 @@ ACCOUNTANT = "PLD (dp-accounting)"
 # large, at 0.5 epsilon half too large (measured).
 _FINEST, _FINE, _COARSE = 1e-5, 1e-4, 1e-3
 _UNSEEN = 0.02
+_MOST_POINTS = 10_000_000  # of a group's grid times its size, five seconds' work: beyond, the grid is widened
 _MOST_STEPS = 1_000_000  # searched for a budget's end: beyond any run, and the accountant takes ten seconds a question
 _SIGMA_RANGE = (0.2, 1e4)  # below, one step alone costs an epsilon of tens; above, the gradient is noise
 
 
 class Spend(NamedTuple):
-    """`steps` releases of a Poisson-subsampled Gaussian mechanism with the same settings."""
+    """`steps` releases of a Poisson-subsampled Gaussian mechanism with the same settings.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise over the norm to which each example is clipped.
+        sampling_probability: of each example.
+        steps: how many releases.
+        group_size: most examples of one privacy unit. An example is what is sampled and clipped as one, so where that
+            is all that an author contributes to a step, the group size is 1.
+    """
 
     noise_multiplier: float
     sampling_probability: float
     steps: int
+    group_size: int = 1
 
 
 @lru_cache(maxsize=64)
-def _one_step(noise_multiplier: float, sampling_probability: float, interval: float) -> Any:
+def _one_step(noise_multiplier: float, sampling_probability: float, group_size: int, interval: float) -> Any:
+    if group_size > 1:
+        return mixture_of_gaussians(noise_multiplier, sampling_probability, group_size, interval)
     return pld.from_gaussian_mechanism(
         noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
     )
@@ -61,7 +75,7 @@ def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = N
     spends = [spend for spend in map(_checked, spends) if spend.steps]
     if interval is not None:
         return _on_grid(spends, delta, interval)
-    interval = _FINE if all(spend.noise_multiplier >= 1 for spend in spends) else _COARSE
+    interval = _FINE if all(spend.noise_multiplier >= spend.group_size for spend in spends) else _COARSE
     spent, steps = _on_grid(spends, delta, interval), sum(spend.steps for spend in spends)
     while interval > (finer := _widest_grid(spent, steps)):
         interval = finer
@@ -69,12 +83,24 @@ def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = N
     return spent
 
 
-def _on_grid(spends: Iterable[Spend], delta: float, interval: float) -> float:
-    total = None
-    for spend in spends:
-        part = _one_step(spend.noise_multiplier, spend.sampling_probability, interval).self_compose(spend.steps)
+def _on_grid(spends: list[Spend], delta: float, interval: float) -> float:
+    interval, total = max([interval, *map(_affordable_grid, spends)]), None
+    for sigma, q, steps, group_size in spends:
+        part = _one_step(sigma, q, group_size, interval).self_compose(steps)
         total = part if total is None else total.compose(part)
     return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=256)
+def _affordable_grid(spend: Spend) -> float:
+    """The finest power of ten that is not too much work: little noise on a large group has losses in the thousands."""
+    if spend.group_size == 1:
+        return 0.0
+    width = _FINEST
+    losses = loss_range(spend.noise_multiplier, spend.sampling_probability, spend.group_size)
+    while losses / width * spend.group_size > _MOST_POINTS:
+        width *= 10
+    return width
 
 
 def _widest_grid(epsilon: float, steps: int) -> float:
@@ -87,16 +113,19 @@ def _checked(spend: Spend) -> Spend:
     require_positive("noise_multiplier", spend.noise_multiplier)
     require_probability("sampling_probability", spend.sampling_probability)
     require_count("steps", spend.steps, minimum=0)
+    require_count("group_size", spend.group_size)
     return spend
 
 
-def epsilon(*, noise_multiplier: float, sampling_probability: float, steps: int, delta: float) -> float:
-    """Epsilon of `steps` steps of DP-SGD.
+def epsilon(
+    *, noise_multiplier: float, sampling_probability: float, steps: int, delta: float, group_size: int = 1
+) -> float:
+    """Epsilon of `steps` steps of DP-SGD for a unit of up to `group_size` examples (see `Spend`).
 
     >>> round(epsilon(noise_multiplier=1.2, sampling_probability=2048 / 75329, steps=184, delta=1e-7), 3)
     2.257
     """
-    return compose([Spend(noise_multiplier, sampling_probability, steps)], delta=delta)
+    return compose([Spend(noise_multiplier, sampling_probability, steps, group_size)], delta=delta)
 
 
 def running_epsilon(spends: Iterable[Spend], *, delta: float) -> float:
@@ -104,7 +133,9 @@ def running_epsilon(spends: Iterable[Spend], *, delta: float) -> float:
     return compose(spends, delta=delta, interval=_COARSE)
 
 
-def noise_multiplier(*, target_epsilon: float, delta: float, sampling_probability: float, steps: int) -> float:
+def noise_multiplier(
+    *, target_epsilon: float, delta: float, sampling_probability: float, steps: int, group_size: int = 1
+) -> float:
     """The smallest noise multiplier (to four digits, rounded up) whose epsilon is at most `target_epsilon`.
 
     Raises:
@@ -112,9 +143,10 @@ def noise_multiplier(*, target_epsilon: float, delta: float, sampling_probabilit
     """
     require_positive("target_epsilon", target_epsilon)
     require_count("steps", steps)
+    require_count("group_size", group_size)
 
     def excess(log_sigma: float, interval: float) -> float:
-        spend = Spend(math.exp(log_sigma), sampling_probability, steps)
+        spend = Spend(math.exp(log_sigma), sampling_probability, steps, group_size)
         spent = compose([spend], delta=delta, interval=interval)
         return math.log(max(spent, 1e-12) / target_epsilon)
 
@@ -122,21 +154,27 @@ def noise_multiplier(*, target_epsilon: float, delta: float, sampling_probabilit
     interval = _widest_grid(target_epsilon, steps)
     rough, fine = partial(excess, interval=10 * interval), partial(excess, interval=interval)
     # Where many steps act like one Gaussian release (Dong et al. 2019), this is about right; elsewhere it is a start.
-    start = math.log(max(1.0, 5 * sampling_probability * math.sqrt(steps) / target_epsilon))
-    low, high = _bracket(rough, start, target_epsilon)
+    start = math.log(max(1.0, 5 * group_size * sampling_probability * math.sqrt(steps) / target_epsilon))
+    low, high = _bracket(rough, start, target_epsilon, group_size)
     enough = brentq(rough, low, high, xtol=1e-3) + 2e-3
     low = enough - 0.05
     while fine(low) <= 0:
         low, enough = low - 0.05, low
     sigma = _round_up(math.exp(brentq(fine, low, enough, xtol=2e-5)))
     # What will be reported decides.
-    while compose([Spend(sigma, sampling_probability, steps)], delta=delta) > target_epsilon:
+    while compose([Spend(sigma, sampling_probability, steps, group_size)], delta=delta) > target_epsilon:
         sigma = _round_up(sigma * (1 + 2e-5))
     return sigma
 
 
 def max_steps(
-    *, target_epsilon: float, delta: float, noise_multiplier: float, sampling_probability: float, at_least: int = 0
+    *,
+    target_epsilon: float,
+    delta: float,
+    noise_multiplier: float,
+    sampling_probability: float,
+    at_least: int = 0,
+    group_size: int = 1,
 ) -> int:
     """The largest number of steps whose `epsilon` is at most `target_epsilon`; 0 where one step costs more.
 
@@ -146,6 +184,7 @@ def max_steps(
         at_least: a number of steps that is thought to fit, such as the one that the noise was calibrated for. If it
             does fit, the answer is not below it: epsilon can fall by a tenth of a percent from one number of steps to
             the next, where a finer grid sets in.
+        group_size: see `Spend`.
 
     Returns:
         At most a million, or `at_least` where that is more.
@@ -157,7 +196,8 @@ def max_steps(
     require_count("at_least", at_least, minimum=0)
 
     def excess(steps: int, interval: float | None = None) -> float:
-        spent = compose([Spend(noise_multiplier, sampling_probability, steps)], delta=delta, interval=interval)
+        spend = Spend(noise_multiplier, sampling_probability, steps, group_size)
+        spent = compose([spend], delta=delta, interval=interval)
         return spent - target_epsilon
 
     exact, most = cache(excess), max(_MOST_STEPS, at_least)
@@ -184,9 +224,11 @@ def _last_that_fits(excess: Callable[[int], float], fits: int, stride: int, most
     return steps
 
 
-def _bracket(excess: Callable[[float], float], start: float, target_epsilon: float) -> tuple[float, float]:
+def _bracket(
+    excess: Callable[[float], float], start: float, target_epsilon: float, group_size: int
+) -> tuple[float, float]:
     """Logarithms of (too little, enough) noise, a factor of 2 apart, searched from `start`."""
-    smallest, largest = map(math.log, _SIGMA_RANGE)
+    smallest, largest = math.log(_SIGMA_RANGE[0]), math.log(_SIGMA_RANGE[1] * group_size)
     sigma, double = min(start, largest), math.log(2)
     while excess(sigma) > 0:
         sigma += double

@@ -13,19 +13,25 @@ from pathlib import Path
 
 from dptune import accounting
 from dptune._files import append_line
-from dptune._validate import refuse
+from dptune._validate import refuse, require_count
 from dptune.accounting import Spend
 
 
 class Ledger:
     """The steps recorded at `path`; opening a file that has entries counts them.
 
+    Args:
+        path: the file; made by the first step.
+        group_size: most examples of one privacy unit among those that are sampled (`accounting.Spend`), of the steps
+            that will be recorded. A line says it unless it is 1; those in the file keep their own.
+
     Raises:
         InvalidArgument: a line that is no entry. A torn last line is dropped: its gradient was never used.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, group_size: int = 1) -> None:
+        require_count("group_size", group_size)
+        self.path, self.group_size = Path(path), group_size
         self._counts, self._length = _read(self.path)  # in bytes, of the lines that are counted
         self._unfinished = b""  # what a `record` that failed may have left behind them, whole or in part
 
@@ -37,7 +43,7 @@ class Ledger:
     @property
     def spends(self) -> list[Spend]:
         """The recorded steps, grouped by their settings, in order of first use."""
-        return [Spend(sigma, q, count) for (sigma, q), count in self._counts.items()]
+        return [Spend(sigma, q, count, group_size) for (sigma, q, group_size), count in self._counts.items()]
 
     def record(self, *, noise_multiplier: float, sampling_probability: float, clip_norm: float) -> None:
         """Append one step and wait until it is on disk.
@@ -53,13 +59,15 @@ class Ledger:
             "sampling_probability": sampling_probability,
             "clip_norm": clip_norm,
         }
+        if self.group_size != 1:
+            entry["group_size"] = self.group_size
         line = json.dumps(entry)
         self._cut_unfinished()
         self._unfinished = f"{line}\n".encode()
         append_line(self.path, line)
         self._length += len(self._unfinished)
         self._unfinished = b""
-        self._counts[noise_multiplier, sampling_probability] += 1
+        self._counts[noise_multiplier, sampling_probability, self.group_size] += 1
 
     def content(self) -> bytes:
         """The lines that are counted, as they stand in the file: what a checkpoint keeps a copy of.
@@ -119,17 +127,23 @@ class Ledger:
 _RESTORE = "epsilon would be understated; restore the file from a backup that has every line"
 
 
-def _settings(entry: dict[str, float], number: int) -> tuple[float, float]:
-    """(noise multiplier, sampling probability) of the entry on line `number`; an error where it cannot be one."""
+_Settings = tuple[float, float, int]  # noise multiplier, sampling probability, group size
+
+
+def _settings(entry: dict[str, float], number: int) -> _Settings:
+    """What the entry on line `number` says; an error where it cannot be one."""
     sigma, q = float(entry["noise_multiplier"]), float(entry["sampling_probability"])
+    group_size = entry.get("group_size", 1)
     if not (sigma > 0 and 0 < q <= 1 and entry["step"] == number):  # another step's number: lines are missing or double
         raise ValueError
-    return sigma, q
+    if type(group_size) is not int or group_size < 1:
+        raise ValueError
+    return sigma, q, group_size
 
 
-def _read(path: Path) -> tuple[Counter[tuple[float, float]], int]:
+def _read(path: Path) -> tuple[Counter[_Settings], int]:
     """Steps by their settings, and the bytes that they fill."""
-    counts: Counter[tuple[float, float]] = Counter()
+    counts: Counter[_Settings] = Counter()
     if not path.exists():
         return counts, 0
     content = path.read_bytes()

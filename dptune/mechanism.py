@@ -19,13 +19,16 @@ class PrivacyConfig:
     """Everything that decides epsilon, and nothing else.
 
     Attributes:
-        num_examples: privacy units in the data set; treated as public.
+        num_examples: in the data set; treated as public. An example is what is sampled and clipped as one: a row, or
+            all that an author contributes to a step.
         expected_batch_size: sampling probability times `num_examples`; need not be whole.
         steps: planned number of steps.
         clip_norm: C, the largest norm of one example's contribution.
         noise_multiplier: sigma, the noise's standard deviation over the sensitivity.
         delta: the probability with which the bound may fail; below 1 / num_examples.
         clipping: the style; flat by default. With adaptive clipping `clip_norm` is the first step's.
+        group_size: most examples of one privacy unit. Above 1 each is still sampled and clipped by itself, and the
+            accounting hides all of a unit's together.
 
     Raises:
         InvalidArgument: a value outside its range.
@@ -38,10 +41,14 @@ class PrivacyConfig:
     noise_multiplier: float
     delta: float
     clipping: Clipping = FLAT
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         require_count("num_examples", self.num_examples)
         require_count("steps", self.steps)
+        require_count("group_size", self.group_size)
+        if self.group_size > self.num_examples:
+            refuse("group_size", self.group_size, f"must be at most the {self.num_examples} examples there are")
         require_positive("clip_norm", self.clip_norm)
         require_positive("noise_multiplier", self.noise_multiplier)
         require_delta(self.delta, self.num_examples)
@@ -68,6 +75,7 @@ class PrivacyConfig:
         clip_norm: float,
         delta: float,
         clipping: Clipping = FLAT,
+        group_size: int = 1,
     ) -> PrivacyConfig:
         """The configuration with the least noise whose epsilon after `steps` is at most `target_epsilon`."""
         sigma = accounting.noise_multiplier(
@@ -75,6 +83,7 @@ class PrivacyConfig:
             delta=delta,
             sampling_probability=sampling_probability(expected_batch_size, num_examples),
             steps=steps,
+            group_size=group_size,
         )
         return cls(
             num_examples=num_examples,
@@ -84,6 +93,7 @@ class PrivacyConfig:
             noise_multiplier=sigma,
             delta=delta,
             clipping=clipping,
+            group_size=group_size,
         )
 
     @property
@@ -93,8 +103,11 @@ class PrivacyConfig:
 
     @property
     def sensitivity(self) -> float:
-        """How far adding or removing one privacy unit moves what a step releases before noise, in Euclidean norm, while
-        the clip norm is `clip_norm`: the clipped sum, with adaptive clipping also the scaled count beside it."""
+        """How far adding or removing one example moves what a step releases before noise, in Euclidean norm, while the
+        clip norm is `clip_norm`: the clipped sum, with adaptive clipping also the scaled count beside it.
+
+        A privacy unit of `group_size` examples moves it by this for each of its examples that is drawn.
+        """
         return self.noise_std / self.noise_multiplier
 
     @property
@@ -140,6 +153,7 @@ class PrivacyConfig:
             sampling_probability=self.sampling_probability,
             steps=self.steps,
             delta=self.delta,
+            group_size=self.group_size,
         )
 
 

@@ -16,15 +16,23 @@ from pathlib import Path, PureWindowsPath
 from dptune._files import atomic_write
 from dptune.report import PrivacyStatement
 
-_NOT_GUARANTEED = """\
+_RECORDS = """\
 - **Several records of one person.** The numbers hold for one privacy unit. For somebody whose data fill k units they
-  grow to an epsilon of k·ε and a delta of k·exp((k−1)·ε)·δ.
+  grow to an epsilon of k·ε and a delta of k·exp((k−1)·ε)·δ."""
+_AUTHORS = """\
+- **One person under several names.** The numbers hold for one privacy unit. For somebody who goes by k names, or whose
+  rows have none, they grow to an epsilon of k·ε and a delta of k·exp((k−1)·ε)·δ.
+- **What others wrote.** A row belongs to one author. Somebody's words quoted, answered or told about in the rows of
+  others are protected as those others' words are."""
+
+_NOT_GUARANTEED = """\
+{several}
 - **Choices made by looking at private data.** Hyper-parameters, the number of steps or the best of several runs, if
   chosen on the training data, tell something about it that is not counted here. Several releases from the same data
   add up.
 - **Anything but the training set.** Held-out or validation examples and the base model's own training data are not
   covered.
-- **The number of training examples.** It is published in this card.
+- **The number of training {sampled}.** It is published in this card.
 - **Companion files.** The adapter, this card, its plot and `privacy_report.json` are all that may be published.
   `diagnostics*` and `all_results.json` of the same run, and what a tracker stored, hold losses and gradient norms
   measured on the data: they are not private.
@@ -120,7 +128,8 @@ def _private_body(statement: PrivacyStatement, base: str, epsilon_plot: str | No
         parts.append(_repeated(statement))
     if epsilon_plot:
         parts.append(f"![Epsilon by training step]({re.sub(r'[^A-Za-z0-9._-]', '_', epsilon_plot)})\n")
-    return [*parts, "## What is not guaranteed\n", _NOT_GUARANTEED]
+    several = _RECORDS if statement.group_size == 1 and statement.sampled == "examples" else _AUTHORS
+    return [*parts, "## What is not guaranteed\n", _NOT_GUARANTEED.format(several=several, sampled=statement.sampled)]
 
 
 def _open_body(statement: PrivacyStatement, base: str) -> list[str]:
@@ -161,15 +170,16 @@ def _table(statement: PrivacyStatement) -> str:
         "Epsilon (ε)": _rounded_up(statement.epsilon),
         "Delta (δ)": repr(float(statement.delta)),
         "Privacy unit": _escape(statement.privacy_unit),
+        "Method": _escape(statement.method),
         "Adjacency": _escape(statement.adjacency),
         "Sampler": _escape(statement.sampler),
         "Accountant": _escape(statement.accountant),
         "Noise multiplier (σ)": f"{statement.noise_multiplier:.6g}",
         "Clip norm (C)": f"{statement.clip_norm:.6g}",
         "Sampling probability (q)": f"{statement.sampling_probability:.6g}",
-        "Expected batch size": f"{statement.expected_batch_size:.6g} examples",
+        "Expected batch size": f"{statement.expected_batch_size:.6g} {_escape(statement.sampled)}",
         "Steps": f"{statement.steps:,}",
-        "Training examples": f"{statement.num_examples:,}",
+        f"Training {_escape(statement.sampled)}": f"{statement.num_examples:,}",
         "Noise source": _escape(statement.noise_source),
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]

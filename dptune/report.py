@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Literal, TypeGuard
 
 from dptune._files import atomic_write
+from dptune._validate import refuse
 from dptune.accounting import ACCOUNTANT, ADJACENCY
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
 from dptune.sampling import SAMPLER
+
+METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped by itself"
 
 
 def versions(extra: Iterable[str] = ()) -> dict[str, str]:
@@ -46,13 +49,16 @@ class PrivacyStatement:
         delta: the probability with which the bound by epsilon may fail; None where none was set.
         noise_multiplier: standard deviation of the noise on the clipped sum over `clip_norm`; None without noise.
         clip_norm: largest L2 norm of one unit's gradient in the sum; None without clipping.
-        sampling_probability: chance of each example to enter a step's batch.
-        expected_batch_size: `sampling_probability` times `num_examples`, in examples.
+        sampling_probability: chance of each example (or whatever is `sampled`) to enter a step's batch.
+        expected_batch_size: `sampling_probability` times `num_examples`, in what is `sampled`.
         steps: noisy steps that were run and recorded.
         repeated_steps: those among `steps` that are not part of the result, because a crash threw it away and they
             were run again; `epsilon` counts them.
-        num_examples: size of the training set; published.
+        num_examples: size of the training set, in what is `sampled`; published.
+        sampled: what is drawn, clipped as one and counted: a plural, "examples" or "authors".
         privacy_unit: whose presence is hidden, for example "one training example".
+        method: how a privacy unit enters a step.
+        group_size: most of what is `sampled` that belongs to one privacy unit; `epsilon` is for all of it together.
         adjacency: how neighbouring data sets differ, for example "add or remove one privacy unit".
         accountant: what turned the steps into epsilon.
         sampler: how batches were drawn.
@@ -71,7 +77,10 @@ class PrivacyStatement:
     steps: int
     repeated_steps: int = 0
     num_examples: int
+    sampled: str = "examples"
     privacy_unit: str
+    method: str = METHOD_OF_EXAMPLES
+    group_size: int = 1
     adjacency: str
     accountant: str
     sampler: str
@@ -83,6 +92,7 @@ class PrivacyStatement:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", tuple(self.reasons))
         _must(self.guarantee in ("dp", "none"), f"guarantee {self.guarantee!r} is neither 'dp' nor 'none'")
+        _must(1 <= self.group_size <= self.num_examples, f"groups of {self.group_size} among {self.num_examples}")
         _must(0 <= self.repeated_steps <= self.steps, f"{self.repeated_steps} of {self.steps} steps repeated")
         if self.guarantee == "none":
             _must(bool(self.reasons) and all(self.reasons), "no guarantee needs its reasons")
@@ -104,6 +114,8 @@ def state_privacy(
     *,
     privacy_unit: str,
     repeated_steps: int = 0,
+    method: str = METHOD_OF_EXAMPLES,
+    sampled: str = "examples",
     packages: Iterable[str] = (),
 ) -> PrivacyStatement:
     """What a private run guarantees: the steps of its ledger, at its configuration's delta.
@@ -114,8 +126,17 @@ def state_privacy(
         noise: what the noise came from; under a fixed key there is no guarantee.
         privacy_unit: whose presence is hidden.
         repeated_steps: how many of the ledger's steps a crash threw away.
+        method, sampled: see `PrivacyStatement`.
         packages: distributions whose versions are listed too.
+
+    Raises:
+        InvalidArgument: the ledger has steps of another group size than the configuration's: its epsilon would be for
+            another privacy unit.
     """
+    for spend in ledger.spends:
+        if spend.group_size != config.group_size:
+            remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
+            refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
     reasons = () if noise.keystream.secret else ("the noise came from a fixed key, which anybody can repeat",)
     return PrivacyStatement(
         epsilon=None if reasons else ledger.epsilon(config.delta),
@@ -128,6 +149,7 @@ def state_privacy(
         repeated_steps=repeated_steps,
         num_examples=config.num_examples,
         privacy_unit=privacy_unit,
+        group_size=config.group_size,
         adjacency=ADJACENCY,
         accountant=ACCOUNTANT,
         sampler=SAMPLER,
@@ -135,6 +157,8 @@ def state_privacy(
         guarantee="none" if reasons else "dp",
         reasons=reasons,
         versions=versions(packages),
+        method=method,
+        sampled=sampled,
     )
 
 
@@ -144,6 +168,8 @@ def state_no_privacy(
     expected_batch_size: float,
     steps: int,
     privacy_unit: str,
+    method: str = METHOD_OF_EXAMPLES,
+    sampled: str = "examples",
     packages: Iterable[str] = (),
 ) -> PrivacyStatement:
     """What a run without clipping and noise guarantees: nothing."""
@@ -164,6 +190,8 @@ def state_no_privacy(
         guarantee="none",
         reasons=("clipping and noise were turned off",),
         versions=versions(packages),
+        method=method,
+        sampled=sampled,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptune._validate import refuse
+from utils.privacy_units import PrivacyUnit, bound_authors, group_by_author
 from utils.prompts import PUBMED_PROMPT, format_prompt
 from utils.pubmed import FIRST_DAY, LAST_DAY, DayRange, load_abstracts, load_validation_abstracts
 from utils.records import Record, joined, load_records
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 DATASET_NAMES = ("pubmed_generation",)
 DATA_DIR = Path(__file__).resolve().parents[1] / "data"
+_ROW = PrivacyUnit()
 _Splits = tuple[list[Record], list[Record] | None]
 
 
@@ -31,6 +34,8 @@ def load_training_data(
     data_dir: str | Path = DATA_DIR,
     date_from: str = FIRST_DAY,
     date_to: str = LAST_DAY,
+    unit: PrivacyUnit = _ROW,
+    seed: int = 0,
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
     """The training set and, where there is one, the validation set.
 
@@ -44,6 +49,9 @@ def load_training_data(
         block_size: most tokens of an example.
         data_dir: holds a folder for each named data set (`pubmed`).
         date_from, date_to: ISO days, both included, for named data sets that have dates.
+        unit: the privacy unit; with a column, the training set says who wrote each row, and where authors are bounded
+            it has no more than theirs.
+        seed: decides which rows of an author are kept then.
 
     Raises:
         InvalidArgument: naming the flag, its value and the remedy.
@@ -51,12 +59,17 @@ def load_training_data(
     if (dataset_name is None) == (train_file is None):
         refuse("--train_file", train_file, "give exactly one of --train_file and --dataset_name")
     if dataset_name is not None:
+        if unit.column is not None:
+            refuse("--privacy_unit", unit.column, f"--dataset_name {dataset_name} names no authors; give --train_file")
         days = DayRange.parse(date_from, date_to)
         train, validation = load_dataset_by_name(
             dataset_name, data_dir=data_dir, prompt_style=prompt_style, tokenizer=tokenizer, days=days
         )
     else:
-        train, validation = _load_file(str(train_file), prompt_style, tokenizer, own_validation=validation_file is None)
+        own = validation_file is None
+        train, validation = _load_file(
+            str(train_file), prompt_style, tokenizer, own_validation=own, author_column=unit.column
+        )
     if validation_file is not None:
         validation = load_records(
             validation_file,
@@ -66,7 +79,20 @@ def load_training_data(
             split="validation",
         )
     held_out = None if validation is None else tokenize(validation, tokenizer, block_size)
-    return tokenize(train, tokenizer, block_size), held_out
+    return _by_author(train, unit, seed, tokenizer, block_size), held_out
+
+
+def _by_author(
+    records: list[Record], unit: PrivacyUnit, seed: int, tokenizer: PreTrainedTokenizerBase, block_size: int
+) -> TokenizedDataset:
+    """The training set, with its authors where they are the unit."""
+    if unit.column is None:
+        return tokenize(records, tokenizer, block_size)
+    names = [record.author for record in records]
+    authors = group_by_author(names)
+    if unit.bounds_authors:
+        records, authors = bound_authors(records, names, unit.examples, seed)
+    return replace(tokenize(records, tokenizer, block_size), authors=authors)
 
 
 def load_dataset_by_name(
@@ -91,10 +117,17 @@ def load_dataset_by_name(
     return train, None if validation is None else [joined(prompt, abstract) for abstract in validation]
 
 
-def _load_file(path: str, prompt_style: str, tokenizer: PreTrainedTokenizerBase, *, own_validation: bool) -> _Splits:
+def _load_file(
+    path: str,
+    prompt_style: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    own_validation: bool,
+    author_column: str | None,
+) -> _Splits:
     """(training records, the validation split of the same DatasetDict if wanted and there) of --train_file."""
     flag = "--train_file"
-    train = load_records(path, flag=flag, prompt_style=prompt_style, tokenizer=tokenizer)
+    train = load_records(path, flag=flag, prompt_style=prompt_style, tokenizer=tokenizer, author_column=author_column)
     if not (own_validation and has_validation_split(path, flag)):
         return train, None
     split = "validation"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from dptune.sampling import deal
 from dptune.step import MicroBatchStats, PlainStep, PrivateStep
 from utils.interruption import StopRequest
 from utils.tokenization import TokenizedDataset
+from utils.unit_batches import Batch, Draw, Part, parts_of
 
 BUDGET_NAME = "max_tokens_per_device"
 
@@ -69,27 +69,35 @@ class MicroBatches:
         self._fits = self.token_budget  # halved whenever this rank runs out of memory
 
     def run(
-        self, draw: np.ndarray, step: PrivateStep | PlainStep, losses: Losses, stop: StopRequest
+        self, draw: Draw, step: PrivateStep | PlainStep, losses: Losses, stop: StopRequest
     ) -> list[MicroBatchStats] | None:
         """Add the gradients of this rank's share of `draw` to `step`; every rank calls it with the same draw.
+
+        Args:
+            draw: rows, each clipped by itself, or authors with their rows, which are never split.
+            step: adds a micro-batch's gradients whole or not at all.
+            losses: one a row.
+            stop: looked at before each micro-batch.
 
         Returns:
             What was seen in each micro-batch that held an example; None once any rank was asked to stop: the step is
             then unfinished, nothing of it was released, and it must not be finished.
 
         Raises:
-            InvalidArgument: a single example, or a micro-batch of ranks that run in step, does not fit in memory.
+            InvalidArgument: a single example or author, or a micro-batch of ranks that run in step, does not fit in
+                memory.
         """
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
-        shares = deal(draw, self.data.lengths, token_budget=self.token_budget, ranks=world_size)
         seen: list[MicroBatchStats] = []
-        for rows in shares[rank]:
-            if self._any_rank(stop.pending):
-                return None
-            if len(rows):
-                seen += self._backward(rows, step, losses)
-            else:  # the dummy of a rank that has run out of examples
-                step.backward(losses(**self._batch(rows)))
+        for part in parts_of(draw, self.data):
+            shares = deal(part.items, part.lengths, token_budget=self.token_budget, ranks=world_size)
+            for items in shares[rank]:
+                if self._any_rank(stop.pending):
+                    return None
+                if len(items):
+                    seen += self._backward(part, items, step, losses)
+                else:  # the dummy of a rank that has run out of examples
+                    step.backward(losses(**self._batch(part, items).inputs))
         return None if self._any_rank(stop.pending) else seen
 
     def gathered(self, values: Iterable[Tensor]) -> Tensor:
@@ -97,39 +105,41 @@ class MicroBatches:
         own = torch.cat([torch.empty(0), *(value.detach().cpu() for value in values)]).tolist()
         return torch.tensor(gather_object(own), dtype=torch.float64)
 
-    def _backward(self, rows: np.ndarray, step: PrivateStep | PlainStep, losses: Losses) -> list[MicroBatchStats]:
-        """One micro-batch, in as many pieces as memory asks for. Each example is counted once: a piece adds all or
+    def _backward(
+        self, part: Part, items: np.ndarray, step: PrivateStep | PlainStep, losses: Losses
+    ) -> list[MicroBatchStats]:
+        """One micro-batch, in as many pieces as memory asks for. Each item is counted once: a piece adds all or
         nothing to the step."""
         seen: list[MicroBatchStats] = []
-        pending = [rows]
+        pending = [items]
         while pending:
-            piece, *rest = deal(pending.pop(0), self.data.lengths, token_budget=self._fits, max_padding=1.0)[0]
+            piece, *rest = deal(pending.pop(0), part.lengths, token_budget=self._fits, max_padding=1.0)[0]
             pending[:0] = rest
-            stats = self._try(piece, step, losses)
+            stats = self._try(part, piece, step, losses)
             if stats is None:
-                self._halve(piece)
+                self._halve(part, piece)
                 pending.insert(0, piece)
             else:
                 seen.append(stats)
         return seen
 
-    def _try(self, rows: np.ndarray, step: PrivateStep | PlainStep, losses: Losses) -> MicroBatchStats | None:
+    def _try(
+        self, part: Part, items: np.ndarray, step: PrivateStep | PlainStep, losses: Losses
+    ) -> MicroBatchStats | None:
         """None if memory ran out. The exception is gone by then, and with it what its traceback held."""
         try:
-            return step.backward(losses(**self._batch(rows)))
+            batch = self._batch(part, items)
+            return _backward_of(batch, part.rows_per_unit, step, losses(**batch.inputs))
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
             return None
 
-    def _halve(self, rows: np.ndarray) -> None:
+    def _halve(self, part: Part, items: np.ndarray) -> None:
         """Half the budget of what just failed, so that it is cut next time."""
-        tokens = int(self.data.lengths[rows].max()) * len(rows)
-        if len(rows) == 1:
-            raise InvalidArgument(
-                f"--block_size: out of memory on a single example of {tokens} tokens; give --gradient_ckpt, a smaller "
-                "--block_size, or a launch configuration with FSDP"
-            )
+        tokens = int(part.lengths[items].max()) * len(items)
+        if len(items) == 1:
+            raise InvalidArgument(_too_large(part, tokens))
         self._fits = min(self._fits, tokens) // 2
         if self.in_step:
             if self.folder is not None:
@@ -143,12 +153,35 @@ class MicroBatches:
             torch.cuda.empty_cache()
         print(f"out of memory: rank {self.accelerator.process_index} goes on with {self._fits} tokens at a time")
 
-    def _batch(self, rows: Any) -> dict[str, Tensor]:
-        batch = self.data.batch(rows, self.pad_token_id)
-        return {key: value.to(self.accelerator.device) for key, value in batch.items()}
+    def _batch(self, part: Part, items: np.ndarray) -> Batch:
+        batch, device = part.batch(items, self.pad_token_id), self.accelerator.device
+        inputs = {key: value.to(device) for key, value in batch.inputs.items()}
+        weights, is_row = (None if mask is None else mask.to(device) for mask in (batch.weights, batch.is_row))
+        return Batch(inputs, weights, is_row)
 
     def _any_rank(self, flag: bool) -> bool:
         """Whether it is set on any rank: all learn it at the same micro-batch."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+
+
+def _backward_of(batch: Batch, rows_per_unit: int, step: PrivateStep | PlainStep, losses: Tensor) -> MicroBatchStats:
+    """The backward pass of one batch; its statistics have the plain losses of the rows that are of the data."""
+    if batch.weights is None or batch.is_row is None:
+        return step.backward(losses)
+    weighted = losses * batch.weights.to(losses.dtype)
+    # Without privacy nothing is clipped, so it does not matter whose a row is.
+    if isinstance(step, PlainStep):
+        stats = step.backward(weighted)
+    else:
+        stats = step.backward(weighted, rows_per_unit=rows_per_unit)
+    return replace(stats, losses=losses.detach()[batch.is_row])
+
+
+def _too_large(part: Part, tokens: int) -> str:
+    remedy = "give --gradient_ckpt, a smaller --block_size, or a launch configuration with FSDP"
+    if part.authors is None:
+        return f"--block_size: out of memory on a single example of {tokens} tokens; {remedy}"
+    k = part.rows_per_unit
+    return f"--examples_per_unit: out of memory on one author's {k} rows of {tokens // k} tokens; lower it, {remedy}"

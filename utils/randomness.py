@@ -12,15 +12,20 @@ from accelerate.utils import broadcast_object_list
 from dptune.keystream import Keystream, new_key
 from dptune.noise import GaussianNoise
 from dptune.sampling import PoissonSampler
+from utils.privacy_units import Authors
 from utils.run_plan import RunPlan
+from utils.unit_batches import AuthorSampler
 
 
-def make_sampler(plan: RunPlan, accelerator: Accelerator, *, test_seed: int | None, completed: int) -> PoissonSampler:
+def make_sampler(
+    plan: RunPlan, accelerator: Accelerator, authors: Authors | None = None, *, test_seed: int | None, completed: int
+) -> PoissonSampler | AuthorSampler:
     """The same draws on every rank: the main process makes the key. Every rank calls it.
 
     Args:
         plan: examples and sampling probability.
         accelerator: the ranks.
+        authors: who wrote which row; for plans that sample authors.
         test_seed: for repeatable draws, which go on behind `completed` steps; else they are fresh.
         completed: steps behind this run.
     """
@@ -28,7 +33,11 @@ def make_sampler(plan: RunPlan, accelerator: Accelerator, *, test_seed: int | No
     keystream = Keystream.shared(broadcast_object_list(keys)[0])
     if test_seed is not None:
         keystream = Keystream.for_tests(f"{test_seed} sampling")
-    sampler = PoissonSampler(plan.num_examples, plan.sampling_probability, keystream)
+    poisson = PoissonSampler(plan.num_examples, plan.sampling_probability, keystream)
+    sampler: PoissonSampler | AuthorSampler = poisson
+    if plan.unit.samples_authors:
+        assert authors is not None, "the data were loaded without the column of the privacy unit"
+        sampler = AuthorSampler(poisson, authors.rows(), plan.unit.examples, mean=plan.unit.gradient == "mean")
     for _ in range(0 if test_seed is None else completed):
         sampler.draw()
     return sampler

@@ -1,13 +1,14 @@
 """Rows -> records: the whole text of an example and which characters of it are the answer.
 
-A record is the privacy unit, so every row becomes exactly one record: none is dropped, merged or split here.
+A record is the privacy unit, or belongs to one by its author, so every row becomes exactly one record: none is
+dropped, merged or split here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,6 +16,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from dptune._validate import refuse
+from utils.privacy_units import author_name
 from utils.prompts import format_prompt, has_chat_template, render_chat
 from utils.tables import Row, read_rows, show_columns
 
@@ -29,16 +31,19 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Record:
-    """One example: one privacy unit.
+    """One example.
 
     Attributes:
         text: the whole text, prompt and answer.
         answers: (start, end) of each answer in characters of `text`, end excluded, ascending. Empty if nothing in the
             text is to be learned (a conversation without an assistant turn); an empty answer is (n, n).
+        author: whose the row is, by the column that names the privacy unit; None where no column does or where the row
+            has no value in it, so that it is a unit of its own.
     """
 
     text: str
     answers: tuple[tuple[int, int], ...]
+    author: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,13 @@ class _Place:
 
 
 def load_records(
-    path: str | Path, *, flag: str, prompt_style: str, tokenizer: PreTrainedTokenizerBase, split: str = "train"
+    path: str | Path,
+    *,
+    flag: str,
+    prompt_style: str,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str = "train",
+    author_column: str | None = None,
 ) -> list[Record]:
     """One record for each row of a file or of a saved DatasetDict's split.
 
@@ -66,6 +77,7 @@ def load_records(
             messages always go through the chat template.
         tokenizer: its chat template renders messages and the "chat" style.
         split: "train" or "validation", for folders.
+        author_column: the column that names each row's author, if that is the privacy unit.
 
     Raises:
         InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text (by row); names flag and
@@ -75,11 +87,15 @@ def load_records(
     columns = _column_set(rows[0], flag, str(path))
     if columns == ("messages",) and not has_chat_template(tokenizer):
         refuse(flag, str(path), "has messages, but the tokenizer has no chat template: give prompt/completion rows")
+    if author_column is not None and not any(author_column in row for row in rows):
+        found = show_columns(rows[0])
+        refuse("--privacy_unit", author_column, f"no such column in {path}, which has {found}; name one of them")
     records = []
     for number, row in enumerate(rows, start=1):
         place = _Place(flag, str(path), number)
         _require_columns(row, columns, place)
-        records.append(_record(row, columns, prompt_style, tokenizer, place))
+        record = _record(row, columns, prompt_style, tokenizer, place)
+        records.append(record if author_column is None else replace(record, author=_author(row, author_column, place)))
     return records
 
 
@@ -128,6 +144,14 @@ def _record(
         return _conversation(_messages(row["messages"], place), tokenizer, place)
     prompt, answer = (_text(row, name, place) for name in columns)
     return joined(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
+
+
+def _author(row: Row, column: str, place: _Place) -> str | None:
+    """Who the row says that it is of; the value is not shown, for it may name a person."""
+    try:
+        return author_name(row.get(column))
+    except TypeError as error:
+        place.refuse(f"{column} is neither text nor a number ({error}); it must name the row's author")
 
 
 def _text(row: Row, name: str, place: _Place) -> str:

@@ -72,8 +72,16 @@ def processes_of_plan(saved: TrainingState | None, optimization: OptimizationArg
 
 def run_identity(plan: RunPlan, data: TokenizedDataset, privacy: PrivacyArguments) -> dict[str, Any]:
     """What decides the mechanism and the data, as JSON values. Not private: the data's fingerprint is in it."""
-    mechanism = plan.privacy
-    return {
+    mechanism, unit = plan.privacy, plan.unit
+    author_level: dict[str, Any] = {}
+    if unit.column is not None:
+        author_level = {
+            "privacy_unit": unit.column,
+            "user_level_method": unit.method,
+            "examples_per_unit": unit.examples,
+        }
+        author_level |= {"unit_gradient": unit.gradient} if unit.samples_authors else {}
+    return author_level | {
         "clip_norm": mechanism.clip_norm if mechanism else None,
         "noise_multiplier": mechanism.noise_multiplier if mechanism else None,
         "delta": mechanism.delta if mechanism else None,
@@ -122,6 +130,7 @@ def last_step(plan: RunPlan, ledger: Ledger | None, target_epsilon: float | None
         noise_multiplier=plan.privacy.noise_multiplier,
         sampling_probability=plan.privacy.sampling_probability,
         at_least=plan.steps,
+        group_size=plan.privacy.group_size,
     )
     return min(plan.steps, max(completed, completed + affordable - ledger.steps))
 

@@ -28,7 +28,6 @@ REPORT_NAME = "privacy_report.json"
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "all_results.json"
 EPSILON_PLOT = "epsilon.png"
-PRIVACY_UNIT = "one training example (one row of the data set)"
 
 _CURVE_POINTS = 20
 
@@ -40,14 +39,16 @@ def refuse_existing_run(output_dir: str) -> None:
             refuse("--output_dir", output_dir, f"holds a run already ({name}); give another folder or move it away")
 
 
-def start_run(folder: Path, config: Mapping[str, Any], *, private: bool, is_main: bool) -> Ledger | None:
+def start_run(
+    folder: Path, config: Mapping[str, Any], *, private: bool, is_main: bool, group_size: int = 1
+) -> Ledger | None:
     """Make the folder, write the resolved settings, open the ledger of a private run; the main process alone does."""
     if not is_main:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / CONFIG_NAME) as file:
         file.write(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    return Ledger(folder / LEDGER_NAME) if private else None
+    return Ledger(folder / LEDGER_NAME, group_size=group_size) if private else None
 
 
 def finish_run(
@@ -93,18 +94,16 @@ def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _statement(plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None, completed: int) -> PrivacyStatement:
-    packages = ("transformers", "accelerate", "cryptography")
+    unit: dict[str, Any] = {"privacy_unit": plan.unit.name, "method": plan.unit.how, "sampled": plan.unit.sampled}
+    unit["packages"] = ("transformers", "accelerate", "cryptography")
     if plan.privacy is not None and ledger is not None and noise is not None:
         repeated = ledger.steps - completed
-        return state_privacy(
-            plan.privacy, ledger, noise, privacy_unit=PRIVACY_UNIT, repeated_steps=repeated, packages=packages
-        )
+        return state_privacy(plan.privacy, ledger, noise, repeated_steps=repeated, **unit)
     return state_no_privacy(
         num_examples=plan.num_examples,
         expected_batch_size=plan.expected_batch_size,
         steps=completed,
-        privacy_unit=PRIVACY_UNIT,
-        packages=packages,
+        **unit,
     )
 
 
@@ -131,6 +130,7 @@ def _plot_epsilon(path: Path, statement: PrivacyStatement) -> None:
     assert statement.noise_multiplier is not None
     assert statement.delta is not None
     steps = sorted({round(step) for step in np.linspace(1, statement.steps, _CURVE_POINTS)})
-    spends = [Spend(statement.noise_multiplier, statement.sampling_probability, step) for step in steps]
+    sigma, q, group_size = statement.noise_multiplier, statement.sampling_probability, statement.group_size
+    spends = [Spend(sigma, q, step, group_size) for step in steps]
     epsilons = [compose([spend], delta=statement.delta) for spend in spends]
     plot_epsilon(path, steps, epsilons, statement)

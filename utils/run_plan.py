@@ -13,8 +13,11 @@ from dptune.accounting import noise_multiplier
 from dptune.mechanism import PrivacyConfig
 from utils.memory import MemorySettings, describe_memory
 from utils.model_sizes import model_sizes
+from utils.privacy_units import PrivacyUnit
 from utils.tokenization import TokenizedDataset
 from utils.training_arguments import OptimizationArguments, PrivacyArguments
+
+_ROW = PrivacyUnit()
 
 
 @dataclass(frozen=True)
@@ -23,44 +26,54 @@ class RunPlan:
 
     Attributes:
         privacy: the mechanism; None where there is no privacy.
-        num_examples: size of the training set.
-        expected_batch_size: examples a step in expectation, over all processes.
+        num_examples: size of the training set, in what is sampled: rows, or authors.
+        expected_batch_size: of them a step in expectation, over all processes.
         steps: logical steps.
+        unit: whose presence is hidden, and how; known without privacy too.
     """
 
     privacy: PrivacyConfig | None
     num_examples: int
     expected_batch_size: float
     steps: int
+    unit: PrivacyUnit = _ROW
 
     @property
     def sampling_probability(self) -> float:
-        """Chance of one example to be in one step."""
+        """Chance of one of them to be in one step."""
         return self.expected_batch_size / self.num_examples
+
+
+def num_sampled(unit: PrivacyUnit, train: TokenizedDataset) -> int:
+    """How many there are of what a step draws."""
+    if not unit.samples_authors:
+        return len(train)
+    assert train.authors is not None, "the data were loaded without the column of the privacy unit"
+    return len(train.authors)
 
 
 def plan_run(
     privacy: PrivacyArguments, optimization: OptimizationArguments, *, num_examples: int, world_size: int
 ) -> RunPlan:
-    """Steps and noise for a data set of `num_examples` on `world_size` processes.
+    """Steps and noise for a data set of `num_examples` on `world_size` processes; see `RunPlan` and `num_sampled`.
 
     Raises:
         InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach.
     """
     per_device, accumulation = optimization.per_device_train_batch_size, optimization.gradient_accumulation_steps
-    batch = world_size * per_device * accumulation
+    batch, unit = world_size * per_device * accumulation, privacy.unit
     if batch > num_examples:
         refuse(
             "--gradient_accumulation_steps",
             accumulation,
             f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
-            "examples there are (sampling probability over 1); lower it",
+            f"{unit.sampled} there are (sampling probability over 1); lower it",
         )
     steps = optimization.max_train_steps or max(
         1, math.ceil(optimization.num_train_epochs * num_examples / batch - 1e-9)
     )
     if not privacy.private:
-        return RunPlan(None, num_examples, batch, steps)
+        return RunPlan(None, num_examples, batch, steps, unit)
     require_delta(privacy.delta, num_examples, name="--delta")
     if privacy.target_epsilon is not None:
         sigma = noise_multiplier(
@@ -68,6 +81,7 @@ def plan_run(
             delta=privacy.delta,
             sampling_probability=batch / num_examples,
             steps=steps,
+            group_size=unit.group_size,
         )
     else:
         assert privacy.noise_multiplier is not None  # PrivacyArguments takes exactly one of the two
@@ -79,20 +93,23 @@ def plan_run(
         clip_norm=privacy.clip_norm,
         noise_multiplier=sigma,
         delta=privacy.delta,
+        group_size=unit.group_size,
     )
-    return RunPlan(config, num_examples, batch, steps)
+    return RunPlan(config, num_examples, batch, steps, unit)
 
 
 def describe_plan(plan: RunPlan) -> list[str]:
     """The plan in lines for a person."""
     lines = [
-        f"examples               {plan.num_examples:,}",
-        f"expected batch size    {plan.expected_batch_size:,}",
+        f"{plan.unit.sampled:<22} {plan.num_examples:,}",
+        f"expected batch size    {plan.expected_batch_size:,}{' authors' if plan.unit.samples_authors else ''}",
         f"sampling probability   {plan.sampling_probability:.6g}",
         f"steps                  {plan.steps:,}",
     ]
     if plan.privacy is None:
         return [*lines, "privacy                NONE: clipping and noise are turned off"]
+    if plan.unit.column is not None:
+        lines += [f"privacy unit           {plan.unit.name}", f"method                 {plan.unit.how}"]
     return [
         *lines,
         f"clip norm              {plan.privacy.clip_norm:g}",
@@ -104,6 +121,12 @@ def describe_plan(plan: RunPlan) -> list[str]:
 def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) -> list[str]:
     """The data sets in lines for a person. Counts of the training set other than its size are not for publishing."""
     lines = [f"tokens                 {int(train.lengths.sum()):,} in training"]
+    if train.authors is not None:
+        authors = train.authors
+        lines.append(f"authors                {len(authors):,} of {len(train):,} examples")
+        lines.append(f"                       {authors.largest:,} rows are of the largest")
+        if authors.num_left_out:
+            lines.append(f"                       {authors.num_left_out:,} rows are left out: --examples_per_unit")
     if train.num_cut:
         lines.append(f"                       {train.num_cut:,} examples are cut to --block_size")
     if train.num_without_answer:

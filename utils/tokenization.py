@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from dptune._validate import refuse, require_count
+from utils.privacy_units import Authors
 from utils.records import Record, end_of_turn
 
 if TYPE_CHECKING:
@@ -37,12 +38,14 @@ class TokenizedDataset:
             so no prediction of it exists.
         starts: N + 1 positions, int64; example i is `ids[starts[i]:starts[i + 1]]`, never empty.
         num_cut: how many examples were longer than the block size and lost their end.
+        authors: who wrote them, where that is the privacy unit.
     """
 
     ids: np.ndarray
     is_answer: np.ndarray
     starts: np.ndarray
     num_cut: int
+    authors: Authors | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -95,6 +98,8 @@ class TokenizedDataset:
         digest = hashlib.sha256()
         for array in (self.starts, self.ids, self.is_answer):
             digest.update(np.ascontiguousarray(array).tobytes())
+        if self.authors is not None:
+            digest.update(self.authors.of_row.tobytes())
         return digest.hexdigest()
 
 

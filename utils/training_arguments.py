@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.lora import DEFAULT_TARGETS
 from utils.data import DATA_DIR, DATASET_NAMES
+from utils.privacy_units import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
 from utils.prompts import PROMPT_STYLES
 from utils.pubmed import FIRST_DAY, LAST_DAY
 from utils.trackers import REPORT_TO_CHOICES, check_report_to
@@ -47,7 +48,8 @@ class PrivacyArguments:
     _argument_group_name = "privacy"
 
     clip_norm: float = field(
-        default=1.0, metadata={"help": "largest gradient norm of one example; negative: no privacy (with the noise)"}
+        default=1.0,
+        metadata={"help": "largest gradient norm of what is clipped as one; negative: no privacy (with the noise)"},
     )
     noise_multiplier: float | None = field(
         default=None,
@@ -57,7 +59,26 @@ class PrivacyArguments:
         default=None, metadata={"help": "find the noise multiplier for this epsilon instead"}
     )
     delta: float = field(
-        default=1e-7, metadata={"help": "chance that the bound may fail; below 1 / number of examples"}
+        default=1e-7, metadata={"help": "chance that the bound may fail; below 1 / number of examples (authors)"}
+    )
+    privacy_unit: str = field(
+        default=EXAMPLE,
+        metadata={"help": "whose presence is hidden: example (one row), or the column that names each row's author"},
+    )
+    examples_per_unit: int | None = field(
+        default=None, metadata={"help": "k: most examples of an author (see --user_level_method)"}
+    )
+    user_level_method: str = field(
+        default=USER_LEVEL,
+        metadata={
+            "help": "user-level: draw authors, clip what up to k of their examples add up to; example-level: keep k "
+            "examples an author, draw and clip examples, account for all k",
+            "choices": USER_LEVEL_METHODS,
+        },
+    )
+    unit_gradient: str = field(
+        default="mean",
+        metadata={"help": "how an author's gradients are put together before clipping", "choices": UNIT_GRADIENTS},
     )
     insecure_test_seed: int | None = field(
         default=None,
@@ -80,6 +101,27 @@ class PrivacyArguments:
             require_positive("--noise_multiplier", 1.0 if self.noise_multiplier is None else self.noise_multiplier)
             require_positive("--target_epsilon", 1.0 if self.target_epsilon is None else self.target_epsilon)
             require_delta(self.delta)
+        self._check_unit()
+
+    def _check_unit(self) -> None:
+        k = self.examples_per_unit
+        if self.privacy_unit == EXAMPLE:
+            if k is not None:
+                refuse("--examples_per_unit", k, "says nothing about single rows; name a column with --privacy_unit")
+            return
+        if not self.privacy_unit.strip():
+            refuse("--privacy_unit", self.privacy_unit, "give example, or the column that names each row's author")
+        if k is None:
+            refuse("--examples_per_unit", k, f"--privacy_unit {self.privacy_unit} needs it: most examples of an author")
+        require_count("--examples_per_unit", k)
+
+    @property
+    def unit(self) -> PrivacyUnit:
+        """What is protected, and how."""
+        if self.privacy_unit == EXAMPLE:
+            return PrivacyUnit()
+        assert self.examples_per_unit is not None  # _check_unit
+        return PrivacyUnit(self.privacy_unit, self.user_level_method, self.examples_per_unit, self.unit_gradient)
 
     @property
     def private(self) -> bool:

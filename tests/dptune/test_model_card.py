@@ -44,6 +44,7 @@ def test_the_card_states_the_numbers(tmp_path: Path) -> None:
         "Epsilon (ε)": "2.2572",
         "Delta (δ)": "1e-07",
         "Privacy unit": statement.privacy_unit,
+        "Method": statement.method,
         "Adjacency": statement.adjacency,
         "Sampler": statement.sampler,
         "Accountant": statement.accountant,
@@ -128,7 +129,7 @@ def test_names_from_the_user_break_nothing(tmp_path: Path, statement: PrivacySta
     assert len(re.findall(r"^---$", card, flags=re.MULTILINE)) == 2
     assert re.search(r"(?<!\\)<img", card) is None
     assert re.search(r"(?<!\\)\]\(http", card) is None
-    assert len(_table(card)) == (13 if statement.guarantee == "dp" else 0)
+    assert len(_table(card)) == (14 if statement.guarantee == "dp" else 0)
     for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
         ast.parse(block)
 
@@ -195,3 +196,20 @@ def test_nothing_measured_on_the_data_reaches_report_or_card(tmp_path: Path) -> 
     for value in ("3.14", "4.14", "2.718", "0.618", "61.8", "1.414"):
         assert value not in public
     assert "diagnostics.png" not in public, "the card must not show the diagnostics"
+
+
+@pytest.mark.parametrize("changes", [{"sampled": "authors"}, {"group_size": 4}])
+def test_a_card_about_authors_says_what_is_counted_and_what_is_not_covered(tmp_path: Path, changes: dict) -> None:
+    statement = private(
+        privacy_unit="one author (all rows with the same value in column user_id)", method="M", **changes
+    )
+    card = _card(tmp_path, statement)
+    assert "for the presence of one author (all rows with the same value in column user\\_id)" in card
+    assert "**One person under several names.**" in card
+    assert "**What others wrote.**" in card
+    assert "Several records of one person" not in card
+    assert f"**The number of training {statement.sampled}.**" in card
+    table = _table(card)
+    assert table["Method"] == "M"
+    assert table["Expected batch size"] == f"2048 {statement.sampled}"
+    assert table[f"Training {statement.sampled}"] == "75,329"

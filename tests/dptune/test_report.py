@@ -16,8 +16,8 @@ from dptune.report import PrivacyStatement, state_privacy, versions, write_priva
 
 REQUIRED_KEYS = [
     "epsilon", "delta", "noise_multiplier", "clip_norm", "sampling_probability", "expected_batch_size", "steps",
-    "repeated_steps", "num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source",
-    "guarantee", "reasons", "versions",
+    "repeated_steps", "num_examples", "sampled", "privacy_unit", "method", "group_size", "adjacency", "accountant",
+    "sampler", "noise_source", "guarantee", "reasons", "versions",
 ]  # fmt: skip
 
 SETTINGS: dict[str, Any] = {
@@ -99,6 +99,8 @@ def test_without_a_guarantee_epsilon_is_null_and_the_reasons_are_listed(tmp_path
         {"repeated_steps": 185},
         {"guarantee": "none", "epsilon": None, "reasons": ["the noise seed was fixed"], "repeated_steps": 185},
         {"sampling_probability": 0.5},
+        {"group_size": 0},
+        {"group_size": 75330},
         {"sampling_probability": 1.5, "expected_batch_size": 1.5 * 75329},
     ],
 )

@@ -25,7 +25,7 @@ REPORT_KEYS = {
     *("epsilon", "delta", "noise_multiplier", "clip_norm", "sampling_probability", "expected_batch_size", "steps"),
     *("num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source", "guarantee", "reasons"),
     "versions",
-    "repeated_steps",
+    *("repeated_steps", "sampled", "method", "group_size"),
 }
 TOKEN = "hf_a_secret_that_must_not_appear"
 
