@@ -1,4 +1,4 @@
-r"""Fine-tune a causal language model with LoRA under differential privacy (DP-SGD with AdamW).
+r"""Fine-tune a causal language model under differential privacy: LoRA adapters, or with --trainable the model itself.
 
     accelerate launch --config_file accelerate_configs/accelerate_config_nofsdp.cfg train_clm.py \
         --train_file my.json --model_name_or_path PATH --output_dir OUT --block_size 512 \
@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from transformers import get_scheduler
 
-from dptune import CausalLMLoss, GaussianNoise, Ledger, PlainStep, PrivateStep, add_lora, trainable_parameters
+from dptune import CausalLMLoss, GaussianNoise, Ledger, PlainStep, PrivateStep, trainable_parameters
 from dptune.checkpoint import TrainingState
+from dptune.clipping import layers_of
 from dptune.identity import refuse_other_run
 from dptune.ranks import require_equal
-from dptune.step import MicroBatchStats
+from dptune.step import MicroBatchStats, released_size
 from utils.arguments import ModelArguments, exit_on_invalid_argument, parse, public_config
 from utils.data import load_training_data
 from utils.evaluation import held_out_loss
@@ -35,6 +37,7 @@ from utils.launch import compute_dtype, loss_scale, make_accelerator, memory_set
 from utils.memory import device_memory
 from utils.micro_batches import MicroBatches, remembered_budget
 from utils.modeling import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
+from utils.optimizers import make_optimizer
 from utils.randomness import make_noise, make_sampler
 from utils.resume import (
     Checkpoints,
@@ -51,7 +54,9 @@ from utils.run_plan import RunPlan, describe_data, describe_model, describe_plan
 from utils.sharded_model import describe_shards
 from utils.tokenization import TokenizedDataset
 from utils.trackers import start_trackers
+from utils.trainable import Losses, check_rules, in_autocast, prepare_trainable
 from utils.training_arguments import (
+    ClippingArguments,
     DataArguments,
     LoraArguments,
     OptimizationArguments,
@@ -60,7 +65,15 @@ from utils.training_arguments import (
 )
 from utils.unit_batches import Draw, rows_of
 
-GROUPS = (ModelArguments, DataArguments, PrivacyArguments, LoraArguments, OptimizationArguments, OutputArguments)
+GROUPS = (
+    ModelArguments,
+    DataArguments,
+    PrivacyArguments,
+    ClippingArguments,
+    LoraArguments,
+    OptimizationArguments,
+    OutputArguments,
+)
 _RANKS_CHECKED_EVERY = 10  # steps
 
 
@@ -75,23 +88,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: FolderLock) -> None:
     """Plan, load, train, write."""
-    model_args, data_args, privacy_args, lora_args, optimization, output = groups
+    model_args, data_args, privacy_args, clipping_args, lora_args, optimization, output = groups
     sharding, folder = sharding_of_launch(), Path(output.output_dir)
     lock.take(folder)
     saved = find_saved_run(output, accelerator)
     dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
     name, hub = model_args.model_name_or_path, {"token": model_args.access_token, "revision": model_args.revision}
-    lora = {"rank": lora_args.lora_r, "alpha": lora_args.lora_alpha, "targets": lora_args.lora_target_modules}
     recompute = optimization.gradient_ckpt or (sharding is not None and sharding.checkpoint_activations)
 
     skeleton = load_skeleton(name, **hub)
     require_context(skeleton, data_args.block_size)
-    add_lora(skeleton, **lora)  # a wrong target is found here, before gigabytes are read
+    # A wrong target is found here, before gigabytes are read.
+    names = prepare_trainable(skeleton, lora_args, sharded=sharding is not None, bits=model_args.qbits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
     unit = privacy_args.unit
     train, held_out = load_training_data(tokenizer=tokenizer, unit=unit, seed=optimization.seed, **vars(data_args))
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
-    plan = plan_run(privacy_args, optimization, num_examples=num_sampled(unit, train), world_size=processes)
+    clipping = clipping_args.style(layers_of(names).values())
+    plan = plan_run(
+        privacy_args, optimization, num_examples=num_sampled(unit, train), world_size=processes, clipping=clipping
+    )
     identity = {"run": run_identity(plan, train, privacy_args)}
     if saved is not None:
         refuse_other_run(saved.identity["run"], identity["run"])
@@ -107,8 +123,9 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
         return
 
     set_seed(optimization.seed)  # the adapters' start; noise and sampling are keyed from the operating system
-    model = load_model(name, **hub, dtype=dtype, device=accelerator.device, bits=model_args.qbits, sharding=sharding)
-    add_lora(model, **lora)
+    held = torch.float32 if lora_args.trainable else dtype
+    model = load_model(name, **hub, dtype=held, device=accelerator.device, bits=model_args.qbits, sharding=sharding)
+    prepare_trainable(model, lora_args)
     if sharding is not None:
         accelerator.print(describe_shards(model, accelerator.num_processes))
     identity["model"] = model_identity(model)
@@ -123,10 +140,17 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     lock.take(folder)
     start_trackers(accelerator, output.report_to, "dptune", config, logging_dir=folder / "tracking")
     every, keep = output.checkpointing_steps, output.save_total_limit
-    checkpoints = Checkpoints(folder, ledger, identity, config, every=every, keep=keep, accelerator=accelerator)
+    trained = names if lora_args.trainable else None
+    checkpoints = Checkpoints(
+        folder, ledger, identity, config, every=every, keep=keep, accelerator=accelerator, trained=trained
+    )
+    losses = in_autocast(CausalLMLoss(model), dtype if lora_args.trainable else torch.float32, accelerator.device)
+    if lora_args.trainable and plan.privacy is not None:
+        check_rules(model, CausalLMLoss(model), accelerator.device)
     pad, in_step = tokenizer.pad_token_id, sharding is not None
     micro_batches = MicroBatches(train, token_budget, pad, accelerator, in_step=in_step, folder=folder)
-    run = Run(accelerator, model, plan, privacy_args, ledger, micro_batches, held_out, checkpoints, loss_scale(dtype))
+    scale = loss_scale(dtype)
+    run = Run(accelerator, model, losses, plan, privacy_args, ledger, micro_batches, held_out, checkpoints, scale)
     start = saved.step if saved else 0
     last = broadcast_object_list([last_step(plan, ledger, privacy_args.target_epsilon, start)])[0]
     with RunLog(
@@ -140,9 +164,8 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
             "go on with --resume_from_checkpoint latest"
         )
     elif accelerator.is_main_process:
-        finish_run(
-            folder, model, plan, ledger, completed=end.completed, noise=end.noise, base_model=name, diagnostics=log.rows
-        )
+        facts: dict[str, Any] = {"base_model": name, "tokenizer": tokenizer, "diagnostics": log.rows}
+        finish_run(folder, model, plan, ledger, completed=end.completed, noise=end.noise, **facts)
 
 
 @dataclass(frozen=True)
@@ -160,6 +183,7 @@ class Run:
 
     accelerator: Accelerator
     model: Any
+    losses: Losses
     plan: RunPlan
     privacy: PrivacyArguments
     ledger: Ledger | None  # on the main process of a private run
@@ -173,29 +197,37 @@ class Run:
     ) -> End:
         """Train from what was saved until after step `last`, or until asked to stop."""
         parameters = trainable_parameters(self.model)
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        own_step = self._step(settings, saved.step if saved else 0)
+        optimizer = make_optimizer(
+            settings.optimizer,
+            parameters,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+            noise_std=own_step.gradient_noise_std,
+        )
         schedule = get_scheduler(
             settings.lr_scheduler_type, optimizer, settings.num_warmup_steps, num_training_steps=self.plan.steps
         )
-        completed = restore(saved, self.model, optimizer, schedule)
-        losses = CausalLMLoss(self.model)
+        completed = restore(saved, self.model, optimizer, schedule, own_step)
         self.model.train()  # transformers recomputes activations in training mode only
         seed = self.privacy.insecure_test_seed
         authors = self.micro_batches.data.authors
         sampler = make_sampler(self.plan, self.accelerator, authors, test_seed=seed, completed=completed)
-        with self._step(settings, completed) as step, StopRequest(announce=self.accelerator.is_main_process) as stop:
+        with own_step as step, StopRequest(announce=self.accelerator.is_main_process) as stop:
+            save = partial(self.checkpoints.save, model=self.model, optimizer=optimizer, schedule=schedule, step=step)
             if completed == 0:
-                log.record(StepMetrics(step=0, eval_loss=self._evaluate(losses)))
+                log.record(StepMetrics(step=0, eval_loss=self._evaluate()))
                 if self.checkpoints.every:
-                    self.checkpoints.save(0, self.model, optimizer, schedule)
+                    save(0)
             for number in range(completed + 1, last + 1):
                 began = time.perf_counter()
                 if number % _RANKS_CHECKED_EVERY == 1:
                     require_equal(parameters, self.accelerator.gather)
                 draw = sampler.draw()
-                seen = self.micro_batches.run(draw, step, losses, stop)
+                seen = self.micro_batches.run(draw, step, self.losses, stop)
                 if seen is None:
-                    self.checkpoints.save(completed, self.model, optimizer, schedule)
+                    save(completed)
                     break
                 step.finish()
                 learning_rate = optimizer.param_groups[0]["lr"]
@@ -210,12 +242,12 @@ class Run:
                         seconds=seconds,
                         learning_rate=learning_rate,
                         epsilon=self._running_epsilon(),
-                        eval_loss=self._evaluate(losses) if evaluate else None,
+                        eval_loss=self._evaluate() if evaluate else None,
                         **self._measured(draw, seen),
                     )
                 )
                 if self.checkpoints.due(completed, last):
-                    self.checkpoints.save(completed, self.model, optimizer, schedule)
+                    save(completed)
             stopped_by = (stop.name or "a signal") if completed < last else None
             return End(completed, stopped_by, step.noise)
 
@@ -226,7 +258,7 @@ class Run:
         if self.plan.privacy is None:
             return PlainStep(self.model, self.plan.expected_batch_size, **ranks)
         rank = self.accelerator.process_index
-        size = sum(parameter.numel() for parameter in trainable_parameters(self.model))
+        size = released_size(self.model, self.plan.privacy)
         noise = make_noise(size, rank, test_seed=self.privacy.insecure_test_seed, completed=completed)
         return PrivateStep(self.model, self.plan.privacy, ledger=self.ledger, noise=noise, rank=rank, **ranks)
 
@@ -242,12 +274,12 @@ class Run:
     def _running_epsilon(self) -> float | None:
         return self.ledger.running_epsilon(self.plan.privacy.delta) if self.ledger and self.plan.privacy else None
 
-    def _evaluate(self, losses: CausalLMLoss) -> float | None:
+    def _evaluate(self) -> float | None:
         if self.held_out is None:
             return None
         self.model.eval()
         loss = held_out_loss(
-            losses,
+            self.losses,
             self.held_out,
             token_budget=self.micro_batches.token_budget,
             pad_token_id=self.micro_batches.pad_token_id,

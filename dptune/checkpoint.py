@@ -1,7 +1,8 @@
 """Checkpoints: what a run needs to go on after a crash, in a folder that is whole or not there.
 
-`<run>/checkpoint-<step>` holds the adapter (`lora_weights.bin`, from which one can sample), the optimizer with its
-schedule, the step with what a resumed run must share, a copy of the ledger, and a manifest of sizes and SHA-256 sums.
+`<run>/checkpoint-<step>` holds what is trained (`lora_weights.bin`, an adapter from which one can sample, or
+`trained_weights.bin`, parameters of the model itself), the optimizer with its schedule, the step with what a resumed
+run must share, a copy of the ledger, and a manifest of sizes and SHA-256 sums.
 It is filled under a hidden name, synced, and renamed; what a crash leaves under a hidden name is cleared by the next
 save. Neither sampling nor noise has a state to keep: a resumed run draws both afresh, and the ledger counts the steps
 that are run again. A checkpoint is not for publishing as it is: its identity lets a guess of the data be confirmed.
@@ -18,7 +19,7 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ from dptune._validate import refuse, require_count
 from dptune.adapter_files import WEIGHTS_NAME, torch_bytes
 from dptune.ledger import Ledger
 
+TRAINED_NAME = "trained_weights.bin"
 OPTIMIZER_NAME = "optimizer.pt"
 STATE_NAME = "state.json"
 LEDGER_NAME = "ledger.jsonl"
@@ -39,7 +41,7 @@ _FLAG = "--resume_from_checkpoint"
 _FORMAT = 1  # of the whole folder: raise it when a checkpoint can no longer be read as this module reads it
 _NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 _HIDDEN = re.compile(r"\.(checkpoint-\d+)\.[0-9a-f]+\.(tmp|replaced)")
-_ALWAYS = {WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME}
+_ALWAYS = {OPTIMIZER_NAME, STATE_NAME}  # and one of the two files of weights
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -52,18 +54,20 @@ class TrainingState:
         ledger_steps: lines in the ledger at that moment; 0 for a run without privacy.
         identity: what a resumed run must share, as plain JSON.
         config: the resolved configuration, as plain JSON without secrets.
-        adapter: as `adapter_files.adapter_state_dict` gives it.
+        weights: as `adapter_files.adapter_state_dict` gives them, or the trained parameters by name.
         optimizer: the optimizer's `state_dict`.
         schedule: the learning-rate schedule's `state_dict`.
+        mechanism: the step's `state_dict`.
     """
 
     step: int
     ledger_steps: int
     identity: dict[str, Any]
     config: dict[str, Any]
-    adapter: dict[str, Tensor]
+    weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
+    mechanism: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -148,9 +152,10 @@ def find_checkpoint(run_folder: str | os.PathLike[str], which: str) -> Path | No
 
 def _contents(state: TrainingState, ledger: bytes | None) -> Iterator[tuple[str, bytes | memoryview]]:
     """(name, content) of the files but the manifest, one at a time."""
-    yield WEIGHTS_NAME, torch_bytes(state.adapter)
+    is_adapter = any(name.endswith(".lora.alpha") for name in state.weights)
+    yield WEIGHTS_NAME if is_adapter else TRAINED_NAME, torch_bytes(state.weights)
     yield OPTIMIZER_NAME, torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
-    plain = {name: getattr(state, name) for name in ("step", "ledger_steps", "identity", "config")}
+    plain = {name: getattr(state, name) for name in ("step", "ledger_steps", "identity", "config", "mechanism")}
     yield STATE_NAME, _json_bytes(plain)
     if ledger is not None:
         yield LEDGER_NAME, ledger
@@ -246,11 +251,12 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> TrainingState:
-    adapter, saved = (
-        torch.load(folder / name, map_location="cpu", weights_only=True) for name in (WEIGHTS_NAME, OPTIMIZER_NAME)
+    name = WEIGHTS_NAME if (folder / WEIGHTS_NAME).exists() else TRAINED_NAME
+    weights, saved = (
+        torch.load(folder / file, map_location="cpu", weights_only=True) for file in (name, OPTIMIZER_NAME)
     )
     plain = json.loads((folder / STATE_NAME).read_bytes())
-    return TrainingState(**plain, adapter=adapter, optimizer=saved["optimizer"], schedule=saved["schedule"])
+    return TrainingState(**plain, weights=weights, optimizer=saved["optimizer"], schedule=saved["schedule"])
 
 
 def _damage(folder: Path) -> str | None:
@@ -268,10 +274,15 @@ def _damage(folder: Path) -> str | None:
 
 def _listed(manifest: Any) -> dict[str, Any]:
     """The files of a manifest; an error where it is not that of a checkpoint which this module reads."""
-    if manifest["format"] != _FORMAT or manifest["files"].keys() - {LEDGER_NAME} != _ALWAYS:
+    if manifest["format"] != _FORMAT or not _is_complete(manifest["files"].keys()):
         raise ValueError
     files: dict[str, Any] = manifest["files"]
     return files
+
+
+def _is_complete(names: Iterable[str]) -> bool:
+    without = set(names) - {LEDGER_NAME}
+    return without in (_ALWAYS | {WEIGHTS_NAME}, _ALWAYS | {TRAINED_NAME})
 
 
 def _file_damage(path: Path, *, size: int, sha256: str) -> str | None:

@@ -98,6 +98,20 @@ Clipping = Flat | PerLayer | Automatic | Adaptive
 FLAT = Flat()
 
 
+def describe(clipping: Clipping) -> str:
+    """The style in words, for the report."""
+    if isinstance(clipping, PerLayer):
+        return "per layer, " + ("equal shares" if clipping.clip_norms is None else "given clip norms")
+    if isinstance(clipping, Automatic):
+        return f"automatic: every gradient is normalised, gamma {clipping.gamma:g}"
+    if isinstance(clipping, Adaptive):
+        return (
+            f"adaptive: the clip norm starts at C and follows the {clipping.quantile:g} quantile of the norms, "
+            "estimated privately within the same epsilon"
+        )
+    return "flat"
+
+
 def layers_of(parameters: Iterable[str]) -> dict[str, str]:
     """{parameter: the layer that it is clipped with}: the module that owns it, both matrices of an adapter together."""
     return {name: name.rpartition(".")[0].removesuffix(".A").removesuffix(".B") for name in parameters}

@@ -1,7 +1,7 @@
-"""The model card (README.md) that travels with an adapter: what it promises, what it doesn't, and how to load it.
+"""The model card (README.md) that travels with an adapter or a model: what it promises, what it doesn't, how to load it.
 
-A card is published with the adapter, so it is written from the `PrivacyStatement` alone. Names that the user typed are
-reduced to what can neither break the Markdown nor give away where things lie on the user's machine.
+A card is published with what was trained, so it is written from the `PrivacyStatement` alone. Names that the user typed
+are reduced to what can neither break the Markdown nor give away where things lie on the user's machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_GUARANTEED = """\
 - **Anything but the training set.** Held-out or validation examples and the base model's own training data are not
   covered.
 - **The number of training {sampled}.** It is published in this card.
-- **Companion files.** The adapter, this card, its plot and `privacy_report.json` are all that may be published.
+- **Companion files.** The {noun}, this card, its plot and `privacy_report.json` are all that may be published.
   `diagnostics*` and `all_results.json` of the same run, and what a tracker stored, hold losses and gradient norms
   measured on the data: they are not private.
 - **The machine.** Timing and other side channels, and attacks on floating-point rounding of the noise, are outside the
@@ -63,6 +63,18 @@ model = PeftModel.from_pretrained(model, ".")
 """
 
 
+_USE_WHOLE = """\
+In the folder of this card:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("model")
+tokenizer = AutoTokenizer.from_pretrained("model")
+```
+"""
+
+
 def write_model_card(
     path: str | os.PathLike[str],
     statement: PrivacyStatement,
@@ -70,22 +82,26 @@ def write_model_card(
     base_model: str,
     title: str | None = None,
     epsilon_plot: str | None = None,
+    whole: bool = False,
 ) -> None:
-    """Write README.md for an adapter, whole or not at all.
+    """Write README.md for an adapter, or for a whole model, at once or not at all.
 
     Args:
         path: the file to write.
         statement: what was guaranteed; nothing else about the run enters the card.
         base_model: hub name or local path of the model that was adapted; of a path only the last part is shown.
         title: the heading; made from the base model's name if None.
+        whole: whether parameters of the model itself were trained, which lies in the folder `model` beside the card.
         epsilon_plot: file name of the plot of epsilon by step, beside the card; None for no plot.
     """
     base = published_name(base_model)
     private = statement.guarantee == "dp"
     heading = title or f"{base}, fine-tuned " + ("with differential privacy" if private else "without privacy")
-    parts = [_front_matter(base, private), f"# {_escape(heading)}\n"]
-    parts += _private_body(statement, base, epsilon_plot) if private else _open_body(statement, base)
-    parts += ["## How to load it\n", _USE.format(base=base), _made_with(statement)]
+    noun, what = ("model", "fine-tuned copy of") if whole else ("adapter", "LoRA adapter for")
+    parts = [_front_matter(base, private, whole), f"# {_escape(heading)}\n"]
+    it = f"A {what} `{base}`"
+    parts += _private_body(statement, epsilon_plot, it, noun) if private else _open_body(statement, it, noun)
+    parts += ["## How to load it\n", (_USE_WHOLE if whole else _USE).format(base=base), _made_with(statement)]
     with atomic_write(path) as file:
         file.write("\n".join(parts))
 
@@ -105,46 +121,48 @@ def published_name(model: str) -> str:
     return re.sub(r"[^\w.+/-]", "_", name) if name.strip(".") else "local-model"
 
 
-def _front_matter(base: str, private: bool) -> str:
+def _front_matter(base: str, private: bool, whole: bool) -> str:
     """YAML that model hubs read. A JSON string is a YAML string, whatever it holds."""
-    tags = ["dptune", "lora"] + (["differential-privacy", "dp-sgd"] if private else [])
-    lines = [f"base_model: {json.dumps(base)}", "library_name: peft", "tags:", *(f"- {tag}" for tag in tags)]
+    tags = ["dptune", *([] if whole else ["lora"]), *(["differential-privacy", "dp-sgd"] if private else [])]
+    library = "transformers" if whole else "peft"
+    lines = [f"base_model: {json.dumps(base)}", f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags)]
     return "\n".join(["---", *lines, "---\n"])
 
 
-def _private_body(statement: PrivacyStatement, base: str, epsilon_plot: str | None) -> list[str]:
+def _private_body(statement: PrivacyStatement, epsilon_plot: str | None, it: str, noun: str) -> list[str]:
     assert statement.epsilon is not None
     assert statement.delta is not None
     claim = f"**ε = {_rounded_up(statement.epsilon)} at δ = {float(statement.delta)!r}**"
     parts = [
-        f"A LoRA adapter for `{base}`, trained with differential privacy: {claim}, for the presence of "
+        f"{it}, trained with differential privacy: {claim}, for the presence of "
         f"{_escape(statement.privacy_unit)} in the training data.\n",
         "## What this means\n",
-        _meaning(statement) + "\n",
+        _meaning(statement, noun) + "\n",
         "## How it was measured\n",
         _table(statement),
     ]
     if statement.repeated_steps:
-        parts.append(_repeated(statement))
+        parts.append(_repeated(statement, noun))
     if epsilon_plot:
         parts.append(f"![Epsilon by training step]({re.sub(r'[^A-Za-z0-9._-]', '_', epsilon_plot)})\n")
     several = _RECORDS if statement.group_size == 1 and statement.sampled == "examples" else _AUTHORS
-    return [*parts, "## What is not guaranteed\n", _NOT_GUARANTEED.format(several=several, sampled=statement.sampled)]
+    limits = _NOT_GUARANTEED.format(several=several, sampled=statement.sampled, noun=noun)
+    return [*parts, "## What is not guaranteed\n", limits]
 
 
-def _open_body(statement: PrivacyStatement, base: str) -> list[str]:
+def _open_body(statement: PrivacyStatement, it: str, noun: str) -> list[str]:
     """The body for a run without a guarantee: no figure that could be mistaken for one."""
     reasons = "\n".join(f"> - {_escape(reason)}" for reason in statement.reasons)
     return [
         "> **There is no privacy guarantee.** Texts of the training data, or facts about the people in it, may be",
-        f"> recovered from this adapter. Why there is none:\n>\n{reasons}\n",
-        f"This is a LoRA adapter for `{base}`. Handle it as you would handle the training data themselves.",
+        f"> recovered from this {noun}. Why there is none:\n>\n{reasons}\n",
+        f"{it}. Handle it as you would handle the training data themselves.",
         "`diagnostics*` and `all_results.json` of the same run were measured on the data: they must not be published",
         "either.\n",
     ]
 
 
-def _meaning(statement: PrivacyStatement) -> str:
+def _meaning(statement: PrivacyStatement, noun: str) -> str:
     """Two sentences for somebody who never heard of epsilon.
 
     The second is the best accuracy of any test between two neighbouring data sets that are equally likely beforehand:
@@ -156,10 +174,10 @@ def _meaning(statement: PrivacyStatement) -> str:
     accuracy = (1 + statement.delta * odds_against) / (1 + odds_against)
     return (
         f"Take {_escape(statement.privacy_unit)} out of the training data, or put one in: nothing that can be seen in "
-        f"this adapter becomes more than {_factor(statement.epsilon)} times as likely or as unlikely, except with a "
+        f"this {noun} becomes more than {_factor(statement.epsilon)} times as likely or as unlikely, except with a "
         f"probability of {float(statement.delta)!r}. So somebody who knows all the other data, and for whom it is an "
         f"even bet whether this one was among them, guesses right at most {_percent(accuracy)} of the time after "
-        "studying the adapter."
+        f"studying the {noun}."
     )
 
 
@@ -176,6 +194,7 @@ def _table(statement: PrivacyStatement) -> str:
         "Accountant": _escape(statement.accountant),
         "Noise multiplier (σ)": f"{statement.noise_multiplier:.6g}",
         "Clip norm (C)": f"{statement.clip_norm:.6g}",
+        "Clipping": _escape(statement.clipping),
         "Sampling probability (q)": f"{statement.sampling_probability:.6g}",
         "Expected batch size": f"{statement.expected_batch_size:.6g} {_escape(statement.sampled)}",
         "Steps": f"{statement.steps:,}",
@@ -186,11 +205,11 @@ def _table(statement: PrivacyStatement) -> str:
     return "\n".join(["| | |", "|---|---|", *lines, "", "Unrounded figures are in `privacy_report.json`.\n"])
 
 
-def _repeated(statement: PrivacyStatement) -> str:
+def _repeated(statement: PrivacyStatement, noun: str) -> str:
     number = statement.repeated_steps
     which = "1 of these steps is" if number == 1 else f"{number:,} of these steps are"
     return (
-        f"{which} not part of the adapter: an interruption lost what came of them, and the training went on from an "
+        f"{which} not part of the {noun}: an interruption lost what came of them, and the training went on from an "
         "earlier state. ε counts every step all the same.\n"
     )
 

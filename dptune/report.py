@@ -20,6 +20,7 @@ from typing import Literal, TypeGuard
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import ACCOUNTANT, ADJACENCY
+from dptune.clipping import describe
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
@@ -48,7 +49,9 @@ class PrivacyStatement:
         epsilon: spent by the steps that were run, at `delta`; None when there is no guarantee.
         delta: the probability with which the bound by epsilon may fail; None where none was set.
         noise_multiplier: standard deviation of the noise on the clipped sum over `clip_norm`; None without noise.
-        clip_norm: largest L2 norm of one unit's gradient in the sum; None without clipping.
+        clip_norm: largest L2 norm of one unit's gradient in the sum (in the first step's, if it is adaptive); None
+            without clipping.
+        clipping: the style.
         sampling_probability: chance of each example (or whatever is `sampled`) to enter a step's batch.
         expected_batch_size: `sampling_probability` times `num_examples`, in what is `sampled`.
         steps: noisy steps that were run and recorded.
@@ -72,6 +75,7 @@ class PrivacyStatement:
     delta: float | None
     noise_multiplier: float | None
     clip_norm: float | None
+    clipping: str = "flat"
     sampling_probability: float
     expected_batch_size: float
     steps: int
@@ -143,6 +147,7 @@ def state_privacy(
         delta=config.delta,
         noise_multiplier=config.noise_multiplier,
         clip_norm=config.clip_norm,
+        clipping=describe(config.clipping),
         sampling_probability=config.sampling_probability,
         expected_batch_size=config.expected_batch_size,
         steps=ledger.steps,
@@ -178,6 +183,7 @@ def state_no_privacy(
         delta=None,
         noise_multiplier=None,
         clip_norm=None,
+        clipping="none",
         sampling_probability=expected_batch_size / num_examples,
         expected_batch_size=expected_batch_size,
         steps=steps,

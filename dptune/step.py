@@ -77,6 +77,9 @@ class PrivateStep:
     ) -> None:
         if rank == 0 and ledger is None:
             raise InvalidArgument("ledger=None: rank 0 must record every step; pass dptune.Ledger(path)")
+        if rank == 0 and ledger is not None and ledger.group_size != config.group_size:
+            remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
+            refuse("ledger", f"{ledger.path} with a group size of {ledger.group_size}", remedy)
         if world_size > 1 and gather is None and reduce is None:
             raise InvalidArgument(f"gather=None: {world_size} processes need one; pass accelerator.gather")
         if not (loss_scale > 0 and frexp(loss_scale)[0] == 0.5):
@@ -235,8 +238,10 @@ class PlainStep:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def backward(self, losses: Tensor) -> MicroBatchStats:
-        """Add one micro-batch's gradients to `.grad`: all of them or, if an error is raised, none."""
+    def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
+        """Add one micro-batch's gradients to `.grad`: all of them or, if an error is raised, none. Units change
+        nothing: their gradients are not clipped."""
+        _require_losses(losses, rows_per_unit)
         self._start()
         grads = torch.autograd.grad(losses.sum() * self._loss_scale, self._parameters, allow_unused=True)
         for parameter, grad in zip(self._parameters, grads, strict=True):
@@ -260,6 +265,18 @@ class PlainStep:
             assert parameter.grad is not None
             parameter.grad.div_(self._expected_batch_size * self._loss_scale)
         self._fresh = True
+
+    def gradient_noise_std(self) -> float:
+        """There is no noise."""
+        return 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """Nothing has to be kept from step to step."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from `state_dict()`."""
+        assert not state, "the state of a private step"
 
     def _start(self) -> None:
         if self._fresh:

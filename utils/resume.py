@@ -7,6 +7,7 @@ is another release when it runs again, and the ledger counts both.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ from dptune.adapter_files import adapter_state_dict
 from dptune.checkpoint import LEDGER_NAME, TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
 from dptune.ledger import Ledger
 from dptune.lora import adapters
+from dptune.step import PlainStep, PrivateStep
 from utils.run_outputs import refuse_existing_run
 from utils.run_plan import RunPlan
 from utils.tokenization import TokenizedDataset
+from utils.trainable import parameters_by_name
 from utils.training_arguments import OptimizationArguments, OutputArguments, PrivacyArguments
+
+AnyStep = PrivateStep | PlainStep
 
 _SAMPLED_VALUES = 16  # at most, of each frozen weight: enough to tell models apart, and read in an instant
 
@@ -83,6 +88,7 @@ def run_identity(plan: RunPlan, data: TokenizedDataset, privacy: PrivacyArgument
         author_level |= {"unit_gradient": unit.gradient} if unit.samples_authors else {}
     return author_level | {
         "clip_norm": mechanism.clip_norm if mechanism else None,
+        "clipping": repr(mechanism.clipping) if mechanism else None,
         "noise_multiplier": mechanism.noise_multiplier if mechanism else None,
         "delta": mechanism.delta if mechanism else None,
         "expected_batch_size": plan.expected_batch_size,
@@ -95,12 +101,18 @@ def run_identity(plan: RunPlan, data: TokenizedDataset, privacy: PrivacyArgument
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
-    """The base model and the adapters' shapes, as JSON values; meaningful on the main process only."""
+    """The base model and the shapes of what is trained, as JSON values; meaningful on the main process only."""
     shapes = {
         name: [adapter.rank, *adapter.B.weight.shape[:1], *adapter.A.weight.shape[1:], adapter.alpha]
         for name, adapter in adapters(model)
     }
-    return {"base_model": _fingerprint(model), "adapters": shapes}
+    identity: dict[str, Any] = {"base_model": _fingerprint(model), "adapters": shapes}
+    if not shapes:
+        trained = {
+            name: list(parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+        identity["trained"] = trained
+    return identity
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -146,6 +158,7 @@ class Checkpoints:
         every: steps between checkpoints; 0 for none.
         keep: how many are kept; None keeps all.
         accelerator: the ranks.
+        trained: names of the model's own parameters, if they are trained; None for adapters.
     """
 
     folder: Path
@@ -155,8 +168,9 @@ class Checkpoints:
     every: int
     keep: int | None
     accelerator: Accelerator
+    trained: Sequence[str] | None = None
 
-    def save(self, completed: int, model: nn.Module, optimizer: Any, schedule: Any) -> None:
+    def save(self, completed: int, model: nn.Module, optimizer: Any, schedule: Any, step: AnyStep) -> None:
         """Write what a run that has completed so many steps needs to go on; every rank calls it."""
         if self.accelerator.is_main_process:
             state = TrainingState(
@@ -164,9 +178,10 @@ class Checkpoints:
                 ledger_steps=self.ledger.steps if self.ledger else 0,
                 identity=self.identity,
                 config=self.config,
-                adapter=adapter_state_dict(model),
+                weights=adapter_state_dict(model) if self.trained is None else parameters_by_name(model, self.trained),
                 optimizer=optimizer.state_dict(),
                 schedule=schedule.state_dict(),
+                mechanism=step.state_dict(),
             )
             save_checkpoint(self.folder, state, self.ledger, keep=self.keep)
 
@@ -175,13 +190,15 @@ class Checkpoints:
         return self.every > 0 and (completed % self.every == 0 or completed == last)
 
 
-def restore(saved: TrainingState | None, model: nn.Module, optimizer: Any, schedule: Any) -> int:
+def restore(saved: TrainingState | None, model: nn.Module, optimizer: Any, schedule: Any, step: AnyStep) -> int:
     """Put back what was saved, the same on every rank; returns the steps that were completed."""
     if saved is None:
         return 0
-    weights = {name: value for name, value in saved.adapter.items() if not name.endswith(".alpha")}
+    weights = {name: value for name, value in saved.weights.items() if not name.endswith(".alpha")}
     unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
-    assert not unexpected, f"the saved adapter is of another model: {unexpected[0]}"
+    assert not unexpected, f"what was saved is of another model: {unexpected[0]}"
     optimizer.load_state_dict(saved.optimizer)
     schedule.load_state_dict(saved.schedule)
+    if saved.mechanism:
+        step.load_state_dict(saved.mechanism)
     return saved.step

@@ -17,12 +17,14 @@ from dptune.accounting import Spend, compose
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.checkpoint import LEDGER_NAME
 from dptune.ledger import Ledger
+from dptune.lora import adapters
 from dptune.model_card import published_name, write_model_card
 from dptune.noise import GaussianNoise
 from dptune.plots import plot_diagnostics, plot_epsilon
 from dptune.report import PrivacyStatement, state_no_privacy, state_privacy, write_privacy_report
 from utils.run_log import DIAGNOSTICS_NAME, write_all_results
 from utils.run_plan import RunPlan
+from utils.trainable import MODEL_NAME, save_trained_model
 
 REPORT_NAME = "privacy_report.json"
 CONFIG_NAME = "run_config.json"
@@ -34,7 +36,7 @@ _CURVE_POINTS = 20
 
 def refuse_existing_run(output_dir: str) -> None:
     """A folder with a run in it is left alone: its ledger and its adapter belong together."""
-    for name in (LEDGER_NAME, REPORT_NAME, WEIGHTS_NAME, DIAGNOSTICS_NAME):
+    for name in (LEDGER_NAME, REPORT_NAME, WEIGHTS_NAME, MODEL_NAME, DIAGNOSTICS_NAME):
         if (Path(output_dir) / name).exists():
             refuse("--output_dir", output_dir, f"holds a run already ({name}); give another folder or move it away")
 
@@ -60,22 +62,28 @@ def finish_run(
     completed: int,
     noise: GaussianNoise | None,
     base_model: str,
+    tokenizer: Any,
     diagnostics: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write everything at the end of a run and say what it is. The adapter comes last: where it is, its report is."""
+    """Write everything at the end of a run and say what it is. What was trained comes last: where it is, its report
+    is."""
+    whole = not any(adapters(model))
     statement = _statement(plan, ledger, noise, completed)
     write_privacy_report(folder / REPORT_NAME, statement)
     if statement.epsilon is not None:
         _plot_epsilon(folder / EPSILON_PLOT, statement)
     plot = EPSILON_PLOT if statement.epsilon is not None else None
-    write_model_card(folder / "README.md", statement, base_model=base_model, epsilon_plot=plot)
+    write_model_card(folder / "README.md", statement, base_model=base_model, epsilon_plot=plot, whole=whole)
     plot_diagnostics(folder / "diagnostics.png", diagnostics, clip_norm=statement.clip_norm)
     results = summarise_run(diagnostics)
     write_all_results(folder / RESULTS_NAME, results)
-    save_adapter(model, folder, base_model=published_name(base_model))
+    if whole:
+        save_trained_model(model, tokenizer, folder)
+    else:
+        save_adapter(model, folder, base_model=published_name(base_model))
     if completed < plan.steps:
         print(f"stopped by budget      after step {completed} of {plan.steps}: one more would exceed --target_epsilon")
-    print(*_describe_end(folder, statement, results), sep="\n")
+    print(*_describe_end(folder, statement, results, whole=whole), sep="\n")
 
 
 def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def _statement(plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None
     )
 
 
-def _describe_end(folder: Path, statement: PrivacyStatement, results: Mapping[str, Any]) -> list[str]:
+def _describe_end(folder: Path, statement: PrivacyStatement, results: Mapping[str, Any], *, whole: bool) -> list[str]:
     if statement.epsilon is None:
         lines = ["privacy                NONE: " + "; ".join(statement.reasons)]
     else:
@@ -120,7 +128,7 @@ def _describe_end(folder: Path, statement: PrivacyStatement, results: Mapping[st
         )
     return [
         *lines,
-        f"adapter                {folder / WEIGHTS_NAME}",
+        f"model                  {folder / MODEL_NAME}" if whole else f"adapter                {folder / WEIGHTS_NAME}",
         f"privacy report         {folder / REPORT_NAME}",
         f"not private            {folder / DIAGNOSTICS_NAME}, diagnostics.png, {RESULTS_NAME}",
     ]

@@ -10,6 +10,8 @@ import torch
 
 from dptune._validate import refuse, require_delta
 from dptune.accounting import noise_multiplier
+from dptune.clipping import FLAT, Clipping, PerLayer, describe
+from dptune.lora import adapters
 from dptune.mechanism import PrivacyConfig
 from utils.memory import MemorySettings, describe_memory
 from utils.model_sizes import model_sizes
@@ -53,7 +55,12 @@ def num_sampled(unit: PrivacyUnit, train: TokenizedDataset) -> int:
 
 
 def plan_run(
-    privacy: PrivacyArguments, optimization: OptimizationArguments, *, num_examples: int, world_size: int
+    privacy: PrivacyArguments,
+    optimization: OptimizationArguments,
+    *,
+    num_examples: int,
+    world_size: int,
+    clipping: Clipping = FLAT,
 ) -> RunPlan:
     """Steps and noise for a data set of `num_examples` on `world_size` processes; see `RunPlan` and `num_sampled`.
 
@@ -86,14 +93,17 @@ def plan_run(
     else:
         assert privacy.noise_multiplier is not None  # PrivacyArguments takes exactly one of the two
         sigma = privacy.noise_multiplier
+    total = clipping.total if isinstance(clipping, PerLayer) else None
+    clip_norm = privacy.clip_norm if total is None else total
     config = PrivacyConfig(
         num_examples=num_examples,
         expected_batch_size=batch,
         steps=steps,
-        clip_norm=privacy.clip_norm,
+        clip_norm=clip_norm,
         noise_multiplier=sigma,
         delta=privacy.delta,
         group_size=unit.group_size,
+        clipping=clipping,
     )
     return RunPlan(config, num_examples, batch, steps, unit)
 
@@ -113,6 +123,7 @@ def describe_plan(plan: RunPlan) -> list[str]:
     return [
         *lines,
         f"clip norm              {plan.privacy.clip_norm:g}",
+        *([] if plan.privacy.clipping == FLAT else [f"clipping               {describe(plan.privacy.clipping)}"]),
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
         f"epsilon                {plan.privacy.planned_epsilon():.4f} at delta {plan.privacy.delta:g}",
     ]
@@ -162,6 +173,9 @@ def describe_model(
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})"]
+    if not any(adapters(model)):  # weights, gradient, two moments
+        least = 4 * (every + 3 * trained) / (1 << 30)
+        return [*lines, f"memory a device        at least {least:.1f} GiB in float32, activations not estimated"]
     sizes = model_sizes(model)
     if sizes is None:
         return [*lines, f"memory a device        not estimated: {type(model).__name__} has no list of decoder layers"]

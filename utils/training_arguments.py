@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune.clipping import FLAT, Adaptive, Automatic, Clipping, PerLayer
 from dptune.lora import DEFAULT_TARGETS
 from utils.data import DATA_DIR, DATASET_NAMES
+from utils.optimizers import OPTIMIZERS
 from utils.privacy_units import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
 from utils.prompts import PROMPT_STYLES
 from utils.pubmed import FIRST_DAY, LAST_DAY
 from utils.trackers import REPORT_TO_CHOICES, check_report_to
 
+CLIPPING_STYLES = ("flat", "per-layer", "automatic", "adaptive")
 # Those of transformers.get_scheduler that need no setting of their own.
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
@@ -130,10 +135,80 @@ class PrivacyArguments:
 
 
 @dataclass
-class LoraArguments:
-    """The adapters that are trained."""
+class ClippingArguments:
+    """How per-example gradients are clipped; whatever the style, --clip_norm is what the noise is measured by."""
 
-    _argument_group_name = "LoRA"
+    _argument_group_name = "clipping"
+
+    clipping: str = field(
+        default="flat",
+        metadata={
+            "help": "flat: the whole gradient; per-layer: each layer's part; automatic: every gradient is normalised; "
+            "adaptive: the clip norm follows a private quantile",
+            "choices": CLIPPING_STYLES,
+        },
+    )
+    layer_clip_norms: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "per-layer: PATTERN=NORM for every trained layer, in the place of --clip_norm in equal shares"
+        },
+    )
+    automatic_gamma: float = field(default=0.01, metadata={"help": "automatic: keeps tiny gradients tiny"})
+    adaptive_quantile: float = field(default=0.5, metadata={"help": "adaptive: share of gradients left unclipped"})
+    adaptive_learning_rate: float = field(default=0.2, metadata={"help": "adaptive: of the logarithm of the clip norm"})
+    adaptive_count_noise: float | None = field(
+        default=None, metadata={"help": "adaptive: noise on the number left unclipped; default: expected batch / 20"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.layer_clip_norms is not None and self.clipping != "per-layer":
+            refuse("--layer_clip_norms", self.layer_clip_norms[0], "needs --clipping per-layer")
+
+    def style(self, layers: Iterable[str]) -> Clipping:
+        """The style for a model whose trained layers these are."""
+        if self.clipping == "per-layer":
+            return PerLayer(
+                None if self.layer_clip_norms is None else _by_layer(self.layer_clip_norms, sorted(set(layers)))
+            )
+        if self.clipping == "automatic":
+            return Automatic(self.automatic_gamma)
+        if self.clipping == "adaptive":
+            return Adaptive(self.adaptive_quantile, self.adaptive_learning_rate, self.adaptive_count_noise)
+        return FLAT
+
+
+def _by_layer(given: Sequence[str], layers: Sequence[str]) -> dict[str, float]:
+    """{layer: clip norm} from PATTERN=NORM; a later pattern wins, and every layer must have one."""
+    found: dict[str, float] = {}
+    for entry in given:
+        pattern, _, norm = entry.rpartition("=")
+        try:
+            value = float(norm)
+        except ValueError:
+            refuse("--layer_clip_norms", entry, "give PATTERN=NORM, such as *.attn.*=0.5")
+        matching = [layer for layer in layers if fnmatchcase(layer, pattern)]
+        if not matching:
+            refuse("--layer_clip_norms", entry, f"names no trained layer; they are called {layers[0]}, for example")
+        found |= dict.fromkeys(matching, value)
+    if missing := [layer for layer in layers if layer not in found]:
+        refuse("--layer_clip_norms", given[-1], f"leaves out {len(missing)} trained layers such as {missing[0]}")
+    return found
+
+
+@dataclass
+class LoraArguments:
+    """What is trained: adapters, or parameters of the model itself."""
+
+    _argument_group_name = "what is trained"
+
+    trainable: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "train the model's own parameters in the place of adapters: all, biases, norms, or patterns for "
+            "their names such as *.attn.*; the whole model is saved"
+        },
+    )
 
     lora_r: int = field(default=16, metadata={"help": "rank of the adapters"})
     lora_alpha: float = field(default=16.0, metadata={"help": "the adapters' output is scaled by alpha / r"})
@@ -161,8 +236,16 @@ class OptimizationArguments:
     )
     num_train_epochs: float = field(default=3.0, metadata={"help": "steps are this over the sampling probability"})
     max_train_steps: int | None = field(default=None, metadata={"help": "number of steps, instead of the epochs"})
-    learning_rate: float = field(default=3e-4, metadata={"help": "peak rate of AdamW"})
-    weight_decay: float = field(default=0.0, metadata={"help": "of AdamW, on the adapters"})
+    optimizer: str = field(
+        default="adamw",
+        metadata={
+            "help": "adamw; sgd; dp-adam: AdamW with the noise's variance taken out of the second moment",
+            "choices": OPTIMIZERS,
+        },
+    )
+    momentum: float = field(default=0.0, metadata={"help": "of --optimizer sgd"})
+    learning_rate: float = field(default=3e-4, metadata={"help": "peak rate of the optimizer"})
+    weight_decay: float = field(default=0.0, metadata={"help": "of the optimizer, on what is trained"})
     lr_scheduler_type: str = field(default="linear", metadata={"help": "shape of the rate", "choices": LR_SCHEDULERS})
     num_warmup_steps: int = field(default=0, metadata={"help": "steps over which the rate rises from 0"})
     gradient_sync: str = field(
@@ -187,6 +270,10 @@ class OptimizationArguments:
             require_count("--max_train_steps", self.max_train_steps)
         if self.max_tokens_per_device is not None:
             require_count("--max_tokens_per_device", self.max_tokens_per_device)
+        if not 0 <= self.momentum < 1:
+            refuse("--momentum", self.momentum, "give a number in [0, 1)")
+        if self.momentum and self.optimizer != "sgd":
+            refuse("--momentum", self.momentum, f"belongs to --optimizer sgd, not {self.optimizer}")
         if self.weight_decay < 0:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
 

@@ -95,7 +95,7 @@ class Training:
         return state_at(
             step,
             ledger_steps=ledger_steps,
-            adapter=adapter_state_dict(self.model),
+            weights=adapter_state_dict(self.model),
             optimizer=self.optimizer.state_dict(),
             schedule=self.schedule.state_dict(),
         )
@@ -126,7 +126,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     loaded = load_checkpoint(save_checkpoint(tmp_path, given, None, keep=None))
     for field in ("step", "ledger_steps", "identity", "config", "schedule"):
         assert getattr(loaded, field) == getattr(given, field)
-    assert torch.equal(loaded.adapter["q_proj.lora.A.weight"], torch.full((2, 3), 3.0))
+    assert torch.equal(loaded.weights["q_proj.lora.A.weight"], torch.full((2, 3), 3.0))
     assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], torch.full((500,), 3.0))
     assert loaded.optimizer["param_groups"] == [{"lr": 0.1}]
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -291,7 +291,7 @@ def test_what_is_restored_goes_on_to_the_bit_as_if_nothing_had_happened(tmp_path
     randomise_adapters(other[0], seed=5)
     saved = find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
     assert saved is not None
-    before = copy.deepcopy(saved.adapter)
+    before = copy.deepcopy(saved.weights)
     assert restore(saved, *other) == 4
     assert other[2].get_last_lr() == one[2].get_last_lr()
     for mine, theirs in zip(trainable_parameters(one[0]), trainable_parameters(other[0]), strict=True):
@@ -303,7 +303,7 @@ def test_what_is_restored_goes_on_to_the_bit_as_if_nothing_had_happened(tmp_path
     for mine, theirs in zip(trainable_parameters(one[0]), trainable_parameters(other[0]), strict=True):
         assert torch.equal(mine, theirs)
     assert one[2].get_last_lr() == other[2].get_last_lr()
-    assert all(torch.equal(before[name], saved.adapter[name]) for name in before)  # the state is no alias
+    assert all(torch.equal(before[name], saved.weights[name]) for name in before)  # the state is no alias
 
 
 def test_nothing_saved_is_a_beginning(tmp_path: Path) -> None:
@@ -357,6 +357,6 @@ def test_a_run_is_not_begun_over_another(budget: tuple[RunPlan, float], tmp_path
 
 
 def test_an_adapter_of_layers_that_are_not_there_is_a_mistake_of_the_programs() -> None:
-    state = saved_state(1, 1, adapter={"model.layers.9.lora.A.weight": torch.zeros(1)})
+    state = saved_state(1, 1, weights={"model.layers.9.lora.A.weight": torch.zeros(1)})
     with pytest.raises(AssertionError, match=r"model\.layers\.9"):
         restore(state, *in_training())
