@@ -29,7 +29,7 @@ ACCOUNTANT = "PLD (dp-accounting)"
 # large, at 0.5 epsilon half too large (measured).
 _FINEST, _FINE, _COARSE = 1e-5, 1e-4, 1e-3
 _UNSEEN = 0.02
-_MOST_POINTS = 10_000_000  # of a group's grid times its size, five seconds' work: beyond, the grid is widened
+_MOST_POINTS = 4_000_000  # of a group's grid times its size, two seconds' work: beyond, the grid is widened
 _MOST_STEPS = 1_000_000  # searched for a budget's end: beyond any run, and the accountant takes ten seconds a question
 _SIGMA_RANGE = (0.2, 1e4)  # below, one step alone costs an epsilon of tens; above, the gradient is noise
 
