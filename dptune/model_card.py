@@ -1,4 +1,4 @@
-"""The model card (README.md) that travels with an adapter or a model: what it promises, what it doesn't, how to load it.
+"""The model card (README.md) that travels with an adapter or a model: what it promises, what not, and how to load it.
 
 A card is published with what was trained, so it is written from the `PrivacyStatement` alone. Names that the user typed
 are reduced to what can neither break the Markdown nor give away where things lie on the user's machine.

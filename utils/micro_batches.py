@@ -171,11 +171,7 @@ def _backward_of(batch: Batch, rows_per_unit: int, step: PrivateStep | PlainStep
     if batch.weights is None or batch.is_row is None:
         return step.backward(losses)
     weighted = losses * batch.weights.to(losses.dtype)
-    # Without privacy nothing is clipped, so it does not matter whose a row is.
-    if isinstance(step, PlainStep):
-        stats = step.backward(weighted)
-    else:
-        stats = step.backward(weighted, rows_per_unit=rows_per_unit)
+    stats = step.backward(weighted, rows_per_unit=rows_per_unit)
     return replace(stats, losses=losses.detach()[batch.is_row])
 
 

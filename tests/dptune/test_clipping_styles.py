@@ -32,6 +32,8 @@ STYLES: dict[str, Clipping] = {
 class NoLedger:
     """Remembers the clip norms that were recorded."""
 
+    group_size = 1
+
     def __init__(self) -> None:
         self.clip_norms: list[float] = []
 
