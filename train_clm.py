@@ -108,7 +108,7 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     plan = plan_run(
         privacy_args, optimization, num_examples=num_sampled(unit, train), world_size=processes, clipping=clipping
     )
-    identity = {"run": run_identity(plan, train, privacy_args)}
+    identity = {"run": run_identity(plan, train, privacy_args, optimization.optimizer)}
     if saved is not None:
         refuse_other_run(saved.identity["run"], identity["run"])
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * data_args.block_size

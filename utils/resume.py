@@ -22,6 +22,7 @@ from dptune._validate import refuse
 from dptune.accounting import max_steps
 from dptune.adapter_files import adapter_state_dict
 from dptune.checkpoint import LEDGER_NAME, TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
+from dptune.clipping import FLAT
 from dptune.ledger import Ledger
 from dptune.lora import adapters
 from dptune.step import PlainStep, PrivateStep
@@ -75,20 +76,24 @@ def processes_of_plan(saved: TrainingState | None, optimization: OptimizationArg
     return num_processes if per_process * num_processes == saved.identity["run"]["expected_batch_size"] else began_with
 
 
-def run_identity(plan: RunPlan, data: TokenizedDataset, privacy: PrivacyArguments) -> dict[str, Any]:
-    """What decides the mechanism and the data, as JSON values. Not private: the data's fingerprint is in it."""
+def run_identity(
+    plan: RunPlan, data: TokenizedDataset, privacy: PrivacyArguments, optimizer: str = "adamw"
+) -> dict[str, Any]:
+    """What decides the mechanism, the data and the updates, as JSON values. Not private: the data's fingerprint is in
+    it. What is as by default is left out: checkpoints from before there was a choice can go on."""
     mechanism, unit = plan.privacy, plan.unit
-    author_level: dict[str, Any] = {}
+    chosen: dict[str, Any] = {} if optimizer == "adamw" else {"optimizer": optimizer}
+    if mechanism is not None and mechanism.clipping != FLAT:
+        chosen["clipping"] = repr(mechanism.clipping)
     if unit.column is not None:
-        author_level = {
+        chosen |= {
             "privacy_unit": unit.column,
             "user_level_method": unit.method,
             "examples_per_unit": unit.examples,
         }
-        author_level |= {"unit_gradient": unit.gradient} if unit.samples_authors else {}
-    return author_level | {
+        chosen |= {"unit_gradient": unit.gradient} if unit.samples_authors else {}
+    return chosen | {
         "clip_norm": mechanism.clip_norm if mechanism else None,
-        "clipping": repr(mechanism.clipping) if mechanism else None,
         "noise_multiplier": mechanism.noise_multiplier if mechanism else None,
         "delta": mechanism.delta if mechanism else None,
         "expected_batch_size": plan.expected_batch_size,
