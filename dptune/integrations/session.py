@@ -26,7 +26,7 @@ from dptune.noise import GaussianNoise
 from dptune.ranks import require_equal
 from dptune.report import PrivacyStatement, state_no_privacy, state_privacy, write_privacy_report
 from dptune.sampling import PoissonSampler
-from dptune.step import PlainStep, PrivateStep
+from dptune.step import PlainStep, PrivateStep, released_size
 
 REPORT_NAME = "privacy_report.json"
 STATE_NAME = "privacy_state.json"
@@ -105,7 +105,7 @@ class TrainingSession:
             self.step = PlainStep(model, self.plan.expected_batch_size, **ranks)
         else:
             rank = state.process_index
-            self._noise = self._make_noise(rank)
+            self._noise = self._make_noise(released_size(model, self.plan.privacy), rank)
             self.step = PrivateStep(
                 model, self.plan.privacy, ledger=self._ledger, noise=self._noise, rank=rank, **ranks
             )
@@ -190,8 +190,8 @@ class TrainingSession:
                 remedy = f"holds a run already ({name}); give another folder, or resume_from_checkpoint"
                 refuse("--output_dir", str(self._folder), remedy)
 
-    def _make_noise(self, rank: int) -> GaussianNoise:
-        size, seed = sum(parameter.numel() for parameter in self._parameters), self._privacy.insecure_test_seed
+    def _make_noise(self, size: int, rank: int) -> GaussianNoise:
+        seed = self._privacy.insecure_test_seed
         if seed is None:
             return GaussianNoise(size)
         noise = GaussianNoise(size, Keystream.for_tests(f"{seed} noise of rank {rank}"))
