@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -205,6 +206,21 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path: Path, capsys: pyte
     printed = capsys.readouterr().out
     assert "expected batch size    6" in printed
     assert f"{accounting.epsilon(noise_multiplier=1.0, sampling_probability=0.5, steps=2, delta=1e-3):.4f}" in printed
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_columns_that_the_model_does_not_know_are_removed(tmp_path: Path) -> None:
+    log, rows = GradientLog(), [row | {"author": "somebody"} for row in data()]
+    dataset = datasets.Dataset.from_list(rows)
+
+    def strict(features: list[Any]) -> Any:
+        assert all(feature.keys() == {"input_ids", "labels"} for feature in features)
+        return Collator()(features)
+
+    dp_trainer(
+        tmp_path, callbacks=[log], data_collator=strict, train_dataset=dataset, remove_unused_columns=True, max_steps=1
+    ).train()
+    torch.testing.assert_close(log.grads[0], expected_gradient(lora_llama(), draws(1)[0]), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("no_noise")
