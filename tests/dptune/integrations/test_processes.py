@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from dptune import InvalidArgument, Ledger
+from dptune import InvalidArgument, Ledger, PoissonSampler
 from dptune.checkpoint import LEDGER_NAME
 from dptune.integrations import session
+from dptune.integrations.processes import sampling_keystream
+from dptune.integrations.transformers import TrainingArguments
 from tests.dptune.integrations.runs import GradientLog, Silent, dp_trainer, lora_llama, privacy_arguments
 from tests.processes import run_processes
 
@@ -67,6 +69,14 @@ def first_gradient(rank: int, _gather: Any, folder: Path) -> torch.Tensor:
     return log.grads[0]
 
 
+def secret_draws(_rank: int, _gather: Any) -> list[list[int]]:
+    as_launched()
+    TrainingArguments(use_cpu=True)  # makes accelerate's state, as for a run
+    sampler = PoissonSampler(1000, 0.1, sampling_keystream(None))
+    assert sampler.keystream.secret
+    return [sampler.draw().tolist() for _ in range(3)]
+
+
 def refusal(rank: int, _gather: Any, folder: Path) -> str:
     as_launched()
     (folder / LEDGER_NAME).touch()
@@ -91,6 +101,13 @@ def test_the_noise_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     first, second = run_processes(2, first_gradient, tmp_path)
     assert torch.equal(first, second)
     assert first.std().item() == pytest.approx(500.0 * 0.5 / 6, rel=0.1)
+
+
+def test_processes_share_one_secret_draw() -> None:
+    first, second = run_processes(2, secret_draws)
+    assert first == second
+    assert len({tuple(draw) for draw in first}) == 3
+    assert run_processes(1, secret_draws)[0] != first
 
 
 def test_what_the_main_process_refuses_is_refused_on_all(tmp_path: Path) -> None:
