@@ -1,0 +1,57 @@
+"""The callback that makes a plain transformers Trainer private.
+
+    engine = PrivacyEngine(model, args, train_dataset, privacy_args)
+    trainer = Trainer(model, args, train_dataset=engine.dataset, data_collator=collator,
+                      compute_loss_func=engine.loss, callbacks=[PrivacyEngineCallback(engine)])
+
+It clips after each of the Trainer's backward passes and writes the private gradient before the optimizer's step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from dptune._validate import InvalidArgument
+from dptune.integrations.engine import PrivacyEngine
+
+
+class PrivacyEngineCallback(transformers.TrainerCallback):
+    """Makes the Trainer that it is passed to private, as `privacy_engine` says, or refuses to train."""
+
+    def __init__(self, privacy_engine: PrivacyEngine) -> None:
+        self.engine = privacy_engine
+
+    def on_train_begin(self, args: Any, state: Any, _control: Any, **kwargs: Any) -> None:
+        self._or_close(self.engine.begin, args, state, kwargs["model"], kwargs["train_dataloader"])
+
+    def on_epoch_begin(self, *_event: Any, **_: Any) -> None:
+        self.engine.dataset.restart()
+
+    def on_substep_end(self, *_event: Any, **_: Any) -> None:
+        self._or_close(self.engine.collect)
+
+    def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self._or_close(self.engine.collect)
+        self._or_close(self.engine.finish, state.global_step)
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+        if self.engine.epsilon is not None and logs is not None:
+            logs["epsilon"] = state.log_history[-1]["epsilon"] = self.engine.epsilon
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self.engine.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+
+    def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self.engine.end(state.global_step)
+
+    def _or_close(self, work: Callable[..., None], *args: Any) -> None:
+        """A refusal ends the Trainer's loop: the hooks must not stay on the model."""
+        try:
+            work(*args)
+        except (InvalidArgument, RuntimeError):
+            self.engine.close()
+            raise

@@ -1,0 +1,200 @@
+"""What makes one plain Trainer private: its data set, its loss, and what a callback does at each of its steps.
+
+`PrivacyEngine.dataset` ignores which items the Trainer's sampler asks for: a logical step's micro-batches are together
+one Poisson draw. `PrivacyEngine.loss` gives the sum of per-example losses and finds out in the backward pass whether
+anything multiplied it. What does not fit together is refused before any weight moves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dptune._validate import refuse
+from dptune.integrations.arguments import PrivacyArguments
+from dptune.integrations.checks import refuse_unsafe_arguments
+from dptune.integrations.draws import PoissonMicroBatches
+from dptune.integrations.losses import losses_of_outputs
+from dptune.integrations.planning import (
+    PRIVACY_UNIT,
+    TrainingPlan,
+    count_examples,
+    describe_plan,
+    logical_batch,
+    make_plan,
+)
+from dptune.integrations.session import TrainingSession
+from dptune.step import PrivateStep
+
+OutputLosses = Callable[[Any, Any, Tensor | None], Tensor]  # (model, outputs, labels) -> losses [B]
+
+
+class PrivacyEngine:
+    """What makes one plain Trainer private; give the Trainer its `dataset`, its `loss` and a `PrivacyEngineCallback`.
+
+    Args:
+        model: the Trainer's.
+        args: the Trainer's, with `max_grad_norm=0`. The expected logical batch is per_device_train_batch_size x
+            gradient_accumulation_steps; one process.
+        train_dataset: each item is one privacy unit.
+        privacy_args: everything else that decides epsilon.
+        losses: (model, outputs, labels) -> losses [B]; by default those of `DPTrainer`.
+        privacy_unit: what an item is, for the report.
+
+    Raises:
+        InvalidArgument: what would break the guarantee, naming what to change.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any,
+        train_dataset: Any,
+        privacy_args: PrivacyArguments,
+        *,
+        losses: OutputLosses = losses_of_outputs,
+        privacy_unit: str = PRIVACY_UNIT,
+    ) -> None:
+        if privacy_args.disable_dp:
+            refuse("--disable_dp", True, "leave the callback out, or use DPTrainer for the same sampling")
+        _refuse_unsafe(args)
+        num_examples = count_examples(train_dataset)
+        batch = logical_batch(args, num_examples)
+        per_epoch = -(-num_examples // batch)
+        self.model, self._losses, self._privacy_args, self._unit = model, losses, privacy_args, privacy_unit
+        self._parts, self._micro_batch_size = args.gradient_accumulation_steps, args.per_device_train_batch_size
+        self.plan: TrainingPlan = make_plan(
+            privacy_args, num_examples=num_examples, batch=batch, steps=_trainer_steps(args, per_epoch)
+        )
+        self.dataset = PoissonMicroBatches(
+            train_dataset,
+            parts=self._parts,
+            micro_batch_size=self._micro_batch_size,
+            steps_per_epoch=per_epoch,
+        )
+        self._session: TrainingSession | None = None
+        self._seen: Tensor | None = None  # losses of the last forward pass
+        self._scales: list[float] = []  # what the Trainer multiplied them by
+        self._collected = 0
+
+    @property
+    def epsilon(self) -> float | None:
+        """Spent so far; None before the first step."""
+        return self._session.epsilon if self._session is not None else None
+
+    def loss(self, outputs: Any, labels: Tensor | None, **_: Any) -> Tensor:
+        """For the Trainer's `compute_loss_func`.
+
+        Returns:
+            In evaluation the mean of the losses. In training what has the gradient of their sum, and the value of that
+            sum over the expected batch, so that what the Trainer logs for a step is about their mean.
+        """
+        losses = self._losses(self.model, outputs, labels)
+        if not torch.is_grad_enabled():
+            return losses.mean()
+        handed = self.dataset.handed
+        if handed and handed[0] == 0:
+            losses = losses * 0.0  # the row that stands for an empty micro-batch
+        self._seen, self._scales = losses, []
+        total = losses.sum()
+        total.register_hook(lambda grad: self._scales.append(grad.item()))
+        return total.detach() / self.plan.expected_batch_size + (total - total.detach())
+
+    def begin(self, args: Any, state: Any, model: Any, train_dataloader: Any) -> None:
+        """Check the Trainer and start recording."""
+        _refuse_unsafe(args)
+        self._check_trainer(args, state, model, train_dataloader)
+        resumed = state.global_step > 0
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}" if resumed else None
+        session = TrainingSession(
+            self.plan, self._privacy_args, args.output_dir, checkpoint=checkpoint, privacy_unit=self._unit
+        )
+        if session.last <= session.completed:
+            refuse("--target_epsilon", self._privacy_args.target_epsilon, "is spent: there is no step left to take")
+        print(*describe_plan(self.plan), sep="\n")
+        session.begin(model)
+        self._session, self._collected = session, 0
+        self.dataset.start(session.sampler())
+        state.max_steps = session.last
+
+    def collect(self) -> None:
+        """Clip what the Trainer's backward pass recorded."""
+        losses, scales, self._seen = self._seen, self._scales, None
+        if losses is None:
+            refuse(
+                "compute_loss_func", None, "the Trainer's loss is a mean over the micro-batch: pass privacy_engine.loss"
+            )
+        if scales != [1.0]:
+            remedy = "the Trainer must pass it to backward once and as it is; take no Trainer that scales its loss"
+            refuse("privacy_engine.loss", f"multiplied by {scales}", remedy)
+        handed = self.dataset.handed.popleft() if self.dataset.handed else 0
+        if len(losses) != max(handed, 1):
+            remedy = f"for a micro-batch of {handed} examples: the collator must give one row an example"
+            refuse("data_collator", f"{len(losses)} rows", remedy)
+        self._step.collect(losses)
+        self._collected += 1
+
+    def finish(self, global_step: int) -> None:
+        """Write the private gradient of a logical step."""
+        assert self._session is not None
+        if self._collected != self._parts:
+            remedy = "all of them are one Poisson draw; take no Trainer that cuts steps short"
+            refuse("gradient_accumulation_steps", self._parts, f"{self._collected} micro-batches in a step: {remedy}")
+        self._collected = 0
+        self._session.finish_step(global_step)
+
+    def save(self, checkpoint: Path, completed: int) -> None:
+        """Add the ledger and the run's settings to a checkpoint."""
+        assert self._session is not None
+        self._session.save(checkpoint, completed)
+
+    def end(self, completed: int) -> None:
+        """Stop recording and write the privacy report."""
+        assert self._session is not None
+        self.close()
+        print(*self._session.describe_end(completed), sep="\n")
+
+    def close(self) -> None:
+        """Take the hooks off the model, after an error too."""
+        if self._session is not None:
+            self._session.close()
+
+    @property
+    def _step(self) -> PrivateStep:
+        step = self._session.step if self._session is not None else None
+        assert isinstance(step, PrivateStep)
+        return step
+
+    def _check_trainer(self, args: Any, state: Any, model: Any, loader: Any) -> None:
+        if model is not self.model:
+            refuse("model", type(model).__name__, "is not the one that the PrivacyEngine was made with; pass the same")
+        if getattr(loader, "dataset", None) is not self.dataset:
+            remedy = "a pass over shuffled data is no Poisson sampling: pass train_dataset=privacy_engine.dataset"
+            refuse("train_dataset", type(getattr(loader, "dataset", None)).__name__, remedy)
+        shape = (args.gradient_accumulation_steps, args.per_device_train_batch_size)
+        if shape != (self._parts, self._micro_batch_size):
+            refuse("--gradient_accumulation_steps", shape[0], "make the PrivacyEngine with the Trainer's own args")
+        batches = self.plan.steps_per_epoch * self._parts
+        if len(loader) != batches or state.max_steps != self.plan.steps:
+            remedy = f"the engine planned {batches} and {self.plan.steps}: make it with the Trainer's own args"
+            refuse("args", f"{len(loader)} batches an epoch and {state.max_steps} steps", remedy)
+        if state.global_step > 0 and not args.ignore_data_skip:
+            refuse("--ignore_data_skip", False, "a resumed run takes fresh draws: give --ignore_data_skip")
+
+
+def _refuse_unsafe(args: Any) -> None:
+    refuse_unsafe_arguments(args)
+    if args.world_size > 1:
+        refuse("torchrun", args.world_size, "a plain Trainer averages gradients before they are clipped: use DPTrainer")
+    if args.dataloader_num_workers:
+        refuse("--dataloader_num_workers", args.dataloader_num_workers, "a draw is made in one place; give 0")
+
+
+def _trainer_steps(args: Any, steps_per_epoch: int) -> int:
+    """As the Trainer counts them."""
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)

@@ -1,0 +1,139 @@
+"""One loss an example, for the models that a Trainer most often trains.
+
+Shapes: B examples, T tokens, V vocabulary or classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from dptune._validate import refuse
+from dptune.losses import IGNORE, CausalLMLoss
+
+Losses = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (model, inputs of a micro-batch) -> losses [B]
+
+_CAUSAL = {
+    name
+    for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    for name in ([names] if isinstance(names, str) else names)
+}
+_CAUSAL_INPUTS = {"input_ids", "labels", "attention_mask", "position_ids"}
+
+
+class DefaultLosses:
+    """(model, inputs) -> losses [B]: causal language modelling for labels [B, T], classification for labels [B].
+
+    A language model's inputs are `input_ids` and `labels`, padded on the right; an attention mask and position ids
+    may be there, if they say just that.
+
+    Raises:
+        InvalidArgument: anything else; pass a function of your own.
+    """
+
+    def __init__(self) -> None:
+        self._causal: tuple[Any, CausalLMLoss] | None = None
+
+    def __call__(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        labels = inputs.get("labels")
+        if labels is not None and labels.ndim == 2 and _is_causal_lm(model):
+            _require_plain_rows(inputs)
+            return self._causal_loss(model)(inputs["input_ids"], labels)
+        if labels is not None and _are_classes(labels):
+            logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+            return class_losses(model, logits, labels)
+        _refuse_task(model, labels)
+        raise AssertionError
+
+    def _causal_loss(self, model: Any) -> CausalLMLoss:
+        base = _base(model)
+        if self._causal is None or self._causal[0] is not base:
+            _require_only_past(base)
+            self._causal = (base, CausalLMLoss(base))
+        return self._causal[1]
+
+
+def losses_of_outputs(model: Any, outputs: Any, labels: Tensor | None) -> Tensor:
+    """The same losses [B] from what `model` gave for a micro-batch, for a loop that calls the model itself."""
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    if labels is not None and labels.ndim == 2 and _is_causal_lm(model):
+        return token_losses(logits, labels)
+    if labels is not None and _are_classes(labels):
+        return class_losses(model, logits, labels)
+    _refuse_task(model, labels)
+    raise AssertionError
+
+
+def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each example's own labelled tokens, [B]; labels are shifted here."""
+    targets = labels_BT[:, 1:]
+    logits_BVT = logits_BTV[:, :-1].to(torch.promote_types(logits_BTV.dtype, torch.float32)).transpose(1, 2)
+    sums = F.cross_entropy(logits_BVT, targets, ignore_index=IGNORE, reduction="none").sum(1)
+    return sums / targets.ne(IGNORE).sum(1).clamp_min(1)
+
+
+def class_losses(model: Any, logits_BV: Tensor, labels_B: Tensor) -> Tensor:
+    """Each example's own cross-entropy, [B]."""
+    if logits_BV.ndim != 2 or logits_BV.shape[1] < 2:
+        _refuse_task(model, labels_B)
+    dtype = torch.promote_types(logits_BV.dtype, torch.float32)
+    return F.cross_entropy(logits_BV.to(dtype), labels_B, ignore_index=IGNORE, reduction="none")
+
+
+def _are_classes(labels: Tensor) -> bool:
+    return labels.ndim == 1 and not labels.is_floating_point()
+
+
+def _base(model: Any) -> Any:
+    """The transformers model inside a PEFT one, whose layers it shares."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _is_causal_lm(model: Any) -> bool:
+    base = _base(model)
+    return type(base).__name__ in _CAUSAL and not getattr(base.config, "is_encoder_decoder", False)
+
+
+def _refuse_task(model: Any, labels: Tensor | None) -> None:
+    shape = None if labels is None else tuple(labels.shape)
+    refuse(
+        "losses",
+        None,
+        f"no per-example loss is known for {type(_base(model)).__name__} with labels of shape {shape}; pass your own "
+        "function that gives one loss an example, [B], each from that example alone",
+    )
+
+
+def _require_plain_rows(inputs: Mapping[str, Tensor]) -> None:
+    """`CausalLMLoss` runs on the ids alone: what else there is must not say otherwise."""
+    unknown = sorted(inputs.keys() - _CAUSAL_INPUTS)
+    if unknown:
+        refuse("inputs", ", ".join(unknown), "not known to the default loss; drop the columns or pass losses=")
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if mask is not None and (mask.ndim != 2 or bool((mask[:, 1:] > mask[:, :-1]).any())):
+        refuse("attention_mask", tuple(mask.shape), "rows must be padded on the right: set padding_side to right")
+    if mask is not None and bool((inputs["labels"].ne(IGNORE) & mask.eq(0)).any()):
+        refuse("labels", tuple(mask.shape), "a label where the attention mask is 0; set it to -100")
+    if positions is not None and not bool(
+        (positions == torch.arange(positions.shape[-1], device=positions.device)).all()
+    ):
+        refuse("position_ids", tuple(positions.shape), "must count from 0 in every row; pass losses= for others")
+
+
+@torch.no_grad()
+def _require_only_past(model: Any) -> None:
+    """Refuse a model whose tokens see later ones: they would see padding, which is as long as the longest neighbour."""
+    device = next(model.parameters()).device
+    first = torch.tensor([[1, 2, 3, 4]], device=device)
+    second = torch.tensor([[1, 2, 3, 5]], device=device)
+    was_training = model.training
+    model.eval()
+    one, other = (model(input_ids=ids, use_cache=False).logits[:, :3].float() for ids in (first, second))
+    model.train(was_training)
+    if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+        refuse("model", type(model).__name__, "its tokens see later ones; set config.is_decoder or pass losses=")

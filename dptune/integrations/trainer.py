@@ -1,0 +1,228 @@
+"""A transformers Trainer whose gradients are private: Poisson draws, per-example losses, clipping, noise, ledger.
+
+What stays the Trainer's: arguments, optimizer and schedule, evaluation, logging, checkpoints. What is taken from it:
+sampling, the loss, gradient accumulation, and the wrapping of the model for several processes, whose averaging of
+gradients comes before clipping. A logical step is one call of `training_step`, so its accumulation is 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from dptune._validate import refuse, require_count
+from dptune.integrations.arguments import PrivacyArguments
+from dptune.integrations.checks import refuse_unsafe_arguments
+from dptune.integrations.draws import Draw, DrawSampler, draw_loader
+from dptune.integrations.losses import DefaultLosses, Losses
+from dptune.integrations.planning import (
+    PRIVACY_UNIT,
+    TrainingPlan,
+    count_examples,
+    describe_plan,
+    logical_batch,
+    make_plan,
+    steps_of,
+)
+from dptune.integrations.session import TrainingSession
+
+
+class DPTrainer(transformers.Trainer):
+    """`transformers.Trainer` under differential privacy.
+
+    The expected logical batch is per_device_train_batch_size x processes x gradient_accumulation_steps; the number of
+    steps is `max_steps`, or `num_train_epochs` over the sampling probability. Losses in its log and in
+    `trainer_state.json` are not private.
+
+    Args:
+        model, args, data_collator, train_dataset, **kwargs: the Trainer's. `train_dataset` has a length, and each item
+            is one privacy unit.
+        privacy_args: everything else that decides epsilon.
+        losses: (model, inputs of a micro-batch) -> one loss a row, [B], each from that row alone; by default those of
+            causal language modelling for labels [B, T] and of classification for labels [B].
+        rows_per_unit: rows that the collator makes of each item of `train_dataset`, neighbours: their gradients are
+            summed and then clipped once.
+        privacy_unit: what an item is, for the report.
+
+    Raises:
+        InvalidArgument: what would break the guarantee, naming what to change.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        *,
+        privacy_args: PrivacyArguments,
+        losses: Losses | None = None,
+        rows_per_unit: int = 1,
+        privacy_unit: str = PRIVACY_UNIT,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            refuse("args", None, "give dptune's TrainingArguments")
+        if kwargs.get("compute_loss_func") is not None:
+            refuse("compute_loss_func", "given", "it gives one loss a micro-batch; pass losses= instead")
+        refuse_unsafe_arguments(args)
+        require_count("rows_per_unit", rows_per_unit)
+        self.privacy_args = privacy_args
+        self._losses: Losses = losses or DefaultLosses()
+        self._rows_per_unit, self._privacy_unit = rows_per_unit, privacy_unit
+        self._session: TrainingSession | None = None
+        self._last_loss = 0.0
+        self._num_examples = count_examples(train_dataset) if train_dataset is not None else 0
+        self._batch = logical_batch(args, self._num_examples) if self._num_examples else 0
+        super().__init__(model, self._own_arguments(args), data_collator, train_dataset, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.mixed_precision == "fp16":
+            refuse("accelerate", self.accelerator.distributed_type.value, "no FSDP, DeepSpeed or fp16: use torchrun")
+        self.add_callback(_SessionCallback(self))
+
+    @functools.cached_property
+    def plan(self) -> TrainingPlan:
+        """Sampling, steps and noise; the noise multiplier is searched for on first use."""
+        if not self._batch:
+            refuse("train_dataset", None, "give one to train on")
+        return make_plan(
+            self.privacy_args, num_examples=self._num_examples, batch=self._batch, steps=self.args.max_steps
+        )
+
+    @property
+    def epsilon(self) -> float | None:
+        """Spent so far, on the main process; None before the first step and without privacy."""
+        return self._session.epsilon if self._session is not None else None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> TrainOutput:
+        """Train, or with `dry_run` print the plan; afterwards `privacy_report.json` is in the output folder.
+
+        Raises:
+            InvalidArgument: an output folder that holds another run, or a checkpoint that this run does not continue.
+        """
+        if trial is not None:
+            refuse("trial", "given", "each trial would spend a budget of its own; search on public data")
+        if self.args.should_log:
+            print(*describe_plan(self.plan), sep="\n")
+        if getattr(self.args, "dry_run", False):
+            return TrainOutput(0, math.nan, {})
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        self._session = session = TrainingSession(
+            self.plan, self.privacy_args, self.args.output_dir, checkpoint=checkpoint, privacy_unit=self._privacy_unit
+        )
+        try:
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        finally:
+            session.close()
+        if self.is_world_process_zero():
+            print(*session.describe_end(self.state.global_step), sep="\n")
+        return output
+
+    def get_train_dataloader(self) -> DataLoader[Draw]:
+        """Poisson draws, each cut into micro-batches of at most `per_device_train_batch_size` items."""
+        session = self._session
+        if session is None:
+            refuse("get_train_dataloader", "before train()", "draws belong to a run; iterate over train_dataset")
+        sampler = DrawSampler(
+            session.sampler(),
+            micro_batch_size=self.args.per_device_train_batch_size,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            steps_left=session.last - session.completed,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+        workers = self.args.dataloader_num_workers
+        return draw_loader(
+            self.train_dataset,
+            self._get_collator_with_removed_columns(self.data_collator, description="training"),
+            sampler,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
+    def training_step(self, model: nn.Module, inputs: Draw, _num_items: Any = None) -> Tensor:
+        """One logical step up to the optimizer's: the private gradient is in `.grad` afterwards."""
+        session = self._session
+        assert session is not None
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # optimizers without a schedule have modes
+        total = torch.zeros((), device=self.args.device)
+        for batch in inputs["micro_batches"]:
+            with self.accelerator.autocast():
+                losses = self._losses(model, self._prepare_inputs(batch))
+            total += session.backward(losses, rows_per_unit=self._rows_per_unit)
+        session.finish_step(self.state.global_step)
+        return self._mean_loss(total, inputs["drawn"])
+
+    def get_batch_samples(self, epoch_iterator: Any, *_settings: Any) -> tuple[list[Draw], None]:
+        """The next draw. There is no number of items: it is private, and nothing is divided by it."""
+        return [draw for draw in [next(epoch_iterator, None)] if draw is not None], None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Of all of a draw's micro-batches on this process."""
+        if "micro_batches" not in inputs:
+            return super().floating_point_ops(inputs)
+        return sum(map(super().floating_point_ops, inputs["micro_batches"]))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the Trainer does, with the epsilon spent so far."""
+        if self.epsilon is not None:
+            logs["epsilon"] = self.epsilon
+        super().log(logs, *args, **kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Keep the model unwrapped: gradients of processes meet after clipping and noise, not before."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def _own_arguments(self, args: Any) -> Any:
+        """The caller's arguments as this class uses the Trainer: a draw a step, and none skipped when it resumes."""
+        own = copy.copy(args)
+        own.gradient_accumulation_steps = 1
+        own.ignore_data_skip = True
+        if self._batch:
+            own.max_steps = steps_of(args, num_examples=self._num_examples, batch=self._batch)
+        return own
+
+    def _checkpoint(self, asked: str | bool | None) -> str | None:
+        if asked is None or asked is False:
+            return None
+        found = get_last_checkpoint(self.args.output_dir) if asked is True else str(asked)
+        if found is None or Path(found).resolve().parent != Path(self.args.output_dir).resolve():
+            refuse("resume_from_checkpoint", asked, f"no checkpoint beside this run's ledger in {self.args.output_dir}")
+        return found
+
+    def _mean_loss(self, total: Tensor, drawn: int) -> Tensor:
+        """For the log, whose mean over processes is then the mean over the draw; an empty one repeats the last."""
+        if drawn:
+            self._last_loss = total.item() * self.args.world_size / (drawn * self._rows_per_unit)
+        return torch.tensor(self._last_loss, device=self.args.device)
+
+
+class _SessionCallback(transformers.TrainerCallback):
+    """Begins the session's part where the Trainer is ready, and adds the ledger to its checkpoints."""
+
+    def __init__(self, trainer: DPTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        session = self._trainer._session
+        assert session is not None
+        session.begin(self._trainer.model)
+        state.max_steps = session.last  # where the Trainer logs, evaluates and saves for the last time
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        session = self._trainer._session
+        if session is not None and state.is_world_process_zero:
+            session.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)

@@ -1,0 +1,19 @@
+"""Private training with transformers: `DPTrainer`, or a plain `Trainer` made private by a callback.
+
+docs/trainer.md shows both. Needs transformers and accelerate (`pip install dptune[scripts]`).
+"""
+
+from dptune.integrations.arguments import PrivacyArguments, TrainingArguments
+from dptune.integrations.callback import PrivacyEngineCallback
+from dptune.integrations.collator import DataCollatorForPrivateCausalLanguageModeling
+from dptune.integrations.engine import PrivacyEngine
+from dptune.integrations.trainer import DPTrainer
+
+__all__ = [
+    "DPTrainer",
+    "DataCollatorForPrivateCausalLanguageModeling",
+    "PrivacyArguments",
+    "PrivacyEngine",
+    "PrivacyEngineCallback",
+    "TrainingArguments",
+]

@@ -1,0 +1,166 @@
+"""Tiny private Trainers, with the noise taken out where a test looks at the gradient beneath it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from dptune import Keystream, PoissonSampler, add_lora
+from dptune.integrations.transformers import (
+    DataCollatorForPrivateCausalLanguageModeling,
+    DPTrainer,
+    PrivacyArguments,
+    PrivacyEngine,
+    PrivacyEngineCallback,
+    TrainingArguments,
+)
+from tests.examples import random_examples, randomise_adapters
+from tests.private_sum import NoNoise
+from tests.reference import Example, clipped_sum, example_gradients
+from tests.tiny import tiny_llama
+
+COUNT = 12
+SEED = 10
+
+
+class Silent(NoNoise):
+    """No noise, under a key that a report takes for a fixed one."""
+
+    def __init__(self, size: int, keystream: Keystream | None = None) -> None:
+        super().__init__(size)
+        self.keystream = keystream or Keystream.for_tests("silent")
+
+
+@pytest.fixture
+def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers of this test add no noise."""
+    monkeypatch.setattr("dptune.integrations.session.GaussianNoise", Silent)
+
+
+class Collator(DataCollatorForPrivateCausalLanguageModeling):
+    """Padding with token 0."""
+
+    def __init__(self) -> None:
+        super().__init__(tokenizer=None)
+
+
+class GradientLog(transformers.TrainerCallback):
+    """Keeps every gradient that an optimizer step is about to use, flat float64."""
+
+    def __init__(self) -> None:
+        self.grads: list[Tensor] = []
+
+    def on_pre_optimizer_step(self, *_event: Any, model: Any = None, **_: Any) -> None:
+        self.grads.append(flat_grad(model))
+
+
+def flat_grad(model: Any) -> Tensor:
+    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+
+
+def lora_llama(seed: int = 0) -> Any:
+    model = tiny_llama(seed, layers=1)
+    add_lora(model, rank=2, alpha=4.0, targets=["q_proj", "v_proj", "down_proj"])
+    randomise_adapters(model, seed)
+    return model
+
+
+def features(examples: Sequence[Example]) -> list[dict[str, list[int]]]:
+    return [{"input_ids": ids, "labels": labels} for ids, labels in examples]
+
+
+def data(count: int = COUNT, seed: int = 0) -> list[dict[str, list[int]]]:
+    return features(random_examples(count, seed=seed))
+
+
+def training_arguments(folder: Path, kind: Any = TrainingArguments, **changed: Any) -> Any:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 3,
+        "max_steps": 2,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    return kind(**(settings | changed))
+
+
+def privacy_arguments(**changed: Any) -> PrivacyArguments:
+    settings: dict[str, Any] = {"per_sample_max_grad_norm": 0.5, "target_delta": 1e-3, "insecure_test_seed": SEED}
+    if "target_epsilon" not in changed and "disable_dp" not in changed:
+        settings["noise_multiplier"] = 1.0
+    return PrivacyArguments(**(settings | changed))
+
+
+def dp_trainer(
+    folder: Path, model: Any = None, *, privacy: PrivacyArguments | None = None, **changed: Any
+) -> DPTrainer:
+    own = {name: changed.pop(name) for name in _TRAINERS & changed.keys()}
+    model = lora_llama() if model is None else model
+    settings = {"train_dataset": data(), "data_collator": Collator()} | own
+    return DPTrainer(
+        model, training_arguments(folder, **changed), privacy_args=privacy or privacy_arguments(), **settings
+    )
+
+
+def plain_trainer(
+    folder: Path, model: Any = None, *, privacy: PrivacyArguments | None = None, **changed: Any
+) -> tuple[transformers.Trainer, PrivacyEngine]:
+    """A Trainer of transformers' own, made private by the callback."""
+    own = {name: changed.pop(name) for name in _TRAINERS & changed.keys()}
+    model = lora_llama() if model is None else model
+    args = training_arguments(folder, transformers.TrainingArguments, **changed)
+    engine = PrivacyEngine(model, args, own.pop("train_dataset", data()), privacy or privacy_arguments())
+    callbacks = [PrivacyEngineCallback(engine), *own.pop("callbacks", [])]
+    dataset = own.pop("train_dataset_of_trainer", engine.dataset)
+    settings = {"train_dataset": dataset, "data_collator": Collator(), "compute_loss_func": engine.loss} | own
+    return transformers.Trainer(model, args, callbacks=callbacks, **settings), engine
+
+
+def draws(steps: int, *, count: int = COUNT, batch: int = 6) -> list[list[int]]:
+    """The draws of a run under the tests' seed."""
+    sampler = PoissonSampler(count, batch / count, Keystream.for_tests(f"{SEED} sampling"))
+    return [sampler.draw().tolist() for _ in range(steps)]
+
+
+def expected_gradient(
+    model: Any,
+    draw: Sequence[int],
+    *,
+    clip_norm: float = 0.5,
+    batch: int = 6,
+    examples: Sequence[Example] | None = None,
+) -> Tensor:
+    """What the slow oracle says a noiseless step on `draw` releases."""
+    drawn = [(examples or random_examples(COUNT))[row] for row in draw]
+    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return clipped_sum(example_gradients(model, drawn), clip_norm, size) / batch
+
+
+_TRAINERS = {
+    "train_dataset",
+    "train_dataset_of_trainer",
+    "eval_dataset",
+    "data_collator",
+    "losses",
+    "callbacks",
+    "compute_metrics",
+    "compute_loss_func",
+    "rows_per_unit",
+    "privacy_unit",
+    "optimizers",
+}

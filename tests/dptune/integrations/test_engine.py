@@ -1,0 +1,207 @@
+"""A plain Trainer with `PrivacyEngineCallback`: the oracle's gradient, and refusals of what would break it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.utils.data import DataLoader
+
+from dptune import InvalidArgument, Keystream, PoissonSampler
+from dptune.checkpoint import LEDGER_NAME
+from dptune.integrations.draws import PoissonMicroBatches
+from dptune.integrations.transformers import PrivacyEngine, PrivacyEngineCallback
+from tests.dptune.integrations.runs import (
+    COUNT,
+    Collator,
+    GradientLog,
+    data,
+    dp_trainer,
+    draws,
+    expected_gradient,
+    lora_llama,
+    no_noise,  # noqa: F401
+    plain_trainer,
+    privacy_arguments,
+    training_arguments,
+)
+
+
+@pytest.mark.usefixtures("no_noise")
+@pytest.mark.parametrize("clip_norm", [1e-3, 0.5, 1e3])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_noiseless_gradient_is_the_oracles_and_dptrainers(
+    tmp_path: Path, clip_norm: float, accumulation: int
+) -> None:
+    model, own, log, own_log = lora_llama(), lora_llama(), GradientLog(), GradientLog()
+    untouched = copy.deepcopy(model)
+    shape = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 6 // accumulation}
+    privacy = privacy_arguments(per_sample_max_grad_norm=clip_norm)
+    trainer, _ = plain_trainer(tmp_path / "plain", model, privacy=privacy, callbacks=[log], **shape)
+    trainer.train()
+    dp_trainer(tmp_path / "own", own, privacy=privacy, callbacks=[own_log], **shape).train()
+    expected = expected_gradient(untouched, draws(1)[0], clip_norm=clip_norm)
+    torch.testing.assert_close(log.grads[0], expected, rtol=1e-4, atol=1e-6 * clip_norm)
+    assert len(log.grads) == len(own_log.grads) == 2
+    torch.testing.assert_close(log.grads[1], own_log.grads[1], rtol=1e-4, atol=1e-5 * clip_norm)
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_an_empty_micro_batch_adds_nothing(tmp_path: Path) -> None:
+    model, log = lora_llama(), GradientLog()
+    untouched = copy.deepcopy(model)
+    trainer, _ = plain_trainer(
+        tmp_path, model, callbacks=[log], per_device_train_batch_size=1, gradient_accumulation_steps=6, max_steps=1
+    )
+    trainer.train()
+    (draw,) = draws(1)
+    assert 0 < len(draw) < 6
+    expected = expected_gradient(untouched, draw)
+    torch.testing.assert_close(log.grads[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_ledger_line_a_step_before_the_gradient_is_used_and_epsilon_in_the_log(tmp_path: Path) -> None:
+    seen = []
+
+    class Watch(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, *_event: Any, **_: Any) -> None:
+            seen.append(len((tmp_path / LEDGER_NAME).read_text().splitlines()))
+
+    trainer, engine = plain_trainer(tmp_path, callbacks=[Watch()], max_steps=-1, num_train_epochs=2.0)
+    trainer.train()
+    assert seen == [1, 2, 3, 4]
+    logged = [row["epsilon"] for row in trainer.state.log_history if "loss" in row]
+    assert logged == sorted(logged)
+    assert logged[-1] == engine.epsilon
+    assert json.loads((tmp_path / "privacy_report.json").read_text())["steps"] == 4
+
+
+def test_the_micro_batches_of_a_step_are_one_fresh_draw_whatever_the_sampler_asks_for() -> None:
+    examples = PoissonMicroBatches(list(range(COUNT)), parts=3, micro_batch_size=2, steps_per_epoch=2)
+    examples.start(PoissonSampler(COUNT, 0.5, Keystream.for_tests("1 sampling")))
+    loader = DataLoader(examples, batch_size=2, shuffle=True, collate_fn=list)
+    parts = [batch for _ in range(5) for batch in loader]
+    reference = PoissonSampler(COUNT, 0.5, Keystream.for_tests("1 sampling"))
+    for step in range(10):
+        draw = reference.draw()
+        assert [len(part) for part in parts[3 * step : 3 * step + 3]] == [len(p) for p in np.array_split(draw, 3)]
+        assert [row for part in parts[3 * step : 3 * step + 3] for row in part] == draw.tolist()
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_evaluation_changes_nothing(tmp_path: Path) -> None:
+    quiet, watched = lora_llama(), lora_llama()
+    plain_trainer(tmp_path / "quiet", quiet)[0].train()
+    trainer, _ = plain_trainer(
+        tmp_path / "watched", watched, eval_dataset=data(5, seed=9), eval_strategy="steps", eval_steps=1
+    )
+    trainer.train()
+    for one, other in zip(quiet.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [row["step"] for row in trainer.state.log_history if "eval_loss" in row] == [1, 2]
+
+
+def refused(match: str, trainer: transformers.Trainer) -> None:
+    """Training must be refused, no weight moved, and no hook left."""
+    model = trainer.model
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(InvalidArgument, match=match):
+        trainer.train()
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert not any(module._forward_hooks for module in model.modules())
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_trainers_own_loss_is_refused(tmp_path: Path) -> None:
+    refused("privacy_engine.loss", plain_trainer(tmp_path, compute_loss_func=None)[0])
+    assert not (tmp_path / LEDGER_NAME).exists()
+
+
+def test_a_loss_that_is_multiplied_is_refused(tmp_path: Path) -> None:
+    trainer, engine = plain_trainer(tmp_path)
+    trainer.compute_loss_func = lambda *args, **kwargs: engine.loss(*args, **kwargs) / 3
+    refused("multiplied by", trainer)
+
+
+def test_a_trainer_that_scales_for_accumulation_is_refused(tmp_path: Path) -> None:
+    trainer, _ = plain_trainer(tmp_path)
+    backward = trainer.accelerator.backward
+    trainer.accelerator.backward = lambda loss, **kwargs: backward(loss / 3, **kwargs)
+    refused("multiplied by", trainer)
+
+
+def test_its_own_sampler_is_refused(tmp_path: Path) -> None:
+    refused("train_dataset=privacy_engine.dataset", plain_trainer(tmp_path, train_dataset_of_trainer=data())[0])
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    trainer, engine = plain_trainer(tmp_path)
+    engine.model = lora_llama(1)
+    refused("model=", trainer)
+
+
+def test_other_arguments_than_the_engines_are_refused(tmp_path: Path) -> None:
+    trainer, _ = plain_trainer(tmp_path)
+    trainer.args = copy.copy(trainer.args)
+    trainer.args.gradient_accumulation_steps = 1
+    refused("--gradient_accumulation_steps=", trainer)
+    trainer, _ = plain_trainer(tmp_path)
+    trainer.args = copy.copy(trainer.args)
+    trainer.args.max_steps = 9
+    refused("args=", trainer)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("max_grad_norm", 1.0), ("label_smoothing_factor", 0.1), ("dataloader_num_workers", 2)]
+)
+def test_arguments_that_break_it_are_refused_by_engine_and_callback(tmp_path: Path, argument: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=f"--{argument}"):
+        plain_trainer(tmp_path, **{argument: value})
+    trainer, _ = plain_trainer(tmp_path)
+    object.__setattr__(trainer.args, argument, value)
+    refused(f"--{argument}", trainer)
+
+
+def test_a_collator_that_adds_rows_is_refused(tmp_path: Path) -> None:
+    trainer, _ = plain_trainer(tmp_path, data_collator=lambda features: Collator()([*features, *features]))
+    refused("data_collator", trainer)
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = training_arguments(tmp_path, transformers.TrainingArguments)
+    monkeypatch.setattr(type(args), "world_size", property(lambda _: 2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InvalidArgument, match="DPTrainer"):
+        PrivacyEngine(lora_llama(), args, data(), privacy_arguments())
+
+
+def test_disable_dp_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="disable_dp"):
+        plain_trainer(tmp_path, privacy=privacy_arguments(disable_dp=True))
+
+
+def test_the_engine_without_its_callback_is_refused(tmp_path: Path) -> None:
+    trainer, _ = plain_trainer(tmp_path)
+    trainer.remove_callback(PrivacyEngineCallback)
+    refused("callbacks=", trainer)
+
+
+def test_resume_continues_the_ledger_and_counts_both(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    trainer, _ = plain_trainer(tmp_path, **settings)
+    trainer.train()
+    (tmp_path / "privacy_report.json").unlink()
+    with pytest.raises(InvalidArgument, match="ignore_data_skip"):
+        plain_trainer(tmp_path, **settings)[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    again, engine = plain_trainer(tmp_path, ignore_data_skip=True, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert again.state.global_step == 3
+    assert len((tmp_path / LEDGER_NAME).read_text().splitlines()) == 5
+    assert engine.epsilon is not None
+    assert json.loads((tmp_path / "privacy_report.json").read_text())["repeated_steps"] == 2

@@ -1,0 +1,166 @@
+"""Checkpoints of `DPTrainer`: a resumed run goes on, its ledger counts everything, and the budget holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from dptune import InvalidArgument, Ledger
+from dptune.checkpoint import LEDGER_NAME
+from tests.dptune.integrations.runs import data, dp_trainer, lora_llama, privacy_arguments
+
+SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "optim": "adamw_torch"}
+
+
+def parameters(model: Any) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class Crash(transformers.TrainerCallback):
+    """Dies after a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        if state.global_step == self._step:
+            raise KeyboardInterrupt
+
+
+def crash(folder: Path, step: int, **changed: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        dp_trainer(folder, callbacks=[Crash(step)], **(SAVING | changed)).train()
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole, resumed = lora_llama(), lora_llama(1)
+    dp_trainer(tmp_path / "whole", whole, **SAVING).train()
+    crash(tmp_path / "crashed", 2)
+    trainer = dp_trainer(tmp_path / "crashed", resumed, **SAVING)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+    frozen = [name for name, parameter in whole.named_parameters() if not parameter.requires_grad]
+    assert frozen
+    assert torch.equal(parameters(whole), parameters(resumed))
+    assert Ledger(tmp_path / "crashed" / LEDGER_NAME).steps == 4
+
+
+def test_steps_beyond_the_checkpoint_count_too(tmp_path: Path) -> None:
+    crash(tmp_path, 3, save_steps=2)
+    trainer = dp_trainer(tmp_path, **SAVING)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert Ledger(tmp_path / LEDGER_NAME).steps == 5
+    report = json.loads((tmp_path / "privacy_report.json").read_text())
+    assert (report["steps"], report["repeated_steps"]) == (5, 1)
+    assert trainer.epsilon == Ledger(tmp_path / LEDGER_NAME).running_epsilon(1e-3)
+    copied = (tmp_path / "checkpoint-4" / LEDGER_NAME).read_bytes()
+    assert copied == (tmp_path / LEDGER_NAME).read_bytes()
+
+
+def test_the_run_stops_before_the_step_that_would_exceed_the_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    privacy = {"privacy": privacy_arguments(target_epsilon=3.0, insecure_test_seed=None)}
+    crash(tmp_path, 3, save_steps=1, **privacy)
+    trainer = dp_trainer(tmp_path, **SAVING, **privacy)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert trainer.state.global_step == 2  # three steps were released, one was left
+    report = json.loads((tmp_path / "privacy_report.json").read_text())
+    assert report["steps"] == 4
+    assert report["epsilon"] <= 3.0
+    assert "one more would exceed --target_epsilon" in capsys.readouterr().out
+    assert (tmp_path / "checkpoint-2").exists()
+    (tmp_path / "privacy_report.json").unlink()
+    spent = dp_trainer(tmp_path, **SAVING, **privacy)
+    before = parameters(spent.model)
+    spent.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert Ledger(tmp_path / LEDGER_NAME).steps == 4
+    assert spent.state.global_step == 1
+    assert parameters(spent.model).shape == before.shape
+
+
+def test_a_step_beyond_the_budget_is_never_released(tmp_path: Path) -> None:
+    trainer = dp_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    session = trainer._session
+    assert session is not None
+    session.begin(trainer.model)
+    with pytest.raises(RuntimeError, match="beyond the last one"):
+        session.finish_step(1)
+    session.close()
+    assert Ledger(tmp_path / LEDGER_NAME).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("clip_norm", {"privacy": privacy_arguments(per_sample_max_grad_norm=0.25)}),
+        ("noise_multiplier", {"privacy": privacy_arguments(noise_multiplier=0.5)}),
+        ("delta", {"privacy": privacy_arguments(target_delta=1e-4)}),
+        ("sampling_probability", {"gradient_accumulation_steps": 2}),
+        ("num_examples", {"train_dataset": data(24), "gradient_accumulation_steps": 6}),
+        ("privacy_unit", {"privacy_unit": "one author"}),
+    ],
+)
+def test_another_mechanism_is_refused_by_name(tmp_path: Path, name: str, changed: dict[str, Any]) -> None:
+    crash(tmp_path, 1)
+    with pytest.raises(InvalidArgument, match=rf"{name} was .* in the checkpoint and is"):
+        dp_trainer(tmp_path, **(SAVING | changed)).train(resume_from_checkpoint=True)
+    assert Ledger(tmp_path / LEDGER_NAME).steps == 1
+
+
+def test_a_ledger_that_lost_lines_is_refused(tmp_path: Path) -> None:
+    crash(tmp_path, 2)
+    ledger = tmp_path / LEDGER_NAME
+    ledger.write_text(ledger.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(InvalidArgument, match="epsilon would be understated"):
+        dp_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    crash(tmp_path, 1)
+    with pytest.raises(InvalidArgument, match="holds a run already"):
+        dp_trainer(tmp_path, **SAVING).train()
+
+
+def test_a_checkpoint_of_another_folder_or_without_a_ledger_is_refused(tmp_path: Path) -> None:
+    crash(tmp_path / "run", 1)
+    with pytest.raises(InvalidArgument, match="no checkpoint beside this run's ledger"):
+        dp_trainer(tmp_path / "other", **SAVING).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    with pytest.raises(InvalidArgument, match="no checkpoint beside this run's ledger"):
+        dp_trainer(tmp_path / "other", **SAVING).train(resume_from_checkpoint=True)
+    (tmp_path / "run" / "checkpoint-1" / "privacy_state.json").unlink()
+    with pytest.raises(InvalidArgument, match=r"privacy_state\.json"):
+        dp_trainer(tmp_path / "run", **SAVING).train(resume_from_checkpoint=True)
+
+
+def test_a_run_without_privacy_resumes_too(tmp_path: Path) -> None:
+    privacy = {"privacy": privacy_arguments(disable_dp=True)}
+    whole, resumed = lora_llama(), lora_llama()
+    dp_trainer(tmp_path / "whole", whole, **SAVING, **privacy).train()
+    crash(tmp_path / "crashed", 2, **privacy)
+    dp_trainer(tmp_path / "crashed", resumed, **SAVING, **privacy).train(resume_from_checkpoint=True)
+    torch.testing.assert_close(parameters(whole), parameters(resumed))
+
+
+def test_the_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
+    trainer = dp_trainer(
+        tmp_path,
+        **(SAVING | {"learning_rate": 0.5}),
+        privacy=privacy_arguments(noise_multiplier=50.0),
+        eval_dataset=data(5, seed=9),
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        prediction_loss_only=True,
+    )
+    trainer.train()
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert len(set(losses)) == 4
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses))

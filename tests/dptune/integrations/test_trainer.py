@@ -1,0 +1,291 @@
+"""`DPTrainer`: its gradient is the oracle's, its draws are Poisson, its epsilon is accounting's, its ledger whole."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from dptune import InvalidArgument, accounting
+from dptune.checkpoint import LEDGER_NAME
+from dptune.integrations.checks import refuse_unsafe_arguments
+from tests.dptune.integrations.runs import (
+    COUNT,
+    Collator,
+    GradientLog,
+    data,
+    dp_trainer,
+    draws,
+    expected_gradient,
+    lora_llama,
+    no_noise,  # noqa: F401
+    privacy_arguments,
+    training_arguments,
+)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / LEDGER_NAME).read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("no_noise")
+@pytest.mark.parametrize("clip_norm", [1e-3, 0.5, 1e3])
+@pytest.mark.parametrize("shape", [(2, 3), (6, 1), (1, 6)])
+def test_the_noiseless_gradient_is_the_oracles(tmp_path: Path, clip_norm: float, shape: tuple[int, int]) -> None:
+    model, log = lora_llama(), GradientLog()
+    untouched = copy.deepcopy(model)
+    dp_trainer(
+        tmp_path,
+        model,
+        privacy=privacy_arguments(per_sample_max_grad_norm=clip_norm),
+        callbacks=[log],
+        max_steps=1,
+        per_device_train_batch_size=shape[0],
+        gradient_accumulation_steps=shape[1],
+    ).train()
+    (draw,) = draws(1)
+    expected = expected_gradient(untouched, draw, clip_norm=clip_norm)
+    torch.testing.assert_close(log.grads[0], expected, rtol=1e-4, atol=1e-6 * clip_norm)
+
+
+def test_the_noise_is_added_once_and_divided_by_the_expected_batch(tmp_path: Path) -> None:
+    log = GradientLog()
+    privacy = privacy_arguments(noise_multiplier=500.0, insecure_test_seed=None)
+    dp_trainer(tmp_path, privacy=privacy, callbacks=[log], max_steps=3).train()
+    values = torch.cat(log.grads)
+    assert values.std().item() == pytest.approx(500.0 * 0.5 / 6, rel=0.1)
+    assert not torch.equal(log.grads[0], log.grads[1])
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_an_empty_draw_is_a_step_of_noise_alone(tmp_path: Path) -> None:
+    log = GradientLog()
+    trainer = dp_trainer(
+        tmp_path,
+        privacy=privacy_arguments(target_delta=1e-4, insecure_test_seed=1),
+        callbacks=[log],
+        train_dataset=data(COUNT),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        max_steps=15,
+    )
+    trainer.train()
+    empty = [not grad.any() for grad in log.grads]
+    assert len(empty) == len(lines(tmp_path)) == 15
+    assert any(empty)
+    assert not all(empty)
+
+
+def test_draws_are_poisson_and_fresh(tmp_path: Path) -> None:
+    drawn: list[int] = []
+    trainer = dp_trainer(tmp_path, privacy=privacy_arguments(insecure_test_seed=None), max_steps=60, logging_steps=100)
+    step = trainer.training_step
+
+    def count(model: Any, inputs: Any, *rest: Any) -> Any:
+        assert sum(len(batch["labels"]) for batch in inputs["micro_batches"]) == inputs["drawn"]
+        assert all(len(batch["labels"]) <= 2 for batch in inputs["micro_batches"])
+        drawn.append(inputs["drawn"])
+        return step(model, inputs, *rest)
+
+    trainer.training_step = count  # type: ignore[method-assign]
+    trainer.train()
+    assert len(drawn) == 60
+    assert len(set(drawn)) > 3
+    assert np.mean(drawn) == pytest.approx(6, abs=4 * np.sqrt(12 * 0.25 / 60))
+
+
+def test_epsilon_is_that_of_accounting_and_in_every_log(tmp_path: Path) -> None:
+    trainer = dp_trainer(tmp_path, max_steps=-1, num_train_epochs=2.0)
+    trainer.train()
+    settings = {"noise_multiplier": 1.0, "sampling_probability": 0.5, "delta": 1e-3}
+    assert trainer.plan.steps == len(lines(tmp_path)) == 4
+    assert trainer.plan.privacy is not None
+    assert trainer.plan.privacy.planned_epsilon() == accounting.epsilon(steps=4, **settings)
+    logged = [row["epsilon"] for row in trainer.state.log_history if "loss" in row]
+    exact = [accounting.epsilon(steps=steps, **settings) for steps in range(1, 5)]
+    assert logged == pytest.approx(exact, rel=0.02)
+    assert all(upper >= lower for upper, lower in zip(logged, exact, strict=True))
+
+
+def test_the_report_holds_the_ledgers_epsilon_where_the_noise_is_secret(tmp_path: Path) -> None:
+    dp_trainer(tmp_path, privacy=privacy_arguments(insecure_test_seed=None, target_epsilon=3.0)).train()
+    report = json.loads((tmp_path / "privacy_report.json").read_text())
+    assert report["guarantee"] == "dp"
+    assert 2.9 < report["epsilon"] <= 3.0
+    assert report["steps"] == 2
+
+
+def test_the_report_of_a_seeded_run_promises_nothing(tmp_path: Path) -> None:
+    dp_trainer(tmp_path).train()
+    assert json.loads((tmp_path / "privacy_report.json").read_text())["guarantee"] == "none"
+
+
+def test_a_ledger_line_is_there_before_the_gradient_is_used(tmp_path: Path) -> None:
+    seen = []
+
+    class Watch(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            seen.append((state.global_step, len(lines(tmp_path))))
+
+    dp_trainer(tmp_path, callbacks=[Watch()]).train()
+    assert seen == [(0, 1), (1, 2)]
+    assert lines(tmp_path)[0] == {"step": 1, "noise_multiplier": 1.0, "sampling_probability": 0.5, "clip_norm": 0.5}
+
+
+def parameters(model: Any) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_evaluation_and_metrics_change_nothing(tmp_path: Path) -> None:
+    quiet, watched = lora_llama(), lora_llama()
+    dp_trainer(tmp_path / "quiet", quiet).train()
+    trainer = dp_trainer(
+        tmp_path / "watched",
+        watched,
+        eval_dataset=data(5, seed=9),
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_on_start=True,
+        compute_metrics=lambda prediction: {"rows": float(len(prediction.predictions))},
+        dataloader_num_workers=1,
+    )
+    trainer.train()
+    assert torch.equal(parameters(quiet), parameters(watched))
+    evaluated = [row for row in trainer.state.log_history if "eval_loss" in row]
+    assert [row["step"] for row in evaluated] == [0, 1, 2]
+    assert {row["eval_rows"] for row in evaluated} == {5.0}
+    assert "epsilon" in evaluated[-1]
+
+
+def test_nothing_stays_on_the_model(tmp_path: Path) -> None:
+    model = lora_llama()
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    dp_trainer(tmp_path, model).train()
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_an_error_takes_the_hooks_off_too(tmp_path: Path) -> None:
+    model = lora_llama()
+
+    def broken(*_: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dp_trainer(tmp_path, model, losses=broken).train()
+    assert not any(module._forward_hooks for module in model.modules())
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_without_privacy_the_gradient_is_the_sum_over_the_expected_batch(tmp_path: Path) -> None:
+    model, log = lora_llama(), GradientLog()
+    untouched = copy.deepcopy(model)
+    trainer = dp_trainer(tmp_path, model, privacy=privacy_arguments(disable_dp=True), callbacks=[log], max_steps=1)
+    trainer.train()
+    expected = expected_gradient(untouched, draws(1)[0], clip_norm=1e9)
+    torch.testing.assert_close(log.grads[0], expected, rtol=1e-4, atol=1e-6)
+    assert not (tmp_path / LEDGER_NAME).exists()
+    assert json.loads((tmp_path / "privacy_report.json").read_text())["guarantee"] == "none"
+    assert trainer.epsilon is None
+
+
+def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = lora_llama()
+    before = parameters(model)
+    output = dp_trainer(tmp_path / "run", model, dry_run=True).train()
+    assert torch.equal(before, parameters(model))
+    assert output.global_step == 0
+    assert not (tmp_path / "run" / LEDGER_NAME).exists()
+    printed = capsys.readouterr().out
+    assert "expected batch size    6" in printed
+    assert f"{accounting.epsilon(noise_multiplier=1.0, sampling_probability=0.5, steps=2, delta=1e-3):.4f}" in printed
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_columns_that_the_model_does_not_know_are_removed(tmp_path: Path) -> None:
+    log, rows = GradientLog(), [row | {"author": "somebody"} for row in data()]
+    dataset = datasets.Dataset.from_list(rows)
+
+    def strict(features: list[Any]) -> Any:
+        assert all(feature.keys() == {"input_ids", "labels"} for feature in features)
+        return Collator()(features)
+
+    dp_trainer(
+        tmp_path, callbacks=[log], data_collator=strict, train_dataset=dataset, remove_unused_columns=True, max_steps=1
+    ).train()
+    torch.testing.assert_close(log.grads[0], expected_gradient(lora_llama(), draws(1)[0]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_rows_of_one_unit_are_clipped_together(tmp_path: Path) -> None:
+    log, model = GradientLog(), lora_llama()
+    rows = data(COUNT)
+
+    def doubled(features: list[Any]) -> Any:
+        return Collator()([feature for feature in features for _ in range(2)])
+
+    dp_trainer(
+        tmp_path,
+        model,
+        data_collator=doubled,
+        rows_per_unit=2,
+        train_dataset=rows,
+        callbacks=[log],
+        max_steps=1,
+        privacy=privacy_arguments(per_sample_max_grad_norm=1e-3),
+    ).train()
+    # Each unit's two equal rows have the direction of one, and the length C.
+    expected = expected_gradient(lora_llama(), draws(1)[0], clip_norm=1e-3)
+    torch.testing.assert_close(log.grads[0], expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("max_grad_norm", 1.0),
+        ("label_smoothing_factor", 0.1),
+        ("neftune_noise_alpha", 5.0),
+        ("auto_find_batch_size", True),
+        ("include_num_input_tokens_seen", "all"),
+        ("optim", "lomo"),
+        ("gradient_accumulation_steps", 7),
+    ],
+)
+def test_arguments_that_break_it_are_refused_by_name(tmp_path: Path, argument: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=f"--{argument}="):
+        dp_trainer(tmp_path, **{argument: value})
+
+
+@pytest.mark.parametrize("argument", ["fp16", "torch_compile", "fsdp", "deepspeed"])
+def test_what_this_machine_cannot_even_ask_for_is_refused(tmp_path: Path, argument: str) -> None:
+    args = training_arguments(tmp_path)
+    object.__setattr__(args, argument, "on")
+    with pytest.raises(InvalidArgument, match=f"--{argument}="):
+        refuse_unsafe_arguments(args)
+
+
+def test_processes_that_do_not_see_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = training_arguments(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", str(args.world_size + 1))
+    with pytest.raises(InvalidArgument, match="--use_cpu"):
+        refuse_unsafe_arguments(args)
+
+
+def test_a_loss_of_the_micro_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="compute_loss_func"):
+        dp_trainer(tmp_path, compute_loss_func=lambda outputs, *_: outputs.loss)
+    with pytest.raises(InvalidArgument, match="couples"):
+        dp_trainer(tmp_path, losses=lambda model, inputs: model(**inputs).loss).train()
+    assert not (tmp_path / LEDGER_NAME).exists()
+
+
+def test_a_data_set_without_a_length_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="train_dataset"):
+        dp_trainer(tmp_path, train_dataset=iter(data()))
