@@ -17,7 +17,16 @@ from torch import Tensor
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["dptune", "tests.examples", "tests.tiny", "transformers", "utils.micro_batches", "utils.resume"]
+    [
+        "dptune",
+        "tests.dptune.integrations.runs",
+        "tests.examples",
+        "tests.tiny",
+        "tests.whole_models",
+        "transformers",
+        "utils.micro_batches",
+        "utils.resume",
+    ]
 )
 _TIMEOUT = 240.0
 

@@ -113,10 +113,8 @@ class TrainingSession:
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> Tensor:
         """Add one micro-batch's clipped gradients, losses [B]; their sum, detached."""
-        if isinstance(self.step, PrivateStep):
-            return self.step.backward(losses, rows_per_unit=rows_per_unit).losses.sum()
         assert self.step is not None
-        return self.step.backward(losses).losses.sum()
+        return self.step.backward(losses, rows_per_unit=rows_per_unit).losses.sum()
 
     def finish_step(self, global_step: int) -> None:
         """Write the private gradient of step `global_step + 1`; a step beyond the budget is never released."""

@@ -34,6 +34,9 @@ from dptune.integrations.planning import (
     steps_of,
 )
 from dptune.integrations.session import TrainingSession
+from dptune.per_example import require_exact_gradients
+
+_CHECKED_ITEMS = 3
 
 
 class DPTrainer(transformers.Trainer):
@@ -195,6 +198,20 @@ class DPTrainer(transformers.Trainer):
             own.max_steps = steps_of(args, num_examples=self._num_examples, batch=self._batch)
         return own
 
+    def _check_rules(self) -> None:
+        """Compare the engine's gradients with autograd's on a few items, before one is released."""
+        if self.privacy_args.disable_dp:
+            return
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        items = [self.train_dataset[index] for index in range(min(_CHECKED_ITEMS, self._num_examples))]
+        inputs = self._prepare_inputs(collate(items))
+        names = sorted(inputs)
+
+        def losses(*parts: Any) -> Tensor:
+            return self._losses(self.model, dict(zip(names, parts, strict=True)))
+
+        require_exact_gradients(self.model, losses, *(inputs[name] for name in names))
+
     def _checkpoint(self, asked: str | bool | None) -> str | None:
         if asked is None or asked is False:
             return None
@@ -219,6 +236,7 @@ class _SessionCallback(transformers.TrainerCallback):
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         session = self._trainer._session
         assert session is not None
+        self._trainer._check_rules()
         session.begin(self._trainer.model)
         state.max_steps = session.last  # where the Trainer logs, evaluates and saves for the last time
 

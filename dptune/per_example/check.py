@@ -26,17 +26,25 @@ def require_exact_gradients(model: nn.Module, losses: Callable[..., Tensor], *ba
         batch: tensors of B examples, such as token ids and labels [B, T] of random tokens; T other than B.
 
     Raises:
-        InvalidArgument: they differ, naming the parameter.
+        InvalidArgument: they differ, naming the parameter; or there is not one loss an example.
     """
     was_training = model.training
     model.eval()
     try:
         with PerExampleGradients(model) as recorder:
-            losses(*batch).sum().backward()
+            found = losses(*batch)
+            if found.ndim != 1:
+                raise InvalidArgument(
+                    f"losses of shape {tuple(found.shape)}: give one loss an example, [B]; a mean over the micro-batch "
+                    "couples examples and voids the bound (dptune.CausalLMLoss gives them)"
+                )
+            found.sum().backward()
             recorded = recorder.take()
             norms = {name: squared.sqrt() for name, squared in recorded.squared_norms().items()}
+            if not norms:
+                raise InvalidArgument("model: the losses do not depend on any trained parameter")
             examples = len(next(iter(norms.values())))
-            weights = torch.arange(1, examples + 1, device=batch[0].device)
+            weights = torch.arange(1, examples + 1, device=next(iter(norms.values())).device)
             sums = {name: torch.zeros_like(parameter) for name, parameter in recorder.parameters.items()}
             recorded.add_weighted_sums(sums, dict.fromkeys(norms, weights.double()))
         _compare(recorder.parameters, sums, _gradients(recorder.parameters, (losses(*batch) * weights).sum()))
@@ -63,5 +71,5 @@ def _compare(parameters: dict[str, nn.Parameter], found: dict[str, Tensor], want
         if not error <= _OF_ITS_OWN * own + _OF_THE_WHOLE * whole:
             raise InvalidArgument(
                 f"{name}: its per-example gradients are not autograd's (off by {error / whole:.1e} of the whole "
-                "gradient): the model uses it in a way that no rule sees; freeze it"
+                "gradient): the model uses it in a way that no rule sees (freeze it), or its losses couple examples"
             )

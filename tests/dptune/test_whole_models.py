@@ -314,3 +314,15 @@ def test_a_forward_pass_that_failed_leaves_no_number_of_examples_behind():
         model(input_ids=padded(EXAMPLES)[0])  # out of memory after it, say
         CausalLMLoss(model)(*padded(EXAMPLES[:1])).sum().backward()
         assert_is(recorder.take(), expected, 1e-10)
+
+
+def test_losses_that_couple_examples_are_found_out():
+    model = whole_model("GPT-2").float()
+    ids = torch.randint(3, 400, (3, 7), generator=torch.Generator().manual_seed(0))
+    own = CausalLMLoss(model)
+    with pytest.raises(InvalidArgument, match=r"losses of shape \(\).* couples"):
+        require_exact_gradients(model, lambda ids: own(ids, ids).mean(), ids)
+    with pytest.raises(InvalidArgument, match="couple examples"):
+        require_exact_gradients(model, lambda ids: own(ids, ids) / len(ids), ids)
+    with pytest.raises(InvalidArgument, match="do not depend on any trained parameter"):
+        require_exact_gradients(model, lambda ids: torch.zeros(3, requires_grad=True), ids)

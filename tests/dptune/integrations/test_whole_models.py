@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
+from dptune import InvalidArgument
+from dptune.integrations.losses import token_losses
 from tests.dptune.integrations.runs import (
     GradientLog,
     dp_trainer,
@@ -94,3 +96,24 @@ def test_a_whole_bert_classifier_is_the_oracles(tmp_path: Path) -> None:
         expected += grad * min(1.0, 0.5 / grad.norm().item()) / 6
     dp_trainer(tmp_path, model, train_dataset=bert_rows(), data_collator=collate, callbacks=[log], max_steps=1).train()
     torch.testing.assert_close(log.grads[0], expected, rtol=1e-3, atol=2e-6)
+
+
+class UsesItsEmbeddingElsewhere(GPT2LMHeadModel):
+    """What no rule sees: its logits depend on the embedding outside any layer."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits + self.transformer.wte.weight.sum(1)
+        return output
+
+
+def test_a_model_that_the_rules_do_not_describe_is_refused_before_a_step(tmp_path: Path) -> None:
+    model = UsesItsEmbeddingElsewhere(tiny_gpt2().config)
+
+    def losses(model: Any, inputs: Any) -> torch.Tensor:
+        return token_losses(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
+
+    trainer = dp_trainer(tmp_path, model, privacy=privacy_arguments(), losses=losses)
+    with pytest.raises(InvalidArgument, match=r"wte\.weight: its per-example gradients are not autograd's"):
+        trainer.train()
+    assert not (tmp_path / "ledger.jsonl").exists()
