@@ -54,14 +54,15 @@ def main(args: FullFinetuningArguments) -> None:
 
 def about(args: FullFinetuningArguments) -> str:
     """What is trained by whom."""
-    model = models.load(args.model, args.shape, dtype=args.dtype, device=torch.device("meta"))
+    device = torch.device("meta" if args.model is None else "cpu")  # moved to meta, a saved model's weights are untied
+    model = models.load(args.model, args.shape, dtype=args.dtype, device=device)
     head, count = model.get_output_embeddings().weight, sum(parameter.numel() for parameter in model.parameters())
     text = f"Every parameter is trained: {count / 1e6:.1f} million, by AdamW. "
     if head is not model.get_input_embeddings().weight:
         return text + "The output layer has a weight of its own."
     return text + (
-        "The output layer is tied to the embedding, except for Opacus, whose ghost clipping takes no tied weights: there "
-        f"it has a weight of its own ({(count + head.numel()) / 1e6:.1f} million), so its update is another one."
+        "The output layer is tied to the embedding, except for Opacus, whose ghost clipping takes no tied weights: "
+        f"there it has a weight of its own ({(count + head.numel()) / 1e6:.1f} million), so its update is another one."
     )
 
 
