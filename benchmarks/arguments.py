@@ -123,22 +123,29 @@ class FullFinetuningArguments(CommonArguments):
     block: list[int] = field(default_factory=lambda: [128, 512], metadata={"help": "lengths of every example, tokens"})
     accumulate: list[int] = field(default_factory=lambda: [4, 1], metadata={"help": "micro-batches a step"})
     largest_batch: bool = field(
-        default=True, metadata={"help": "also the largest micro-batch within --limit_gib, from --limit_batch"}
+        default=True, metadata={"help": "also the largest micro-batch within --limit_gib, from --limit_tokens"}
     )
-    limit_batch: list[int] = field(
-        default_factory=lambda: [4, 8, 12], metadata={"help": "micro-batch sizes whose memory is measured for that"}
+    limit_tokens: list[int] = field(
+        default_factory=lambda: [2048, 4096, 6144],
+        metadata={"help": "micro-batches whose memory is measured for that, in tokens"},
     )
     limit_gib: float = field(default=24.0, metadata={"help": "the limit, on a CPU without Python and libraries"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count("--batch", self.batch)
-        for name in ("block", "accumulate", "limit_batch"):
+        for name in ("block", "accumulate", "limit_tokens"):
             for value in getattr(self, name):
                 require_count(f"--{name}", value)
-        if len(set(self.limit_batch)) < 2:
-            refuse("--limit_batch", self.limit_batch, "a line needs two sizes or more, such as 4 8 12")
+        if self.largest_batch and any(len(self.batches_of(block)) < 2 for block in self.block):
+            refuse(
+                "--limit_tokens", self.limit_tokens, "a line needs two sizes or more, of different numbers of blocks"
+            )
         require_positive("--limit_gib", self.limit_gib)
+
+    def batches_of(self, block: int) -> list[int]:
+        """The micro-batch sizes whose memory is measured at that length."""
+        return sorted({tokens // block for tokens in self.limit_tokens} - {0})
 
 
 def _device(name: str) -> str:

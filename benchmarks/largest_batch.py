@@ -1,8 +1,8 @@
 """The largest micro-batch that fits in a memory limit, predicted from the peaks of a few sizes.
 
 Peak memory is a line in the batch: weights, gradients and the optimizer's state, which no batch changes, and
-activations, of which every example has its own. The line is fitted by least squares; how far the measured peaks are
-from it is reported with the prediction.
+activations, of which every example has its own. Below some size it is not: there the optimizer's own peak is higher.
+The line is fitted by least squares; how far the measured peaks are from it is reported with the prediction.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def measure_lines(args: FullFinetuningArguments, block: int) -> dict[str, PeakLi
         name: fit(
             {
                 batch: in_fresh_process(measure_memory, args, fixed(batch, block, 2), name).needed
-                for batch in sorted(set(args.limit_batch))
+                for batch in args.batches_of(block)
             }
         )
         for name in COMPARED

@@ -35,7 +35,7 @@ if [ "$device" = cuda ]; then
 fi
 for shape in ${FULL_SHAPES-gpt2-small}; do
   "$python" -m benchmarks.full_finetuning --shape "$shape" --device "$device" --block 128 512 --batch 8 --accumulate 4 1 \
-    --warmup 2 --rounds "${ROUNDS:-5}" --max_seconds 45 --limit_gib "$limit" --limit_batch 8 16 32 \
+    --warmup 2 --rounds "${ROUNDS:-5}" --max_seconds 45 --limit_gib "$limit" --limit_tokens 8192 16384 24576 \
     --contenders ${FULL_CONTENDERS:-private plain hugging-face opacus opacus-ghost} \
     --output "$output/full_finetuning_${name}_${shape}_$(date +%Y-%m-%d).md" ${FULL_FLAGS:-}
 done

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import import_module
 
 import torch
 
@@ -86,8 +85,7 @@ def make(name: str, job: Job) -> Contender:
 def measure_memory(args: CommonArguments, setting: Setting, name: str) -> Memory:
     """Memory of one contender; for a process of its own."""
     set_threads(args)
-    for package in peers.NEEDS.get(name, ()):
-        import_module(package)
+    peers.load_packages(name)
     empty = memory_now(torch.device(args.device))
     job = replace(job_of(args, setting), copied=False)
     contender = make(name, job)

@@ -98,7 +98,7 @@ def test_every_figure_is_measured_and_written(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "in_fresh_process", in_this_process)
     monkeypatch.setattr(sys, "argv", ["full_finetuning.py", *SMALL])
     output = tmp_path / "results" / "full.md"
-    flags = ["--accumulate", "2", "1", "--warmup", "0", "--limit_batch", "2", "4", "--output", str(output)]
+    flags = ["--accumulate", "2", "1", "--warmup", "0", "--limit_tokens", "40", "60", "--output", str(output)]
     full_finetuning.main(arguments(*flags))
     written = output.read_text()
     assert "python -m benchmarks.full_finetuning --shape gpt2-tiny" in written
@@ -187,7 +187,7 @@ def test_memory_before_the_model_does_not_count():
     ("flags", "message"),
     [
         (["--block", "0"], "--block=0"),
-        (["--limit_batch", "4", "4"], "a line needs two sizes"),
+        (["--limit_tokens", "40", "41"], "a line needs two sizes"),
         (["--limit_gib", "0"], "--limit_gib"),
         (["--accumulate", "4", "0"], "--accumulate=0"),
     ],
