@@ -1,7 +1,7 @@
 """Who is compared: our step with and without privacy. `peers.py` holds the others.
 
-A contender turns one draw into one update of its own adapters: micro-batches, gradient, AdamW. What each is given is
-the same: frozen weights, adapters' shape, draw, tokens (or examples) that fit at a time, optimizer.
+A contender turns one draw into one update of its own adapters or its own model: micro-batches, gradient, AdamW. What
+each is given is the same: weights, adapters' shape, draw, tokens (or examples) that fit at a time, optimizer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.lengths import Draw, padded
-from benchmarks.models import TARGETS, with_own_adapters
+from benchmarks.models import TARGETS, own_copy
 from dptune import (
     CausalLMLoss,
     Ledger,
@@ -37,24 +37,38 @@ _NUM_EXAMPLES = 75_329  # likewise; that many abstracts were the project's first
 
 @dataclass(frozen=True)
 class Job:
-    """What all contenders have in common."""
+    """What all contenders have in common.
+
+    Attributes:
+        base: the model as it was loaded.
+        rank: of the adapters; None: there are none, and every parameter is trained.
+        copied: whether `base` must stay as it is, since other contenders begin from it.
+    """
 
     base: Any
     device: torch.device
     batch: int
     block: int
     examples: int
-    rank: int
+    rank: int | None
     gradient_ckpt: bool
+    copied: bool = True
 
     @property
     def token_budget(self) -> int:
         """As many padded tokens as `batch` examples of `block` tokens have."""
         return self.batch * self.block
 
+    def own_model(self) -> Any:
+        """A model for one contender to change, in training mode; without adapters every parameter is trained."""
+        model = own_copy(self.base, share_weights=self.rank is not None) if self.copied else self.base
+        if self.gradient_ckpt:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.requires_grad_(self.rank is None).train()
+
 
 class Contender(Protocol):
-    """One way to train adapters."""
+    """One way to train."""
 
     name: str
 
@@ -76,8 +90,9 @@ class Ours:
     def __init__(self, job: Job, *, private: bool) -> None:
         self.name = PRIVATE if private else PLAIN
         self._job = job
-        self._model = with_own_adapters(job.base, gradient_ckpt=job.gradient_ckpt)
-        add_lora(self._model, rank=job.rank, alpha=job.rank, targets=TARGETS)
+        self._model = job.own_model()
+        if job.rank is not None:
+            add_lora(self._model, rank=job.rank, alpha=job.rank, targets=TARGETS)
         self._loss = CausalLMLoss(self._model)
         self._optimizer = adamw(trainable_parameters(self._model))
         self._open = ExitStack()

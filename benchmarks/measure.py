@@ -26,10 +26,17 @@ _PEAK_RESET = "5"  # what /proc/self/clear_refs takes to forget the peak (man 5 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: before the first step (the model, on a CPU Python and libraries too), and the most during steps."""
+    """Bytes: before the first step (the model, on a CPU Python and libraries too), the most during steps, and what
+    there was before the model (on a CPU Python and libraries, on a GPU nothing)."""
 
     before: int
     peak: int
+    empty: int = 0
+
+    @property
+    def needed(self) -> int:
+        """What the model and its training take."""
+        return self.peak - self.empty
 
 
 def alternate(
@@ -80,14 +87,23 @@ def in_fresh_process(function: Callable[..., Memory], *args: object) -> Memory:
         return pool.submit(function, *args).result()
 
 
-def memory_of(contender: Contender, draws: Sequence[Draw], device: torch.device) -> Memory:
-    """Peak over one logical step for each of `draws`; call it in a process of the contender's own."""
+def memory_now(device: torch.device) -> int:
+    """Bytes in use."""
     _reset_peak(device)
-    before = _peak(device)
+    return _peak(device)
+
+
+def memory_of(contender: Contender, draws: Sequence[Draw], device: torch.device, *, empty: int = 0) -> Memory:
+    """Peak over one logical step for each of `draws`; call it in a process of the contender's own.
+
+    Args:
+        empty: what was in use before there was a model.
+    """
+    before = memory_now(device)
     for draw in draws:
         contender.step(draw)
     _wait_for(device)
-    return Memory(before, _peak(device))
+    return Memory(before, _peak(device), empty)
 
 
 def _reset_peak(device: torch.device) -> None:

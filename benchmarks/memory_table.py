@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.models import TARGETS
+from benchmarks.tables import markdown
 from dptune import add_lora
 from utils.memory import MemoryNeeds, MemorySettings, fits, memory_needs
 from utils.model_sizes import ModelSizes, model_sizes
@@ -113,9 +113,3 @@ def gib(size: float) -> str:
 def card(needs: MemoryNeeds) -> str:
     """The smallest of `CARDS` that is enough."""
     return next((str(size) for size in CARDS if fits(needs, size << 30)), "-")
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose columns but the first are aligned to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

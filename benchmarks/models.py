@@ -1,6 +1,6 @@
-"""The model that every contender adapts: a saved one, or a Llama shape with random weights (no network needed).
+"""The model that every contender trains: a saved one, or a Llama or GPT-2 shape with random weights (no network).
 
-Contenders run in one process, so all of them share one copy of the frozen weights: `with_own_adapters` copies the
+Contenders run in one process. Where the weights are frozen all of them share one copy: `own_copy` then copies the
 modules only.
 """
 
@@ -11,16 +11,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dptune._validate import refuse
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Llama 3.2 1B and Llama 2 7B; tiny is for tests.
+_LLAMA: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096}
+# Dropout off: every contender then computes the same gradient. A tied head is GPT-2's own; see `peers.Opacus`.
+_GPT2: dict[str, Any] = {"model_type": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+_GPT2_TINY = _GPT2 | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 400}
+
+# Llama 3.2 1B and Llama 2 7B; GPT-2 small as published, with half its layers, and with a head of its own. The tiny ones
+# are for tests.
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
+    "tiny": _LLAMA
+    | {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
@@ -28,7 +35,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "vocab_size": 400,
     },
-    "llama-1b": {
+    "llama-1b": _LLAMA
+    | {
         "hidden_size": 2048,
         "intermediate_size": 8192,
         "num_hidden_layers": 16,
@@ -37,7 +45,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 128256,
         "tie_word_embeddings": True,
     },
-    "llama-7b": {
+    "llama-7b": _LLAMA
+    | {
         "hidden_size": 4096,
         "intermediate_size": 11008,
         "num_hidden_layers": 32,
@@ -45,6 +54,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 32,
         "vocab_size": 32000,
     },
+    "gpt2-tiny": _GPT2_TINY,
+    "gpt2-tiny-untied": _GPT2_TINY | {"tie_word_embeddings": False},
+    "gpt2-half": _GPT2 | {"n_layer": 6},
+    "gpt2-small": _GPT2,
+    "gpt2-small-untied": _GPT2 | {"tie_word_embeddings": False},
 }
 
 
@@ -61,7 +75,7 @@ def load(model: str | None, shape: str | None, *, dtype: str, device: torch.devi
         loaded = _load_saved(model, DTYPES[dtype]).to(device)
     else:
         assert shape is not None
-        config = LlamaConfig(**SHAPES[shape], max_position_embeddings=4096)
+        config = AutoConfig.for_model(**SHAPES[shape])
         with torch.device(device):
             loaded = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
     return loaded.requires_grad_(False)
@@ -79,10 +93,7 @@ def _load_saved(folder: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def with_own_adapters(base: nn.Module, *, gradient_ckpt: bool) -> Any:
-    """A copy of `base` that shares its weights and nothing else, in training mode, ready for adapters of its own."""
-    shared = {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]}
-    model: Any = copy.deepcopy(base, shared).train()
-    if gradient_ckpt:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
+def own_copy(base: nn.Module, *, share_weights: bool) -> Any:
+    """A copy of `base` that shares its weights, or not even those."""
+    shared = {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]} if share_weights else {}
+    return copy.deepcopy(base, shared)

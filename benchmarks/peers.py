@@ -1,4 +1,4 @@
-"""Other libraries at the same work, each used as its documentation shows: PEFT without privacy, Opacus over PEFT.
+"""Other libraries at the same work, each used as its documentation shows: PEFT or a plain loop without privacy, Opacus.
 
 They take a draw in plain batches of `batch` examples in random order, padded on the right with an attention mask, which
 is what a DataLoader with a padding collator gives. The project needs none of these libraries, so they are imported
@@ -11,15 +11,26 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.contenders import CLIP_NORM, NOISE_MULTIPLIER, Job, adamw
 from benchmarks.lengths import IGNORE, Draw, padded
-from benchmarks.models import TARGETS, with_own_adapters
+from benchmarks.models import TARGETS
 
 PEFT, OPACUS_HOOKS, OPACUS_GHOST = "PEFT, no privacy", "Opacus hooks + PEFT", "Opacus ghost + PEFT"
-NEEDS = {PEFT: ("peft",), OPACUS_HOOKS: ("peft", "opacus"), OPACUS_GHOST: ("peft", "opacus")}
+# Of a job without adapters:
+PLAIN_LOOP, OPACUS_HOOKS_ALL, OPACUS_GHOST_ALL = "Hugging Face loop, no privacy", "Opacus hooks", "Opacus ghost"
+OWN_LOSS = (PEFT, PLAIN_LOOP)
+NEEDS: dict[str, tuple[str, ...]] = {
+    PEFT: ("peft",),
+    OPACUS_HOOKS: ("peft", "opacus"),
+    OPACUS_GHOST: ("peft", "opacus"),
+    OPACUS_HOOKS_ALL: ("opacus",),
+    OPACUS_GHOST_ALL: ("opacus",),
+    PLAIN_LOOP: (),
+}
 
 
 def missing(name: str) -> list[str]:
@@ -27,18 +38,31 @@ def missing(name: str) -> list[str]:
     return [package for package in NEEDS.get(name, ()) if find_spec(package) is None]
 
 
-def make(name: str, job: Job) -> Peft | Opacus:
+def load_packages(name: str) -> None:
+    """Import what a contender needs, so that it does not count as memory of its training."""
+    if "peft" in NEEDS.get(name, ()):
+        import peft  # noqa: F401
+    if "opacus" in NEEDS.get(name, ()):
+        import opacus  # noqa: F401
+
+
+def make(name: str, job: Job) -> OwnLoss | Opacus:
     """The peer of that name."""
-    return Peft(job) if name == PEFT else Opacus(job, ghost=name == OPACUS_GHOST)
+    if name in OWN_LOSS:
+        return OwnLoss(job, name)
+    return Opacus(job, name, ghost=name in (OPACUS_GHOST, OPACUS_GHOST_ALL))
 
 
-def _peft_model(job: Job) -> Any:
+def _trained_model(job: Job) -> Any:
+    """With PEFT's adapters, or whole where the job has none."""
+    if job.rank is None:
+        return job.own_model()
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=job.rank, lora_alpha=job.rank, lora_dropout=0.0, target_modules=list(TARGETS), task_type="CAUSAL_LM"
     )
-    return get_peft_model(with_own_adapters(job.base, gradient_ckpt=job.gradient_ckpt), config).train()
+    return get_peft_model(job.own_model(), config).train()
 
 
 def _batches(draw: Draw, job: Job) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -46,13 +70,13 @@ def _batches(draw: Draw, job: Job) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield padded(draw[start : start + job.batch], job.device)
 
 
-class Peft:
-    """PEFT's LoRA and the model's own loss: the mean over the batch's labelled tokens, as most people train."""
+class OwnLoss:
+    """As most people train, PEFT's LoRA or all: the model's own loss, the mean over the batch's labelled tokens."""
 
-    def __init__(self, job: Job) -> None:
-        self.name = PEFT
+    def __init__(self, job: Job, name: str) -> None:
+        self.name = name
         self._job = job
-        self._model = _peft_model(job)
+        self._model = _trained_model(job)
         self._optimizer = adamw([parameter for parameter in self._model.parameters() if parameter.requires_grad])
 
     def step(self, draw: Draw) -> None:
@@ -68,23 +92,31 @@ class Peft:
 
 
 class Opacus:
-    """Opacus' per-sample gradients, by hooks or by ghost clipping (two backward passes), around a PEFT model.
+    """Opacus' per-sample gradients, by hooks or by ghost clipping (two backward passes), around PEFT or a whole model.
+
+    A whole GPT-2 needs three things of its user: samplers for its linear layers, position ids for each example, and an
+    output layer with a weight of its own. Ghost clipping refuses a tied one; so hooks get what ghost clipping gets.
 
     These are the objects that its PrivacyEngine makes. The loss is the mean over the batch of each example's own mean:
     with `loss_reduction="mean"` Opacus multiplies by the batch size to get each example's gradient back.
     """
 
-    def __init__(self, job: Job, *, ghost: bool) -> None:
-        self.name = OPACUS_GHOST if ghost else OPACUS_HOOKS
+    def __init__(self, job: Job, name: str, *, ghost: bool) -> None:
+        self.name = name
         self._job, self._ghost = job, ghost
-        self._model, self._optimizer = (_ghost_parts if ghost else _hook_parts)(_peft_model(job), job)
+        model = _trained_model(job)
+        if job.rank is None:
+            _register_conv1d()
+            _untie(model)
+        self._model, self._optimizer = (_ghost_parts if ghost else _hook_parts)(model, job)
 
     def step(self, draw: Draw) -> None:
         batches = list(_batches(draw, self._job))
         for number, (ids, labels, mask) in enumerate(batches, start=1):
             # As Opacus' BatchMemoryManager does: clip and add up now, update with the last batch.
             self._optimizer.signal_skip_step(do_skip=number < len(batches))
-            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            more = {"position_ids": _positions(ids)} if self._job.rank is None else {}
+            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
             self._backward(_own_means(logits, labels))
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -99,6 +131,33 @@ class Opacus:
         from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 
         DPTensorFastGradientClipping(self._model, self._optimizer, losses, "mean").backward()
+
+
+def _positions(ids: Tensor) -> Tensor:
+    """[B, T]: GPT-2 makes one row for the whole batch, whose gradient no example owns."""
+    return torch.arange(ids.shape[1], device=ids.device).repeat(len(ids), 1)
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer a weight of its own where it is the embedding's."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+
+
+def _register_conv1d() -> None:
+    """Teach Opacus GPT-2's linear layer: like its own, with the weight transposed, which leaves norms as they are."""
+    from opacus.grad_sample import register_grad_sampler, register_norm_sampler
+    from opacus.grad_sample.linear import compute_linear_grad_sample, compute_linear_norm_sample
+    from transformers.pytorch_utils import Conv1D
+
+    def grad_sample(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+        found = compute_linear_grad_sample(layer, activations, backprops)
+        found[layer.weight] = found[layer.weight].transpose(1, 2)
+        return found
+
+    register_grad_sampler(Conv1D)(grad_sample)
+    register_norm_sampler(Conv1D)(compute_linear_norm_sample)
 
 
 def _hook_parts(model: Any, job: Job) -> tuple[Any, Any]:

@@ -1,49 +1,75 @@
-"""From arguments to what is run: the job of a setting, its draws, its contenders."""
+"""From arguments to what is run: the sizes of a setting, its job, its draws, its contenders."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 
 from benchmarks import lengths, models, peers
-from benchmarks.arguments import BenchmarkArguments
+from benchmarks.arguments import BenchmarkArguments, CommonArguments
 from benchmarks.contenders import PLAIN, PRIVATE, Contender, Job, Ours
-from benchmarks.measure import Memory, memory_of
+from benchmarks.lengths import Length
+from benchmarks.measure import Memory, memory_now, memory_of
 
-_MEMORY_STEPS = 2  # the optimizer's state is there from the second on
+
+@dataclass(frozen=True)
+class Setting:
+    """What a logical step works on.
+
+    Attributes:
+        batch: examples at a time.
+        block: tokens that an example has at most.
+        examples: of a step.
+        lengths: what theirs are drawn from.
+    """
+
+    batch: int
+    block: int
+    examples: int
+    lengths: tuple[Length, ...]
 
 
-def set_threads(args: BenchmarkArguments) -> None:
+def fixed(batch: int, block: int, accumulate: int) -> Setting:
+    """`accumulate` micro-batches of `batch` examples of `block` tokens, all labelled."""
+    return Setting(batch, block, batch * accumulate, ((0, block),))
+
+
+def setting_of(args: BenchmarkArguments, name: str) -> Setting:
+    """The setting of that name, `fixed` or `ragged`."""
+    if name == "fixed":
+        return fixed(args.batch, args.block, args.accumulate)
+    return Setting(args.batch, args.ragged_block, args.draw, tuple(_real_lengths(args)))
+
+
+def set_threads(args: CommonArguments) -> None:
     """Use --threads CPU threads in this process."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
 
 
-def job_of(args: BenchmarkArguments, setting: str) -> Job:
+def job_of(args: CommonArguments, setting: Setting) -> Job:
     """Model and sizes of one setting."""
-    device, fixed = torch.device(args.device), setting == "fixed"
+    device = torch.device(args.device)
     return Job(
         base=models.load(args.model, args.shape, dtype=args.dtype, device=device),
         device=device,
-        batch=args.batch,
-        block=args.block if fixed else args.ragged_block,
-        examples=args.batch * args.accumulate if fixed else args.draw,
-        rank=args.rank,
+        batch=setting.batch,
+        block=setting.block,
+        examples=setting.examples,
+        rank=args.adapter_rank,
         gradient_ckpt=args.gradient_ckpt,
     )
 
 
-def draws_of(args: BenchmarkArguments, setting: str, job: Job, count: int) -> list[lengths.Draw]:
+def draws_of(setting: Setting, job: Job, count: int) -> list[lengths.Draw]:
     """The steps of one setting, the same for every contender and in every process."""
     return lengths.draws(
-        [(0, job.block)] if setting == "fixed" else _real_lengths(args),
-        count,
-        examples=job.examples,
-        block=job.block,
-        vocabulary=job.base.config.vocab_size,
+        setting.lengths, count, examples=setting.examples, block=setting.block, vocabulary=job.base.config.vocab_size
     )
 
 
-def _real_lengths(args: BenchmarkArguments) -> list[lengths.Length]:
+def _real_lengths(args: BenchmarkArguments) -> list[Length]:
     if args.text is None:
         return lengths.table(args.lengths)
     from transformers import AutoTokenizer
@@ -56,12 +82,18 @@ def make(name: str, job: Job) -> Contender:
     return Ours(job, private=name == PRIVATE) if name in (PRIVATE, PLAIN) else peers.make(name, job)
 
 
-def measure_memory(args: BenchmarkArguments, setting: str, name: str) -> Memory:
+def measure_memory(args: CommonArguments, setting: Setting, name: str) -> Memory:
     """Memory of one contender; for a process of its own."""
     set_threads(args)
-    job = job_of(args, setting)
+    peers.load_packages(name)
+    empty = memory_now(torch.device(args.device))
+    job = replace(job_of(args, setting), copied=False)
     contender = make(name, job)
+    (draw,) = draws_of(setting, job, 1)
+    if len(set(setting.lengths)) == 1:
+        draw = draw[: 2 * setting.batch]  # later micro-batches of the same shape need what the second one needs
     try:
-        return memory_of(contender, draws_of(args, setting, job, _MEMORY_STEPS), job.device)
+        # One example first: the optimizer's state is there from the second step on.
+        return memory_of(contender, [draw[:1], draw], job.device, empty=empty)
     finally:
         contender.close()

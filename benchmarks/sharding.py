@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import lengths, tables
-from benchmarks.memory_table import markdown, on_paper
+from benchmarks.memory_table import on_paper
 from benchmarks.ranks import Job, RankMemory, measure
 from dptune import deal
 from dptune._validate import require_count
@@ -71,15 +70,11 @@ def main(args: ShardingArguments) -> None:
     """Compute, measure, print, and write to --output."""
     # One thread a process in the measured part: set here too, so that what is printed is what was used.
     torch.set_num_threads(1)
-    machine = tables.machine(torch.device("cpu"), sys.argv[1:]).replace("benchmarks.step", "benchmarks.sharding", 1)
+    machine = tables.machine("benchmarks.sharding", torch.device("cpu"), sys.argv[1:])
     parts = ["# Sharded training: memory and traffic", machine, on_paper()]
     if not args.paper_only:
         parts += [measured(args), dealing(args)]
-    result = "\n\n".join(parts) + "\n"
-    print(result)
-    if args.output is not None:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output).write_text(result, encoding="utf-8")
+    tables.publish(parts, args.output)
 
 
 def jobs(args: ShardingArguments) -> list[Job]:
@@ -119,7 +114,7 @@ def measured(args: ShardingArguments) -> str:
             "between steps, at most total / processes + root group. Peak: all tensors that the allocator gave out, "
             "weights too. Sent: what a ring all-gather makes of the shares that were gathered (adapters' gradients "
             "and, sharded, frozen weights).",
-            markdown(header, rows),
+            tables.markdown(header, rows),
         ]
     )
 
@@ -151,7 +146,7 @@ def dealing(args: ShardingArguments) -> str:
             "## Dealing a draw: padding and imbalance",
             f"{_DEALT_DRAWS} draws of 64 abstracts a rank, cut at 512 tokens, at most {args.max_tokens} padded tokens "
             "at a time. Padding: of all padded tokens. Slowest: real tokens of the rank with most of them.",
-            markdown(header, rows),
+            tables.markdown(header, rows),
         ]
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.contenders import PLAIN
 from benchmarks.measure import Memory
-from benchmarks.peers import PEFT
+from benchmarks.peers import OWN_LOSS
 
 _LIBRARIES = ("torch", "transformers", "peft", "opacus")
 _MIB = 1 << 20
@@ -32,26 +32,52 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def table(seconds: dict[str, list[float]], tokens: Sequence[int], memory: dict[str, Memory]) -> str:
-    """One row a contender: tokens/s, seconds over ours and PEFT's without privacy, peak memory."""
-    references = [name for name in (PLAIN, PEFT) if name in seconds]
-    header = ["contender", "tokens/s", *(f"seconds over {name}" for name in references)]
-    rows = [header + (["peak MiB", "of that in steps"] if memory else []), []]
+    """One row a contender: tokens/s, seconds, seconds and peak memory over those without privacy."""
+    references = [name for name in (PLAIN, *OWN_LOSS) if name in seconds]
+    header = ["contender", "tokens/s", *(f"seconds over {name}" for name in references), "seconds"]
+    if memory:
+        header += ["peak MiB", "of that in steps", "all but Python", *(f"that over {name}" for name in references)]
+    rows = []
     for name, own in seconds.items():
         row = [name, spread([count / taken for count, taken in zip(tokens, own, strict=True)], 0)]
         row += [spread(ratios(own, seconds[reference]), 2) for reference in references]
+        row.append(spread(own, 2))
         if memory:
-            peak = memory[name]
-            row += [f"{peak.peak / _MIB:.0f}", f"{(peak.peak - peak.before) / _MIB:.0f}"]
+            row += _memory_cells(memory[name], [memory[reference] for reference in references])
         rows.append(row)
-    rows[1] = ["---"] + ["---:"] * (len(rows[0]) - 1)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(header, rows)
 
 
-def machine(device: torch.device, command: Sequence[str]) -> str:
-    """The lines that a result cannot be judged without."""
+def _memory_cells(own: Memory, references: Sequence[Memory]) -> list[str]:
+    in_mib = [f"{size / _MIB:.0f}" for size in (own.peak, own.peak - own.before, own.needed)]
+    return in_mib + [f"{own.needed / reference.needed:.2f}" for reference in references]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose columns but the first are aligned to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def publish(parts: Sequence[str], output: str | None) -> None:
+    """Print a result and save it."""
+    save(parts, output)
+    print("\n\n".join(parts) + "\n")
+
+
+def save(parts: Sequence[str], output: str | None) -> None:
+    """Write what there is of a result so far, if `output` names a file."""
+    result = "\n\n".join(parts) + "\n"
+    if output is not None:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(result, encoding="utf-8")
+
+
+def machine(program: str, device: torch.device, command: Sequence[str]) -> str:
+    """The lines that a result of `program` (a module) cannot be judged without."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     lines = {
-        "command": f"`{shlex.join(['python', '-m', 'benchmarks.step', *command])}`",
+        "command": f"`{shlex.join(['python', '-m', program, *command])}`",
         "date": date.today().isoformat(),
         "hardware": _gpu(device) if device.type == "cuda" else f"{_cpu()}, {torch.get_num_threads()} threads used",
         "versions": ", ".join(f"{name} {found}" for name in _LIBRARIES if (found := _version(name))),

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import contenders, lengths, measure, models, peers, settings, step, tables
+from benchmarks import lengths, measure, models, peers, settings, step, tables
 from benchmarks.arguments import BenchmarkArguments
 from benchmarks.contenders import PLAIN, PRIVATE, Job, Ours
 from dptune import InvalidArgument
+from tests.benchmarks.comparing import assert_same, rows_of, trained, updates
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -30,12 +31,6 @@ def arguments(*flags: str) -> BenchmarkArguments:
 def small_job(*, batch: int, examples: int) -> Job:
     base = models.load(None, "tiny", dtype="float32", device=CPU)
     return Job(base=base, device=CPU, batch=batch, block=24, examples=examples, rank=4, gradient_ckpt=False)
-
-
-def rows_of(markdown: str) -> dict[str, list[str]]:
-    """{contender: its cells} of all tables."""
-    lines = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("| ")]
-    return {cells[0]: cells[1:] for cells in lines if cells[0] not in ("contender", "---")}
 
 
 def test_both_settings_are_measured_and_written(tmp_path, monkeypatch):
@@ -58,24 +53,25 @@ def test_both_settings_are_measured_and_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("gradient_ckpt", [False, True])
 def test_ours_run_in_bfloat16_with_and_without_checkpointing(gradient_ckpt):
     args = arguments("--dtype", "bfloat16", *(["--gradient_ckpt"] if gradient_ckpt else []))
-    job = settings.job_of(args, "ragged")
+    setting = settings.setting_of(args, "ragged")
+    job = settings.job_of(args, setting)
     assert {parameter.dtype for parameter in job.base.parameters()} == {torch.bfloat16}
     for private in (True, False):
         contender = Ours(job, private=private)
-        adapters = adapters_of(contender)
+        adapters = trained(contender)
         before = [parameter.clone() for parameter in adapters]
-        contender.step(settings.draws_of(args, "ragged", job, 1)[0])
+        contender.step(settings.draws_of(setting, job, 1)[0])
         contender.close()
         assert any(not torch.equal(old, new) for old, new in zip(before, adapters, strict=True))
 
 
 def test_memory_is_measured_in_a_fresh_process():
     args = arguments("--threads", "1")
-    memory = measure.in_fresh_process(settings.measure_memory, args, "fixed", PRIVATE)
-    assert 50 << 20 < memory.before <= memory.peak < 4 << 30
+    memory = measure.in_fresh_process(settings.measure_memory, args, settings.setting_of(args, "fixed"), PRIVATE)
+    assert 50 << 20 < memory.empty < memory.before <= memory.peak < 4 << 30
     table = tables.table({PRIVATE: [2.0, 1.0]}, [10, 10], {PRIVATE: memory})
     assert rows_of(table)[PRIVATE][0] == "8 (5 to 10)"
-    assert int(rows_of(table)[PRIVATE][1]) == round(memory.peak / 2**20)
+    assert int(rows_of(table)[PRIVATE][2]) == round(memory.peak / 2**20)
 
 
 def test_the_peak_holds_what_a_step_let_go_of():
@@ -96,7 +92,7 @@ def test_the_peak_holds_what_a_step_let_go_of():
 def test_ratios_are_of_times_of_the_same_round():
     seconds = {PRIVATE: [2.0, 9.0, 4.0], PLAIN: [1.0, 3.0, 4.0], peers.PEFT: [4.0, 9.0, 1.0]}
     rows = rows_of(tables.table(seconds, [20, 90, 80], {}))
-    assert rows[PRIVATE] == ["10 (10 to 20)", "2.00 (1.00 to 3.00)", "1.00 (0.50 to 4.00)"]
+    assert rows[PRIVATE] == ["10 (10 to 20)", "2.00 (1.00 to 3.00)", "1.00 (0.50 to 4.00)", "4.00 (2.00 to 9.00)"]
 
 
 class Recorded:
@@ -141,39 +137,7 @@ def test_a_peer_that_is_not_installed_or_fails_is_left_out_with_the_reason(monke
 def test_a_failure_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(Ours, "step", lambda _, draw: draw.no_such_thing)
     with pytest.raises(AttributeError, match="no_such_thing"):
-        step.time_setting(arguments("--contenders", "private"), "fixed")
-
-
-def adapters_of(contender: contenders.Contender) -> list[torch.nn.Parameter]:
-    return [parameter for name, parameter in contender._model.named_parameters() if "lora" in name]
-
-
-def updates(
-    names: list[str], job: Job, draw: lengths.Draw, monkeypatch: pytest.MonkeyPatch, *, clip_norm: float = 1.0
-) -> list[torch.Tensor]:
-    """What one step of each changes, from the same adapters, by plain descent at rate 1 and with hardly any noise."""
-    for module in (contenders, peers):
-        monkeypatch.setattr(module, "adamw", lambda parameters: torch.optim.SGD(parameters, lr=1.0))
-        monkeypatch.setattr(module, "NOISE_MULTIPLIER", 1e-12)
-        monkeypatch.setattr(module, "CLIP_NORM", clip_norm)
-    found = []
-    for name in names:
-        contender = settings.make(name, job)
-        generator = torch.Generator().manual_seed(1)
-        adapters = adapters_of(contender)
-        with torch.no_grad():
-            for parameter in adapters:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-        before = [parameter.detach().clone() for parameter in adapters]
-        contender.step(draw)
-        contender.close()
-        found.append(torch.cat([(old - new).flatten() for old, new in zip(before, adapters, strict=True)]).detach())
-    return found
-
-
-def assert_same(update: torch.Tensor, expected: torch.Tensor) -> None:
-    assert expected.norm() > 1e-3
-    assert (update - expected).norm() < 1e-3 * expected.norm()
+        step.run_setting(arguments("--contenders", "private"), "fixed")
 
 
 def test_without_privacy_ours_and_peft_make_the_same_update(monkeypatch):
@@ -250,7 +214,8 @@ def test_unknown_lengths_and_models_are_refused(tmp_path):
 
 
 def test_the_gpu_script_runs_where_there_is_none(tmp_path):
-    small = {"SHAPES": "tiny", "DEVICE": "cpu", "DTYPE": "float32", "BLOCK": "8", "DRAW": "4", "ROUNDS": "1"}
+    small = {"SHAPES": "tiny", "FULL_SHAPES": "", "DEVICE": "cpu", "DTYPE": "float32"}
+    small |= {"BLOCK": "8", "DRAW": "4", "ROUNDS": "1"}
     chosen = {"CONTENDERS": "plain", "OUTPUT_DIR": str(tmp_path), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     command = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh")]
     run = subprocess.run(command, env=os.environ | small | chosen, capture_output=True, text=True, check=False)

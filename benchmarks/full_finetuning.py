@@ -1,0 +1,121 @@
+"""Time and peak memory of a private step that trains every parameter, against the same without privacy and Opacus.
+
+    python -m benchmarks.full_finetuning --shape gpt2-small --threads 2 --output benchmarks/results/NAME.md
+    python -m benchmarks.full_finetuning --shape gpt2-half --block 128 --accumulate 4 --rounds 5
+
+A step is --accumulate micro-batches of --batch examples of --block tokens, then clipping, noise and AdamW where they
+apply. A private step has many micro-batches as a rule, and what is done once a step (noise for every parameter) is
+then shared among them: one micro-batch a step is the worst case.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from statistics import median
+
+import torch
+
+from benchmarks import models, tables
+from benchmarks.arguments import FullFinetuningArguments
+from benchmarks.contenders import PLAIN, PRIVATE
+from benchmarks.largest_batch import PeakLine, largest_ratio, measure_lines, section
+from benchmarks.peers import PLAIN_LOOP
+from benchmarks.rounds import Result, compare
+from benchmarks.settings import fixed, set_threads
+from utils.arguments import exit_on_invalid_argument, parse
+
+REFERENCES = (PLAIN, PLAIN_LOOP)
+# Private over not private.
+GOAL_SECONDS, GOAL_SECONDS_BLOCK = 1.25, 128
+GOAL_MEMORY = 1.15
+GOAL_BATCH = 0.95
+
+
+def main(args: FullFinetuningArguments) -> None:
+    """Measure every block with every number of micro-batches; print the result and write it to --output."""
+    set_threads(args)
+    parts = [f"# Full fine-tuning, one step: {args.model or args.shape}, {args.dtype}"]
+    parts.append(tables.machine("benchmarks.full_finetuning", torch.device(args.device), sys.argv[1:]))
+    parts.append(about(args))
+    goals: list[list[str]] = []
+    for block in args.block:
+        for accumulate in args.accumulate:
+            result = compare(args, fixed(args.batch, block, accumulate), args.contenders)
+            parts.append(result.markdown(describe(args, block, accumulate, len(result.tokens))))
+            goals += goals_of(result, f"T={block}, {accumulate} x {args.batch}", block)
+            tables.save(parts, args.output)  # hours may be left to go
+        if args.largest_batch:
+            lines = measure_lines(args, block)
+            parts.append(section(lines, block, args.limit_gib))
+            goals.append(goal_of_batch(lines, block, args.limit_gib))
+    tables.publish([*parts, goals_section(goals)], args.output)
+
+
+def about(args: FullFinetuningArguments) -> str:
+    """What is trained by whom."""
+    device = torch.device("meta" if args.model is None else "cpu")  # moved to meta, a saved model's weights are untied
+    model = models.load(args.model, args.shape, dtype=args.dtype, device=device)
+    head, count = model.get_output_embeddings().weight, sum(parameter.numel() for parameter in model.parameters())
+    text = f"Every parameter is trained: {count / 1e6:.1f} million, by AdamW. "
+    if head is not model.get_input_embeddings().weight:
+        return text + "The output layer has a weight of its own."
+    return text + (
+        "The output layer is tied to the embedding, except for Opacus, whose ghost clipping takes no tied weights: "
+        f"there it has a weight of its own ({(count + head.numel()) / 1e6:.1f} million), so its update is another one."
+    )
+
+
+def describe(args: FullFinetuningArguments, block: int, accumulate: int, rounds: int) -> str:
+    """Heading and one sentence on what a step was."""
+    return (
+        f"## T={block}: {accumulate} x {args.batch} x {block} tokens a step\n\n"
+        f"{rounds} rounds; medians, least and most in brackets."
+    )
+
+
+def goals_of(result: Result, setting: str, block: int) -> list[list[str]]:
+    """Rows of the table of goals: seconds and, if measured, memory."""
+    seconds: dict[str, float | None] = {}
+    memory: dict[str, float | None] = {}
+    for name in REFERENCES:
+        if PRIVATE in result.seconds and name in result.seconds:
+            seconds[name] = median(tables.ratios(result.seconds[PRIVATE], result.seconds[name]))
+            if result.memory:
+                memory[name] = result.memory[PRIVATE].needed / result.memory[name].needed
+    goal = GOAL_SECONDS if block == GOAL_SECONDS_BLOCK else None
+    rows = [_row(f"seconds, {setting}", seconds, at_most=goal)]
+    return rows + ([_row(f"memory, {setting}", memory, at_most=GOAL_MEMORY)] if result.memory else [])
+
+
+def goal_of_batch(lines: Mapping[str, PeakLine], block: int, limit_gib: float) -> list[str]:
+    """The row of the largest batch."""
+    found = {name: largest_ratio(lines, name, limit_gib * 2**30) for name in REFERENCES}
+    return _row(f"largest micro-batch, T={block}", found, at_least=GOAL_BATCH)
+
+
+def goals_section(rows: list[list[str]]) -> str:
+    """All goals beside what was reached."""
+    header = ["private over not private", "goal", *(f"over {name}" for name in REFERENCES)]
+    return "## Goals\n\n" + tables.markdown(header, rows)
+
+
+def _row(
+    label: str, found: Mapping[str, float | None], *, at_most: float | None = None, at_least: float | None = None
+) -> list[str]:
+    goal = f"at most {at_most}" if at_most else f"at least {at_least}" if at_least else "none"
+    cells = []
+    for name in REFERENCES:
+        value = found.get(name)
+        if value is None:
+            cells.append("not measured")
+            continue
+        missed = (at_most is not None and value > at_most) or (at_least is not None and value < at_least)
+        verdict = "" if goal == "none" else ": missed" if missed else ": reached"
+        cells.append(f"{value:.3f}{verdict}")
+    return [label, goal, *cells]
+
+
+if __name__ == "__main__":
+    with exit_on_invalid_argument():
+        main(*parse(FullFinetuningArguments, description=__doc__))
