@@ -32,13 +32,13 @@ def require_exact_gradients(model: nn.Module, losses: Callable[..., Tensor], *ba
     model.eval()
     try:
         with PerExampleGradients(model) as recorder:
-            found = losses(*batch)
-            if found.ndim != 1:
+            batch_losses = losses(*batch)
+            if batch_losses.ndim != 1:
                 raise InvalidArgument(
-                    f"losses of shape {tuple(found.shape)}: give one loss an example, [B]; a mean over the micro-batch "
+                    f"losses of shape {tuple(batch_losses.shape)}: give one loss an example, [B]; a mean over the micro-batch "
                     "couples examples and voids the bound (dptune.CausalLMLoss gives them)"
                 )
-            found.sum().backward()
+            batch_losses.sum().backward()
             recorded = recorder.take()
             norms = {name: squared.sqrt() for name, squared in recorded.squared_norms().items()}
             if not norms:

@@ -325,4 +325,4 @@ def test_losses_that_couple_examples_are_found_out():
     with pytest.raises(InvalidArgument, match="couple examples"):
         require_exact_gradients(model, lambda ids: own(ids, ids) / len(ids), ids)
     with pytest.raises(InvalidArgument, match="do not depend on any trained parameter"):
-        require_exact_gradients(model, lambda ids: torch.zeros(3, requires_grad=True), ids)
+        require_exact_gradients(model, lambda ids: torch.zeros(len(ids), requires_grad=True), ids)
