@@ -34,9 +34,10 @@ def require_exact_gradients(model: nn.Module, losses: Callable[..., Tensor], *ba
         with PerExampleGradients(model) as recorder:
             batch_losses = losses(*batch)
             if batch_losses.ndim != 1:
+                shape = tuple(batch_losses.shape)
                 raise InvalidArgument(
-                    f"losses of shape {tuple(batch_losses.shape)}: give one loss an example, [B]; a mean over the micro-batch "
-                    "couples examples and voids the bound (dptune.CausalLMLoss gives them)"
+                    f"losses of shape {shape}: give one loss an example, [B]; a mean over the micro-batch couples "
+                    "examples and voids the bound (dptune.CausalLMLoss gives them)"
                 )
             batch_losses.sum().backward()
             recorded = recorder.take()
