@@ -1,15 +1,30 @@
-"""The README's training loop, run as it is printed."""
+"""The training loops of the README and of docs/, run as they are printed."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from tests.tiny import tiny_llama
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+WHOLE_MODELS = README.parent / "docs" / "whole_models.md"
+LOOP = """
+    import torch
+    ids = torch.randint(3, 400, (3, 7))
+    losses = dptune.CausalLMLoss(model)
+    before = model.model.norm.weight.clone()
+    for _ in range(2):
+        step.backward(losses(ids, ids))
+        step.finish()
+        optimizer.step()
+    assert not torch.equal(model.model.norm.weight, before)
+dptune.require_exact_gradients(model, losses, ids, ids)
+"""
 
 
 def test_the_loop_runs_as_printed_and_learns(tmp_path, monkeypatch, capsys):
@@ -23,3 +38,11 @@ def test_the_loop_runs_as_printed_and_learns(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("epsilon 8.00 at delta 1e-05")
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 20
     assert not torch.equal(model(texts[0][None]).logits, before)
+
+
+def test_the_loop_of_the_page_on_whole_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", WHOLE_MODELS.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"model": tiny_llama(layers=1, hidden=16)}
+    exec(block + LOOP, names)
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
