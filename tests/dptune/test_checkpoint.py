@@ -45,7 +45,7 @@ def state_at(step: int, **changes: Any) -> TrainingState:
         "ledger_steps": 0,
         "identity": {"run": {"clip_norm": 1.0}},
         "config": {"name": "ε"},
-        "adapter": {"q_proj.lora.A.weight": torch.full((2, 3), float(step))},
+        "weights": {"q_proj.lora.A.weight": torch.full((2, 3), float(step))},
         "optimizer": {"state": {0: {"exp_avg": torch.full((500,), float(step))}}, "param_groups": [{"lr": 0.1}]},
         "schedule": {"last_epoch": step},
     }
