@@ -2,9 +2,9 @@
 
 Shapes: B examples, T tokens, I inputs, O outputs, R rank. A is [R, I], B is [O, R] and zero at the start, so that the
 model begins as the base. The adapter computes in float32 whatever the base's dtype; while it trains, its input may
-pass through dropout, whose mask is drawn for every number by itself and so couples no two examples. It is attached by swapping the
-layer's class: the layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`), the adapter
-hangs below it as `.lora`.
+pass through dropout, whose mask is drawn for every number by itself and so couples no two examples. It is attached by
+swapping the layer's class: the layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`),
+the adapter hangs below it as `.lora`.
 """
 
 from __future__ import annotations

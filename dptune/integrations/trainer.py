@@ -246,7 +246,7 @@ def _of_each(rows_per_unit: int | np.ndarray, num_examples: int) -> np.ndarray:
 
 
 def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
-    """Rows that nobody announced would be clipped by themselves, each to C: an item of two could move the sum by 2 C."""
+    """Rows that nobody announced would be clipped by themselves, each to C: an item of two could move the sum by 2C."""
     if losses.ndim == 1 and len(losses) != items * rows_per_unit:
         remedy = f"of {items} items with {rows_per_unit} rows each: say how many rows the collator makes of an item"
         refuse("rows_per_unit", f"{len(losses)} losses", remedy)
