@@ -1,9 +1,10 @@
 """Low-rank adaptation (Hu et al. 2021): y = W x + (alpha / r) B A x, with W frozen and A, B trained.
 
 Shapes: B examples, T tokens, I inputs, O outputs, R rank. A is [R, I], B is [O, R] and zero at the start, so that the
-model begins as the base. The adapter computes in float32 whatever the base's dtype. It is attached by swapping the
-layer's class: the layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`), the adapter
-hangs below it as `.lora`.
+model begins as the base. The adapter computes in float32 whatever the base's dtype; while it trains, its input may
+pass through dropout, whose mask is drawn for every number by itself and so couples no two examples. It is attached by
+swapping the layer's class: the layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`),
+the adapter hangs below it as `.lora`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 class LoraAdapter(nn.Module):
     """x [..., I] -> (alpha / R) B A x [..., O], in float32."""
 
-    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float, device: torch.device) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, rank: int, alpha: float, device: torch.device, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.alpha = alpha
+        self.dropout = nn.Dropout(dropout)
         self.A = nn.Linear(inputs, rank, bias=False, device=device, dtype=torch.float32)
         self.B = nn.Linear(rank, outputs, bias=False, device=device, dtype=torch.float32)
         nn.init.kaiming_uniform_(self.A.weight, a=math.sqrt(5))
@@ -43,7 +47,7 @@ class LoraAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return self.B(self.A(x.to(self.A.weight.dtype)) * self.scale)
+            return self.B(self.A(self.dropout(x.to(self.A.weight.dtype))) * self.scale)
 
 
 class _WithLora:
@@ -89,7 +93,12 @@ def _matches(name: str, target: str) -> bool:
 
 
 def add_lora(
-    model: nn.Module, *, rank: int = 16, alpha: float = 16.0, targets: Sequence[str] = DEFAULT_TARGETS
+    model: nn.Module,
+    *,
+    rank: int = 16,
+    alpha: float = 16.0,
+    targets: Sequence[str] = DEFAULT_TARGETS,
+    dropout: float = 0.0,
 ) -> list[str]:
     """Freeze `model` and attach an adapter to every linear layer that `targets` names.
 
@@ -98,6 +107,7 @@ def add_lora(
         rank: R, at least 1.
         alpha: the adapter's output is scaled by alpha / R.
         targets: whole module names (`model.layers.0.self_attn.q_proj`) or their endings (`q_proj`, `self_attn.q_proj`).
+        dropout: share of an adapter's inputs set to zero in training mode, in [0, 1).
 
     Returns:
         The names of the adapted layers, in the model's order.
@@ -107,6 +117,8 @@ def add_lora(
     """
     require_count("lora_r", rank)
     require_positive("lora_alpha", alpha)
+    if not 0 <= dropout < 1:
+        refuse("lora_dropout", dropout, "give a number of at least 0 and below 1")
     if next(adapters(model), None) is not None:
         refuse("model", type(model).__name__, "has LoRA adapters already: add them once")
     layers = linear_layers(model)
@@ -117,11 +129,11 @@ def add_lora(
     chosen = [name for name in layers if any(_matches(name, target) for target in targets)]
     if not chosen:
         refuse("lora_target_modules", list(targets), "names no layer: give at least one")
-    attach(model, dict.fromkeys(chosen, (rank, alpha)))
+    attach(model, dict.fromkeys(chosen, (rank, alpha)), dropout=dropout)
     return chosen
 
 
-def attach(model: nn.Module, adapted: dict[str, tuple[int, float]]) -> None:
+def attach(model: nn.Module, adapted: dict[str, tuple[int, float]], *, dropout: float = 0.0) -> None:
     """Freeze `model` and attach an adapter of (rank, alpha) to each layer of `adapted`, by its whole name."""
     model.requires_grad_(False)
     for name, (rank, alpha) in adapted.items():
@@ -129,7 +141,7 @@ def attach(model: nn.Module, adapted: dict[str, tuple[int, float]]) -> None:
         kind: Any = type(layer)
         inputs, outputs = linear_sizes(layer)
         layer.__class__ = _with_lora(kind)
-        layer.lora = LoraAdapter(inputs, outputs, rank, alpha, layer.weight.device)
+        layer.lora = LoraAdapter(inputs, outputs, rank, alpha, layer.weight.device, dropout).train(layer.training)
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraAdapter]]:

@@ -90,7 +90,7 @@ def test_the_engine_imports_only_what_it_declares() -> None:
 
 def test_the_scripts_import_only_what_is_pinned() -> None:
     declared = {name.replace("-", "_") for name in pins()}
-    programs = [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py"), *ROOT.glob("scripts/*.py")]
+    programs = [*ROOT.glob("*.py"), *ROOT.glob("utils/*.py"), *ROOT.glob("scripts/**/*.py")]
     assert {name for path in programs for name in third_party(path)} <= declared
 
 

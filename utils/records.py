@@ -6,6 +6,7 @@ dropped, merged or split here.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -97,6 +98,55 @@ def load_records(
         record = _record(row, columns, prompt_style, tokenizer, place)
         records.append(record if author_column is None else replace(record, author=_author(row, author_column, place)))
     return records
+
+
+def load_texts(
+    path: str | Path, *, flag: str, column: str, split: str = "train", author_column: str | None = None
+) -> list[Record]:
+    """One record for each row, its whole text to be learned.
+
+    Args:
+        path, flag, split: see `load_records`.
+        column: holds the texts.
+        author_column: the column that names each row's author, if that is the privacy unit.
+
+    Raises:
+        InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text (by row); names flag and
+            file.
+    """
+    rows = read_rows(path, flag, split)
+    found = show_columns(rows[0])
+    if not any(column in row for row in rows):
+        refuse("--text_column", column, f"no such column in {path}, which has {found}; name one of them")
+    if author_column is not None and not any(author_column in row for row in rows):
+        refuse("--author_column", author_column, f"no such column in {path}, which has {found}; name one of them")
+    records = []
+    for number, row in enumerate(rows, start=1):
+        place = _Place(flag, str(path), number)
+        _require_columns(row, (column,), place)
+        text = _text(row, column, place)
+        author = None if author_column is None else _author(row, author_column, place)
+        records.append(Record(text, ((0, len(text)),), author))
+    return records
+
+
+def hold_out(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(what is trained on, what is held out): all records of an author, or of one text, go to the same side.
+
+    Each side is decided by a hash of the author's name, or of the text where there is none: on nobody else's rows, as
+    adding or removing one must not move another (see `utils.privacy_units.bound_authors`).
+
+    Args:
+        records: to be split.
+        share: of authors or texts that are held out, in expectation, in [0, 1).
+        seed: another one holds out others; need not be secret.
+    """
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        key = f"author\n{record.author}" if record.author is not None else f"text\n{record.text}"
+        digest = hashlib.sha256(f"held out\n{seed}\n{key}".encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") < share * 2**64].append(record)
+    return sides
 
 
 def joined(prompt: str, answer: str) -> Record:

@@ -30,6 +30,7 @@ class Choice(Protocol):
     trainable: list[str] | None
     lora_r: int
     lora_alpha: float
+    lora_dropout: float
     lora_target_modules: list[str]
 
 
@@ -47,7 +48,13 @@ def prepare_trainable(
         InvalidArgument: a name that fits nothing, or parameters that cannot be trained as they are held.
     """
     if not choice.trainable:
-        add_lora(model, rank=choice.lora_r, alpha=choice.lora_alpha, targets=choice.lora_target_modules)
+        add_lora(
+            model,
+            rank=choice.lora_r,
+            alpha=choice.lora_alpha,
+            targets=choice.lora_target_modules,
+            dropout=choice.lora_dropout,
+        )
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     given = " ".join(choice.trainable)
     if sharded:

@@ -212,6 +212,7 @@ class LoraArguments:
 
     lora_r: int = field(default=16, metadata={"help": "rank of the adapters"})
     lora_alpha: float = field(default=16.0, metadata={"help": "the adapters' output is scaled by alpha / r"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "share of the adapters' inputs set to zero in training"})
     lora_target_modules: list[str] = field(
         default_factory=lambda: list(DEFAULT_TARGETS),
         metadata={"help": "names, or endings of names, of the linear layers to adapt; lm_head too"},

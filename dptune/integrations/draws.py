@@ -25,15 +25,20 @@ class Draw(TypedDict):
 
     Attributes:
         micro_batches: this process's share, collated.
+        rows_per_unit: for each of them, how many neighbouring rows the collator makes of one item.
+        items: for each of them, how many items it has.
         drawn: examples in the whole draw. NOT private.
     """
 
     micro_batches: list[Any]
+    rows_per_unit: list[int]
+    items: list[int]
     drawn: int
 
 
 class _Rows(TypedDict):
     rows: list[np.ndarray]
+    rows_per_unit: list[int]
     drawn: int
 
 
@@ -42,7 +47,9 @@ class DrawSampler(Sampler[_Rows]):
 
     Args:
         sampler: makes the draws; the same on every process.
-        micro_batch_size: most examples in one forward pass.
+        micro_batch_size: most rows in one forward pass, where a single example has no more.
+        rows_per_unit: rows of each example, int64 [num_examples]. Examples of a micro-batch are filled up to the one
+            with the most, so they are put together by it; their tokens are not known.
         steps_per_epoch: draws in one pass of a loop over the loader.
         steps_left: draws after which there are no more, whatever the epoch.
         rank, world_size: which share to take.
@@ -53,6 +60,7 @@ class DrawSampler(Sampler[_Rows]):
         sampler: PoissonSampler,
         *,
         micro_batch_size: int,
+        rows_per_unit: np.ndarray,
         steps_per_epoch: int,
         steps_left: int,
         rank: int = 0,
@@ -62,7 +70,8 @@ class DrawSampler(Sampler[_Rows]):
         self._micro_batch_size = micro_batch_size
         self._steps_per_epoch, self._steps_left = steps_per_epoch, steps_left
         self._rank, self._world_size = rank, world_size
-        self._lengths = np.ones(sampler.num_examples, dtype=np.int64)  # lengths are not known: cut by number
+        assert len(rows_per_unit) == sampler.num_examples
+        self._rows_per_unit = rows_per_unit
 
     def __len__(self) -> int:
         return self._steps_per_epoch
@@ -71,8 +80,10 @@ class DrawSampler(Sampler[_Rows]):
         for _ in range(min(self._steps_per_epoch, self._steps_left)):
             self._steps_left -= 1
             draw = self._sampler.draw()
-            shares = deal(draw, self._lengths, token_budget=self._micro_batch_size, ranks=self._world_size)
-            yield {"rows": [rows for rows in shares[self._rank] if len(rows)], "drawn": len(draw)}
+            shares = deal(draw, self._rows_per_unit, token_budget=self._micro_batch_size, ranks=self._world_size)
+            own = [rows for rows in shares[self._rank] if len(rows)]
+            most = [int(self._rows_per_unit[rows].max()) for rows in own]
+            yield {"rows": own, "rows_per_unit": most, "drawn": len(draw)}
 
 
 class _MicroBatches(Dataset[Draw]):
@@ -86,7 +97,12 @@ class _MicroBatches(Dataset[Draw]):
 
     def __getitem__(self, share: Any) -> Draw:
         micro_batches = [self._collator(fetch(self._examples, rows)) for rows in share["rows"]]
-        return {"micro_batches": micro_batches, "drawn": share["drawn"]}
+        return {
+            "micro_batches": micro_batches,
+            "items": [len(rows) for rows in share["rows"]],
+            "rows_per_unit": share["rows_per_unit"],
+            "drawn": share["drawn"],
+        }
 
 
 class PoissonMicroBatches(Dataset[Any]):

@@ -11,8 +11,29 @@ from dptune._validate import refuse, require_delta
 from dptune.accounting import noise_multiplier
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.mechanism import PrivacyConfig
+from dptune.report import METHOD_OF_EXAMPLES
 
 PRIVACY_UNIT = "one training example (one item of the data set)"
+
+
+@dataclass(frozen=True)
+class ItemUnit:
+    """What one item of a training set stands for, in the words of reports.
+
+    Attributes:
+        name: whose presence is hidden: all of it, or of theirs, is in this one item.
+        sampled: items, in the plural.
+        method: how an item enters a step.
+    """
+
+    name: str = PRIVACY_UNIT
+    sampled: str = "examples"
+    method: str = METHOD_OF_EXAMPLES
+
+    @classmethod
+    def of(cls, unit: str | ItemUnit) -> ItemUnit:
+        """A unit, or its name alone."""
+        return cls(unit) if isinstance(unit, str) else unit
 
 
 @dataclass(frozen=True)
@@ -99,10 +120,10 @@ def make_plan(privacy: PrivacyArguments, *, num_examples: int, batch: int, steps
     return TrainingPlan(config, num_examples, batch, steps)
 
 
-def describe_plan(plan: TrainingPlan) -> list[str]:
-    """The plan in lines for a person."""
+def describe_plan(plan: TrainingPlan, sampled: str = "examples") -> list[str]:
+    """The plan in lines for a person; `sampled` is what there are `num_examples` of."""
     lines = [
-        f"examples               {plan.num_examples:,}",
+        f"{sampled:<22} {plan.num_examples:,}",
         f"expected batch size    {plan.expected_batch_size:,}",
         f"sampling probability   {plan.sampling_probability:.6g}",
         f"steps                  {plan.steps:,}",

@@ -17,7 +17,7 @@ from dptune.accounting import max_steps
 from dptune.checkpoint import LEDGER_NAME
 from dptune.identity import refuse_other_run
 from dptune.integrations.arguments import PrivacyArguments
-from dptune.integrations.planning import TrainingPlan
+from dptune.integrations.planning import ItemUnit, TrainingPlan
 from dptune.integrations.processes import copy_from_main, from_main, sampling_keystream
 from dptune.keystream import Keystream
 from dptune.ledger import Ledger
@@ -67,10 +67,10 @@ class TrainingSession:
         output_dir: str,
         *,
         checkpoint: str | Path | None,
-        privacy_unit: str,
+        privacy_unit: str | ItemUnit,
     ) -> None:
         self.plan, self._privacy, self._folder = plan, privacy, Path(output_dir)
-        self._unit = privacy_unit
+        self._unit = ItemUnit.of(privacy_unit)
         self._ledger: Ledger | None = None
         self.step: PrivateStep | PlainStep | None = None
         self._noise: GaussianNoise | None = None
@@ -208,27 +208,29 @@ class TrainingSession:
             "expected_batch_size": self.plan.expected_batch_size,
             "sampling_probability": self.plan.sampling_probability,
             "num_examples": self.plan.num_examples,
-            "privacy_unit": self._unit,
+            "privacy_unit": self._unit.name,
+            "method": self._unit.method,
             "insecure_test_seed": self._privacy.insecure_test_seed,
         }
 
     def _statement(self, completed: int) -> PrivacyStatement:
+        unit = {"privacy_unit": self._unit.name, "sampled": self._unit.sampled, "method": self._unit.method}
         if self.plan.privacy is not None and self._ledger is not None and self._noise is not None:
             repeated = self._ledger.steps - completed
             return state_privacy(
                 self.plan.privacy,
                 self._ledger,
                 self._noise,
-                privacy_unit=self._unit,
                 repeated_steps=repeated,
                 packages=_PACKAGES,
+                **unit,
             )
         return state_no_privacy(
             num_examples=self.plan.num_examples,
             expected_batch_size=self.plan.expected_batch_size,
             steps=completed,
-            privacy_unit=self._unit,
             packages=_PACKAGES,
+            **unit,
         )
 
 

@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import Draw, DrawSampler, draw_loader
 from dptune.integrations.losses import DefaultLosses, Losses
 from dptune.integrations.planning import (
-    PRIVACY_UNIT,
+    ItemUnit,
     TrainingPlan,
     count_examples,
     describe_plan,
@@ -53,7 +54,8 @@ class DPTrainer(transformers.Trainer):
         losses: (model, inputs of a micro-batch) -> one loss a row, [B], each from that row alone; by default those of
             causal language modelling for labels [B, T] and of classification for labels [B].
         rows_per_unit: rows that the collator makes of each item of `train_dataset`, neighbours: their gradients are
-            summed and then clipped once.
+            summed and then clipped once. Or such a number for every item, int64 [items]: the collator then makes of
+            all items of a micro-batch as many rows as the largest of their numbers.
         privacy_unit: what an item is, for the report.
 
     Raises:
@@ -69,8 +71,8 @@ class DPTrainer(transformers.Trainer):
         *,
         privacy_args: PrivacyArguments,
         losses: Losses | None = None,
-        rows_per_unit: int = 1,
-        privacy_unit: str = PRIVACY_UNIT,
+        rows_per_unit: int | np.ndarray = 1,
+        privacy_unit: str | ItemUnit = ItemUnit(),  # noqa: B008 (immutable)
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -78,13 +80,15 @@ class DPTrainer(transformers.Trainer):
         if kwargs.get("compute_loss_func") is not None:
             refuse("compute_loss_func", "given", "it gives one loss a micro-batch; pass losses= instead")
         refuse_unsafe_arguments(args)
-        require_count("rows_per_unit", rows_per_unit)
         self.privacy_args = privacy_args
         self._losses: Losses = losses or DefaultLosses()
-        self._rows_per_unit, self._privacy_unit = rows_per_unit, privacy_unit
+        self._privacy_unit = ItemUnit.of(privacy_unit)
         self._session: TrainingSession | None = None
         self._last_loss = 0.0
         self._num_examples = count_examples(train_dataset) if train_dataset is not None else 0
+        self._rows_per_unit = _of_each(rows_per_unit, self._num_examples)
+        # Of an item with a fixed number of rows each row counts; others are averaged by whoever filled them up.
+        self._losses_per_item = rows_per_unit if isinstance(rows_per_unit, int) else 1
         self._batch = logical_batch(args, self._num_examples) if self._num_examples else 0
         super().__init__(model, self._own_arguments(args), data_collator, train_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.mixed_precision == "fp16":
@@ -114,7 +118,7 @@ class DPTrainer(transformers.Trainer):
         if trial is not None:
             refuse("trial", "given", "each trial would spend a budget of its own; search on public data")
         if self.args.should_log:
-            print(*describe_plan(self.plan), sep="\n")
+            print(*describe_plan(self.plan, self._privacy_unit.sampled), sep="\n")
         if getattr(self.args, "dry_run", False):
             return TrainOutput(0, math.nan, {})
         checkpoint = self._checkpoint(resume_from_checkpoint)
@@ -130,13 +134,14 @@ class DPTrainer(transformers.Trainer):
         return output
 
     def get_train_dataloader(self) -> DataLoader[Draw]:
-        """Poisson draws, each cut into micro-batches of at most `per_device_train_batch_size` items."""
+        """Poisson draws, each cut into micro-batches of at most `per_device_train_batch_size` rows, or of one item."""
         session = self._session
         if session is None:
             refuse("get_train_dataloader", "before train()", "draws belong to a run; iterate over train_dataset")
         sampler = DrawSampler(
             session.sampler(),
             micro_batch_size=self.args.per_device_train_batch_size,
+            rows_per_unit=self._rows_per_unit,
             steps_per_epoch=self.plan.steps_per_epoch,
             steps_left=session.last - session.completed,
             rank=self.args.process_index,
@@ -161,10 +166,12 @@ class DPTrainer(transformers.Trainer):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # optimizers without a schedule have modes
         total = torch.zeros((), device=self.args.device)
-        for batch in inputs["micro_batches"]:
+        shapes = zip(inputs["micro_batches"], inputs["items"], inputs["rows_per_unit"], strict=True)
+        for batch, items, rows_per_unit in shapes:
             with self.accelerator.autocast():
                 losses = self._losses(model, self._prepare_inputs(batch))
-            total += session.backward(losses, rows_per_unit=self._rows_per_unit)
+            _require_rows(losses, items, rows_per_unit)
+            total += session.backward(losses, rows_per_unit=rows_per_unit)
         session.finish_step(self.state.global_step)
         return self._mean_loss(total, inputs["drawn"])
 
@@ -223,8 +230,26 @@ class DPTrainer(transformers.Trainer):
     def _mean_loss(self, total: Tensor, drawn: int) -> Tensor:
         """For the log, whose mean over processes is then the mean over the draw; an empty one repeats the last."""
         if drawn:
-            self._last_loss = total.item() * self.args.world_size / (drawn * self._rows_per_unit)
+            self._last_loss = total.item() * self.args.world_size / (drawn * self._losses_per_item)
         return torch.tensor(self._last_loss, device=self.args.device)
+
+
+def _of_each(rows_per_unit: int | np.ndarray, num_examples: int) -> np.ndarray:
+    """Rows of each item, int64 [num_examples]."""
+    if isinstance(rows_per_unit, int):
+        require_count("rows_per_unit", rows_per_unit)
+        return np.full(num_examples, rows_per_unit, dtype=np.int64)
+    if rows_per_unit.shape != (num_examples,) or (num_examples and rows_per_unit.min() < 1):
+        shape = rows_per_unit.shape
+        refuse("rows_per_unit", shape, f"give one number of at least 1 for each of the {num_examples} items")
+    return rows_per_unit.astype(np.int64)
+
+
+def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
+    """Rows that nobody announced would be clipped by themselves, each to C: an item of two could move the sum by 2C."""
+    if losses.ndim == 1 and len(losses) != items * rows_per_unit:
+        remedy = f"of {items} items with {rows_per_unit} rows each: say how many rows the collator makes of an item"
+        refuse("rows_per_unit", f"{len(losses)} losses", remedy)
 
 
 class _SessionCallback(transformers.TrainerCallback):

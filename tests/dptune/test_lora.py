@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from dptune import InvalidArgument, add_lora, merge_lora, trainable_parameters, unmerge_lora
+from dptune import CausalLMLoss, InvalidArgument, add_lora, merge_lora, trainable_parameters, unmerge_lora
+from dptune.adapter_files import adapter_state_dict
+from dptune.clipping import whole_norms
 from dptune.lora import LoraAdapter, adapters, linear_layers, linear_sizes
-from tests.examples import randomise_adapters
+from dptune.per_example import PerExampleGradients
+from tests.examples import padded, random_examples, randomise_adapters
+from tests.reference import example_gradients, flat
 from tests.tiny import tiny_llama
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 3, 30, 11, 4]])
@@ -243,3 +247,71 @@ def test_under_autocast_a_float32_models_adapter_stays_in_float32() -> None:
         found = adapter(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, adapter.B(adapter.A(x)) * 2)
+
+
+def with_dropout(share: float = 0.4) -> nn.Module:
+    model = tiny_llama(layers=1)
+    add_lora(model, rank=2, alpha=4.0, targets=["q_proj", "down_proj"], dropout=share)
+    randomise_adapters(model, scale=0.3)
+    return model
+
+
+def test_dropout_acts_in_training_only_and_leaves_files_as_they_are() -> None:
+    plain, dropping = with_dropout(0.0), with_dropout()
+    assert torch.equal(logits(dropping), logits(plain))  # attached to a model in evaluation mode
+    assert dropping.state_dict().keys() == plain.state_dict().keys()
+    assert adapter_state_dict(dropping).keys() == adapter_state_dict(plain).keys()
+    before = logits(dropping)
+    dropping.train()
+    assert not torch.equal(logits(dropping), logits(dropping))
+    assert torch.equal(logits(plain.train()), before)
+    assert torch.equal(logits(dropping.eval()), before)
+    merge_lora(dropping)
+    torch.testing.assert_close(logits(dropping.train()), before)
+
+
+def test_dropout_has_a_mask_for_each_example_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    adapter = LoraAdapter(8, 8, 2, 4.0, torch.device("cpu"), dropout=0.25)
+    inputs: list[Tensor] = []
+    adapter.A.register_forward_hook(lambda _, given, __: inputs.append(given[0]))
+    adapter(torch.ones(2, 500, 8))
+    first, second = inputs[0]
+    assert inputs[0].unique().tolist() == pytest.approx([0, 4 / 3])
+    assert not torch.equal(first, second)
+    assert inputs[0].mean().item() == pytest.approx(1, abs=0.03)
+
+
+class _Mask(nn.Module):
+    """Multiplies by what a dropout layer multiplied by."""
+
+    def __init__(self, factors: Tensor) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors[:, : x.shape[1]].to(x.dtype)
+
+
+def test_per_example_gradients_under_dropout_are_the_oracles_under_the_same_masks() -> None:
+    model, factors = with_dropout().train(), {}
+    for name, adapter in adapters(model):
+        adapter.dropout.register_forward_hook(
+            lambda _, given, output, name=name: factors.update({name: (output / given[0]).nan_to_num().detach()})
+        )
+    examples = random_examples(3, seed=2)
+    with PerExampleGradients(model) as recorder:
+        CausalLMLoss(model)(*padded(examples)).sum().backward()
+        norms = whole_norms(recorder.take().squared_norms())
+    assert any(values.eq(0).any() for values in factors.values())
+    for number, example in enumerate(examples):
+        for name, adapter in adapters(model):
+            adapter.dropout = _Mask(factors[name][number : number + 1])
+        (expected,) = example_gradients(model, [example])
+        assert norms[number].item() == pytest.approx(flat(expected).norm().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_dropout_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(InvalidArgument, match="lora_dropout="):
+        with_dropout(share)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_tokenizer
-from utils.records import Record, load_records
+from utils.records import Record, hold_out, load_records, load_texts
 
 ROWS = [{"instruction": "Add 2, 3.", "answer": "NA"}, {"instruction": 'Say "é"\nnow ', "answer": ""}]
 EXPECTED = [Record("Add 2, 3.\nNA", ((10, 12),)), Record('Say "é"\nnow ', ((12, 12),))]
@@ -219,3 +219,46 @@ def test_no_copy_of_the_data_is_left_elsewhere(
     for kind in ("json", "csv", "parquet", "folder"):
         load(write_rows(tmp_path, kind), tokenizer)
     assert not cache.exists()
+
+
+def texts(path: Path, **changed: str) -> list[Record]:
+    return load_texts(path, **{"flag": "--train_file", "column": "body"} | changed)
+
+
+def test_a_text_is_learned_whole_and_keeps_its_author(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"body": "a b", "who": 7.0}, {"body": "", "who": None}])
+    assert texts(path) == [Record("a b", ((0, 3),)), Record("", ((0, 0),))]
+    assert [record.author for record in texts(path, author_column="who")] == ["7", None]
+
+
+def test_a_row_without_a_text_is_refused_and_not_shown(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"body": SECRET, "who": "a"}, {"body": None, "who": "a"}])
+    with pytest.raises(InvalidArgument, match="row 2") as error:
+        texts(path)
+    assert SECRET not in str(error.value)
+    with pytest.raises(InvalidArgument, match="--text_column='text': no such column"):
+        texts(path, column="text")
+    with pytest.raises(InvalidArgument, match="--author_column='name': no such column"):
+        texts(path, author_column="name")
+
+
+def some_records(count: int) -> list[Record]:
+    return [Record(f"text {n}", ((0, 1),), None if n % 3 else f"author {n % 30}") for n in range(count)]
+
+
+def test_what_is_held_out_is_a_share_and_whole_authors() -> None:
+    records = some_records(3000)
+    train, held_out = hold_out(records, 0.2, seed=1)
+    assert len(train) + len(held_out) == 3000
+    alone = [record for record in held_out if record.author is None]
+    assert 0.15 < len(alone) / 2000 < 0.25
+    assert not {record.author for record in held_out if record.author} & {record.author for record in train}
+    assert hold_out(records, 0.2, seed=2)[1] != held_out
+    assert hold_out(records, 0.0, seed=1) == (records, [])
+
+
+def test_one_authors_rows_decide_nobody_elses_side() -> None:
+    records = some_records(300)
+    without = [record for record in records if record.author != "author 3"]
+    for whole, rest in zip(hold_out(records, 0.3, seed=1), hold_out(without, 0.3, seed=1), strict=True):
+        assert [record for record in whole if record.author != "author 3"] == rest

@@ -289,3 +289,18 @@ def test_a_loss_of_the_micro_batch_is_refused(tmp_path: Path) -> None:
 def test_a_data_set_without_a_length_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="train_dataset"):
         dp_trainer(tmp_path, train_dataset=iter(data()))
+
+
+def test_rows_that_were_not_announced_are_refused(tmp_path: Path) -> None:
+    def doubled(features: list[Any]) -> Any:
+        return Collator()([feature for feature in features for _ in range(2)])
+
+    with pytest.raises(InvalidArgument, match=r"rows_per_unit='\d+ losses': of \d+ items with 1 rows each"):
+        dp_trainer(tmp_path, data_collator=doubled).train()
+    assert not (tmp_path / LEDGER_NAME).exists() or not lines(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [np.ones(COUNT - 1, dtype=int), np.zeros(COUNT, dtype=int)])
+def test_rows_of_items_must_be_one_number_at_least_1_for_each(tmp_path: Path, rows: np.ndarray) -> None:
+    with pytest.raises(InvalidArgument, match="rows_per_unit"):
+        dp_trainer(tmp_path, rows_per_unit=rows)

@@ -1,0 +1,279 @@
+r"""Fine-tune a GPT-2 style model on a corpus of texts, whole or with LoRA, private or not, for rows or for authors.
+
+    torchrun --nproc_per_node 2 scripts/nlg_reddit/fine_tune.py --output_dir scratch --model_name gpt2 \
+        --train_file corpus.jsonl --sequence_len 128 --per_device_train_batch_size 32 \
+        --gradient_accumulation_steps 2 --num_train_epochs 3 --learning_rate 1e-4 --target_epsilon 8
+
+All flags of transformers' TrainingArguments work but those that would break the guarantee, which are refused; README.md
+beside this file has more launch lines. `--disable_dp` trains without privacy, `--dry_run` prints the plan and stops.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # torchrun puts this file's own folder there, not the root
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from dptune import CausalLMLoss, add_lora
+from dptune._validate import InvalidArgument, refuse, require_count
+from dptune.adapter_files import WEIGHTS_NAME, save_adapter
+from dptune.integrations.planning import ItemUnit
+from dptune.integrations.transformers import DPTrainer, PrivacyArguments, TrainingArguments
+from dptune.lora import DEFAULT_TARGETS, linear_layers
+from utils.arguments import exit_on_invalid_argument, parse
+from utils.modeling import load_model, load_tokenizer, require_context
+from utils.old_flags import with_new_names
+from utils.privacy_units import PrivacyUnit, group_by_author
+from utils.records import Record, hold_out, load_texts
+from utils.tokenization import TokenizedDataset, tokenize
+from utils.trainable import MODEL_NAME, check_rules, choose_trainable, save_trained_model
+from utils.trainer_data import AuthorCollator, AuthorLosses, AuthorRows, Rows
+
+_SAMPLE, _AUTHOR = "sample", "author"
+_GPT2_TARGET = "c_attn"
+# What shared code calls these flags in its refusals.
+_FLAGS_HERE = {
+    "--model_name_or_path": "--model_name",
+    "--block_size": "--sequence_len",
+    "--privacy_unit": "--author_column",
+    "lora_r": "--lora_dim",
+    "lora_alpha": "--lora_alpha",
+    "lora_dropout": "--lora_dropout",
+    "lora_target_modules": "--lora_target_modules",
+}
+
+
+@dataclass
+class ModelArguments:
+    """The model and what of it is trained."""
+
+    model_name: str = field(metadata={"help": "folder or hub name of a causal language model and its tokenizer"})
+    sequence_len: int = field(default=128, metadata={"help": "longest text in tokens; longer ones are cut"})
+    lora_dim: int = field(default=0, metadata={"help": "rank of LoRA adapters; 0 trains the whole model"})
+    lora_alpha: float = field(default=32.0, metadata={"help": "the adapters' output is scaled by alpha / dim"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "share of the adapters' inputs set to zero in training"})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "layers to adapt; default: c_attn (GPT-2), or q_proj k_proj v_proj o_proj"}
+    )
+
+    def __post_init__(self) -> None:
+        require_count("--sequence_len", self.sequence_len, minimum=2)
+        require_count("--lora_dim", self.lora_dim, minimum=0)
+
+
+@dataclass
+class DataArguments:
+    """The corpus, and whose presence in it is hidden."""
+
+    train_file: str | None = field(
+        default=None, metadata={"help": "JSONL, JSON, CSV, Parquet or a saved DatasetDict; each row is one text"}
+    )
+    text_column: str = field(default="text", metadata={"help": "the column with the texts"})
+    author_column: str | None = field(default=None, metadata={"help": "the column that names each text's author"})
+    validation_file: str | None = field(default=None, metadata={"help": "held-out texts; their loss is not private"})
+    held_out_share: float = field(
+        default=0.05, metadata={"help": "share of --train_file to hold out where there is no --validation_file"}
+    )
+    privacy_level: str = field(
+        default=_SAMPLE,
+        metadata={"help": "sample: hide one text; author: hide all texts of one author", "choices": (_SAMPLE, _AUTHOR)},
+    )
+    examples_per_author: int | None = field(
+        default=None, metadata={"help": "most texts of an author in one step, for --privacy_level author"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.train_file is None:
+            refuse("--train_file", None, "give the corpus: JSONL, JSON, CSV or Parquet with one text a row")
+        if not 0 <= self.held_out_share < 1:
+            refuse("--held_out_share", self.held_out_share, "give a number of at least 0 and below 1")
+        if self.privacy_level == _SAMPLE and self.examples_per_author is not None:
+            refuse("--examples_per_author", self.examples_per_author, "belongs to --privacy_level author")
+        if self.privacy_level == _AUTHOR:
+            for name in ("author_column", "examples_per_author"):
+                if getattr(self, name) is None:
+                    refuse(f"--{name}", None, "--privacy_level author needs it")
+            require_count("--examples_per_author", self.examples_per_author or 0)
+
+    @property
+    def unit(self) -> PrivacyUnit:
+        """Whose presence is hidden, and how."""
+        if self.privacy_level == _SAMPLE:
+            return PrivacyUnit()
+        return PrivacyUnit(self.author_column, examples=self.examples_per_author or 1)
+
+
+GROUPS = (TrainingArguments, PrivacyArguments, ModelArguments, DataArguments)
+
+
+@exit_on_invalid_argument()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and train."""
+    training, privacy, model_args, data_args = read_flags(sys.argv[1:] if argv is None else argv)
+    is_main = PartialState().is_main_process
+    with speaking_of(_FLAGS_HERE):
+        tokenizer = load_tokenizer(model_args.model_name)
+        train, held_out = load_corpus(data_args, tokenizer, model_args.sequence_len, training.seed)
+        _check_evaluation(training, data_args, held_out)
+        if is_main:
+            print(*_describe_corpus(train, held_out), sep="\n")
+        set_seed(training.seed)  # the adapters' start; noise and sampling are keyed from the operating system
+        model = prepared_model(model_args, check=not (privacy.disable_dp or training.dry_run))
+        trainer = make_trainer(model, tokenizer, training, privacy, data_args.unit, train, held_out)
+        output = trainer.train(resume_from_checkpoint=_checkpoint(training))
+    if training.dry_run:
+        return
+    results = {"train loss": output.training_loss, "run time [s]": output.metrics["train_runtime"]}
+    if held_out is not None:
+        results["held-out loss"] = trainer.evaluate()["eval_loss"]
+    if is_main:
+        _finish(model, tokenizer, model_args, Path(training.output_dir), results)
+    PartialState().destroy_process_group()
+
+
+def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
+    """(training, privacy, model, data) arguments; says which old flags it read as new ones."""
+    known = {one.name for group in GROUPS for one in fields(group)}
+    words, notes = with_new_names(line, known)
+    if not torch.accelerator.is_available() and not any(word.startswith(("--use_cpu", "--use-cpu")) for word in words):
+        words.append("--use_cpu")  # or each of several processes would take itself for the only one
+    try:
+        groups = parse(*GROUPS, args=words, description=__doc__)
+    except InvalidArgument:
+        raise
+    except ValueError as error:  # transformers' own complaints
+        raise InvalidArgument(" ".join(str(error).split())) from error
+    if PartialState().is_main_process:
+        print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
+    return groups
+
+
+@contextmanager
+def speaking_of(names: dict[str, str]) -> Iterator[None]:
+    """Call flags in refusals by this script's names for them."""
+    try:
+        yield
+    except InvalidArgument as error:
+        name, equals, rest = str(error).partition("=")
+        raise InvalidArgument(names.get(name, name) + equals + rest) from error
+
+
+def load_corpus(
+    data: DataArguments, tokenizer: Any, length: int, seed: int
+) -> tuple[TokenizedDataset, TokenizedDataset | None]:
+    """(what is trained on, what is held out or None), a row a text."""
+    records = load_texts(
+        str(data.train_file), flag="--train_file", column=data.text_column, author_column=data.author_column
+    )
+    held_out: list[Record] = []
+    if data.validation_file is not None:
+        held_out = load_texts(
+            data.validation_file, flag="--validation_file", column=data.text_column, split="validation"
+        )
+    elif data.held_out_share:
+        records, held_out = hold_out(records, data.held_out_share, seed)
+        if not held_out or not records:
+            refuse("--held_out_share", data.held_out_share, "leaves one side empty; give another, or --validation_file")
+    train = tokenize(records, tokenizer, length)
+    if data.unit.samples_authors:
+        train = replace(train, authors=group_by_author([record.author for record in records]))
+    return train, tokenize(held_out, tokenizer, length) if held_out else None
+
+
+def _describe_corpus(train: TokenizedDataset, held_out: TokenizedDataset | None) -> list[str]:
+    lines = [
+        f"texts                  {len(train):,} in training, {train.num_cut:,} cut to --sequence_len",
+        f"held out               {0 if held_out is None else len(held_out):,} texts",
+    ]
+    if train.authors is not None:
+        lines.append(f"of authors             {len(train.authors):,}, {train.authors.largest:,} texts of the largest")
+    return lines
+
+
+def prepared_model(model_args: ModelArguments, *, check: bool) -> Any:
+    """The model with what is trained of it; `check` compares the engine's gradients with autograd's first."""
+    device = torch.device("cpu")
+    model = load_model(model_args.model_name, dtype=torch.float32, device=device)
+    require_context(model, model_args.sequence_len)
+    if not model_args.lora_dim:
+        choose_trainable(model, ["all"])
+        if check:
+            check_rules(model, CausalLMLoss(model), device)
+        return model
+    names = {name.rpartition(".")[2] for name in linear_layers(model)}
+    targets = model_args.lora_target_modules or ([_GPT2_TARGET] if _GPT2_TARGET in names else DEFAULT_TARGETS)
+    rank, alpha, dropout = model_args.lora_dim, model_args.lora_alpha, model_args.lora_dropout
+    add_lora(model, rank=rank, alpha=alpha, targets=targets, dropout=dropout)
+    return model
+
+
+def make_trainer(
+    model: Any,
+    tokenizer: Any,
+    training: Any,
+    privacy: PrivacyArguments,
+    unit: PrivacyUnit,
+    train: TokenizedDataset,
+    held_out: TokenizedDataset | None,
+) -> DPTrainer:
+    """The Trainer that draws texts, or authors with up to k of their texts."""
+    rows: Rows | AuthorRows = Rows(train)
+    rows_per_unit: int | np.ndarray = 1
+    if unit.samples_authors:
+        rows = AuthorRows(train, unit.examples)
+        rows_per_unit = rows.counts
+    return DPTrainer(
+        model,
+        training,
+        AuthorCollator(tokenizer),
+        rows,
+        privacy_args=privacy,
+        losses=AuthorLosses() if unit.samples_authors else None,
+        rows_per_unit=rows_per_unit,
+        privacy_unit=ItemUnit(unit.name, unit.sampled, unit.how),
+        eval_dataset=None if held_out is None else Rows(held_out),
+    )
+
+
+def _check_evaluation(training: Any, data: DataArguments, held_out: TokenizedDataset | None) -> None:
+    """What needs held-out texts has them, and nothing that is released follows texts of the corpus without noise."""
+    if held_out is None and training.eval_strategy != "no":
+        refuse("--eval_strategy", str(training.eval_strategy), "needs --validation_file or a --held_out_share above 0")
+    if held_out is None or data.validation_file is not None:
+        return
+    remedy = "chooses by the loss on held-out texts of the corpus, without noise; give public ones as --validation_file"
+    if training.load_best_model_at_end:
+        refuse("--load_best_model_at_end", True, remedy)
+    if training.lr_scheduler_type == "reduce_lr_on_plateau":
+        refuse("--lr_scheduler_type", str(training.lr_scheduler_type), remedy)
+
+
+def _checkpoint(training: Any) -> str | bool | None:
+    """--resume_from_checkpoint: a folder, or `latest`."""
+    given = training.resume_from_checkpoint
+    return True if given in ("latest", "True", "true") else given
+
+
+def _finish(model: Any, tokenizer: Any, model_args: ModelArguments, folder: Path, results: dict[str, float]) -> None:
+    """Save what was trained; print what the runs are compared by."""
+    if model_args.lora_dim:
+        save_adapter(model, folder, base_model=model_args.model_name)
+    else:
+        save_trained_model(model, tokenizer, folder)
+    for name, value in results.items():
+        print(f"{name:<22} {value:.4f} (not private)")
+    print(f"saved                  {folder / (WEIGHTS_NAME if model_args.lora_dim else MODEL_NAME)}")
+
+
+if __name__ == "__main__":
+    main()
