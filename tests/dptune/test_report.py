@@ -15,7 +15,8 @@ from dptune import GaussianNoise, Ledger, PrivacyConfig, report
 from dptune.report import PrivacyStatement, state_privacy, versions, write_privacy_report
 
 REQUIRED_KEYS = [
-    "epsilon", "delta", "noise_multiplier", "clip_norm", "clipping", "sampling_probability", "expected_batch_size", "steps",
+    "epsilon", "delta", "noise_multiplier", "clip_norm", "clipping", "sampling_probability", "expected_batch_size",
+    "steps",
     "repeated_steps", "num_examples", "sampled", "privacy_unit", "method", "group_size", "adjacency", "accountant",
     "sampler", "noise_source", "guarantee", "reasons", "versions",
 ]  # fmt: skip
