@@ -24,8 +24,8 @@ _CHUNK_LOGITS = 1 << 24  # logits that dptune.losses makes at a time
 _GATHERED = 1 << 26  # bytes of all ranks' shares that dptune.ranks holds at a time
 # The layer that computes, the one that FSDP gathers ahead of it, and the buffer that this one arrives in.
 _GATHERED_LAYERS = 3
-_ADAPTER_COPIES = 5  # weight, gradient, clipped sum and Adam's two moments
-_STEP_COPIES = 3  # noise, sum over ranks and mean, when a step is finished
+_ADAPTER_COPIES = 4  # weight, Adam's two moments, and the clipped sum, which becomes the gradient
+_STEP_COPIES = 1  # noise on its way to the device, and then what the optimizer works with
 _PLAIN_LOGIT = 8  # bytes a logit: itself in float32, and its exponential while they are summed
 _TRAINED_LOGIT = 14  # under an adapted output layer: the base's and the adapter's part, their sum, log-probabilities
 _BUDGET_STEP = 64  # tokens
@@ -93,13 +93,13 @@ class MemoryNeeds:
         frozen_weights: held all the time.
         gathered_weights: whole while they compute: of a sharded model three layers and the root group, of a
             quantised one the largest weight.
-        adapters: weights, gradient, clipped sum and Adam's two moments, float32.
+        adapters: weights, clipped sum or gradient, and Adam's two moments, float32.
         activations: kept for the backward pass by the base model.
         adapter_activations: the same by the adapters.
         per_example_gradients: float32, at the end of a backward pass.
         one_layer: gradients inside a layer; with checkpointing, also what is recomputed for it.
         logits: one chunk with its copies, and the output layer's other tensors.
-        finish: noise, sum and mean of a step, and what ranks exchange.
+        finish: noise of a step or the optimizer's temporary, and what ranks exchange.
         host: in the CPU's memory: noise in the making, offloaded shards.
     """
 

@@ -147,7 +147,7 @@ def test_an_adapted_output_layer_keeps_more_of_each_logit(dtype):
     assert 0.9 < transient(needs) / measured.peak < 1.3
 
 
-def test_between_steps_adapters_take_five_copies_and_the_end_of_a_step_at_most_three_more(tmp_path):
+def test_between_steps_adapters_take_four_copies_and_the_end_of_a_step_at_most_one_more(tmp_path):
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
     ids = torch.randint(1, 500, (1, 4))
 
@@ -172,8 +172,8 @@ def test_between_steps_adapters_take_five_copies_and_the_end_of_a_step_at_most_t
 
     _, end = allocated(finish)
     step.noise.close()
-    # The noise is made on the CPU, outside torch's allocator: the copy that a GPU needs is not seen here.
-    assert 0.6 * needs.finish < end.peak <= needs.finish
+    # The noise is made on the CPU by another thread: here nothing is copied for it, on a GPU one vector is.
+    assert end.peak < 0.2 * needs.finish
 
 
 def test_allocations_are_seen_and_so_is_what_is_freed():
@@ -228,7 +228,7 @@ def test_sharding_divides_what_is_held_and_gathers_three_layers_and_the_root():
 def test_one_rank_exchanges_nothing_and_many_no_more_than_the_bound():
     sizes = large()
     alone, many = (memory_needs(sizes, settings(world_size=count)).finish for count in (1, 64))
-    assert alone == 3 * 4 * sizes.trained
+    assert alone == 4 * sizes.trained
     assert many == alone + (64 << 20) + (1 << 20)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, get_scheduler
 
-from dptune import InvalidArgument, Ledger, add_lora, trainable_parameters
+from dptune import InvalidArgument, Ledger, PlainStep, add_lora, trainable_parameters
 from dptune.accounting import epsilon
 from dptune.checkpoint import TrainingState
 from dptune.identity import refuse_other_run
@@ -168,7 +168,7 @@ def saved_state(expected_batch_size: int, num_processes: int, **changed: Any) ->
         "ledger_steps": 0,
         "identity": {"run": {"expected_batch_size": expected_batch_size}},
         "config": {"num_processes": num_processes},
-        "adapter": {},
+        "weights": {},
         "optimizer": {},
         "schedule": {},
     }
@@ -268,13 +268,13 @@ def test_checkpoints_are_due_every_few_steps_and_after_the_last(every: int, due:
     assert [step for step in range(1, 9) if own.due(step, 8)] == due
 
 
-def in_training() -> tuple[nn.Module, Any, Any]:
+def in_training() -> tuple[nn.Module, Any, Any, PlainStep]:
     model = adapted()
     optimizer = torch.optim.AdamW(trainable_parameters(model), lr=0.01, weight_decay=0.1)
-    return model, optimizer, get_scheduler("cosine", optimizer, 2, num_training_steps=9)
+    return model, optimizer, get_scheduler("cosine", optimizer, 2, num_training_steps=9), PlainStep(model, 4)
 
 
-def train(model: nn.Module, optimizer: Any, schedule: Any, steps: range) -> None:
+def train(model: nn.Module, optimizer: Any, schedule: Any, _step: PlainStep, steps: range) -> None:
     for step in steps:
         for number, parameter in enumerate(trainable_parameters(model)):
             generator = torch.Generator().manual_seed(100 * step + number)
@@ -307,9 +307,9 @@ def test_what_is_restored_goes_on_to_the_bit_as_if_nothing_had_happened(tmp_path
 
 
 def test_nothing_saved_is_a_beginning(tmp_path: Path) -> None:
-    model, optimizer, schedule = in_training()
+    model, *rest = in_training()
     start = [parameter.clone() for parameter in trainable_parameters(model)]
-    assert restore(None, model, optimizer, schedule) == 0
+    assert restore(None, model, *rest) == 0
     assert all(torch.equal(*pair) for pair in zip(start, trainable_parameters(model), strict=True))
     for asked in (None, "latest"):
         assert find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=asked), make_accelerator()) is None
