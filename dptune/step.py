@@ -25,7 +25,7 @@ from dptune.ledger import Ledger
 from dptune.lora import trainable_parameters
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
-from dptune.per_example import PerExampleGradients
+from dptune.per_example import HalfAdded, PerExampleGradients
 from dptune.ranks import Gather, Reduce, sum_over_ranks
 
 K = TypeVar("K")
@@ -93,6 +93,7 @@ class PrivateStep:
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
         self._gradient_noise_std = config.noise_std / config.divisor
         self._sum_P: Tensor | None = None  # while a step is under way
+        self._is_spoiled = False
         self.noise = noise or GaussianNoise(released_size(model, config))
         if self.noise.size != (size := released_size(model, config)):
             refuse("noise", self.noise.size, f"its size must be the {size} values that a step releases")
@@ -126,7 +127,8 @@ class PrivateStep:
         """Clip what the last backward pass recorded, and add it to the step's sum.
 
         For loops in which somebody else calls `backward()`, on `losses.sum()` times the loss scale. All of it counts
-        or, if an error is raised, nothing, so that a micro-batch that did not fit in memory can be tried again.
+        or, if an error is raised, nothing, so that a micro-batch that did not fit in memory can be tried again; only
+        after `HalfAdded` (whole models, memory that runs out in the very last part) the step is lost.
 
         Args:
             losses: what the backward pass was for, [B].
@@ -144,7 +146,11 @@ class PrivateStep:
             raise RuntimeError(f"{len(losses)} losses but {len(norms)} examples in the trainable layers' inputs")
         factors = _scaled(self._clipper.factors(squared_norms, self.clip_norm), 1 / self._loss_scale)
         sum_P = self._begun()
-        recorded.add_weighted_sums(_views(self._recorder.parameters, sum_P), factors)
+        try:
+            recorded.add_weighted_sums(_views(self._recorder.parameters, sum_P), factors)
+        except HalfAdded:
+            self._is_spoiled = True
+            raise
         if isinstance(self.config.clipping, Adaptive):
             sum_P[-1] += self.config.count_scale(self.clip_norm) * _unclipped_over_half(norms, self.clip_norm)
         return MicroBatchStats(losses.detach(), norms)
@@ -186,6 +192,8 @@ class PrivateStep:
 
     def _begun(self) -> Tensor:
         """The step's sum so far. It never is where a gradient stood: who kept that would see sums without noise."""
+        if self._is_spoiled:
+            raise RuntimeError("a micro-batch was added in part: this step cannot go on; go on from a checkpoint")
         if self._sum_P is None:
             for parameter in self._recorder.parameters.values():
                 parameter.grad = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from dptune import (
@@ -14,10 +15,12 @@ from dptune import (
     PrivateStep,
 )
 from dptune.clipping import whole_norms
+from dptune.per_example import HalfAdded, uses
 from tests.dptune.test_step import EXAMPLES, adapted, size_of
 from tests.examples import padded
 from tests.private_sum import NoNoise, config_for
 from tests.processes import run_processes
+from tests.whole_models import whole_model
 
 
 def adapted_fp16(dtype: torch.dtype) -> nn.Module:
@@ -259,3 +262,33 @@ def test_a_plain_step_adds_no_part_of_a_micro_batch_that_failed_between_layers(m
             step.backward(CausalLMLoss(model)(*padded(EXAMPLES)))
         step.finish()
         assert not released(model).any()
+
+
+@pytest.mark.parametrize("done", [0, 1, 5])
+def test_a_whole_models_sum_that_breaks_off_is_tried_again_or_never_used(done, monkeypatch):
+    """Its products go straight into the sum: nothing was added before the first, and after it the step is lost."""
+    model, calls = whole_model("GPT-2"), []
+    losses, add = CausalLMLoss(model), uses.Outer.add_weighted_sum
+    monkeypatch.setattr(uses, "_WORTH", 0)  # every matrix in factors
+    with a_step(model) as step:
+        step.backward(losses(*padded(EXAMPLES[:4])))
+        kept = step._begun().clone()
+
+        def failing(use, total, weights):
+            calls.append(1)
+            if len(calls) == done + 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            add(use, total, weights)
+
+        monkeypatch.setattr(uses.Outer, "add_weighted_sum", failing)
+        with pytest.raises(HalfAdded if done else torch.OutOfMemoryError) as raised:
+            step.backward(losses(*padded(EXAMPLES[4:])))
+        assert not (done and should_reduce_batch_size(raised.value))  # nobody takes it for one that can be tried again
+        if done:
+            for use in (step.finish, lambda: step.backward(losses(*padded(EXAMPLES[4:])))):
+                with pytest.raises(RuntimeError, match="was added in part"):
+                    use()
+        else:
+            assert torch.equal(step._begun(), kept)
+            step.backward(losses(*padded(EXAMPLES[4:])))
+            assert not torch.equal(step._begun(), kept)
