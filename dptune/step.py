@@ -85,13 +85,12 @@ class PrivateStep:
         if not (loss_scale > 0 and frexp(loss_scale)[0] == 0.5):
             refuse("loss_scale", loss_scale, "must be a power of two, such as 4096: dividing by another one rounds")
         self.config = config
-        self.clip_norm = config.clip_norm  # of the current step
+        self.clip_norm = self._last_clip_norm = config.clip_norm  # of the current step, and of the last
         self._ledger = ledger if rank == 0 else None
         self._gather, self._reduce, self._world_size = gather, reduce, world_size
         self._loss_scale = loss_scale
         self._recorder = PerExampleGradients(model)
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
-        self._gradient_noise_std = config.noise_std / config.divisor
         self._sum_P: Tensor | None = None  # while a step is under way
         self._is_spoiled = False
         self.noise = noise or GaussianNoise(released_size(model, config))
@@ -170,7 +169,7 @@ class PrivateStep:
                 clip_norm=self.clip_norm,
             )
         sum_over_ranks(total_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
-        self._gradient_noise_std = self.config.noise_std_per_rank(1, self.clip_norm) / self.config.divisor
+        self._last_clip_norm = self.clip_norm
         self._adapt_clip_norm(total_P)
         total_P /= self.config.divisor
         for name, mean in _views(self._recorder.parameters, total_P).items():
@@ -180,7 +179,7 @@ class PrivateStep:
 
     def gradient_noise_std(self) -> float:
         """Standard deviation of the noise on each coordinate of the last step's gradient."""
-        return self._gradient_noise_std
+        return self.config.noise_std_per_rank(1, self._last_clip_norm) / self.config.divisor
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs: the clip norm of the next step."""

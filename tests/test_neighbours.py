@@ -92,7 +92,7 @@ def worst_move(config_type=PrivacyConfig, **variant) -> float:
     examples, worst = one_long_answer_among_short_ones(), 0.0
     for clip_norm in (0.01, 0.1, 1.0):
         for without in range(6):
-            settings = dataclasses.asdict(config_for(6, clip_norm=clip_norm, expected_batch_size=6.0))
+            settings = vars(config_for(6, clip_norm=clip_norm, expected_batch_size=6.0))
             worst = max(
                 worst, moved(adapted(5), examples, config_type(**settings), without, token_budget=120, **variant)
             )

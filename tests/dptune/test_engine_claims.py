@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune import GaussianNoise, InvalidArgument, Keystream, Ledger, PoissonSampler, PrivacyConfig, PrivateStep
+from dptune.accounting import Spend
 from tests.private_sum import NoNoise
 
 
@@ -122,7 +123,7 @@ def test_the_ledger_records_the_settings_that_ran(ledger: Ledger) -> None:
     with PrivateStep(nn.Linear(2, 2), settings, ledger=ledger) as step:
         for _ in range(3):
             step.finish()
-    assert ledger.spends == [(1.7, 0.04, 3)]
+    assert ledger.spends == [Spend(1.7, 0.04, 3)]
     assert '"clip_norm": 0.3' in ledger.path.read_text()
 
 

@@ -50,6 +50,7 @@ def test_the_card_states_the_numbers(tmp_path: Path) -> None:
         "Accountant": statement.accountant,
         "Noise multiplier (σ)": "1.2",
         "Clip norm (C)": "0.75",
+        "Clipping": "flat",
         "Sampling probability (q)": "0.0271874",
         "Expected batch size": "2048 examples",
         "Steps": "184",
@@ -129,7 +130,7 @@ def test_names_from_the_user_break_nothing(tmp_path: Path, statement: PrivacySta
     assert len(re.findall(r"^---$", card, flags=re.MULTILINE)) == 2
     assert re.search(r"(?<!\\)<img", card) is None
     assert re.search(r"(?<!\\)\]\(http", card) is None
-    assert len(_table(card)) == (14 if statement.guarantee == "dp" else 0)
+    assert len(_table(card)) == (15 if statement.guarantee == "dp" else 0)
     for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
         ast.parse(block)
 

@@ -222,6 +222,7 @@ def test_no_runtime_setting_is_part_of_what_decides_epsilon():
         "noise_multiplier",
         "delta",
         "clipping",
+        "group_size",
     }
 
 

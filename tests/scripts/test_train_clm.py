@@ -22,7 +22,8 @@ from utils.data import load_training_data
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "accelerate_configs" / "accelerate_config_nofsdp.cfg"
 REPORT_KEYS = {
-    *("epsilon", "delta", "noise_multiplier", "clip_norm", "sampling_probability", "expected_batch_size", "steps"),
+    *("epsilon", "delta", "noise_multiplier", "clip_norm", "clipping", "sampling_probability"),
+    *("expected_batch_size", "steps"),
     *("num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source", "guarantee", "reasons"),
     "versions",
     *("repeated_steps", "sampled", "method", "group_size"),
