@@ -242,10 +242,10 @@ def test_a_dummy_is_not_counted() -> None:
 
 
 def test_all_ranks_go_on_with_the_same_clip_norm() -> None:
-    x = inputs(12)
+    x, models = inputs(12), [model() for _ in range(3)]  # not in the threads, which share one random generator
 
     def work(rank: int, gather):
-        own = model()
+        own = models[rank]
         config = configured(STYLES["adaptive"])
         with PrivateStep(
             own, config, ledger=NoLedger(), noise=NoNoise(44), gather=gather, rank=rank, world_size=3
