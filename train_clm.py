@@ -131,6 +131,8 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     identity["model"] = model_identity(model)
     if saved is not None and accelerator.is_main_process:
         refuse_other_run(saved.identity["model"], identity["model"])
+    if lora_args.trainable and plan.privacy is not None:
+        check_rules(model, CausalLMLoss(model), accelerator.device)
     if recompute:
         checkpoint_activations(model)
 
@@ -145,8 +147,6 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
         folder, ledger, identity, config, every=every, keep=keep, accelerator=accelerator, trained=trained
     )
     losses = in_autocast(CausalLMLoss(model), dtype if lora_args.trainable else torch.float32, accelerator.device)
-    if lora_args.trainable and plan.privacy is not None:
-        check_rules(model, CausalLMLoss(model), accelerator.device)
     pad, in_step = tokenizer.pad_token_id, sharding is not None
     micro_batches = MicroBatches(train, token_budget, pad, accelerator, in_step=in_step, folder=folder)
     scale = loss_scale(dtype)

@@ -107,7 +107,7 @@ def test_evaluation_changes_nothing(tmp_path: Path) -> None:
     assert [row["step"] for row in trainer.state.log_history if "eval_loss" in row] == [1, 2]
 
 
-def refused(match: str, trainer: transformers.Trainer) -> None:
+def assert_refused(match: str, trainer: transformers.Trainer) -> None:
     """Training must be refused, no weight moved, and no hook left."""
     model = trainer.model
     before = [parameter.clone() for parameter in model.parameters()]
@@ -119,42 +119,42 @@ def refused(match: str, trainer: transformers.Trainer) -> None:
 
 
 def test_the_trainers_own_loss_is_refused(tmp_path: Path) -> None:
-    refused("privacy_engine.loss", plain_trainer(tmp_path, compute_loss_func=None)[0])
+    assert_refused("privacy_engine.loss", plain_trainer(tmp_path, compute_loss_func=None)[0])
     assert not (tmp_path / LEDGER_NAME).exists()
 
 
 def test_a_loss_that_is_multiplied_is_refused(tmp_path: Path) -> None:
     trainer, engine = plain_trainer(tmp_path)
     trainer.compute_loss_func = lambda *args, **kwargs: engine.loss(*args, **kwargs) / 3
-    refused("multiplied by", trainer)
+    assert_refused("multiplied by", trainer)
 
 
 def test_a_trainer_that_scales_for_accumulation_is_refused(tmp_path: Path) -> None:
     trainer, _ = plain_trainer(tmp_path)
     backward = trainer.accelerator.backward
     trainer.accelerator.backward = lambda loss, **kwargs: backward(loss / 3, **kwargs)
-    refused("multiplied by", trainer)
+    assert_refused("multiplied by", trainer)
 
 
 def test_its_own_sampler_is_refused(tmp_path: Path) -> None:
-    refused("train_dataset=privacy_engine.dataset", plain_trainer(tmp_path, train_dataset_of_trainer=data())[0])
+    assert_refused("train_dataset=privacy_engine.dataset", plain_trainer(tmp_path, train_dataset_of_trainer=data())[0])
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     trainer, engine = plain_trainer(tmp_path)
     engine.model = lora_llama(1)
-    refused("model=", trainer)
+    assert_refused("model=", trainer)
 
 
 def test_other_arguments_than_the_engines_are_refused(tmp_path: Path) -> None:
     trainer, _ = plain_trainer(tmp_path)
     trainer.args = copy.copy(trainer.args)
     trainer.args.gradient_accumulation_steps = 1
-    refused("--gradient_accumulation_steps=", trainer)
+    assert_refused("--gradient_accumulation_steps=", trainer)
     trainer, _ = plain_trainer(tmp_path)
     trainer.args = copy.copy(trainer.args)
     trainer.args.max_steps = 9
-    refused("args=", trainer)
+    assert_refused("args=", trainer)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,12 @@ def test_arguments_that_break_it_are_refused_by_engine_and_callback(tmp_path: Pa
         plain_trainer(tmp_path, **{argument: value})
     trainer, _ = plain_trainer(tmp_path)
     object.__setattr__(trainer.args, argument, value)
-    refused(f"--{argument}", trainer)
+    assert_refused(f"--{argument}", trainer)
 
 
 def test_a_collator_that_adds_rows_is_refused(tmp_path: Path) -> None:
     trainer, _ = plain_trainer(tmp_path, data_collator=lambda features: Collator()([*features, *features]))
-    refused("data_collator", trainer)
+    assert_refused("data_collator", trainer)
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_disable_dp_is_refused(tmp_path: Path) -> None:
 def test_the_engine_without_its_callback_is_refused(tmp_path: Path) -> None:
     trainer, _ = plain_trainer(tmp_path)
     trainer.remove_callback(PrivacyEngineCallback)
-    refused("callbacks=", trainer)
+    assert_refused("callbacks=", trainer)
 
 
 def test_resume_continues_the_ledger_and_counts_both(tmp_path: Path) -> None:
