@@ -19,16 +19,7 @@ from utils.labelled_texts import LabelledTexts
 
 PAIRS = tiny_pair_tokenizer()
 PAD, UNK, CLS, SEP = range(4)
-
-
-def plain_tokenizer() -> PreTrainedTokenizerFast:
-    """A decoder's: no special tokens around a text, no token types, no padding token."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    return tokenizer
-
-
-PLAIN = plain_tokenizer()
+PLAIN = tiny_tokenizer()  # a decoder's: no special tokens around a text, no token types, no padding token
 
 
 def texts_of(*columns: list[str], labels: list[int] | None = None) -> LabelledTexts:
@@ -144,17 +135,17 @@ def test_rows_stay_rows_and_equal_the_tokenizer_called_on_each_alone(
     data = tokenize_texts(texts_of([a for a, _ in rows], [b for _, b in rows]), tokenizer, max_length)
     assert len(data) == len(data.starts) - 1 == len(rows)
     assert data.lengths.min() >= 1
-    for index, pair in enumerate(rows):
-        alone = tokenizer(*pair, truncation="longest_first", max_length=max_length)["input_ids"]
+    for index, (first, second) in enumerate(rows):
+        (alone,) = tokenizer([first], [second], truncation="longest_first", max_length=max_length)["input_ids"]
         assert example(data, index) == (alone or [tokenizer.eos_token_id])
-    assert data.num_cut == sum(len(tokenizer(*pair)["input_ids"]) > max_length for pair in rows)
+    assert data.num_cut == sum(len(tokenizer([a], [b])["input_ids"][0]) > max_length for a, b in rows)
 
 
 def test_texts_of_which_nothing_is_left_become_one_token() -> None:
     data = tokenize_texts(texts_of(["", "you"]), PLAIN, 4)
     assert example(data, 0) == [PLAIN.eos_token_id]
     assert tokenize_texts(texts_of(["", "  "]), PAIRS, 4).ids.tolist() == [CLS, SEP, CLS, SEP]
-    nothing = plain_tokenizer()
+    nothing = tiny_tokenizer()
     nothing.eos_token = None
     assert example(tokenize_texts(texts_of([""]), nothing, 4), 0) == [nothing.unk_token_id]
     nothing.unk_token = None
