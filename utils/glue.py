@@ -191,14 +191,16 @@ def _class_number(task: GlueTask, label: str, path: Path, line: int) -> int:
 
 def _load_hub(name: str) -> datasets.DatasetDict:
     """The hub's copy, under its present name or the former one."""
-    why = ""
+    tables, why = None, ""
     for path in _HUB_NAMES:
         try:
             tables = datasets.load_dataset(path, name)
             break
         except Exception as error:  # the hub's client, the cache and the file system raise unrelated types
             why = type(error).__name__
-    else:
+            if isinstance(error, ConnectionError):
+                break  # and not another half minute of retries for the other name
+    if tables is None:
         refuse(
             "--datasets", name, f"cannot be had from the hub ({why}); give {_FLAG} with a folder of GLUE's TSV files"
         )

@@ -208,7 +208,10 @@ def test_the_hubs_former_name_is_tried_next(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_hub_out_of_reach_is_one_line_that_names_the_way_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(_path: str, _config: str) -> datasets.DatasetDict:
+    asked = []
+
+    def load_dataset(path: str, _config: str) -> datasets.DatasetDict:
+        asked.append(path)
         raise ConnectionError("a long story\nin two lines")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -218,6 +221,7 @@ def test_a_hub_out_of_reach_is_one_line_that_names_the_way_without_it(monkeypatc
         "--datasets='mnli': cannot be had from the hub (ConnectionError); "
         "give --data_dir with a folder of GLUE's TSV files"
     )
+    assert len(asked) == 1  # each try waits for half a minute
 
 
 def test_a_hub_copy_that_is_not_as_expected_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
