@@ -25,6 +25,7 @@ from transformers import get_scheduler
 from dptune import CausalLMLoss, GaussianNoise, Ledger, PlainStep, PrivateStep, trainable_parameters
 from dptune.checkpoint import TrainingState
 from dptune.clipping import layers_of
+from dptune.dropout import draw_new_masks
 from dptune.identity import refuse_other_run
 from dptune.ranks import require_equal
 from dptune.step import MicroBatchStats, released_size
@@ -225,6 +226,7 @@ class Run:
                 if number % _RANKS_CHECKED_EVERY == 1:
                     require_equal(parameters, self.accelerator.gather)
                 draw = sampler.draw()
+                draw_new_masks(self.accelerator.process_index, number, test_seed=seed)
                 seen = self.micro_batches.run(draw, step, self.losses, stop)
                 if seen is None:
                     save(completed)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A package name covers the modules in it; the same tier may import one another, without cycles.
 TIERS: tuple[tuple[str, ...], ...] = (
     ("dptune._validate", "dptune._files", "dptune.keystream", "dptune.group_accounting"),
-    ("dptune.accounting", "dptune.sampling", "dptune.noise"),
+    ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.dropout"),
     (
         "dptune.lora",
         "dptune.adapter_files",

@@ -31,6 +31,9 @@ class PrivacyEngineCallback(transformers.TrainerCallback):
     def on_epoch_begin(self, *_event: Any, **_: Any) -> None:
         self.engine.dataset.restart()
 
+    def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self.engine.begin_step(state.global_step)
+
     def on_substep_end(self, *_event: Any, **_: Any) -> None:
         self._or_close(self.engine.collect)
 

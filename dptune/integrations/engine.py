@@ -122,6 +122,11 @@ class PrivacyEngine:
         self.dataset.start(session.sampler())
         state.max_steps = session.last
 
+    def begin_step(self, global_step: int) -> None:
+        """Before the forward passes of a logical step."""
+        assert self._session is not None
+        self._session.begin_step(global_step)
+
     def collect(self) -> None:
         """Clip what the Trainer's backward pass recorded."""
         losses, scales, self._seen = self._seen, self._scales, None

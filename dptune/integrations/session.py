@@ -15,6 +15,7 @@ from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import max_steps
 from dptune.checkpoint import LEDGER_NAME
+from dptune.dropout import draw_new_masks
 from dptune.identity import refuse_other_run
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.integrations.planning import ItemUnit, TrainingPlan
@@ -110,6 +111,12 @@ class TrainingSession:
                 model, self.plan.privacy, ledger=self._ledger, noise=self._noise, rank=rank, **ranks
             )
         self.step.__enter__()
+
+    def begin_step(self, global_step: int) -> None:
+        """Before the first forward pass of step `global_step + 1`: dropout's masks are secret."""
+        if self.plan.privacy is not None:
+            rank = PartialState().process_index
+            draw_new_masks(rank, global_step + 1, test_seed=self._privacy.insecure_test_seed)
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> Tensor:
         """Add one micro-batch's clipped gradients, losses [B]; their sum, detached."""

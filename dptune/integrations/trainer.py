@@ -165,6 +165,7 @@ class DPTrainer(transformers.Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # optimizers without a schedule have modes
+        session.begin_step(self.state.global_step)
         total = torch.zeros((), device=self.args.device)
         shapes = zip(inputs["micro_batches"], inputs["items"], inputs["rows_per_unit"], strict=True)
         for batch, items, rows_per_unit in shapes:

@@ -146,11 +146,14 @@ def test_repeats_draw_fresh_noise_and_fresh_batches(crashed, line, tmp_path):
     assert drawn[0][:7] == drawn[1][:7]
 
 
-@pytest.mark.parametrize("private", [True, False], ids=["private", "plain"])
-def test_with_repeatable_randomness_a_stopped_run_ends_as_one_that_was_not(private, line, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"clip_norm": -1, "noise_multiplier": -1}, {"lora_dropout": 0.3}],
+    ids=["private", "plain", "private, dropout"],
+)
+def test_with_repeatable_randomness_a_stopped_run_ends_as_one_that_was_not(changes, line, tmp_path, monkeypatch):
     """A signal comes in the middle of step 5; another in step 8."""
-    how = {"insecure_test_seed": 4, "lr_scheduler_type": "cosine", "num_warmup_steps": 2}
-    how |= {} if private else {"clip_norm": -1, "noise_multiplier": -1}
+    how = {"insecure_test_seed": 4, "lr_scheduler_type": "cosine", "num_warmup_steps": 2} | changes
     train_clm.main(line(**how, out=tmp_path / "calm"))
     ends = []
     for number, name in ((5, signal.SIGTERM), (3, signal.SIGINT)):

@@ -64,9 +64,9 @@ def flat_grad(model: Any) -> Tensor:
     return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
 
-def lora_llama(seed: int = 0) -> Any:
+def lora_llama(seed: int = 0, *, dropout: float = 0.0) -> Any:
     model = tiny_llama(seed, layers=1)
-    add_lora(model, rank=2, alpha=4.0, targets=["q_proj", "v_proj", "down_proj"])
+    add_lora(model, rank=2, alpha=4.0, targets=["q_proj", "v_proj", "down_proj"], dropout=dropout)
     randomise_adapters(model, seed)
     return model
 

@@ -37,10 +37,11 @@ def crash(folder: Path, step: int, **changed: Any) -> None:
         dp_trainer(folder, callbacks=[Crash(step)], **(SAVING | changed)).train()
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    whole, resumed = lora_llama(), lora_llama(1)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, dropout: float) -> None:
+    whole, resumed = lora_llama(dropout=dropout), lora_llama(1, dropout=dropout)
     dp_trainer(tmp_path / "whole", whole, **SAVING).train()
-    crash(tmp_path / "crashed", 2)
+    crash(tmp_path / "crashed", 2, model=lora_llama(dropout=dropout))
     trainer = dp_trainer(tmp_path / "crashed", resumed, **SAVING)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4

@@ -26,6 +26,7 @@ from tests.dptune.integrations.runs import (
     expected_gradient,
     lora_llama,
     no_noise,  # noqa: F401
+    plain_trainer,
     privacy_arguments,
     training_arguments,
 )
@@ -304,3 +305,27 @@ def test_rows_that_were_not_announced_are_refused(tmp_path: Path) -> None:
 def test_rows_of_items_must_be_one_number_at_least_1_for_each(tmp_path: Path, rows: np.ndarray) -> None:
     with pytest.raises(InvalidArgument, match="rows_per_unit"):
         dp_trainer(tmp_path, rows_per_unit=rows)
+
+
+def masks_of(folder: Path, *, plain: bool, **privacy: Any) -> list[float]:
+    """What torch's generator, which dropout draws from, gives in the last forward pass of each of two steps."""
+    model, found = lora_llama(), [0.0, 0.0]
+    settings: dict[str, Any] = {"max_steps": 2, "seed": 7, "privacy": privacy_arguments(**privacy)}
+    trainer = plain_trainer(folder, model, **settings)[0] if plain else dp_trainer(folder, model, **settings)
+
+    def note(*_: Any) -> None:
+        found[trainer.state.global_step] = torch.rand(()).item()
+
+    model.base_model.register_forward_hook(note)
+    trainer.train()
+    assert 0 not in found
+    return found
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_dropouts_masks_are_secret_though_the_trainers_seed_is_not(tmp_path: Path, plain: bool) -> None:
+    first, second = (masks_of(tmp_path / name, plain=plain, insecure_test_seed=None) for name in "ab")
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+    again, same = (masks_of(tmp_path / name, plain=plain, insecure_test_seed=3) for name in "cd")
+    assert again == same
