@@ -76,9 +76,7 @@ def processes_of_plan(saved: TrainingState | None, optimization: OptimizationArg
     return num_processes if per_process * num_processes == saved.identity["run"]["expected_batch_size"] else began_with
 
 
-def run_identity(
-    plan: RunPlan, data: Rows, privacy: PrivacyArguments, optimizer: str = "adamw"
-) -> dict[str, Any]:
+def run_identity(plan: RunPlan, data: Rows, privacy: PrivacyArguments, optimizer: str = "adamw") -> dict[str, Any]:
     """What decides the mechanism, the data and the updates, as JSON values. Not private: the data's fingerprint is in
     it. What is as by default is left out: checkpoints from before there was a choice can go on."""
     mechanism, unit = plan.privacy, plan.unit

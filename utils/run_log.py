@@ -48,7 +48,7 @@ class StepMetrics:
         learning_rate: of the update.
         epsilon: spent so far. The only private value here.
         eval_loss: on held-out examples, after the step, in nats a token (an example, for classifiers).
-        scores: of a classifier on held-out examples, after the step, by split and metric: "validation accuracy".
+        scores: of a classifier on held-out examples, after the step, by split and then by metric.
     """
 
     step: int
@@ -64,7 +64,7 @@ class StepMetrics:
     learning_rate: float | None = None
     epsilon: float | None = None
     eval_loss: float | None = None
-    scores: Mapping[str, float] | None = None
+    scores: Mapping[str, Mapping[str, float]] | None = None
 
     def measured(self) -> dict[str, Any]:
         """The values that are there, in order."""
@@ -163,7 +163,11 @@ class RunLog:
             "epsilon": None if metrics.epsilon is None else f"{metrics.epsilon:.3f}",
             "loss": None if metrics.loss is None else f"{metrics.loss:.3f}",
             "held_out": None if metrics.eval_loss is None else f"{metrics.eval_loss:.3f}",
-            **{name: f"{score:.3f}" for name, score in (metrics.scores or {}).items()},
+            **{
+                f"{split} {metric}": f"{score:.3f}"
+                for split, found in (metrics.scores or {}).items()
+                for metric, score in found.items()
+            },
             "tokens/s": f"{sum(tokens for tokens, _ in self._recent) / seconds:,.0f}" if seconds else None,
         }
         self._bar.set_postfix({key: value for key, value in shown.items() if value is not None}, refresh=False)

@@ -118,9 +118,7 @@ def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return results
 
 
-def statement_of(
-    plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None, completed: int
-) -> PrivacyStatement:
+def statement_of(plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None, completed: int) -> PrivacyStatement:
     """What a run of so many steps guarantees, by its ledger."""
     unit: dict[str, Any] = {"privacy_unit": plan.unit.name, "method": plan.unit.how, "sampled": plan.unit.sampled}
     unit["packages"] = ("transformers", "accelerate", "cryptography")
