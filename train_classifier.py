@@ -56,7 +56,9 @@ _RANKS_CHECKED_EVERY = 10  # steps
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train on one task after another."""
     settings = Settings(*parse(*GROUPS, args=argv, description=__doc__))
-    run_tasks(settings, make_accelerator())
+    accelerator = make_accelerator()
+    run_tasks(settings, accelerator)
+    accelerator.end_training()
 
 
 def run_tasks(settings: Settings, accelerator: Accelerator) -> None:

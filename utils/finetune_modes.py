@@ -141,7 +141,7 @@ _PEFT: dict[str, Callable[[dict[str, Any]], PeftConfig]] = {
 
 def _in_peft(model: Any, mode: str, config: PeftConfig, heads: Sequence[str]) -> Any:
     """`model` in PEFT, which freezes it, and trains and saves a copy of the head's modules."""
-    config.modules_to_save = list(heads)  # type: ignore[attr-defined]
+    config.modules_to_save = list(heads)
     try:
         return get_peft_model(model, config)
     except ValueError as error:  # such as an architecture for which PEFT knows no layers

@@ -368,7 +368,8 @@ def test_sharded_and_half_precision_launches_are_refused(
 # --- two processes ---
 
 
-def _train(rank: int, gather: Any, *argv: str) -> None:
+def _train(_rank: int, _gather: Any, *argv: str) -> None:
+    train_classifier.Accelerator.end_training = lambda _: None  # it would leave the group, which `run_processes` ends
     main(argv)
 
 
