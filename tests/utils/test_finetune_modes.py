@@ -9,6 +9,8 @@ import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
     RobertaConfig,
@@ -147,8 +149,9 @@ def test_what_does_not_fit_the_model_is_one_line() -> None:
     model.config.model_type = "unheard-of"
     with pytest.raises(InvalidArgument, match="--lora_target_modules=None: needed for a model of type unheard-of"):
         prepare_mode(model, "lora")
-    with pytest.raises(InvalidArgument, match="--finetune_mode='ia3': PEFT does not put it into Bert"):
-        prepare_mode(model, "ia3")
+    electra = ElectraForSequenceClassification(ElectraConfig(**SIZES))
+    with pytest.raises(InvalidArgument, match="--finetune_mode='ia3': PEFT does not put it into Electra"):
+        prepare_mode(electra, "ia3")
     with pytest.raises(InvalidArgument, match="lora_target_modules='nothing': matches no linear layer"):
         prepare_mode(bert(), "lora", lora_target_modules=["nothing"])
     with pytest.raises(InvalidArgument, match="no classification head"):
