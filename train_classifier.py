@@ -63,10 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     """Load and plan all tasks, so that a mistake in the last one is found before the first is trained; then train."""
-    if sharding_of_launch() is not None:
-        refuse(
-            "distributed_type", "FSDP", "classifiers are not sharded; take accelerate_config_nofsdp.cfg, or torchrun"
-        )
+    dtype = dtype_of_launch(accelerator)
     tokenizer = load_classifier_tokenizer(settings.checkpoint.model_checkpoint)
     planned = [(task, plan_task(task, settings)) for task in load_tasks(settings, tokenizer)]
     for task, plan in planned:

@@ -53,15 +53,15 @@ def save_llama(folder: Path) -> Path:
 
 
 def write_sst2(folder: Path, *, train: int = 120, held_out: int = 33) -> Path:
-    """`folder`/SST-2 in GLUE's layout: a sentence is positive if it has a good word, negative if it has a bad one."""
+    """`folder`/SST-2 in GLUE's layout: a sentence is positive if it has good words, negative if it has bad ones."""
     target = folder / "SST-2"
     target.mkdir(parents=True)
     for name, count in (("train", train), ("dev", held_out)):
         chance = random.Random(name)
         lines = ["sentence\tlabel"]
         for number in range(count):
-            words = chance.choices(FILLERS, k=chance.randint(1, 7))
-            words.insert(chance.randint(0, len(words)), chance.choice((BAD, GOOD)[number % 2]))
+            words = [*chance.choices(FILLERS, k=chance.randint(0, 3)), *chance.choices((BAD, GOOD)[number % 2], k=2)]
+            chance.shuffle(words)
             lines.append(f"{' '.join(words)}\t{number % 2}")
         (target / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     return folder

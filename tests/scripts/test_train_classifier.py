@@ -369,6 +369,7 @@ def test_sharded_and_half_precision_launches_are_refused(
 
 
 def _train(_rank: int, _gather: Any, *argv: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # for accelerate; the group is there already
     train_classifier.Accelerator.end_training = lambda _: None  # it would leave the group, which `run_processes` ends
     main(argv)
 
