@@ -48,8 +48,14 @@ class Record:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a row stands, for errors."""
+class Place:
+    """Where a row stands, for errors.
+
+    Attributes:
+        flag: the command-line flag that gave `path`.
+        path: the file or folder.
+        row: counted from 1.
+    """
 
     flag: str
     path: str
@@ -93,8 +99,8 @@ def load_records(
         refuse("--privacy_unit", author_column, f"no such column in {path}, which has {found}; name one of them")
     records = []
     for number, row in enumerate(rows, start=1):
-        place = _Place(flag, str(path), number)
-        _require_columns(row, columns, place)
+        place = Place(flag, str(path), number)
+        require_columns(row, columns, place)
         record = _record(row, columns, prompt_style, tokenizer, place)
         records.append(record if author_column is None else replace(record, author=_author(row, author_column, place)))
     return records
@@ -122,9 +128,9 @@ def load_texts(
         refuse("--author_column", author_column, f"no such column in {path}, which has {found}; name one of them")
     records = []
     for number, row in enumerate(rows, start=1):
-        place = _Place(flag, str(path), number)
-        _require_columns(row, (column,), place)
-        text = _text(row, column, place)
+        place = Place(flag, str(path), number)
+        require_columns(row, (column,), place)
+        text = text_of(row, column, place)
         author = None if author_column is None else _author(row, author_column, place)
         records.append(Record(text, ((0, len(text)),), author))
     return records
@@ -179,24 +185,22 @@ def _column_set(row: Row, flag: str, path: str) -> tuple[str, ...]:
     return found
 
 
-def _require_columns(row: Row, columns: tuple[str, ...], place: _Place) -> None:
-    """Later rows of a JSON file may lack what the first has."""
+def require_columns(row: Row, columns: Sequence[str], place: Place) -> None:
+    """Later rows of a JSON file may lack what the first has: refused by row."""
     for name in columns:
         if name not in row:
             place.refuse(f"{name} is missing, which row 1 has; give every row the same columns")
 
 
-def _record(
-    row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTrainedTokenizerBase, place: _Place
-) -> Record:
+def _record(row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTrainedTokenizerBase, place: Place) -> Record:
     """One row as a record."""
     if columns == ("messages",):
         return _conversation(_messages(row["messages"], place), tokenizer, place)
-    prompt, answer = (_text(row, name, place) for name in columns)
+    prompt, answer = (text_of(row, name, place) for name in columns)
     return joined(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
 
 
-def _author(row: Row, column: str, place: _Place) -> str | None:
+def _author(row: Row, column: str, place: Place) -> str | None:
     """Who the row says that it is of; the value is not shown, for it may name a person."""
     try:
         return author_name(row.get(column))
@@ -204,8 +208,8 @@ def _author(row: Row, column: str, place: _Place) -> str | None:
         place.refuse(f"{column} is neither text nor a number ({error}); it must name the row's author")
 
 
-def _text(row: Row, name: str, place: _Place) -> str:
-    """The string in one column."""
+def text_of(row: Row, name: str, place: Place) -> str:
+    """The string in one column; anything else is refused by row, without being shown."""
     value = row[name]
     if not is_text(value):
         place.refuse(f"{name} is not text ({_kind(value)}); give a string, or leave the row out")
@@ -219,7 +223,7 @@ def _kind(value: object) -> str:
     return "half a surrogate pair in it" if isinstance(value, str) else type(value).__name__
 
 
-def _messages(value: object, place: _Place) -> list[dict[str, str]]:
+def _messages(value: object, place: Place) -> list[dict[str, str]]:
     """A list of {"role": str, "content": str}; other keys are dropped."""
     turns = list(value) if isinstance(value, (list, np.ndarray)) else []
     if not turns or not all(isinstance(turn, dict) for turn in turns):
@@ -231,7 +235,7 @@ def _messages(value: object, place: _Place) -> list[dict[str, str]]:
     return [{_ROLE: turn[_ROLE], _CONTENT: turn[_CONTENT]} for turn in turns]
 
 
-def _conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, place: _Place) -> Record:
+def _conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, place: Place) -> Record:
     """The rendered conversation up to its last answer (what follows could teach nothing), every answer marked."""
     text = _render(messages, tokenizer, place, add_generation_prompt=False)
     answers = tuple(
@@ -243,7 +247,7 @@ def _conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizer
 
 
 def _assistant_span(
-    text: str, messages: Sequence[dict[str, str]], turn: int, tokenizer: PreTrainedTokenizerBase, place: _Place
+    text: str, messages: Sequence[dict[str, str]], turn: int, tokenizer: PreTrainedTokenizerBase, place: Place
 ) -> tuple[int, int]:
     """The characters of `text` that the model itself would write at `turn`: from generation prompt to the turn's end.
 
@@ -263,7 +267,7 @@ def _assistant_span(
 def _render(
     messages: Sequence[dict[str, str]],
     tokenizer: PreTrainedTokenizerBase,
-    place: _Place,
+    place: Place,
     *,
     add_generation_prompt: bool,
 ) -> str:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dptune._validate import refuse
+from dptune.integrations.peft import PREFIX, PROMPT, class_logits, method_of
 from dptune.losses import IGNORE, CausalLMLoss
 
 Losses = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (model, inputs of a micro-batch) -> losses [B]
@@ -45,7 +46,8 @@ class DefaultLosses:
             _require_plain_rows(inputs)
             return self._causal_loss(model)(inputs["input_ids"], labels)
         if labels is not None and _are_classes(labels):
-            logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+            given = {name: value for name, value in inputs.items() if name != "labels"}
+            logits = class_logits(model, given) if method_of(model) in (PREFIX, PROMPT) else model(**given).logits
             return class_losses(model, logits, labels)
         _refuse_task(model, labels)
         raise AssertionError
@@ -64,6 +66,10 @@ def losses_of_outputs(model: Any, outputs: Any, labels: Tensor | None) -> Tensor
     if labels is not None and labels.ndim == 2 and _is_causal_lm(model):
         return token_losses(logits, labels)
     if labels is not None and _are_classes(labels):
+        if method_of(model) in (PREFIX, PROMPT):
+            refuse(
+                "model", method_of(model), "its own pooling sees a row's padding, so rows are coupled; use DPTrainer"
+            )
         return class_losses(model, logits, labels)
     _refuse_task(model, labels)
     raise AssertionError

@@ -9,7 +9,7 @@ need no gradient, so the per-example product replaces the ordinary one instead o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dptune._validate import InvalidArgument
 from dptune.per_example.recorded import Recorded
+from dptune.per_example.rescaling import is_rescaling, require_one_vector, tap_rescaling, vectors_of
 from dptune.per_example.rules import find_rule, known_layers, layer_input
 from dptune.per_example.uses import Outer, Use
 
@@ -80,7 +81,7 @@ class PerExampleGradients:
         }
         self._owner = {id(parameter): name for name, parameter in self.parameters.items()}
         self._owners = Counter(
-            id(parameter) for layer in self._layers.values() for parameter in layer.parameters(recurse=False)
+            id(parameter) for layer in self._layers.values() for parameter in _own_parameters(layer).values()
         )
         self._uses: dict[str, list[Use]] = {}
         self._examples: int | None = None  # of the backward pass that is being recorded
@@ -93,7 +94,11 @@ class PerExampleGradients:
         if self._handles:
             raise RuntimeError("PerExampleGradients is recording already: leave its `with` block first")
         for name, layer in (self._lookups | self._layers).items():
-            self._handles.append(layer.register_forward_hook(self._hook(name), with_kwargs=True))
+            if is_rescaling(layer):
+                require_one_vector(layer, name)
+                self._handles += tap_rescaling(layer, self._tap_of(name))
+            else:
+                self._handles.append(layer.register_forward_hook(self._hook(name), with_kwargs=True))
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
         return self
@@ -126,9 +131,13 @@ class PerExampleGradients:
                 input, output = self._spread(name, input, output)
             if name not in self._layers:
                 return output
-            return _Tap.apply(output, input, self._anchor(output.device), self, name)
+            return self._tap_of(name)(output, input)
 
         return tap
+
+    def _tap_of(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """(what the layer computes, from what) -> the same, with its gradient recorded in the backward pass."""
+        return lambda output, input: _Tap.apply(output, input, self._anchor(output.device), self, name)
 
     def _spread(self, name: str, ids: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """An embedding's ids and rows, one row an example: of a single row for the whole batch (position ids that the
@@ -158,7 +167,7 @@ class PerExampleGradients:
         if name in self._flattened and input.ndim == 2 and self._first_lookup is not None:
             input, grad = (part.unflatten(0, (self._first_lookup[1], -1)) for part in (input, grad))
         for parameter_name, use in rule(layer, input.detach(), grad).items():
-            parameter = getattr(layer, parameter_name)
+            parameter = layer.get_parameter(parameter_name)
             owner = self._owner.get(id(parameter))
             if owner is None:  # frozen: a linear layer's bias under a trained weight
                 continue
@@ -198,8 +207,9 @@ def _covered_layers(model: nn.Module) -> dict[str, nn.Module]:
                 f"{name}={type(layer).__name__}: mixes the examples of a batch, so no example's gradient is its own; "
                 "replace it by LayerNorm or GroupNorm"
             )
-        trained = [key for key, parameter in layer.named_parameters(recurse=False) if parameter.requires_grad]
-        if not trained or type(layer).__name__ in _SECOND_NAMES:
+        trained = [key for key, parameter in _own_parameters(layer).items() if parameter.requires_grad]
+        # A dictionary of parameters computes nothing; whoever computes with them is a layer of its own.
+        if not trained or type(layer).__name__ in _SECOND_NAMES or isinstance(layer, nn.ParameterDict):
             continue
         if reason := _reason_to_refuse(layer, name):
             parameter = f"{name}.{trained[0]}".lstrip(".")
@@ -212,9 +222,14 @@ def _covered_layers(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def _own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """{name below the layer: parameter} of what the layer itself computes with."""
+    return dict(layer.named_parameters(recurse=False)) | vectors_of(layer)
+
+
 def _require_no_other_names(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     """A module that gives a parameter a second name does not compute with it only where another one does."""
-    covered = {id(parameter) for layer in layers.values() for parameter in layer.parameters(recurse=False)}
+    covered = {id(parameter) for layer in layers.values() for parameter in _own_parameters(layer).values()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in covered:
             raise InvalidArgument(f"{name}: is not in any layer that computes with it; freeze it")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dptune.lora import is_conv1d
+from dptune.per_example.rescaling import is_rescaling, rescaling
 from dptune.per_example.uses import Outer, Use
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Use]]
@@ -42,6 +43,8 @@ def find_rule(layer: nn.Module) -> Rule | None:
         return known
     if is_conv1d(layer):
         return conv1d
+    if is_rescaling(layer):
+        return rescaling
     if _is_rms_norm(layer):
         return rms_norm
     return scaled_embedding if _is_scaled_embedding(layer) else None
@@ -49,7 +52,7 @@ def find_rule(layer: nn.Module) -> Rule | None:
 
 def known_layers() -> list[str]:
     """Names of the layer types that have a rule."""
-    return sorted([*(kind.__name__ for kind in _RULES), *_NAMED, "Conv1D"])
+    return sorted([*(kind.__name__ for kind in _RULES), *_NAMED, "Conv1D", "PEFT's (IA)^3 Linear"])
 
 
 def layer_input(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -48,6 +48,12 @@ def still_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def lively_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose hidden states tell words apart from the start, so that it learns in a few steps."""
+    return save_bert(tmp_path_factory.mktemp("lively_bert"), initializer_range=0.4)
+
+
+@pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("llama"))
 
@@ -96,7 +102,7 @@ def test_a_mode_trains_privately(
     mode: str, name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = request.getfixturevalue(name)
-    given = flags(checkpoint, data, tmp_path, finetune_mode=mode, enable_dp=True, target_epsilon=3, max_grad_norm=0.1)
+    given = flags(checkpoint, data, tmp_path, finetune_mode=mode, enable_dp=True, noise_multiplier=1, max_grad_norm=0.1)
     if (mode, name) == ("bias-only", "llama"):
         with pytest.raises(SystemExit) as ended:
             main(given)
@@ -108,7 +114,6 @@ def test_a_mode_trains_privately(
     assert set(found) == KEYS
     assert (found["task"], found["mode"], found["private"], found["steps"]) == ("sst2", mode, True, 2)
     assert found["epsilon"] == report["epsilon"] == Ledger(tmp_path / "sst2" / "ledger.jsonl").epsilon(1e-3)
-    assert 2.5 < found["epsilon"] <= 3
     assert (report["guarantee"], report["steps"], report["clip_norm"]) == ("dp", 2, 0.1)
     assert (report["num_examples"], report["expected_batch_size"]) == (120, 24)
     assert set(found["scores"]) == set(found["majority"]) == {"validation"}
@@ -126,9 +131,9 @@ def test_a_mode_trains_privately(
 
 
 def test_without_privacy_an_easy_task_is_learned_and_the_saved_model_scores_the_same(
-    bert: Path, data: Path, tmp_path: Path
+    lively_bert: Path, data: Path, tmp_path: Path
 ) -> None:
-    main(flags(bert, data, tmp_path, epochs=20, learning_rate=5e-3))
+    main(flags(lively_bert, data, tmp_path, epochs=12, learning_rate=1e-2, insecure_test_seed=1))
     found = results_of(tmp_path)
     assert found["scores"]["validation"]["accuracy"] > 0.9 > found["majority"]["validation"] + 0.3
     assert (found["private"], found["epsilon"], found["noise_multiplier"]) == (False, None, None)
@@ -138,21 +143,22 @@ def test_without_privacy_an_easy_task_is_learned_and_the_saved_model_scores_the_
     batch = held_out.batch(range(len(held_out)), tokenizer.pad_token_id)
     labels = batch.pop("labels")
     with torch.no_grad():
-        right = model(**batch).logits.argmax(1).eq(labels).double().mean().item()
+        rows = [json.loads(line) for line in (tmp_path / "sst2" / "diagnostics.jsonl").read_text().splitlines()[1:]]
+    assert [row["step"] for row in rows if "scores" in row] == list(range(0, 61, 5)), "an epoch is 5 steps"
+    right = model(**batch).logits.argmax(1).eq(labels).double().mean().item()
     assert right == pytest.approx(found["scores"]["validation"]["accuracy"])
 
 
 @pytest.mark.parametrize("mode", ["full", "prefix+lora"])
-def test_with_privacy_too(mode: str, bert: Path, data: Path, tmp_path: Path) -> None:
-    given = {"enable_dp": True, "noise_multiplier": 0.4, "epochs": 20, "learning_rate": 1e-2, "finetune_mode": mode}
-    main(flags(bert, data, tmp_path, **given))
+def test_with_privacy_too(mode: str, lively_bert: Path, data: Path, tmp_path: Path) -> None:
+    given = {"enable_dp": True, "noise_multiplier": 0.8, "batch_size": 100, "epochs": 20, "micro_batch_size": 64}
+    given |= {"finetune_mode": mode, "learning_rate": 2e-2, "eval_freq": 6, "insecure_test_seed": 1}
+    main(flags(lively_bert, data, tmp_path, **given))
     found = results_of(tmp_path)
     assert found["scores"]["validation"]["accuracy"] > found["majority"]["validation"] + 0.2
     rows = [json.loads(line) for line in (tmp_path / "sst2" / "diagnostics.jsonl").read_text().splitlines()[1:]]
-    judged = [row["step"] for row in rows if "scores" in row]
-    assert judged == list(range(0, 101, 5)), "an epoch is 5 steps"
+    assert [row["step"] for row in rows if "scores" in row] == [0, 6, 12, 18, 24]
     assert rows[-1]["eval_loss"] < rows[0]["eval_loss"]
-    assert rows[-1]["epsilon"] >= found["epsilon"]
 
 
 def test_a_users_own_rows(bert: Path, tmp_path: Path) -> None:
@@ -223,7 +229,8 @@ def test_what_fits_in_memory_changes_nothing(mode: str, still_bert: Path, data: 
     found = []
     for size in (1, 64):
         out = tmp_path / str(size)
-        given = {"finetune_mode": mode, "micro_batch_size": size, "enable_dp": True, "insecure_test_seed": 3}
+        given = {"finetune_mode": mode, "micro_batch_size": size, "enable_dp": True, "noise_multiplier": 1}
+        given |= {"insecure_test_seed": 3}
         main(flags(still_bert, data, out, **given))
         found.append(load_file(next((out / "sst2").rglob("*model.safetensors"))))
         assert report_of(out)["guarantee"] == "none", "a test seed protects nobody"
@@ -247,7 +254,8 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights, head, optimizer and dropout masks, to the bit."""
-    given = {"finetune_mode": "lora", "lora_dropout": 0.2, "enable_dp": True, "insecure_test_seed": 5, "epochs": 1}
+    given = {"finetune_mode": "lora", "lora_dropout": 0.2, "enable_dp": True, "noise_multiplier": 1, "epochs": 1}
+    given |= {"insecure_test_seed": 5}
     main(flags(bert, data, tmp_path / "whole", **given))
 
     own: Callable[..., None] = train_classifier.draw_new_masks
@@ -339,7 +347,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
             "--max_length=62: the model's context is 64 tokens for text and 3 virtual tokens; give at most 61",
         ),
         ({"finetune_mode": "lora", "lora_target_modules": "nothing"}, "'nothing': matches no linear layer"),
-        ({"finetune_mode": "nothing"}, "argument --finetune_mode: invalid choice"),
+        ({"finetune_mode": "nothing"}, "invalid choice: 'nothing'"),
         ({"datasets": "sst2 cola"}, "--datasets='cola'"),
         ({"datasets": "sst2 qnli", "resume_from_checkpoint": "x"}, "--resume_from_checkpoint='x': is of one task"),
         ({"model_checkpoint": "/nowhere"}, "--model_checkpoint='/nowhere': no tokenizer could be loaded"),
@@ -392,10 +400,10 @@ def test_two_processes_train_as_one(still_bert: Path, data: Path, tmp_path: Path
 
 
 def test_two_processes_train_privately(bert: Path, data: Path, tmp_path: Path) -> None:
-    given = {"enable_dp": True, "target_epsilon": 3, "finetune_mode": "prefix+lora", "datasets": "sst2 qnli"}
+    given = {"enable_dp": True, "noise_multiplier": 1, "finetune_mode": "prefix+lora", "datasets": "sst2 qnli"}
     run_processes(2, _train, *flags(bert, data, tmp_path, **given))
     for task in ("sst2", "qnli"):
         report, found = report_of(tmp_path, task), results_of(tmp_path, task)
         assert Ledger(tmp_path / task / "ledger.jsonl").steps == report["steps"]
         assert (report["guarantee"], report["expected_batch_size"]) == ("dp", 24)
-        assert found["epsilon"] <= 3
+        assert found["epsilon"] == report["epsilon"] > 0

@@ -20,6 +20,7 @@ from transformers import (
 from dptune import InvalidArgument, add_lora
 from dptune.clipping import clip_factors
 from dptune.integrations.losses import DefaultLosses, losses_of_outputs
+from tests.classifiers import batch, peft_classifier
 from tests.dptune.integrations.runs import (  # noqa: F401
     SEED,
     Collator,
@@ -117,6 +118,16 @@ def classifier() -> Any:
     randomise_adapters(model)
     model.score.weight.requires_grad_(True)
     return model
+
+
+def test_a_soft_prompt_is_classified_by_its_own_tokens() -> None:
+    """A Trainer's loss too; a loop that calls the model itself is refused, since it pools where padding is."""
+    model = peft_classifier("Llama", "soft prompt")
+    inputs = batch([[5, 6], [7, 8, 9, 10]]) | {"labels": torch.tensor([0, 1])}
+    alone = DefaultLosses()(model, batch([[5, 6]]) | {"labels": torch.tensor([0])})
+    torch.testing.assert_close(DefaultLosses()(model, inputs)[:1], alone)
+    with pytest.raises(InvalidArgument, match="PROMPT_TUNING"):
+        losses_of_outputs(model, model(**inputs), inputs["labels"])
 
 
 def rows() -> list[dict[str, Any]]:

@@ -1,0 +1,106 @@
+"""The neighbour test for classifiers, in each way of fine-tuning: without any one row the noiseless sum moves by at
+most C. Pooling as transformers does it for embeddings, at the last position, padding or not, must fail it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from dptune import add_lora
+from dptune.integrations.peft import class_logits, prompted
+from dptune.per_example import PerExampleGradients
+from tests.classifiers import METHODS, PAD, classifier, peft_classifier, rows, shake
+from tests.private_sum import config_for
+from tests.reference import Example
+from tests.test_neighbours import ROUNDING, moved
+
+
+def losses(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
+    """The first of a row's labels is its class."""
+    logits = class_logits(model, {"input_ids": ids, "attention_mask": ids.ne(PAD).long()})
+    return F.cross_entropy(logits, labels[:, 0], reduction="none")
+
+
+def pooled_at_the_end(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
+    """Broken on purpose: the model's own pooling, which classifies by padding."""
+    inputs = {"input_ids": ids, "attention_mask": ids.ne(PAD).long()}
+    base = model.get_base_model()
+    logits = base(**prompted(model, base, inputs)).logits
+    return F.cross_entropy(logits, labels[:, 0], reduction="none")
+
+
+def trained(name: str, mode: str, seed: int) -> Any:
+    if mode in METHODS:
+        return peft_classifier(name, mode, seed=seed)
+    model = classifier(name, seed=seed)
+    if mode == "whole":
+        return model
+    model.requires_grad_(False)
+    if mode == "lora":
+        add_lora(model, rank=2, targets=["query"] if name == "BERT" else ["q_proj"])
+        model.double()
+        shake(model)
+    (model.classifier if name == "BERT" else model.score).requires_grad_(True)
+    return model
+
+
+def examples(count: int, seed: int) -> list[Example]:
+    ids, labels = rows(count, seed=seed)
+    return [(row, [label] * len(row)) for row, label in zip(ids, labels, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["BERT", "Llama"])
+@pytest.mark.parametrize("mode", ["whole", "head", "lora", *METHODS])
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    count=st.integers(1, 6),
+    clip_norm=st.floats(1e-2, 30.0),
+    token_budget=st.integers(1, 60),
+    without=st.integers(0, 5),
+)
+def test_one_row_moves_the_sum_by_at_most_the_sensitivity(
+    name: str, mode: str, seed: int, count: int, clip_norm: float, token_budget: int, without: int
+) -> None:
+    model, config = trained(name, mode, seed), config_for(count, clip_norm=clip_norm)
+    how: dict[str, Any] = {"losses": losses, "token_budget": token_budget}
+    assert moved(model, examples(count, seed), config, without % count, **how) <= 1 + ROUNDING
+
+
+def test_a_class_that_depends_on_padding_is_caught() -> None:
+    """With two short rows and a long one: leaving the long one out changes the others' gradients."""
+    model, config = trained("Llama", "soft prompt", 0), config_for(3, clip_norm=1e-2)
+    ragged = [([5, 6], [0, 0]), ([7, 8, 9], [1, 1, 1]), (list(range(3, 25)), [2] * 22)]
+    how: dict[str, Any] = {"token_budget": 1000, "cut": one_micro_batch}
+    assert moved(model, ragged, config, 2, losses=losses, **how) <= 1 + ROUNDING
+    assert moved(model, ragged, config, 2, losses=pooled_at_the_end, **how) > 1 + ROUNDING
+
+
+def one_micro_batch(draw: Any, *_: Any, **__: Any) -> list[list[Any]]:
+    """Everything side by side, padded to the longest."""
+    return [[draw]]
+
+
+def test_dropout_measures_the_gradient_that_is_used() -> None:
+    """In training mode: the recorded gradient is that of the forward pass whose mask was drawn, not another's."""
+    model = classifier("BERT").train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    ids, labels = torch.tensor([[5, 6, 7], [8, 9, 3]]), torch.tensor([[0, 0, 0], [1, 1, 1]])
+    torch.manual_seed(1)
+    wanted = torch.autograd.grad(losses(model, ids, labels).sum(), model.classifier.weight)[0]
+    torch.manual_seed(2)
+    other = torch.autograd.grad(losses(model, ids, labels).sum(), model.classifier.weight)[0]
+    with PerExampleGradients(model) as recorder:
+        torch.manual_seed(1)
+        losses(model, ids, labels).sum().backward()
+        found = recorder.take().materialised()["classifier.weight"].sum(0)
+    torch.testing.assert_close(found, wanted)
+    assert not torch.allclose(other, wanted)

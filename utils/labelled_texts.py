@@ -1,0 +1,144 @@
+"""Texts, or pairs of them, each with a class: read from a user's own file, before they are tokenised.
+
+A row is the privacy unit, so every row with a text and a label becomes one example. Class names are taken from the
+training labels and end up in the trained model's configuration: they are assumed to be public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dptune._validate import refuse, require_count
+from utils.records import Place, is_text, require_columns, text_of
+from utils.tables import Row, read_rows, show_columns
+
+_LONGEST_CLASS_NAME = 100  # a longer label is a text in the wrong column, which must not become a published name
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """N rows.
+
+    Attributes:
+        texts: one or two columns of N texts.
+        labels: which class each row is of, int64 [N].
+        num_skipped: rows of the source that are not among them, because they are damaged or have no label.
+    """
+
+    texts: tuple[list[str], ...]
+    labels: np.ndarray
+    num_skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sample(self, count: int | None, seed: int) -> LabelledTexts:
+        """`count` rows chosen at random, in their order; all of them for None.
+
+        The choice depends on the seed and on the number of rows, never on what a row says. A seed is no secret, so
+        leaving rows out amplifies nothing: the rows that are kept are the data set that epsilon speaks of.
+
+        Raises:
+            InvalidArgument: `count` is below 1 or above N.
+        """
+        if count is None:
+            return self
+        require_count("--max_train_examples", count)
+        if count > len(self):
+            refuse("--max_train_examples", count, f"the training set has {len(self)} rows; give at most that, or none")
+        kept = np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
+        return replace(
+            self, texts=tuple([column[row] for row in kept] for column in self.texts), labels=self.labels[kept]
+        )
+
+
+@dataclass(frozen=True)
+class NamedTexts:
+    """Rows of a user's file, their classes still by name.
+
+    Attributes:
+        texts: as in `LabelledTexts`.
+        names: the label of each row, as text.
+        flag, path: where they are from, for errors.
+    """
+
+    texts: tuple[list[str], ...]
+    names: list[str]
+    flag: str
+    path: str
+
+    def class_names(self) -> tuple[str, ...]:
+        """The labels that occur, whole numbers by value and anything else by the alphabet.
+
+        Raises:
+            InvalidArgument: there is one class only.
+        """
+        names = set(self.names)
+        if len(names) < 2:
+            refuse(self.flag, self.path, "all rows have one label; give rows of two classes at least")
+        numbers = all(name.removeprefix("-").isdecimal() for name in names)
+        return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
+
+    def numbered(self, class_names: Sequence[str]) -> LabelledTexts:
+        """The same rows with class numbers.
+
+        Raises:
+            InvalidArgument: a row is of none of these classes; names the row.
+        """
+        number_of = {name: number for number, name in enumerate(class_names)}
+        for row, name in enumerate(self.names, start=1):
+            if name not in number_of:
+                Place(self.flag, self.path, row).refuse(
+                    "its label is none of the training file's; mend it or leave it out"
+                )
+        return LabelledTexts(self.texts, np.array([number_of[name] for name in self.names], dtype=np.int64))
+
+
+def read_named_texts(
+    path: str | Path, *, flag: str, split: str, text_columns: Sequence[str], label_column: str
+) -> NamedTexts:
+    """Every row of a file or of a saved DatasetDict's split.
+
+    Args:
+        path, flag, split: see `utils.tables.read_rows`.
+        text_columns: one column, or the two of a pair in the order in which the model reads them.
+        label_column: holds text or whole numbers; 1 and "1" are one class, since a CSV has text only.
+
+    Raises:
+        InvalidArgument: what `read_rows` refuses, a missing column, a value that is no text or no label (by row, and
+            without showing it).
+    """
+    if not 1 <= len(text_columns) <= 2:
+        refuse("--text_columns", list(text_columns), "name one column, or two for pairs of texts")
+    rows = read_rows(path, flag, split)
+    columns = [*text_columns, label_column]
+    for name, given_by in zip(columns, ["--text_columns"] * len(text_columns) + ["--label_column"], strict=True):
+        if not any(name in row for row in rows):
+            found = show_columns(rows[0])
+            refuse(given_by, name, f"no such column in {path}, which has {found}; name one of them")
+    texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
+    names = []
+    for number, row in enumerate(rows, start=1):
+        place = Place(flag, str(path), number)
+        require_columns(row, columns, place)
+        for column, name in zip(texts, text_columns, strict=True):
+            column.append(text_of(row, name, place))
+        names.append(_class_name(row, label_column, place))
+    return NamedTexts(texts, names, flag, str(path))
+
+
+def _class_name(row: Row, column: str, place: Place) -> str:
+    """A label as text."""
+    value = row[column]
+    if isinstance(value, int | np.integer | np.bool_):
+        return str(value)
+    name = value.strip() if isinstance(value, str) and is_text(value) else ""
+    if not name:
+        place.refuse(f"{column} is neither text nor a whole number ({type(value).__name__}); give every row a label")
+    if len(name) > _LONGEST_CLASS_NAME:
+        place.refuse(f"{column} has over {_LONGEST_CLASS_NAME} characters, but labels become public names; shorten it")
+    return name
