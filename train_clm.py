@@ -22,13 +22,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from transformers import get_scheduler
 
-from dptune import CausalLMLoss, GaussianNoise, Ledger, PlainStep, PrivateStep, trainable_parameters
+from dptune import CausalLMLoss, GaussianNoise, Ledger, trainable_parameters
 from dptune.checkpoint import TrainingState
 from dptune.clipping import layers_of
 from dptune.dropout import draw_new_masks
 from dptune.identity import refuse_other_run
 from dptune.ranks import require_equal
-from dptune.step import MicroBatchStats, released_size
 from utils.arguments import ModelArguments, exit_on_invalid_argument, parse, public_config
 from utils.data import load_training_data
 from utils.evaluation import held_out_loss
@@ -39,7 +38,7 @@ from utils.memory import device_memory
 from utils.micro_batches import MicroBatches, remembered_budget
 from utils.modeling import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.optimizers import make_optimizer
-from utils.randomness import make_noise, make_sampler
+from utils.randomness import make_sampler
 from utils.resume import (
     Checkpoints,
     find_saved_run,
@@ -49,10 +48,11 @@ from utils.resume import (
     restore,
     run_identity,
 )
-from utils.run_log import RunLog, StepMetrics, summarise
+from utils.run_log import RunLog, StepMetrics
 from utils.run_outputs import finish_run, start_run
 from utils.run_plan import RunPlan, describe_data, describe_model, describe_plan, num_sampled, plan_run
 from utils.sharded_model import describe_shards
+from utils.steps import make_step, measured, running_epsilon
 from utils.tokenization import TokenizedDataset
 from utils.trackers import start_trackers
 from utils.trainable import Losses, check_rules, in_autocast, prepare_trainable
@@ -64,7 +64,6 @@ from utils.training_arguments import (
     OutputArguments,
     PrivacyArguments,
 )
-from utils.unit_batches import Draw, rows_of
 
 GROUPS = (
     ModelArguments,
@@ -198,7 +197,17 @@ class Run:
     ) -> End:
         """Train from what was saved until after step `last`, or until asked to stop."""
         parameters = trainable_parameters(self.model)
-        own_step = self._step(settings, saved.step if saved else 0)
+        seed = self.privacy.insecure_test_seed
+        own_step = make_step(
+            self.model,
+            self.plan,
+            self.ledger,
+            self.accelerator,
+            gradient_sync=settings.gradient_sync,
+            loss_scale=self.loss_scale,
+            test_seed=seed,
+            completed=saved.step if saved else 0,
+        )
         optimizer = make_optimizer(
             settings.optimizer,
             parameters,
@@ -212,7 +221,6 @@ class Run:
         )
         completed = restore(saved, self.model, optimizer, schedule, own_step)
         self.model.train()  # transformers recomputes activations in training mode only
-        seed = self.privacy.insecure_test_seed
         authors = self.micro_batches.data.authors
         sampler = make_sampler(self.plan, self.accelerator, authors, test_seed=seed, completed=completed)
         with own_step as step, StopRequest(announce=self.accelerator.is_main_process) as stop:
@@ -243,38 +251,15 @@ class Run:
                         step=completed,
                         seconds=seconds,
                         learning_rate=learning_rate,
-                        epsilon=self._running_epsilon(),
+                        epsilon=running_epsilon(self.plan, self.ledger),
                         eval_loss=self._evaluate() if evaluate else None,
-                        **self._measured(draw, seen),
+                        **measured(self.micro_batches, self.plan, draw, seen),
                     )
                 )
                 if self.checkpoints.due(completed, last):
                     save(completed)
             stopped_by = (stop.name or "a signal") if completed < last else None
             return End(completed, stopped_by, step.noise)
-
-    def _step(self, settings: OptimizationArguments, completed: int) -> PrivateStep | PlainStep:
-        how = {"gather": self.accelerator.gather, "reduce": self.accelerator.reduce}
-        ranks: dict[str, Any] = {settings.gradient_sync: how[settings.gradient_sync]}
-        ranks |= {"world_size": self.accelerator.num_processes, "loss_scale": self.loss_scale}
-        if self.plan.privacy is None:
-            return PlainStep(self.model, self.plan.expected_batch_size, **ranks)
-        rank = self.accelerator.process_index
-        size = released_size(self.model, self.plan.privacy)
-        noise = make_noise(size, rank, test_seed=self.privacy.insecure_test_seed, completed=completed)
-        return PrivateStep(self.model, self.plan.privacy, ledger=self.ledger, noise=noise, rank=rank, **ranks)
-
-    def _measured(self, draw: Draw, seen: list[MicroBatchStats]) -> dict[str, Any]:
-        """What all ranks saw in one step. NOT private."""
-        gathered = self.micro_batches.gathered
-        clip_norm = self.plan.privacy.clip_norm if self.plan.privacy else None
-        summary = summarise(
-            gathered([stats.losses for stats in seen]), gathered([stats.norms for stats in seen]), clip_norm
-        )
-        return summary | {"batch_drawn": len(draw), "tokens": int(self.micro_batches.data.lengths[rows_of(draw)].sum())}
-
-    def _running_epsilon(self) -> float | None:
-        return self.ledger.running_epsilon(self.plan.privacy.delta) if self.ledger and self.plan.privacy else None
 
     def _evaluate(self) -> float | None:
         if self.held_out is None:

@@ -152,7 +152,7 @@ def find_checkpoint(run_folder: str | os.PathLike[str], which: str) -> Path | No
 
 def _contents(state: TrainingState, ledger: bytes | None) -> Iterator[tuple[str, bytes | memoryview]]:
     """(name, content) of the files but the manifest, one at a time."""
-    is_adapter = any(".lora." in name for name in state.weights)
+    is_adapter = all(".lora." in name for name in state.weights)
     yield WEIGHTS_NAME if is_adapter else TRAINED_NAME, torch_bytes(state.weights)
     yield OPTIMIZER_NAME, torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
     plain = {name: getattr(state, name) for name in ("step", "ledger_steps", "identity", "config", "mechanism")}

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path, PureWindowsPath
 
@@ -75,6 +76,29 @@ tokenizer = AutoTokenizer.from_pretrained("model")
 """
 
 
+@dataclass(frozen=True)
+class Artifact:
+    """What a card goes with.
+
+    Attributes:
+        noun: what it is called in running text.
+        what: what it is, up to the base model's name: "LoRA adapter for".
+        library: that reads it, as model hubs name libraries.
+        tags: for model hubs, beside those of every card.
+        use: how to load it, in Markdown; {base} stands for the base model's name.
+    """
+
+    noun: str
+    what: str
+    library: str
+    tags: tuple[str, ...]
+    use: str
+
+
+LORA_ADAPTER = Artifact("adapter", "LoRA adapter for", "peft", ("lora",), _USE)
+WHOLE_MODEL = Artifact("model", "fine-tuned copy of", "transformers", (), _USE_WHOLE)
+
+
 def write_model_card(
     path: str | os.PathLike[str],
     statement: PrivacyStatement,
@@ -82,26 +106,25 @@ def write_model_card(
     base_model: str,
     title: str | None = None,
     epsilon_plot: str | None = None,
-    whole: bool = False,
+    artifact: Artifact = LORA_ADAPTER,
 ) -> None:
-    """Write README.md for an adapter, or for a whole model, at once or not at all.
+    """Write README.md for what was trained, at once or not at all.
 
     Args:
         path: the file to write.
         statement: what was guaranteed; nothing else about the run enters the card.
         base_model: hub name or local path of the model that was adapted; of a path only the last part is shown.
         title: the heading; made from the base model's name if None.
-        whole: whether parameters of the model itself were trained, which lies in the folder `model` beside the card.
         epsilon_plot: file name of the plot of epsilon by step, beside the card; None for no plot.
+        artifact: what was trained, beside the card.
     """
     base = published_name(base_model)
     private = statement.guarantee == "dp"
     heading = title or f"{base}, fine-tuned " + ("with differential privacy" if private else "without privacy")
-    noun, what = ("model", "fine-tuned copy of") if whole else ("adapter", "LoRA adapter for")
-    parts = [_front_matter(base, private, whole), f"# {_escape(heading)}\n"]
-    it = f"A {what} `{base}`"
+    noun, it = artifact.noun, f"A {artifact.what} `{base}`"
+    parts = [_front_matter(base, private, artifact), f"# {_escape(heading)}\n"]
     parts += _private_body(statement, epsilon_plot, it, noun) if private else _open_body(statement, it, noun)
-    parts += ["## How to load it\n", (_USE_WHOLE if whole else _USE).format(base=base), _made_with(statement)]
+    parts += ["## How to load it\n", artifact.use.format(base=base), _made_with(statement)]
     with atomic_write(path) as file:
         file.write("\n".join(parts))
 
@@ -121,11 +144,11 @@ def published_name(model: str) -> str:
     return re.sub(r"[^\w.+/-]", "_", name) if name.strip(".") else "local-model"
 
 
-def _front_matter(base: str, private: bool, whole: bool) -> str:
+def _front_matter(base: str, private: bool, artifact: Artifact) -> str:
     """YAML that model hubs read. A JSON string is a YAML string, whatever it holds."""
-    tags = ["dptune", *([] if whole else ["lora"]), *(["differential-privacy", "dp-sgd"] if private else [])]
-    library = "transformers" if whole else "peft"
-    lines = [f"base_model: {json.dumps(base)}", f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags)]
+    tags = ["dptune", *artifact.tags, *(["differential-privacy", "dp-sgd"] if private else [])]
+    library = f"library_name: {artifact.library}"
+    lines = [f"base_model: {json.dumps(base)}", library, "tags:", *(f"- {tag}" for tag in tags)]
     return "\n".join(["---", *lines, "---\n"])
 
 

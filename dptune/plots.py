@@ -58,7 +58,13 @@ def plot_epsilon(
     _save(figure, path)
 
 
-def plot_diagnostics(path: str | os.PathLike[str], rows: Sequence[Row], *, clip_norm: float | None = None) -> None:
+def plot_diagnostics(
+    path: str | os.PathLike[str],
+    rows: Sequence[Row],
+    *,
+    clip_norm: float | None = None,
+    loss_unit: str = "nats a token",
+) -> None:
     """Draw loss, gradient norms and clipped fraction by step as a PNG that says it is not private.
 
     What no row holds gets no panel, so a run without clipping has only its losses. A value that is absent, None or not
@@ -67,14 +73,17 @@ def plot_diagnostics(path: str | os.PathLike[str], rows: Sequence[Row], *, clip_
     Args:
         path: the PNG to write.
         rows: one mapping a line of `diagnostics.jsonl`, each with "step" and any of "loss" and "eval_loss" (nats a
-            token), "grad_norm_p10", "grad_norm_p50", "grad_norm_p90" (of examples, before clipping) and
+            token, or `loss_unit`), "grad_norm_p10", "grad_norm_p50", "grad_norm_p90" (of examples, before clipping) and
             "clipped_fraction" (0 to 1).
         clip_norm: drawn as a line across the norms.
+        loss_unit: of the losses.
     """
     panels = [(key, draw) for key, draw in _PANELS.items() if _has(rows, key)] or [("loss", _draw_loss)]
     figure, all_axes = _figure(len(panels), width=8, height=_BANNER_INCHES + 0.4 + 2.6 * len(panels))
-    for axes, (_, draw) in zip(all_axes, panels, strict=True):
+    for axes, (key, draw) in zip(all_axes, panels, strict=True):
         draw(axes, rows, clip_norm)
+        if key == "loss":
+            axes.set_ylabel(f"Loss\n({loss_unit})")
     all_axes[-1].set_xlabel("Step")
     _mark_not_private(figure, all_axes)
     _save(figure, path)
@@ -84,7 +93,6 @@ def _draw_loss(axes: Axes, rows: Sequence[Row], _: float | None) -> None:
     _line(axes, rows, "loss", _BLUE, "training batch", linewidth=1.2)
     if _has(rows, "eval_loss"):
         _line(axes, rows, "eval_loss", _VERMILION, "held out", linewidth=2, marker="o", markersize=4)
-    axes.set_ylabel("Loss\n(nats a token)")
     _legend(axes)
 
 

@@ -19,12 +19,11 @@ from dptune._validate import InvalidArgument, refuse
 from dptune.sampling import deal
 from dptune.step import MicroBatchStats, PlainStep, PrivateStep
 from utils.interruption import StopRequest
-from utils.tokenization import TokenizedDataset
-from utils.unit_batches import Batch, Draw, Part, parts_of
+from utils.unit_batches import Batch, Draw, Part, Rows, parts_of
 
 BUDGET_NAME = "max_tokens_per_device"
 
-Losses = Callable[..., Tensor]  # (input_ids [B, T], labels [B, T]) -> [B]
+Losses = Callable[..., Tensor]  # (**what `Rows.batch` gives) -> [B]
 
 
 def remember_budget(folder: Path, tokens: int) -> None:
@@ -56,14 +55,18 @@ class MicroBatches:
         in_step: ranks must make equally many forward passes (their weights are sharded), so none can cut its
             micro-batches smaller than the others. One that runs out of memory ends the launch.
         folder: the run's, where such a rank leaves the budget that the next launch begins with.
+        virtual_tokens: that the model puts before each row, a soft prompt's; they count in the budget.
+        length_flag: the flag that bounds a row's tokens, for the message when not even one row fits in memory.
     """
 
-    data: TokenizedDataset
+    data: Rows
     token_budget: int
     pad_token_id: int
     accelerator: Accelerator
     in_step: bool = False
     folder: Path | None = None
+    virtual_tokens: int = 0
+    length_flag: str = "--block_size"
 
     def __post_init__(self) -> None:
         self._fits = self.token_budget  # halved whenever this rank runs out of memory
@@ -90,6 +93,7 @@ class MicroBatches:
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
         seen: list[MicroBatchStats] = []
         for part in parts_of(draw, self.data):
+            part = replace(part, lengths=part.lengths + part.rows_per_unit * self.virtual_tokens)
             shares = deal(part.items, part.lengths, token_budget=self.token_budget, ranks=world_size)
             for items in shares[rank]:
                 if self._any_rank(stop.pending):
@@ -139,7 +143,7 @@ class MicroBatches:
         """Half the budget of what just failed, so that it is cut next time."""
         tokens = int(part.lengths[items].max()) * len(items)
         if len(items) == 1:
-            raise InvalidArgument(_too_large(part, tokens))
+            raise InvalidArgument(_too_large(part, tokens, self.length_flag))
         self._fits = min(self._fits, tokens) // 2
         if self.in_step:
             if self.folder is not None:
@@ -175,9 +179,11 @@ def _backward_of(batch: Batch, rows_per_unit: int, step: PrivateStep | PlainStep
     return replace(stats, losses=losses.detach()[batch.is_row])
 
 
-def _too_large(part: Part, tokens: int) -> str:
+def _too_large(part: Part, tokens: int, length_flag: str) -> str:
     remedy = "give --gradient_ckpt, a smaller --block_size, or a launch configuration with FSDP"
+    if length_flag != "--block_size":
+        remedy = f"give a smaller {length_flag}"
     if part.authors is None:
-        return f"--block_size: out of memory on a single example of {tokens} tokens; {remedy}"
+        return f"{length_flag}: out of memory on a single example of {tokens} tokens; {remedy}"
     k = part.rows_per_unit
     return f"--examples_per_unit: out of memory on one author's {k} rows of {tokens // k} tokens; lower it, {remedy}"

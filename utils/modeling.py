@@ -30,7 +30,7 @@ def load_tokenizer(name: str, *, token: str | None = None, revision: str | None 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, token=token, revision=revision)
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
-        _refuse_to_load("tokenizer", name, token, error)
+        refuse_to_load("tokenizer", name, error, token=token)
     if tokenizer.eos_token_id is None:
         refuse("--model_name_or_path", name, "its tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
@@ -73,7 +73,7 @@ def load_model(
             name, token=token, revision=revision, dtype=dtype, output_loading_info=True, **quantized
         )
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
-        _refuse_to_load("model", name, token, error)
+        refuse_to_load("model", name, error, token=token)
     missing = sorted(info["missing_keys"])
     if missing:
         refuse(
@@ -90,14 +90,18 @@ def load_skeleton(name: str, *, token: str | None = None, revision: str | None =
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
-        _refuse_to_load("model", name, token, error)
+        refuse_to_load("model", name, error, token=token)
 
 
-def require_context(model: PreTrainedModel, block_size: int) -> None:
-    """`block_size` tokens must fit the context that the model was made for."""
+def require_context(
+    model: PreTrainedModel, block_size: int, *, flag: str = "--block_size", virtual_tokens: int = 0
+) -> None:
+    """`block_size` tokens, and virtual ones before them, must fit the context that the model was made for."""
     context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and block_size > context:
-        refuse("--block_size", block_size, f"the model's context is {context} tokens; give at most that")
+    if context is not None and block_size + virtual_tokens > context:
+        shared = f" for text and {virtual_tokens} virtual tokens" if virtual_tokens else ""
+        most = context - virtual_tokens
+        refuse(flag, block_size, f"the model's context is {context} tokens{shared}; give at most {most}")
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
@@ -130,10 +134,18 @@ def load_adapter(model: PreTrainedModel, path: str, *, merge: bool) -> None:
         merge_lora(model)
 
 
-def _refuse_to_load(what: str, name: str, token: str | None, error: Exception) -> NoReturn:
+def refuse_to_load(
+    what: str,
+    name: str,
+    error: Exception,
+    *,
+    token: str | None = None,
+    flag: str = "--model_name_or_path",
+    remedy: str = _REMEDY,
+) -> NoReturn:
     """One line out of a library's message of many, with the token taken out should it be quoted there."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     reason = f"{type(error).__name__}: {reason[:200]}"
     if token:
         reason = reason.replace(token, "***")
-    refuse("--model_name_or_path", name, f"no {what} could be loaded ({reason}); {_REMEDY}")
+    refuse(flag, name, f"no {what} could be loaded ({reason}); {remedy}")

@@ -28,9 +28,9 @@ from dptune.lora import adapters
 from dptune.step import PlainStep, PrivateStep
 from utils.run_outputs import refuse_existing_run
 from utils.run_plan import RunPlan
-from utils.tokenization import TokenizedDataset
 from utils.trainable import parameters_by_name
 from utils.training_arguments import OptimizationArguments, OutputArguments, PrivacyArguments
+from utils.unit_batches import Rows
 
 AnyStep = PrivateStep | PlainStep
 
@@ -76,9 +76,7 @@ def processes_of_plan(saved: TrainingState | None, optimization: OptimizationArg
     return num_processes if per_process * num_processes == saved.identity["run"]["expected_batch_size"] else began_with
 
 
-def run_identity(
-    plan: RunPlan, data: TokenizedDataset, privacy: PrivacyArguments, optimizer: str = "adamw"
-) -> dict[str, Any]:
+def run_identity(plan: RunPlan, data: Rows, privacy: PrivacyArguments, optimizer: str = "adamw") -> dict[str, Any]:
     """What decides the mechanism, the data and the updates, as JSON values. Not private: the data's fingerprint is in
     it. What is as by default is left out: checkpoints from before there was a choice can go on."""
     mechanism, unit = plan.privacy, plan.unit
@@ -112,12 +110,12 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         for name, adapter in adapters(model)
     }
     identity: dict[str, Any] = {"base_model": _fingerprint(model), "adapters": shapes}
-    if not shapes:
-        trained = {
-            name: list(parameter.shape) for name, parameter in model.named_parameters() if parameter.requires_grad
-        }
-        identity["trained"] = trained
-    return identity
+    trained = {
+        name: list(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and ".lora." not in name
+    }
+    return identity | ({"trained": trained} if trained or not shapes else {})
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -39,7 +39,7 @@ class StepMetrics:
 
     Attributes:
         step: number of the step, from 1; 0 for what is measured before the first.
-        loss: mean over the drawn examples, in nats a token.
+        loss: mean over the drawn examples, in nats a token (an example, for classifiers).
         grad_norm_p10, grad_norm_p50, grad_norm_p90, grad_norm_max: of the drawn examples' gradients before clipping.
         clipped_fraction: share of the drawn examples whose gradient was scaled down, 0 to 1.
         batch_drawn: examples in the draw.
@@ -47,7 +47,8 @@ class StepMetrics:
         seconds: wall time of the step.
         learning_rate: of the update.
         epsilon: spent so far. The only private value here.
-        eval_loss: on held-out examples, after the step, in nats a token.
+        eval_loss: on held-out examples, after the step, in nats a token (an example, for classifiers).
+        scores: of a classifier on held-out examples, after the step, by split and then by metric.
     """
 
     step: int
@@ -63,6 +64,7 @@ class StepMetrics:
     learning_rate: float | None = None
     epsilon: float | None = None
     eval_loss: float | None = None
+    scores: Mapping[str, Mapping[str, float]] | None = None
 
     def measured(self) -> dict[str, Any]:
         """The values that are there, in order."""
@@ -161,6 +163,11 @@ class RunLog:
             "epsilon": None if metrics.epsilon is None else f"{metrics.epsilon:.3f}",
             "loss": None if metrics.loss is None else f"{metrics.loss:.3f}",
             "held_out": None if metrics.eval_loss is None else f"{metrics.eval_loss:.3f}",
+            **{
+                f"{split} {metric}": f"{score:.3f}"
+                for split, found in (metrics.scores or {}).items()
+                for metric, score in found.items()
+            },
             "tokens/s": f"{sum(tokens for tokens, _ in self._recent) / seconds:,.0f}" if seconds else None,
         }
         self._bar.set_postfix({key: value for key, value in shown.items() if value is not None}, refresh=False)

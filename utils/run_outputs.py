@@ -18,7 +18,7 @@ from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.checkpoint import LEDGER_NAME
 from dptune.ledger import Ledger
 from dptune.lora import adapters
-from dptune.model_card import published_name, write_model_card
+from dptune.model_card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name, write_model_card
 from dptune.noise import GaussianNoise
 from dptune.plots import plot_diagnostics, plot_epsilon
 from dptune.report import PrivacyStatement, state_no_privacy, state_privacy, write_privacy_report
@@ -68,22 +68,39 @@ def finish_run(
     """Write everything at the end of a run and say what it is. What was trained comes last: where it is, its report
     is."""
     whole = not any(adapters(model))
-    statement = _statement(plan, ledger, noise, completed)
-    write_privacy_report(folder / REPORT_NAME, statement)
-    if statement.epsilon is not None:
-        _plot_epsilon(folder / EPSILON_PLOT, statement)
-    plot = EPSILON_PLOT if statement.epsilon is not None else None
-    write_model_card(folder / "README.md", statement, base_model=base_model, epsilon_plot=plot, whole=whole)
-    plot_diagnostics(folder / "diagnostics.png", diagnostics, clip_norm=statement.clip_norm)
+    statement = statement_of(plan, ledger, noise, completed)
+    artifact = WHOLE_MODEL if whole else LORA_ADAPTER
+    write_statement(folder, statement, base_model=base_model, artifact=artifact)
     results = summarise_run(diagnostics)
-    write_all_results(folder / RESULTS_NAME, results)
+    write_measured(folder, statement, diagnostics, results)
     if whole:
         save_trained_model(model, tokenizer, folder)
     else:
         save_adapter(model, folder, base_model=published_name(base_model))
-    if completed < plan.steps:
-        print(f"stopped by budget      after step {completed} of {plan.steps}: one more would exceed --target_epsilon")
-    print(*_describe_end(folder, statement, results, whole=whole), sep="\n")
+    saved = {"model": MODEL_NAME} if whole else {"adapter": WEIGHTS_NAME}
+    print(*describe_end(folder, plan, completed, statement, results, saved), sep="\n")
+
+
+def write_statement(folder: Path, statement: PrivacyStatement, *, base_model: str, artifact: Artifact) -> None:
+    """Write what may be published beside what was trained: the report, the plot of epsilon and the card."""
+    write_privacy_report(folder / REPORT_NAME, statement)
+    plot = None
+    if statement.epsilon is not None:
+        plot = EPSILON_PLOT
+        _plot_epsilon(folder / plot, statement)
+    write_model_card(folder / "README.md", statement, base_model=base_model, epsilon_plot=plot, artifact=artifact)
+
+
+def write_measured(
+    folder: Path,
+    statement: PrivacyStatement,
+    diagnostics: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    **plot: str,
+) -> None:
+    """Write what may not be published: the plot of the diagnostics (`plot` goes to it) and the final figures."""
+    plot_diagnostics(folder / "diagnostics.png", diagnostics, clip_norm=statement.clip_norm, **plot)
+    write_all_results(folder / RESULTS_NAME, results)
 
 
 def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -101,7 +118,8 @@ def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return results
 
 
-def _statement(plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None, completed: int) -> PrivacyStatement:
+def statement_of(plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None, completed: int) -> PrivacyStatement:
+    """What a run of so many steps guarantees, by its ledger."""
     unit: dict[str, Any] = {"privacy_unit": plan.unit.name, "method": plan.unit.how, "sampled": plan.unit.sampled}
     unit["packages"] = ("transformers", "accelerate", "cryptography")
     if plan.privacy is not None and ledger is not None and noise is not None:
@@ -115,11 +133,23 @@ def _statement(plan: RunPlan, ledger: Ledger | None, noise: GaussianNoise | None
     )
 
 
-def _describe_end(folder: Path, statement: PrivacyStatement, results: Mapping[str, Any], *, whole: bool) -> list[str]:
+def describe_end(
+    folder: Path,
+    plan: RunPlan,
+    completed: int,
+    statement: PrivacyStatement,
+    results: Mapping[str, Any],
+    saved: Mapping[str, str],
+) -> list[str]:
+    """A run that has ended, in lines for a person; `saved` says what is in which file of the folder."""
+    lines = []
+    if completed < plan.steps:
+        reason = "one more would exceed --target_epsilon"
+        lines.append(f"stopped by budget      after step {completed} of {plan.steps}: {reason}")
     if statement.epsilon is None:
-        lines = ["privacy                NONE: " + "; ".join(statement.reasons)]
+        lines.append("privacy                NONE: " + "; ".join(statement.reasons))
     else:
-        lines = [f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}"]
+        lines.append(f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}")
     if statement.repeated_steps:
         lines.append(f"repeated steps         {statement.repeated_steps:,}, lost in a crash: they count in epsilon")
     if "eval_loss" in results:
@@ -128,7 +158,7 @@ def _describe_end(folder: Path, statement: PrivacyStatement, results: Mapping[st
         )
     return [
         *lines,
-        f"model                  {folder / MODEL_NAME}" if whole else f"adapter                {folder / WEIGHTS_NAME}",
+        *(f"{what:<23}{folder / name}" for what, name in saved.items()),
         f"privacy report         {folder / REPORT_NAME}",
         f"not private            {folder / DIAGNOSTICS_NAME}, diagnostics.png, {RESULTS_NAME}",
     ]

@@ -76,9 +76,24 @@ def plan_run(
             f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
             f"{unit.sampled} there are (sampling probability over 1); lower it",
         )
-    steps = optimization.max_train_steps or max(
-        1, math.ceil(optimization.num_train_epochs * num_examples / batch - 1e-9)
-    )
+    steps = optimization.max_train_steps or steps_of_epochs(optimization.num_train_epochs, num_examples, batch)
+    return plan_steps(privacy, num_examples=num_examples, batch=batch, steps=steps, clipping=clipping)
+
+
+def steps_of_epochs(epochs: float, num_examples: int, batch: int) -> int:
+    """Steps after which every example was drawn `epochs` times in expectation, rounded up."""
+    return max(1, math.ceil(epochs * num_examples / batch - 1e-9))
+
+
+def plan_steps(
+    privacy: PrivacyArguments, *, num_examples: int, batch: int, steps: int, clipping: Clipping = FLAT
+) -> RunPlan:
+    """Noise for so many steps of so large a batch in expectation, over all processes; see `RunPlan`.
+
+    Raises:
+        InvalidArgument: a delta of 1/n or more, a target epsilon out of reach.
+    """
+    unit = privacy.unit
     if not privacy.private:
         return RunPlan(None, num_examples, batch, steps, unit)
     require_delta(privacy.delta, num_examples, name="--delta")

@@ -118,9 +118,9 @@ def in_autocast(losses: Losses, dtype: torch.dtype, device: torch.device) -> Los
     if dtype == torch.float32:
         return losses
 
-    def cast(*batch: Tensor) -> Tensor:
+    def cast(*batch: Tensor, **named: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype):
-            return losses(*batch)
+            return losses(*batch, **named)
 
     return cast
 
@@ -139,9 +139,21 @@ def check_rules(model: Any, losses: Losses, device: torch.device) -> None:
 
 def save_trained_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write model and tokenizer to `folder`/model, as `from_pretrained` reads them, all of it or nothing."""
-    target, partial = folder / MODEL_NAME, folder / f".{MODEL_NAME}.tmp"
+
+    def write(target: Path) -> None:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    write_folder(folder / MODEL_NAME, write)
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Fill the folder `target` by `write`, all of it or nothing; one that is there, of a run that ended and is resumed,
+    is replaced."""
+    partial = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    write(partial)
+    if target.exists():
+        shutil.rmtree(target)
     partial.rename(target)
-    sync_folder(folder)
+    sync_folder(target.parent)

@@ -7,13 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dptune.sampling import PoissonSampler
-from utils.tokenization import IGNORED, TokenizedDataset
+from utils.privacy_units import Authors
+from utils.tokenization import IGNORED
+
+
+class Rows(Protocol):
+    """A training set: `utils.tokenization.TokenizedDataset` and whatever else gives batches of its rows."""
+
+    @property
+    def authors(self) -> Authors | None:
+        """Who wrote which row; None where rows are the privacy unit."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64 [N]."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray, pad_token_id: int, /) -> dict[str, Tensor]:
+        """What a model is given for some rows; for none at all a dummy row whose loss and gradient are zero."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the examples in order."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +87,7 @@ class Batch:
     """One forward pass.
 
     Attributes:
-        inputs: "input_ids" and "labels", [U * k, T].
+        inputs: what the losses are computed from, such as "input_ids" and "labels", [U * k, T].
         weights: what the losses are multiplied by, float32 [U * k]; None for 1.
         is_row: which rows are of the data rather than filled in, bool [U * k]; None for all.
     """
@@ -88,7 +110,7 @@ class Part:
         mean: see `AuthorDraw`.
     """
 
-    data: TokenizedDataset
+    data: Rows
     items: np.ndarray
     lengths: np.ndarray
     rows_per_unit: int = 1
@@ -96,7 +118,7 @@ class Part:
     mean: bool = False
 
     def batch(self, items: np.ndarray, pad_token_id: int) -> Batch:
-        """Some items, none of them cut; none at all give the dummy of `TokenizedDataset.batch`."""
+        """Some items, none of them cut; none at all give the dummy of `Rows.batch`."""
         if self.authors is None or not len(items):
             return Batch(self.data.batch(items, pad_token_id))
         return self._of_authors([self.authors[item] for item in items], pad_token_id)
@@ -114,7 +136,7 @@ class Part:
         return Batch(inputs, torch.from_numpy(np.repeat(shares, self.rows_per_unit)).float(), is_row)
 
 
-def parts_of(draw: Draw, data: TokenizedDataset) -> list[Part]:
+def parts_of(draw: Draw, data: Rows) -> list[Part]:
     """A draw of rows is one part. Of authors there is one for each number of rows, rounded up to a power of two, so
     that an author with one row is not filled up to as many as another one has."""
     if not isinstance(draw, AuthorDraw):

@@ -1,0 +1,409 @@
+"""train_classifier.py as a user runs it, on tiny models, in this process and in two."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import train_classifier
+from dptune.checkpoint import load_checkpoint
+from dptune.ledger import Ledger
+from tests.classifier_folders import save_bert, save_llama, write_qnli, write_sst2
+from tests.processes import run_processes
+from train_classifier import main
+from utils.classification_data import load_task
+from utils.finetune_modes import MODES
+
+KEYS = {
+    *("notice", "task", "mode", "private", "epsilon", "delta", "noise_multiplier", "clip_norm", "learning_rate"),
+    *("trained_parameters", "steps", "expected_batch_size", "train_examples", "scores", "majority", "seed", "seconds"),
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qnli(write_sst2(tmp_path_factory.mktemp("glue")))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def still_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One without dropout."""
+    return save_bert(tmp_path_factory.mktemp("still_bert"), **NO_DROPOUT)
+
+
+@pytest.fixture(scope="module")
+def lively_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose hidden states tell words apart from the start, so that it learns in a few steps."""
+    return save_bert(tmp_path_factory.mktemp("lively_bert"), initializer_range=0.4)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("llama"))
+
+
+def flags(checkpoint: Path, data: Path, out: Path, **changes: object) -> list[str]:
+    """A run of two steps, with flags changed, added (True: without a value), or left out (None)."""
+    settings: dict[str, object] = {
+        "model_checkpoint": checkpoint,
+        "datasets": "sst2",
+        "data_dir": data,
+        "output_dir": out,
+        "max_length": 16,
+        "batch_size": 24,
+        "micro_batch_size": 8,
+        "epochs": 0.4,
+        "delta": 1e-3,
+        "num_prepend_tokens": 3,
+        "lora_r": 2,
+    } | changes
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    return [
+        word
+        for name, value in chosen.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", *str(value).split()])
+    ]
+
+
+def results_of(out: Path, task: str = "sst2") -> dict[str, Any]:
+    return json.loads((out / task / "results.json").read_text())
+
+
+def report_of(out: Path, task: str = "sst2") -> dict[str, Any]:
+    return json.loads((out / task / "privacy_report.json").read_text())
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "sst2" / "model" / "model.safetensors")
+
+
+# --- every mode ---
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_trains_privately(
+    mode: str, name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = request.getfixturevalue(name)
+    given = flags(checkpoint, data, tmp_path, finetune_mode=mode, enable_dp=True, noise_multiplier=1, max_grad_norm=0.1)
+    if (mode, name) == ("bias-only", "llama"):
+        with pytest.raises(SystemExit) as ended:
+            main(given)
+        assert ended.value.code == 2
+        assert "LlamaForSequenceClassification has no biases" in capsys.readouterr().err
+        return
+    main(given)
+    found, report = results_of(tmp_path), report_of(tmp_path)
+    assert set(found) == KEYS
+    assert (found["task"], found["mode"], found["private"], found["steps"]) == ("sst2", mode, True, 2)
+    assert found["epsilon"] == report["epsilon"] == Ledger(tmp_path / "sst2" / "ledger.jsonl").epsilon(1e-3)
+    assert (report["guarantee"], report["steps"], report["clip_norm"]) == ("dp", 2, 0.1)
+    assert (report["num_examples"], report["expected_batch_size"]) == (120, 24)
+    assert set(found["scores"]) == set(found["majority"]) == {"validation"}
+    assert found["majority"]["validation"] == pytest.approx(17 / 33)
+    saved = {path.name for path in (tmp_path / "sst2").iterdir()} & {"model", "adapter"}
+    wholes = {"full", "last-layer", "lora", "bias-only"}
+    assert saved == ({"model", "adapter"} if "+" in mode else {"model"} if mode in wholes else {"adapter"})
+    printed = capsys.readouterr().out
+    assert f"fine-tuning mode       {mode}" in printed
+    assert "(the default of this mode)" in printed
+    assert f"trainable parameters   {found['trained_parameters']:,} of" in printed
+
+
+# --- learning ---
+
+
+def test_without_privacy_an_easy_task_is_learned_and_the_saved_model_scores_the_same(
+    lively_bert: Path, data: Path, tmp_path: Path
+) -> None:
+    main(flags(lively_bert, data, tmp_path, epochs=12, learning_rate=1e-2, insecure_test_seed=1))
+    found = results_of(tmp_path)
+    assert found["scores"]["validation"]["accuracy"] > 0.9 > found["majority"]["validation"] + 0.3
+    assert (found["private"], found["epsilon"], found["noise_multiplier"]) == (False, None, None)
+    folder = tmp_path / "sst2" / "model"
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    held_out = load_task("sst2", tokenizer=tokenizer, max_length=16, data_dir=str(data)).validation["validation"]
+    batch = held_out.batch(range(len(held_out)), tokenizer.pad_token_id)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        rows = [json.loads(line) for line in (tmp_path / "sst2" / "diagnostics.jsonl").read_text().splitlines()[1:]]
+    assert [row["step"] for row in rows if "scores" in row] == list(range(0, 61, 5)), "an epoch is 5 steps"
+    right = model(**batch).logits.argmax(1).eq(labels).double().mean().item()
+    assert right == pytest.approx(found["scores"]["validation"]["accuracy"])
+
+
+@pytest.mark.parametrize("mode", ["full", "prefix+lora"])
+def test_with_privacy_too(mode: str, lively_bert: Path, data: Path, tmp_path: Path) -> None:
+    given = {"enable_dp": True, "noise_multiplier": 0.8, "batch_size": 100, "epochs": 20, "micro_batch_size": 64}
+    given |= {"finetune_mode": mode, "learning_rate": 2e-2, "eval_freq": 6, "insecure_test_seed": 1}
+    main(flags(lively_bert, data, tmp_path, **given))
+    found = results_of(tmp_path)
+    assert found["scores"]["validation"]["accuracy"] > found["majority"]["validation"] + 0.2
+    rows = [json.loads(line) for line in (tmp_path / "sst2" / "diagnostics.jsonl").read_text().splitlines()[1:]]
+    assert [row["step"] for row in rows if "scores" in row] == [0, 6, 12, 18, 24]
+    assert rows[-1]["eval_loss"] < rows[0]["eval_loss"]
+
+
+def test_a_users_own_rows(bert: Path, tmp_path: Path) -> None:
+    for name in ("train", "held_out"):
+        with (tmp_path / f"{name}.csv").open("w") as file:
+            writer = csv.writer(file)
+            writer.writerow(["opinion", "mood"])
+            writer.writerows([f"the film was {word}", "sunny" if word == "good" else "grim"] for word in WORDS_OF_ROWS)
+    own = {"train_file": tmp_path / "train.csv", "text_columns": "opinion", "label_column": "mood", "enable_dp": True}
+    given = flags(bert, tmp_path, tmp_path / "out", datasets=None, data_dir=None, batch_size=10, **own)
+    main(given)
+    found = results_of(tmp_path / "out", "train")
+    assert (found["train_examples"], found["scores"]) == (40, {})
+    main([*given, "--output_dir", str(tmp_path / "other"), "--validation_file", str(tmp_path / "held_out.csv")])
+    assert set(results_of(tmp_path / "other", "train")["scores"]) == {"validation"}
+    config = json.loads((tmp_path / "other" / "train" / "model" / "config.json").read_text())
+    assert set(config["label2id"]) == {"sunny", "grim"}
+
+
+WORDS_OF_ROWS = ["good", "bad"] * 20
+
+
+# --- privacy is what was asked for, and said ---
+
+
+def test_a_budget_without_enable_dp_is_no_privacy(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(flags(bert, data, tmp_path, target_epsilon=8))
+    printed = capsys.readouterr().out
+    assert "NONE: --target_epsilon 8 has NO effect without --enable_dp" in printed
+    assert report_of(tmp_path)["guarantee"] == "none"
+    assert results_of(tmp_path)["private"] is False
+    assert not (tmp_path / "sst2" / "ledger.jsonl").exists()
+    assert "There is no privacy guarantee" in (tmp_path / "sst2" / "README.md").read_text()
+
+
+def test_each_task_has_a_folder_and_a_budget_of_its_own(bert: Path, data: Path, tmp_path: Path) -> None:
+    given = {"datasets": "sst2 qnli", "enable_dp": True, "target_epsilon": 2}
+    main(flags(bert, data, tmp_path, **given))
+    for task, examples in (("sst2", 120), ("qnli", 60)):
+        report = report_of(tmp_path, task)
+        assert report["num_examples"] == examples
+        assert 1.5 < report["epsilon"] <= 2
+        assert Ledger(tmp_path / task / "ledger.jsonl").steps == report["steps"] == results_of(tmp_path, task)["steps"]
+
+
+def test_masks_are_drawn_afresh_in_every_step(
+    bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(train_classifier, "draw_new_masks", lambda *step, test_seed: drawn.append((*step, test_seed)))
+    modes: list[bool] = []
+    loss = train_classifier.ClassificationLoss.__call__
+    monkeypatch.setattr(
+        train_classifier.ClassificationLoss,
+        "__call__",
+        lambda self, **batch: modes.append(self.model.training) or loss(self, **batch),
+    )
+    main(flags(bert, data, tmp_path, epochs=0.6))
+    assert drawn == [(0, 1, None), (0, 2, None), (0, 3, None)]
+    assert modes, "dropout is on while training"
+    assert all(modes), "dropout is on while training"
+
+
+@pytest.mark.parametrize("mode", ["full", "soft-prompt"])
+def test_what_fits_in_memory_changes_nothing(mode: str, still_bert: Path, data: Path, tmp_path: Path) -> None:
+    found = []
+    for size in (1, 64):
+        out = tmp_path / str(size)
+        given = {"finetune_mode": mode, "micro_batch_size": size, "enable_dp": True, "noise_multiplier": 1}
+        given |= {"insecure_test_seed": 3}
+        main(flags(still_bert, data, out, **given))
+        found.append(load_file(next((out / "sst2").rglob("*model.safetensors"))))
+        assert report_of(out)["guarantee"] == "none", "a test seed protects nobody"
+    assert found[0].keys() == found[1].keys()
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_without_privacy_the_whole_gradient_is_clipped_if_asked(still_bert: Path, data: Path, tmp_path: Path) -> None:
+    given = {"optimizer": "sgd", "learning_rate": 1, "lr_scheduler_type": "constant", "epochs": 0.2}
+    main(flags(still_bert, data, tmp_path, max_grad_norm=0.02, checkpointing_steps=1, **given))
+    before, after = (load_checkpoint(tmp_path / "sst2" / f"checkpoint-{step}").weights for step in (0, 1))
+    moved = torch.stack([(after[name] - before[name]).double().norm() for name in before]).norm()
+    assert moved.item() == pytest.approx(0.02, rel=1e-3)
+
+
+# --- stopping and going on ---
+
+
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
+    bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights, head, optimizer and dropout masks, to the bit."""
+    given = {"finetune_mode": "lora", "lora_dropout": 0.2, "enable_dp": True, "noise_multiplier": 1, "epochs": 1}
+    given |= {"insecure_test_seed": 5}
+    main(flags(bert, data, tmp_path / "whole", **given))
+
+    own: Callable[..., None] = train_classifier.draw_new_masks
+
+    def interrupted(rank: int, number: int, *, test_seed: int | None) -> None:
+        own(rank, number, test_seed=test_seed)
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    lines = flags(bert, data, tmp_path / "two", resume_from_checkpoint="latest", datasets="sst2 qnli", **given)
+    monkeypatch.setattr(train_classifier, "draw_new_masks", interrupted)
+    main(lines)
+    assert "SIGTERM: stopped after step 3 of 5" in capsys.readouterr().out
+    assert not (tmp_path / "two" / "sst2" / "results.json").exists()
+    assert not (tmp_path / "two" / "qnli").exists()
+    monkeypatch.undo()
+    main(lines)
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "two")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    ledgers = [(tmp_path / name / "sst2" / "ledger.jsonl").read_text() for name in ("whole", "two")]
+    assert ledgers[0] == ledgers[1]
+    assert results_of(tmp_path / "two", "qnli")["steps"] == 3
+    capsys.readouterr()
+    main(lines)
+    assert capsys.readouterr().out.count("finished already") == 2
+
+
+def test_a_resumed_run_must_train_the_same(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {"enable_dp": True, "noise_multiplier": 1.0, "finetune_mode": "prefix"}
+    main(flags(bert, data, tmp_path, **given))
+    (tmp_path / "sst2" / "results.json").unlink()
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"finetune_mode": "soft-prompt"}, "trained"),
+        ({"num_prepend_tokens": 4}, "trained"),
+        ({"noise_multiplier": 0.9}, "noise_multiplier"),
+        ({"max_grad_norm": 2}, "clip_norm"),
+    ]
+    for changed, named in changes:
+        with pytest.raises(SystemExit) as ended:
+            main(flags(bert, data, tmp_path, resume_from_checkpoint="latest", **(given | changed)))
+        assert ended.value.code == 2
+        assert named in capsys.readouterr().err
+
+
+def test_a_folder_with_a_run_is_left_alone(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "qnli").mkdir()
+    (tmp_path / "qnli" / "diagnostics.jsonl").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        main(flags(bert, data, tmp_path, datasets="sst2 qnli"))
+    assert ended.value.code == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert not (tmp_path / "sst2").exists(), "it is seen before anything is trained"
+
+
+# --- mistakes ---
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"datasets": "sst2 qnli", "enable_dp": True, "dry_run": True, "finetune_mode": "ia3"}
+    main(flags(bert, data, tmp_path / "out", **given))
+    printed = capsys.readouterr().out
+    for label in (
+        "epsilon  ",
+        "noise multiplier",
+        "sampling probability",
+        "steps",
+        "trainable parameters",
+        "clip norm",
+    ):
+        assert printed.count(label) == 2, label
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 121}, "--batch_size=121: sst2 has 120 training examples"),
+        ({"delta": 0.01, "enable_dp": True}, "--delta=0.01: must be below 1/num_examples"),
+        ({"max_length": 65}, "--max_length=65: the model's context is 64 tokens; give at most 64"),
+        (
+            {"max_length": 62, "finetune_mode": "soft-prompt"},
+            "--max_length=62: the model's context is 64 tokens for text and 3 virtual tokens; give at most 61",
+        ),
+        ({"finetune_mode": "lora", "lora_target_modules": "nothing"}, "'nothing': matches no linear layer"),
+        ({"finetune_mode": "nothing"}, "invalid choice: 'nothing'"),
+        ({"datasets": "sst2 cola"}, "--datasets='cola'"),
+        ({"datasets": "sst2 qnli", "resume_from_checkpoint": "x"}, "--resume_from_checkpoint='x': is of one task"),
+        ({"model_checkpoint": "/nowhere"}, "--model_checkpoint='/nowhere': no tokenizer could be loaded"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    changes: dict[str, Any], message: str, bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(flags(bert, data, tmp_path / "out", **changes))
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert message in printed[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_sharded_and_half_precision_launches_are_refused(
+    bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SystemExit):
+        main(flags(bert, data, tmp_path / "out"))
+    assert "classifiers are not sharded" in capsys.readouterr().err
+
+
+# --- two processes ---
+
+
+def _train(_rank: int, _gather: Any, *argv: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # for accelerate; the group is there already
+    train_classifier.Accelerator.end_training = lambda _: None  # it would leave the group, which `run_processes` ends
+    main(argv)
+
+
+def test_two_processes_train_as_one(still_bert: Path, data: Path, tmp_path: Path) -> None:
+    """One draw between them, no row judged twice: rounding apart, the model of one process."""
+    given = {"insecure_test_seed": 3, "epochs": 1, "eval_freq": 2, "optimizer": "sgd", "learning_rate": 0.5}
+    main(flags(still_bert, data, tmp_path / "one", **given))
+    run_processes(2, _train, *flags(still_bert, data, tmp_path / "both", **given))
+    one, both = weights_of(tmp_path / "one"), weights_of(tmp_path / "both")
+    for name in one:
+        torch.testing.assert_close(one[name], both[name], rtol=1e-4, atol=1e-5)
+    assert results_of(tmp_path / "one")["scores"] == results_of(tmp_path / "both")["scores"]
+    rows = [[json.loads(line) for line in (out / "sst2" / "diagnostics.jsonl").read_text().splitlines()[1:]]
+            for out in (tmp_path / "one", tmp_path / "both")]  # fmt: skip
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours.get("batch_drawn") == theirs.get("batch_drawn")
+        if "eval_loss" in ours:
+            assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-4)
+
+
+def test_two_processes_train_privately(bert: Path, data: Path, tmp_path: Path) -> None:
+    given = {"enable_dp": True, "noise_multiplier": 1, "finetune_mode": "prefix+lora", "datasets": "sst2 qnli"}
+    run_processes(2, _train, *flags(bert, data, tmp_path, **given))
+    for task in ("sst2", "qnli"):
+        report, found = report_of(tmp_path, task), results_of(tmp_path, task)
+        assert Ledger(tmp_path / task / "ledger.jsonl").steps == report["steps"]
+        assert (report["guarantee"], report["expected_batch_size"]) == ("dp", 24)
+        assert found["epsilon"] == report["epsilon"] > 0

@@ -1,0 +1,106 @@
+"""From the flags of train_classifier.py to what a run is made of: tasks, plans, and a model of which a part trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from dptune._validate import refuse
+from utils.classification import check_classifier_rules
+from utils.classification_data import ClassificationTask, load_file_task, load_task
+from utils.classifier_arguments import Settings
+from utils.classifier_files import load_classifier
+from utils.finetune_modes import prepare_mode
+from utils.launch import compute_dtype, sharding_of_launch
+from utils.modeling import require_context
+from utils.run_plan import RunPlan, plan_steps, steps_of_epochs
+
+
+def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
+    """The tasks of --datasets, or the one of --train_file, tokenised.
+
+    Raises:
+        InvalidArgument: data that are not there or cannot be read, or one checkpoint to resume several tasks from.
+    """
+    data, resume = settings.data, settings.results.resume_from_checkpoint
+    how: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "max_length": settings.checkpoint.max_length,
+        "max_train_examples": data.max_train_examples,
+        "seed": settings.steps.seed,
+    }
+    if data.train_file is not None:
+        assert data.text_columns is not None  # TaskArguments
+        columns = {"text_columns": data.text_columns, "label_column": data.label_column}
+        return [load_file_task(data.train_file, data.validation_file, **columns, **how)]
+    assert data.datasets is not None  # TaskArguments
+    if resume not in (None, "latest") and len(data.datasets) > 1:
+        refuse("--resume_from_checkpoint", resume, "is of one task; give latest, or that task alone in --datasets")
+    return [load_task(name, data_dir=data.data_dir, **how) for name in data.datasets]
+
+
+def plan_task(task: ClassificationTask, settings: Settings) -> RunPlan:
+    """Steps and noise for one task; the logical batch is the same on any number of processes.
+
+    Raises:
+        InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach.
+    """
+    batch, examples = settings.steps.batch_size, len(task.train)
+    if batch > examples:
+        refuse("--batch_size", batch, f"{task.name} has {examples} training examples; give at most that")
+    steps = steps_of_epochs(settings.steps.epochs, examples, batch)
+    return plan_steps(settings.budget.engine, num_examples=examples, batch=batch, steps=steps)
+
+
+def describe_setup(settings: Settings) -> list[str]:
+    """The mode and its rate in lines for a person, and a warning where privacy was meant and is not there."""
+    given = "" if settings.steps.learning_rate else " (the default of this mode)"
+    lines = [
+        f"fine-tuning mode       {settings.mode.finetune_mode}",
+        f"learning rate          {settings.learning_rate:g}{given}",
+    ]
+    return lines if settings.budget.warning is None else [*lines, settings.budget.warning]
+
+
+def dtype_of_launch(accelerator: Accelerator) -> torch.dtype:
+    """What forward passes compute in.
+
+    Raises:
+        InvalidArgument: a launch that is not for classifiers.
+    """
+    if sharding_of_launch() is not None:
+        refuse("distributed_type", "FSDP", "classifiers are not sharded; take accelerate_config_nofsdp.cfg or torchrun")
+    dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
+    if dtype == torch.float16:
+        refuse("mixed_precision", "fp16", "float16 overflows where whole models train; set it to bf16 or no")
+    return dtype
+
+
+def load_trained(
+    task: ClassificationTask, plan: RunPlan, settings: Settings, tokenizer: Any, accelerator: Accelerator
+) -> tuple[Any, list[str]]:
+    """A fresh model in its mode on this rank's device, equal on every rank, and the names of what is trained. Before a
+    private run the engine's gradients of it are compared with autograd's.
+
+    Raises:
+        InvalidArgument: no such model, a mode that does not fit it, a text longer than its context, or gradients that
+            the engine does not know.
+    """
+    set_seed(settings.steps.seed)  # the start of what is new
+    name, mode = settings.checkpoint.model_checkpoint, settings.mode
+    model, new = load_classifier(name, task.class_names, pad_token_id=tokenizer.pad_token_id)
+    longest, virtual = settings.checkpoint.max_length, settings.virtual_tokens
+    require_context(model, longest, flag="--max_length", virtual_tokens=virtual)
+    flags = vars(mode) | {"also_trained": new}
+    model, names = prepare_mode(model, flags.pop("finetune_mode"), **flags)
+    every = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    accelerator.print(f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})")
+    model = model.to(accelerator.device).eval()
+    if plan.privacy is not None:
+        kinds = {"num_classes": len(task.class_names), "pad_token_id": tokenizer.pad_token_id}
+        check_classifier_rules(model, token_types=task.train.token_types is not None, **kinds)
+    return model, names

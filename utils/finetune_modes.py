@@ -1,0 +1,167 @@
+"""The ways of fine-tuning a sentence classifier: what each of them trains.
+
+LoRA is the engine's own; (IA)^3 (Liu et al. 2022), prefixes (Li and Liang 2021) and soft prompts (Lester et al. 2021)
+are the PEFT library's, put around the model that `AutoModelForSequenceClassification` gives. A new task has a new
+classification head, so every mode trains the head, whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from peft import IA3Config, PeftConfig, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+from dptune._validate import refuse, require_count
+from dptune.lora import adapters, add_lora
+
+MODES = (
+    "full",
+    "last-layer",
+    "lora",
+    "ia3",
+    "prefix",
+    "soft-prompt",
+    "soft-prompt+lora",
+    "prefix+lora",
+    "bias-only",
+)
+_FLAG = "--finetune_mode"
+
+# Peak rates of AdamW to begin a search with, without privacy and with it: noise is borne better by larger steps and
+# larger batches (Li et al. 2022). What is new and small takes larger steps than what was pretrained.
+_LEARNING_RATES = {
+    "full": (5e-5, 5e-4),
+    "last-layer": (1e-3, 1e-2),
+    "lora": (5e-4, 2e-3),
+    "ia3": (5e-3, 1e-2),
+    "prefix": (5e-3, 1e-2),
+    "soft-prompt": (1e-2, 2e-2),
+    "soft-prompt+lora": (1e-3, 2e-3),
+    "prefix+lora": (1e-3, 2e-3),
+    "bias-only": (1e-3, 5e-3),
+}
+
+
+def default_learning_rate(mode: str, *, private: bool) -> float:
+    """Where `--learning_rate` is not given."""
+    return _LEARNING_RATES[mode][private]
+
+
+def virtual_tokens(mode: str, num_prepend_tokens: int) -> int:
+    """Positions that a mode puts before each text."""
+    return num_prepend_tokens if mode.startswith(("prefix", "soft-prompt")) else 0
+
+
+def head_modules(model: Any) -> list[str]:
+    """Names of the classification head's modules: the children of a transformers classifier behind its backbone, such
+    as `classifier` (BERT) or `score` (decoders).
+
+    Raises:
+        InvalidArgument: there is none.
+    """
+    names = [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and next(child.parameters(), None) is not None
+    ]
+    if not names:
+        refuse("--model_checkpoint", type(model).__name__, "has no classification head that could be trained")
+    return names
+
+
+def prepare_mode(
+    model: Any,
+    mode: str,
+    *,
+    lora_r: int = 16,
+    lora_alpha: float = 16.0,
+    lora_dropout: float = 0.0,
+    lora_target_modules: Sequence[str] | None = None,
+    num_prepend_tokens: int = 20,
+    prefix_projection: bool = False,
+    also_trained: Sequence[str] = (),
+) -> tuple[Any, list[str]]:
+    """Choose what is trained.
+
+    Args:
+        model: a classifier of the transformers library; changed in place.
+        mode: one of MODES.
+        lora_r, lora_alpha, lora_dropout: see `dptune.lora.add_lora`.
+        lora_target_modules: layers to adapt; None for the queries and values of attention.
+        num_prepend_tokens: virtual tokens of a prefix or a soft prompt.
+        prefix_projection: whether a prefix is the output of a small network, which is trained in its place.
+        also_trained: names of modules that are trained beside the head, because the checkpoint has no weights for them.
+
+    Returns:
+        The model, inside a `PeftModel` in PEFT's modes, and the names of all that is trained, in its order.
+
+    Raises:
+        InvalidArgument: the mode does not fit the model.
+    """
+    assert mode in MODES, mode
+    method, *others = mode.split("+")
+    heads = [*head_modules(model), *also_trained]
+    model.requires_grad_(method == "full")
+    if method == "bias-only":
+        _train_biases(model)
+    if "lora" in (method, *others):
+        targets = lora_target_modules or _attention_of(model)
+        add_lora(model, rank=lora_r, alpha=lora_alpha, targets=targets, dropout=lora_dropout)
+    if method in _PEFT:
+        require_count("--num_prepend_tokens", num_prepend_tokens)
+        how = {"num_virtual_tokens": num_prepend_tokens, "prefix_projection": prefix_projection}
+        model = _in_peft(model, mode, _PEFT[method](how), heads)
+        for _, adapter in adapters(model):  # PEFT has frozen them with the base
+            adapter.requires_grad_(True)
+    else:
+        for name in heads:
+            model.get_submodule(name).requires_grad_(True)
+    return model, [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _prefix(how: dict[str, Any]) -> PeftConfig:
+    return PrefixTuningConfig(task_type=TaskType.SEQ_CLS, **how)
+
+
+def _soft_prompt(how: dict[str, Any]) -> PeftConfig:
+    """It begins as words of the vocabulary, drawn at random, which Lester et al. (2021) found better than noise."""
+    how = {"num_virtual_tokens": how["num_virtual_tokens"], "prompt_tuning_init": "SAMPLE_VOCAB"}
+    return PromptTuningConfig(task_type=TaskType.SEQ_CLS, **how)
+
+
+_PEFT: dict[str, Callable[[dict[str, Any]], PeftConfig]] = {
+    "ia3": lambda _: IA3Config(task_type=TaskType.SEQ_CLS),
+    "prefix": _prefix,
+    "soft-prompt": _soft_prompt,
+}
+
+
+def _in_peft(model: Any, mode: str, config: PeftConfig, heads: Sequence[str]) -> Any:
+    """`model` in PEFT, which freezes it, and trains and saves a copy of the head's modules."""
+    config.modules_to_save = list(heads)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # such as an architecture for which PEFT knows no layers
+        reason = " ".join(str(error).split())
+        refuse(_FLAG, mode, f"PEFT does not put it into {type(model).__name__} ({reason}); take another mode")
+
+
+def _train_biases(model: nn.Module) -> None:
+    """BitFit (Ben Zaken et al. 2022)."""
+    biases = [parameter for name, parameter in model.named_parameters() if name.rpartition(".")[2] == "bias"]
+    if not biases:
+        refuse(_FLAG, "bias-only", f"{type(model).__name__} has no biases; take another mode, such as ia3")
+    for parameter in biases:
+        parameter.requires_grad_(True)
+
+
+def _attention_of(model: Any) -> Sequence[str]:
+    """The layers that PEFT's LoRA adapts in such a model by default."""
+    kind = model.config.model_type
+    targets = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+    if targets is None or isinstance(targets, str):
+        refuse("--lora_target_modules", None, f"needed for a model of type {kind}: names of its linear layers")
+    return targets
