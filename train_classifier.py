@@ -25,6 +25,7 @@ from transformers import get_scheduler
 
 from dptune import GaussianNoise, Ledger, trainable_parameters
 from dptune.checkpoint import TrainingState
+from dptune.dropout import draw_new_masks
 from dptune.identity import refuse_other_run
 from dptune.integrations.peft import class_logits
 from dptune.ranks import require_equal
@@ -41,7 +42,7 @@ from utils.interruption import StopRequest
 from utils.launch import make_accelerator
 from utils.micro_batches import MicroBatches, remembered_budget
 from utils.optimizers import make_optimizer
-from utils.randomness import draw_new_masks, make_sampler
+from utils.randomness import make_sampler
 from utils.resume import Checkpoints, find_saved_run, last_step, model_identity, restore, run_identity
 from utils.run_log import RunLog, StepMetrics
 from utils.run_outputs import refuse_existing_run, start_run

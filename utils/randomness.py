@@ -6,10 +6,6 @@ the report says so.
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -55,17 +51,3 @@ def make_noise(size: int, rank: int, *, test_seed: int | None, completed: int) -
     for _ in range(completed):
         noise.take()
     return noise
-
-
-def draw_new_masks(rank: int, number: int, *, test_seed: int | None) -> None:
-    """Seed torch's generator, which dropout draws from, with a fresh secret before step `number` of this rank.
-
-    Which numbers of the generator an example's mask is made of depends on the examples before it in the draw. Whoever
-    knew the seed could tell from them that one is missing: the masks of all behind it would be others, and what they
-    add to the sum would change too. With masks that nobody can foretell, each example has its own, drawn for it alone.
-    """
-    seed = secrets.randbits(63)
-    if test_seed is not None:
-        digest = hashlib.sha256(f"{test_seed} dropout of rank {rank} in step {number}".encode()).digest()
-        seed = int.from_bytes(digest[:7])
-    torch.manual_seed(seed)

@@ -12,7 +12,7 @@ import torch
 
 from tests.processes import run_processes
 from utils.launch import make_accelerator
-from utils.randomness import draw_new_masks, make_noise, make_sampler
+from utils.randomness import make_noise, make_sampler
 from utils.run_plan import RunPlan
 
 PLAN = RunPlan(privacy=None, num_examples=500, expected_batch_size=100.0, steps=9)
@@ -91,19 +91,3 @@ def test_ranks_share_their_draws_and_not_their_noise(tmp_path: Path) -> None:
     assert one["draws"] == other["draws"]
     assert one["draws"][1] == draws(test_seed=3, count=2)
     assert not any(torch.equal(*pair) for pair in zip(one["noise"], other["noise"], strict=True))
-
-
-def masks(rank: int = 0, number: int = 1, *, test_seed: int | None = None) -> list[bool]:
-    torch.manual_seed(0)
-    draw_new_masks(rank, number, test_seed=test_seed)
-    return torch.nn.functional.dropout(torch.ones(200), 0.5).eq(0).tolist()
-
-
-def test_dropout_masks_are_not_foretold_by_any_seed() -> None:
-    assert masks() != masks()
-
-
-def test_dropout_masks_of_a_test_seed_come_again_and_differ_by_rank_and_step() -> None:
-    assert masks(test_seed=7) == masks(test_seed=7)
-    drawn = [masks(test_seed=7), masks(1, test_seed=7), masks(0, 2, test_seed=7), masks(test_seed=8)]
-    assert len(set(map(tuple, drawn))) == 4
