@@ -109,7 +109,7 @@ def train_task(
     token_budget = broadcast_object_list([remembered_budget(folder, settings.token_budget)])[0]
     how: dict[str, Any] = {"virtual_tokens": settings.virtual_tokens, "length_flag": "--max_length"}
     micro_batches = MicroBatches(task.train, token_budget, tokenizer.pad_token_id, accelerator, **how)
-    kept = {"every": output.checkpointing_steps, "keep": output.save_total_limit, "trained": names}
+    kept: dict[str, Any] = {"every": output.checkpointing_steps, "keep": output.save_total_limit, "trained": names}
     checkpoints = Checkpoints(folder, ledger, identity, config, accelerator=accelerator, **kept)
     run = Run(accelerator, task, model, dtype, plan, settings, ledger, micro_batches, checkpoints)
     start = saved.step if saved else 0

@@ -34,8 +34,8 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
     }
     if data.train_file is not None:
         assert data.text_columns is not None  # TaskArguments
-        columns = {"text_columns": data.text_columns, "label_column": data.label_column}
-        return [load_file_task(data.train_file, data.validation_file, **columns, **how)]
+        how |= {"text_columns": data.text_columns, "label_column": data.label_column}
+        return [load_file_task(data.train_file, data.validation_file, **how)]
     assert data.datasets is not None  # TaskArguments
     if resume not in (None, "latest") and len(data.datasets) > 1:
         refuse("--resume_from_checkpoint", resume, "is of one task; give latest, or that task alone in --datasets")

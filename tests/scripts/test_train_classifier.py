@@ -21,6 +21,7 @@ from dptune.ledger import Ledger
 from tests.classifier_folders import save_bert, save_llama, write_qnli, write_sst2
 from tests.processes import run_processes
 from train_classifier import main
+from utils import run_outputs
 from utils.classification_data import load_task
 from utils.finetune_modes import MODES
 
@@ -29,6 +30,19 @@ KEYS = {
     *("trained_parameters", "steps", "expected_batch_size", "train_examples", "scores", "majority", "seed", "seconds"),
 }
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def quick_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a tiny run's time would go into drawing."""
+    if "with_plots" not in request.fixturenames:
+        monkeypatch.setattr(run_outputs, "_plot_epsilon", lambda path, _: path.touch())
+        monkeypatch.setattr(run_outputs, "plot_diagnostics", lambda path, *_, **__: path.touch())
+
+
+@pytest.fixture
+def with_plots() -> None:
+    """For a test of a run as it is."""
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +181,7 @@ def test_a_users_own_rows(bert: Path, tmp_path: Path) -> None:
             writer = csv.writer(file)
             writer.writerow(["opinion", "mood"])
             writer.writerows([f"the film was {word}", "sunny" if word == "good" else "grim"] for word in WORDS_OF_ROWS)
-    own = {"train_file": tmp_path / "train.csv", "text_columns": "opinion", "label_column": "mood", "enable_dp": True}
+    own = {"train_file": tmp_path / "train.csv", "text_columns": "opinion", "label_column": "mood"}
     given = flags(bert, tmp_path, tmp_path / "out", datasets=None, data_dir=None, batch_size=10, **own)
     main(given)
     found = results_of(tmp_path / "out", "train")
@@ -196,6 +210,7 @@ def test_a_budget_without_enable_dp_is_no_privacy(
     assert "There is no privacy guarantee" in (tmp_path / "sst2" / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("with_plots")
 def test_each_task_has_a_folder_and_a_budget_of_its_own(bert: Path, data: Path, tmp_path: Path) -> None:
     given = {"datasets": "sst2 qnli", "enable_dp": True, "target_epsilon": 2}
     main(flags(bert, data, tmp_path, **given))
@@ -204,6 +219,9 @@ def test_each_task_has_a_folder_and_a_budget_of_its_own(bert: Path, data: Path, 
         assert report["num_examples"] == examples
         assert 1.5 < report["epsilon"] <= 2
         assert Ledger(tmp_path / task / "ledger.jsonl").steps == report["steps"] == results_of(tmp_path, task)["steps"]
+        names = {path.name for path in (tmp_path / task).iterdir()}
+        assert {"README.md", "epsilon.png", "diagnostics.png", "all_results.json", "run_config.json"} <= names
+        assert "classifier trained from" in (tmp_path / task / "README.md").read_text()
 
 
 def test_masks_are_drawn_afresh_in_every_step(
@@ -321,7 +339,7 @@ def test_a_folder_with_a_run_is_left_alone(
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"datasets": "sst2 qnli", "enable_dp": True, "dry_run": True, "finetune_mode": "ia3"}
+    given = {"datasets": "sst2 qnli", "enable_dp": True, "noise_multiplier": 1, "dry_run": True, "finetune_mode": "ia3"}
     main(flags(bert, data, tmp_path / "out", **given))
     printed = capsys.readouterr().out
     for label in (
@@ -376,34 +394,48 @@ def test_sharded_and_half_precision_launches_are_refused(
 # --- two processes ---
 
 
-def _train(_rank: int, _gather: Any, *argv: str) -> None:
+def _train(_rank: int, _gather: Any, *lines: list[str]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # for accelerate; the group is there already
     train_classifier.Accelerator.end_training = lambda _: None  # it would leave the group, which `run_processes` ends
-    main(argv)
+    for argv in lines:
+        main(argv)
 
 
-def test_two_processes_train_as_one(still_bert: Path, data: Path, tmp_path: Path) -> None:
+PLAIN = {"insecure_test_seed": 3, "epochs": 1, "eval_freq": 2, "optimizer": "sgd", "learning_rate": 0.5}
+PRIVATE = {"enable_dp": True, "noise_multiplier": 1, "finetune_mode": "prefix+lora", "datasets": "sst2 qnli"}
+
+
+@pytest.fixture(scope="module")
+def both(still_bert: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left of a plain and a private run."""
+    out = tmp_path_factory.mktemp("both")
+    plain, private = (
+        flags(still_bert, data, out / "plain", **PLAIN),
+        flags(still_bert, data, out / "private", **PRIVATE),
+    )
+    run_processes(2, _train, plain, private)
+    return out
+
+
+def test_two_processes_train_as_one(both: Path, still_bert: Path, data: Path, tmp_path: Path) -> None:
     """One draw between them, no row judged twice: rounding apart, the model of one process."""
-    given = {"insecure_test_seed": 3, "epochs": 1, "eval_freq": 2, "optimizer": "sgd", "learning_rate": 0.5}
-    main(flags(still_bert, data, tmp_path / "one", **given))
-    run_processes(2, _train, *flags(still_bert, data, tmp_path / "both", **given))
-    one, both = weights_of(tmp_path / "one"), weights_of(tmp_path / "both")
+    main(flags(still_bert, data, tmp_path, **PLAIN))
+    one, two = weights_of(tmp_path), weights_of(both / "plain")
     for name in one:
-        torch.testing.assert_close(one[name], both[name], rtol=1e-4, atol=1e-5)
-    assert results_of(tmp_path / "one")["scores"] == results_of(tmp_path / "both")["scores"]
-    rows = [[json.loads(line) for line in (out / "sst2" / "diagnostics.jsonl").read_text().splitlines()[1:]]
-            for out in (tmp_path / "one", tmp_path / "both")]  # fmt: skip
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+    assert results_of(tmp_path)["scores"] == results_of(both / "plain")["scores"]
+    rows = [
+        [json.loads(line) for line in (out / "sst2" / "diagnostics.jsonl").read_text().splitlines()[1:]]
+        for out in (tmp_path, both / "plain")
+    ]
     for ours, theirs in zip(*rows, strict=True):
         assert ours.get("batch_drawn") == theirs.get("batch_drawn")
-        if "eval_loss" in ours:
-            assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-4)
+        assert ours.get("eval_loss", 0.0) == pytest.approx(theirs.get("eval_loss", 0.0), rel=1e-4)
 
 
-def test_two_processes_train_privately(bert: Path, data: Path, tmp_path: Path) -> None:
-    given = {"enable_dp": True, "noise_multiplier": 1, "finetune_mode": "prefix+lora", "datasets": "sst2 qnli"}
-    run_processes(2, _train, *flags(bert, data, tmp_path, **given))
+def test_two_processes_train_privately(both: Path) -> None:
     for task in ("sst2", "qnli"):
-        report, found = report_of(tmp_path, task), results_of(tmp_path, task)
-        assert Ledger(tmp_path / task / "ledger.jsonl").steps == report["steps"]
+        report, found = report_of(both / "private", task), results_of(both / "private", task)
+        assert Ledger(both / "private" / task / "ledger.jsonl").steps == report["steps"]
         assert (report["guarantee"], report["expected_batch_size"]) == ("dp", 24)
         assert found["epsilon"] == report["epsilon"] > 0

@@ -87,11 +87,31 @@ def test_what_was_saved_loads_to_the_same_logits(
     again = load_back(tmp_path, checkpoints[name], saved)
     torch.testing.assert_close(class_logits(again, INPUTS), logits, rtol=1e-5, atol=1e-5)
     assert (class_logits(load(checkpoints[name])[0], INPUTS) - logits).abs().max() > 1e-3
+    if "model" in saved:
+        heads = {key.rpartition(".")[2]: value for key, value in model.named_parameters() if _is_trained_head(key)}
+        plain = load_file(tmp_path / "model" / "model.safetensors")
+        assert heads
+        for kind, value in heads.items():
+            assert torch.equal(plain[f"{'classifier' if name == 'BERT' else 'score'}.{kind}"], value)
     first = tmp_path / next(iter(saved))
     assert AutoTokenizer.from_pretrained(first)("good film").input_ids == tokenizer("good film").input_ids
     assert torch.equal(class_logits(model, INPUTS), logits), "the model in memory is as it was"
     assert all(adapter.replaced_weight is None for _, adapter in adapters(model))
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def _is_trained_head(name: str) -> bool:
+    return ("classifier." in name or "score." in name) and ".original_module." not in name
+
+
+def test_what_was_saved_before_is_replaced(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """By a run that was killed between the model and its last file, and resumed."""
+    model, tokenizer = trained(checkpoints["BERT"], "last-layer")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "leftover").write_text("")
+    save_classifier(model, tokenizer, tmp_path, base_model="x")
+    assert not (tmp_path / "model" / "leftover").exists()
+    load_strictly(tmp_path / "model")
 
 
 def test_a_saved_model_knows_its_classes(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -310,3 +310,35 @@ def test_a_request_in_the_last_micro_batch_stops_all_before_the_step_is_finished
     assert DEALT > 2
     assert ranks[0]["memory"]["passes"] == DEALT
     assert [rank["stop in the last"] for rank in ranks] == [{"passes": DEALT, "stopped": True, "failed": []}] * 2
+
+
+def test_virtual_tokens_count_in_the_budget(expected: Tensor, tmp_path: Path) -> None:
+    """What a model puts before each row takes memory like the row's own tokens."""
+    shapes: dict[int, list[torch.Size]] = {}
+    for virtual in (0, LONGEST):
+        model = adapted()
+        losses, seen = CausalLMLoss(model), shapes.setdefault(virtual, [])
+
+        def recorded(input_ids: Tensor, labels: Tensor, losses: Any = losses, seen: Any = seen) -> Tensor:
+            seen.append(input_ids.shape)
+            return losses(input_ids, labels)
+
+        (tmp_path / str(virtual)).mkdir()
+        with a_step(model, tmp_path / str(virtual)) as step:
+            micro_batches(virtual_tokens=virtual).run(ALL, step, recorded, StopRequest())
+            step.finish()
+            found = released(model) * step.config.divisor
+        assert (found - expected).norm() < 1e-6 * expected.norm()
+    assert all(rows * (tokens + LONGEST) <= BUDGET for rows, tokens in shapes[LONGEST])
+    assert any(rows * (tokens + LONGEST) > BUDGET for rows, tokens in shapes[0])
+
+
+def test_a_row_that_does_not_fit_names_the_flag_of_its_length(tmp_path: Path) -> None:
+    model = adapted()
+    losses = CausalLMLoss(model)
+    Memory(model, LONGEST - 1)
+    with (
+        a_step(model, tmp_path) as step,
+        pytest.raises(InvalidArgument, match=r"--max_length: .*; give a smaller --max_length"),
+    ):
+        micro_batches(length_flag="--max_length").run(ALL, step, losses, StopRequest())
