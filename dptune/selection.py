@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
@@ -156,9 +157,7 @@ class PrivateSelection:
 
     def _epsilon_of(self, trial: DpEvent, delta: float) -> float:
         require_delta(delta)
-        accountant = RdpAccountant()
-        accountant.compose(RepeatAndSelectDpEvent(trial, self.mean_trials, _SHAPES[self.distribution]))
-        return float(accountant.get_epsilon(delta))
+        return _epsilon_of(RepeatAndSelectDpEvent(trial, self.mean_trials, _SHAPES[self.distribution]), delta)
 
     def noise_multiplier(
         self, *, target_epsilon: float, delta: float, sampling_probability: float, steps: int
@@ -215,6 +214,13 @@ def best_of(scores: Sequence[float], trials: Sequence[DrawnTrial]) -> tuple[int,
         return None
     winner = max(range(len(noisy)), key=noisy.__getitem__)
     return winner, noisy[winner]
+
+
+@lru_cache(maxsize=256)
+def _epsilon_of(event: DpEvent, delta: float) -> float:
+    accountant = RdpAccountant()
+    accountant.compose(event)
+    return float(accountant.get_epsilon(delta))
 
 
 def _inside(uniforms: Iterable[float]) -> list[float]:
