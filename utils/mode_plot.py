@@ -58,7 +58,7 @@ def _draw(axes: Axes, dataset: str, outcomes: Sequence[Outcome], modes: Sequence
     axes.set_xscale("log")
     axes.set_title(dataset, fontsize=12)
     axes.set_xlabel("Trained parameters")
-    axes.set_ylabel(f"{METRIC.capitalize()} on `{outcomes[0].split}`")
+    axes.set_ylabel(f"{METRIC.capitalize()} ({outcomes[0].split})")
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
