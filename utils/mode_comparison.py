@@ -174,10 +174,9 @@ def _how_to_read(outcomes: Sequence[Outcome]) -> list[str]:
     first = outcomes[0]
     seeds, rates = (len({getattr(one, name) for one in outcomes}) for name in ("seed", "learning_rate"))
     over = f"means ± standard deviations over {seeds} seeds" if seeds > 1 else "one seed"
-    return [
-        f"{first.train_examples:,} training examples; {METRIC} on the split `{first.split}`, {over}. Rates are the "
-        f"best of {rates} on that same split, so all of these figures flatter a little.",
-    ]
+    if rates > 1:
+        over += f". Rates are the best of {rates} on that same split, so all of these figures flatter a little"
+    return [f"{first.train_examples:,} training examples; {METRIC} on the split `{first.split}`, {over}."]
 
 
 def _cost(private: Sequence[Outcome]) -> list[str]:
@@ -200,8 +199,8 @@ def _cost(private: Sequence[Outcome]) -> list[str]:
         f"| published | epsilon at delta {delta:g} |",
         "| --- | ---: |",
         f"| one run, its settings fixed beforehand | {rounded_up(alone)} |",
-        f"| the best of the {len(of_mode)} runs of one mode | {one_mode} |",
-        f"| anything chosen from this table, or the table ({len(private)} runs) | {all_runs} |",
+        f"| the best of one mode's runs ({len(of_mode)}) | {one_mode} |",
+        f"| the best of all runs ({len(private)}), or anything else that was chosen by this table | {all_runs} |",
         f"| one model by private selection, {selection.mean_trials:g} trials on average, the same noise "
         f"| {rounded_up(selection.epsilon(worst, delta))} |",
         "",

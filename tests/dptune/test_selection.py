@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections import Counter
@@ -213,6 +214,17 @@ def test_a_calibration_that_cannot_be_is_refused(changed: dict[str, Any], named:
     with pytest.raises(InvalidArgument) as caught:
         PrivateSelection(GEOMETRIC, 5, 5.0).noise_multiplier(**(setting | changed))
     assert str(caught.value).startswith(named)
+
+
+def test_little_noise_is_accounted_for_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """Orders whose series diverges are left out, which dp-accounting says of each."""
+    spend = Spend(0.43, 0.2, 2)
+    expected = by_hand(SelfComposedDpEvent(PoissonSampledDpEvent(0.2, GaussianDpEvent(0.43)), 2), POISSON, 2)
+    assert "failed to converge" in caplog.text
+    caplog.clear()
+    assert PrivateSelection(POISSON, 2, 5.0).training_epsilon(spend, DELTA) == expected
+    assert caplog.text == ""
+    assert logging.getLogger("absl").isEnabledFor(logging.WARNING)
 
 
 def test_groups_are_refused() -> None:

@@ -113,8 +113,8 @@ def test_the_report_says_what_choosing_costs(tmp_path: Path) -> None:
     selection = PrivateSelection("poisson", 6, 5.0).epsilon(Spend(0.8, Q, STEPS), 1e-6)
     expected = {
         "one run, its settings fixed beforehand": spent[1],
-        "the best of the 2 runs of one mode": spent[2],
-        "anything chosen from this table, or the table (6 runs)": spent[6],
+        "the best of one mode's runs (2)": spent[2],
+        "the best of all runs (6), or anything else that was chosen by this table": spent[6],
         "one model by private selection, 6 trials on average, the same noise": selection,
     }
     assert figures.keys() == expected.keys()
@@ -127,7 +127,7 @@ def test_steps_that_a_crash_repeated_are_counted(tmp_path: Path) -> None:
     compare(tmp_path, "--modes", "full", trainer=Trainer(accuracy, more_steps=5))
     cost = compose([Spend(0.8, Q, 2 * (STEPS + 5))], delta=1e-6)
     (shown,) = (
-        line for line in (tmp_path / "comparison.md").read_text().splitlines() if "the best of the 2 runs" in line
+        line for line in (tmp_path / "comparison.md").read_text().splitlines() if "best of one mode's runs (2)" in line
     )
     assert cost <= float(shown.split("|")[2]) <= cost + 0.01
 
