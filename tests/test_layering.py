@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A package name covers the modules in it; the same tier may import one another, without cycles.
 TIERS: tuple[tuple[str, ...], ...] = (
     ("dptune._validate", "dptune._files", "dptune.keystream", "dptune.group_accounting"),
-    ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.dropout"),
+    ("dptune.accounting", "dptune.selection", "dptune.sampling", "dptune.noise", "dptune.dropout"),
     (
         "dptune.lora",
         "dptune.adapter_files",
@@ -37,7 +37,14 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("scripts",),  # every program: train_clm.py, inference_*.py, scripts/, benchmarks/
 )
 LIBRARIES_OF_INTEGRATIONS = {"transformers", "accelerate", "peft", "datasets"}
-WITHOUT_TORCH = ("dptune.keystream", "dptune.accounting", "dptune.group_accounting", "dptune.sampling")
+WITHOUT_TORCH = (
+    "dptune.keystream",
+    "dptune.accounting",
+    "dptune.accounting.__main__",
+    "dptune.selection",
+    "dptune.group_accounting",
+    "dptune.sampling",
+)
 
 Sources = dict[str, ast.Module]  # module name -> its syntax tree
 Graph = dict[str, set[str]]  # module name -> the project's modules and the libraries that it imports

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from dptune._validate import refuse
+from dptune.accounting import planned_steps
 from utils.classification import check_classifier_rules
 from utils.classification_data import ClassificationTask, load_file_task, load_task
 from utils.classifier_arguments import Settings
@@ -16,7 +17,7 @@ from utils.classifier_files import load_classifier
 from utils.finetune_modes import prepare_mode
 from utils.launch import compute_dtype, sharding_of_launch
 from utils.modeling import require_context
-from utils.run_plan import RunPlan, plan_steps, steps_of_epochs
+from utils.run_plan import RunPlan, plan_steps
 
 
 def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
@@ -51,7 +52,7 @@ def plan_task(task: ClassificationTask, settings: Settings) -> RunPlan:
     batch, examples = settings.steps.batch_size, len(task.train)
     if batch > examples:
         refuse("--batch_size", batch, f"{task.name} has {examples} training examples; give at most that")
-    steps = steps_of_epochs(settings.steps.epochs, examples, batch)
+    steps = planned_steps(num_examples=examples, expected_batch_size=batch, epochs=settings.steps.epochs)
     return plan_steps(settings.budget.engine, num_examples=examples, batch=batch, steps=steps)
 
 

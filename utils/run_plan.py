@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dptune._validate import refuse, require_delta
-from dptune.accounting import noise_multiplier
+from dptune.accounting import noise_multiplier, planned_steps
 from dptune.clipping import FLAT, Clipping, PerLayer, describe
 from dptune.lora import adapters
 from dptune.mechanism import PrivacyConfig
@@ -76,13 +75,10 @@ def plan_run(
             f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
             f"{unit.sampled} there are (sampling probability over 1); lower it",
         )
-    steps = optimization.max_train_steps or steps_of_epochs(optimization.num_train_epochs, num_examples, batch)
+    steps = optimization.max_train_steps or planned_steps(
+        num_examples=num_examples, expected_batch_size=batch, epochs=optimization.num_train_epochs
+    )
     return plan_steps(privacy, num_examples=num_examples, batch=batch, steps=steps, clipping=clipping)
-
-
-def steps_of_epochs(epochs: float, num_examples: int, batch: int) -> int:
-    """Steps after which every example was drawn `epochs` times in expectation, rounded up."""
-    return max(1, math.ceil(epochs * num_examples / batch - 1e-9))
 
 
 def plan_steps(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dptune._validate import refuse, require_delta
-from dptune.accounting import noise_multiplier
+from dptune.accounting import noise_multiplier, planned_steps
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.mechanism import PrivacyConfig
 from dptune.report import METHOD_OF_EXAMPLES
@@ -86,9 +86,9 @@ def logical_batch(args: Any, num_examples: int) -> int:
 
 def steps_of(args: Any, *, num_examples: int, batch: int) -> int:
     """`max_steps`, or as many as `num_train_epochs` need at this sampling probability, rounded up."""
-    return (
-        args.max_steps if args.max_steps > 0 else max(1, math.ceil(args.num_train_epochs * num_examples / batch - 1e-9))
-    )
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    return planned_steps(num_examples=num_examples, expected_batch_size=batch, epochs=args.num_train_epochs)
 
 
 def make_plan(privacy: PrivacyArguments, *, num_examples: int, batch: int, steps: int) -> TrainingPlan:

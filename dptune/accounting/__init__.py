@@ -4,6 +4,8 @@ The arithmetic is dp-accounting's privacy loss distributions (PLD): Koskela et a
 "Connect the Dots". Its discretisation is pessimistic, so every epsilon here is an upper bound at any interval: a finer
 one only lowers it. Adjacency: add or remove one privacy unit, which is what is sampled or, with a group size, up to so
 many of it (`group_accounting.py`). Sampling: Poisson. No torch in this file.
+
+`python -m dptune.accounting` prints tables of it, for planning before training (`__main__.py`).
 """
 
 from __future__ import annotations
@@ -165,6 +167,16 @@ def noise_multiplier(
     while compose([Spend(sigma, sampling_probability, steps, group_size)], delta=delta) > target_epsilon:
         sigma = _round_up(sigma * (1 + 2e-5))
     return sigma
+
+
+def planned_steps(*, num_examples: int, expected_batch_size: float, epochs: float) -> int:
+    """Steps in which an example is drawn `epochs` times in expectation, rounded up; at least one.
+
+    >>> planned_steps(num_examples=67349, expected_batch_size=1024, epochs=3)
+    198
+    """
+    # An epoch of batches that divide the data set is so many steps: what rounding adds to the quotient is no step.
+    return max(1, math.ceil(epochs * num_examples / expected_batch_size - 1e-9))
 
 
 def max_steps(

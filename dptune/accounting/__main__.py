@@ -1,0 +1,214 @@
+r"""Plan before training: what given noise costs, or the noise for a given epsilon, over batch sizes and epochs.
+
+    python -m dptune.accounting --num_examples 67349 --batch_size 256 512 1024 --epochs 1 3 10 --delta 1e-6 \
+        --target_epsilon 8
+
+The steps of a cell are those that a training run with the same settings takes. No data are read and nothing is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+from dptune._validate import (
+    InvalidArgument,
+    refuse,
+    require_count,
+    require_delta,
+    require_positive,
+)
+from dptune.accounting import ACCOUNTANT, ADJACENCY, epsilon, noise_multiplier, planned_steps
+
+_OUT_OF_REACH = "-"
+_DIGITS = 4  # of an epsilon that is shown
+
+Accountant = Callable[..., float | None]  # takes sampling_probability and steps
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run that might be: `value` is its epsilon or its noise multiplier, None where no useful noise reaches it."""
+
+    batch_size: int
+    epochs: float
+    steps: int
+    sampling_probability: float
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells by batch size (rows) and epochs (columns), with what they show and what all of them share."""
+
+    quantity: str
+    given: str
+    rows: list[list[Cell]]
+
+
+def make_table(args: argparse.Namespace) -> Table:
+    """Account for every pair of a batch size and a number of epochs.
+
+    Raises:
+        InvalidArgument: a setting outside its range, or a batch larger than the data set.
+    """
+    _check(args)
+    setting = {"delta": args.delta, "group_size": args.group_size}
+    if args.target_epsilon is None:
+        quantity, given = "epsilon", f"at noise multiplier {args.noise_multiplier:g}"
+        accountant: Accountant = partial(epsilon, noise_multiplier=args.noise_multiplier, **setting)
+    else:
+        quantity, given = "noise multiplier", f"for epsilon {args.target_epsilon:g}"
+        accountant = partial(_noise_if_any, target_epsilon=args.target_epsilon, **setting)
+    rows = [
+        [_cell(args.num_examples, batch, epochs, accountant) for epochs in args.epochs] for batch in args.batch_size
+    ]
+    unit = "" if args.group_size == 1 else f", {args.group_size} examples a privacy unit"
+    return Table(quantity, f"{given}, delta {args.delta:g}, {args.num_examples:,} examples{unit}", rows)
+
+
+def _check(args: argparse.Namespace) -> None:
+    require_count("--num_examples", args.num_examples)
+    require_delta(args.delta, args.num_examples, name="--delta")
+    require_count("--group_size", args.group_size)
+    for name in ("noise_multiplier", "target_epsilon"):
+        if getattr(args, name) is not None:
+            require_positive(f"--{name}", getattr(args, name))
+    for epochs in args.epochs:
+        require_positive("--epochs", epochs)
+    for batch in args.batch_size:
+        require_count("--batch_size", batch)
+        if batch > args.num_examples:
+            refuse("--batch_size", batch, f"must be at most the {args.num_examples} examples there are")
+
+
+def _cell(num_examples: int, batch_size: int, epochs: float, accountant: Accountant) -> Cell:
+    steps = planned_steps(num_examples=num_examples, expected_batch_size=batch_size, epochs=epochs)
+    probability = batch_size / num_examples
+    return Cell(batch_size, epochs, steps, probability, accountant(sampling_probability=probability, steps=steps))
+
+
+def _noise_if_any(**setting: Any) -> float | None:
+    """`noise_multiplier`, None for a target that is out of reach: one such cell leaves the others standing."""
+    try:
+        return noise_multiplier(**setting)
+    except InvalidArgument as error:
+        if not str(error).startswith("target_epsilon="):
+            raise
+        return None
+
+
+def as_text(table: Table) -> str:
+    """Columns that line up, for a terminal."""
+    lines = _grid(table)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    body = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join([_title(table), "", *body, *_notes(table)])
+
+
+def as_markdown(table: Table) -> str:
+    """A table of Markdown under a line that says what it shows."""
+    head, *body = _grid(table)
+    lines = [head, ["---:"] * len(head), *body]
+    notes = ["", *notes] if (notes := _notes(table)) else []
+    return "\n".join([_title(table), "", *(f"| {' | '.join(line)} |" for line in lines), *notes])
+
+
+def as_csv(table: Table) -> str:
+    """A line a cell, with its steps and sampling probability; the value is empty where it is out of reach."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["batch_size", "epochs", "steps", "sampling_probability", table.quantity.replace(" ", "_")])
+    for cell in (cell for row in table.rows for cell in row):
+        value = "" if cell.value is None else repr(float(cell.value))
+        writer.writerow([f"{cell.batch_size}", f"{cell.epochs:g}", cell.steps, cell.sampling_probability, value])
+    return file.getvalue().rstrip("\n")
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
+
+
+def _title(table: Table) -> str:
+    return f"{table.quantity} {table.given}; {ADJACENCY}, {ACCOUNTANT}"
+
+
+def _grid(table: Table) -> list[list[str]]:
+    epochs = [f"{cell.epochs:g} epoch{'s' * (cell.epochs != 1)}" for cell in table.rows[0]]
+    return [["batch size", *epochs], *([f"{row[0].batch_size}", *map(_shown, row)] for row in table.rows)]
+
+
+def _shown(cell: Cell) -> str:
+    """The value, rounded up: a bound that is shown must still be one."""
+    if cell.value is None:
+        return _OUT_OF_REACH
+    if not 0 < cell.value < math.inf:
+        return f"{cell.value:g}"
+    places = _DIGITS - 1 - math.floor(math.log10(cell.value))
+    up = math.ceil(round(cell.value * 10**places, 6)) / 10**places
+    return f"{up:.{max(0, places)}f}"
+
+
+def _notes(table: Table) -> list[str]:
+    if all(cell.value is not None for row in table.rows for cell in row):
+        return []
+    return [f"{_OUT_OF_REACH}: out of reach of any useful noise; take other batches or epochs, or another epsilon"]
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Prints a mistake alone, without the usage of all flags around it."""
+
+    def error(self, message: str) -> NoReturn:
+        _exit_with(f"{' '.join(message.split())} (--help lists the flags)")
+
+
+def _exit_with(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    flags = _OneLineParser(
+        "python -m dptune.accounting",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument("--num_examples", type=int, required=True, help="size of the training set")
+    flags.add_argument(
+        "--batch_size",
+        type=int,
+        nargs="+",
+        required=True,
+        help="expected logical batch, over all processes: a row each",
+    )
+    flags.add_argument("--epochs", type=float, nargs="+", required=True, help="a column each")
+    flags.add_argument(
+        "--delta", type=float, required=True, help="chance that the bound may fail; below 1/num_examples"
+    )
+    one = flags.add_mutually_exclusive_group(required=True)
+    one.add_argument("--noise_multiplier", type=float, help="noise over the clip norm: the table shows epsilon")
+    one.add_argument("--target_epsilon", type=float, help="the table shows the noise multiplier that reaches it")
+    flags.add_argument("--group_size", type=int, default=1, help="most examples of one privacy unit (default 1)")
+    flags.add_argument("--format", choices=FORMATS, default="text", help="csv has a line a cell, with its steps")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table that the flags ask for; a mistake is one line and exit status 2."""
+    args = parser().parse_args(argv)
+    try:
+        print(FORMATS[args.format](make_table(args)))
+    except InvalidArgument as error:
+        _exit_with(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+r"""Compare ways of fine-tuning a classifier at one epsilon, each with a few learning rates.
+
+    python -m scripts.compare_modes --model_checkpoint PATH --datasets sst2 --data_dir glue --target_epsilon 8 \
+        --modes full lora last-layer --learning_rates 1e-4 1e-3 --epochs 3 --output_dir OUT -- --micro_batch_size 64
+
+trains every mode at every rate by `train_classifier.py`, with privacy and without, and leaves `OUT/comparison.md`,
+`comparison.png` and `trials.jsonl`. The same line goes on after an interruption. Flags behind `--` are the trainer's.
+
+Choosing by what private runs score costs privacy; the table says how much. With `--private_selection` a random number
+of random trials is run instead, and only the best of them is released: its model, mode, rate and noisy score, under
+`OUT/selected/DATASET` (docs/choosing.md).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dptune._files import atomic_write
+from dptune._validate import refuse, require_delta
+from dptune.accounting import Spend, planned_steps
+from dptune.checkpoint import LEDGER_NAME
+from dptune.selection import PrivateSelection
+from utils.arguments import exit_on_invalid_argument, parse
+from utils.classification_data import load_task
+from utils.classifier_files import load_classifier_tokenizer
+from utils.comparison_arguments import ChoiceArguments, TrainingArguments, require_free, split_words, trainer_flags
+from utils.mode_comparison import Outcome, describe
+from utils.mode_plot import plot_modes
+from utils.private_selection import SelectionPlan, select
+from utils.trials import Candidate, Runner, run_in_process, run_trial
+
+COMPARISON_NAME, PLOT_NAME = "comparison.md", "comparison.png"
+TRIALS_NAME, SETTINGS_NAME = "trials.jsonl", "settings.json"
+
+Sizes = Callable[[TrainingArguments, str], tuple[int, int]]  # data set -> (training, validation) records
+
+
+def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, sizes: Sizes | None = None) -> None:
+    """Compare, or select privately.
+
+    Args:
+        argv: the command line; `sys.argv[1:]` if None.
+        runner: starts a training; another one in tests.
+        sizes: how many records a data set has; another one in tests.
+    """
+    own, extra = split_words(sys.argv[1:] if argv is None else argv)
+    training, choice = parse(TrainingArguments, ChoiceArguments, args=own, description=__doc__)
+    require_free(extra)
+    folder = Path(training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _require_same_settings(folder, training, extra)
+    if choice.private_selection is None:
+        compare(folder, training, choice, extra, runner)
+    else:
+        for dataset in training.datasets:
+            select_privately(folder, dataset, training, choice, extra, runner, sizes or count_records)
+
+
+def compare(
+    folder: Path, training: TrainingArguments, choice: ChoiceArguments, extra: Sequence[str], runner: Runner
+) -> None:
+    """Train all there is to compare and write the table and the plot, after each data set anew."""
+    by_dataset: dict[str, list[Outcome]] = {}
+    for dataset in training.datasets:
+        outcomes = by_dataset.setdefault(dataset, [])
+        planned = list(trials(choice))
+        for number, (candidate, private, seed) in enumerate(planned, start=1):
+            name = f"{candidate.mode}_lr{candidate.learning_rate!r}_{'private' if private else 'plain'}_seed{seed}"
+            trial = folder / "trials" / dataset / name
+            spent = ["--target_epsilon", repr(training.target_epsilon)]
+            flags = trainer_flags(training, candidate, seed, private=private, privacy=spent)
+            flags += ["--resume_from_checkpoint", "latest", *extra]
+            results = run_trial(dataset, trial, flags, runner)
+            outcomes.append(Outcome.of(results, trial / dataset / LEDGER_NAME))
+            print(f"{dataset} {number}/{len(planned)}: {name}: {outcomes[-1].accuracy:.3f}", flush=True)
+        write_comparison(folder, by_dataset)
+    print(f"{folder / COMPARISON_NAME} and {PLOT_NAME}; trials.jsonl and trials/ hold exact scores: NOT PRIVATE")
+
+
+def trials(choice: ChoiceArguments) -> Iterator[tuple[Candidate, bool, int]]:
+    """(what, whether privately, seed) of every training of a comparison on one data set."""
+    plain_rates = choice.baseline_learning_rates or choice.learning_rates
+    for mode in choice.modes:
+        for private, rates in ((True, choice.learning_rates), (False, plain_rates if choice.baseline else [])):
+            yield from ((Candidate(mode, rate), private, seed) for rate in rates for seed in choice.seeds)
+
+
+def write_comparison(folder: Path, by_dataset: Mapping[str, Sequence[Outcome]]) -> None:
+    """The table, the plot and a line a trial."""
+    warning = "NOT PRIVATE where the validation data are private: exact scores."
+    head = ["# Ways of fine-tuning, compared", "", warning, ""]
+    with atomic_write(folder / COMPARISON_NAME) as file:
+        file.write("\n".join([*head, *map(describe, by_dataset.values())]))
+    with atomic_write(folder / TRIALS_NAME) as file:
+        file.writelines(f"{one.as_line()}\n" for outcomes in by_dataset.values() for one in outcomes)
+    plot_modes(folder / PLOT_NAME, by_dataset)
+
+
+def select_privately(
+    folder: Path,
+    dataset: str,
+    training: TrainingArguments,
+    choice: ChoiceArguments,
+    extra: Sequence[str],
+    runner: Runner,
+    sizes: Sizes,
+) -> None:
+    """Run a private selection on one data set, unless that is done, and say what was released."""
+    plan = plan_selection(dataset, training, choice, *sizes(training, dataset))
+    _announce(plan)
+    seed, noise = choice.seeds[0], ["--noise_multiplier", repr(plan.spend.noise_multiplier)]
+
+    def train(candidate: Candidate, trial: Path) -> Mapping[str, Any]:
+        flags = trainer_flags(training, candidate, seed, private=True, privacy=noise)
+        return run_trial(dataset, trial, [*flags, *extra], runner)
+
+    release = folder / "selected" / dataset
+    content = select(plan, folder / f".secret-{dataset}", release, train)
+    if content["winner"] is None:
+        print(f"{dataset}: no trial was drawn, so nothing is released, and the budget is spent all the same: another "
+              "selection on these records adds its epsilon to this one's; --private_selection geometric draws at least "
+              "one trial")  # fmt: skip
+    else:
+        print(f"{dataset}: {content['winner']['mode']} at {content['winner']['learning_rate']:g}, noisy accuracy "
+              f"{content['noisy_accuracy']:.3f}, epsilon {content['epsilon']:.4f} in all: {release}")  # fmt: skip
+
+
+def plan_selection(
+    dataset: str, training: TrainingArguments, choice: ChoiceArguments, num_train: int, num_validation: int
+) -> SelectionPlan:
+    """Find the noise with which the whole selection costs the target epsilon.
+
+    Raises:
+        InvalidArgument: the target is out of reach, delta is too large, or a batch larger than the data set.
+    """
+    require_delta(training.delta, num_train, name="--delta")
+    if training.batch_size > num_train:
+        refuse("--batch_size", training.batch_size, f"must be at most the {num_train} training examples there are")
+    assert choice.private_selection is not None
+    selection = PrivateSelection(choice.private_selection, choice.mean_trials, choice.validation_noise)
+    probability = training.batch_size / num_train
+    steps = planned_steps(num_examples=num_train, expected_batch_size=training.batch_size, epochs=training.epochs)
+    sigma = selection.noise_multiplier(
+        target_epsilon=training.target_epsilon, delta=training.delta, sampling_probability=probability, steps=steps
+    )
+    candidates = tuple(Candidate(mode, rate) for mode in choice.modes for rate in choice.learning_rates)
+    spend = Spend(sigma, probability, steps)
+    return SelectionPlan(dataset, selection, candidates, spend, training.delta, num_train, num_validation)
+
+
+def _announce(plan: SelectionPlan) -> None:
+    cost, selection = plan.selection.cost(plan.spend, plan.delta), plan.selection
+    print(f"{plan.dataset}: a {selection.distribution} number of trials, {selection.mean_trials:g} on average, among "
+          f"{len(plan.candidates)} candidates, noise multiplier {plan.spend.noise_multiplier:g}")  # fmt: skip
+    print(f"epsilon at delta {plan.delta:g}: {cost.selection:.4f} for the selection, {cost.one_run:.4f} for one such "
+          f"run, {cost.best_of:.4f} for the best of {cost.runs} by composition")  # fmt: skip
+    if nothing := selection.chance_of_nothing:
+        print(f"with a chance of {nothing:.2g} no trial is drawn, and nothing is released")
+    print("how many trials there are, and how long they take, is secret: publish neither", flush=True)
+
+
+def count_records(training: TrainingArguments, dataset: str) -> tuple[int, int]:
+    """(records trained on, records of the first validation split); both numbers are treated as public."""
+    task = load_task(
+        dataset,
+        tokenizer=load_classifier_tokenizer(training.model_checkpoint),
+        max_length=training.max_length,
+        data_dir=training.data_dir,
+        max_train_examples=training.max_train_examples,
+    )
+    return len(task.train), len(next(iter(task.validation.values())))
+
+
+def _require_same_settings(folder: Path, training: TrainingArguments, extra: Sequence[str]) -> None:
+    """Trials in one folder share all settings but the data set; finished ones are not run again under others."""
+    settings = asdict(training) | {"trainer": list(extra)}
+    del settings["output_dir"], settings["datasets"]
+    path = folder / SETTINGS_NAME
+    if path.exists():
+        for name, before in json.loads(path.read_text()).items():
+            if settings.get(name) != before:
+                remedy = f"the trials in {folder} have {before!r}; give that, or another --output_dir"
+                refuse(f"--{name}", settings.get(name), remedy)
+        return
+    with atomic_write(path) as file:
+        file.write(json.dumps(settings, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    with exit_on_invalid_argument():
+        main()

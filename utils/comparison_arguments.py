@@ -1,0 +1,122 @@
+"""The command line of a comparison of ways of fine-tuning, and the trainer's command line that each trial gets.
+
+Words behind `--` are the trainer's own flags. They may not name what is compared, nor what epsilon is computed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune.selection import DISTRIBUTIONS
+from utils.finetune_modes import MODES
+from utils.mode_comparison import SCORE_NOISE
+from utils.trials import Candidate
+
+# Of the trainer's flags, besides those that all trials share.
+_SET_BY_THE_COMPARISON = (
+    "enable_dp",
+    "finetune_mode",
+    "insecure_test_seed",
+    "learning_rate",
+    "noise_multiplier",
+    "resume_from_checkpoint",
+    "seed",
+    "train_file",
+    "validation_file",
+)
+
+
+@dataclass
+class TrainingArguments:
+    """What all trials share."""
+
+    _argument_group_name = "training"
+
+    output_dir: str = field(metadata={"help": "folder for the trials, the table and the plot"})
+    model_checkpoint: str = field(default="prajjwal1/bert-tiny", metadata={"help": "folder or hub name of the model"})
+    datasets: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "GLUE tasks, compared one by one"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder with GLUE's own TSV files; default: the hub"})
+    max_train_examples: int | None = field(default=None, metadata={"help": "train on so many rows, chosen by the seed"})
+    max_length: int = field(default=128, metadata={"help": "longest text in tokens"})
+    epochs: float = field(default=3, metadata={"help": "expected passes over the training set"})
+    batch_size: int = field(default=256, metadata={"help": "expected logical batch"})
+    target_epsilon: float = field(default=8.0, metadata={"help": "of each private run; of a whole private selection"})
+    delta: float = field(default=1e-6, metadata={"help": "chance that the bound may fail"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "clip norm of private runs"})
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "target_epsilon", "max_grad_norm"):
+            require_positive(f"--{name}", getattr(self, name))
+        require_count("--batch_size", self.batch_size)
+        require_delta(self.delta, name="--delta")
+
+
+@dataclass
+class ChoiceArguments:
+    """What is compared, and how the best is chosen."""
+
+    _argument_group_name = "comparison"
+
+    modes: list[str] = field(default_factory=lambda: list(MODES), metadata={"help": "ways of fine-tuning"})
+    learning_rates: list[float] = field(default_factory=lambda: [1e-4, 1e-3], metadata={"help": "tried in each mode"})
+    baseline_learning_rates: list[float] | None = field(
+        default=None, metadata={"help": "tried without privacy; default: the same"}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "each trial once for each of them"})
+    baseline: bool = field(default=True, metadata={"help": "train each mode without privacy too"})
+    private_selection: str | None = field(
+        default=None,
+        metadata={"help": "release the best of a random number of trials alone", "choices": DISTRIBUTIONS},
+    )
+    mean_trials: float = field(default=10.0, metadata={"help": "how many trials a private selection has on average"})
+    validation_noise: float = field(
+        default=SCORE_NOISE,
+        metadata={"help": "standard deviation of a private selection's scores, in validation records"},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("modes", "learning_rates", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                refuse(f"--{name}", " ".join(map(str, values)), "give at least one, and none twice")
+        for mode in self.modes:
+            if mode not in MODES:
+                refuse("--modes", mode, f"give some of {', '.join(MODES)}")
+        for rate in [*self.learning_rates, *(self.baseline_learning_rates or [])]:
+            require_positive("--learning_rates", rate)
+        if self.private_selection is not None and len(self.seeds) > 1:
+            refuse("--seeds", " ".join(map(str, self.seeds)), "a private selection takes one seed")
+
+
+def trainer_flags(
+    training: TrainingArguments, candidate: Candidate, seed: int, *, private: bool, privacy: Sequence[str]
+) -> list[str]:
+    """The trainer's flags for one trial but for its data set and folder; `privacy` says how much noise."""
+    flags = [*candidate.flags, "--model_checkpoint", training.model_checkpoint, "--seed", str(seed)]
+    flags += ["--max_length", str(training.max_length), "--epochs", f"{training.epochs:g}"]
+    flags += ["--batch_size", str(training.batch_size)]
+    for name in ("data_dir", "max_train_examples"):
+        if (value := getattr(training, name)) is not None:
+            flags += [f"--{name}", str(value)]
+    if private:
+        flags += ["--enable_dp", "--delta", repr(training.delta), "--max_grad_norm", repr(training.max_grad_norm)]
+        flags += privacy
+    return flags
+
+
+def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(this program's words, the trainer's), which `--` divides."""
+    words = list(argv)
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+def require_free(extra: Sequence[str]) -> None:
+    """Refuse flags behind `--` that would change what is compared, or what epsilon is computed from."""
+    taken = {*TrainingArguments.__dataclass_fields__, *_SET_BY_THE_COMPARISON}
+    for word in extra:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in taken:
+            refuse(f"--{name}", "behind --", "the comparison sets it; give it before --, or leave it out")
