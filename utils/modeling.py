@@ -97,11 +97,24 @@ def require_context(
     model: PreTrainedModel, block_size: int, *, flag: str = "--block_size", virtual_tokens: int = 0
 ) -> None:
     """`block_size` tokens, and virtual ones before them, must fit the context that the model was made for."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = _context(model)
     if context is not None and block_size + virtual_tokens > context:
         shared = f" for text and {virtual_tokens} virtual tokens" if virtual_tokens else ""
         most = context - virtual_tokens
         refuse(flag, block_size, f"the model's context is {context} tokens{shared}; give at most {most}")
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    """Most tokens of a text. RoBERTa counts its positions from behind its padding token's number."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    reserved = [
+        layer.padding_idx + 1
+        for name, layer in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None
+    ]
+    return positions - max(reserved, default=0)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, RobertaConfig, RobertaForSequenceClassification
 
 from dptune import add_lora, save_adapter
 from dptune._validate import InvalidArgument
@@ -21,6 +21,7 @@ from utils.modeling import (
     load_adapter,
     load_model,
     load_tokenizer,
+    require_context,
 )
 
 TOKEN = "hf_abcdefghijklmnop"
@@ -179,3 +180,14 @@ def test_an_adapter_that_is_not_there_is_refused(name: str, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidArgument, match="--lora_weights_path"):
         adapter_files(str(tmp_path / name))
+
+
+def test_robertas_context_leaves_out_the_positions_up_to_its_padding() -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = RobertaForSequenceClassification(RobertaConfig(**sizes, vocab_size=20, max_position_embeddings=12))
+    require_context(model, 10)  # positions 2 to 11
+    model(input_ids=torch.full((1, 10), 5))
+    with pytest.raises(IndexError):
+        model(input_ids=torch.full((1, 11), 5))
+    with pytest.raises(InvalidArgument, match="context is 10 tokens"):
+        require_context(model, 11)
