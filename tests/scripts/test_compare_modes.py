@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose, epsilon
 from dptune.selection import DrawnTrial, PrivateSelection
 from scripts import compare_modes
+from tests.classifier_folders import save_bert, write_sst2
 from tests.trainer_stand_in import TRAIN, VALIDATION, Trainer
 from utils.arguments import exit_on_invalid_argument
 
@@ -301,3 +303,25 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_with_the_real_trainer(tmp_path: Path) -> None:
+    """A private training and one without privacy, then a selection of exactly one trial: nothing is stood in for."""
+    model, data = save_bert(tmp_path / "model"), write_sst2(tmp_path / "glue")
+    flags = ["--model_checkpoint", str(model), "--data_dir", str(data), "--max_length", "16", "--modes", "lora"]
+    flags += ["--learning_rates", "1e-2", "--batch_size", "40", "--epochs", "1", "--delta", "1e-3"]
+    out = tmp_path / "out"
+    compare_modes.main([*flags, "--output_dir", str(out), "--", "--checkpointing_steps", "0"])
+    lines = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    assert [(line["mode"], line["private"]) for line in lines] == [("lora", True), ("lora", False)]
+    assert all(0 <= line["scores"]["validation"]["accuracy"] <= 1 for line in lines)
+    assert lines[0]["epsilon"] <= 8
+    chosen = tmp_path / "chosen"
+    select = ["--private_selection", "geometric", "--mean_trials", "1", "--output_dir", str(chosen)]
+    compare_modes.main([*flags, *select, "--", "--checkpointing_steps", "0"])
+    released = json.loads((chosen / "selected" / "sst2" / "selection.json").read_text())
+    assert released["winner"]["mode"] == "lora"
+    assert released["epsilon"] <= 8
+    assert released["noise_multiplier"] > lines[0]["noise_multiplier"]  # the selection is paid for
+    assert not (chosen / ".secret-sst2").exists()
+    AutoModelForSequenceClassification.from_pretrained(chosen / "selected" / "sst2" / "model")
