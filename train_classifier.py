@@ -10,25 +10,17 @@ its own. `--dry_run` prints what a run would cost and stops.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
-from transformers import get_scheduler
+from torch import Tensor
 
-from dptune import GaussianNoise, Ledger, trainable_parameters
-from dptune.checkpoint import TrainingState
-from dptune.dropout import draw_new_masks
 from dptune.identity import refuse_other_run
 from dptune.integrations.peft import class_logits
-from dptune.ranks import require_equal
 from utils.arguments import exit_on_invalid_argument, parse, public_config
 from utils.classification import ClassificationLoss, predict
 from utils.classification_data import ClassificationTask, describe_task
@@ -38,19 +30,13 @@ from utils.classifier_files import load_classifier_tokenizer
 from utils.classifier_outputs import SCORES_NAME, finish_classifier
 from utils.classifier_setup import describe_setup, dtype_of_launch, load_tasks, load_trained, plan_task
 from utils.folder_lock import FolderLock
-from utils.interruption import StopRequest
 from utils.launch import make_accelerator
 from utils.micro_batches import MicroBatches, remembered_budget
-from utils.optimizers import make_optimizer
-from utils.randomness import make_sampler
-from utils.resume import Checkpoints, find_saved_run, last_step, model_identity, restore, run_identity
-from utils.run_log import RunLog, StepMetrics
+from utils.resume import Checkpoints, find_saved_run, model_identity, run_identity
 from utils.run_outputs import refuse_existing_run, start_run
 from utils.run_plan import RunPlan, describe_plan
-from utils.steps import make_step, measured, running_epsilon
 from utils.trainable import in_autocast
-
-_RANKS_CHECKED_EVERY = 10  # steps
+from utils.training_loop import TrainingLoop, describe_stop
 
 
 @exit_on_invalid_argument()
@@ -111,132 +97,58 @@ def train_task(
     micro_batches = MicroBatches(task.train, token_budget, tokenizer.pad_token_id, accelerator, **how)
     kept: dict[str, Any] = {"every": output.checkpointing_steps, "keep": output.save_total_limit, "trained": names}
     checkpoints = Checkpoints(folder, ledger, identity, config, accelerator=accelerator, **kept)
-    run = Run(accelerator, task, model, dtype, plan, settings, ledger, micro_batches, checkpoints)
-    start = saved.step if saved else 0
-    last = broadcast_object_list([last_step(plan, ledger, settings.budget.engine.target_epsilon, start)])[0]
-    with RunLog(folder, plan.steps, start_step=start, is_main=accelerator.is_main_process) as log:
-        end = run.steps(log, saved, last=last)
-    return conclude(end, folder, tokenizer, run, log)
-
-
-def conclude(end: End, folder: Path, tokenizer: Any, run: Run, log: RunLog) -> bool:
-    """Write what a run leaves, if it ended by itself; whether it did."""
+    classify = in_autocast(partial(class_logits, model), dtype, accelerator.device)
+    loop = TrainingLoop(
+        accelerator,
+        model,
+        in_autocast(ClassificationLoss(model), dtype, accelerator.device),
+        plan,
+        ledger,
+        micro_batches,
+        checkpoints,
+        evaluate=partial(evaluate, model, classify, task, micro_batches),
+        updates=settings.updates,
+        eval_freq=settings.results.eval_freq or max(1, round(1 / plan.sampling_probability)),
+        target_epsilon=settings.budget.engine.target_epsilon,
+        test_seed=settings.budget.insecure_test_seed,
+        plain_max_grad_norm=settings.budget.plain_max_grad_norm,
+    )
+    end, rows = loop.run(saved)
     if end.stopped_by is not None:
-        run.accelerator.print(
-            f"{end.stopped_by}: stopped after step {end.completed} of {run.plan.steps}, saved in {folder}; "
-            "go on with --resume_from_checkpoint latest"
+        accelerator.print(describe_stop(end, plan.steps, folder))
+    elif accelerator.is_main_process:
+        facts: dict[str, Any] = {"completed": end.completed, "noise": end.noise, "diagnostics": rows}
+        finish_classifier(folder, model, tokenizer, task, plan, settings, ledger, **facts)
+    accelerator.wait_for_everyone()
+    return end.stopped_by is None
+
+
+def evaluate(
+    model: Any,
+    classify: Callable[[Mapping[str, Tensor]], Tensor],
+    task: ClassificationTask,
+    micro_batches: MicroBatches,
+) -> dict[str, Any]:
+    """Loss and scores on the validation splits, if there are any, of a model that goes on training."""
+    found, total, rows = {}, 0.0, 0
+    accelerator = micro_batches.accelerator
+    model.eval()
+    for split, data in task.validation.items():
+        classes, loss = predict(
+            classify,
+            data,
+            token_budget=micro_batches.token_budget,
+            pad_token_id=micro_batches.pad_token_id,
+            device=accelerator.device,
+            gather=accelerator.gather,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            virtual_tokens=micro_batches.virtual_tokens,
         )
-        return False
-    if run.accelerator.is_main_process:
-        facts: dict[str, Any] = {"completed": end.completed, "noise": end.noise, "diagnostics": log.rows}
-        finish_classifier(folder, run.model, tokenizer, run.task, run.plan, run.settings, run.ledger, **facts)
-    run.accelerator.wait_for_everyone()
-    return True
-
-
-@dataclass(frozen=True)
-class End:
-    """How training ended: after which step, by which signal (None: by itself), and where its noise came from."""
-
-    completed: int
-    stopped_by: str | None
-    noise: GaussianNoise | None
-
-
-@dataclass
-class Run:
-    """Training on one task, on this process."""
-
-    accelerator: Accelerator
-    task: ClassificationTask
-    model: Any
-    dtype: torch.dtype  # of the forward pass; weights are in float32
-    plan: RunPlan
-    settings: Settings
-    ledger: Ledger | None  # on the main process of a private run
-    micro_batches: MicroBatches
-    checkpoints: Checkpoints
-
-    def __post_init__(self) -> None:
-        self.losses = in_autocast(ClassificationLoss(self.model), self.dtype, self.accelerator.device)
-        self.classify = in_autocast(partial(class_logits, self.model), self.dtype, self.accelerator.device)
-
-    def steps(self, log: RunLog, saved: TrainingState | None, *, last: int) -> End:
-        """Train from what was saved until after step `last`, or until asked to stop."""
-        parameters, settings = trainable_parameters(self.model), self.settings
-        seed = settings.budget.insecure_test_seed
-        start = saved.step if saved else 0
-        own_step = make_step(self.model, self.plan, self.ledger, self.accelerator, test_seed=seed, completed=start)
-        optimizer = make_optimizer(
-            settings.steps.optimizer,
-            parameters,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.steps.weight_decay,
-            momentum=0.0,
-            noise_std=own_step.gradient_noise_std,
-        )
-        schedule = get_scheduler(settings.steps.lr_scheduler_type, optimizer, 0, num_training_steps=self.plan.steps)
-        completed = restore(saved, self.model, optimizer, schedule, own_step)
-        sampler = make_sampler(self.plan, self.accelerator, test_seed=seed, completed=completed)
-        eval_freq = settings.results.eval_freq or max(1, round(1 / self.plan.sampling_probability))
-        with own_step as step, StopRequest(announce=self.accelerator.is_main_process) as stop:
-            save = partial(self.checkpoints.save, model=self.model, optimizer=optimizer, schedule=schedule, step=step)
-            if completed == 0:
-                log.record(StepMetrics(step=0, **self._evaluate()))
-                if self.checkpoints.every:
-                    save(0)
-            self.model.train()  # dropout, from masks that are drawn afresh
-            for number in range(completed + 1, last + 1):
-                began = time.perf_counter()
-                if number % _RANKS_CHECKED_EVERY == 1:
-                    require_equal(parameters, self.accelerator.gather)
-                draw = sampler.draw()
-                draw_new_masks(self.accelerator.process_index, number, test_seed=seed)
-                seen = self.micro_batches.run(draw, step, self.losses, stop)
-                if seen is None:
-                    save(completed)
-                    break
-                step.finish()
-                if settings.budget.plain_max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(parameters, settings.budget.plain_max_grad_norm)
-                learning_rate = optimizer.param_groups[0]["lr"]
-                optimizer.step()
-                schedule.step()
-                completed = number
-                seconds = time.perf_counter() - began
-                evaluate = completed % eval_freq == 0 or completed == last
-                found = self._evaluate() if evaluate else {}
-                found |= measured(self.micro_batches, self.plan, draw, seen)
-                epsilon = running_epsilon(self.plan, self.ledger)
-                log.record(
-                    StepMetrics(step=completed, seconds=seconds, learning_rate=learning_rate, epsilon=epsilon, **found)
-                )
-                if self.checkpoints.due(completed, last):
-                    save(completed)
-            stopped_by = (stop.name or "a signal") if completed < last else None
-            return End(completed, stopped_by, step.noise)
-
-    def _evaluate(self) -> dict[str, Any]:
-        """Loss and scores on the validation splits; nothing where there are none."""
-        found, total, rows = {}, 0.0, 0
-        was_training = self.model.training
-        self.model.eval()
-        for split, data in self.task.validation.items():
-            classes, loss = predict(
-                self.classify,
-                data,
-                token_budget=self.micro_batches.token_budget,
-                pad_token_id=self.micro_batches.pad_token_id,
-                device=self.accelerator.device,
-                gather=self.accelerator.gather,
-                rank=self.accelerator.process_index,
-                world_size=self.accelerator.num_processes,
-                virtual_tokens=self.micro_batches.virtual_tokens,
-            )
-            found[split] = scores(data.labels, classes, self.task.metrics)
-            total, rows = total + loss * len(data), rows + len(data)
-        self.model.train(was_training)
-        return {"eval_loss": total / rows, "scores": found} if rows else {}
+        found[split] = scores(data.labels, classes, task.metrics)
+        total, rows = total + loss * len(data), rows + len(data)
+    model.train()
+    return {"eval_loss": total / rows, "scores": found} if rows else {}
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ r"""Fine-tune a causal language model under differential privacy: LoRA adapters,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,39 +18,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from transformers import get_scheduler
 
-from dptune import CausalLMLoss, GaussianNoise, Ledger, trainable_parameters
-from dptune.checkpoint import TrainingState
+from dptune import CausalLMLoss
 from dptune.clipping import layers_of
-from dptune.dropout import draw_new_masks
 from dptune.identity import refuse_other_run
-from dptune.ranks import require_equal
 from utils.arguments import ModelArguments, exit_on_invalid_argument, parse, public_config
 from utils.data import load_training_data
 from utils.evaluation import held_out_loss
 from utils.folder_lock import FolderLock
-from utils.interruption import StopRequest
 from utils.launch import compute_dtype, loss_scale, make_accelerator, memory_settings, sharding_of_launch
 from utils.memory import device_memory
 from utils.micro_batches import MicroBatches, remembered_budget
 from utils.modeling import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
-from utils.optimizers import make_optimizer
-from utils.randomness import make_sampler
-from utils.resume import (
-    Checkpoints,
-    find_saved_run,
-    last_step,
-    model_identity,
-    processes_of_plan,
-    restore,
-    run_identity,
-)
-from utils.run_log import RunLog, StepMetrics
+from utils.resume import Checkpoints, find_saved_run, model_identity, processes_of_plan, run_identity
 from utils.run_outputs import finish_run, start_run
-from utils.run_plan import RunPlan, describe_data, describe_model, describe_plan, num_sampled, plan_run
+from utils.run_plan import describe_data, describe_model, describe_plan, num_sampled, plan_run
 from utils.sharded_model import describe_shards
-from utils.steps import make_step, measured, running_epsilon
 from utils.tokenization import TokenizedDataset
 from utils.trackers import start_trackers
 from utils.trainable import Losses, check_rules, in_autocast, prepare_trainable
@@ -64,6 +45,7 @@ from utils.training_arguments import (
     OutputArguments,
     PrivacyArguments,
 )
+from utils.training_loop import TrainingLoop, describe_stop
 
 GROUPS = (
     ModelArguments,
@@ -74,7 +56,6 @@ GROUPS = (
     OptimizationArguments,
     OutputArguments,
 )
-_RANKS_CHECKED_EVERY = 10  # steps
 
 
 @exit_on_invalid_argument()
@@ -149,134 +130,51 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
     losses = in_autocast(CausalLMLoss(model), dtype if lora_args.trainable else torch.float32, accelerator.device)
     pad, in_step = tokenizer.pad_token_id, sharding is not None
     micro_batches = MicroBatches(train, token_budget, pad, accelerator, in_step=in_step, folder=folder)
-    scale = loss_scale(dtype)
-    run = Run(accelerator, model, losses, plan, privacy_args, ledger, micro_batches, held_out, checkpoints, scale)
-    start = saved.step if saved else 0
-    last = broadcast_object_list([last_step(plan, ledger, privacy_args.target_epsilon, start)])[0]
-    with RunLog(
-        folder, plan.steps, start_step=start, is_main=accelerator.is_main_process, track=accelerator.log
-    ) as log:
-        end = run.steps(log, optimization, saved, last=last, eval_freq=output.eval_freq)
+    loop = TrainingLoop(
+        accelerator,
+        model,
+        losses,
+        plan,
+        ledger,
+        micro_batches,
+        checkpoints,
+        evaluate=partial(evaluate, model, losses, held_out, micro_batches),
+        updates=optimization.updates,
+        eval_freq=output.eval_freq,
+        target_epsilon=privacy_args.target_epsilon,
+        test_seed=privacy_args.insecure_test_seed,
+        gradient_sync=optimization.gradient_sync,
+        loss_scale=loss_scale(dtype),
+    )
+    end, rows = loop.run(saved, track=accelerator.log)
     accelerator.end_training()
     if end.stopped_by is not None:
-        accelerator.print(
-            f"{end.stopped_by}: stopped after step {end.completed} of {plan.steps}, saved in {folder}; "
-            "go on with --resume_from_checkpoint latest"
-        )
+        accelerator.print(describe_stop(end, plan.steps, folder))
     elif accelerator.is_main_process:
-        facts: dict[str, Any] = {"base_model": name, "tokenizer": tokenizer, "diagnostics": log.rows}
+        facts: dict[str, Any] = {"base_model": name, "tokenizer": tokenizer, "diagnostics": rows}
         finish_run(folder, model, plan, ledger, completed=end.completed, noise=end.noise, **facts)
 
 
-@dataclass(frozen=True)
-class End:
-    """How training ended: after which step, by which signal (None: by itself), and where its noise came from."""
-
-    completed: int
-    stopped_by: str | None
-    noise: GaussianNoise | None
-
-
-@dataclass
-class Run:
-    """One training run on this process."""
-
-    accelerator: Accelerator
-    model: Any
-    losses: Losses
-    plan: RunPlan
-    privacy: PrivacyArguments
-    ledger: Ledger | None  # on the main process of a private run
-    micro_batches: MicroBatches
-    held_out: TokenizedDataset | None
-    checkpoints: Checkpoints
-    loss_scale: float
-
-    def steps(
-        self, log: RunLog, settings: OptimizationArguments, saved: TrainingState | None, *, last: int, eval_freq: int
-    ) -> End:
-        """Train from what was saved until after step `last`, or until asked to stop."""
-        parameters = trainable_parameters(self.model)
-        seed = self.privacy.insecure_test_seed
-        own_step = make_step(
-            self.model,
-            self.plan,
-            self.ledger,
-            self.accelerator,
-            gradient_sync=settings.gradient_sync,
-            loss_scale=self.loss_scale,
-            test_seed=seed,
-            completed=saved.step if saved else 0,
-        )
-        optimizer = make_optimizer(
-            settings.optimizer,
-            parameters,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-            noise_std=own_step.gradient_noise_std,
-        )
-        schedule = get_scheduler(
-            settings.lr_scheduler_type, optimizer, settings.num_warmup_steps, num_training_steps=self.plan.steps
-        )
-        completed = restore(saved, self.model, optimizer, schedule, own_step)
-        self.model.train()  # transformers recomputes activations in training mode only
-        authors = self.micro_batches.data.authors
-        sampler = make_sampler(self.plan, self.accelerator, authors, test_seed=seed, completed=completed)
-        with own_step as step, StopRequest(announce=self.accelerator.is_main_process) as stop:
-            save = partial(self.checkpoints.save, model=self.model, optimizer=optimizer, schedule=schedule, step=step)
-            if completed == 0:
-                log.record(StepMetrics(step=0, eval_loss=self._evaluate()))
-                if self.checkpoints.every:
-                    save(0)
-            for number in range(completed + 1, last + 1):
-                began = time.perf_counter()
-                if number % _RANKS_CHECKED_EVERY == 1:
-                    require_equal(parameters, self.accelerator.gather)
-                draw = sampler.draw()
-                draw_new_masks(self.accelerator.process_index, number, test_seed=seed)
-                seen = self.micro_batches.run(draw, step, self.losses, stop)
-                if seen is None:
-                    save(completed)
-                    break
-                step.finish()
-                learning_rate = optimizer.param_groups[0]["lr"]
-                optimizer.step()
-                schedule.step()
-                completed = number
-                evaluate = completed % eval_freq == 0 or completed == last
-                seconds = time.perf_counter() - began
-                log.record(
-                    StepMetrics(
-                        step=completed,
-                        seconds=seconds,
-                        learning_rate=learning_rate,
-                        epsilon=running_epsilon(self.plan, self.ledger),
-                        eval_loss=self._evaluate() if evaluate else None,
-                        **measured(self.micro_batches, self.plan, draw, seen),
-                    )
-                )
-                if self.checkpoints.due(completed, last):
-                    save(completed)
-            stopped_by = (stop.name or "a signal") if completed < last else None
-            return End(completed, stopped_by, step.noise)
-
-    def _evaluate(self) -> float | None:
-        if self.held_out is None:
-            return None
-        self.model.eval()
-        loss = held_out_loss(
-            self.losses,
-            self.held_out,
-            token_budget=self.micro_batches.token_budget,
-            pad_token_id=self.micro_batches.pad_token_id,
-            device=self.accelerator.device,
-            gather=self.accelerator.gather,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
-        self.model.train()
-        return loss
+def evaluate(
+    model: Any, losses: Losses, held_out: TokenizedDataset | None, micro_batches: MicroBatches
+) -> dict[str, Any]:
+    """The held-out loss, if there are held-out data, of a model that goes on training."""
+    if held_out is None:
+        return {}
+    accelerator = micro_batches.accelerator
+    model.eval()
+    loss = held_out_loss(
+        losses,
+        held_out,
+        token_budget=micro_batches.token_budget,
+        pad_token_id=micro_batches.pad_token_id,
+        device=accelerator.device,
+        gather=accelerator.gather,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    model.train()
+    return {"eval_loss": loss}
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ DISTRIBUTIONS = (POISSON, GEOMETRIC)
 # dp-accounting's names for them: the truncated negative binomial's shape, of which the Poisson is the limit.
 _SHAPES = {POISSON: math.inf, GEOMETRIC: 1.0}
 _SIGMA_RANGE = (0.2, 1e4)  # below, one step alone costs an epsilon of tens; above, the gradient is noise
+_NOTHING = 1e-12  # stands for an epsilon of 0, which much noise has at a large delta
 _SMALLEST_UNIFORM = 2.0**-54  # stands for 0, where quantile functions are infinite
 
 
@@ -183,7 +184,7 @@ class PrivateSelection:
         if spent(smallest) <= target_epsilon:
             refuse("target_epsilon", target_epsilon, "out of reach: so large that it would protect nobody")
         found = brentq(
-            lambda log_sigma: math.log(spent(math.exp(log_sigma)) / target_epsilon),
+            lambda log_sigma: math.log(max(spent(math.exp(log_sigma)), _NOTHING) / target_epsilon),
             math.log(smallest),
             math.log(largest),
             xtol=2e-5,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from utils.finetune_modes import MODES, default_learning_rate, virtual_tokens
-from utils.optimizers import OPTIMIZERS
+from utils.optimizers import OPTIMIZERS, UpdateSettings
 from utils.training_arguments import LR_SCHEDULERS, OutputArguments, PrivacyArguments
 
 _EPSILON, _CLIP_NORM = 8.0, 1.0
@@ -251,6 +251,16 @@ class Settings(NamedTuple):
         """The peak rate."""
         given = self.steps.learning_rate
         return given or default_learning_rate(self.mode.finetune_mode, private=self.budget.enable_dp)
+
+    @property
+    def updates(self) -> UpdateSettings:
+        """The optimizer and its schedule."""
+        return UpdateSettings(
+            optimizer=self.steps.optimizer,
+            learning_rate=self.learning_rate,
+            weight_decay=self.steps.weight_decay,
+            lr_scheduler_type=self.steps.lr_scheduler_type,
+        )
 
     @property
     def virtual_tokens(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,27 +13,34 @@ from dptune.optimizers import DPAdam
 OPTIMIZERS = ("adamw", "sgd", "dp-adam")
 
 
-def make_optimizer(
-    name: str,
-    parameters: Sequence[nn.Parameter],
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    momentum: float,
-    noise_std: Callable[[], float],
-) -> torch.optim.Optimizer:
-    """One of OPTIMIZERS.
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How a gradient becomes an update.
 
-    Args:
-        name: which.
-        parameters: what to train.
-        learning_rate, weight_decay: of all of them; the decay of the two kinds of Adam is decoupled.
+    Attributes:
+        optimizer: one of OPTIMIZERS.
+        learning_rate: its peak.
+        weight_decay: of all that is trained; that of the two kinds of Adam is decoupled.
         momentum: of sgd.
-        noise_std: see `dptune.optimizers.DPAdam`.
+        lr_scheduler_type, num_warmup_steps: see `transformers.get_scheduler`.
     """
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
-    if name == "dp-adam":
-        return DPAdam(parameters, noise_std, lr=learning_rate, weight_decay=weight_decay)
-    assert name == "adamw", name
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    momentum: float = 0.0
+    lr_scheduler_type: str = "linear"
+    num_warmup_steps: int = 0
+
+
+def make_optimizer(
+    settings: UpdateSettings, parameters: Sequence[nn.Parameter], noise_std: Callable[[], float]
+) -> torch.optim.Optimizer:
+    """The optimizer of `settings` for these parameters; for `noise_std` see `dptune.optimizers.DPAdam`."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+    if settings.optimizer == "dp-adam":
+        return DPAdam(parameters, noise_std, lr=rate, weight_decay=decay)
+    assert settings.optimizer == "adamw", settings.optimizer
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)

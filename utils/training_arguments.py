@@ -10,7 +10,7 @@ from dptune._validate import refuse, require_count, require_delta, require_posit
 from dptune.clipping import FLAT, Adaptive, Automatic, Clipping, PerLayer
 from dptune.lora import DEFAULT_TARGETS
 from utils.data import DATA_DIR, DATASET_NAMES
-from utils.optimizers import OPTIMIZERS
+from utils.optimizers import OPTIMIZERS, UpdateSettings
 from utils.privacy_units import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
 from utils.prompts import PROMPT_STYLES
 from utils.pubmed import FIRST_DAY, LAST_DAY
@@ -260,6 +260,18 @@ class OptimizationArguments:
         default=False, metadata={"help": "activation checkpointing: less memory, about a third more time"}
     )
     seed: int = field(default=0, metadata={"help": "of the adapters' start; never of the noise or of the sampling"})
+
+    @property
+    def updates(self) -> UpdateSettings:
+        """The optimizer and its schedule."""
+        return UpdateSettings(
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr_scheduler_type=self.lr_scheduler_type,
+            num_warmup_steps=self.num_warmup_steps,
+        )
 
     def __post_init__(self) -> None:
         require_count("--per_device_train_batch_size", self.per_device_train_batch_size)

@@ -164,6 +164,13 @@ def test_the_noise_found_keeps_the_promise_and_is_the_smallest_that_does(name: s
     assert epsilon(noise_multiplier=sigma, sampling_probability=0.02, steps=100, delta=DELTA) < 0.9 * target
 
 
+def test_noise_is_found_where_a_large_delta_makes_epsilon_zero() -> None:
+    selection = PrivateSelection(GEOMETRIC, 1.0, 20.0)
+    assert selection.training_epsilon(Spend(1e4, 0.3, 3), 1e-3) == 0
+    sigma = selection.noise_multiplier(target_epsilon=8.0, delta=1e-3, sampling_probability=0.3, steps=3)
+    assert 0.9 * 8 < selection.training_epsilon(Spend(sigma, 0.3, 3), 1e-3) <= 8
+
+
 def test_nothing_is_drawn_as_often_as_is_said() -> None:
     selection = PrivateSelection(POISSON, 2.0, 1.0)
     assert selection.chance_of_nothing == pytest.approx(math.exp(-2))

@@ -322,6 +322,6 @@ def test_with_the_real_trainer(tmp_path: Path) -> None:
     released = json.loads((chosen / "selected" / "sst2" / "selection.json").read_text())
     assert released["winner"]["mode"] == "lora"
     assert released["epsilon"] <= 8
-    assert released["noise_multiplier"] > lines[0]["noise_multiplier"]  # the selection is paid for
+    assert released["noise_multiplier"] > lines[0]["spends"][0]["noise_multiplier"]  # the selection is paid for
     assert not (chosen / ".secret-sst2").exists()
     AutoModelForSequenceClassification.from_pretrained(chosen / "selected" / "sst2" / "model")

@@ -21,7 +21,7 @@ from dptune.ledger import Ledger
 from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
 from tests.tiny import save_tiny
-from utils import run_outputs
+from utils import run_outputs, training_loop
 from utils.folder_lock import FolderLock
 from utils.micro_batches import MicroBatches, remember_budget
 from utils.run_log import read_diagnostics
@@ -330,7 +330,7 @@ def test_two_runs_do_not_share_a_folder(crashed, line, capsys):
 def test_ranks_compare_their_adapters_before_the_first_step_and_every_few(line, monkeypatch):
     """What the comparison finds is tested in `test_ranks.py`; here, that a run makes it."""
     compared = []
-    monkeypatch.setattr(train_clm, "require_equal", lambda parameters, _: compared.append(len(parameters)))
+    monkeypatch.setattr(training_loop, "require_equal", lambda parameters, _: compared.append(len(parameters)))
     train_clm.main(line(max_train_steps=11, checkpointing_steps=0))
     assert compared == [16, 16], "before steps 1 and 11: A and B of four layers in two blocks"
 

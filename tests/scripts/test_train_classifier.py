@@ -21,7 +21,7 @@ from dptune.ledger import Ledger
 from tests.classifier_folders import save_bert, save_llama, write_qnli, write_sst2
 from tests.processes import run_processes
 from train_classifier import main
-from utils import run_outputs
+from utils import run_outputs, training_loop
 from utils.classification_data import load_task
 from utils.finetune_modes import MODES
 
@@ -228,7 +228,7 @@ def test_masks_are_drawn_afresh_in_every_step(
     bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr(train_classifier, "draw_new_masks", lambda *step, test_seed: drawn.append((*step, test_seed)))
+    monkeypatch.setattr(training_loop, "draw_new_masks", lambda *step, test_seed: drawn.append((*step, test_seed)))
     modes: list[bool] = []
     loss = train_classifier.ClassificationLoss.__call__
     monkeypatch.setattr(
@@ -276,7 +276,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     given |= {"insecure_test_seed": 5}
     main(flags(bert, data, tmp_path / "whole", **given))
 
-    own: Callable[..., None] = train_classifier.draw_new_masks
+    own: Callable[..., None] = training_loop.draw_new_masks
 
     def interrupted(rank: int, number: int, *, test_seed: int | None) -> None:
         own(rank, number, test_seed=test_seed)
@@ -284,7 +284,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
             os.kill(os.getpid(), signal.SIGTERM)
 
     lines = flags(bert, data, tmp_path / "two", resume_from_checkpoint="latest", datasets="sst2 qnli", **given)
-    monkeypatch.setattr(train_classifier, "draw_new_masks", interrupted)
+    monkeypatch.setattr(training_loop, "draw_new_masks", interrupted)
     main(lines)
     assert "SIGTERM: stopped after step 3 of 5" in capsys.readouterr().out
     assert not (tmp_path / "two" / "sst2" / "results.json").exists()
