@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from dptune import add_lora
 from dptune.integrations.peft import class_logits, prompted
 from dptune.per_example import PerExampleGradients
-from tests.classifiers import METHODS, PAD, classifier, peft_classifier, rows, shake
+from tests.classifiers import PAD, classifier, rows, shake
 from tests.private_sum import config_for
 from tests.reference import Example
 from tests.test_neighbours import ROUNDING, moved
+from utils.finetune_modes import MODES, prepare_mode
 
 
 def losses(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
@@ -36,17 +36,10 @@ def pooled_at_the_end(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
 
 
 def trained(name: str, mode: str, seed: int) -> Any:
-    if mode in METHODS:
-        return peft_classifier(name, mode, seed=seed)
-    model = classifier(name, seed=seed)
-    if mode == "whole":
-        return model
-    model.requires_grad_(False)
-    if mode == "lora":
-        add_lora(model, rank=2, targets=["query"] if name == "BERT" else ["q_proj"])
-        model.double()
-        shake(model)
-    (model.classifier if name == "BERT" else model.score).requires_grad_(True)
+    """In float64, away from its start; as `train_classifier.py` prepares it."""
+    model, _ = prepare_mode(classifier(name, seed=seed), mode, lora_r=2, num_prepend_tokens=3)
+    model.double().eval()
+    shake(model)
     return model
 
 
@@ -55,8 +48,10 @@ def examples(count: int, seed: int) -> list[Example]:
     return [(row, [label] * len(row)) for row, label in zip(ids, labels, strict=True)]
 
 
-@pytest.mark.parametrize("name", ["BERT", "Llama"])
-@pytest.mark.parametrize("mode", ["whole", "head", "lora", *METHODS])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [(name, mode) for name in ("BERT", "Llama") for mode in MODES if (name, mode) != ("Llama", "bias-only")],
+)
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 1000),
@@ -75,7 +70,7 @@ def test_one_row_moves_the_sum_by_at_most_the_sensitivity(
 
 def test_a_class_that_depends_on_padding_is_caught() -> None:
     """With two short rows and a long one: leaving the long one out changes the others' gradients."""
-    model, config = trained("Llama", "soft prompt", 0), config_for(3, clip_norm=1e-2)
+    model, config = trained("Llama", "soft-prompt", 0), config_for(3, clip_norm=1e-2)
     ragged = [([5, 6], [0, 0]), ([7, 8, 9], [1, 1, 1]), (list(range(3, 25)), [2] * 22)]
     how: dict[str, Any] = {"token_budget": 1000, "cut": one_micro_batch}
     assert moved(model, ragged, config, 2, losses=losses, **how) <= 1 + ROUNDING
