@@ -84,9 +84,9 @@ def compare(
 
 def trials(choice: ChoiceArguments) -> Iterator[tuple[Candidate, bool, int]]:
     """(what, whether privately, seed) of every training of a comparison on one data set."""
-    plain_rates = choice.baseline_learning_rates or choice.learning_rates
     for mode in choice.modes:
-        for private, rates in ((True, choice.learning_rates), (False, plain_rates if choice.baseline else [])):
+        for private in (True, False) if choice.baseline else (True,):
+            rates = choice.rates_of(mode, private=private)
             yield from ((Candidate(mode, rate), private, seed) for rate in rates for seed in choice.seeds)
 
 
@@ -148,7 +148,7 @@ def plan_selection(
     sigma = selection.noise_multiplier(
         target_epsilon=training.target_epsilon, delta=training.delta, sampling_probability=probability, steps=steps
     )
-    candidates = tuple(Candidate(mode, rate) for mode in choice.modes for rate in choice.learning_rates)
+    candidates = tuple(Candidate(mode, rate) for mode in choice.modes for rate in choice.rates_of(mode, private=True))
     spend = Spend(sigma, probability, steps)
     return SelectionPlan(dataset, selection, candidates, spend, training.delta, num_train, num_validation)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.selection import DISTRIBUTIONS
-from utils.finetune_modes import MODES
+from utils.finetune_modes import MODES, default_learning_rate
 from utils.mode_comparison import SCORE_NOISE
 from utils.trials import Candidate
 
@@ -60,9 +60,15 @@ class ChoiceArguments:
     _argument_group_name = "comparison"
 
     modes: list[str] = field(default_factory=lambda: list(MODES), metadata={"help": "ways of fine-tuning"})
-    learning_rates: list[float] = field(default_factory=lambda: [1e-4, 1e-3], metadata={"help": "tried in each mode"})
+    learning_rates: list[float] | None = field(
+        default=None, metadata={"help": "tried in each mode; default: --rate_factors times the mode's own"}
+    )
     baseline_learning_rates: list[float] | None = field(
-        default=None, metadata={"help": "tried without privacy; default: the same"}
+        default=None, metadata={"help": "tried without privacy; default: --learning_rates"}
+    )
+    rate_factors: list[float] = field(
+        default_factory=lambda: [0.3, 1.0, 3.0],
+        metadata={"help": "without --learning_rates: times each mode's default rate, with privacy and without"},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "each trial once for each of them"})
     baseline: bool = field(default=True, metadata={"help": "train each mode without privacy too"})
@@ -77,17 +83,26 @@ class ChoiceArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("modes", "learning_rates", "seeds"):
+        for name in ("modes", "learning_rates", "baseline_learning_rates", "rate_factors", "seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if values is not None and (not values or len(set(values)) < len(values)):
                 refuse(f"--{name}", " ".join(map(str, values)), "give at least one, and none twice")
         for mode in self.modes:
             if mode not in MODES:
                 refuse("--modes", mode, f"give some of {', '.join(MODES)}")
-        for rate in [*self.learning_rates, *(self.baseline_learning_rates or [])]:
-            require_positive("--learning_rates", rate)
+        for name in ("learning_rates", "baseline_learning_rates", "rate_factors"):
+            for value in getattr(self, name) or []:
+                require_positive(f"--{name}", value)
         if self.private_selection is not None and len(self.seeds) > 1:
             refuse("--seeds", " ".join(map(str, self.seeds)), "a private selection takes one seed")
+
+    def rates_of(self, mode: str, *, private: bool) -> list[float]:
+        """The learning rates that are tried in one mode."""
+        given = self.learning_rates if private else self.baseline_learning_rates or self.learning_rates
+        if given is not None:
+            return given
+        own = default_learning_rate(mode, private=private)
+        return [float(f"{factor * own:.4g}") for factor in self.rate_factors]
 
 
 def trainer_flags(

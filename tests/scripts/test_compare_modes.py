@@ -17,6 +17,7 @@ from scripts import compare_modes
 from tests.classifier_folders import save_bert, write_sst2
 from tests.trainer_stand_in import TRAIN, VALIDATION, Trainer
 from utils.arguments import exit_on_invalid_argument
+from utils.finetune_modes import default_learning_rate
 
 MODES = ["--modes", "full", "lora", "last-layer"]
 FLAGS = [*MODES, "--learning_rates", "1e-4", "1e-3", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", "m"]
@@ -102,6 +103,15 @@ def test_the_baseline_may_have_rates_of_its_own(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
     assert {line["learning_rate"] for line in lines if not line["private"]} == {5e-5, 1e-4}
     assert {line["learning_rate"] for line in lines if line["private"]} == {1e-4, 1e-3}
+
+
+def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None:
+    trainer = Trainer(lambda *_: 0.8)
+    words = ["--modes", "full", "lora", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", "m"]
+    compare_modes.main([*words, "--rate_factors", "1", "3", "--output_dir", str(tmp_path)], runner=trainer)
+    ran = {(flags["finetune_mode"], "enable_dp" in flags, float(flags["learning_rate"])) for flags in trainer.commands}
+    rates = {(mode, dp): default_learning_rate(mode, private=dp) for mode in ("full", "lora") for dp in (True, False)}
+    assert ran == {(mode, dp, float(f"{rate * by:.4g}")) for (mode, dp), rate in rates.items() for by in (1, 3)}
 
 
 def test_the_report_says_what_choosing_costs(tmp_path: Path) -> None:
@@ -279,6 +289,8 @@ def test_a_trial_that_was_not_accounted_for_is_refused(
     [
         (["--modes", "full", "half"], "--modes='half': give some of full, "),
         (["--learning_rates", "1e-3", "1e-3"], "--learning_rates='0.001 0.001': give at least one, and none twice"),
+        (["--rate_factors", "0"], "--rate_factors=0.0: give"),
+        (["--baseline_learning_rates", "-1"], "--baseline_learning_rates=-1.0: give"),
         (["--learning_rates", "0"], "--learning_rates=0.0: give"),
         (["--private_selection", "poisson", "--seeds", "1", "2"], "--seeds='1 2': a private selection takes one seed"),
         (["--private_selection", "poisson", "--validation_noise", "0"], "validation_noise=0.0: give"),
