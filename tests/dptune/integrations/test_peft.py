@@ -20,9 +20,9 @@ from peft import (
 from torch.nn import functional as F
 
 from dptune import InvalidArgument, add_lora
-from dptune.integrations.peft import class_logits, require_known_method
+from dptune.integrations.peft import class_logits, method_of, require_known_method
 from dptune.lora import adapters
-from dptune.per_example import PerExampleGradients, require_exact_gradients
+from dptune.per_example import PerExampleGradients, require_exact_gradients, rules
 from tests.classifiers import CLASSIFIERS, METHODS, batch, classifier, gradients_alone, peft_classifier, rows, shake
 from tests.reference import clipped_sum, flat
 
@@ -134,7 +134,7 @@ def test_a_rows_logits_do_not_know_its_neighbours(name: str, method: str) -> Non
     torch.testing.assert_close(beside, short)
 
 
-def test_the_engines_own_check_passes() -> None:
+def test_the_engines_own_check_tells_a_right_rule_from_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model = peft_classifier("BERT", "ia3")
     ids, labels = rows(3, seed=6)
     inputs = batch(ids)
@@ -143,7 +143,12 @@ def test_the_engines_own_check_passes() -> None:
         logits = class_logits(model, {"input_ids": input_ids, "attention_mask": mask})
         return F.cross_entropy(logits, labels, reduction="none")
 
-    require_exact_gradients(model, losses, inputs["input_ids"], inputs["attention_mask"], torch.tensor(labels))
+    given = (losses, inputs["input_ids"], inputs["attention_mask"], torch.tensor(labels))
+    require_exact_gradients(model, *given)
+    right = rules.rescaling
+    monkeypatch.setattr(rules, "rescaling", lambda *use: {name: 1.1 * value for name, value in right(*use).items()})
+    with pytest.raises(InvalidArgument, match=r"ia3_l\.default: its per-example gradients are not autograd's"):
+        require_exact_gradients(model, *given)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -171,17 +176,24 @@ def test_other_methods_are_refused_by_name(config: Any, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "method"),
     [
-        IA3Config(task_type="SEQ_CLS"),
-        LoraConfig(task_type="SEQ_CLS", target_modules=["query"]),
-        PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2),
-        PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2),
+        (IA3Config(task_type="SEQ_CLS"), "IA3"),
+        (LoraConfig(task_type="SEQ_CLS", target_modules=["query"]), "LORA"),
+        (PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2), "PREFIX_TUNING"),
+        (PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2), "PROMPT_TUNING"),
     ],
 )
-def test_the_known_ones_are_not(config: Any) -> None:
-    require_known_method(get_peft_model(classifier("BERT"), config))
-    require_known_method(classifier("BERT"))
+def test_the_known_ones_are_not(config: Any, method: str) -> None:
+    model = get_peft_model(classifier("BERT"), config)
+    require_known_method(model)
+    assert method_of(model) == method
+
+
+def test_a_plain_model_has_no_method_to_refuse() -> None:
+    model = classifier("BERT")
+    require_known_method(model)
+    assert method_of(model) is None
 
 
 def test_a_prefix_in_inference_mode_is_refused() -> None:
