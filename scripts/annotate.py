@@ -104,8 +104,14 @@ def ask(
 async def _ask_all(
     pending: Sequence[Question], answered: Answered, asked: EndpointArguments, key: str | None, stop: StopRequest
 ) -> None:
-    limits = {"timeout": asked.timeout, "max_retries": asked.max_retries}
-    endpoint = Endpoint(asked.base_url, key, asked.request, system_prompt=asked.system_prompt, **limits)
+    endpoint = Endpoint(
+        asked.base_url,
+        key,
+        asked.request,
+        system_prompt=asked.system_prompt,
+        timeout=asked.timeout,
+        max_retries=asked.max_retries,
+    )
     run = Asking(endpoint, pending, answered, max_concurrency=asked.max_concurrency, stopping=lambda: stop.pending)
     try:
         await run.run()

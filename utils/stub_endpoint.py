@@ -19,14 +19,15 @@ class StubHandler(BaseHTTPRequestHandler):
     """Answers `POST /v1/chat/completions` and `GET /v1/models`."""
 
     protocol_version = "HTTP/1.1"  # keeps connections open, as the client expects
+    body = b""  # of the request that is being answered
 
     def do_POST(self) -> None:
         """A completion, or the error that a wrong request gets."""
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path != ROUTE:
             self.send_json(404, _error(f"the one route is {ROUTE}", "not_found"))
             return
-        instruction = last_user_message(body)
+        instruction = last_user_message(self.body)
         if instruction is None:
             self.send_json(400, _error("messages must end with a user's text", "invalid_request"))
         else:
