@@ -82,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args,) = parse(ConversationArguments, args=argv, description=__doc__)
     selection, output = args.selection, Path(args.output_file)
     counts: Counter[str] = Counter()
-    users: set[object] = set()
+    users: Counter[object] = Counter()
 
     def kept() -> Iterator[Row]:
         for row in instructions(tqdm(read(args), unit="row", file=sys.stderr), selection, counts):
-            users.add(row.get("user"))
+            users[row.get("user")] += 1
             yield row
         if not users:
             _refuse_nothing_kept(args, counts)
@@ -96,9 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"read {number + counts.total()}, kept {number}: {output}")
     for reason, count in counts.most_common():
         print(f"left out: {count}: {reason}")
-    named = len(users - {None})
-    unit = f"a user; {named} of them" if args.user_column else f"a distinct row; {number} of them"
-    print(f"privacy unit: {unit}. These counts are exact: NOT PRIVATE, not for publication")
+    nobodys = users.pop(None, 0)
+    unit = "a distinct row" if args.user_column is None else "a user, or a row without one"
+    print(
+        f"privacy unit: {unit}; {len(users) + nobodys} of them. The counts are exact: NOT PRIVATE, don't publish them"
+    )
 
 
 def read(args: ConversationArguments) -> Iterator[tuple[Place, Row]]:

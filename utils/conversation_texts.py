@@ -18,7 +18,6 @@ from utils.tables import Row
 FORMATS = {"conversation": ("role", "content"), "conversations": ("from", "value")}
 _USER = ("user", "human")
 _ASSISTANT = ("assistant", "gpt", "chatgpt", "model", "bing", "bard")
-_INNER_SPACES = re.compile(r"(?<=\S)[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -49,8 +48,7 @@ def normalised(text: str) -> str:
     'Sort this:\\n\\n    x = 1'
     """
     lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    stripped = "\n".join(_INNER_SPACES.sub(" ", line).rstrip() for line in lines)
-    return _BLANK_LINES.sub("\n\n", stripped).strip()
+    return _BLANK_LINES.sub("\n\n", "\n".join(map(_one_spaced, lines))).strip()
 
 
 def first_question(row: Row) -> Question:
@@ -72,6 +70,13 @@ def first_question(row: Row) -> Question:
         raise Unusable("a blank question")
     who, reply = said[first + 1] if first + 1 < len(said) else ("", "")
     return Question(text, reply if who in _ASSISTANT and reply.strip() else None)
+
+
+def _one_spaced(line: str) -> str:
+    """A line with its indentation, one space between words, and nothing after the last."""
+    indentation = line[: len(line) - len(line.lstrip())]
+    words = line.split()
+    return indentation + " ".join(words) if words else ""
 
 
 def _turn(turn: object, who: str, what: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ identifier needs a model file from a web site. A guess follows from the text alo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import py3langid
 
@@ -49,16 +50,12 @@ class LanguageFilter:
         if isinstance(named, str) and named.strip():
             return named.strip().casefold() == self.wanted.casefold()
         if self.wanted not in _codes():
-            known = "row names no language, so it must be identified; give an ISO 639 code such as en"
-            refuse("--language", self.wanted, f"{place.path}, row {place.row}: the {known}")
+            where = f"row {place.row} of {place.path}"
+            refuse("--language", self.wanted, f"{where} names no language, and to identify it takes a code such as en")
         return identify(text) == self.wanted
 
 
+@cache
 def _codes() -> frozenset[str]:
-    global _known_codes
-    if _known_codes is None:
-        _known_codes = frozenset(str(code) for code, _ in py3langid.rank("any text ranks all of them"))
-    return _known_codes
-
-
-_known_codes: frozenset[str] | None = None
+    """All that py3langid knows."""
+    return frozenset(str(code) for code, _ in py3langid.rank("any text ranks all of them"))
