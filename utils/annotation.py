@@ -2,8 +2,8 @@
 
 Retries are the client's own: on 408, 409, 429, 5xx, time-outs and dropped connections it waits 0.5, 1, 2, 4, 8, 8, ...
 seconds less a random quarter, or as long as the endpoint's Retry-After says (up to two minutes). What still fails then
-is a *failure*. One row's failure is held against that row only once the endpoint has answered another: until then it
-may be the endpoint that is down, which must not set thousands of rows aside.
+is a *failure*. One row's failure is held against that row only once the endpoint has answered another that was asked
+later: until then it may be the endpoint that is down, which must not set thousands of rows aside.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ class Asking:
         self._max_concurrency = max_concurrency
         self._stopping = stopping
         self._most_in_a_row = max(_FEWEST_IN_A_ROW, 2 * max_concurrency)
-        self._held: list[tuple[Question, Failure]] = []
+        self._begun = 0  # questions, so far
+        self._held: list[tuple[Question, Failure, int]] = []  # the last: questions begun when it failed
         self._in_a_row = 0
         self._worked = False
         self._problem: InvalidArgument | None = None
@@ -174,7 +175,7 @@ class Asking:
         if self._problem is not None:
             raise self._problem
         if not self._stopping():
-            self._settle_held()
+            self._settle_held(self._begun + 1)
 
     async def _work(self) -> None:
         while await self._ask_next():
@@ -187,24 +188,26 @@ class Asking:
         question = next(self._waiting, None)
         if question is None:
             return False
+        self._begun += 1
+        number = self._begun
         try:
             reply = await self._endpoint.ask(question.instruction)
         except Failure as failure:
             self._failed(question, failure)
         else:
-            self._replied(question, reply)
+            self._replied(question, reply, number)
         return True
 
-    def _replied(self, question: Question, reply: Reply) -> None:
+    def _replied(self, question: Question, reply: Reply, number: int) -> None:
         self._answered(question, reply)
         if reply.answer is not None:
             self._worked, self._in_a_row = True, 0
-            self._settle_held()
+            self._settle_held(number)
         else:
             self._count(str(reply.reason))
 
     def _failed(self, question: Question, failure: Failure) -> None:
-        self._held.append((question, failure))
+        self._held.append((question, failure, self._begun))
         if failure.is_everyones and (not self._worked or failure.status == 401):
             self._problem = self._problem or _explain(self._endpoint, question, failure)
         self._count(failure.what)
@@ -216,11 +219,14 @@ class Asking:
             told = f"no usable answer {self._in_a_row} times in a row, the last time: {reason}"
             self._problem = _about(self._endpoint, f"{told}; mend that, and the same line goes on from here")
 
-    def _settle_held(self) -> None:
-        """The endpoint works, so what failed before failed by itself."""
-        for question, failure in self._held:
+    def _settle_held(self, number: int) -> None:
+        """The endpoint answered a question begun as the `number`th: what had failed by then failed by itself."""
+        if self._problem is not None:
+            return
+        settled = [held for held in self._held if held[2] < number]
+        self._held = [held for held in self._held if held[2] >= number]
+        for question, failure, _ in settled:
             self._answered(question, Reply(reason=failure.what))
-        self._held.clear()
 
     def _gave_up(self) -> InvalidArgument:
         last = self._held[-1][1].what

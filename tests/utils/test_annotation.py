@@ -23,7 +23,7 @@ from tests.endpoint import (
 from utils.annotation import Asking, Endpoint, Failure, key_from_environment
 from utils.annotation_files import Question, make_questions
 from utils.annotation_replies import Reply
-from utils.stub_endpoint import MARK, StubHandler
+from utils.stub_endpoint import MARK, StubHandler, completion
 
 KEY = "sk-4711-not-to-be-seen"
 
@@ -213,6 +213,18 @@ def test_an_endpoint_that_goes_down_ends_the_run_and_sets_nothing_aside() -> Non
     assert server.counts.total() < 40
     assert set(answers.replies) == set(names[:20])
     assert answers.reasons() == {}
+
+
+def test_an_answer_on_its_way_when_the_endpoint_went_down_proves_nothing() -> None:
+    def late(handler: StubHandler) -> None:
+        time.sleep(0.4)
+        handler.send_json(200, completion("late"))
+
+    answers, names = Answers(), [f"q{i}" for i in range(60)]
+    faults = {"q1": [late], **{name: [status(503)] for name in names[2:]}}
+    with FaultyServer(faults, delay=0.05) as server, pytest.raises(InvalidArgument, match="HTTP 503"):
+        ask_all(server, names, concurrency=2, answers=answers)
+    assert set(answers.replies) == {"q0", "q1"}
 
 
 def test_garbage_without_end_ends_the_run() -> None:
