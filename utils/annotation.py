@@ -221,8 +221,6 @@ class Asking:
 
     def _settle_held(self, number: int) -> None:
         """The endpoint answered a question begun as the `number`th: what had failed by then failed by itself."""
-        if self._problem is not None:
-            return
         settled = [held for held in self._held if held[2] < number]
         self._held = [held for held in self._held if held[2] >= number]
         for question, failure, _ in settled:
