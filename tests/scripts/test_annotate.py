@@ -58,7 +58,7 @@ def start(line: list[str]) -> subprocess.Popen[str]:
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not happened():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
