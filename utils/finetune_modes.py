@@ -33,15 +33,15 @@ _FLAG = "--finetune_mode"
 # Peak rates of AdamW to begin a search with, without privacy and with it: noise is borne better by larger steps and
 # larger batches (Li et al. 2022). What is new and small takes larger steps than what was pretrained.
 _LEARNING_RATES = {
-    "full": (5e-5, 5e-4),
-    "last-layer": (1e-3, 5e-2),
-    "lora": (5e-4, 2e-3),
-    "ia3": (5e-3, 1e-2),
-    "prefix": (5e-3, 1e-2),
-    "soft-prompt": (1e-2, 2e-2),
-    "soft-prompt+lora": (1e-3, 2e-3),
-    "prefix+lora": (1e-3, 2e-3),
-    "bias-only": (1e-3, 5e-3),
+    "full": (1e-4, 1e-4),
+    "last-layer": (2e-2, 5e-2),
+    "lora": (2e-3, 4e-3),
+    "ia3": (1e-2, 1e-2),
+    "prefix": (1e-2, 1e-2),
+    "soft-prompt": (1e-2, 5e-3),
+    "soft-prompt+lora": (2e-3, 4e-3),
+    "prefix+lora": (2e-3, 4e-3),
+    "bias-only": (2e-3, 3e-3),
 }
 
 
