@@ -16,9 +16,7 @@ import torch
 import inference_generation_dataset
 import inference_generation_instruction
 from dptune import add_lora, save_adapter
-from dptune._validate import InvalidArgument
 from dptune.lora import adapters
-from inference_generation_instruction import read_instructions
 from tests.tiny import save_tiny, tiny_llama
 from utils.arguments import exit_on_invalid_argument, parse
 
@@ -81,7 +79,11 @@ def test_the_dataset_script_writes_every_sample(whole_run: Path) -> None:
     assert [row["index"] for row in rows] == list(range(40))
     assert {row["prompt"] for row in rows} == {"Abstract: "}
     assert len({row["text"] for row in rows}) == 40
-    assert sorted(path.name for path in whole_run.iterdir()) == ["generation_config.json", "generations.jsonl"]
+    assert sorted(path.name for path in whole_run.iterdir()) == [
+        "generation_config.json",
+        "generations.jsonl",
+        "summary.json",
+    ]
 
 
 def test_a_killed_run_continues_on_two_ranks_to_the_same_texts(
@@ -200,45 +202,3 @@ def test_no_token_is_saved(tiny_model_dir: Path, tmp_path: Path, capfd: pytest.C
     printed = capfd.readouterr()
     saved = "".join(path.read_text() for path in tmp_path.iterdir())
     assert "hf_secret" not in saved + printed.out + printed.err
-
-
-def test_the_shipped_instruction_file_reads() -> None:
-    instructions = read_instructions(str(ROOT / "scripts/example_instruction_file.txt"))
-    assert len(instructions) == 11
-    assert len(set(instructions)) == 6
-    assert sum("\n\n" in one for one in instructions) == 2
-    assert "####" not in "".join(instructions)
-
-
-def test_instructions_are_read_with_their_escapes(tmp_path: Path) -> None:
-    file = tmp_path / "instructions.txt"
-    file.write_bytes("\ufeffOne #### 2\r\n\r\n  a\\nb \\\\nabla ####  1 \n#### heading #### 1\n#### 1".encode())
-    assert read_instructions(str(file)) == ["One", "One", "a\nb \\nabla", "#### heading", ""]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("fine #### 1\n\nno number ####", "line 3 has nothing after ####"),
-        ("half #### 1.5", "line 1 has 1.5 after ####"),
-        ("none #### 0", "line 1 has 0 after ####"),
-        ("less #### -1", "line 1 has -1 after ####"),
-        ("word #### two", "line 1 has two after ####"),
-        ("fine #### 1\nthree ### 1", "line 2 has no ####"),
-        ("\n \n", "holds no instruction"),
-    ],
-)
-def test_a_bad_line_is_refused_by_its_number(text: str, expected: str, tmp_path: Path) -> None:
-    file = tmp_path / "instructions.txt"
-    file.write_text(text)
-    with pytest.raises(InvalidArgument, match=f"^--instruction_file=.*{expected}"):
-        read_instructions(str(file))
-
-
-@pytest.mark.parametrize("content", [None, b"caf\xe9 #### 1"])
-def test_an_unreadable_instruction_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
-    file = tmp_path / "instructions.txt"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(InvalidArgument, match=r"cannot be read \("):
-        read_instructions(str(file))
