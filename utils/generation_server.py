@@ -16,9 +16,11 @@ import json
 import os
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any, NoReturn
 
 import openai
+from openai.types import Completion
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from dptune._validate import refuse
@@ -29,6 +31,7 @@ from utils.generation_batches import Job
 KEY_VARIABLE = "VLLM_API_KEY"
 _RETRIES = 6  # with growing pauses, after 408, 409, 429, 5xx and lost connections
 _TIMEOUT = 600.0  # seconds for one text
+_FAILURES = (openai.OpenAIError, ValueError)  # ValueError: an answer that says it is JSON and is not
 _SHOWN = 200  # characters of what the server says
 
 
@@ -67,23 +70,21 @@ class ServerBackend:
         """See `Backend.draw`."""
         waiting = iter([job for job in jobs if job.index not in done][rank::world])
         asked: dict[Future[Drawn], Job] = {}
+        failure: BaseException | None = None
         with ThreadPoolExecutor(self._sampling.batch_size) as pool:
-            # Not more are handed to the pool than it works on: leaving early then waits for those alone.
-            for job in waiting:
-                asked[pool.submit(self._ask, job)] = job
-                if len(asked) == self._sampling.batch_size:
-                    yield self._collect(asked)
-            while asked:
-                yield self._collect(asked)
-
-    def _collect(self, asked: dict[Future[Drawn], Job]) -> list[tuple[Job, Drawn]]:
-        """Take the texts that are finished out of `asked`, once there is one. A failure waits for them to be taken."""
-        wait(asked, return_when=FIRST_COMPLETED)
-        finished = [future for future in asked if future.done() and future.exception() is None]
-        if not finished:
-            error = next(error for future in asked if future.done() and (error := future.exception()))
-            raise error
-        return [(asked.pop(future), future.result()) for future in finished]
+            while True:
+                # Not more are handed to the pool than it works on, and after a failure none: what is asked for already
+                # is waited for and kept.
+                room = 0 if failure else self._sampling.batch_size - len(asked)
+                asked |= {pool.submit(self._ask, job): job for job in islice(waiting, room)}
+                if not asked:
+                    break
+                ready = wait(asked, return_when=FIRST_COMPLETED).done
+                failure = next(filter(None, [failure, *(future.exception() for future in ready)]), None)
+                jobs_ready = [(asked.pop(future), future) for future in ready]
+                yield [(job, future.result()) for job, future in jobs_ready if future.exception() is None]
+        if failure:
+            raise failure
 
     def _ask(self, job: Job) -> Drawn:
         """One text."""
@@ -92,9 +93,9 @@ class ServerBackend:
             answer = self._client.completions.create(
                 prompt=list(job.ids), max_tokens=room, seed=seed, **self._parameters
             )
-        except openai.APIError as error:
+        except _FAILURES as error:
             _refuse(self._url, error)
-        choice = answer.choices[0] if answer.choices else None
+        choice = answer.choices[0] if isinstance(answer, Completion) and answer.choices else None
         if choice is None or choice.text is None or choice.finish_reason not in ("stop", "length"):
             said = "no text" if choice is None else f"a text that ended by {choice.finish_reason!r}"
             refuse("--vllm_url", self._url, f"the server gave {said} for index {job.index}; run again to continue")
@@ -106,8 +107,12 @@ class ServerBackend:
 def find_model(url: str, name: str | None) -> str:
     """`name` if the server at `url` has it, or its only model if none is given; else raises `InvalidArgument`."""
     try:
-        there = sorted(model.id for model in _client(url).models.list())
-    except openai.APIError as error:
+        # Raw, since the client itself fails at what is no list of models, such as a web page.
+        listed = json.loads(_client(url).models.with_raw_response.list().text)
+        there = sorted(model["id"] for model in listed["data"])
+    except (KeyError, TypeError, ValueError):
+        refuse("--vllm_url", url, "lists no models; give the address that ends in /v1")
+    except openai.OpenAIError as error:
         _refuse(url, error)
     if name is None and len(there) == 1:
         return there[0]
@@ -144,7 +149,7 @@ def _own_config(base: str, token: str | None, revision: str | None) -> Generatio
         return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, **source))
 
 
-def _refuse(url: str, error: openai.APIError) -> NoReturn:
+def _refuse(url: str, error: Exception) -> NoReturn:
     """One line; what is finished is on disk, so that the same line goes on."""
     said = " ".join(str(error).split())[:_SHOWN]
     cause = f": {error.__cause__}" if error.__cause__ else ""
