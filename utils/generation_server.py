@@ -116,7 +116,7 @@ def find_model(url: str, name: str | None) -> str:
         _refuse(url, error)
     if name is None and len(there) == 1:
         return there[0]
-    if name not in there:
+    if name is None or name not in there:
         refuse("--vllm_model", name, f"the server has {', '.join(there) or 'no model'}; give one of them")
     return name
 
