@@ -17,7 +17,6 @@ from utils.arguments import AdapterArguments, ModelArguments, SamplingArguments
 from utils.generation_backends import Backend
 from utils.generation_continuous import ContinuousBackend
 from utils.generation_hf import GenerateBackend
-from utils.generation_server import ServerBackend, find_model
 from utils.launch import compute_dtype, sharding_of_launch
 from utils.modeling import load_adapter, load_model
 from utils.sharded_model import describe_shards
@@ -90,6 +89,8 @@ def _server(
     sampling: SamplingArguments,
 ) -> Source:
     """The model behind `--vllm_url`; its name stands for its weights, adapter and precision, which are the server's."""
+    from utils.generation_server import ServerBackend, find_model  # the client takes a second to import
+
     if adapter.lora_weights_path is not None:
         remedy = "the server holds the adapter: serve it with --lora-modules NAME=FOLDER and give --vllm_model NAME"
         refuse("--lora_weights_path", adapter.lora_weights_path, remedy)

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from dptune import add_lora
 from dptune._validate import InvalidArgument
 from dptune.lora import adapters, merge_lora
+from tests.processes import run_processes
 from tests.tiny import tiny_llama
 from utils.arguments import SamplingArguments
 from utils.generation_backends import Drawn
@@ -115,6 +116,17 @@ def test_what_is_done_is_not_drawn_and_ranks_share_the_rest(tokenizer: PreTraine
     assert [sorted(share) for share in shares] == [[0, 3], [2, 4]]
     assert shares[0] | shares[1] == {index: drawn for index, drawn in whole.items() if index != 1}
     assert _draw(ContinuousBackend, tokenizer, done=range(5)) == {}
+
+
+def _share_of_a_process(rank: int, _gather: object, folder: Path) -> dict[int, Drawn]:
+    return _draw(ContinuousBackend, load_tokenizer(str(folder)), share=(rank, 2), temperature=0)
+
+
+def test_processes_of_one_launch_draw_apart(tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path) -> None:
+    """The library looks at the process group, and could take it for one model in two pieces."""
+    shares = run_processes(2, _share_of_a_process, tiny_model_dir)
+    assert [sorted(share) for share in shares] == [[0, 2, 4], [1, 3]]
+    assert shares[0] | shares[1] == _draw(ContinuousBackend, tokenizer, temperature=0)
 
 
 def test_a_stop_string_ends_a_text_and_the_drawing(tokenizer: PreTrainedTokenizerBase) -> None:
