@@ -26,6 +26,7 @@ class CompletionServer:
         delay: seconds that a text takes.
         requests: bodies of the requests that were answered with a text.
         tokens: the bearer tokens that came.
+        asked: how many requests came, the troubled ones too.
         at_once: most texts that were in work at the same time.
     """
 
@@ -35,15 +36,15 @@ class CompletionServer:
     requests: list[dict[str, Any]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
     at_once: int = 0
+    asked: int = 0
     url: str = ""
-    _asked: int = 0
     _in_work: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, body: dict[str, Any]) -> Answer:
         """The answer to one request for a text."""
         with self._lock:
-            number, self._asked, self._in_work = self._asked, self._asked + 1, self._in_work + 1
+            number, self.asked, self._in_work = self.asked, self.asked + 1, self._in_work + 1
             self.at_once = max(self.at_once, self._in_work)
         try:
             if (trouble := self.trouble(number)) is not None:

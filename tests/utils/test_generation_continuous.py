@@ -140,6 +140,20 @@ def test_a_stop_string_ends_a_text_and_the_drawing(tokenizer: PreTrainedTokenize
     }
 
 
+def test_a_text_that_stopped_is_drawn_no_further(tokenizer: PreTrainedTokenizerBase) -> None:
+    """One at a time: the first must make room for the second."""
+    model, passes = _model(), []
+    handle = model.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    how: dict[str, Any] = {"model": model, "prompts": PROMPTS[:1] * 2, "batch_size": 1, "temperature": 0}
+    whole = _draw(ContinuousBackend, tokenizer, **how)
+    alone = len(passes) / 2
+    passes.clear()
+    texts = _draw(ContinuousBackend, tokenizer, **how, stop=[whole[0].text[4:6]])
+    handle.remove()
+    assert all(drawn.ended for drawn in texts.values())
+    assert len(passes) < alone
+
+
 def test_a_prompt_longer_than_a_step_and_a_cache_of_one_text(tokenizer: PreTrainedTokenizerBase) -> None:
     """A prompt over three pages of the cache, read in pieces of 512 tokens, with one text at a time."""
     torch.manual_seed(0)

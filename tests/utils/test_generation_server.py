@@ -140,6 +140,13 @@ def test_a_lasting_failure_is_one_line_after_what_is_finished(
     assert len(finished) == len(server.requests) == 4
 
 
+def test_after_a_failure_no_more_is_asked_for(tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path) -> None:
+    refused = as_json({"error": {"message": "unknown field"}}, 400)
+    with running(CompletionServer(trouble=lambda _number: refused)) as server, pytest.raises(InvalidArgument):
+        _draw(server, tokenizer, tiny_model_dir, batch_size=2)
+    assert 1 <= server.asked <= 2
+
+
 def test_a_server_that_is_not_there_is_one_line() -> None:
     with running(CompletionServer()) as server:
         gone = server.url
