@@ -7,8 +7,8 @@ Launch:
         --num_samples 100 --max_length 512 --output_dir generations
 
 Writes `generations.jsonl` to --output_dir: a line a text with prompt, text, index, and ended (the model closed it
-itself; otherwise it was cut at --max_length). Run the same line again to continue after an interruption.
-No data are read.
+itself, or wrote a --stop string; otherwise it was cut at --max_length). Run the same line again to continue after an
+interruption. Beside it: `summary.json`, with counts, and with --deduplicate `instructions.jsonl`. No data are read.
 """
 
 from __future__ import annotations

@@ -6,25 +6,24 @@ Launch:
         inference_generation_instruction.py --model_name_or_path PATH --lora_weights_path OUT/lora_weights.bin \
         --instruction_file scripts/example_instruction_file.txt --max_length 512 --output_dir generation_test
 
-A line of the file is `instruction #### repetitions`; blank lines are skipped. Within an instruction \n stands for a
-line break and \\ for a backslash. The last #### of a line counts, so an instruction may hold others.
+The file holds lines `instruction #### repetitions`, or an instruction on each line, or is a JSON list of strings, JSONL
+with `instruction`, or AlpacaEval's JSON. In lines, blank ones are skipped, \n stands for a line break and \\ for a
+backslash; the last #### of a line counts, so an instruction may hold others.
 
 Writes `generations.jsonl` to --output_dir: a line a text with prompt, text, index, and ended (the model closed it
-itself; otherwise it was cut at --max_length). Run the same line again to continue after an interruption.
+itself, or wrote a --stop string; otherwise it was cut at --max_length). Run the same line again to continue after an
+interruption. Beside it: `summary.json`, with counts; `instructions.jsonl`, with --deduplicate or --prompt_style
+uncond_generation; `alpaca_eval.json`, for AlpacaEval's instructions or with --alpaca_eval_output.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from dptune._validate import refuse
 from utils.arguments import AdapterArguments, ModelArguments, SamplingArguments, exit_on_invalid_argument, parse
 from utils.generation import sample_instructions
-
-SEPARATOR = "####"
-_ESCAPES = {r"\n": "\n", r"\\": "\\"}
+from utils.generation_outputs import write_alpaca_eval
+from utils.instruction_files import FORMATS, read_instructions
 
 
 @dataclass
@@ -33,45 +32,29 @@ class InstructionArguments:
 
     _argument_group_name = "prompts"
 
-    instruction_file: str = field(metadata={"help": "text file with a line `instruction #### repetitions` each"})
-
-
-def read_instructions(path: str) -> list[str]:
-    """The instructions of a file in its order, each repeated as its line says.
-
-    Raises `InvalidArgument` with the line's number for a line without separator or whose repetitions are not a whole
-    number of at least 1, and for a file that cannot be read as UTF-8 text or holds no instruction.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        refuse("--instruction_file", path, f"cannot be read ({type(error).__name__}); give a text file in UTF-8")
-    lines = enumerate(text.split("\n"), start=1)
-    instructions = [one for number, line in lines if line.strip() for one in _read_line(path, number, line)]
-    if not instructions:
-        refuse("--instruction_file", path, f"holds no instruction; write lines `instruction {SEPARATOR} repetitions`")
-    return instructions
-
-
-def _read_line(path: str, number: int, line: str) -> list[str]:
-    """The instruction of one line as often as it says."""
-    instruction, separator, repetitions = line.rpartition(SEPARATOR)
-    if not separator:
-        refuse(
-            "--instruction_file", path, f"line {number} has no {SEPARATOR}; write `instruction {SEPARATOR} repetitions`"
-        )
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", repetitions.strip(), re.ASCII):
-        given = repetitions.strip() or "nothing"
-        refuse("--instruction_file", path, f"line {number} has {given} after {SEPARATOR}; write a whole number from 1")
-    unescaped = re.sub(r"\\[n\\]", lambda found: _ESCAPES[found[0]], instruction.strip())
-    return [unescaped] * int(repetitions)
+    instruction_file: str = field(
+        metadata={"help": "text with a line `instruction #### repetitions` or an instruction each, or JSON"}
+    )
+    instruction_format: str = field(
+        default="auto", metadata={"help": "of the file; auto decides by its content", "choices": FORMATS}
+    )
+    alpaca_eval_output: bool = field(
+        default=False,
+        metadata={"help": "also write alpaca_eval.json; always so for instructions in AlpacaEval's format"},
+    )
+    generator_name: str | None = field(
+        default=None, metadata={"help": "the model's name in alpaca_eval.json; default: the output folder's"}
+    )
 
 
 def main(
     prompts: InstructionArguments, model: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
 ) -> None:
     """Draw the texts that the instruction file asks for."""
-    sample_instructions(read_instructions(prompts.instruction_file), model, adapter, sampling)
+    file = read_instructions(prompts.instruction_file, prompts.instruction_format)
+    path = sample_instructions(file.texts, model, adapter, sampling)
+    if path is not None and (prompts.alpaca_eval_output or file.format == "alpaca_eval"):
+        print(write_alpaca_eval(path, file.instructions, prompts.generator_name or path.resolve().parent.name))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from dptune._validate import InvalidArgument, require_count, require_positive, require_probability
+from dptune._validate import InvalidArgument, refuse, require_count, require_positive, require_probability
 from utils.prompts import PROMPT_STYLES
 from utils.quantization import BITS, require_available
+
+BACKENDS = ("hf", "continuous", "vllm")
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Seconds another rank gives the main process to print the same mistake, and the launcher to end all ranks after it.
@@ -78,7 +80,7 @@ class SamplingArguments:
         metadata={"help": "folder for generations.jsonl; a run that was interrupted continues in it"}
     )
     max_length: int = field(default=512, metadata={"help": "tokens of the prompt and the generated text together"})
-    batch_size: int = field(default=8, metadata={"help": "texts drawn at once on each device"})
+    batch_size: int = field(default=8, metadata={"help": "texts drawn at once on each device, or asked for at once"})
     temperature: float = field(
         default=1.0, metadata={"help": "divides the logits; 0 takes the likeliest token (greedy)"}
     )
@@ -94,6 +96,30 @@ class SamplingArguments:
         default="plain",
         metadata={"help": "how an instruction becomes a prompt: the style used in training", "choices": PROMPT_STYLES},
     )
+    stop: list[str] | None = field(
+        default=None, metadata={"help": "strings before which a text is cut; it has then ended by itself"}
+    )
+    deduplicate: bool = field(
+        default=False,
+        metadata={
+            "help": "write instructions.jsonl: the texts that ended by themselves, no blank ones and none twice; "
+            "always so with --prompt_style uncond_generation"
+        },
+    )
+    backend: str = field(
+        default="hf",
+        metadata={
+            "help": "what draws: hf in batches, continuous in batches that a new text enters as soon as one ends, "
+            "vllm by the OpenAI-compatible server at --vllm_url",
+            "choices": BACKENDS,
+        },
+    )
+    vllm_url: str | None = field(
+        default=None, metadata={"help": "such as http://localhost:8000/v1; its key is read from VLLM_API_KEY"}
+    )
+    vllm_model: str | None = field(
+        default=None, metadata={"help": "name of the model or adapter on that server; needed if it has several"}
+    )
 
     def __post_init__(self) -> None:
         require_count("--max_length", self.max_length, minimum=2)
@@ -103,6 +129,19 @@ class SamplingArguments:
         require_positive("--repetition_penalty", self.repetition_penalty)
         if self.temperature != 0:
             require_positive("--temperature", self.temperature)
+        if self.stop is not None and not all(self.stop):
+            refuse("--stop", self.stop, "an empty string would stop every text at once; leave it out")
+        self._require_backend()
+
+    def _require_backend(self) -> None:
+        """What the backend cannot do, and flags of another one."""
+        if self.backend == "continuous" and self.repetition_penalty != 1:
+            refuse("--repetition_penalty", self.repetition_penalty, "--backend continuous has none; give 1, or hf")
+        if self.backend == "vllm" and self.vllm_url is None:
+            refuse("--backend", "vllm", "name its server by --vllm_url, such as http://localhost:8000/v1")
+        for name in ("vllm_url", "vllm_model"):
+            if self.backend != "vllm" and getattr(self, name) is not None:
+                refuse(f"--{name}", getattr(self, name), "is for --backend vllm; give that too, or leave it out")
 
 
 def parse(*dataclass_types: type, args: Sequence[str] | None = None, description: str | None = None) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ import torch
 import inference_generation_dataset
 import inference_generation_instruction
 from dptune import add_lora, save_adapter
-from dptune._validate import InvalidArgument
 from dptune.lora import adapters
-from inference_generation_instruction import read_instructions
+from tests.completion_server import CompletionServer, running
 from tests.tiny import save_tiny, tiny_llama
 from utils.arguments import exit_on_invalid_argument, parse
 
@@ -31,7 +31,8 @@ DATASET, INSTRUCTION = "inference_generation_dataset.py", "inference_generation_
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    here = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "NO_PROXY": "127.0.0.1"}
+    return {**os.environ, **here}
 
 
 def _launch(launcher: list[str], script: str, *flags: object) -> subprocess.CompletedProcess[str]:
@@ -81,14 +82,16 @@ def test_the_dataset_script_writes_every_sample(whole_run: Path) -> None:
     assert [row["index"] for row in rows] == list(range(40))
     assert {row["prompt"] for row in rows} == {"Abstract: "}
     assert len({row["text"] for row in rows}) == 40
-    assert sorted(path.name for path in whole_run.iterdir()) == ["generation_config.json", "generations.jsonl"]
+    assert sorted(path.name for path in whole_run.iterdir()) == [
+        "generation_config.json",
+        "generations.jsonl",
+        "summary.json",
+    ]
 
 
-def test_a_killed_run_continues_on_two_ranks_to_the_same_texts(
-    whole_run: Path, tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    flags = _dataset_flags(tiny_model_dir, tmp_path)
-    rank_file = tmp_path / "generations.rank0.jsonl"
+def _kill_after_four_texts(flags: list[object], output: Path) -> list[dict[str, Any]]:
+    """Start the data set's script, kill it once it has four texts, and return the rows that it left: not all 40."""
+    rank_file = output / "generations.rank0.jsonl"
     line = [*PYTHON, DATASET, *map(str, flags)]
     killed = subprocess.Popen(line, cwd=ROOT, env=_environment(), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
@@ -98,13 +101,108 @@ def test_a_killed_run_continues_on_two_ranks_to_the_same_texts(
         time.sleep(0.01)
     killed.kill()
     killed.wait()
-    left = rank_file.read_bytes().count(b"\n")
-    assert 4 <= left < 40
+    left = [json.loads(line) for line in rank_file.read_bytes().split(b"\n")[:-1]]
+    assert 4 <= len(left) < 40
+    return left
+
+
+def test_a_killed_run_continues_on_two_ranks_to_the_same_texts(
+    whole_run: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    flags = _dataset_flags(tiny_model_dir, tmp_path)
+    _kill_after_four_texts(flags, tmp_path)
     # Judged by the file: a process group's exit on a CPU sometimes aborts after all is written.
     done = _launch(TWO_RANKS, DATASET, *flags)
     assert (tmp_path / "generations.jsonl").exists(), done.stderr
     assert (tmp_path / "generations.jsonl").read_bytes() == (whole_run / "generations.jsonl").read_bytes()
     assert not list(tmp_path.glob("generations.rank*"))
+
+
+def test_a_killed_continuous_run_loses_nothing_and_repeats_nothing(
+    tiny_model_dir: Path, adapter_dir: Path, tmp_path: Path
+) -> None:
+    flags = [*_dataset_flags(tiny_model_dir, tmp_path), "--backend", "continuous", "--lora_weights_path", adapter_dir]
+    left = _kill_after_four_texts(flags, tmp_path)
+    _run_here(inference_generation_dataset, *flags)
+    rows = _rows(tmp_path)
+    assert [row["index"] for row in rows] == list(range(40))
+    assert all(row in rows for row in left)
+    assert len({row["text"] for row in rows}) == 40  # the second run has random numbers of its own
+    assert not list(tmp_path.glob("generations.rank*"))
+
+
+def test_a_killed_run_by_a_server_asks_for_no_finished_text_again(tiny_model_dir: Path, tmp_path: Path) -> None:
+    with running(CompletionServer(delay=0.1)) as server:
+        flags = [*_dataset_flags(tiny_model_dir, tmp_path), "--backend", "vllm", "--vllm_url", server.url]
+        left = _kill_after_four_texts(flags, tmp_path)
+        _run_here(inference_generation_dataset, *flags)
+    rows = _rows(tmp_path)
+    assert [row["index"] for row in rows] == list(range(40))
+    assert all(row in rows for row in left)
+    asked = Counter(f"text of {body['seed']}" for body in server.requests)
+    assert asked.keys() == {row["text"] for row in rows}
+    assert {asked[row["text"]] for row in left} == {1}
+    assert len(server.requests) <= 40 + 2  # only what was in work when the run was killed is asked for again
+
+
+def test_another_model_on_the_server_is_another_configuration(
+    tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with running(CompletionServer(models=("base", "dptune"))) as server:
+        flags = [*_dataset_flags(tiny_model_dir, tmp_path), "--backend", "vllm", "--vllm_url", server.url]
+        _run_here(inference_generation_dataset, *flags, "--vllm_model", "dptune")
+        with pytest.raises(SystemExit):
+            _run_here(inference_generation_dataset, *flags, "--vllm_model", "base")
+    assert "vllm_model was 'dptune' and is 'base'" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        _run_here(inference_generation_dataset, *_dataset_flags(tiny_model_dir, tmp_path))
+    assert "backend was 'vllm' and is None" in capfd.readouterr().err
+
+
+def test_a_folder_from_before_there_were_backends_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:
+    flags = [*_dataset_flags(tiny_model_dir, tmp_path), "--num_samples", 2]
+    _run_here(inference_generation_dataset, *flags)
+    config = json.loads((tmp_path / "generation_config.json").read_text())
+    for name in ("backend", "stop"):
+        assert config.pop(name) is None
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    _run_here(inference_generation_dataset, *flags)
+
+
+def test_unconditional_instructions_are_written_with_their_ids(
+    tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, output = tmp_path / "instructions.txt", tmp_path / "out"
+    file.write_text(" #### 6\n")
+    flags = [*_instruction_flags(tiny_model_dir, file, output), "--prompt_style", "uncond_generation", "--stop", "e"]
+    _run_here(inference_generation_instruction, *flags)
+    rows = _rows(output)
+    assert {row["prompt"] for row in rows} == {""}
+    assert not any("e" in row["text"] for row in rows)
+    lines = [json.loads(line) for line in (output / "instructions.jsonl").read_text().splitlines()]
+    kept = {f"syn-{row['index']}": row["text"] for row in rows if row["ended"] and row["text"].strip()}
+    assert kept
+    assert {line["id"]: line["instruction"] for line in lines}.items() <= kept.items()
+    assert {line["instruction"] for line in lines} == set(kept.values())
+    assert "6 texts ended by themselves" in capfd.readouterr().out
+
+
+def test_alpaca_evals_instructions_give_its_outputs(tiny_model_dir: Path, tmp_path: Path) -> None:
+    asked = [{"instruction": f"Question {number}", "dataset": "koala"} for number in range(3)]
+    (tmp_path / "eval.json").write_text(json.dumps(asked))
+    flags = [*_instruction_flags(tiny_model_dir, tmp_path / "eval.json", tmp_path / "my_model"), "--max_length", 20]
+    _run_here(inference_generation_instruction, *flags)
+    outputs = json.loads((tmp_path / "my_model" / "alpaca_eval.json").read_text())
+    texts = [row["text"] for row in _rows(tmp_path / "my_model")]
+    assert outputs == [one | {"output": text, "generator": "my_model"} for one, text in zip(asked, texts, strict=True)]
+    (tmp_path / "plain.txt").write_text("Question 0\nQuestion 1\n")
+    flags = [*_instruction_flags(tiny_model_dir, tmp_path / "plain.txt", tmp_path / "plain"), "--max_length", 20]
+    _run_here(inference_generation_instruction, *flags)
+    assert not (tmp_path / "plain" / "alpaca_eval.json").exists()
+    _run_here(inference_generation_instruction, *flags, "--alpaca_eval_output", "--generator_name", "other")
+    outputs = json.loads((tmp_path / "plain" / "alpaca_eval.json").read_text())
+    assert [set(row) for row in outputs] == [{"instruction", "output", "generator"}] * 2
+    assert outputs[0]["generator"] == "other"
 
 
 def test_the_instruction_script_samples_with_an_adapter(
@@ -156,6 +254,12 @@ def _run_here(script: Any, *flags: object) -> None:
         (["--max_length", "512"], "--max_length=512"),
         (["--num_samples", "0"], "--num_samples=0"),
         (["--dataset_name", "other"], "--dataset_name"),
+        (["--backend", "other"], "--backend"),
+        (["--backend", "vllm"], "--backend='vllm': name its server by --vllm_url"),
+        (["--vllm_url", "http://127.0.0.1:9/v1"], "--vllm_url="),
+        (["--backend", "continuous", "--repetition_penalty", "1.2"], "--repetition_penalty=1.2: --backend continuous"),
+        (["--stop", "fine", ""], "--stop="),
+        (["--prompt_style", "uncond_generation"], "--prompt_style='uncond_generation': takes no instruction"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
@@ -200,45 +304,3 @@ def test_no_token_is_saved(tiny_model_dir: Path, tmp_path: Path, capfd: pytest.C
     printed = capfd.readouterr()
     saved = "".join(path.read_text() for path in tmp_path.iterdir())
     assert "hf_secret" not in saved + printed.out + printed.err
-
-
-def test_the_shipped_instruction_file_reads() -> None:
-    instructions = read_instructions(str(ROOT / "scripts/example_instruction_file.txt"))
-    assert len(instructions) == 11
-    assert len(set(instructions)) == 6
-    assert sum("\n\n" in one for one in instructions) == 2
-    assert "####" not in "".join(instructions)
-
-
-def test_instructions_are_read_with_their_escapes(tmp_path: Path) -> None:
-    file = tmp_path / "instructions.txt"
-    file.write_bytes("\ufeffOne #### 2\r\n\r\n  a\\nb \\\\nabla ####  1 \n#### heading #### 1\n#### 1".encode())
-    assert read_instructions(str(file)) == ["One", "One", "a\nb \\nabla", "#### heading", ""]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("fine #### 1\n\nno number ####", "line 3 has nothing after ####"),
-        ("half #### 1.5", "line 1 has 1.5 after ####"),
-        ("none #### 0", "line 1 has 0 after ####"),
-        ("less #### -1", "line 1 has -1 after ####"),
-        ("word #### two", "line 1 has two after ####"),
-        ("fine #### 1\nthree ### 1", "line 2 has no ####"),
-        ("\n \n", "holds no instruction"),
-    ],
-)
-def test_a_bad_line_is_refused_by_its_number(text: str, expected: str, tmp_path: Path) -> None:
-    file = tmp_path / "instructions.txt"
-    file.write_text(text)
-    with pytest.raises(InvalidArgument, match=f"^--instruction_file=.*{expected}"):
-        read_instructions(str(file))
-
-
-@pytest.mark.parametrize("content", [None, b"caf\xe9 #### 1"])
-def test_an_unreadable_instruction_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
-    file = tmp_path / "instructions.txt"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(InvalidArgument, match=r"cannot be read \("):
-        read_instructions(str(file))

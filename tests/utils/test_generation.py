@@ -16,11 +16,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from dptune._validate import InvalidArgument
 from tests.tiny import CORPUS, tiny_llama, tiny_tokenizer
-from utils import generation, generation_batches
+from utils import generation_batches, generation_hf
 from utils.arguments import SamplingArguments
-from utils.generation import Drawn, draw_batch, generate_all, sampling_config
+from utils.generation import generate_all
+from utils.generation_backends import Drawn, finish, sampling_config
 from utils.generation_batches import Job, batch_seed, encode_prompt, make_jobs, plan_batches
 from utils.generation_files import Row, append_rows, claim, merge, read_rows, refuse_other_run
+from utils.generation_hf import GenerateBackend, draw_batch, max_spread
 from utils.modeling import load_tokenizer
 from utils.prompts import format_prompt
 from utils.records import joined
@@ -191,7 +193,7 @@ def test_a_text_ends_at_any_end_token_of_model_or_tokenizer(
 
 def test_the_space_before_the_first_word_is_not_in_the_text(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = [*tokenizer(" The patients").input_ids, 2, 2, 2]
-    assert generation._finish(tokenizer, ids, [2]) == Drawn("The patients", len(ids) - 2, True)
+    assert finish(tokenizer, ids, [2], ()) == Drawn("The patients", len(ids) - 2, True)
 
 
 def test_sampling_follows_its_seed_and_leaves_the_global_generator(
@@ -227,10 +229,20 @@ def test_the_models_own_sampling_defaults_do_not_count(tokenizer: PreTrainedToke
     opinionated.generation_config.update(do_sample=True, temperature=0.01, top_k=2, min_p=0.9, no_repeat_ngram_size=1)
     jobs = make_jobs(tokenizer, PROMPTS, 40)
     paths = [
-        generate_all(one, tokenizer, jobs, _sampling(tmp_path / name), identity=IDENTITY)
+        _generate(one, tokenizer, jobs, _sampling(tmp_path / name), identity=IDENTITY)
         for name, one in (("plain", plain), ("opinionated", opinionated))
     ]
     assert paths[0].read_text() == paths[1].read_text()
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    jobs: Sequence[Job],
+    sampling: SamplingArguments,
+    **kwargs: Any,
+) -> Path:
+    return generate_all(GenerateBackend(model, tokenizer, sampling), jobs, sampling, **kwargs)[0]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -241,7 +253,7 @@ def test_a_run_writes_every_text_in_order(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     jobs = make_jobs(tokenizer, PROMPTS * 3, 40)
-    path = generate_all(model, tokenizer, jobs, _sampling(tmp_path, batch_size=2), identity=IDENTITY)
+    path = _generate(model, tokenizer, jobs, _sampling(tmp_path, batch_size=2), identity=IDENTITY)
     rows = _read(path)
     assert [row["index"] for row in rows] == list(range(12))
     assert [row["prompt"] for row in rows] == PROMPTS * 3
@@ -254,7 +266,7 @@ def test_a_run_that_was_torn_continues_to_the_same_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs, sampling = make_jobs(tokenizer, PROMPTS * 3, 40), _sampling(tmp_path)
-    final = generate_all(model, tokenizer, jobs, sampling, identity=IDENTITY)
+    final = _generate(model, tokenizer, jobs, sampling, identity=IDENTITY)
     whole = final.read_bytes()
     # What is left of two ranks: five rows of one, two of the other and a piece of a third.
     lines = whole.splitlines(keepends=True)
@@ -263,12 +275,12 @@ def test_a_run_that_was_torn_continues_to_the_same_texts(
     (final.parent / "generations.rank0.jsonl").write_bytes(b"".join(lines[:5]))
     (final.parent / "generations.rank1.jsonl").write_bytes(b"".join(lines[5:7]) + lines[7][:-9])
     drawn: list[int] = []
-    monkeypatch.setattr(generation, "draw_batch", _counted(drawn))
-    generate_all(model, tokenizer, jobs, sampling, identity=IDENTITY)
+    monkeypatch.setattr(generation_hf, "draw_batch", _counted(drawn))
+    _generate(model, tokenizer, jobs, sampling, identity=IDENTITY)
     assert final.read_bytes() == whole
     assert 5 <= sum(drawn) < 12
     drawn.clear()
-    generate_all(model, tokenizer, jobs, sampling, identity=IDENTITY)
+    _generate(model, tokenizer, jobs, sampling, identity=IDENTITY)
     assert final.read_bytes() == whole
     assert drawn == []
 
@@ -277,12 +289,12 @@ def test_a_run_continued_with_another_batch_size_keeps_what_it_has(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     jobs = make_jobs(tokenizer, PROMPTS[:1] * 6, 30)
-    final = generate_all(model, tokenizer, jobs, _sampling(tmp_path, max_length=30), identity=IDENTITY)
+    final = _generate(model, tokenizer, jobs, _sampling(tmp_path, max_length=30), identity=IDENTITY)
     kept = final.read_bytes().splitlines(keepends=True)[:4]
     final.unlink()
     (final.parent / "generations.rank0.jsonl").write_bytes(b"".join(kept))
     continued = _sampling(tmp_path, max_length=30, batch_size=6)
-    rows = _read(generate_all(model, tokenizer, jobs, continued, identity=IDENTITY))
+    rows = _read(_generate(model, tokenizer, jobs, continued, identity=IDENTITY))
     assert rows[:4] == [json.loads(line) for line in kept]
     assert [row["index"] for row in rows] == list(range(6))
     assert len({row["text"] for row in rows}) == 6
@@ -315,15 +327,15 @@ def test_ranks_share_the_batches_without_overlap(
         taken.append(len(prompts))
         return [Drawn(f"{kwargs['seed']} {place}", 1, False) for place, _ in enumerate(prompts)]
 
-    monkeypatch.setattr(generation, "draw_batch", draw)
+    monkeypatch.setattr(generation_hf, "draw_batch", draw)
     jobs = make_jobs(tokenizer, PROMPTS * 5, 40)
-    single = generate_all(model, tokenizer, jobs, _sampling(tmp_path / "single"), identity=IDENTITY)
+    single = _generate(model, tokenizer, jobs, _sampling(tmp_path / "single"), identity=IDENTITY)
     taken.clear()
     barrier = threading.Barrier(world, timeout=20)
 
     def run(rank: int) -> None:
         share: dict[str, Any] = {"rank": rank, "world": world, "wait": barrier.wait}
-        generate_all(model, tokenizer, jobs, _sampling(tmp_path / "shared"), identity=IDENTITY, **share)
+        _generate(model, tokenizer, jobs, _sampling(tmp_path / "shared"), identity=IDENTITY, **share)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -340,25 +352,25 @@ def test_a_batch_beyond_memory_names_the_batch_size(
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(generation, "draw_batch", fail)
+    monkeypatch.setattr(generation_hf, "draw_batch", fail)
     with pytest.raises(InvalidArgument, match=r"^--batch_size=3: .*halve it"):
-        generate_all(model, tokenizer, _jobs([3]), _sampling(tmp_path), identity=IDENTITY)
+        _generate(model, tokenizer, _jobs([3]), _sampling(tmp_path), identity=IDENTITY)
 
 
 def test_a_length_beyond_the_model_is_refused_before_anything_is_written(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidArgument, match=r"^--max_length=257: .*256"):
-        generate_all(model, tokenizer, _jobs([3]), _sampling(tmp_path, max_length=257), identity=IDENTITY)
+        _generate(model, tokenizer, _jobs([3]), _sampling(tmp_path, max_length=257), identity=IDENTITY)
     assert not (tmp_path / "out").exists()
 
 
 def test_lengths_mix_only_as_far_as_the_models_positions_and_the_penalty_let_them(
     model: PreTrainedModel, tmp_path: Path
 ) -> None:
-    assert generation._max_spread(model, _sampling(tmp_path, max_length=200)) == 56
-    assert generation._max_spread(model, _sampling(tmp_path, max_length=256)) == 0
-    assert generation._max_spread(model, _sampling(tmp_path, max_length=200, repetition_penalty=1.1)) == 0
+    assert max_spread(model, _sampling(tmp_path, max_length=200)) == 56
+    assert max_spread(model, _sampling(tmp_path, max_length=256)) == 0
+    assert max_spread(model, _sampling(tmp_path, max_length=200, repetition_penalty=1.1)) == 0
 
 
 def test_texts_of_another_configuration_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+r"""Sample from a fine-tuned model: print the `accelerate launch` line and run it.
+
+    python -m scripts.generate_inference_command --instruction_file scripts/syn_instruct.txt --model_name PATH \
+        --adapter_path OUT --job_sess debug --max_seq_len 1024 --top_p 0.95 --prompt_style uncond_generation
+
+writes synthetic instructions to `inference_outputs/debug/instructions.jsonl` (type B). With `--prompt_style vicuna` and
+AlpacaEval's instructions it writes responses, in AlpacaEval's format too (type D). --print_only prints the line alone.
+The same line goes on after an interruption. Flags behind `--` are those of inference_generation_instruction.py, such as
+`-- --stop USER: --seed 1`.
+
+Run it from the repository's root. The exit status is the launch's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dptune._validate import refuse, require_count
+from utils.arguments import BACKENDS, exit_on_invalid_argument, parse
+from utils.comparison_arguments import split_words
+from utils.launch_lines import as_command, as_line, launch_words
+from utils.prompts import PROMPT_STYLES
+
+SCRIPT = "inference_generation_instruction.py"
+OUTPUTS = Path("inference_outputs")
+
+
+@dataclass
+class JobArguments:
+    """What is sampled, by the names that the jobs of training have too."""
+
+    _argument_group_name = "job"
+
+    instruction_file: str = field(metadata={"help": "see inference_generation_instruction.py"})
+    model_name: str = field(metadata={"help": "folder or hub name of the base model"})
+    job_sess: str = field(metadata={"help": f"name of the job: outputs go to {OUTPUTS}/[job_sess]"})
+    adapter_path: str | None = field(
+        default=None, metadata={"help": "folder or lora_weights.bin of a training; without it the base is sampled"}
+    )
+    max_seq_len: int = field(default=1024, metadata={"help": "tokens of prompt and text together"})
+    top_p: float = field(default=0.95, metadata={"help": "draw among the likeliest tokens that hold this mass"})
+    temperature: float = field(default=1.0, metadata={"help": "divides the logits; 0 takes the likeliest token"})
+    batch_size: int = field(default=8, metadata={"help": "texts drawn at once on each GPU"})
+    prompt_style: str = field(default="plain", metadata={"help": "as in training", "choices": PROMPT_STYLES})
+    gpus: int = field(default=1, metadata={"help": "processes, one a GPU; 1 also for a CPU"})
+    shard: bool = field(default=False, metadata={"help": "spread the base over the GPUs: it fits on none alone"})
+    backend: str = field(default="hf", metadata={"help": "what draws", "choices": BACKENDS})
+    vllm_url: str | None = field(default=None, metadata={"help": "server of --backend vllm"})
+    print_only: bool = field(default=False, metadata={"help": "print the line, do not run it"})
+
+    def __post_init__(self) -> None:
+        require_count("--gpus", self.gpus)
+        if Path(self.job_sess).name != self.job_sess or self.job_sess in ("", ".."):
+            refuse("--job_sess", self.job_sess, f"give a name for a folder within {OUTPUTS}, without slashes")
+        if self.shard and self.gpus == 1:
+            refuse("--shard", True, "spreads the model over several GPUs; give --gpus 2 or more, or leave it out")
+
+
+# This program's flags, as the inference script names them.
+_NAMES = {
+    "instruction_file": "instruction_file",
+    "model_name": "model_name_or_path",
+    "adapter_path": "lora_weights_path",
+    "max_seq_len": "max_length",
+    "top_p": "top_p",
+    "temperature": "temperature",
+    "batch_size": "batch_size",
+    "prompt_style": "prompt_style",
+    "backend": "backend",
+    "vllm_url": "vllm_url",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the launch line and, unless it is only to be printed, become the launch.
+
+    Args:
+        argv: the command line; `sys.argv[1:]` if None.
+    """
+    own, extra = split_words(sys.argv[1:] if argv is None else argv)
+    (job,) = parse(JobArguments, args=own, description=__doc__)
+    words = inference_launch(job, extra)
+    print(as_line(words), flush=True)
+    if not job.print_only:
+        command = as_command(words)
+        os.execv(command[0], command)  # its exit status and the signals for it need no passing on
+
+
+def inference_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
+    """The words behind `accelerate launch` for one job.
+
+    Args:
+        job: what is sampled.
+        extra: more flags of the inference script. Raises `InvalidArgument` for one that a job's own flag sets.
+    """
+    taken = {theirs: f"--{own}" for own, theirs in _NAMES.items()} | {"output_dir": "--job_sess"}
+    for word in extra:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in taken:
+            refuse(f"--{name}", "behind --", f"give {taken[name]} before -- instead")
+    flags = ["--output_dir", str(OUTPUTS / job.job_sess)]
+    for own, theirs in _NAMES.items():
+        if (value := getattr(job, own)) is not None:
+            flags += [f"--{theirs}", str(value)]
+    return launch_words(SCRIPT, [*flags, *extra], gpus=job.gpus, shard=job.shard)
+
+
+if __name__ == "__main__":
+    with exit_on_invalid_argument():
+        main()

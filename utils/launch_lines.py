@@ -1,0 +1,35 @@
+"""`accelerate launch` lines: which configuration and how many processes, as words for a process and as text to copy."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+PLAIN_CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
+SHARDED_CONFIG = "accelerate_configs/accelerate_config.cfg"
+
+
+def launch_words(script: str, flags: Sequence[str], *, gpus: int, shard: bool) -> list[str]:
+    """The words behind `accelerate launch`.
+
+    Args:
+        script: path from the repository's root.
+        flags: the script's own.
+        gpus: processes, one a GPU; a machine without GPUs runs them on its CPU.
+        shard: spread frozen weights over the GPUs instead of holding all of them on each.
+    """
+    words = ["--config_file", SHARDED_CONFIG if shard else PLAIN_CONFIG, "--num_processes", str(gpus)]
+    if gpus > 1 and not shard:
+        words.append("--multi_gpu")  # the plain configuration starts one process, whatever the number says
+    return [*words, script, *flags]
+
+
+def as_line(words: Sequence[str]) -> str:
+    """The line to copy, quoted for a POSIX shell."""
+    return f"accelerate launch {shlex.join(words)}"
+
+
+def as_command(words: Sequence[str]) -> list[str]:
+    """The same launch with this interpreter, whether or not `accelerate` is on the path."""
+    return [sys.executable, "-m", "accelerate.commands.launch", *words]
