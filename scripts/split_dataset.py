@@ -22,13 +22,13 @@ import datasets
 
 from dptune._validate import refuse
 from utils.arguments import exit_on_invalid_argument, parse
-from utils.dataset_splits import Shares, split_rows
+from utils.dataset_splits import LABELLED, Shares, split_rows
 from utils.privacy_units import author_name
 from utils.records import Place, require_columns, text_of
 from utils.tables import Row, read_rows, show_columns
 from utils.trainable import write_folder
 
-PREFIX, RECORD_NAME, INPUT = "labelled", "split.json", "--input_file"
+RECORD_NAME, INPUT = "split.json", "--input_file"
 
 
 @dataclass
@@ -38,7 +38,7 @@ class SplitArguments:
     _argument_group_name = "split"
 
     input_file: str = field(metadata={"help": "JSONL (or .json, .csv, .parquet) with `instruction` and `answer`"})
-    output_dir: str = field(metadata={"help": f"folder of the data set; its name begins with {PREFIX}"})
+    output_dir: str = field(metadata={"help": f"folder of the data set; its name begins with {LABELLED}"})
     val_share: float = field(default=0.05, metadata={"help": "of the instructions, in expectation"})
     test_share: float = field(default=0.05, metadata={"help": "of the instructions, in expectation"})
     seed: int = field(default=0, metadata={"help": "another one splits otherwise"})
@@ -53,8 +53,10 @@ class SplitArguments:
 
     def __post_init__(self) -> None:
         name = Path(self.output_dir).resolve().name
-        if not name.startswith(PREFIX):
-            refuse("--output_dir", self.output_dir, f"the folder's name must begin with {PREFIX}; say {PREFIX}_{name}")
+        if not name.startswith(LABELLED):
+            refuse(
+                "--output_dir", self.output_dir, f"the folder's name must begin with {LABELLED}; say {LABELLED}_{name}"
+            )
         _ = self.shares
 
 

@@ -15,6 +15,7 @@ from utils.conversation_texts import normalised
 from utils.tables import Row
 
 SPLIT_NAMES = ("train", "val", "test")
+LABELLED = "labelled"  # how the name of a data set of pairs begins
 
 
 @dataclass(frozen=True)

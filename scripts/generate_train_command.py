@@ -1,0 +1,233 @@
+r"""Train a generator of synthetic instructions, or an assistant: print the `accelerate launch` line and run it.
+
+    python -m scripts.generate_train_command --dataset_name NAME --model_name PATH --job_sess debug \
+        --eps 5.94 --delta 5e-7 --perdevice_bs 4 --gpus 1 --max_seq_len 1024 --total_bs 4096 --num_epochs 10 \
+        --prompt_style uncond_generation --lr 1e-3 --clip 0.5 --no_eval_at_start
+
+fine-tunes on the instructions of `data/NAME` (type A): the noise is found from --eps, --eps -1 is no privacy. With
+`--prompt_style vicuna` (or chat) it fine-tunes on pairs of instruction and answer, in a data set whose name begins with
+`labelled` (type C). Outputs go to `outputs/[job_sess]`, and what is spent is entered in its `budget.jsonl`, where the
+histogram of a resampling can be added. --print_only prints the line alone. Flags behind `--` are those of train_clm.py.
+
+Run it from the repository's root. The exit status is the launch's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune.accounting import noise_multiplier, planned_steps
+from dptune.budget import Budget
+from dptune.checkpoint import LEDGER_NAME
+from utils.arguments import exit_on_invalid_argument, parse
+from utils.comparison_arguments import split_words
+from utils.dataset_splits import LABELLED
+from utils.launch_lines import as_command, as_line, launch_words
+from utils.privacy_units import EXAMPLE, PrivacyUnit, author_name, group_by_author
+from utils.prompts import PROMPT_STYLES, UNCONDITIONAL
+from utils.tables import read_rows
+
+SCRIPT = "train_clm.py"
+OUTPUTS = Path("outputs")
+BUDGET_NAME = "budget.jsonl"
+_SUFFIXES = ("", ".jsonl", ".json", ".csv", ".parquet")
+# Of train_clm.py's flags those that a job's own flags decide.
+_TAKEN = {
+    "train_file": "--dataset_name",
+    "dataset_name": "--dataset_name",
+    "model_name_or_path": "--model_name",
+    "output_dir": "--job_sess",
+    "target_epsilon": "--eps",
+    "noise_multiplier": "--eps",
+    "delta": "--delta",
+    "clip_norm": "--clip",
+    "per_device_train_batch_size": "--perdevice_bs",
+    "gradient_accumulation_steps": "--total_bs",
+    "num_train_epochs": "--num_epochs",
+    "max_train_steps": "--num_epochs",
+    "block_size": "--max_seq_len",
+    "learning_rate": "--lr",
+    "prompt_style": "--prompt_style",
+    "eval_freq": "--eval_freq",
+    "eval_at_start": "--no_eval_at_start",
+    "no_eval_at_start": "--no_eval_at_start",
+    "privacy_unit": "--privacy_unit",
+    "examples_per_unit": "--examples_per_unit",
+}
+
+
+@dataclass
+class JobArguments:
+    """What is trained, on what, at which epsilon."""
+
+    _argument_group_name = "job"
+
+    dataset_name: str = field(metadata={"help": "file (its suffix may be left out) or saved DatasetDict in --data_dir"})
+    model_name: str = field(metadata={"help": "folder or hub name of the base model"})
+    job_sess: str = field(metadata={"help": f"name of the job: outputs go to {OUTPUTS}/[job_sess]"})
+    eps: float = field(metadata={"help": "epsilon of the training; -1: no privacy"})
+    delta: float = field(default=5e-7, metadata={"help": "chance that the bound may fail"})
+    clip: float = field(default=1.0, metadata={"help": "clip norm of an example's gradient"})
+    total_bs: int = field(default=4096, metadata={"help": "the logical batch in expectation, over all GPUs"})
+    perdevice_bs: int = field(default=4, metadata={"help": "examples that fit a GPU at once"})
+    gpus: int = field(default=1, metadata={"help": "processes, one a GPU; 1 also for a CPU"})
+    shard: bool = field(default=False, metadata={"help": "spread the frozen base over the GPUs"})
+    num_epochs: float = field(default=10.0, metadata={"help": "expected passes over the training set"})
+    lr: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+    max_seq_len: int = field(default=1024, metadata={"help": "longest example in tokens; longer ones are cut"})
+    prompt_style: str = field(
+        default=UNCONDITIONAL,
+        metadata={
+            "help": f"{UNCONDITIONAL} learns to write instructions, the others to answer them",
+            "choices": PROMPT_STYLES,
+        },
+    )
+    privacy_unit: str = field(
+        default=EXAMPLE, metadata={"help": "example, or the column of each row's author: then --total_bs is of authors"}
+    )
+    examples_per_unit: int | None = field(default=None, metadata={"help": "most rows of an author in a step"})
+    eval_freq: int = field(default=10, metadata={"help": "steps between measurements of the validation loss"})
+    eval_at_start: bool = field(default=True, metadata={"help": "measure it before the first step too"})
+    data_dir: str = field(default="data", metadata={"help": "where --dataset_name is looked for"})
+    print_only: bool = field(default=False, metadata={"help": "print the line, do not run it"})
+
+    def __post_init__(self) -> None:
+        for flag in ("gpus", "total_bs", "perdevice_bs", "max_seq_len", "eval_freq"):
+            require_count(f"--{flag}", getattr(self, flag))
+        for flag in ("clip", "num_epochs", "lr"):
+            require_positive(f"--{flag}", getattr(self, flag))
+        if self.eps != -1:
+            require_positive("--eps", self.eps)
+        require_delta(self.delta, name="--delta")
+        if self.total_bs % (at_once := self.perdevice_bs * self.gpus):
+            refuse("--total_bs", self.total_bs, f"give a multiple of --perdevice_bs x --gpus, {at_once}")
+        if Path(self.job_sess).name != self.job_sess or self.job_sess in ("", ".."):
+            refuse("--job_sess", self.job_sess, f"give a name for a folder within {OUTPUTS}, without slashes")
+        if self.shard and self.gpus == 1:
+            refuse("--shard", True, "spreads the model over several GPUs; give --gpus 2 or more, or leave it out")
+        if (self.privacy_unit == EXAMPLE) != (self.examples_per_unit is None):
+            refuse("--examples_per_unit", self.examples_per_unit, "give it with --privacy_unit COLUMN, and only then")
+        if self.prompt_style != UNCONDITIONAL and not Path(self.dataset_name).name.startswith(LABELLED):
+            remedy = f"--prompt_style {self.prompt_style} learns answers: give a data set named {LABELLED}..."
+            refuse("--dataset_name", self.dataset_name, f"{remedy} (scripts/split_dataset.py makes one)")
+
+    @property
+    def private(self) -> bool:
+        """Whether there is an epsilon."""
+        return self.eps != -1
+
+    @property
+    def unit(self) -> PrivacyUnit:
+        """Whose presence is hidden."""
+        if self.privacy_unit == EXAMPLE:
+            return PrivacyUnit()
+        assert self.examples_per_unit is not None  # __post_init__
+        return PrivacyUnit(self.privacy_unit, examples=self.examples_per_unit)
+
+    @property
+    def folder(self) -> Path:
+        """Where outputs go."""
+        return OUTPUTS / self.job_sess
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the launch line with what it costs and, unless it is only to be printed, become the launch.
+
+    Args:
+        argv: the command line; `sys.argv[1:]` if None.
+    """
+    own, extra = split_words(sys.argv[1:] if argv is None else argv)
+    (job,) = parse(JobArguments, args=own, description=__doc__)
+    words = training_launch(job, extra)
+    print(*describe_cost(job), as_line(words), sep="\n", flush=True)
+    if not job.print_only:
+        enter_budget(job, extra)
+        command = as_command(words)
+        os.execv(command[0], command)  # its exit status and the signals for it need no passing on
+
+
+def find_dataset(job: JobArguments) -> Path:
+    """The file or folder of --dataset_name. Raises `InvalidArgument` where there is none."""
+    candidates = [Path(job.data_dir) / f"{job.dataset_name}{suffix}" for suffix in _SUFFIXES]
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        refuse("--dataset_name", job.dataset_name, f"no such file or folder in {job.data_dir}; put it there")
+    return found
+
+
+def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
+    """The words behind `accelerate launch` for one job.
+
+    Args:
+        job: what is trained.
+        extra: more flags of train_clm.py. Raises `InvalidArgument` for one that a job's own flag sets.
+    """
+    for word in extra:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in _TAKEN:
+            refuse(f"--{name}", "behind --", f"give {_TAKEN[name]} before -- instead")
+    privacy = ["--target_epsilon", repr(job.eps), "--clip_norm", repr(job.clip), "--delta", repr(job.delta)]
+    without = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
+    flags = [
+        *("--train_file", str(find_dataset(job)), "--model_name_or_path", job.model_name),
+        *("--output_dir", str(job.folder), "--prompt_style", job.prompt_style, "--block_size", str(job.max_seq_len)),
+        *("--per_device_train_batch_size", str(job.perdevice_bs)),
+        *("--gradient_accumulation_steps", str(job.total_bs // (job.perdevice_bs * job.gpus))),
+        *("--num_train_epochs", repr(job.num_epochs), "--learning_rate", repr(job.lr)),
+        *(privacy if job.private else without),
+        *([] if job.unit.column is None else ["--privacy_unit", job.unit.column]),
+        *([] if job.unit.column is None else ["--examples_per_unit", str(job.unit.examples)]),
+        *("--eval_freq", str(job.eval_freq), *([] if job.eval_at_start else ["--no_eval_at_start"])),
+    ]
+    return launch_words(SCRIPT, [*flags, *extra], gpus=job.gpus, shard=job.shard)
+
+
+def describe_cost(job: JobArguments) -> list[str]:
+    """The noise that --eps needs on this data set, as comment lines above the launch line.
+
+    Raises:
+        InvalidArgument: a data set that cannot be read or is smaller than the batch, an epsilon out of reach.
+    """
+    if not job.private:
+        return [f"# no privacy: what is trained is as private as {job.dataset_name} itself"]
+    count, kind = _num_sampled(job), job.unit.sampled
+    if job.total_bs > count:
+        refuse("--total_bs", job.total_bs, f"{job.dataset_name} has {count} {kind} to train on; give at most that")
+    require_delta(job.delta, count, name="--delta")
+    steps = planned_steps(num_examples=count, expected_batch_size=job.total_bs, epochs=job.num_epochs)
+    sigma = noise_multiplier(
+        target_epsilon=job.eps, delta=job.delta, sampling_probability=job.total_bs / count, steps=steps
+    )
+    return [f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps: epsilon {job.eps:g} at {job.delta:g}"]
+
+
+def _num_sampled(job: JobArguments) -> int:
+    """Rows, or authors where these are the unit."""
+    rows = read_rows(find_dataset(job), "--dataset_name")
+    column = job.unit.column
+    return len(rows) if column is None else len(group_by_author([author_name(row.get(column)) for row in rows]))
+
+
+def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
+    """Say in the job's budget, before anything runs, what will be spent: see `dptune.budget`.
+
+    A training without privacy voids the budget of a generator. One on pairs, which may well be synthetic, has none.
+    """
+    budget, unconditional = Budget(job.folder / BUDGET_NAME), job.prompt_style == UNCONDITIONAL
+    stage = f"{'generator' if unconditional else 'assistant'} {job.job_sess}"
+    if any(word.partition("=")[0].replace("-", "_") == "__insecure_test_seed" for word in extra):
+        budget.enter_without_privacy(stage, "the noise comes from a fixed key, which anybody can repeat")
+    elif job.private:
+        budget.enter_training(stage, job.folder / LEDGER_NAME, unit=job.unit.name)
+    elif unconditional:
+        budget.enter_without_privacy(stage, f"trained without privacy on {job.dataset_name}")
+
+
+if __name__ == "__main__":
+    with exit_on_invalid_argument():
+        main()
