@@ -74,7 +74,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model made of each text: sums over its tokens, float64 [texts] each; `nats` is the negative log-likelihood."""
+    """What a model made of each text: sums over its tokens, float64 [texts] each; `nats` is minus the log-likelihood."""
 
     correct: np.ndarray
     tokens: np.ndarray

@@ -122,12 +122,12 @@ def _names(files: Sequence[str], names: Sequence[str] | None) -> list[str]:
     if names is None:
         stems = [Path(file).stem for file in files]
         alike = len(set(stems)) < len(stems)
-        names = [f"{Path(file).resolve().parent.name}/{stem}" if alike else stem for file, stem in zip(files, stems)]
+        names = [f"{Path(file).resolve().parent.name}/{Path(file).stem}" for file in files] if alike else stems
     if len(names) != len(files):
         refuse("--names", " ".join(names), f"there are {len(files)} synthetic files; give each a name")
     for name in names:
-        if name in _RESERVED or not name.strip() or len(name) > _LONGEST_NAME:
-            refuse("--names", name, f"give another name, of at most {_LONGEST_NAME} characters")
+        if name in _RESERVED or not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAME:
+            refuse("--names", name, f"give another name, in at most {_LONGEST_NAME} printable characters")
     if len(set(names)) < len(names):
         refuse("--names", " ".join(names), "two are alike; give each synthetic file a name of its own")
     return list(names)

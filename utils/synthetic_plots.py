@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -89,7 +90,7 @@ def plot_accuracies(results: Mapping[str, Mapping[str, float]]) -> str:
             error = 2 * result["accuracy_error"]
             axes.barh(place, result["accuracy"], xerr=error, color=color, height=0.6, capsize=3)
         axes.set_yticks(list(places), [_plain(name) for name in names])
-        axes.set(xlabel="next-token accuracy on held-out real text", xlim=(0, None))
+        axes.set(xlabel="next-token accuracy", xlim=(0, None))
 
     return _image(draw, legend=False)
 
@@ -111,7 +112,7 @@ def _image(draw: Callable[[Axes], None], *, legend: bool = True) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def _style(name: str, names: Sequence[str]) -> dict[str, object]:
+def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
     """Colour, dashes and legend entry of one sample."""
     label = _plain(name)
     if name == HELD_OUT:

@@ -101,10 +101,16 @@ def words_section(words: Words) -> Section:
 def lengths_section(lengths: Lengths, unit: str) -> Section:
     """Lengths in one unit."""
     results = {**lengths.columns, "reference": lengths.reference}
-    labels = ("5% are at most", "a quarter is at most", "half is at most", "three quarters are at most", "95% are at most")
+    labels = (
+        "5% are at most",
+        "a quarter is at most",
+        "half is at most",
+        "three quarters are at most",
+        "95% are at most",
+    )
     rows = [_row("mean", results, lambda one: f"{one.mean:,.1f}")]
-    for index, label in enumerate(labels):
-        rows.append(_row(label, results, lambda one, index=index: f"{one.quantiles[index]:,.0f}"))
+    for label, values in zip(labels, zip(*(one.quantiles for one in results.values()), strict=True), strict=True):
+        rows.append((label, [f"{value:,.0f}" for value in values]))
     rows.append(_row(f"apart ({unit})", results, lambda one: f"{one.wasserstein:,.1f}"))
     rows.append(_row("largest gap in shares (KS)", results, lambda one: _number(one.ks)))
     rows.append(_row("chance of such a gap", results, lambda one: f"{one.ks_p:.2g}"))

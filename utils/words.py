@@ -1,4 +1,4 @@
-"""Texts as words, for statistics: case is ignored, punctuation falls away, a Chinese or Japanese character is a word."""
+"""Texts as words, for statistics: without case and punctuation; each Chinese or Japanese character is a word."""
 
 from __future__ import annotations
 
