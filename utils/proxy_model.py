@@ -1,8 +1,8 @@
 """Train on synthetic text, test on real: how much of the language a small model learns from a sample of texts.
 
 One model a sample, each from the same start with the same number of steps, so that what differs is the text. The
-default is a Llama of 0.7 million parameters, which learns in under a minute on one core what an n-gram model would and
-some order beyond it; its tokenizer is made from the held-out texts, so it is the same for every sample. A pre-trained
+default is a Llama of one layer and half a million parameters, which half a minute on one core brings to a fifth of the
+tokens of medical abstracts guessed right (a random guess: one in 2000). Its tokenizer is made from the held-out texts, so it is the same for every sample. A pre-trained
 model can take its place: it is fine-tuned whole. No privacy is in any of this: what comes out may not be published.
 """
 
@@ -25,6 +25,7 @@ from utils.modeling import load_model, load_tokenizer
 
 TINY = "tiny"
 _TINY_VOCABULARY = 2000
+_TINY_SPREAD = 0.05  # of the first weights; with the usual 0.02 so few steps teach half as much
 _TINY_RATE, _PRETRAINED_RATE = 3e-3, 5e-5
 _WARMUP = 0.1  # of the steps
 _RESAMPLES = 1000
@@ -46,9 +47,9 @@ class ProxySettings:
 
     model: str = TINY
     tokenizer: str | None = None
-    steps: int = 300
-    batch_size: int = 16
-    max_length: int = 128
+    steps: int = 600
+    batch_size: int = 8
+    max_length: int = 64
     learning_rate: float | None = None
     seed: int = 0
 
@@ -101,11 +102,12 @@ def make_model(settings: ProxySettings, tokenizer: PreTrainedTokenizerBase) -> P
                 vocab_size=len(tokenizer),
                 hidden_size=128,
                 intermediate_size=352,
-                num_hidden_layers=2,
+                num_hidden_layers=1,  # learns more in a minute than two do
                 num_attention_heads=4,
                 num_key_value_heads=4,
                 max_position_embeddings=settings.max_length,
                 tie_word_embeddings=True,
+                initializer_range=_TINY_SPREAD,
             )
         )
 

@@ -87,9 +87,9 @@ class ProxyArguments:
     proxy_tokenizer: str | None = field(
         default=None, metadata={"help": f"for {TINY}: folder or hub name; default: made from the held-out texts"}
     )
-    proxy_steps: int = field(default=300, metadata={"help": "training steps of each"})
-    proxy_batch_size: int = field(default=16, metadata={"help": "windows of text a step"})
-    proxy_max_length: int = field(default=128, metadata={"help": "tokens of a window"})
+    proxy_steps: int = field(default=ProxySettings.steps, metadata={"help": "training steps of each"})
+    proxy_batch_size: int = field(default=ProxySettings.batch_size, metadata={"help": "windows of text a step"})
+    proxy_max_length: int = field(default=ProxySettings.max_length, metadata={"help": "tokens of a window"})
     proxy_learning_rate: float | None = field(
         default=None, metadata={"help": "highest rate of the cosine schedule; default: by the model"}
     )
