@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 QUANTILES = (0.5, 0.95, 1.0)
+_DIGITS = 5
 _SIMILARITIES_AT_ONCE = 20_000_000  # 80 MB in float32
 
 
@@ -54,10 +55,12 @@ def nearest_similarity(texts: np.ndarray, rows: np.ndarray) -> np.ndarray:
     Args:
         texts: embeddings of length 1, or 0 for a text without any known word (its similarity is then 0), float [N, D].
         rows: the same of the rows, float [M, D], M at least 1.
+
+    Rounded, so that texts equally near are so whatever rounding did: a copy's similarity is 1.
     """
     step = max(1, _SIMILARITIES_AT_ONCE // len(rows))
     parts = [(texts[start : start + step] @ rows.T).max(axis=1) for start in range(0, len(texts), step)]
-    return np.concatenate(parts).astype(np.float32)
+    return np.concatenate(parts).round(_DIGITS).astype(np.float32)
 
 
 def compare_nearness(sample: np.ndarray, held_out: np.ndarray) -> Nearness:

@@ -12,7 +12,7 @@ from utils.arguments import parse
 from utils.synthetic_arguments import HELD_OUT, TextArguments
 from utils.synthetic_texts import Comparison, load_comparison
 
-SECRET = "My number is 555 0199"
+SECRET = "My number is Zyzzyva"
 
 
 def write(path: Path, texts: list[object], column: str = "instruction") -> str:
@@ -76,5 +76,5 @@ def test_real_files_may_have_another_column(tmp_path: Path) -> None:
 def test_bad_rows_are_refused_and_never_shown(tmp_path: Path, texts: list[object], complaint: str) -> None:
     with pytest.raises(InvalidArgument, match=complaint) as caught:
         load(tmp_path, synthetic=texts)
-    assert "555" not in str(caught.value)
+    assert "Zyzzyva" not in str(caught.value)
     assert "\n" not in str(caught.value)
