@@ -69,9 +69,9 @@ def _ranks_of_runs(words: np.ndarray, longest: int) -> list[np.ndarray]:
     """
     ranks = [_dense(words)]
     while (width := 2 ** (len(ranks) - 1)) <= longest and ranks[-1].max() < len(words) - 1:
-        behind = np.zeros(len(words), dtype=np.int64)
-        behind[:-width] = ranks[-1][width:] + 1  # past the end: lowest
-        ranks.append(_dense(ranks[-1].astype(np.int64) * (len(words) + 1) + behind))
+        behind = np.zeros(len(words), dtype=np.int64)  # past the end: what is before has the last text's own end in it
+        behind[:-width] = ranks[-1][width:]
+        ranks.append(_dense(ranks[-1].astype(np.int64) * len(words) + behind))
     return ranks
 
 
