@@ -14,8 +14,13 @@ from dptune._validate import refuse
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROMPT_STYLES = ("plain", "chat")
+PROMPT_STYLES = ("plain", "chat", "vicuna", "uncond_generation")
 PUBMED_PROMPT = "Abstract: "
+# FastChat's conversation template "vicuna_v1.1" (https://github.com/lm-sys/FastChat, fastchat/conversation.py).
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 
 
 def format_prompt(instruction: str, style: str = "plain", tokenizer: PreTrainedTokenizerBase | None = None) -> str:
@@ -24,19 +29,30 @@ def format_prompt(instruction: str, style: str = "plain", tokenizer: PreTrainedT
     Args:
         instruction: what is asked; empty for unconditional generation.
         style: "plain" is the instruction, on a line of its own unless it is empty or already ends in white space;
-            "chat" is the tokenizer's chat template with one user turn, up to where the assistant begins.
+            "chat" is the tokenizer's chat template with one user turn, up to where the assistant begins; "vicuna" is
+            FastChat's vicuna_v1.1 with one user turn, and ends in the space that belongs to the answer's first word;
+            "uncond_generation" is always empty, for a model that writes instructions itself.
         tokenizer: needed by "chat" alone.
 
     Raises:
-        InvalidArgument: an unknown style, or "chat" with a tokenizer that has no chat template.
+        InvalidArgument: an unknown style, "chat" with a tokenizer that has no chat template, or an instruction for
+            "uncond_generation", which could only be lost (it is not quoted: it may be private).
 
     >>> format_prompt("Name a colour."), format_prompt("Abstract: "), format_prompt("")
     ('Name a colour.\\n', 'Abstract: ', '')
+    >>> format_prompt("Name a colour.", "vicuna").removeprefix(VICUNA_SYSTEM)
+    ' USER: Name a colour. ASSISTANT: '
     """
     if style not in PROMPT_STYLES:
         refuse("--prompt_style", style, f"give one of {', '.join(PROMPT_STYLES)}")
     if style == "plain":
         return instruction if not instruction or instruction[-1].isspace() else instruction + "\n"
+    if style == "vicuna":
+        return f"{VICUNA_SYSTEM} USER: {instruction} ASSISTANT: "
+    if style == "uncond_generation":
+        if instruction:
+            refuse("--prompt_style", style, "takes no instruction: give empty ones (lines ` #### n`), or another style")
+        return ""
     if tokenizer is None or not has_chat_template(tokenizer):
         refuse("--prompt_style", style, "this tokenizer has no chat template: give plain, or take a chat model")
     return render_chat([{"role": "user", "content": instruction}], tokenizer, add_generation_prompt=True)

@@ -22,6 +22,7 @@ from utils.generation import Drawn, draw_batch, generate_all, sampling_config
 from utils.generation_batches import Job, batch_seed, encode_prompt, make_jobs, plan_batches
 from utils.generation_files import Row, append_rows, claim, merge, read_rows, refuse_other_run
 from utils.modeling import load_tokenizer
+from utils.prompts import format_prompt
 from utils.records import joined
 from utils.tokenization import tokenize
 
@@ -77,7 +78,9 @@ TOKENIZERS = [tiny_tokenizer, _metaspace_tokenizer, _trimming_tokenizer, _mergin
 
 
 @pytest.mark.parametrize("make", TOKENIZERS)
-@pytest.mark.parametrize("prompt", [*PROMPTS, "Two spaces:  ", "x \n", "a\n\n\n", "<|assistant|>\n"])
+@pytest.mark.parametrize(
+    "prompt", [*PROMPTS, "Two spaces:  ", "x \n", "a\n\n\n", "<|assistant|>\n", format_prompt("Why?", "vicuna")]
+)
 @pytest.mark.parametrize("answer", ["The patients were given a placebo.", "We report"])
 def test_a_prompt_is_the_tokens_before_the_answer_in_training(
     make: Callable[[], PreTrainedTokenizerFast], prompt: str, answer: str

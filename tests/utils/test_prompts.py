@@ -43,6 +43,22 @@ def test_chat_without_a_template_is_refused() -> None:
         format_prompt("Hello", "chat")
 
 
+def test_vicuna_is_what_fastchat_writes() -> None:
+    """FastChat joins its prompt as `SYSTEM USER: question ASSISTANT:`, and ` answer` after it in training."""
+    system = (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions."
+    )
+    assert format_prompt("Why is the sky blue?", "vicuna") == f"{system} USER: Why is the sky blue? ASSISTANT: "
+
+
+def test_unconditional_generation_has_no_prompt_and_loses_no_instruction() -> None:
+    assert format_prompt("", "uncond_generation") == ""
+    with pytest.raises(InvalidArgument, match=r"^--prompt_style='uncond_generation': takes no .* ` #### n`") as refused:
+        format_prompt("a private instruction", "uncond_generation")
+    assert "private" not in str(refused.value)
+
+
 def test_unknown_style_is_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"--prompt_style='alpaca': give one of plain, chat"):
         format_prompt("Hello", "alpaca")
