@@ -3,8 +3,9 @@
 One model a sample, each from the same start with the same number of steps, so that what differs is the text. The
 default is a Llama of one layer and half a million parameters, which half a minute on one core teaches to guess a sixth
 of the tokens of medical abstracts (of 2000 different ones). Its tokenizer is made from the held-out texts, so it is the
-same for every sample. A pre-trained model can take its place: it is fine-tuned whole. No privacy is in any of this:
-what comes out may not be published.
+same for every sample. What it learns is what follows what within a few words: text made from a table of real words and
+their successors teaches it as much as real text. A pre-trained model, fine-tuned whole, can take its place and sees
+more. No privacy is in any of this: what comes out may not be published.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ def proxy_part(folder: Path, comparison: Comparison, proxy: ProxyArguments, text
     if settings is None:
         return
     results = dict(train_proxies(folder, comparison, settings, texts.max_texts))
-    model = "A small language model" if settings.model == TINY else f"The model {settings.model}"
+    small = "A small language model, which learns what follows what within a few words and little of sense,"
+    model = small if settings.model == TINY else f"The model {settings.model}"
     description = f"{model} is trained for {settings.steps} steps on each sample, always from the same start."
     yield "proxy", results, [proxy_section(results, description)]
 

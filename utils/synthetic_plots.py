@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.synthetic_arguments import HELD_OUT, UNTRAINED
 
@@ -91,6 +92,7 @@ def plot_accuracies(results: Mapping[str, Mapping[str, float]]) -> str:
             axes.barh(place, result["accuracy"], xerr=error, color=color, height=0.6, capsize=3)
         axes.set_yticks(list(places), [_plain(name) for name in names])
         axes.set(xlabel="next-token accuracy", xlim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
 
     return _image(draw, legend=False)
 

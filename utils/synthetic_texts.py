@@ -51,7 +51,7 @@ class Comparison:
     """All texts.
 
     Attributes:
-        columns: the synthetic samples by name, and HELD_OUT, the other half of the held-out texts.
+        columns: HELD_OUT, the other half of the held-out texts, and the synthetic samples by name.
         reference: one half of the held-out texts.
         train: all training rows, if they were given.
     """
@@ -95,7 +95,7 @@ def load_comparison(arguments: TextArguments) -> Comparison:
     if arguments.train_file is not None:
         train = read_sample(arguments.train_file, "--train_file", real, seed, real_flag)
     half = len(held_out) - len(held_out) // 2
-    return Comparison({**columns, HELD_OUT: held_out.part(half, None)}, held_out.part(0, half), train)
+    return Comparison({HELD_OUT: held_out.part(half, None), **columns}, held_out.part(0, half), train)
 
 
 def read_sample(path: str, flag: str, column: str, seed: int, column_flag: str) -> Sample:

@@ -89,7 +89,7 @@ def test_names_are_escaped_on_the_page(output: Path) -> None:
 
 def test_every_statistic_is_there_for_every_column(output: Path) -> None:
     found = results(output)
-    columns = [EVIL, "memorised", HELD_OUT]
+    columns = [HELD_OUT, EVIL, "memorised"]
     assert list(found["divergence"]) == list(found["vocabulary"]["columns"]) == list(found["overlap"]) == columns
     assert list(found["proxy"]) == [EVIL, "memorised", REAL_TRAINING, UNTRAINED]
     assert list(found["lengths"]["words"]) == [*columns, "reference"]

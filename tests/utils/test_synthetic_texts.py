@@ -31,7 +31,7 @@ def test_the_held_out_texts_are_halved_and_nothing_is_lost(tmp_path: Path) -> No
     found = load(tmp_path)
     assert (len(found.reference), len(found.columns[HELD_OUT])) == (11, 10)
     assert sorted(found.held_out) == sorted(f"held {n}" for n in range(21))
-    assert list(found.columns) == ["made", HELD_OUT]
+    assert list(found.columns) == [HELD_OUT, "made"]
     assert list(found.synthetic) == ["made"]
     assert found.texts_a_column == 10
     assert found.train is None
