@@ -29,6 +29,7 @@ from utils.classifier_arguments import GROUPS, Settings
 from utils.classifier_files import load_classifier_tokenizer
 from utils.classifier_outputs import SCORES_NAME, finish_classifier
 from utils.classifier_setup import describe_setup, dtype_of_launch, load_tasks, load_trained, plan_task
+from utils.finetune_modes import head_parameters
 from utils.folder_lock import FolderLock
 from utils.launch import make_accelerator
 from utils.micro_batches import MicroBatches, remembered_budget
@@ -112,6 +113,7 @@ def train_task(
         target_epsilon=settings.budget.engine.target_epsilon,
         test_seed=settings.budget.insecure_test_seed,
         plain_max_grad_norm=settings.budget.plain_max_grad_norm,
+        head=head_parameters(model, names),
     )
     end, rows = loop.run(saved)
     if end.stopped_by is not None:

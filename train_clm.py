@@ -141,6 +141,7 @@ def run_training(groups: tuple[Any, ...], accelerator: Accelerator, lock: Folder
         evaluate=partial(evaluate, model, losses, held_out, micro_batches),
         updates=optimization.updates,
         eval_freq=output.eval_freq,
+        eval_at_start=output.eval_at_start,
         target_epsilon=privacy_args.target_epsilon,
         test_seed=privacy_args.insecure_test_seed,
         gradient_sync=optimization.gradient_sync,

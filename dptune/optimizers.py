@@ -19,7 +19,7 @@ class DPAdam(torch.optim.Optimizer):
     Adam's moments with their start corrected. Post-processing of private gradients: it costs no privacy.
 
     Args:
-        params: what to train.
+        params: what to train, or groups of it with settings of their own, as torch takes them.
         noise_std: () -> s, the standard deviation of the noise on each coordinate of the gradient in this step
             (`PrivateStep.gradient_noise_std`).
         lr: learning rate.
@@ -30,7 +30,7 @@ class DPAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         noise_std: Callable[[], float],
         *,
         lr: float,

@@ -30,7 +30,16 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.sharding",
     ),
     ("dptune.mechanism",),
-    ("dptune.step", "dptune.optimizers", "dptune.checkpoint", "dptune.report", "dptune.model_card", "dptune.plots"),
+    (
+        "dptune.step",
+        "dptune.optimizers",
+        "dptune.budget",
+        "dptune.histogram",
+        "dptune.checkpoint",
+        "dptune.report",
+        "dptune.model_card",
+        "dptune.plots",
+    ),
     ("dptune",),  # the re-exports: no module of the engine goes through them
     ("dptune.integrations",),
     ("utils",),
@@ -42,6 +51,8 @@ WITHOUT_TORCH = (
     "dptune.accounting",
     "dptune.accounting.__main__",
     "dptune.selection",
+    "dptune.budget",
+    "dptune.histogram",
     "dptune.group_accounting",
     "dptune.sampling",
 )

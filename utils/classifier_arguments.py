@@ -173,6 +173,10 @@ class StepArguments:
     learning_rate: float | None = field(
         default=None, metadata={"help": "peak rate of the optimizer; default: by mode and privacy, and printed"}
     )
+    head_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "peak rate of the classification head; default: --learning_rate, and with privacy larger"},
+    )
     epochs: float = field(default=3.0, metadata={"help": "steps are this over the sampling probability"})
     batch_size: int = field(default=256, metadata={"help": "the logical batch in expectation, over all processes"})
     micro_batch_size: int = field(
@@ -191,6 +195,8 @@ class StepArguments:
         require_count("--micro_batch_size", self.micro_batch_size)
         if self.learning_rate is not None:
             require_positive("--learning_rate", self.learning_rate)
+        if self.head_learning_rate is not None:
+            require_positive("--head_learning_rate", self.head_learning_rate)
         if self.weight_decay < 0:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
 
@@ -253,11 +259,21 @@ class Settings(NamedTuple):
         return given or default_learning_rate(self.mode.finetune_mode, private=self.budget.enable_dp)
 
     @property
+    def head_learning_rate(self) -> float:
+        """The head's peak rate. A new head's small weights pass small gradients on to what is below it, which noise
+        drowns: under privacy the head gets to its size first."""
+        given, mode = self.steps.head_learning_rate, self.mode.finetune_mode
+        if given is None and self.budget.enable_dp and mode != "last-layer":
+            given = default_learning_rate("last-layer", private=True)
+        return given or self.learning_rate
+
+    @property
     def updates(self) -> UpdateSettings:
         """The optimizer and its schedule."""
         return UpdateSettings(
             optimizer=self.steps.optimizer,
             learning_rate=self.learning_rate,
+            head_learning_rate=self.head_learning_rate,
             weight_decay=self.steps.weight_decay,
             lr_scheduler_type=self.steps.lr_scheduler_type,
         )

@@ -71,6 +71,7 @@ def summary(
         "noise_multiplier": statement.noise_multiplier,
         "clip_norm": statement.clip_norm,
         "learning_rate": settings.learning_rate,
+        "head_learning_rate": settings.head_learning_rate,
         "trained_parameters": trained_parameters,
         "steps": statement.steps,
         "expected_batch_size": statement.expected_batch_size,

@@ -59,9 +59,14 @@ def plan_task(task: ClassificationTask, settings: Settings) -> RunPlan:
 def describe_setup(settings: Settings) -> list[str]:
     """The mode and its rate in lines for a person, and a warning where privacy was meant and is not there."""
     given = "" if settings.steps.learning_rate else " (the default of this mode)"
+    head = (
+        ""
+        if settings.head_learning_rate == settings.learning_rate
+        else f", {settings.head_learning_rate:g} for the head"
+    )
     lines = [
         f"fine-tuning mode       {settings.mode.finetune_mode}",
-        f"learning rate          {settings.learning_rate:g}{given}",
+        f"learning rate          {settings.learning_rate:g}{given}{head}",
     ]
     return lines if settings.budget.warning is None else [*lines, settings.budget.warning]
 

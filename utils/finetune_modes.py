@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from peft import IA3Config, PeftConfig, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
+from peft import IA3Config, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
@@ -33,15 +33,15 @@ _FLAG = "--finetune_mode"
 # Peak rates of AdamW to begin a search with, without privacy and with it: noise is borne better by larger steps and
 # larger batches (Li et al. 2022). What is new and small takes larger steps than what was pretrained.
 _LEARNING_RATES = {
-    "full": (5e-5, 5e-4),
-    "last-layer": (1e-3, 1e-2),
-    "lora": (5e-4, 2e-3),
-    "ia3": (5e-3, 1e-2),
-    "prefix": (5e-3, 1e-2),
-    "soft-prompt": (1e-2, 2e-2),
-    "soft-prompt+lora": (1e-3, 2e-3),
-    "prefix+lora": (1e-3, 2e-3),
-    "bias-only": (1e-3, 5e-3),
+    "full": (1e-4, 1e-4),
+    "last-layer": (2e-2, 5e-2),
+    "lora": (2e-3, 4e-3),
+    "ia3": (1e-2, 1e-2),
+    "prefix": (1e-2, 1e-2),
+    "soft-prompt": (1e-2, 5e-3),
+    "soft-prompt+lora": (2e-3, 4e-3),
+    "prefix+lora": (2e-3, 4e-3),
+    "bias-only": (2e-3, 3e-3),
 }
 
 
@@ -70,6 +70,12 @@ def head_modules(model: Any) -> list[str]:
     if not names:
         refuse("--model_checkpoint", type(model).__name__, "has no classification head that could be trained")
     return names
+
+
+def head_parameters(model: Any, names: Sequence[str]) -> list[str]:
+    """Those of the parameter `names` of a model that `prepare_mode` returned that are the classification head's."""
+    heads = head_modules(model.get_base_model() if isinstance(model, PeftModel) else model)
+    return [name for name in names if any(f".{head}." in f".{name}" for head in heads)]
 
 
 def prepare_mode(

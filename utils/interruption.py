@@ -18,11 +18,16 @@ class StopRequest:
     """While entered, remembers the first SIGTERM or SIGINT; a second one, over a second later, acts as ever.
 
     Only the main thread of a process can enter it.
+
+    Args:
+        announce: whether to say so on stderr; the main process alone does.
+        finishing: what is still finished, as that line names it.
     """
 
-    def __init__(self, *, announce: bool = True) -> None:
+    def __init__(self, *, announce: bool = True, finishing: str = "this micro-batch") -> None:
         self.name: str | None = None
         self._announce = announce
+        self._finishing = finishing
         self._at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -47,7 +52,7 @@ class StopRequest:
             self.name, self._at = signal.Signals(number).name, now
             if self._announce:
                 # Past Python's buffer: within a write to it, of a progress bar, a handler's own raises RuntimeError.
-                os.write(_STDERR, f"\n{self.name}: stopping after this micro-batch (again: at once)\n".encode())
+                os.write(_STDERR, f"\n{self.name}: stopping after {self._finishing} (again: at once)\n".encode())
         elif now - self._at > _SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ class UpdateSettings:
         learning_rate: its peak.
         weight_decay: of all that is trained; that of the two kinds of Adam is decoupled.
         momentum: of sgd.
+        head_learning_rate: the peak for what `make_optimizer` is told is the head; None for the same.
         lr_scheduler_type, num_warmup_steps: see `transformers.get_scheduler`.
     """
 
@@ -29,18 +31,35 @@ class UpdateSettings:
     learning_rate: float
     weight_decay: float
     momentum: float = 0.0
+    head_learning_rate: float | None = None
     lr_scheduler_type: str = "linear"
     num_warmup_steps: int = 0
 
 
 def make_optimizer(
-    settings: UpdateSettings, parameters: Sequence[nn.Parameter], noise_std: Callable[[], float]
+    settings: UpdateSettings,
+    parameters: Sequence[nn.Parameter],
+    noise_std: Callable[[], float],
+    head: Collection[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """The optimizer of `settings` for these parameters; for `noise_std` see `dptune.optimizers.DPAdam`."""
+    """The optimizer of `settings` for these parameters, those of a classification head among them; for `noise_std` see
+    `dptune.optimizers.DPAdam`."""
+    groups = _groups(settings, parameters, {id(parameter) for parameter in head})
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, weight_decay=decay)
     if settings.optimizer == "dp-adam":
-        return DPAdam(parameters, noise_std, lr=rate, weight_decay=decay)
+        return DPAdam(groups, noise_std, lr=rate, weight_decay=decay)
     assert settings.optimizer == "adamw", settings.optimizer
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+
+
+def _groups(
+    settings: UpdateSettings, parameters: Sequence[nn.Parameter], head: Collection[int]
+) -> list[dict[str, Any]]:
+    """Parameters by their rates: the head's (by identity) last, if it has one of its own."""
+    if settings.head_learning_rate is None or not head:
+        return [{"params": list(parameters)}]
+    body = [parameter for parameter in parameters if id(parameter) not in head]
+    own = [parameter for parameter in parameters if id(parameter) in head]
+    return [{"params": body}, {"params": own, "lr": settings.head_learning_rate}]

@@ -14,7 +14,8 @@ from dptune._validate import refuse
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROMPT_STYLES = ("plain", "chat", "vicuna", "uncond_generation")
+UNCONDITIONAL = "uncond_generation"
+PROMPT_STYLES = ("plain", "chat", "vicuna", UNCONDITIONAL)
 PUBMED_PROMPT = "Abstract: "
 # FastChat's conversation template "vicuna_v1.1" (https://github.com/lm-sys/FastChat, fastchat/conversation.py).
 VICUNA_SYSTEM = (
@@ -49,7 +50,7 @@ def format_prompt(instruction: str, style: str = "plain", tokenizer: PreTrainedT
         return instruction if not instruction or instruction[-1].isspace() else instruction + "\n"
     if style == "vicuna":
         return f"{VICUNA_SYSTEM} USER: {instruction} ASSISTANT: "
-    if style == "uncond_generation":
+    if style == UNCONDITIONAL:
         if instruction:
             refuse("--prompt_style", style, "takes no instruction: give empty ones (lines ` #### n`), or another style")
         return ""

@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 
 from dptune._validate import refuse
 from utils.privacy_units import author_name
-from utils.prompts import format_prompt, has_chat_template, render_chat
+from utils.prompts import UNCONDITIONAL, format_prompt, has_chat_template, render_chat
 from utils.tables import Row, read_rows, show_columns
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Tried in this order, so a file with columns for two of them is read as the first; other columns are ignored.
 COLUMN_SETS = (("instruction", "answer"), ("prompt", "completion"), ("messages",))
+_INSTRUCTIONS_ALONE = ("instruction",)  # what the style "uncond_generation" learns to write
 _ROLE, _CONTENT = "role", "content"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -81,7 +82,8 @@ def load_records(
         path: what `utils.tables.read_rows` reads.
         flag: the command-line flag that gave `path`; errors name it.
         prompt_style: how an instruction becomes a prompt. Rows of prompt/completion are joined as they stand, and
-            messages always go through the chat template.
+            messages always go through the chat template. "uncond_generation" learns the instructions themselves, after
+            nothing; answers are not looked at.
         tokenizer: its chat template renders messages and the "chat" style.
         split: "train" or "validation", for folders.
         author_column: the column that names each row's author, if that is the privacy unit.
@@ -91,7 +93,7 @@ def load_records(
             file.
     """
     rows = read_rows(path, flag, split)
-    columns = _column_set(rows[0], flag, str(path))
+    columns = _column_set(rows[0], prompt_style, flag, str(path))
     if columns == ("messages",) and not has_chat_template(tokenizer):
         refuse(flag, str(path), "has messages, but the tokenizer has no chat template: give prompt/completion rows")
     if author_column is not None and not any(author_column in row for row in rows):
@@ -176,8 +178,12 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and _SURROGATE.search(value) is None
 
 
-def _column_set(row: Row, flag: str, path: str) -> tuple[str, ...]:
-    """The first of COLUMN_SETS that the first row has."""
+def _column_set(row: Row, style: str, flag: str, path: str) -> tuple[str, ...]:
+    """The first of COLUMN_SETS that the first row has, or instructions alone in the style that learns these."""
+    if style == UNCONDITIONAL:
+        if "instruction" not in row:
+            refuse(flag, path, f"found the columns {show_columns(row)}; --prompt_style {style} learns `instruction`")
+        return _INSTRUCTIONS_ALONE
     found = next((columns for columns in COLUMN_SETS if all(name in row for name in columns)), None)
     if found is None:
         accepted = ", or ".join("/".join(columns) for columns in COLUMN_SETS)
@@ -196,6 +202,8 @@ def _record(row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTraine
     """One row as a record."""
     if columns == ("messages",):
         return _conversation(_messages(row["messages"], place), tokenizer, place)
+    if columns == _INSTRUCTIONS_ALONE:
+        return joined(format_prompt("", style), text_of(row, "instruction", place))
     prompt, answer = (text_of(row, name, place) for name in columns)
     return joined(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
 

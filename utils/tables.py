@@ -70,12 +70,12 @@ def _read_jsonl(path: Path, flag: str) -> list[Row]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                rows.append(_json_object(line, path, flag, number))
+                rows.append(json_object(line, path, flag, number))
     return rows
 
 
-def _json_object(line: str, path: Path, flag: str, number: int) -> Row:
-    """One line of a JSONL file."""
+def json_object(line: str, path: Path, flag: str, number: int) -> Row:
+    """One line of a JSONL file; anything but an object is refused by its number."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:

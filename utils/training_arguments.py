@@ -305,6 +305,9 @@ class OutputArguments:
         metadata={"help": "a checkpoint in --output_dir, or latest: the newest one, else the beginning of a run"},
     )
     eval_freq: int = field(default=10, metadata={"help": "steps between measurements of the held-out loss"})
+    eval_at_start: bool = field(
+        default=True, metadata={"help": "measure the held-out loss before the first step; --no_eval_at_start: do not"}
+    )
     with_tracking: bool = field(
         default=False, metadata={"help": "metrics go to the output folder, and to --report_to if that is given"}
     )

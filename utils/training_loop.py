@@ -6,7 +6,7 @@ What a script trains on and how it is judged comes from outside, as losses and a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,6 +66,8 @@ class TrainingLoop:
         gradient_sync: gather or reduce.
         loss_scale: see `PrivateStep`.
         plain_max_grad_norm: clips the gradient of a step without privacy.
+        eval_at_start: whether to evaluate before the first step.
+        head: names of the parameters that train at `updates.head_learning_rate`.
     """
 
     accelerator: Accelerator
@@ -83,6 +85,8 @@ class TrainingLoop:
     gradient_sync: str = "gather"
     loss_scale: float = 1.0
     plain_max_grad_norm: float | None = None
+    head: Collection[str] = ()
+    eval_at_start: bool = True
 
     def run(self, saved: TrainingState | None, **tracking: Any) -> tuple[End, list[dict[str, Any]]]:
         """Train from what was saved until the last step that the budget allows, or until asked to stop.
@@ -103,7 +107,8 @@ class TrainingLoop:
     def _steps(self, log: RunLog, saved: TrainingState | None, last: int) -> End:
         parameters = trainable_parameters(self.model)  # none of them asks for a gradient while the step records
         own_step = self._make_step(saved.step if saved else 0)
-        optimizer = make_optimizer(self.updates, parameters, own_step.gradient_noise_std)
+        head = [parameter for name, parameter in self.model.named_parameters() if name in self.head]
+        optimizer = make_optimizer(self.updates, parameters, own_step.gradient_noise_std, head)
         schedule = get_scheduler(
             self.updates.lr_scheduler_type,
             optimizer,
@@ -115,7 +120,7 @@ class TrainingLoop:
         with own_step as step, StopRequest(announce=self.accelerator.is_main_process) as stop:
             save = partial(self.checkpoints.save, model=self.model, optimizer=optimizer, schedule=schedule, step=step)
             if completed == 0:
-                log.record(StepMetrics(step=0, **self.evaluate()))
+                log.record(StepMetrics(step=0, **(self.evaluate() if self.eval_at_start else {})))
                 if self.checkpoints.every:
                     save(0)
             for number, draw in self._draws(parameters, completed, last):

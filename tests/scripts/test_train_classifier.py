@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import train_classifier
 from dptune.checkpoint import load_checkpoint
@@ -23,10 +23,12 @@ from tests.processes import run_processes
 from train_classifier import main
 from utils import run_outputs, training_loop
 from utils.classification_data import load_task
+from utils.classifier_files import load_classifier
 from utils.finetune_modes import MODES
 
 KEYS = {
-    *("notice", "task", "mode", "private", "epsilon", "delta", "noise_multiplier", "clip_norm", "learning_rate"),
+    *("notice", "task", "mode", "private", "epsilon", "delta", "noise_multiplier", "clip_norm"),
+    *("learning_rate", "head_learning_rate"),
     *("trained_parameters", "steps", "expected_batch_size", "train_examples", "scores", "majority", "seed", "seconds"),
 }
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -415,6 +417,16 @@ def both(still_bert: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
     )
     run_processes(2, _train, plain, private)
     return out
+
+
+def test_the_head_trains_at_its_own_rate(still_bert: Path, data: Path, tmp_path: Path) -> None:
+    rates = {"optimizer": "adamw", "learning_rate": 1e-2, "head_learning_rate": 1e-9}
+    main(flags(still_bert, data, tmp_path, **PLAIN | rates))
+    set_seed(0)
+    start, _ = load_classifier(str(still_bert), ("0", "1"), pad_token_id=0)
+    moved = {name: (value - start.state_dict()[name]).abs().max() for name, value in weights_of(tmp_path).items()}
+    assert moved["classifier.weight"] < 1e-6  # AdamW's steps are about as long as the rate
+    assert moved["bert.encoder.layer.0.attention.self.query.weight"] > 1e-3
 
 
 def test_two_processes_train_as_one(both: Path, still_bert: Path, data: Path, tmp_path: Path) -> None:

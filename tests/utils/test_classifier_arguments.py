@@ -70,6 +70,16 @@ def test_the_learning_rate_is_the_modes_own_unless_given() -> None:
         assert settings(*flags, "--learning_rate", "0.3").learning_rate == 0.3
 
 
+def test_the_head_takes_larger_steps_under_privacy_unless_told() -> None:
+    assert settings("--learning_rate", "0.3").head_learning_rate == 0.3
+    private = settings("--enable_dp", "--finetune_mode", "lora", "--learning_rate", "0.003")
+    assert private.head_learning_rate == default_learning_rate("last-layer", private=True) > 0.003
+    assert (private.updates.learning_rate, private.updates.head_learning_rate) == (0.003, private.head_learning_rate)
+    assert settings("--enable_dp", "--head_learning_rate", "0.2").updates.head_learning_rate == 0.2
+    only_head = settings("--enable_dp", "--finetune_mode", "last-layer", "--learning_rate", "0.003")
+    assert only_head.head_learning_rate == 0.003
+
+
 def test_virtual_tokens_count_in_what_fits() -> None:
     given = settings("--finetune_mode", "prefix+lora", "--num_prepend_tokens", "10", "--max_length", "30")
     assert (given.virtual_tokens, given.token_budget) == (10, 32 * 40)
@@ -95,6 +105,7 @@ def test_outputs_may_go_elsewhere() -> None:
         (("--micro_batch_size", "0"), "--micro_batch_size=0: give a whole number"),
         (("--epochs", "0"), "--epochs=0.0: give a finite number above 0"),
         (("--learning_rate", "0"), "--learning_rate=0.0: give a finite number above 0"),
+        (("--head_learning_rate", "-1"), "--head_learning_rate=-1.0: give a finite number above 0"),
         (("--max_length", "1"), "--max_length=1: give a whole number of at least 2"),
         (("--num_prepend_tokens", "0"), "--num_prepend_tokens=0: give a whole number"),
         (("--lora_r", "0"), "--lora_r=0: give a whole number"),

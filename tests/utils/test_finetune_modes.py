@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -20,7 +21,14 @@ from transformers import (
 from dptune import InvalidArgument
 from dptune.lora import adapters
 from tests.classifier_folders import SIZES
-from utils.finetune_modes import MODES, default_learning_rate, head_modules, prepare_mode, virtual_tokens
+from utils.finetune_modes import (
+    MODES,
+    default_learning_rate,
+    head_modules,
+    head_parameters,
+    prepare_mode,
+    virtual_tokens,
+)
 
 LAYERS = range(SIZES["num_hidden_layers"])
 SELF = "bert.encoder.layer.{}.attention.self"
@@ -95,6 +103,18 @@ def test_a_mode_trains_exactly_what_it_says(mode: str, make: Any, wanted: dict[s
     model, names = prepare_mode(make(), mode, num_prepend_tokens=4)
     assert set(names) == wanted[mode]
     assert names == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize(
+    ("mode", "make"),
+    [*((mode, bert) for mode in MODES), *((mode, llama) for mode in MODES if mode != "bias-only")],  # it has no biases
+)
+def test_the_heads_parameters_are_known_in_every_mode(mode: str, make: Any) -> None:
+    model, names = prepare_mode(make(), mode)
+    head = head_parameters(model, names)
+    wanted = {"classifier.weight", "classifier.bias"} if make is bert else {"score.weight"}
+    assert {re.sub(r"^base_model\.(model\.)?|modules_to_save\.default\.", "", name) for name in head} == wanted
+    assert set(head) <= set(names)
 
 
 def test_every_mode_has_a_learning_rate_and_a_known_number_of_virtual_tokens() -> None:

@@ -1,0 +1,201 @@
+r"""What several stages spend on the same private data, in one append-only file, and what they cost together.
+
+A generator trained with DP-SGD and a histogram of the data it was trained on are two releases: each has an epsilon, and
+whoever sees both learns what both tell. Their privacy loss distributions are composed (dp-accounting), which is less
+than adding the epsilons and more than the larger of the two.
+
+    python -m dptune.budget budget.jsonl --delta 5e-7
+
+prints each stage and the whole. A stage is entered before it spends anything, so that a crash can make the file count
+what was never released, but not the other way round. A training is entered as the path of its ledger, which is read
+when epsilon is asked for: its steps count as they are taken, repeated ones too.
+
+No torch in this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dptune._files import append_line
+from dptune._validate import InvalidArgument, refuse, require_positive
+from dptune.accounting import Spend, compose
+from dptune.ledger import Ledger
+
+_TRAINING, _GAUSSIAN, _WITHOUT = "training", "gaussian", "without privacy"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the file.
+
+    Attributes:
+        stage: its name, for a person.
+        unit: whose presence its epsilon hides.
+        kind: "training" (see `ledger`), "gaussian" (see `noise_multiplier`) or "without privacy" (see `reason`).
+        ledger: a training's ledger, relative to the budget file's folder.
+        noise_multiplier: of one Gaussian release: the noise's standard deviation over what one unit can move it by.
+        reason: why a stage voids the whole guarantee.
+    """
+
+    stage: str
+    unit: str
+    kind: str
+    ledger: str | None = None
+    noise_multiplier: float | None = None
+    reason: str | None = None
+
+
+class Budget:
+    """The stages entered in the file at `path`; made by the first one.
+
+    Raises:
+        InvalidArgument: a line that is no entry. A torn last line is an entry of something that was never released.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.stages = _read(self.path)
+
+    def enter_training(self, stage: str, ledger: str | os.PathLike[str], *, unit: str) -> None:
+        """Enter a DP-SGD training before its first step; once for each ledger, so resuming it enters nothing.
+
+        Raises:
+            InvalidArgument: another stage protects another unit.
+        """
+        where = os.path.relpath(Path(ledger).absolute(), self.path.absolute().parent)
+        if any(entered.ledger == where for entered in self.stages):
+            return
+        self._enter(Stage(stage, unit, _TRAINING, ledger=Path(where).as_posix()))
+
+    def enter_gaussian(self, stage: str, noise_multiplier: float, *, unit: str) -> None:
+        """Enter one Gaussian release before it is made; each is a line of its own.
+
+        Raises:
+            InvalidArgument: a noise multiplier that is not above 0, or another stage protects another unit.
+        """
+        require_positive("noise_multiplier", noise_multiplier)
+        self._enter(Stage(stage, unit, _GAUSSIAN, noise_multiplier=float(noise_multiplier)))
+
+    def enter_without_privacy(self, stage: str, reason: str) -> None:
+        """Enter something that was computed from private data with no bound: no epsilon can be stated from here on."""
+        self._enter(Stage(stage, "nobody", _WITHOUT, reason=reason))
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why there is no guarantee; empty where there is one."""
+        return [f"{entered.stage}: {entered.reason}" for entered in self.stages if entered.kind == _WITHOUT]
+
+    def spends(self, stage: Stage) -> list[Spend]:
+        """What one stage has spent by now.
+
+        Raises:
+            InvalidArgument: a training whose ledger is not there: nobody knows what it spent.
+        """
+        if stage.kind == _GAUSSIAN:
+            assert stage.noise_multiplier is not None  # _stage
+            return [Spend(stage.noise_multiplier, 1.0, 1)]
+        if stage.kind == _WITHOUT:
+            return []
+        assert stage.ledger is not None  # _stage
+        ledger = self.path.parent / stage.ledger
+        if not ledger.is_file():
+            remedy = "its ledger is not there, so what it spent is not known; put it back, or run the training"
+            refuse("budget", f"{self.path}: {stage.stage} ({stage.ledger})", remedy)
+        return Ledger(ledger).spends
+
+    def epsilon(self, delta: float) -> float | None:
+        """Epsilon of all stages together at `delta`, or None where there is no guarantee (see `reasons`).
+
+        Raises:
+            InvalidArgument: see `spends`.
+        """
+        if self.reasons:
+            return None
+        return compose([spend for stage in self.stages for spend in self.spends(stage)], delta=delta)
+
+    def describe(self, delta: float) -> list[str]:
+        """Each stage with the epsilon that it would have alone, and the whole, in lines for a person."""
+        lines = [f"{entered.stage:<32} {self._alone(entered, delta)}" for entered in self.stages]
+        total = self.epsilon(delta)
+        if total is None:
+            return [*lines, f"{'together':<32} NO GUARANTEE ({'; '.join(self.reasons)})"]
+        units = {entered.unit for entered in self.stages}  # one at most: see _enter
+        return [
+            *lines,
+            f"{'together':<32} epsilon {_rounded_up(total)} at delta {delta:g}",
+            *(f"for {one}" for one in units),
+        ]
+
+    def _alone(self, stage: Stage, delta: float) -> str:
+        if stage.kind == _WITHOUT:
+            return f"NO PRIVACY: {stage.reason}"
+        return f"epsilon {_rounded_up(compose(self.spends(stage), delta=delta))}"
+
+    def _enter(self, stage: Stage) -> None:
+        others = {entered.unit for entered in self.stages if entered.kind != _WITHOUT} - {stage.unit}
+        if others and stage.kind != _WITHOUT:
+            remedy = f"{self.path} has stages that protect {sorted(others)[0]}; epsilons of two units do not add up"
+            refuse("unit", stage.unit, remedy)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        append_line(self.path, json.dumps({name: value for name, value in vars(stage).items() if value is not None}))
+        self.stages.append(stage)
+
+
+def _rounded_up(epsilon: float) -> str:
+    """Four digits behind the point; a bound is not rounded down."""
+    return f"{math.ceil(epsilon * 1e4 - 1e-6) / 1e4:.4f}"
+
+
+def _read(path: Path) -> list[Stage]:
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    stages = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            stages.append(_stage(json.loads(line)))
+        except (ValueError, TypeError):
+            refuse("budget", f"{path}:{number}", "not an entry; epsilon would be understated: restore the file")
+    return stages
+
+
+def _stage(entry: dict[str, object]) -> Stage:
+    """An entry; ValueError or TypeError where it cannot be one."""
+    stage = Stage(**entry)  # type: ignore[arg-type]
+    needed = {_TRAINING: stage.ledger, _GAUSSIAN: stage.noise_multiplier, _WITHOUT: stage.reason}
+    if needed[stage.kind] is None if stage.kind in needed else True:
+        raise ValueError
+    if stage.noise_multiplier is not None and not stage.noise_multiplier > 0:
+        raise ValueError
+    return stage
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print what the stages of a file spent."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("budget_file", help="budget.jsonl of a pipeline")
+    parser.add_argument("--delta", type=float, required=True, help="chance that the bound may fail")
+    given = parser.parse_args(argv)
+    try:
+        if not Path(given.budget_file).is_file():
+            refuse("budget_file", given.budget_file, "no such file; give the budget.jsonl of a pipeline")
+        print(*Budget(given.budget_file).describe(given.delta), sep="\n")
+    except InvalidArgument as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+r"""Keep those of many synthetic texts whose kinds are as frequent as among the private ones, by a noisy histogram.
+
+    python -m scripts.resample_with_dp_histogram --real_file private.jsonl --synthetic_file instructions.jsonl \
+        --output_dir resampled --num_buckets 1000 --histogram_sigma 10 --budget_file outputs/my_job/budget.jsonl
+
+Synthetic texts are embedded and clustered; each private record votes for its nearest cluster, once; the votes get
+Gaussian noise of --histogram_sigma; synthetic texts are drawn to match (Yu et al. 2024). The release is entered in the
+budget file beside the generator's training, and the composed epsilon printed. The same line again uses the votes that
+were released already: it spends nothing more.
+
+Leaves `resampled.jsonl` (rows of the synthetic file) and `histogram.json` (the noisy votes), which may be published at
+the composed epsilon, and `private_state.json`, which may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune.budget import Budget
+from dptune.histogram import release
+from dptune.keystream import Keystream
+from utils.arguments import exit_on_invalid_argument, parse
+from utils.embeddings import TFIDF, make_embedder
+from utils.jsonl import write_jsonl
+from utils.privacy_units import EXAMPLE, PrivacyUnit, author_name
+from utils.records import Place, require_columns, text_of
+from utils.released_votes import digest, save_votes, saved_votes
+from utils.resampling import Buckets, cluster, distance, private_votes, resample
+from utils.tables import Row, read_rows, show_columns
+
+RESAMPLED_NAME, BUDGET_NAME = "resampled.jsonl", "budget.jsonl"
+STAGE = "histogram of the private records"
+
+
+@dataclass
+class ResamplingArguments:
+    """What is matched to what, and how much noise."""
+
+    _argument_group_name = "resampling"
+
+    real_file: str = field(metadata={"help": "private records: JSON, JSONL, CSV, Parquet or a saved DatasetDict"})
+    synthetic_file: str = field(metadata={"help": "synthetic texts to choose from, in the same formats"})
+    output_dir: str = field(metadata={"help": "folder for resampled.jsonl and histogram.json"})
+    text_column: str = field(default="instruction", metadata={"help": "holds the text, in both files"})
+    num_samples: int | None = field(
+        default=None, metadata={"help": "synthetic texts to keep at most; default: half of them"}
+    )
+    num_buckets: int = field(default=1000, metadata={"help": "clusters of synthetic texts"})
+    histogram_sigma: float = field(
+        default=10.0, metadata={"help": "standard deviation of the noise on each cluster's votes; one record has one"}
+    )
+    privacy_unit: str = field(
+        default=EXAMPLE,
+        metadata={"help": "example, or the column of each record's author, who has one vote"},
+    )
+    budget_file: str | None = field(
+        default=None, metadata={"help": "the pipeline's budget; default: a new one in --output_dir"}
+    )
+    delta: float = field(default=5e-7, metadata={"help": "for the epsilon that is printed"})
+    embedder: str = field(default=TFIDF, metadata={"help": "tfidf, or a sentence-transformers model"})
+    embedding_dimensions: int = field(default=64, metadata={"help": "of tfidf"})
+    seed: int = field(default=0, metadata={"help": "of clusters and choice; never of the noise"})
+
+    def __post_init__(self) -> None:
+        for flag in ("num_buckets", "embedding_dimensions"):
+            require_count(f"--{flag}", getattr(self, flag))
+        if self.num_samples is not None:
+            require_count("--num_samples", self.num_samples)
+        require_positive("--histogram_sigma", self.histogram_sigma)
+        require_delta(self.delta, name="--delta")
+
+    @property
+    def unit(self) -> PrivacyUnit:
+        """Whose vote it is."""
+        return PrivacyUnit() if self.privacy_unit == EXAMPLE else PrivacyUnit(self.privacy_unit)
+
+
+@exit_on_invalid_argument()
+def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = None) -> None:
+    """Parse the command line, release the votes, choose.
+
+    Args:
+        argv: the command line; `sys.argv[1:]` if None.
+        keystream: for tests alone, the noise's; by default keyed from the operating system.
+    """
+    (given,) = parse(ResamplingArguments, args=argv, description=__doc__)
+    folder = Path(given.output_dir)
+    real, synthetic = (read_rows(path, flag) for path, flag in _files(given))
+    units = _units(real, given)
+    require_delta(given.delta, len(set(units)) if units else len(real), name="--delta")
+    synthetic_texts = _texts(synthetic, given, "synthetic_file")
+    budget = Budget(given.budget_file or folder / BUDGET_NAME)
+    embedder = make_embedder(given.embedder, dimensions=given.embedding_dimensions, seed=given.seed)
+    buckets = cluster(synthetic_texts, given.num_buckets, embedder, given.seed)
+    real_texts = _texts(real, given, "real_file")
+    identity = _identity(given, synthetic_texts, real_texts)
+    released = saved_votes(folder, identity)
+    if released is None:
+        released = _release(private_votes(real_texts, buckets, embedder, units), budget, given, keystream)
+        save_votes(folder, released, {"sigma": given.histogram_sigma, "unit": given.unit.name}, identity)
+    rows = resample(buckets, released, given.num_samples or max(1, len(synthetic) // 2), given.seed)
+    write_jsonl(folder / RESAMPLED_NAME, (synthetic[row] for row in rows))
+    print(*_describe(given, buckets, released, rows, len(real)), *budget.describe(given.delta), sep="\n")
+
+
+def _files(given: ResamplingArguments) -> list[tuple[str, str]]:
+    return [(given.real_file, "--real_file"), (given.synthetic_file, "--synthetic_file")]
+
+
+def _texts(rows: Sequence[Row], given: ResamplingArguments, which: str) -> list[str]:
+    path = getattr(given, which)
+    if given.text_column not in rows[0]:
+        remedy = f"no such column in {path}, which has {show_columns(rows[0])}; name one of them"
+        refuse("--text_column", given.text_column, remedy)
+    texts = []
+    for number, row in enumerate(rows, start=1):
+        place = Place(f"--{which}", path, number)
+        require_columns(row, (given.text_column,), place)
+        texts.append(text_of(row, given.text_column, place))
+    return texts
+
+
+def _units(real: Sequence[Row], given: ResamplingArguments) -> list[Hashable] | None:
+    """Whose each private record is; a record without a name is a unit of its own."""
+    column = given.unit.column
+    if column is None:
+        return None
+    if not any(column in row for row in real):
+        remedy = f"no such column in {given.real_file}, which has {show_columns(real[0])}; name one of them"
+        refuse("--privacy_unit", column, remedy)
+    names = [author_name(row.get(column)) for row in real]
+    return [number if name is None else name for number, name in enumerate(names)]
+
+
+def _release(votes: np.ndarray, budget: Budget, given: ResamplingArguments, keystream: Keystream | None) -> np.ndarray:
+    """The noisy votes, entered into the budget before they are drawn."""
+    if keystream is not None and not keystream.secret:
+        budget.enter_without_privacy(STAGE, "the noise came from a fixed key, which anybody can repeat")
+    else:
+        budget.enter_gaussian(STAGE, given.histogram_sigma, unit=given.unit.name)
+    return release(votes, given.histogram_sigma, keystream)
+
+
+def _identity(given: ResamplingArguments, synthetic: Sequence[str], real: Sequence[str]) -> dict[str, Any]:
+    """What released votes follow from, JSON values. Of the private records a digest: it must not be published."""
+    names = ("num_buckets", "histogram_sigma", "privacy_unit", "embedder", "embedding_dimensions", "seed")
+    settings = {name: getattr(given, name) for name in names}
+    return settings | {"synthetic_file": digest(synthetic), "real_file": digest(real)}
+
+
+def _describe(
+    given: ResamplingArguments, buckets: Buckets, released: np.ndarray, rows: np.ndarray, real: int
+) -> list[str]:
+    """The outcome in lines for a person; of the private records only what is released, and their number."""
+    lines = [
+        f"{len(rows)} of {len(buckets.of_synthetic)} synthetic texts in {Path(given.output_dir) / RESAMPLED_NAME}",
+        f"distance to the noisy votes      {distance(buckets, released):.3f} before, "
+        f"{distance(buckets, released, rows):.3f} after (total variation over {len(buckets)} buckets)",
+    ]
+    if real / len(buckets) < given.histogram_sigma:
+        lines.append(
+            f"NOTE: {real} records are {real / len(buckets):.1f} votes a bucket, less than the noise of "
+            f"{given.histogram_sigma:g}: take fewer buckets"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+r"""Split annotated instructions into a saved `DatasetDict` with train, val and test, for supervised fine-tuning.
+
+    python -m scripts.split_dataset --input_file annotated/annotated.jsonl --output_dir data/labelled_synthetic \
+        --val_share 0.05 --test_share 0.05 --seed 0
+
+Each split has the columns `instruction` and `answer`, `id` where every row has one, and `user` with --user_column. The
+folder's name must begin with `labelled`: by that the training command knows pairs from bare instructions. A hash of the
+seed and the instruction decides a row's side, so copies of an instruction are on one side; with --user_column a hash of
+the user does, so that all of a user's rows are. The folder is there whole or not at all; the same line again does
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+
+from dptune._validate import refuse
+from utils.arguments import exit_on_invalid_argument, parse
+from utils.dataset_splits import Shares, split_rows
+from utils.privacy_units import author_name
+from utils.records import Place, require_columns, text_of
+from utils.tables import Row, read_rows, show_columns
+from utils.trainable import write_folder
+
+PREFIX, RECORD_NAME, INPUT = "labelled", "split.json", "--input_file"
+
+
+@dataclass
+class SplitArguments:
+    """What is split, and how."""
+
+    _argument_group_name = "split"
+
+    input_file: str = field(metadata={"help": "JSONL (or .json, .csv, .parquet) with `instruction` and `answer`"})
+    output_dir: str = field(metadata={"help": f"folder of the data set; its name begins with {PREFIX}"})
+    val_share: float = field(default=0.05, metadata={"help": "of the instructions, in expectation"})
+    test_share: float = field(default=0.05, metadata={"help": "of the instructions, in expectation"})
+    seed: int = field(default=0, metadata={"help": "another one splits otherwise"})
+    user_column: str | None = field(
+        default=None, metadata={"help": "column that names each row's user; a user's rows stay together"}
+    )
+
+    @property
+    def shares(self) -> Shares:
+        """Of the sides."""
+        return Shares(self.val_share, self.test_share)
+
+    def __post_init__(self) -> None:
+        name = Path(self.output_dir).resolve().name
+        if not name.startswith(PREFIX):
+            refuse("--output_dir", self.output_dir, f"the folder's name must begin with {PREFIX}; say {PREFIX}_{name}")
+        _ = self.shares
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Split, unless that is done.
+
+    Args:
+        argv: the command line; `sys.argv[1:]` if None.
+
+    Raises:
+        InvalidArgument: naming the flag, its value and the remedy.
+    """
+    (args,) = parse(SplitArguments, args=argv, description=__doc__)
+    folder = Path(args.output_dir)
+    rows = read_pairs(args.input_file, args.user_column)
+    record = {"rows_sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
+    record |= {"seed": args.seed, "val_share": args.val_share, "test_share": args.test_share}
+    if _is_done(folder, record):
+        print(f"{folder}: there already")
+        return
+    splits = split_rows(rows, args.shares, args.seed)
+    for name, side in splits.items():
+        if not side:
+            flag = f"--{'val' if name == 'train' else name}_share"
+            value = args.val_share if name != "test" else args.test_share
+            refuse(flag, value, f"no row of {len(rows)} goes to {name}; give other shares, another --seed or more rows")
+    write(folder, splits, record)
+    print(f"{folder}: {', '.join(f'{len(side)} {name}' for name, side in splits.items())}")
+
+
+def read_pairs(path: str, user_column: str | None) -> list[Row]:
+    """Rows of `instruction`, `answer`, `id` where all have one, and `user` with a column of users; all texts.
+
+    Raises:
+        InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text; names the row and shows
+            nothing of it.
+    """
+    rows = read_rows(path, INPUT)
+    for name in ("instruction", "answer"):
+        if not any(name in row for row in rows):
+            refuse(INPUT, path, f"found the columns {show_columns(rows[0])}; {name} is missing (scripts/annotate.py)")
+    if user_column is not None and not any(user_column in row for row in rows):
+        refuse("--user_column", user_column, f"no such column in {path}, which has {show_columns(rows[0])}")
+    with_id = all(isinstance(row.get("id"), str | int) for row in rows)
+    return [_pair(row, user_column, with_id, Place(INPUT, path, number)) for number, row in enumerate(rows, start=1)]
+
+
+def write(folder: Path, splits: Mapping[str, Sequence[Row]], record: Mapping[str, object]) -> None:
+    """Save the splits, with a note of what they were made from."""
+
+    def fill(partial: Path) -> None:
+        saved = {name: datasets.Dataset.from_list(list(rows)) for name, rows in splits.items()}
+        datasets.DatasetDict(saved).save_to_disk(str(partial))
+        (partial / RECORD_NAME).write_text(json.dumps(dict(record), indent=2) + "\n")
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_folder(folder, fill)
+
+
+def _pair(row: Row, user_column: str | None, with_id: bool, place: Place) -> Row:
+    require_columns(row, ("instruction", "answer"), place)
+    pair: Row = {name: text_of(row, name, place) for name in ("instruction", "answer")}
+    if with_id:
+        pair["id"] = str(row["id"])
+    if user_column is not None:
+        try:
+            pair["user"] = author_name(row.get(user_column))
+        except TypeError as error:
+            place.refuse(f"{user_column} is neither text nor a number ({error}); it must name the row's user")
+    return pair
+
+
+def _is_done(folder: Path, record: Mapping[str, object]) -> bool:
+    """Whether the folder holds this very split; anything else in its place is refused."""
+    if not folder.exists():
+        return False
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        refuse("--output_dir", str(folder), "is there and not from this script; give another folder")
+    if json.loads(path.read_text()) != dict(record):
+        refuse(
+            "--output_dir", str(folder), "holds a split of other rows or settings; remove it, or give another folder"
+        )
+    return True
+
+
+if __name__ == "__main__":
+    with exit_on_invalid_argument():
+        main()

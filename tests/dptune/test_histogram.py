@@ -1,0 +1,75 @@
+"""The histogram's sensitivity, which its noise is measured by, and the noise itself."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dptune._validate import InvalidArgument
+from dptune.histogram import SENSITIVITY, release, votes
+from dptune.keystream import Keystream
+
+BUCKETS = 5
+records = st.lists(
+    st.tuples(st.integers(0, BUCKETS - 1), st.sampled_from(["ann", "bob", "cyd"])), min_size=1, max_size=12
+)
+
+
+def counts(rows: list[tuple[int, str]], *, by_user: bool) -> np.ndarray:
+    buckets = np.array([bucket for bucket, _ in rows], dtype=np.int64)
+    return votes(buckets, BUCKETS, [user for _, user in rows] if by_user else None)
+
+
+@given(records, st.data())
+def test_one_record_more_or_less_changes_one_bucket_by_one(rows: list[tuple[int, str]], data: st.DataObject) -> None:
+    left_out = data.draw(st.integers(0, len(rows) - 1))
+    without = rows[:left_out] + rows[left_out + 1 :]
+    change = counts(rows, by_user=False) - counts(without, by_user=False)
+    assert change[rows[left_out][0]] == 1
+    assert np.count_nonzero(change) == 1
+
+
+@given(records)
+def test_all_records_of_a_unit_together_move_the_counts_by_at_most_the_sensitivity(rows: list[tuple[int, str]]) -> None:
+    for user in {user for _, user in rows}:
+        change = counts(rows, by_user=True) - counts([row for row in rows if row[1] != user], by_user=True)
+        assert np.linalg.norm(change) <= SENSITIVITY + 1e-12
+        assert change.sum() == pytest.approx(1)
+
+
+def test_without_shares_a_unit_with_many_records_would_move_them_by_more() -> None:
+    rows = [(2, "ann")] * 4 + [(1, "bob")]
+    assert counts(rows, by_user=False)[2] == 4
+    assert counts(rows, by_user=True).tolist() == [0, 1, 1, 0, 0]
+
+
+def test_the_noise_is_gaussian_and_as_large_as_it_says() -> None:
+    private = np.arange(20_000.0)
+    noise = release(private, 10.0, Keystream.for_tests(1)) - private
+    assert stats.kstest(noise, stats.norm(scale=10.0 * SENSITIVITY).cdf).pvalue > 1e-4
+    assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.03
+
+
+def test_no_seed_repeats_the_noise() -> None:
+    released = []
+    for _ in range(2):
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        released.append(release(np.zeros(50), 1.0))
+    assert not np.isclose(*released).any()
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
+def test_no_noise_is_refused(sigma: float) -> None:
+    with pytest.raises(InvalidArgument, match="noise_multiplier"):
+        release(np.zeros(3), sigma)
+
+
+def test_no_buckets_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="num_buckets"):
+        votes(np.zeros(0, dtype=np.int64), 0)
