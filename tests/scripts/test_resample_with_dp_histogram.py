@@ -1,0 +1,161 @@
+"""The resampling script as a user runs it: budget before release, nothing released twice, one line for a mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dptune._validate import InvalidArgument
+from dptune.accounting import epsilon
+from dptune.budget import Budget
+from dptune.keystream import Keystream
+from scripts import resample_with_dp_histogram as script
+from tests.utils.test_resampling import ANIMALS, MONEY
+from utils.jsonl import write_jsonl
+from utils.tables import read_rows
+
+SECRET = "Jane Roe has measles"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    synthetic = [{"id": f"syn-{number}", "instruction": text} for number, text in enumerate(ANIMALS + MONEY)]
+    write_jsonl(tmp_path / "synthetic.jsonl", synthetic)
+    real = [{"instruction": f"the cow ran {number}", "user": f"u{number % 4}"} for number in range(40)]
+    write_jsonl(tmp_path / "real.jsonl", real)
+    return tmp_path
+
+
+def run(folder: Path, *more: str, out: str = "out", keystream: Keystream | None = None) -> Path:
+    files = ["--real_file", str(folder / "real.jsonl"), "--synthetic_file", str(folder / "synthetic.jsonl")]
+    settings = ["--output_dir", str(folder / out), "--num_buckets", "2", "--histogram_sigma", "2", "--delta", "1e-5"]
+    script.main([*files, *settings, *more], keystream=keystream)
+    return folder / out
+
+
+def test_what_is_kept_is_of_the_kinds_that_private_records_are(folder: Path) -> None:
+    out = run(folder, "--num_samples", "9")
+    kept = read_rows(out / "resampled.jsonl", "--file")
+    assert sum(row["instruction"] in ANIMALS for row in kept) >= 7  # 40 votes against noise of 2
+    assert all(str(row["id"]).startswith("syn-") for row in kept)
+
+
+def test_the_release_is_in_the_budget_with_its_noise_and_composes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = Budget(folder / "budget.jsonl")
+    budget.enter_gaussian("generator", 1.5, unit=script.PrivacyUnit().name)
+    run(folder, "--budget_file", str(folder / "budget.jsonl"))
+    stages = Budget(folder / "budget.jsonl").stages
+    assert [(stage.stage, stage.noise_multiplier) for stage in stages] == [("generator", 1.5), (script.STAGE, 2.0)]
+    together = (1.5**-2 + 2.0**-2) ** -0.5  # two Gaussian releases are one with this noise
+    expected = epsilon(noise_multiplier=together, sampling_probability=1.0, steps=1, delta=1e-5)
+    assert Budget(folder / "budget.jsonl").epsilon(1e-5) == pytest.approx(expected, rel=1e-3)
+    assert f"epsilon {expected:.2f}"[:-1] in capsys.readouterr().out
+
+
+def test_the_same_line_again_releases_nothing_new(folder: Path) -> None:
+    out = run(folder)
+    histogram, kept = (out / "histogram.json").read_bytes(), (out / "resampled.jsonl").read_bytes()
+    run(folder)
+    assert (out / "histogram.json").read_bytes() == histogram
+    assert (out / "resampled.jsonl").read_bytes() == kept
+    assert len(Budget(out / "budget.jsonl").stages) == 1
+
+
+def test_a_crash_before_the_votes_are_saved_counts_and_the_next_release_as_well(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(script, "save_votes", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(folder)
+    assert len(Budget(folder / "out" / "budget.jsonl").stages) == 1
+    assert len(Budget(run(folder) / "budget.jsonl").stages) == 2
+
+
+def test_the_budget_is_entered_before_the_noise_is_drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_: object) -> np.ndarray:
+        assert len(Budget(folder / "out" / "budget.jsonl").stages) == 1
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(script, "release", refusing)
+    with pytest.raises(RuntimeError, match="seen"):
+        run(folder)
+
+
+def test_released_votes_are_noisy_and_differ_from_run_to_run(folder: Path) -> None:
+    votes = [json.loads((run(folder, out=out) / "histogram.json").read_text())["noisy_votes"] for out in ("a", "b")]
+    assert not np.isclose(*votes).any()
+    assert all(value != round(value) for value in votes[0])
+
+
+def test_noise_under_a_fixed_key_is_no_privacy(folder: Path) -> None:
+    out = run(folder, keystream=Keystream.for_tests(1))
+    assert Budget(out / "budget.jsonl").epsilon(1e-5) is None
+
+
+def test_an_author_has_one_vote_in_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(script, "release", lambda votes, *_: seen.append(votes) or votes)
+    out = run(folder, "--privacy_unit", "user", out="users")
+    assert seen[0].sum() == pytest.approx(4)  # authors, of 40 records
+    assert "user" in Budget(out / "budget.jsonl").stages[0].unit
+
+
+def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
+    run(folder)
+    with pytest.raises(SystemExit):
+        run(folder, "--seed", "3")
+    assert len(Budget(folder / "out" / "budget.jsonl").stages) == 1
+
+
+def test_few_votes_a_bucket_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "--num_buckets", "10", "--histogram_sigma", "5")
+    assert "40 records are 4.0 votes a bucket, less than the noise of 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--histogram_sigma", "0"], "--histogram_sigma=0.0"),
+        (["--num_buckets", "0"], "--num_buckets=0"),
+        (["--num_buckets", "50"], "--num_buckets=50: there are only 18 different"),
+        (["--delta", "0.2"], "--delta=0.2: must be below 1/num_examples"),
+        (["--text_column", "text"], "--text_column='text': no such column"),
+        (["--privacy_unit", "author"], "--privacy_unit='author': no such column"),
+        (["--real_file", "nowhere.jsonl"], "no such file"),
+    ],
+)
+def test_mistakes_are_one_line_and_cost_nothing(
+    flags: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(folder, *flags)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (folder / "out" / "budget.jsonl").exists()
+
+
+def test_a_bad_record_is_named_by_row_and_not_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(folder / "real.jsonl", [{"instruction": "a"}, {"instruction": [SECRET]}])
+    with pytest.raises(SystemExit):
+        run(folder)
+    error = capsys.readouterr().err
+    assert "row 2" in error
+    assert SECRET not in error
+
+
+def test_damaged_votes_are_refused(folder: Path) -> None:
+    out = run(folder)
+    (out / "histogram.json").write_text("{}")
+    with pytest.raises(InvalidArgument, match="damaged"):
+        script.saved_votes(out, {})

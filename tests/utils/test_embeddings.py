@@ -1,0 +1,76 @@
+"""Texts as vectors: alike texts point alike, and nothing is learned but from what is fitted."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dptune._validate import InvalidArgument
+from utils.embeddings import make_embedder
+
+TEXTS = ["a cat sat on the mat", "the cat ran", "a dog ran after the cat", "stocks fell again", "stocks rose on news"]
+
+
+def test_vectors_have_length_one_and_alike_texts_point_alike() -> None:
+    embedder = make_embedder(dimensions=4)
+    embedder.fit(TEXTS)
+    vectors = embedder.embed(TEXTS)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (5, 4)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[3]
+    assert vectors[3] @ vectors[4] > vectors[3] @ vectors[2]
+
+
+def test_a_text_of_unknown_words_is_nothing() -> None:
+    embedder = make_embedder()
+    embedder.fit(TEXTS)
+    assert embedder.embed(["zebras xylophone"]).tolist() == [[0.0] * 5]  # no more dimensions than texts
+
+
+def test_what_is_embedded_teaches_it_nothing() -> None:
+    embedder = make_embedder()
+    embedder.fit(TEXTS)
+    before = embedder.embed(TEXTS)
+    embedder.embed(["Jane Roe has measles"] * 10)
+    assert np.array_equal(embedder.embed(TEXTS), before)
+
+
+def test_one_text_at_a_time_gives_the_same_vectors() -> None:
+    embedder = make_embedder()
+    embedder.fit(TEXTS)
+    together, alone = embedder.embed(TEXTS), [embedder.embed([text])[0] for text in TEXTS]
+    assert together == pytest.approx(np.stack(alone), abs=1e-6)
+
+
+def test_texts_without_words_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="none of the 2 texts"):
+        make_embedder().fit(["...", "!"])
+
+
+def test_a_model_needs_sentence_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.embeddings.find_spec", lambda _: None)
+    with pytest.raises(InvalidArgument, match="pip install sentence-transformers"):
+        make_embedder("some/model")
+
+
+def test_a_sentence_transformers_model_is_asked_for_unit_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        def __init__(self, name: str) -> None:
+            if name != "there":
+                raise OSError("not there")
+
+        def encode(self, texts: list[str], **how: Any) -> np.ndarray:
+            assert how["normalize_embeddings"]
+            return np.ones((len(texts), 3)) / 3**0.5
+
+    monkeypatch.setattr("utils.embeddings.find_spec", lambda _: object())
+    monkeypatch.setitem(sys.modules, "sentence_transformers", type("module", (), {"SentenceTransformer": Model}))  # type: ignore[arg-type]
+    embedder = make_embedder("there")
+    embedder.fit(TEXTS)
+    assert embedder.embed(TEXTS).dtype == np.float32
+    with pytest.raises(InvalidArgument, match="cannot be loaded"):
+        make_embedder("elsewhere")
