@@ -1,0 +1,48 @@
+r"""Compare synthetic with held-out real text, without anybody reading either.
+
+    python -m scripts.evaluate_synthetic --synthetic_file dp.jsonl untrained.jsonl --names "epsilon 8" untrained \
+        --held_out_file held_out.jsonl --train_file train.jsonl --output_dir OUT
+
+leaves `OUT/evaluation.html` (a page with tables and plots) and `OUT/evaluation.json`: MAUVE on embeddings, words,
+lengths, next-token accuracy of small models trained on each file and tested on real text, and what each shares with the
+training rows. Beside every number stands that of other real text. The same line goes on after an interruption.
+
+NOT PRIVATE: all of it is computed on real rows, and no epsilon covers it. With --train_file, passages that look
+memorised are listed in `OUT/diagnostics_memorised.jsonl`, which quotes them and must never be published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.arguments import exit_on_invalid_argument, parse, public_config
+from utils.synthetic_arguments import ProxyArguments, StatisticsArguments, TextArguments
+from utils.synthetic_parts import JSON_NAME, MEMORISED_NAME, PAGE_NAME, evaluate, write
+from utils.synthetic_texts import load_comparison
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare; `argv` is the command line, `sys.argv[1:]` if None."""
+    texts, statistics, proxy = parse(TextArguments, StatisticsArguments, ProxyArguments, args=argv, description=__doc__)
+    comparison = load_comparison(texts)
+    folder = Path(texts.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = 4 + (comparison.train is not None) + (proxy.settings(texts.seed) is not None)
+    parts = []
+    with tqdm(total=stages, unit="stage") as bar:
+        for part in evaluate(folder, comparison, texts, statistics, proxy):
+            parts.append(part)
+            bar.update()
+        write(folder, comparison, parts, public_config(texts, statistics, proxy))
+        bar.update()
+    print(f"{folder / PAGE_NAME} and {JSON_NAME}: NOT PRIVATE, computed on real rows")
+    if comparison.train is not None:
+        print(f"{folder / MEMORISED_NAME}: quotes what looks memorised; must not be published")
+
+
+if __name__ == "__main__":
+    with exit_on_invalid_argument():
+        main()
