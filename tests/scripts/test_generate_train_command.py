@@ -33,6 +33,144 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_jsonl(tmp_path / "data" / "chats.jsonl", rows)
     splits = {"train": datasets.Dataset.from_list(rows), "val": datasets.Dataset.from_list(rows[:9])}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "data" / "labelled_chats")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+NEEDED = ["--dataset_name", "chats", "--model_name", "BASE", "--job_sess", "debug", "--eps", "5.94", "--delta", "5e-7"]
+SIZES = ["--total_bs", "40", "--perdevice_bs", "4", "--num_epochs", "2"]
+
+
+def line(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, list[str]]:
+    """The comment and the words of the line that are printed."""
+    job.main([*NEEDED, *SIZES, "--print_only", *argv])
+    comment, words = capsys.readouterr().out.splitlines()
+    return comment, shlex.split(words)
+
+
+def groups_of(words: list[str]) -> dict[str, object]:
+    """What train_clm.py makes of the line."""
+    filled = parse(*GROUPS, args=words[words.index(job.SCRIPT) + 1 :])
+    return {name: value for group in filled for name, value in vars(group).items()}
+
+
+def test_the_requirements_line_becomes_a_launch(capsys: pytest.CaptureFixture[str]) -> None:
+    """Type A, as the users write it, but for a batch that the data set has."""
+    style = ["--prompt_style", "uncond_generation", "--lr", "1e-3", "--clip", "0.5", "--no_eval_at_start"]
+    _, words = line(capsys, "--gpus", "1", "--max_seq_len", "1024", *style)
+    assert words[:6] == ["accelerate", "launch", "--config_file", PLAIN_CONFIG, "--num_processes", "1"]
+    given = groups_of(words)
+    expected = {
+        "train_file": "data/chats.jsonl",
+        "model_name_or_path": "BASE",
+        "output_dir": "outputs/debug",
+        "prompt_style": "uncond_generation",
+        "block_size": 1024,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 10,
+        "num_train_epochs": 2.0,
+        "learning_rate": 1e-3,
+        "target_epsilon": 5.94,
+        "clip_norm": 0.5,
+        "delta": 5e-7,
+        "eval_at_start": False,
+    }
+    assert {name: given[name] for name in expected} == expected
+
+
+def test_the_noise_that_is_printed_costs_the_epsilon_that_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    comment, _ = line(capsys)
+    sigma, steps = float(comment.split("noise multiplier ")[1].split()[0]), 10
+    assert f"{ROWS} examples and {steps} steps" in comment
+    spent = epsilon(noise_multiplier=sigma, sampling_probability=40 / ROWS, steps=steps, delta=5e-7)
+    assert 5.90 < spent <= 5.94
+
+
+def test_eps_minus_one_is_no_privacy_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    comment, words = line(capsys, "--eps", "-1")
+    assert comment == "# no privacy: what is trained is as private as chats itself"
+    given = groups_of(words)
+    assert (given["clip_norm"], given["noise_multiplier"], given["target_epsilon"]) == (-1, -1, None)
+
+
+def test_pairs_are_learned_from_a_labelled_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    comment, words = line(capsys, "--dataset_name", "labelled_chats", "--prompt_style", "vicuna")
+    assert groups_of(words)["train_file"] == "data/labelled_chats"
+    assert f"{ROWS} examples" in comment  # the training split's
+    with pytest.raises(InvalidArgument, match="--dataset_name='chats': --prompt_style vicuna learns answers"):
+        job.main([*NEEDED, *SIZES, "--prompt_style", "vicuna", "--print_only"])
+
+
+def test_authors_are_counted_where_they_are_the_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    comment, words = line(capsys, "--privacy_unit", "user", "--examples_per_unit", "3")
+    assert "50 authors" in comment
+    given = groups_of(words)
+    assert (given["privacy_unit"], given["examples_per_unit"]) == ("user", 3)
+
+
+def test_several_gpus_share_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    _, words = line(capsys, "--gpus", "2", "--shard")
+    assert words[2:6] == ["--config_file", SHARDED_CONFIG, "--num_processes", "2"]
+    assert groups_of(words)["gradient_accumulation_steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--eps", "0"], "^--eps=0.0"),
+        (["--eps", "-2"], "^--eps=-2.0"),
+        (["--total_bs", "42"], "^--total_bs=42: give a multiple of --perdevice_bs x --gpus, 4"),
+        (["--total_bs", "400"], "^--total_bs=400: chats has 200 examples"),
+        (["--delta", "0.1"], "^--delta=0.1: must be below"),
+        (["--dataset_name", "nothing"], "^--dataset_name='nothing': no such file or folder in data"),
+        (["--job_sess", "../up"], "^--job_sess='../up'"),
+        (["--shard"], "^--shard=True"),
+        (["--privacy_unit", "user"], "^--examples_per_unit=None"),
+        (["--", "--target-epsilon=3"], "^--target_epsilon='behind --': give --eps before"),
+        (["--", "--no_eval_at_start"], "^--no_eval_at_start='behind --'"),
+    ],
+)
+def test_mistakes_are_refused_by_name_and_enter_nothing(argv: list[str], expected: str, here: Path) -> None:
+    with pytest.raises(InvalidArgument, match=expected):
+        job.main([*NEEDED, *SIZES, *argv])
+    assert not (here / "outputs").exists()
+
+
+def entered(*argv: str, extra: list[str] | None = None) -> Budget:
+    (given,) = parse(job.JobArguments, args=[*NEEDED, *SIZES, *argv])
+    job.enter_budget(given, extra or [])
+    return Budget("outputs/debug/budget.jsonl")
+
+
+def test_the_budget_knows_the_training_before_it_runs() -> None:
+    stage = entered().stages[0]
+    assert (stage.stage, stage.kind, stage.ledger) == ("generator debug", "training", "ledger.jsonl")
+    assert len(entered().stages) == 1  # going on with the same job is no second training
+
+
+def test_a_generator_without_privacy_or_with_a_fixed_key_voids_the_budget() -> None:
+    assert "without privacy on chats" in entered("--eps", "-1").reasons[0]
+    assert "fixed key" in entered(extra=["--insecure-test-seed=3"]).reasons[-1]
+
+
+def test_pairs_without_privacy_have_no_budget_of_their_own() -> None:
+    pairs = ["--dataset_name", "labelled_chats", "--prompt_style", "vicuna", "--eps", "-1"]
+    assert entered(*pairs).stages == []
+
+
+def test_a_job_runs_to_its_report_and_its_budget(tiny_model_dir: Path, here: Path) -> None:
+    for name in ("scripts", "accelerate_configs", "train_clm.py"):
+        (here / name).symlink_to(ROOT / name)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    argv = [*NEEDED, *SIZES, "--model_name", str(tiny_model_dir), "--max_seq_len", "32", "--num_epochs", "0.4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.generate_train_command", *argv],
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(Path("outputs/debug/privacy_report.json").read_text())
     spent = Budget("outputs/debug/budget.jsonl").epsilon(5e-7)
