@@ -1,4 +1,4 @@
-# make test | lint | demo | faults | clean. Needs Python 3.11 or newer with pip and venv; everything else goes into .venv.
+# make test | lint | demo | pipeline | faults | clean. Needs Python 3.11 or newer with pip and venv; everything else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 # One thread a worker (OMP_NUM_THREADS below): more than cores only slows both down.
@@ -9,12 +9,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 RUNTIME := $(VENV)/.runtime-installed
 TOOLS := $(VENV)/.tools-installed
 
-.PHONY: help test lint demo faults clean
+.PHONY: help test lint demo pipeline faults clean
 
 help:
 	@echo "make test    install what is missing, run the tests (PYTEST_FLAGS='tests/x.py -n 0' for one file)"
 	@echo "make lint    ruff and mypy"
 	@echo "make demo    fine-tune a real 135M-parameter Llama with a stated epsilon and sample from it"
+	@echo "make pipeline  private synthetic chat messages, from a generator to an assistant, with one composed epsilon"
 	@echo "make faults  kill a real launch 30 times, resume it each time, and check that nothing was lost"
 	@echo "make clean   remove $(VENV), build leftovers and caches (the demo's downloads in .demo stay)"
 
@@ -28,6 +29,9 @@ lint: $(TOOLS)
 
 demo: $(RUNTIME)
 	PYTHON=$(VENV)/bin/python bash scripts/demo.sh
+
+pipeline: $(RUNTIME)
+	PYTHON=$(VENV)/bin/python bash scripts/pipeline.sh
 
 # FAULTS_FLAGS='--output FILE' writes the result.
 faults: $(TOOLS)

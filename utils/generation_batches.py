@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dptune._validate import refuse
+from utils.tokenization import start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     if ids is None:
         ids = list(tokenizer(kept)["input_ids"])
     if not ids:
-        ids = [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+        ids = [start_token(tokenizer)]
     return ids
 
 

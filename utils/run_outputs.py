@@ -106,15 +106,15 @@ def write_measured(
 def summarise_run(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Final figures from the rows of the diagnostics. NOT private."""
     steps = [row for row in rows if row["step"] > 0]
-    held_out = [row["eval_loss"] for row in rows if row.get("eval_loss") is not None]
+    held_out = {row["step"]: row["eval_loss"] for row in rows if row.get("eval_loss") is not None}
     losses = [row["loss"] for row in steps if row.get("loss") is not None]
     seconds, tokens = (sum(row.get(key) or 0 for row in steps) for key in ("seconds", "tokens"))
     results: dict[str, Any] = {"steps": len(steps), "seconds": seconds, "tokens": tokens}
     results["tokens_per_second"] = tokens / seconds if seconds else None
     results["train_loss"] = sum(losses[-10:]) / len(losses[-10:]) if losses else None
     if held_out:
-        results |= {"eval_loss_before": held_out[0], "eval_loss": held_out[-1]}
-        results["perplexity"] = math.exp(min(held_out[-1], 700))
+        last = held_out[max(held_out)]
+        results |= {"eval_loss_before": held_out.get(0), "eval_loss": last, "perplexity": math.exp(min(last, 700))}
     return results
 
 
@@ -153,9 +153,9 @@ def describe_end(
     if statement.repeated_steps:
         lines.append(f"repeated steps         {statement.repeated_steps:,}, lost in a crash: they count in epsilon")
     if "eval_loss" in results:
-        lines.append(
-            f"held-out loss          {results['eval_loss_before']:.4f} before, {results['eval_loss']:.4f} after"
-        )
+        before = results["eval_loss_before"]
+        start = "" if before is None else f"{before:.4f} before, "
+        lines.append(f"held-out loss          {start}{results['eval_loss']:.4f} after")
     return [
         *lines,
         *(f"{what:<23}{folder / name}" for what, name in saved.items()),

@@ -106,6 +106,9 @@ class TokenizedDataset:
 def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, block_size: int) -> TokenizedDataset:
     """Every record as tokens, in order, with the tokenizer's ordinary special tokens and an end token.
 
+    An answer that begins the text gets the start token before it (the end token, where the tokenizer has no other), for
+    that is what sampling without a prompt begins with, and without it nothing would predict the first word.
+
     The end token is learned with the answer, so that the model stops by itself. A text that ends in it already (chat
     templates often write it) gets no second one, and loses white space after it.
 
@@ -158,7 +161,13 @@ def _tokenized(
         )
         for record, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             mask = answer_mask(np.array(offsets, dtype=np.int64).reshape(-1, 2), record.answers)
-            yield _with_end(np.array(ids, dtype=np.int32), mask, tokenizer.eos_token_id, learn_end=bool(record.answers))
+            tokens, mask = _with_start(np.array(ids, dtype=np.int32), mask, start_token(tokenizer))
+            yield _with_end(tokens, mask, tokenizer.eos_token_id, learn_end=bool(record.answers))
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What a text without a prompt begins with."""
+    return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
 
 def answer_mask(offsets: np.ndarray, answers: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -186,6 +195,13 @@ def answer_mask(offsets: np.ndarray, answers: Sequence[tuple[int, int]]) -> np.n
         spaces = (end == start) & (end <= last)
         mask |= (end > first) & (wide | spaces)
     return mask
+
+
+def _with_start(ids: np.ndarray, mask: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Something before the first token, if that is to be learned."""
+    if not (len(mask) and mask[0]):
+        return ids, mask
+    return np.insert(ids, 0, np.int32(start)), np.insert(mask, 0, False)
 
 
 def _with_end(ids: np.ndarray, mask: np.ndarray, eos: int, *, learn_end: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -166,6 +166,36 @@ def test_without_privacy_the_report_says_so_and_no_epsilon_is_stated(tiny_model_
     assert (out / "lora_weights.bin").exists()
 
 
+def test_the_held_out_loss_is_measured_at_the_start_unless_told(tiny_model_dir, train_file, tmp_path, capsys):
+    for name, at_start in (("with", None), ("without", True)):
+        out, extra = tmp_path / name, {"validation_file": train_file, "no_eval_at_start": at_start}
+        train_clm.main(flags(tiny_model_dir, train_file, out, max_train_steps=2, **extra))
+        rows = [json.loads(line) for line in (out / "diagnostics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if "eval_loss" in row] == ([0, 2] if at_start is None else [2])
+        results = json.loads((out / "all_results.json").read_text())
+        assert (results["eval_loss_before"] is None) == bool(at_start)
+        assert ("before," in capsys.readouterr().out) == (at_start is None)
+
+
+def test_a_text_without_a_prompt_is_learned_from_its_first_word(tiny_model_dir, tmp_path):
+    """By an unconditional generator, which is then sampled from the start token."""
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "you"}\n' * 64)
+    out = tmp_path / "out"
+    style = {
+        "prompt_style": "uncond_generation",
+        "clip_norm": -1,
+        "noise_multiplier": -1,
+        "lora_target_modules": "lm_head",
+    }
+    train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", out, num_train_epochs=8, **style))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
+    trained = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), out).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    start, first = torch.tensor([[tokenizer.bos_token_id]]), tokenizer("you", add_special_tokens=False).input_ids[0]
+    before, after = (one(start).logits[0, -1].log_softmax(0)[first].item() for one in (model, trained))
+    assert after > before + 1
+
+
 def test_target_epsilon_is_kept(tiny_model_dir, train_file, tmp_path, capsys):
     out = tmp_path / "out"
     train_clm.main(

@@ -81,7 +81,7 @@ TOKENIZERS = [tiny_tokenizer, _metaspace_tokenizer, _trimming_tokenizer, _mergin
 
 @pytest.mark.parametrize("make", TOKENIZERS)
 @pytest.mark.parametrize(
-    "prompt", [*PROMPTS, "Two spaces:  ", "x \n", "a\n\n\n", "<|assistant|>\n", format_prompt("Why?", "vicuna")]
+    "prompt", ["", *PROMPTS, "Two spaces:  ", "x \n", "a\n\n\n", "<|assistant|>\n", format_prompt("Why?", "vicuna")]
 )
 @pytest.mark.parametrize("answer", ["The patients were given a placebo.", "We report"])
 def test_a_prompt_is_the_tokens_before_the_answer_in_training(

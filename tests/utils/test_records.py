@@ -79,6 +79,18 @@ def test_instruction_in_chat_style(tmp_path: Path, tokenizer: PreTrainedTokenize
     assert [record.text[a:b] for a, b in record.answers] == ["Yes?"]
 
 
+def test_instructions_themselves_are_learned_by_an_unconditional_generator(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [{"instruction": "Name a colour.", "answer": 5}, {"instruction": "", "answer": None}]  # answers: not read
+    records = load(write(tmp_path / "d.jsonl", rows), tokenizer, style="uncond_generation")
+    assert records == [Record("Name a colour.", ((0, 14),)), Record("", ((0, 0),))]
+    alone = load(write(tmp_path / "e.jsonl", [{"instruction": "Hi"}]), tokenizer, style="uncond_generation")
+    assert alone == [Record("Hi", ((0, 2),))]
+    with pytest.raises(InvalidArgument, match="learns `instruction`"):
+        load(write(tmp_path / "f.jsonl", [{"prompt": SECRET, "completion": "b"}]), tokenizer, style="uncond_generation")
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_every_assistant_turn_is_an_answer_with_its_end(
     tmp_path: Path, kind: str, tokenizer: PreTrainedTokenizerFast

@@ -174,7 +174,7 @@ def test_fingerprint_depends_on_ids_labels_borders_and_order() -> None:
 def test_more_records_than_one_chunk_stay_in_order() -> None:
     data = tokenize([joined("", f"The cat {i}") for i in range(2050)], TOKENIZER, 512)
     assert len(data) == 2050
-    assert TOKENIZER.decode(data.batch([2049], 0)["input_ids"][0]) == "The cat 2049</s>"
+    assert TOKENIZER.decode(data.batch([2049], 0)["input_ids"][0]) == "<s>The cat 2049</s>"
 
 
 def test_tokenizers_and_block_sizes_that_cannot_work_are_refused() -> None:
