@@ -54,6 +54,11 @@ class ModelArguments:
         self.access_token = self.access_token or os.environ.get("HF_TOKEN") or None
         require_available(self.qbits)
 
+    @property
+    def hub(self) -> dict[str, str | None]:
+        """What the hub's client is told beside the name."""
+        return {"token": self.access_token, "revision": self.revision}
+
 
 @dataclass
 class AdapterArguments:

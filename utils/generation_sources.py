@@ -98,6 +98,6 @@ def _server(
         refuse("--qbits", model_args.qbits, "the server decides on the precision; leave it out with --backend vllm")
     assert sampling.vllm_url is not None
     name = find_model(sampling.vllm_url, sampling.vllm_model)
-    source = {"token": model_args.access_token, "revision": model_args.revision}
+    source = model_args.hub
     backend = ServerBackend(name, tokenizer, model_args.model_name_or_path, sampling, **source)
     return Source({"dtype": None, "merge_lora": None, "vllm_model": name}, lambda: backend)
