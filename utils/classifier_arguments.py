@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
-from utils.finetune_modes import MODES, default_learning_rate, virtual_tokens
+from utils.finetune_modes import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.optimizers import OPTIMIZERS, UpdateSettings
 from utils.training_arguments import LR_SCHEDULERS, OutputArguments, PrivacyArguments
 
@@ -260,11 +260,10 @@ class Settings(NamedTuple):
 
     @property
     def head_learning_rate(self) -> float:
-        """The head's peak rate. A new head's small weights pass small gradients on to what is below it, which noise
-        drowns: under privacy the head gets to its size first."""
+        """The head's peak rate."""
         given, mode = self.steps.head_learning_rate, self.mode.finetune_mode
         if given is None and self.budget.enable_dp and mode != "last-layer":
-            given = default_learning_rate("last-layer", private=True)
+            given = default_head_learning_rate(mode)
         return given or self.learning_rate
 
     @property
