@@ -7,7 +7,8 @@ r"""Train a generator of synthetic instructions, or an assistant: print the `acc
 fine-tunes on the instructions of `data/NAME` (type A): the noise is found from --eps, --eps -1 is no privacy. With
 `--prompt_style vicuna` (or chat) it fine-tunes on pairs of instruction and answer, in a data set whose name begins with
 `labelled` (type C). Outputs go to `outputs/[job_sess]`, and what is spent is entered in its `budget.jsonl`, where the
-histogram of a resampling can be added. --print_only prints the line alone. Flags behind `--` are those of train_clm.py.
+histogram of a resampling can be added. --print_only prints the line alone. The same line goes on after an interruption.
+Flags behind `--` are those of train_clm.py.
 
 Run it from the repository's root. The exit status is the launch's.
 """
@@ -182,6 +183,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         *(privacy if job.private else without),
         *([] if job.unit.column is None else ["--privacy_unit", job.unit.column]),
         *([] if job.unit.column is None else ["--examples_per_unit", str(job.unit.examples)]),
+        *("--resume_from_checkpoint", "latest"),  # from its beginning where there is none
         *("--eval_freq", str(job.eval_freq), *([] if job.eval_at_start else ["--no_eval_at_start"])),
     ]
     return launch_words(SCRIPT, [*flags, *extra], gpus=job.gpus, shard=job.shard)

@@ -74,6 +74,7 @@ def test_the_requirements_line_becomes_a_launch(capsys: pytest.CaptureFixture[st
         "clip_norm": 0.5,
         "delta": 5e-7,
         "eval_at_start": False,
+        "resume_from_checkpoint": "latest",
     }
     assert {name: given[name] for name in expected} == expected
 
@@ -163,15 +164,14 @@ def test_a_job_runs_to_its_report_and_its_budget(tiny_model_dir: Path, here: Pat
         (here / name).symlink_to(ROOT / name)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     argv = [*NEEDED, *SIZES, "--model_name", str(tiny_model_dir), "--max_seq_len", "32", "--num_epochs", "0.4"]
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.generate_train_command", *argv],
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    line = [sys.executable, "-m", "scripts.generate_train_command", *argv]
+    how = {"capture_output": True, "text": True, "timeout": 240, "check": False}
+    done = subprocess.run(line, env={**environment, "PYTHONPATH": str(ROOT)}, **how)
     assert done.returncode == 0, done.stderr
+    ledger = Path("outputs/debug/ledger.jsonl").read_bytes()
+    again = subprocess.run(line, env={**environment, "PYTHONPATH": str(ROOT)}, **how)
+    assert again.returncode == 0, again.stderr
+    assert Path("outputs/debug/ledger.jsonl").read_bytes() == ledger  # nothing was spent twice
     report = json.loads(Path("outputs/debug/privacy_report.json").read_text())
     spent = Budget("outputs/debug/budget.jsonl").epsilon(5e-7)
     assert report["guarantee"] == "dp"
