@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dptune._validate import refuse, require_count
 from utils.arguments import BACKENDS, exit_on_invalid_argument, parse
 from utils.comparison_arguments import split_words
-from utils.launch_lines import as_command, as_line, launch_words
+from utils.launch_lines import as_command, as_line, launch_words, require_free, require_job
 from utils.prompts import PROMPT_STYLES
 
 SCRIPT = "inference_generation_instruction.py"
@@ -53,11 +52,7 @@ class JobArguments:
     print_only: bool = field(default=False, metadata={"help": "print the line, do not run it"})
 
     def __post_init__(self) -> None:
-        require_count("--gpus", self.gpus)
-        if Path(self.job_sess).name != self.job_sess or self.job_sess in ("", ".."):
-            refuse("--job_sess", self.job_sess, f"give a name for a folder within {OUTPUTS}, without slashes")
-        if self.shard and self.gpus == 1:
-            refuse("--shard", True, "spreads the model over several GPUs; give --gpus 2 or more, or leave it out")
+        require_job(self.job_sess, OUTPUTS, gpus=self.gpus, shard=self.shard)
 
 
 # This program's flags, as the inference script names them.
@@ -97,11 +92,7 @@ def inference_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         job: what is sampled.
         extra: more flags of the inference script. Raises `InvalidArgument` for one that a job's own flag sets.
     """
-    taken = {theirs: f"--{own}" for own, theirs in _NAMES.items()} | {"output_dir": "--job_sess"}
-    for word in extra:
-        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name in taken:
-            refuse(f"--{name}", "behind --", f"give {taken[name]} before -- instead")
+    require_free(extra, {theirs: f"--{own}" for own, theirs in _NAMES.items()} | {"output_dir": "--job_sess"})
     flags = ["--output_dir", str(OUTPUTS / job.job_sess)]
     for own, theirs in _NAMES.items():
         if (value := getattr(job, own)) is not None:

@@ -28,7 +28,7 @@ from dptune.checkpoint import LEDGER_NAME
 from utils.arguments import exit_on_invalid_argument, parse
 from utils.comparison_arguments import split_words
 from utils.dataset_splits import LABELLED
-from utils.launch_lines import as_command, as_line, launch_words
+from utils.launch_lines import as_command, as_line, launch_words, require_free, require_job
 from utils.privacy_units import EXAMPLE, PrivacyUnit, author_name, group_by_author
 from utils.prompts import PROMPT_STYLES, UNCONDITIONAL
 from utils.tables import read_rows
@@ -98,7 +98,8 @@ class JobArguments:
     print_only: bool = field(default=False, metadata={"help": "print the line, do not run it"})
 
     def __post_init__(self) -> None:
-        for flag in ("gpus", "total_bs", "perdevice_bs", "max_seq_len", "eval_freq"):
+        require_job(self.job_sess, OUTPUTS, gpus=self.gpus, shard=self.shard)
+        for flag in ("total_bs", "perdevice_bs", "max_seq_len", "eval_freq"):
             require_count(f"--{flag}", getattr(self, flag))
         for flag in ("clip", "num_epochs", "lr"):
             require_positive(f"--{flag}", getattr(self, flag))
@@ -107,10 +108,6 @@ class JobArguments:
         require_delta(self.delta, name="--delta")
         if self.total_bs % (at_once := self.perdevice_bs * self.gpus):
             refuse("--total_bs", self.total_bs, f"give a multiple of --perdevice_bs x --gpus, {at_once}")
-        if Path(self.job_sess).name != self.job_sess or self.job_sess in ("", ".."):
-            refuse("--job_sess", self.job_sess, f"give a name for a folder within {OUTPUTS}, without slashes")
-        if self.shard and self.gpus == 1:
-            refuse("--shard", True, "spreads the model over several GPUs; give --gpus 2 or more, or leave it out")
         if (self.privacy_unit == EXAMPLE) != (self.examples_per_unit is None):
             refuse("--examples_per_unit", self.examples_per_unit, "give it with --privacy_unit COLUMN, and only then")
         if self.prompt_style != UNCONDITIONAL and not Path(self.dataset_name).name.startswith(LABELLED):
@@ -168,10 +165,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         job: what is trained.
         extra: more flags of train_clm.py. Raises `InvalidArgument` for one that a job's own flag sets.
     """
-    for word in extra:
-        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name in _TAKEN:
-            refuse(f"--{name}", "behind --", f"give {_TAKEN[name]} before -- instead")
+    require_free(extra, _TAKEN)
     privacy = ["--target_epsilon", repr(job.eps), "--clip_norm", repr(job.clip), "--delta", repr(job.delta)]
     without = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
     flags = [

@@ -57,7 +57,7 @@ def default_head_learning_rate(mode: str) -> float:
     size first. With the whole model training, longer gradients below it leave less of the clip norm to the head, whose
     own noise then counts for more.
     """
-    return 1e-2 if mode == "full" else default_learning_rate("last-layer", private=True)
+    return 1e-3 if mode == "full" else default_learning_rate("last-layer", private=True)
 
 
 def virtual_tokens(mode: str, num_prepend_tokens: int) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dptune._validate import refuse, require_count
 
 PLAIN_CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
 SHARDED_CONFIG = "accelerate_configs/accelerate_config.cfg"
@@ -33,3 +36,20 @@ def as_line(words: Sequence[str]) -> str:
 def as_command(words: Sequence[str]) -> list[str]:
     """The same launch with this interpreter, whether or not `accelerate` is on the path."""
     return [sys.executable, "-m", "accelerate.commands.launch", *words]
+
+
+def require_job(job_sess: str, outputs: Path, *, gpus: int, shard: bool) -> None:
+    """Check what all jobs have: a name that is a folder's within `outputs`, and how many GPUs share the model."""
+    require_count("--gpus", gpus)
+    if Path(job_sess).name != job_sess or job_sess in ("", ".."):
+        refuse("--job_sess", job_sess, f"give a name for a folder within {outputs}, without slashes")
+    if shard and gpus == 1:
+        refuse("--shard", True, "spreads the model over several GPUs; give --gpus 2 or more, or leave it out")
+
+
+def require_free(extra: Sequence[str], taken: Mapping[str, str]) -> None:
+    """Refuse flags behind `--` that a job's own flags decide: {name of the launched script's flag: the job's flag}."""
+    for word in extra:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in taken:
+            refuse(f"--{name}", "behind --", f"give {taken[name]} before -- instead")

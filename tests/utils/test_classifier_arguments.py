@@ -74,7 +74,7 @@ def test_the_head_takes_larger_steps_under_privacy_unless_told() -> None:
     assert settings("--learning_rate", "0.3").head_learning_rate == 0.3
     private = settings("--enable_dp", "--finetune_mode", "lora", "--learning_rate", "0.003")
     assert private.head_learning_rate == default_learning_rate("last-layer", private=True) > 0.003
-    assert settings("--enable_dp").head_learning_rate == 0.01  # of the whole model
+    assert settings("--enable_dp").head_learning_rate == 0.001  # of the whole model
     assert (private.updates.learning_rate, private.updates.head_learning_rate) == (0.003, private.head_learning_rate)
     assert settings("--enable_dp", "--head_learning_rate", "0.2").updates.head_learning_rate == 0.2
     only_head = settings("--enable_dp", "--finetune_mode", "last-layer", "--learning_rate", "0.003")

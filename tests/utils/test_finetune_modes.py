@@ -122,7 +122,7 @@ def test_every_mode_has_a_learning_rate_and_a_known_number_of_virtual_tokens() -
     for mode in MODES:
         for private in (True, False):
             assert 1e-5 < default_learning_rate(mode, private=private) < 0.1
-        assert default_head_learning_rate(mode) > default_learning_rate("lora", private=True)
+        assert default_head_learning_rate(mode) > default_learning_rate("full", private=True)
         prompt = OF_BERT[mode] & PROMPT
         assert virtual_tokens(mode, 5) == (5 if prompt else 0)
 
