@@ -31,7 +31,7 @@ from utils.jsonl import write_jsonl
 from utils.privacy_units import EXAMPLE, PrivacyUnit, author_name
 from utils.records import Place, require_columns, text_of
 from utils.released_votes import digest, save_votes, saved_votes
-from utils.resampling import Buckets, cluster, distance, private_votes, resample
+from utils.resampling import CLUSTERERS, MINIBATCH, Buckets, cluster, distance, private_votes, resample
 from utils.tables import Row, read_rows, show_columns
 
 RESAMPLED_NAME, BUDGET_NAME = "resampled.jsonl", "budget.jsonl"
@@ -65,6 +65,9 @@ class ResamplingArguments:
     delta: float = field(default=5e-7, metadata={"help": "for the epsilon that is printed"})
     embedder: str = field(default=TFIDF, metadata={"help": "tfidf, or a sentence-transformers model"})
     embedding_dimensions: int = field(default=64, metadata={"help": "of tfidf"})
+    clusterer: str = field(
+        default=MINIBATCH, metadata={"help": "k-means of scikit-learn or faiss", "choices": CLUSTERERS}
+    )
     seed: int = field(default=0, metadata={"help": "of clusters and choice; never of the noise"})
 
     def __post_init__(self) -> None:
@@ -97,7 +100,7 @@ def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = Non
     synthetic_texts = _texts(synthetic, given, "synthetic_file")
     budget = Budget(given.budget_file or folder / BUDGET_NAME)
     embedder = make_embedder(given.embedder, dimensions=given.embedding_dimensions, seed=given.seed)
-    buckets = cluster(synthetic_texts, given.num_buckets, embedder, given.seed)
+    buckets = cluster(synthetic_texts, given.num_buckets, embedder, given.seed, given.clusterer)
     real_texts = _texts(real, given, "real_file")
     identity = _identity(given, synthetic_texts, real_texts)
     released = saved_votes(folder, identity)
@@ -149,7 +152,7 @@ def _release(votes: np.ndarray, budget: Budget, given: ResamplingArguments, keys
 
 def _identity(given: ResamplingArguments, synthetic: Sequence[str], real: Sequence[str]) -> dict[str, Any]:
     """What released votes follow from, JSON values. Of the private records a digest: it must not be published."""
-    names = ("num_buckets", "histogram_sigma", "privacy_unit", "embedder", "embedding_dimensions", "seed")
+    names = ("num_buckets", "histogram_sigma", "privacy_unit", "embedder", "embedding_dimensions", "clusterer", "seed")
     settings = {name: getattr(given, name) for name in names}
     return settings | {"synthetic_file": digest(synthetic), "real_file": digest(real)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
@@ -18,6 +19,8 @@ from dptune._validate import refuse
 from dptune.histogram import votes
 from utils.embeddings import Embedder
 
+MINIBATCH, FAISS = "minibatch", "faiss"
+CLUSTERERS = (MINIBATCH, FAISS)
 _ROWS_AT_ONCE = 65_536  # of embeddings compared with all centres
 
 
@@ -37,20 +40,46 @@ class Buckets:
         return len(self.centers)
 
 
-def cluster(synthetic: Sequence[str], num_buckets: int, embedder: Embedder, seed: int) -> Buckets:
-    """Fit `embedder` and K clusters to the synthetic texts (Sculley 2010, mini-batch k-means).
+def cluster(
+    synthetic: Sequence[str], num_buckets: int, embedder: Embedder, seed: int, clusterer: str = MINIBATCH
+) -> Buckets:
+    """Fit `embedder` and K clusters to the synthetic texts.
+
+    Args:
+        synthetic: N texts.
+        num_buckets: K.
+        embedder: not fitted yet.
+        seed: of the clusters' start.
+        clusterer: "minibatch" (Sculley 2010, scikit-learn's) or "faiss" (the faiss library's k-means, an extra).
 
     Raises:
-        InvalidArgument: fewer different texts than clusters.
+        InvalidArgument: fewer different texts than clusters, or faiss is not installed.
     """
     different = len(set(synthetic))
     if different < num_buckets:
         refuse("--num_buckets", num_buckets, f"there are only {different} different synthetic texts; give at most that")
     embedder.fit(synthetic)
     vectors = embedder.embed(synthetic)
-    centers = MiniBatchKMeans(num_buckets, random_state=seed, n_init=3).fit(vectors).cluster_centers_
-    centers = np.asarray(centers, dtype=np.float32)
+    centers = _CLUSTERERS[clusterer](vectors, num_buckets, seed).astype(np.float32)
     return Buckets(centers, nearest(vectors, centers))
+
+
+def _minibatch(vectors: np.ndarray, num_buckets: int, seed: int) -> np.ndarray:
+    return np.asarray(MiniBatchKMeans(num_buckets, random_state=seed, n_init=3).fit(vectors).cluster_centers_)
+
+
+def _faiss(vectors: np.ndarray, num_buckets: int, seed: int) -> np.ndarray:
+    if find_spec("faiss") is None:
+        refuse("--clusterer", FAISS, f"needs `pip install faiss-cpu`; {MINIBATCH} needs nothing")
+    import faiss
+
+    # It warns below 39 texts a cluster, which small sets have.
+    found = faiss.Kmeans(vectors.shape[1], num_buckets, seed=seed, nredo=3, min_points_per_centroid=1)
+    found.train(vectors)
+    return np.asarray(found.centroids)
+
+
+_CLUSTERERS = {MINIBATCH: _minibatch, FAISS: _faiss}
 
 
 def private_votes(

@@ -10,7 +10,18 @@ from hypothesis.extra import numpy as hnp
 
 from dptune._validate import InvalidArgument
 from utils.embeddings import make_embedder
-from utils.resampling import Buckets, cluster, distance, nearest, private_votes, quotas, resample, shares
+from utils.resampling import (
+    CLUSTERERS,
+    MINIBATCH,
+    Buckets,
+    cluster,
+    distance,
+    nearest,
+    private_votes,
+    quotas,
+    resample,
+    shares,
+)
 
 ANIMALS = [
     f"the {beast} {verb} in the field" for beast in ("cow", "horse", "sheep") for verb in ("ran", "slept", "ate")
@@ -21,13 +32,18 @@ MONEY = [
 SYNTHETIC = ANIMALS + MONEY
 
 
-def two_buckets() -> tuple[Buckets, object]:
+def two_buckets(clusterer: str = MINIBATCH) -> tuple[Buckets, object]:
     embedder = make_embedder()
-    return cluster(SYNTHETIC, 2, embedder, seed=0), embedder
+    return cluster(SYNTHETIC, 2, embedder, seed=0, clusterer=clusterer), embedder
 
 
-def test_clusters_tell_the_kinds_apart() -> None:
-    buckets, _ = two_buckets()
+@pytest.mark.parametrize("clusterer", CLUSTERERS)
+def test_clusters_tell_the_kinds_apart(clusterer: str) -> None:
+    buckets, _ = two_buckets(clusterer)
+    assert buckets.centers.shape[0] == len(buckets) == 2
+    assert buckets.centers.dtype == np.float32
+    again, _ = two_buckets(clusterer)
+    assert np.array_equal(again.centers, buckets.centers)  # one seed, one result: a rerun finds its votes
     kinds = buckets.of_synthetic.reshape(2, 9)
     assert len(set(kinds[0])) == len(set(kinds[1])) == 1
     assert kinds[0, 0] != kinds[1, 0]
@@ -98,6 +114,12 @@ def test_what_is_kept_matches_the_votes_and_none_is_kept_twice() -> None:
     assert distance(buckets, votes, rows) == pytest.approx(0)
     assert resample(buckets, votes, 8, seed=1).tolist() == rows.tolist()
     assert any(resample(buckets, votes, 8, seed=seed).tolist() != rows.tolist() for seed in range(2, 9))
+
+
+def test_faiss_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.resampling.find_spec", lambda _: None)
+    with pytest.raises(InvalidArgument, match="pip install faiss-cpu"):
+        two_buckets("faiss")
 
 
 def test_more_buckets_than_texts_are_refused() -> None:
