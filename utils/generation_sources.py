@@ -65,8 +65,7 @@ def _local(
     def load() -> Backend:
         model = load_model(
             model_args.model_name_or_path,
-            token=model_args.access_token,
-            revision=model_args.revision,
+            **model_args.hub,
             dtype=dtype,
             device=accelerator.device,
             bits=model_args.qbits,
