@@ -1,0 +1,157 @@
+"""The result of `synthetic_text.sh`: what models learn from synthetic text, beside what they learn from real text.
+
+    python -m benchmarks.synthetic_text --study STUDY --output benchmarks/results/NAME.md
+
+Reads what the generators, the sampling and the comparison left, trains the classifiers of topics and writes one page.
+Its scores are of public data here; of private data they would not be covered by epsilon.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import tables
+from benchmarks.synthetic_text_data import ABSTRACTS_HELD_OUT, ABSTRACTS_TRAIN
+from benchmarks.topic_classifier import Labelled, Score, commonest, train_and_test
+from utils.arguments import exit_on_invalid_argument, parse
+from utils.run_outputs import REPORT_NAME, RESULTS_NAME
+from utils.synthetic_arguments import REAL_TRAINING
+from utils.synthetic_parts import JSON_NAME
+from utils.tables import read_rows
+
+# As `evaluate_synthetic` was given them in synthetic_text.sh: {job: name}.
+GENERATORS = {"private": "private", "plain": "plain", "untrained": "untrained model"}
+_FOLDERS = (Path("outputs"), Path("inference_outputs"))
+
+
+@dataclass
+class StudyArguments:
+    """Where the study is."""
+
+    study: str = field(metadata={"help": "the first argument of synthetic_text.sh"})
+    output: str | None = field(default=None, metadata={"help": "Markdown file for the result"})
+
+
+def read_labelled(path: Path, topic: str, text: str) -> Labelled:
+    """Texts with their topics, whose prompts end in a line break in samples; blank texts left out."""
+    rows = [row for row in read_rows(str(path), "--study") if row[text].strip()]
+    return Labelled([row[text] for row in rows], [row[topic].strip() for row in rows])
+
+
+def topic_rows(real: Labelled, held_out: Labelled, synthetic: Mapping[str, Labelled]) -> list[list[str]]:
+    """A line for each training set of the classifier; real text once more with as many texts as there are synthetic."""
+    count = max(map(len, synthetic.values()))
+    sets = {"real": real, "real, as many as synthetic": real.draw(count, seed=0), **synthetic}
+    rows = [_topic_row(name, len(one), train_and_test(one, held_out)) for name, one in sets.items()]
+    return [*rows, ["always the commonest topic", "0", f"{commonest(held_out):.3f}", "-"]]
+
+
+def _topic_row(name: str, texts: int, score: Score) -> list[str]:
+    return [name, f"{texts:,}", f"{score.accuracy:.3f} ± {score.error:.3f}", f"{score.macro_f1:.3f}"]
+
+
+def proxy_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    """A line for each training set of the small language model: its score on held-out text, and how like real text."""
+    rows = []
+    for name, score in evaluation["proxy"].items():
+        untrained = name not in (*GENERATORS.values(), REAL_TRAINING)
+        divergence = evaluation["divergence"].get(name)
+        overlap = evaluation.get("overlap", {}).get(name)
+        rows.append(
+            [
+                "nothing" if untrained else name,
+                f"{score['accuracy']:.4f} ± {score['accuracy_error']:.4f}",
+                f"{score['nats_per_token']:.3f}",
+                f"{divergence['mauve']:.3f} ± {divergence['mauve_error']:.3f}" if divergence else "-",
+                f"{overlap['copies']} + {overlap['passages'] - overlap['copies']}" if overlap else "-",
+            ]
+        )
+    return rows
+
+
+def generator_rows(data: str) -> list[list[str]]:
+    """A line for each generator: its privacy, its own loss on held-out text and what it wrote."""
+    outputs, samples = _FOLDERS
+    rows = []
+    for job, name in GENERATORS.items():
+        folder = outputs / f"study-{data}-{job}"
+        report = _json(folder / REPORT_NAME) if job == "private" else None
+        results = _json(folder / RESULTS_NAME) if job != "untrained" else None
+        other = _json(outputs / f"study-{data}-private" / RESULTS_NAME)
+        wrote = _json(samples / f"study-{data}-{job}" / "summary.json")
+        rows.append(
+            [
+                name,
+                f"{report['epsilon']:.3f}" if report else "none",
+                f"{results['steps']}" if results else "0",
+                f"{results['eval_loss'] if results else other['eval_loss_before']:.3f}",
+                f"{wrote['texts']:,}",
+                f"{wrote['ended']:,}",
+                f"{wrote['kept']:,}" if "kept" in wrote else "-",
+            ]
+        )
+    return rows
+
+
+def settings_line(data: str) -> str:
+    """How the private generator was trained, from its own report."""
+    report = _json(_FOLDERS[0] / f"study-{data}-private" / REPORT_NAME)
+    return (
+        f"{report['num_examples']:,} training rows; with privacy epsilon {report['epsilon']:.3f} at delta "
+        f"{report['delta']:g} ({report['adjacency']}, {report['accountant']}), noise multiplier "
+        f"{report['noise_multiplier']}, clip norm {report['clip_norm']:g}, expected batch "
+        f"{report['expected_batch_size']}, {report['steps']} steps. Privacy unit: {report['privacy_unit']}."
+    )
+
+
+def main(args: StudyArguments) -> None:
+    """Put the study's numbers on one page."""
+    study = Path(args.study)
+    generator_header = ["generator", "epsilon", "steps", "loss on held-out", "texts", "ended by itself", "kept"]
+    proxy_header = ["trained on", "next-token accuracy", "nats a token", "MAUVE", "copies + long passages"]
+    topic_header = ["trained on", "texts", "accuracy", "macro F1"]
+    samples = {
+        name: read_labelled(_FOLDERS[1] / f"study-abstracts-{job}" / "generations.jsonl", "prompt", "text")
+        for job, name in GENERATORS.items()
+    }
+    real = read_labelled(study / ABSTRACTS_TRAIN, "instruction", "answer")
+    held_out = read_labelled(study / ABSTRACTS_HELD_OUT, "instruction", "answer")
+    language = {data: proxy_rows(_json(study / data / JSON_NAME)) for data in ("chat", "abstracts")}
+    parts = [
+        "# Synthetic text at epsilon 8: what models learn from it",
+        tables.machine("benchmarks.synthetic_text", torch.device("cpu"), sys.argv[1:]),
+        "Made by `benchmarks/synthetic_text.sh`: SmolLM2-135M with LoRA (rank 4 on queries and values), one training "
+        "and one set of samples each, settings not searched for. Errors are bootstraps over the held-out texts: they "
+        "do not show how another training would have ended.",
+        "## Chat messages",
+        settings_line("chat"),
+        tables.markdown(generator_header, generator_rows("chat")),
+        "A small language model (utils/proxy_model.py) trained on each, tested on the held-out messages:",
+        tables.markdown(proxy_header, language["chat"]),
+        "## Abstracts, by topic",
+        settings_line("abstracts"),
+        tables.markdown(generator_header, generator_rows("abstracts")),
+        f"A classifier of {len(set(held_out.topics))} topics (TF-IDF, logistic regression), tested on "
+        f"{len(held_out)} held-out abstracts' first words:",
+        tables.markdown(topic_header, topic_rows(real, held_out, samples)),
+        "The small language model on the same texts:",
+        tables.markdown(proxy_header, language["abstracts"]),
+    ]
+    tables.publish(parts, args.output)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+if __name__ == "__main__":
+    with exit_on_invalid_argument():
+        main(*parse(StudyArguments, description=__doc__))

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# What synthetic text at epsilon 8 is worth: two generators on a real model and real text, beside the same without
+# privacy, the model before any training, and real text. Hours on two cores; the same line goes on after an interruption.
+#   make demo                                   # once: writes .demo/SmolLM2-135M
+#   benchmarks/synthetic_text.sh STUDY CHAT.jsonl ABSTRACTS_TRAIN.jsonl ABSTRACTS_HELD_OUT.jsonl [RESULT.md]
+# Formats: benchmarks/synthetic_text_data.py. Files go to STUDY, outputs/study-* and inference_outputs/study-*.
+set -euo pipefail
+study=$1 chat=$2 train=$3 held_out=$4 result=${5:-$1/result.md}
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+model=${MODEL:-.demo/SmolLM2-135M}
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
+lora=(--lora_r 4 --lora_target_modules q_proj v_proj)
+
+"$python" -m benchmarks.synthetic_text_data --chat "$chat" --abstracts_train "$train" --abstracts_held_out "$held_out" \
+  --output_dir "$study"
+
+# One setting each, not searched for. $1 of both: chat or abstracts.
+train() { # chat|abstracts, data set, prompt style, epochs with privacy
+  local common=(--data_dir "$study" --dataset_name "$2" --prompt_style "$3" --model_name "$model" --max_seq_len 64 --perdevice_bs 16)
+  local held_out=(--validation_file "$study/$1_held_out.jsonl")
+  "$python" -m scripts.generate_train_command "${common[@]}" --job_sess "study-$1-private" --eps 8 --delta 1e-5 --clip 1 \
+    --total_bs 512 --num_epochs "$4" --lr 3e-3 -- "${lora[@]}" "${held_out[@]}"
+  "$python" -m scripts.generate_train_command "${common[@]}" --job_sess "study-$1-plain" --eps -1 \
+    --total_bs 32 --num_epochs 1 --lr 5e-4 -- "${lora[@]}" "${held_out[@]}"
+}
+sample() { # chat|abstracts, instruction file, prompt style
+  local who adapter
+  for who in private plain untrained; do
+    adapter=(--adapter_path "outputs/study-$1-$who/lora_weights.bin")
+    [ "$who" = untrained ] && adapter=()
+    "$python" -m scripts.generate_inference_command --instruction_file "$2" --model_name "$model" "${adapter[@]}" \
+      --job_sess "study-$1-$who" --prompt_style "$3" --max_seq_len 64 --batch_size 64 --top_p 0.95 -- --seed 1
+  done
+}
+compare() { # chat|abstracts, file of samples, its column, training file, column of the real files
+  local from=inference_outputs/study-$1
+  "$python" -m scripts.evaluate_synthetic --output_dir "$study/$1" --names private plain "untrained model" \
+    --synthetic_file "$from-private/$2" "$from-plain/$2" "$from-untrained/$2" --text_column "$3" \
+    --held_out_file "$study/$1_held_out.jsonl" --train_file "$study/$4" --real_column "$5"
+}
+
+train chat chat_train uncond_generation 6
+sample chat "$study/how_many.txt" uncond_generation
+compare chat instructions.jsonl instruction chat_train.jsonl instruction
+train abstracts labelled_abstracts plain 3
+sample abstracts "$study/topics.txt" plain
+compare abstracts generations.jsonl text labelled_abstracts.jsonl answer
+"$python" -m benchmarks.synthetic_text --study "$study" --output "$result"
