@@ -8,7 +8,7 @@ set -euo pipefail
 study=$1 chat=$2 train=$3 held_out=$4 result=${5:-$1/result.md}
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
-model=${MODEL:-.demo/SmolLM2-135M}
+model=${MODEL:-.demo/SmolLM2-135M} embedder=${EMBEDDER:-tfidf} # or a sentence-transformers model, with .[embeddings]
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
 lora=(--lora_r 4 --lora_target_modules q_proj v_proj)
@@ -38,7 +38,7 @@ compare() { # chat|abstracts, file of samples, its column, training file, column
   local from=inference_outputs/study-$1
   "$python" -m scripts.evaluate_synthetic --output_dir "$study/$1" --names private plain "untrained model" \
     --synthetic_file "$from-private/$2" "$from-plain/$2" "$from-untrained/$2" --text_column "$3" \
-    --held_out_file "$study/$1_held_out.jsonl" --train_file "$study/$4" --real_column "$5"
+    --embedder "$embedder" --held_out_file "$study/$1_held_out.jsonl" --train_file "$study/$4" --real_column "$5"
 }
 
 train chat chat_train uncond_generation 6

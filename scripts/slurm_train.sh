@@ -19,7 +19,8 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 out=$(printf '%s\n' "$@" | grep -A1 -x -e --output_dir | tail -n 1)
 noisy_steps() { if [ -e "$out/ledger.jsonl" ]; then wc -l <"$out/ledger.jsonl"; else echo 0; fi; }
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+names=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # no pipe into head, which may end scontrol and this job
+first=${names%%$'\n'*}
 before=$(noisy_steps)
 status=0
 # SLURM_NODEID is each machine's own number, so the inner shell reads it.

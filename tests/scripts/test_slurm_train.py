@@ -10,10 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# On each of two machines srun runs its command; accelerate notes its flags and does what the test says.
+# On each of two machines srun runs its command; accelerate notes its flags and does what the test says. scontrol takes
+# its time between two names: who reads but the first must not end it, and the job with it, by a broken pipe.
 STAND_INS = {
     "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@" || exit $?; done',
-    "scontrol": 'if [ "$1" = show ]; then printf "alpha\\nbeta\\n"; else echo "$@" >>"$NOTES/requeued"; fi',
+    "scontrol": 'if [ "$1" = show ]; then echo alpha; sleep 0.2; echo beta; else echo "$@" >>"$NOTES/requeued"; fi',
     "accelerate": 'printf "%s\\n" "$*" >>"$NOTES/launched"; eval "$WORK"',
 }
 
