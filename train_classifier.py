@@ -86,7 +86,7 @@ def train_task(
     identity = {"run": run_identity(plan, task.train, settings.budget.engine, settings.steps.optimizer)}
     if saved is not None:
         refuse_other_run(saved.identity["run"], identity["run"])
-    model, names = load_trained(task, plan, settings, tokenizer, accelerator)
+    model, names, updates = load_trained(task, plan, settings, tokenizer, accelerator)
     identity["model"] = model_identity(model)
     if saved is not None and accelerator.is_main_process:
         refuse_other_run(saved.identity["model"], identity["model"])
@@ -108,7 +108,7 @@ def train_task(
         micro_batches,
         checkpoints,
         evaluate=partial(evaluate, model, classify, task, micro_batches),
-        updates=settings.updates,
+        updates=updates,
         eval_freq=settings.results.eval_freq or max(1, round(1 / plan.sampling_probability)),
         target_epsilon=settings.budget.engine.target_epsilon,
         test_seed=settings.budget.insecure_test_seed,
@@ -120,7 +120,7 @@ def train_task(
         accelerator.print(describe_stop(end, plan.steps, folder))
     elif accelerator.is_main_process:
         facts: dict[str, Any] = {"completed": end.completed, "noise": end.noise, "diagnostics": rows}
-        finish_classifier(folder, model, tokenizer, task, plan, settings, ledger, **facts)
+        finish_classifier(folder, model, tokenizer, task, plan, settings, updates, ledger, **facts)
     accelerator.wait_for_everyone()
     return end.stopped_by is None
 

@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from dptune.checkpoint import LEDGER_NAME
 from dptune.selection import PrivateSelection
 from utils.arguments import exit_on_invalid_argument, parse
 from utils.classification_data import load_task
-from utils.classifier_files import load_classifier_tokenizer
+from utils.classifier_files import load_classifier, load_classifier_tokenizer
 from utils.comparison_arguments import ChoiceArguments, TrainingArguments, require_free, split_words, trainer_flags
+from utils.head_rate import measure_head_rate
 from utils.mode_comparison import Outcome, describe
 from utils.mode_plot import plot_modes
 from utils.private_selection import SelectionPlan, select
@@ -68,7 +70,7 @@ def compare(
     by_dataset: dict[str, list[Outcome]] = {}
     for dataset in training.datasets:
         outcomes = by_dataset.setdefault(dataset, [])
-        planned = list(trials(choice))
+        planned = list(trials(choice, partial(head_rate_of, training.model_checkpoint)))
         for number, (candidate, private, seed) in enumerate(planned, start=1):
             name = f"{candidate.mode}_lr{candidate.learning_rate!r}_{'private' if private else 'plain'}_seed{seed}"
             trial = folder / "trials" / dataset / name
@@ -82,11 +84,12 @@ def compare(
     print(f"{folder / COMPARISON_NAME} and {PLOT_NAME}; trials.jsonl and trials/ hold exact scores: NOT PRIVATE")
 
 
-def trials(choice: ChoiceArguments) -> Iterator[tuple[Candidate, bool, int]]:
-    """(what, whether privately, seed) of every training of a comparison on one data set."""
+def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tuple[Candidate, bool, int]]:
+    """(what, whether privately, seed) of every training of a comparison on one data set; for `of_head` see
+    `ChoiceArguments.rates_of`."""
     for mode in choice.modes:
         for private in (True, False) if choice.baseline else (True,):
-            rates = choice.rates_of(mode, private=private)
+            rates = choice.rates_of(mode, of_head, private=private)
             yield from ((Candidate(mode, rate), private, seed) for rate in rates for seed in choice.seeds)
 
 
@@ -142,13 +145,15 @@ def plan_selection(
     if training.batch_size > num_train:
         refuse("--batch_size", training.batch_size, f"must be at most the {num_train} training examples there are")
     assert choice.private_selection is not None
+    of_head = partial(head_rate_of, training.model_checkpoint)
     selection = PrivateSelection(choice.private_selection, choice.mean_trials, choice.validation_noise)
     probability = training.batch_size / num_train
     steps = planned_steps(num_examples=num_train, expected_batch_size=training.batch_size, epochs=training.epochs)
     sigma = selection.noise_multiplier(
         target_epsilon=training.target_epsilon, delta=training.delta, sampling_probability=probability, steps=steps
     )
-    candidates = tuple(Candidate(mode, rate) for mode in choice.modes for rate in choice.rates_of(mode, private=True))
+    rates = {mode: choice.rates_of(mode, of_head, private=True) for mode in choice.modes}
+    candidates = tuple(Candidate(mode, rate) for mode, tried in rates.items() for rate in tried)
     spend = Spend(sigma, probability, steps)
     return SelectionPlan(dataset, selection, candidates, spend, training.delta, num_train, num_validation)
 
@@ -162,6 +167,14 @@ def _announce(plan: SelectionPlan) -> None:
     if nothing := selection.chance_of_nothing:
         print(f"with a chance of {nothing:.2g} no trial is drawn, and nothing is released")
     print("how many trials there are, and how long they take, is secret: publish neither", flush=True)
+
+
+@cache
+def head_rate_of(checkpoint: str) -> float:
+    """The rate of a head that trains alone on this checkpoint."""
+    pad_token_id = load_classifier_tokenizer(checkpoint).pad_token_id
+    model, _ = load_classifier(checkpoint, ("0", "1"), pad_token_id=pad_token_id)
+    return measure_head_rate(model)
 
 
 def count_records(training: TrainingArguments, dataset: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -175,7 +176,7 @@ class StepArguments:
     )
     head_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "peak rate of the classification head; default: --learning_rate, and with privacy larger"},
+        metadata={"help": "peak rate of the classification head; default: --learning_rate, and with privacy measured"},
     )
     epochs: float = field(default=3.0, metadata={"help": "steps are this over the sampling probability"})
     batch_size: int = field(default=256, metadata={"help": "the logical batch in expectation, over all processes"})
@@ -252,27 +253,15 @@ class Settings(NamedTuple):
         default = f"outputs/classifier-{self.mode.finetune_mode}{'-dp' if self.budget.enable_dp else ''}"
         return Path(self.results.output_dir or default)
 
-    @property
-    def learning_rate(self) -> float:
-        """The peak rate."""
-        given = self.steps.learning_rate
-        return given or default_learning_rate(self.mode.finetune_mode, private=self.budget.enable_dp)
-
-    @property
-    def head_learning_rate(self) -> float:
-        """The head's peak rate."""
-        given, mode = self.steps.head_learning_rate, self.mode.finetune_mode
-        if given is None and self.budget.enable_dp and mode != "last-layer":
-            given = default_head_learning_rate(mode)
-        return given or self.learning_rate
-
-    @property
-    def updates(self) -> UpdateSettings:
-        """The optimizer and its schedule."""
+    def updates(self, of_head: Callable[[], float]) -> UpdateSettings:
+        """The optimizer and its schedule; `of_head` measures the model (`utils.head_rate.measure_head_rate`)."""
+        mode, private = self.mode.finetune_mode, self.budget.enable_dp
+        rate = self.steps.learning_rate or default_learning_rate(mode, of_head, private=private)
+        own = self.steps.head_learning_rate or default_head_learning_rate(mode, of_head, rate=rate, private=private)
         return UpdateSettings(
             optimizer=self.steps.optimizer,
-            learning_rate=self.learning_rate,
-            head_learning_rate=self.head_learning_rate,
+            learning_rate=rate,
+            head_learning_rate=own,
             weight_decay=self.steps.weight_decay,
             lr_scheduler_type=self.steps.lr_scheduler_type,
         )

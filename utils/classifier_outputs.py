@@ -15,6 +15,7 @@ from utils.classification_data import ClassificationTask
 from utils.classification_metrics import majority
 from utils.classifier_arguments import Settings
 from utils.classifier_files import classifier_artifact, save_classifier
+from utils.optimizers import UpdateSettings
 from utils.run_outputs import describe_end, statement_of, summarise_run, write_measured, write_statement
 from utils.run_plan import RunPlan
 
@@ -29,6 +30,7 @@ def finish_classifier(
     task: ClassificationTask,
     plan: RunPlan,
     settings: Settings,
+    updates: UpdateSettings,
     ledger: Ledger | None,
     *,
     completed: int,
@@ -45,7 +47,8 @@ def finish_classifier(
     saved = save_classifier(model, tokenizer, folder, base_model=base_model)
     scores = last_scores(diagnostics)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    found = summary(task, statement, settings, scores=scores, trained_parameters=trained, seconds=results["seconds"])
+    measured: dict[str, Any] = {"scores": scores, "trained_parameters": trained, "seconds": results["seconds"]}
+    found = summary(task, statement, settings, updates, **measured)
     with atomic_write(folder / SCORES_NAME) as file:
         file.write(json.dumps(found, indent=2, allow_nan=False) + "\n")
     print(*describe_end(folder, plan, completed, statement, results, saved), *describe_scores(task, scores), sep="\n")
@@ -55,6 +58,7 @@ def summary(
     task: ClassificationTask,
     statement: PrivacyStatement,
     settings: Settings,
+    updates: UpdateSettings,
     *,
     scores: Mapping[str, Mapping[str, float]],
     trained_parameters: int,
@@ -70,8 +74,8 @@ def summary(
         "delta": statement.delta,
         "noise_multiplier": statement.noise_multiplier,
         "clip_norm": statement.clip_norm,
-        "learning_rate": settings.learning_rate,
-        "head_learning_rate": settings.head_learning_rate,
+        "learning_rate": updates.learning_rate,
+        "head_learning_rate": updates.head_learning_rate,
         "trained_parameters": trained_parameters,
         "steps": statement.steps,
         "expected_batch_size": statement.expected_batch_size,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,8 +16,10 @@ from utils.classification_data import ClassificationTask, load_file_task, load_t
 from utils.classifier_arguments import Settings
 from utils.classifier_files import load_classifier
 from utils.finetune_modes import prepare_mode
+from utils.head_rate import measure_head_rate
 from utils.launch import compute_dtype, sharding_of_launch
 from utils.modeling import require_context
+from utils.optimizers import UpdateSettings
 from utils.run_plan import RunPlan, plan_steps
 
 
@@ -57,18 +60,17 @@ def plan_task(task: ClassificationTask, settings: Settings) -> RunPlan:
 
 
 def describe_setup(settings: Settings) -> list[str]:
-    """The mode and its rate in lines for a person, and a warning where privacy was meant and is not there."""
-    given = "" if settings.steps.learning_rate else " (the default of this mode)"
-    head = (
-        ""
-        if settings.head_learning_rate == settings.learning_rate
-        else f", {settings.head_learning_rate:g} for the head"
-    )
-    lines = [
-        f"fine-tuning mode       {settings.mode.finetune_mode}",
-        f"learning rate          {settings.learning_rate:g}{given}{head}",
-    ]
+    """The mode in a line for a person, and a warning where privacy was meant and is not there."""
+    lines = [f"fine-tuning mode       {settings.mode.finetune_mode}"]
     return lines if settings.budget.warning is None else [*lines, settings.budget.warning]
+
+
+def describe_rates(updates: UpdateSettings, *, chosen: bool) -> str:
+    """The peak rates in a line for a person; `chosen` is whether the user gave the first."""
+    given = "" if chosen else " (the default of this mode)"
+    same = updates.head_learning_rate == updates.learning_rate
+    head = "" if same else f", {updates.head_learning_rate:g} for the head"
+    return f"learning rate          {updates.learning_rate:g}{given}{head}"
 
 
 def dtype_of_launch(accelerator: Accelerator) -> torch.dtype:
@@ -85,11 +87,19 @@ def dtype_of_launch(accelerator: Accelerator) -> torch.dtype:
     return dtype
 
 
+class Trained(NamedTuple):
+    """A model in its mode, the names of what is trained, and how."""
+
+    model: Any
+    names: list[str]
+    updates: UpdateSettings
+
+
 def load_trained(
     task: ClassificationTask, plan: RunPlan, settings: Settings, tokenizer: Any, accelerator: Accelerator
-) -> tuple[Any, list[str]]:
-    """A fresh model in its mode on this rank's device, equal on every rank, and the names of what is trained. Before a
-    private run the engine's gradients of it are compared with autograd's.
+) -> Trained:
+    """A fresh model in its mode on this rank's device, equal on every rank. Before a private run the engine's gradients
+    of it are compared with autograd's.
 
     Raises:
         InvalidArgument: no such model, a mode that does not fit it, a text longer than its context, or gradients that
@@ -100,13 +110,15 @@ def load_trained(
     model, new = load_classifier(name, task.class_names, pad_token_id=tokenizer.pad_token_id)
     longest, virtual = settings.checkpoint.max_length, settings.virtual_tokens
     require_context(model, longest, flag="--max_length", virtual_tokens=virtual)
+    updates = settings.updates(partial(measure_head_rate, model))
     flags = vars(mode) | {"also_trained": new}
     model, names = prepare_mode(model, flags.pop("finetune_mode"), **flags)
     every = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     accelerator.print(f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})")
+    accelerator.print(describe_rates(updates, chosen=settings.steps.learning_rate is not None))
     model = model.to(accelerator.device).eval()
     if plan.privacy is not None:
         kinds = {"num_classes": len(task.class_names), "pad_token_id": tokenizer.pad_token_id}
         check_classifier_rules(model, token_types=task.train.token_types is not None, **kinds)
-    return model, names
+    return Trained(model, names, updates)

@@ -5,7 +5,7 @@ Words behind `--` are the trainer's own flags. They may not name what is compare
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
@@ -96,12 +96,12 @@ class ChoiceArguments:
         if self.private_selection is not None and len(self.seeds) > 1:
             refuse("--seeds", " ".join(map(str, self.seeds)), "a private selection takes one seed")
 
-    def rates_of(self, mode: str, *, private: bool) -> list[float]:
-        """The learning rates that are tried in one mode."""
+    def rates_of(self, mode: str, of_head: Callable[[], float], *, private: bool) -> list[float]:
+        """The learning rates that are tried in one mode; `of_head` measures that of a head that trains alone."""
         given = self.learning_rates if private else self.baseline_learning_rates or self.learning_rates
         if given is not None:
             return given
-        own = default_learning_rate(mode, private=private)
+        own = default_learning_rate(mode, of_head, private=private)
         return [float(f"{factor * own:.4g}") for factor in self.rate_factors]
 
 

@@ -34,7 +34,6 @@ _FLAG = "--finetune_mode"
 # what was pretrained. From single runs on SST-2 with MiniLM and batches of 1,024.
 _LEARNING_RATES = {
     "full": (1e-4, 1e-4),
-    "last-layer": (2e-2, 5e-2),
     "lora": (2e-3, 4e-3),
     "ia3": (1e-2, 1e-2),
     "prefix": (1e-2, 1e-2),
@@ -45,19 +44,19 @@ _LEARNING_RATES = {
 }
 
 
-def default_learning_rate(mode: str, *, private: bool) -> float:
-    """Where `--learning_rate` is not given."""
-    return _LEARNING_RATES[mode][private]
+def default_learning_rate(mode: str, of_head: Callable[[], float], *, private: bool) -> float:
+    """Where `--learning_rate` is not given; `of_head` measures that of a head that trains alone."""
+    return of_head() if mode == "last-layer" else _LEARNING_RATES[mode][private]
 
 
-def default_head_learning_rate(mode: str) -> float:
-    """Of a head beside which something else trains under privacy, where `--head_learning_rate` is not given.
+def default_head_learning_rate(mode: str, of_head: Callable[[], float], *, rate: float, private: bool) -> float:
+    """Of the head, where `--head_learning_rate` is not given; `rate` is that of the rest.
 
-    A new head's small weights pass small gradients on to what is below it, which noise drowns: the head gets to its
-    size first. With the whole model training, longer gradients below it leave less of the clip norm to the head, whose
-    own noise then counts for more.
+    A new head's small weights pass small gradients on to what is below it, which noise drowns: under privacy the head
+    gets to its size first, at the rate of a head that trains alone. Not so where the whole model trains: its gradients
+    are long from the start and leave little of the clip norm to the head, so that a fast one would follow the noise.
     """
-    return 1e-3 if mode == "full" else default_learning_rate("last-layer", private=True)
+    return of_head() if private and mode not in ("full", "last-layer") else rate
 
 
 def virtual_tokens(mode: str, num_prepend_tokens: int) -> int:

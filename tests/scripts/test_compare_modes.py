@@ -18,6 +18,7 @@ from tests.classifier_folders import save_bert, write_sst2
 from tests.trainer_stand_in import TRAIN, VALIDATION, Trainer
 from utils.arguments import exit_on_invalid_argument
 from utils.finetune_modes import default_learning_rate
+from utils.head_rate import measure_head_rate
 
 MODES = ["--modes", "full", "lora", "last-layer"]
 FLAGS = [*MODES, "--learning_rates", "1e-4", "1e-3", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", "m"]
@@ -110,8 +111,21 @@ def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None
     words = ["--modes", "full", "lora", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", "m"]
     compare_modes.main([*words, "--rate_factors", "1", "3", "--output_dir", str(tmp_path)], runner=trainer)
     ran = {(flags["finetune_mode"], "enable_dp" in flags, float(flags["learning_rate"])) for flags in trainer.commands}
-    rates = {(mode, dp): default_learning_rate(mode, private=dp) for mode in ("full", "lora") for dp in (True, False)}
+    rates = {
+        (mode, dp): default_learning_rate(mode, lambda: 0, private=dp)
+        for mode in ("full", "lora")
+        for dp in (True, False)
+    }
     assert ran == {(mode, dp, float(f"{rate * by:.4g}")) for (mode, dp), rate in rates.items() for by in (1, 3)}
+
+
+def test_a_head_alone_is_tried_around_what_its_checkpoint_measures(tmp_path: Path) -> None:
+    checkpoint = save_bert(tmp_path / "bert")
+    words = ["--modes", "last-layer", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", str(checkpoint)]
+    trainer = Trainer(lambda *_: 0.8)
+    compare_modes.main([*words, "--rate_factors", "1", "3", "--output_dir", str(tmp_path / "out")], runner=trainer)
+    rate = measure_head_rate(AutoModelForSequenceClassification.from_pretrained(checkpoint))
+    assert [float(flags["learning_rate"]) for flags in trainer.commands] == pytest.approx([rate, 3 * rate] * 2)
 
 
 def test_the_report_says_what_choosing_costs(tmp_path: Path) -> None:

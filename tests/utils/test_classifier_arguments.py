@@ -16,6 +16,19 @@ def settings(*flags: str, datasets: tuple[str, ...] = ("--datasets", "sst2")) ->
     return Settings(*parse(*GROUPS, args=[*datasets, *flags]))
 
 
+MEASURED = 0.0625
+
+
+def rates(*flags: str) -> tuple[float, float | None]:
+    """(of what is below the head, of the head), with a head that measures MEASURED."""
+    updates = settings(*flags).updates(lambda: MEASURED)
+    return updates.learning_rate, updates.head_learning_rate
+
+
+def not_measured() -> float:
+    raise AssertionError("the mode has a rate of its own")
+
+
 def test_the_defaults() -> None:
     given = settings()
     assert given.checkpoint.model_checkpoint == "prajjwal1/bert-tiny"
@@ -66,19 +79,30 @@ def test_without_privacy_a_step_is_clipped_only_if_asked() -> None:
 def test_the_learning_rate_is_the_modes_own_unless_given() -> None:
     for private in (True, False):
         flags = ["--finetune_mode", "lora", *(["--enable_dp"] if private else [])]
-        assert settings(*flags).learning_rate == default_learning_rate("lora", private=private)
-        assert settings(*flags, "--learning_rate", "0.3").learning_rate == 0.3
+        assert rates(*flags)[0] == default_learning_rate("lora", not_measured, private=private)
+        assert rates(*flags, "--learning_rate", "0.3")[0] == 0.3
 
 
-def test_the_head_takes_larger_steps_under_privacy_unless_told() -> None:
-    assert settings("--learning_rate", "0.3").head_learning_rate == 0.3
-    private = settings("--enable_dp", "--finetune_mode", "lora", "--learning_rate", "0.003")
-    assert private.head_learning_rate == default_learning_rate("last-layer", private=True) > 0.003
-    assert settings("--enable_dp").head_learning_rate == 0.001  # of the whole model
-    assert (private.updates.learning_rate, private.updates.head_learning_rate) == (0.003, private.head_learning_rate)
-    assert settings("--enable_dp", "--head_learning_rate", "0.2").updates.head_learning_rate == 0.2
-    only_head = settings("--enable_dp", "--finetune_mode", "last-layer", "--learning_rate", "0.003")
-    assert only_head.head_learning_rate == 0.003
+LORA, HEAD_ALONE, WHOLE = (["--finetune_mode", mode] for mode in ("lora", "last-layer", "full"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--learning_rate", "0.3"], (0.3, 0.3)),
+        ([*LORA, "--learning_rate", "0.003"], (0.003, 0.003)),
+        ([*LORA, "--learning_rate", "0.003", "--enable_dp"], (0.003, MEASURED)),
+        ([*LORA, "--learning_rate", "0.003", "--enable_dp", "--head_learning_rate", "0.2"], (0.003, 0.2)),
+        ([*WHOLE, "--learning_rate", "0.003", "--enable_dp"], (0.003, 0.003)),
+        ([*HEAD_ALONE], (MEASURED, MEASURED)),
+        ([*HEAD_ALONE, "--enable_dp"], (MEASURED, MEASURED)),
+        ([*HEAD_ALONE, "--enable_dp", "--learning_rate", "0.003"], (0.003, 0.003)),
+    ],
+)
+def test_the_head_learns_as_its_inputs_allow_where_noise_would_drown_what_is_below(
+    flags: list[str], expected: tuple[float, float]
+) -> None:
+    assert rates(*flags) == expected
 
 
 def test_virtual_tokens_count_in_what_fits() -> None:

@@ -23,7 +23,6 @@ from dptune.lora import adapters
 from tests.classifier_folders import SIZES
 from utils.finetune_modes import (
     MODES,
-    default_head_learning_rate,
     default_learning_rate,
     head_modules,
     head_parameters,
@@ -121,8 +120,7 @@ def test_the_heads_parameters_are_known_in_every_mode(mode: str, make: Any) -> N
 def test_every_mode_has_a_learning_rate_and_a_known_number_of_virtual_tokens() -> None:
     for mode in MODES:
         for private in (True, False):
-            assert 1e-5 < default_learning_rate(mode, private=private) < 0.1
-        assert default_head_learning_rate(mode) > default_learning_rate("full", private=True)
+            assert 1e-5 < default_learning_rate(mode, lambda: 0.05, private=private) < 0.1
         prompt = OF_BERT[mode] & PROMPT
         assert virtual_tokens(mode, 5) == (5 if prompt else 0)
 
