@@ -34,8 +34,8 @@ _FLAG = "--finetune_mode"
 # what was pretrained. From single runs on SST-2 with MiniLM and batches of 1,024.
 _LEARNING_RATES = {
     "full": (1e-4, 1e-4),
-    "lora": (2e-3, 4e-3),
-    "ia3": (1e-2, 1e-2),
+    "lora": (6e-3, 4e-3),
+    "ia3": (1e-2, 2e-2),
     "prefix": (1e-2, 1e-2),
     "soft-prompt": (1e-2, 5e-3),
     "soft-prompt+lora": (2e-3, 4e-3),
