@@ -79,19 +79,19 @@ def proxy_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
 def generator_rows(data: str) -> list[list[str]]:
     """A line for each generator: its privacy, its own loss on held-out text and what it wrote."""
     outputs, samples = _FOLDERS
+    before = _json(outputs / f"study-{data}-private" / RESULTS_NAME)["eval_loss_before"]
     rows = []
     for job, name in GENERATORS.items():
         folder = outputs / f"study-{data}-{job}"
         report = _json(folder / REPORT_NAME) if job == "private" else None
         results = _json(folder / RESULTS_NAME) if job != "untrained" else None
-        other = _json(outputs / f"study-{data}-private" / RESULTS_NAME)
         wrote = _json(samples / f"study-{data}-{job}" / "summary.json")
         rows.append(
             [
                 name,
                 f"{report['epsilon']:.3f}" if report else "none",
                 f"{results['steps']}" if results else "0",
-                f"{results['eval_loss'] if results else other['eval_loss_before']:.3f}",
+                f"{results['eval_loss'] if results else before:.3f}",
                 f"{wrote['texts']:,}",
                 f"{wrote['ended']:,}",
                 f"{wrote['kept']:,}" if "kept" in wrote else "-",

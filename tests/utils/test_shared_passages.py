@@ -15,22 +15,26 @@ NOTHING = SharedPassage(0, 0, -1)
 FEW_WORDS = st.lists(st.sampled_from("abc"), max_size=12)
 
 
-def check(text: list[str], rows: list[list[str]], found: SharedPassage) -> None:
-    """The length is the longest there is, and the passage stands where it is said to."""
+def longest(text: list[str], rows: list[list[str]]) -> int:
+    """Words in the longest passage that a text shares with a row, by difflib."""
     matchers = (difflib.SequenceMatcher(None, text, row, autojunk=False) for row in rows)
-    assert found.length == max((matcher.find_longest_match().size for matcher in matchers), default=0)
+    return max((matcher.find_longest_match().size for matcher in matchers), default=0)
+
+
+def stands_there(text: list[str], rows: list[list[str]], found: SharedPassage) -> bool:
+    """Whether the passage of the text is in the row that is named; for no passage, whether none is named."""
     if not found.length:
-        assert found == NOTHING
-        return
+        return found == NOTHING
     passage = text[found.start : found.start + found.length]
     row = rows[found.row]
-    assert any(row[start : start + found.length] == passage for start in range(len(row)))
+    return any(row[start : start + found.length] == passage for start in range(len(row)))
 
 
 @given(st.lists(FEW_WORDS, max_size=5), st.lists(FEW_WORDS, min_size=1, max_size=5))
 def test_it_is_the_longest(rows: list[list[str]], texts: list[list[str]]) -> None:
-    for text, found in zip(texts, longest_shared_passages(texts, rows), strict=True):
-        check(text, rows, found)
+    passages = longest_shared_passages(texts, rows)
+    assert [found.length for found in passages] == [longest(text, rows) for text in texts]
+    assert all(stands_there(text, rows, found) for text, found in zip(texts, passages, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -39,8 +43,9 @@ def test_long_texts_and_copies_too(seed: int) -> None:
     rows = [rng.choices("abcdefgh", k=rng.randint(1, 150)) for _ in range(20)]
     spliced = rng.choices("xyz", k=7) + rows[0][3:] + rng.choices("xyz", k=5)
     texts = [rows[1], spliced, rows[2] + rows[3], rng.choices("abcdefgh", k=100), ["z"]]
-    for text, found in zip(texts, longest_shared_passages(texts, rows), strict=True):
-        check(text, rows, found)
+    passages = longest_shared_passages(texts, rows)
+    assert [found.length for found in passages] == [longest(text, rows) for text in texts]
+    assert all(stands_there(text, rows, found) for text, found in zip(texts, passages, strict=True))
 
 
 def test_a_passage_never_spans_two_rows_nor_matches_another_text() -> None:
