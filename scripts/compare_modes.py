@@ -4,7 +4,9 @@ r"""Compare ways of fine-tuning a classifier at one epsilon, each with a few lea
         --modes full lora last-layer --learning_rates 1e-4 1e-3 --epochs 3 --output_dir OUT -- --micro_batch_size 64
 
 trains every mode at every rate by `train_classifier.py`, with privacy and without, and leaves `OUT/comparison.md`,
-`comparison.png` and `trials.jsonl`. The same line goes on after an interruption. Flags behind `--` are the trainer's.
+`comparison.png` and `trials.jsonl`. The same line goes on after an interruption, and another line with the same
+settings, but other modes, rates, clip norms or seeds, adds its trials to the table. Flags behind `--` are the
+trainer's.
 
 Choosing by what private runs score costs privacy; the table says how much. With `--private_selection` a random number
 of random trials is run instead, and only the best of them is released: its model, mode, rate and noisy score, under
@@ -30,14 +32,15 @@ from utils.arguments import exit_on_invalid_argument, parse
 from utils.classification_data import load_task
 from utils.classifier_files import load_classifier, load_classifier_tokenizer
 from utils.comparison_arguments import ChoiceArguments, TrainingArguments, require_free, split_words, trainer_flags
+from utils.finetune_modes import MODES
 from utils.head_rate import measure_head_rate
 from utils.mode_comparison import Outcome, describe
 from utils.mode_plot import plot_modes
 from utils.private_selection import SelectionPlan, select
-from utils.trials import Candidate, Runner, run_in_process, run_trial
+from utils.trials import RESULTS_NAME, Candidate, Runner, run_in_process, run_trial
 
 COMPARISON_NAME, PLOT_NAME = "comparison.md", "comparison.png"
-TRIALS_NAME, SETTINGS_NAME = "trials.jsonl", "settings.json"
+TRIALS_FOLDER, TRIALS_NAME, SETTINGS_NAME = "trials", "trials.jsonl", "settings.json"
 
 Sizes = Callable[[TrainingArguments, str], tuple[int, int]]  # data set -> (training, validation) records
 
@@ -67,21 +70,20 @@ def compare(
     folder: Path, training: TrainingArguments, choice: ChoiceArguments, extra: Sequence[str], runner: Runner
 ) -> None:
     """Train all there is to compare and write the table and the plot, after each data set anew."""
-    by_dataset: dict[str, list[Outcome]] = {}
     for dataset in training.datasets:
-        outcomes = by_dataset.setdefault(dataset, [])
         planned = list(trials(choice, partial(head_rate_of, training.model_checkpoint)))
         for number, (candidate, private, seed) in enumerate(planned, start=1):
-            name = f"{candidate.mode}_lr{candidate.learning_rate!r}_{'private' if private else 'plain'}_seed{seed}"
-            trial = folder / "trials" / dataset / name
+            name = f"{candidate}_{'private' if private else 'plain'}_seed{seed}"
+            trial = folder / TRIALS_FOLDER / dataset / name
             spent = ["--target_epsilon", repr(training.target_epsilon)]
             flags = trainer_flags(training, candidate, seed, private=private, privacy=spent)
             flags += ["--resume_from_checkpoint", "latest", *extra]
-            results = run_trial(dataset, trial, flags, runner)
-            outcomes.append(Outcome.of(results, trial / dataset / LEDGER_NAME))
-            print(f"{dataset} {number}/{len(planned)}: {name}: {outcomes[-1].accuracy:.3f}", flush=True)
-        write_comparison(folder, by_dataset)
-    print(f"{folder / COMPARISON_NAME} and {PLOT_NAME}; trials.jsonl and trials/ hold exact scores: NOT PRIVATE")
+            outcome = Outcome.of(run_trial(dataset, trial, flags, runner), trial / dataset / LEDGER_NAME)
+            print(f"{dataset} {number}/{len(planned)}: {name}: {outcome.accuracy:.3f}", flush=True)
+        write_comparison(folder, finished(folder))
+    print(
+        f"{folder / COMPARISON_NAME} and {PLOT_NAME}; {TRIALS_NAME} and {TRIALS_FOLDER}/ hold exact scores: NOT PRIVATE"
+    )
 
 
 def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tuple[Candidate, bool, int]]:
@@ -89,8 +91,19 @@ def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tu
     `ChoiceArguments.rates_of`."""
     for mode in choice.modes:
         for private in (True, False) if choice.baseline else (True,):
-            rates = choice.rates_of(mode, of_head, private=private)
-            yield from ((Candidate(mode, rate), private, seed) for rate in rates for seed in choice.seeds)
+            candidates = choice.candidates(mode, of_head, private=private)
+            yield from ((candidate, private, seed) for candidate in candidates for seed in choice.seeds)
+
+
+def finished(folder: Path) -> dict[str, list[Outcome]]:
+    """The trials in a folder by data set, whichever line ran them: all of them were looked at, and cost privacy."""
+    by_dataset: dict[str, list[Outcome]] = {}
+    for path in sorted((folder / TRIALS_FOLDER).glob(f"*/*/*/{RESULTS_NAME}")):
+        outcome = Outcome.of(json.loads(path.read_text()), path.with_name(LEDGER_NAME))
+        by_dataset.setdefault(outcome.dataset, []).append(outcome)
+    for outcomes in by_dataset.values():
+        outcomes.sort(key=lambda one: (MODES.index(one.mode), not one.private, one.learning_rate, one.seed))
+    return by_dataset
 
 
 def write_comparison(folder: Path, by_dataset: Mapping[str, Sequence[Outcome]]) -> None:
@@ -129,7 +142,7 @@ def select_privately(
               "selection on these records adds its epsilon to this one's; --private_selection geometric draws at least "
               "one trial")  # fmt: skip
     else:
-        print(f"{dataset}: {content['winner']['mode']} at {content['winner']['learning_rate']:g}, noisy accuracy "
+        print(f"{dataset}: {Candidate(**content['winner'])}, noisy accuracy "
               f"{content['noisy_accuracy']:.3f}, epsilon {content['epsilon']:.4f} in all: {release}")  # fmt: skip
 
 
@@ -152,8 +165,7 @@ def plan_selection(
     sigma = selection.noise_multiplier(
         target_epsilon=training.target_epsilon, delta=training.delta, sampling_probability=probability, steps=steps
     )
-    rates = {mode: choice.rates_of(mode, of_head, private=True) for mode in choice.modes}
-    candidates = tuple(Candidate(mode, rate) for mode, tried in rates.items() for rate in tried)
+    candidates = tuple(one for mode in choice.modes for one in choice.candidates(mode, of_head, private=True))
     spend = Spend(sigma, probability, steps)
     return SelectionPlan(dataset, selection, candidates, spend, training.delta, num_train, num_validation)
 

@@ -6,14 +6,24 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dptune.accounting import epsilon, planned_steps
 
 TRAIN, VALIDATION = 1000, 200
 PARAMETERS = {"full": 1_000_000, "lora": 8_000, "last-layer": 130}
 
-Accuracy = Callable[[str, float, bool, int], float]  # (mode, rate, private, seed) -> accuracy on the validation split
+
+class Ran(NamedTuple):
+    """What a training was asked to do; no clip norm without privacy."""
+
+    mode: str
+    rate: float
+    seed: int
+    clip_norm: float | None
+
+
+Accuracy = Callable[[Ran], float]  # on the validation split
 
 
 class Trainer:
@@ -48,6 +58,8 @@ class Trainer:
         steps = planned_steps(num_examples=TRAIN, expected_batch_size=batch, epochs=float(flags["epochs"]))
         sigma = float(flags.get("noise_multiplier", 0.8)) * self.changed.get("noise_factor", 1.0)
         mode, rate, seed = flags["finetune_mode"], float(flags["learning_rate"]), int(flags["seed"])
+        clip_norm = float(flags["max_grad_norm"]) if private else None
+        accuracy = self.accuracy(Ran(mode, rate, seed, clip_norm))
         if private:
             lines = [
                 json.dumps({"step": step + 1, "noise_multiplier": sigma, "sampling_probability": batch / TRAIN})
@@ -57,10 +69,10 @@ class Trainer:
         results = {
             "task": flags["datasets"], "mode": mode, "private": private, "seed": seed, "learning_rate": rate,
             "epsilon": _epsilon(sigma, batch / TRAIN, steps) if private else None, "delta": 1e-6 if private else None,
-            "clip_norm": 1.0, "seconds": 1.0,
+            "clip_norm": clip_norm, "seconds": 1.0,
             "noise_multiplier": sigma if private else None, "trained_parameters": PARAMETERS[mode], "steps": steps,
             "expected_batch_size": batch, "train_examples": TRAIN, "majority": {"validation": 0.51},
-            "scores": {"validation": {"accuracy": self.accuracy(mode, rate, private, seed)}},
+            "scores": {"validation": {"accuracy": accuracy}},
         }  # fmt: skip
         (folder / "results.json").write_text(json.dumps(results | self.changed.get("results", {})))
 

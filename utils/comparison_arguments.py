@@ -20,6 +20,7 @@ _SET_BY_THE_COMPARISON = (
     "finetune_mode",
     "insecure_test_seed",
     "learning_rate",
+    "max_grad_norm",
     "noise_multiplier",
     "resume_from_checkpoint",
     "seed",
@@ -44,10 +45,9 @@ class TrainingArguments:
     batch_size: int = field(default=256, metadata={"help": "expected logical batch"})
     target_epsilon: float = field(default=8.0, metadata={"help": "of each private run; of a whole private selection"})
     delta: float = field(default=1e-6, metadata={"help": "chance that the bound may fail"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "clip norm of private runs"})
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "target_epsilon", "max_grad_norm"):
+        for name in ("epochs", "target_epsilon"):
             require_positive(f"--{name}", getattr(self, name))
         require_count("--batch_size", self.batch_size)
         require_delta(self.delta, name="--delta")
@@ -70,6 +70,9 @@ class ChoiceArguments:
         default_factory=lambda: [0.3, 1.0, 3.0],
         metadata={"help": "without --learning_rates: times each mode's default rate, with privacy and without"},
     )
+    max_grad_norm: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "clip norms tried in private runs"}
+    )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "each trial once for each of them"})
     baseline: bool = field(default=True, metadata={"help": "train each mode without privacy too"})
     private_selection: str | None = field(
@@ -83,21 +86,27 @@ class ChoiceArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("modes", "learning_rates", "baseline_learning_rates", "rate_factors", "seeds"):
+        numbers = ("learning_rates", "baseline_learning_rates", "rate_factors", "max_grad_norm")
+        for name in ("modes", *numbers, "seeds"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 refuse(f"--{name}", " ".join(map(str, values)), "give at least one, and none twice")
         for mode in self.modes:
             if mode not in MODES:
                 refuse("--modes", mode, f"give some of {', '.join(MODES)}")
-        for name in ("learning_rates", "baseline_learning_rates", "rate_factors"):
+        for name in numbers:
             for value in getattr(self, name) or []:
                 require_positive(f"--{name}", value)
         if self.private_selection is not None and len(self.seeds) > 1:
             refuse("--seeds", " ".join(map(str, self.seeds)), "a private selection takes one seed")
 
-    def rates_of(self, mode: str, of_head: Callable[[], float], *, private: bool) -> list[float]:
-        """The learning rates that are tried in one mode; `of_head` measures that of a head that trains alone."""
+    def candidates(self, mode: str, of_head: Callable[[], float], *, private: bool) -> list[Candidate]:
+        """What is tried in one mode; `of_head` measures the rate of a head that trains alone."""
+        clip_norms = self.max_grad_norm if private else [None]
+        rates = self._rates_of(mode, of_head, private=private)
+        return [Candidate(mode, rate, clip_norm) for rate in rates for clip_norm in clip_norms]
+
+    def _rates_of(self, mode: str, of_head: Callable[[], float], *, private: bool) -> list[float]:
         given = self.learning_rates if private else self.baseline_learning_rates or self.learning_rates
         if given is not None:
             return given
@@ -116,8 +125,7 @@ def trainer_flags(
         if (value := getattr(training, name)) is not None:
             flags += [f"--{name}", str(value)]
     if private:
-        flags += ["--enable_dp", "--delta", repr(training.delta), "--max_grad_norm", repr(training.max_grad_norm)]
-        flags += privacy
+        flags += ["--enable_dp", "--delta", repr(training.delta), *privacy]
     return flags
 
 

@@ -1,7 +1,8 @@
 """Ways of fine-tuning side by side: what each finished training scored, the best rate of each, what choosing cost.
 
-The best learning rate of a mode is the one with the best mean accuracy over seeds on the task's first validation split,
-and that accuracy is what is shown, so it flatters a little; private and plain runs are treated alike.
+The best learning rate of a mode, and with privacy the best clip norm, are those with the best mean accuracy over seeds
+on the task's first validation split, and that accuracy is what is shown, so it flatters a little; private and plain
+runs are treated alike. Where some were run with more seeds than others, only those with the most are candidates.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Outcome:
     """One finished training.
 
     Attributes:
-        dataset, mode, learning_rate, private, seed: which.
+        dataset, mode, learning_rate, clip_norm, private, seed: which; no clip norm without privacy.
         trained_parameters: how many numbers it trained.
         split: the validation split that is compared.
         accuracy: there, exact: no epsilon covers it for validation records.
@@ -45,6 +45,7 @@ class Outcome:
     dataset: str
     mode: str
     learning_rate: float
+    clip_norm: float | None
     private: bool
     seed: int
     trained_parameters: int
@@ -72,6 +73,7 @@ class Outcome:
             dataset=results["task"],
             mode=results["mode"],
             learning_rate=float(results["learning_rate"]),
+            clip_norm=float(results["clip_norm"]) if private else None,
             private=private,
             seed=int(results["seed"]),
             trained_parameters=int(results["trained_parameters"]),
@@ -99,16 +101,17 @@ def _spends(path: Path, steps: int) -> tuple[Spend, ...]:
 
 
 class Best(NamedTuple):
-    """The best learning rate of some runs: its mean accuracy, the standard deviation over seeds (None for one), and how
-    many seeds there are."""
+    """The best learning rate and clip norm of some runs: their mean accuracy, the standard deviation over seeds (None
+    for one), and how many seeds there are."""
 
     learning_rate: float
+    clip_norm: float | None
     accuracy: float
     spread: float | None
     seeds: int
 
     def __str__(self) -> str:
-        return f"{self.accuracy:.3f}" + (f" ± {self.spread:.3f}" if self.spread is not None else "")
+        return f"{self.accuracy:.3f}" + (f" ± {self.spread:.3f} ({self.seeds})" if self.spread is not None else "")
 
 
 class Row(NamedTuple):
@@ -125,16 +128,16 @@ class Row(NamedTuple):
         return None if self.private is None or self.plain is None else self.plain.accuracy - self.private.accuracy
 
 
-def best_rate(outcomes: Iterable[Outcome]) -> Best | None:
-    """The rate with the best mean accuracy; of equal ones the smallest."""
-    by_rate = groupby(sorted(outcomes, key=lambda one: one.learning_rate), key=lambda one: one.learning_rate)
-    found = [_mean_of(rate, [one.accuracy for one in group]) for rate, group in by_rate]
-    return max(found, key=lambda best: best.accuracy, default=None)
-
-
-def _mean_of(rate: float, accuracies: list[float]) -> Best:
-    spread = stdev(accuracies) if len(accuracies) > 1 else None
-    return Best(rate, mean(accuracies), spread, len(accuracies))
+def best_settings(outcomes: Iterable[Outcome]) -> Best | None:
+    """Of those with the most seeds, the one with the best mean accuracy; of equal ones the smallest rate."""
+    by_settings: dict[tuple[float, float | None], list[float]] = {}
+    for one in sorted(outcomes, key=lambda one: (one.learning_rate, one.clip_norm or 0)):
+        by_settings.setdefault((one.learning_rate, one.clip_norm), []).append(one.accuracy)
+    found = [
+        Best(*settings, mean(scores), stdev(scores) if len(scores) > 1 else None, len(scores))
+        for settings, scores in by_settings.items()
+    ]
+    return max(found, key=lambda best: (best.seeds, best.accuracy), default=None)
 
 
 def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -142,7 +145,7 @@ def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
     rows = []
     for mode in dict.fromkeys(one.mode for one in outcomes):
         of_mode = [one for one in outcomes if one.mode == mode]
-        private, plain = (best_rate(one for one in of_mode if one.private == which) for which in (True, False))
+        private, plain = (best_settings(one for one in of_mode if one.private == which) for which in (True, False))
         rows.append(Row(mode, of_mode[0].trained_parameters, private, plain))
     return rows
 
@@ -155,8 +158,8 @@ def describe(outcomes: Sequence[Outcome]) -> str:
 
 
 def _table(outcomes: Sequence[Outcome]) -> list[str]:
-    head = ["mode", "trained parameters", "best rate (private)", f"private {METRIC}", "best rate (no privacy)"]
-    head += [f"{METRIC} without privacy", "gap", "commonest class"]
+    head = ["mode", "trained parameters", "rate (private)", "clip norm", f"private {METRIC}"]
+    head += ["rate (no privacy)", f"{METRIC} without privacy", "gap", "commonest class"]
     majority = f"{outcomes[0].majority:.3f}"
     rows = [[*_cells(row), majority] for row in rows_of(outcomes)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
@@ -164,18 +167,26 @@ def _table(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _cells(row: Row) -> list[str]:
-    cells = [row.mode, f"{row.trained_parameters:,}"]
-    for best in (row.private, row.plain):
-        cells += ["-", "-"] if best is None else [f"{best.learning_rate:g}", str(best)]
-    return [*cells, "-" if row.gap is None else f"{row.gap:+.3f}"]
+    private, plain = row.private, row.plain
+    return [
+        row.mode,
+        f"{row.trained_parameters:,}",
+        *(["-"] * 3 if private is None else [f"{private.learning_rate:g}", f"{private.clip_norm:g}", str(private)]),
+        *(["-"] * 2 if plain is None else [f"{plain.learning_rate:g}", str(plain)]),
+        "-" if row.gap is None else f"{row.gap:+.3f}",
+    ]
 
 
 def _how_to_read(outcomes: Sequence[Outcome]) -> list[str]:
     first = outcomes[0]
-    seeds, rates = (len({getattr(one, name) for one in outcomes}) for name in ("seed", "learning_rate"))
-    over = f"means ± standard deviations over {seeds} seeds" if seeds > 1 else "one seed"
-    if rates > 1:
-        over += f". Rates are the best of {rates} on that same split, so all of these figures flatter a little"
+    over = "one seed"
+    if len({one.seed for one in outcomes}) > 1:
+        over = "one seed, or means ± standard deviations over (so many) seeds"
+    tried = {(one.mode, one.private, one.learning_rate, one.clip_norm) for one in outcomes}
+    if (most := max(Counter(settings[:2] for settings in tried).values())) > 1:
+        over += (
+            f". Rates and clip norms are the best of up to {most} on that same split, so these figures flatter a little"
+        )
     return [f"{first.train_examples:,} training examples; {METRIC} on the split `{first.split}`, {over}."]
 
 
@@ -184,7 +195,8 @@ def _cost(private: Sequence[Outcome]) -> list[str]:
     if any(one.epsilon is None for one in private):
         return ["These runs have no guarantee (a fixed noise seed): no epsilon can be stated for choosing among them."]
     delta = max(float(one.delta or 0) for one in private)
-    of_mode = [one for one in private if one.mode == private[0].mode]
+    ((most_tried, _),) = Counter(one.mode for one in private).most_common(1)
+    of_mode = [one for one in private if one.mode == most_tried]
     alone = max(float(one.epsilon or 0) for one in private)
     # The least noise of all: with it every trial would cost as much as the dearest.
     worst = max((spend for one in private for spend in one.spends), key=lambda spend: compose([spend], delta=delta))
@@ -199,7 +211,7 @@ def _cost(private: Sequence[Outcome]) -> list[str]:
         f"| published | epsilon at delta {delta:g} |",
         "| --- | ---: |",
         f"| one run, its settings fixed beforehand | {rounded_up(alone)} |",
-        f"| the best of one mode's runs ({len(of_mode)}) | {one_mode} |",
+        f"| the best of one mode's runs ({len(of_mode)}, of {most_tried}) | {one_mode} |",
         f"| the best of all runs ({len(private)}), or anything else that was chosen by this table | {all_runs} |",
         f"| one model by private selection, {selection.mean_trials:g} trials on average, the same noise "
         f"| {rounded_up(selection.epsilon(worst, delta))} |",

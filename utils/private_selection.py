@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class SelectionPlan:
             "steps": self.spend.steps,
             "train_examples": self.train_examples,
             "validation_examples": self.validation_examples,
-            "candidates": [{"mode": one.mode, "learning_rate": one.learning_rate} for one in self.candidates],
+            "candidates": [asdict(one) for one in self.candidates],
         }
 
 
@@ -109,7 +109,7 @@ def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) 
     if winner is not None:
         number, score = winner
         chosen = plan.candidates[trials[number].candidate]
-        content["winner"] = {"mode": chosen.mode, "learning_rate": chosen.learning_rate}
+        content["winner"] = asdict(chosen)
         content["noisy_accuracy"] = round(score / plan.validation_examples, 3)  # coarser than the noise's own digits
         source = folders[number] / plan.dataset
     write_release(release, source, content)

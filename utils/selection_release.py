@@ -60,9 +60,10 @@ def _result(content: Mapping[str, Any]) -> Sequence[str]:
     winner = content["winner"]
     noise = content["validation_noise"] / content["validation_examples"]
     return [
-        "| mode | learning rate | accuracy (noisy) | standard deviation of its noise |",
-        "| --- | ---: | ---: | ---: |",
-        f"| {winner['mode']} | {winner['learning_rate']:g} | {content['noisy_accuracy']:.3f} | {noise:.3f} |",
+        "| mode | learning rate | clip norm | accuracy (noisy) | standard deviation of its noise |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        f"| {winner['mode']} | {winner['learning_rate']:g} | {winner['clip_norm']:g} "
+        f"| {content['noisy_accuracy']:.3f} | {noise:.3f} |",
         "",
         "`model` loads with transformers' `from_pretrained`, `adapter` with PEFT's (docs/classification.md).",
     ]

@@ -23,18 +23,22 @@ Runner = Callable[[Sequence[str], Path], int]  # (command line, file for what it
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is compared: a mode of fine-tuning at a learning rate."""
+    """What is compared: a mode of fine-tuning at a learning rate and, with privacy, a clip norm."""
 
     mode: str
     learning_rate: float
+    clip_norm: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.mode} at {self.learning_rate:g}"
+        """As a trial's folder is called."""
+        clip_norm = "" if self.clip_norm is None else f"_clip{self.clip_norm!r}"
+        return f"{self.mode}_lr{self.learning_rate!r}{clip_norm}"
 
     @property
     def flags(self) -> list[str]:
         """As the trainer takes them."""
-        return ["--finetune_mode", self.mode, "--learning_rate", repr(self.learning_rate)]
+        flags = ["--finetune_mode", self.mode, "--learning_rate", repr(self.learning_rate)]
+        return flags if self.clip_norm is None else [*flags, "--max_grad_norm", repr(self.clip_norm)]
 
 
 def run_in_process(command: Sequence[str], log: Path) -> int:

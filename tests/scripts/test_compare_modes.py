@@ -15,7 +15,7 @@ from dptune.accounting import Spend, compose, epsilon
 from dptune.selection import DrawnTrial, PrivateSelection
 from scripts import compare_modes
 from tests.classifier_folders import save_bert, write_sst2
-from tests.trainer_stand_in import TRAIN, VALIDATION, Trainer
+from tests.trainer_stand_in import TRAIN, VALIDATION, Ran, Trainer
 from utils.arguments import exit_on_invalid_argument
 from utils.finetune_modes import default_learning_rate
 from utils.head_rate import measure_head_rate
@@ -25,10 +25,12 @@ FLAGS = [*MODES, "--learning_rates", "1e-4", "1e-3", "--batch_size", "100", "--e
 STEPS, Q = 20, 0.1
 
 
-def accuracy(mode: str, rate: float, private: bool, seed: int) -> float:
+def accuracy(ran: Ran) -> float:
     """Private runs like the high rate, the others the low one; a later seed does a little better."""
-    good = rate == (1e-3 if private else 1e-4)
-    return {"full": 0.9, "lora": 0.86, "last-layer": 0.7}[mode] - 0.1 * private - 0.05 * (not good) + 0.01 * seed
+    private = ran.clip_norm is not None
+    good = ran.rate == (1e-3 if private else 1e-4)
+    best = {"full": 0.9, "lora": 0.86, "last-layer": 0.7}[ran.mode]
+    return best - 0.1 * private - 0.05 * (not good) + 0.01 * ran.seed
 
 
 def compare(folder: Path, *flags: str, trainer: Trainer | None = None) -> Trainer:
@@ -49,9 +51,9 @@ def test_every_mode_rate_and_privacy_is_trained_and_the_best_rate_of_each_is_sho
     ran = {(flags["finetune_mode"], flags["learning_rate"], "enable_dp" in flags) for flags in trainer.commands}
     assert len(trainer.commands) == len(ran) == 12
     assert table(tmp_path) == {
-        "full": ["1,000,000", "0.001", "0.800", "0.0001", "0.900", "+0.100", "0.510"],
-        "lora": ["8,000", "0.001", "0.760", "0.0001", "0.860", "+0.100", "0.510"],
-        "last-layer": ["130", "0.001", "0.600", "0.0001", "0.700", "+0.100", "0.510"],
+        "full": ["1,000,000", "0.001", "1", "0.800", "0.0001", "0.900", "+0.100", "0.510"],
+        "lora": ["8,000", "0.001", "1", "0.760", "0.0001", "0.860", "+0.100", "0.510"],
+        "last-layer": ["130", "0.001", "1", "0.600", "0.0001", "0.700", "+0.100", "0.510"],
     }
     lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
     assert len(lines) == 12
@@ -96,7 +98,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path, changed: list[str
 def test_seeds_are_averaged_and_the_baseline_can_be_left_out(tmp_path: Path) -> None:
     trainer = compare(tmp_path, "--seeds", "0", "1", "2", "--no_baseline", "--modes", "lora")
     assert len(trainer.commands) == 6
-    assert table(tmp_path) == {"lora": ["8,000", "0.001", "0.770 ± 0.010", "-", "-", "-", "0.510"]}
+    assert table(tmp_path) == {"lora": ["8,000", "0.001", "1", "0.770 ± 0.010 (3)", "-", "-", "-", "0.510"]}
 
 
 def test_the_baseline_may_have_rates_of_its_own(tmp_path: Path) -> None:
@@ -128,6 +130,35 @@ def test_a_head_alone_is_tried_around_what_its_checkpoint_measures(tmp_path: Pat
     assert [float(flags["learning_rate"]) for flags in trainer.commands] == pytest.approx([rate, 3 * rate] * 2)
 
 
+def test_clip_norms_are_tried_in_private_runs_and_the_best_is_shown(tmp_path: Path) -> None:
+    trainer = Trainer(lambda ran: 0.7 + 0.1 * (ran.clip_norm == 2) + 0.01 * (ran.rate == 1e-3))
+    compare(tmp_path, "--modes", "lora", "--max_grad_norm", "0.5", "2", trainer=trainer)
+    private = [flags for flags in trainer.commands if "enable_dp" in flags]
+    assert {(flags["learning_rate"], flags["max_grad_norm"]) for flags in private} == {
+        ("0.0001", "0.5"), ("0.0001", "2.0"), ("0.001", "0.5"), ("0.001", "2.0"),
+    }  # fmt: skip
+    assert len({flags["output_dir"] for flags in trainer.commands}) == len(trainer.commands) == 6
+    assert all("max_grad_norm" not in flags for flags in trainer.commands if "enable_dp" not in flags)
+    assert table(tmp_path) == {"lora": ["8,000", "0.001", "2", "0.810", "0.001", "0.710", "-0.100", "0.510"]}
+    assert "the best of up to 4 on" in (tmp_path / "comparison.md").read_text()
+
+
+def test_a_second_line_adds_its_trials_and_their_cost(tmp_path: Path) -> None:
+    """First two modes with one seed, then one of them with three more at one rate."""
+    compare(tmp_path, "--modes", "lora", "last-layer")
+    trainer = compare(
+        tmp_path, "--modes", "lora", "--learning_rates", "1e-4", "--seeds", "0", "1", "2", "--no_baseline"
+    )
+    assert len(trainer.commands) == 2
+    assert table(tmp_path) == {  # the rate with most seeds, though the other scored higher with its one
+        "lora": ["8,000", "0.0001", "1", "0.720 ± 0.010 (3)", "0.0001", "0.860", "+0.140", "0.510"],
+        "last-layer": ["130", "0.001", "1", "0.600", "0.0001", "0.700", "+0.100", "0.510"],
+    }
+    text = (tmp_path / "comparison.md").read_text()
+    assert "the best of one mode's runs (4, of lora)" in text
+    assert "the best of all runs (6)" in text
+
+
 def test_the_report_says_what_choosing_costs(tmp_path: Path) -> None:
     compare(tmp_path)
     text = (tmp_path / "comparison.md").read_text()
@@ -139,7 +170,7 @@ def test_the_report_says_what_choosing_costs(tmp_path: Path) -> None:
     selection = PrivateSelection("poisson", 6, 5.0).epsilon(Spend(0.8, Q, STEPS), 1e-6)
     expected = {
         "one run, its settings fixed beforehand": spent[1],
-        "the best of one mode's runs (2)": spent[2],
+        "the best of one mode's runs (2, of full)": spent[2],
         "the best of all runs (6), or anything else that was chosen by this table": spent[6],
         "one model by private selection, 6 trials on average, the same noise": selection,
     }
@@ -153,7 +184,7 @@ def test_steps_that_a_crash_repeated_are_counted(tmp_path: Path) -> None:
     compare(tmp_path, "--modes", "full", trainer=Trainer(accuracy, more_steps=5))
     cost = compose([Spend(0.8, Q, 2 * (STEPS + 5))], delta=1e-6)
     (shown,) = (
-        line for line in (tmp_path / "comparison.md").read_text().splitlines() if "best of one mode's runs (2)" in line
+        line for line in (tmp_path / "comparison.md").read_text().splitlines() if "best of one mode's runs (2, " in line
     )
     assert cost <= float(shown.split("|")[2]) <= cost + 0.01
 
@@ -202,10 +233,10 @@ def test_only_the_winner_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }  # fmt: skip
     assert (selected / "model" / "weights").read_text() == "lora 0.0001"
     content = json.loads((selected / "selection.json").read_text())
-    assert content["winner"] == {"mode": "lora", "learning_rate": 1e-4}
+    assert content["winner"] == {"mode": "lora", "learning_rate": 1e-4, "clip_norm": 1.0}
     assert content["noisy_accuracy"] == pytest.approx((round(0.71 * VALIDATION) + 30) / VALIDATION)
     card = (selected / "README.md").read_text()
-    assert "| lora | 0.0001 | 0.860 |" in card
+    assert "| lora | 0.0001 | 1 | 0.860 |" in card
     assert "last-layer |" not in card
 
 
@@ -306,6 +337,8 @@ def test_a_trial_that_was_not_accounted_for_is_refused(
         (["--rate_factors", "0"], "--rate_factors=0.0: give"),
         (["--baseline_learning_rates", "-1"], "--baseline_learning_rates=-1.0: give"),
         (["--learning_rates", "0"], "--learning_rates=0.0: give"),
+        (["--max_grad_norm", "1", "1.0"], "--max_grad_norm='1.0 1.0': give at least one, and none twice"),
+        (["--max_grad_norm", "0"], "--max_grad_norm=0.0: give"),
         (["--private_selection", "poisson", "--seeds", "1", "2"], "--seeds='1 2': a private selection takes one seed"),
         (["--private_selection", "poisson", "--validation_noise", "0"], "validation_noise=0.0: give"),
         (["--private_selection", "poisson", "--mean_trials", "0.5"], "mean_trials=0.5: give"),
