@@ -53,20 +53,20 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     """Load and plan all tasks, so that a mistake in the last one is found before the first is trained; then train."""
     dtype = dtype_of_launch(accelerator)
     tokenizer = load_classifier_tokenizer(settings.checkpoint.model_checkpoint)
-    planned = [(task, plan_task(task, settings)) for task in load_tasks(settings, tokenizer)]
-    for task, plan in planned:
+    planned = [plan_task(task, settings, tokenizer, accelerator) for task in load_tasks(settings, tokenizer)]
+    for task, _, plan in planned:
         if settings.results.resume_from_checkpoint is None and accelerator.is_main_process:
             refuse_existing_run(str(settings.folder / task.name))
         accelerator.print(*describe_task(task), *describe_plan(plan), *describe_setup(settings), sep="\n")
-    for task, plan in planned:
+    for task, settled, plan in planned:
         folder = settings.folder / task.name
         if settings.results.dry_run:
-            load_trained(task, plan, settings, tokenizer, accelerator)
+            load_trained(task, plan, settled, tokenizer, accelerator)
         elif broadcast_object_list([(folder / SCORES_NAME).exists()])[0]:
             accelerator.print(f"finished already       {folder}")
         else:
             with FolderLock(enabled=accelerator.is_main_process) as lock:
-                if not train_task(task, plan, settings, tokenizer, accelerator, dtype, lock):
+                if not train_task(task, plan, settled, tokenizer, accelerator, dtype, lock):
                     return
 
 

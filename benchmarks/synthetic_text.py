@@ -21,7 +21,7 @@ from benchmarks import tables
 from benchmarks.synthetic_text_data import ABSTRACTS_HELD_OUT, ABSTRACTS_TRAIN
 from benchmarks.topic_classifier import Labelled, Score, commonest, train_and_test
 from utils.arguments import exit_on_invalid_argument, parse
-from utils.run_outputs import REPORT_NAME, RESULTS_NAME
+from utils.run_outputs import CONFIG_NAME, REPORT_NAME, RESULTS_NAME
 from utils.synthetic_arguments import REAL_TRAINING
 from utils.synthetic_parts import JSON_NAME
 from utils.tables import read_rows
@@ -100,6 +100,12 @@ def generator_rows(data: str) -> list[list[str]]:
     return rows
 
 
+def model_name() -> str:
+    """Of the model that was fine-tuned, without where it lies on this machine."""
+    config = _json(_FOLDERS[0] / "study-chat-private" / CONFIG_NAME)
+    return Path(config["model_name_or_path"]).name
+
+
 def settings_line(data: str) -> str:
     """How the private generator was trained, from its own report."""
     report = _json(_FOLDERS[0] / f"study-{data}-private" / REPORT_NAME)
@@ -127,9 +133,9 @@ def main(args: StudyArguments) -> None:
     parts = [
         "# Synthetic text at epsilon 8: what models learn from it",
         tables.machine("benchmarks.synthetic_text", torch.device("cpu"), sys.argv[1:]),
-        "Made by `benchmarks/synthetic_text.sh`: SmolLM2-135M with LoRA (rank 4 on queries and values), one training "
-        "and one set of samples each, settings not searched for. Errors are bootstraps over the held-out texts: they "
-        "do not show how another training would have ended.",
+        f"Made by `benchmarks/synthetic_text.sh`: {model_name()} with LoRA (rank 4 on queries and values), one "
+        "training and one set of samples each, settings not searched for. Errors are bootstraps over the held-out "
+        "texts: they do not show how another training would have ended.",
         "## Chat messages",
         settings_line("chat"),
         tables.markdown(generator_header, generator_rows("chat")),

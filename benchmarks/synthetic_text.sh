@@ -43,7 +43,7 @@ compare() { # chat|abstracts, file of samples, its column, training file, column
 
 train chat chat_train uncond_generation 6
 sample chat "$study/how_many.txt" uncond_generation
-compare chat instructions.jsonl instruction chat_train.jsonl instruction
+compare chat generations.jsonl text chat_train.jsonl instruction
 train abstracts labelled_abstracts plain 3
 sample abstracts "$study/topics.txt" plain
 compare abstracts generations.jsonl text labelled_abstracts.jsonl answer

@@ -33,7 +33,7 @@ from utils.classification_data import load_task
 from utils.classifier_files import load_classifier, load_classifier_tokenizer
 from utils.comparison_arguments import ChoiceArguments, TrainingArguments, require_free, split_words, trainer_flags
 from utils.finetune_modes import MODES
-from utils.head_rate import measure_head_rate
+from utils.measured_defaults import measure_head_rate
 from utils.mode_comparison import Outcome, describe
 from utils.mode_plot import plot_modes
 from utils.private_selection import SelectionPlan, select

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from dptune.accounting import epsilon, planned_steps
 
 TRAIN, VALIDATION = 1000, 200
+MEASURED = 7.0  # the clip norm where none is given
 PARAMETERS = {"full": 1_000_000, "lora": 8_000, "last-layer": 130}
 
 
@@ -58,7 +59,7 @@ class Trainer:
         steps = planned_steps(num_examples=TRAIN, expected_batch_size=batch, epochs=float(flags["epochs"]))
         sigma = float(flags.get("noise_multiplier", 0.8)) * self.changed.get("noise_factor", 1.0)
         mode, rate, seed = flags["finetune_mode"], float(flags["learning_rate"]), int(flags["seed"])
-        clip_norm = float(flags["max_grad_norm"]) if private else None
+        clip_norm = float(flags.get("max_grad_norm", MEASURED)) if private else None
         accuracy = self.accuracy(Ran(mode, rate, seed, clip_norm))
         if private:
             lines = [

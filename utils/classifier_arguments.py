@@ -12,7 +12,7 @@ from utils.finetune_modes import MODES, default_head_learning_rate, default_lear
 from utils.optimizers import OPTIMIZERS, UpdateSettings
 from utils.training_arguments import LR_SCHEDULERS, OutputArguments, PrivacyArguments
 
-_EPSILON, _CLIP_NORM = 8.0, 1.0
+_EPSILON = 8.0
 
 
 @dataclass
@@ -113,8 +113,8 @@ class BudgetArguments:
     max_grad_norm: float | None = field(
         default=None,
         metadata={
-            "help": f"with --enable_dp: the norm that each example's gradient is clipped to, default {_CLIP_NORM:g}; "
-            "without: the norm that a step's gradient is clipped to, default none"
+            "help": "with --enable_dp: the norm that each example's gradient is clipped to, default: measured, just "
+            "above a typical one at the start; without: the norm that a step's gradient is clipped to, default none"
         },
     )
     delta: float = field(
@@ -137,18 +137,24 @@ class BudgetArguments:
 
     @property
     def engine(self) -> PrivacyArguments:
-        """The same for the plan."""
+        """The same for the plan. A private run's --max_grad_norm is settled by then."""
         seed = self.insecure_test_seed
         if not self.enable_dp:
             return PrivacyArguments(clip_norm=-1, noise_multiplier=-1, insecure_test_seed=seed)
+        assert self.max_grad_norm is not None
         epsilon = None if self.noise_multiplier is not None else (self.target_epsilon or _EPSILON)
         return PrivacyArguments(
-            clip_norm=self.max_grad_norm or _CLIP_NORM,
+            clip_norm=self.max_grad_norm,
             noise_multiplier=self.noise_multiplier,
             target_epsilon=epsilon,
             delta=self.delta,
             insecure_test_seed=seed,
         )
+
+    @property
+    def clip_norm_is_open(self) -> bool:
+        """Whether it is to be measured."""
+        return self.enable_dp and self.max_grad_norm is None
 
     @property
     def plain_max_grad_norm(self) -> float | None:
@@ -254,7 +260,7 @@ class Settings(NamedTuple):
         return Path(self.results.output_dir or default)
 
     def updates(self, of_head: Callable[[], float]) -> UpdateSettings:
-        """The optimizer and its schedule; `of_head` measures the model (`utils.head_rate.measure_head_rate`)."""
+        """The optimizer and its schedule; `of_head` measures the model (`utils.measured_defaults`)."""
         mode, private = self.mode.finetune_mode, self.budget.enable_dp
         rate = self.steps.learning_rate or default_learning_rate(mode, of_head, private=private)
         own = self.steps.head_learning_rate or default_head_learning_rate(mode, of_head, rate=rate, private=private)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from dptune._validate import refuse
 from dptune.accounting import planned_steps
@@ -16,8 +17,8 @@ from utils.classification_data import ClassificationTask, load_file_task, load_t
 from utils.classifier_arguments import Settings
 from utils.classifier_files import load_classifier
 from utils.finetune_modes import prepare_mode
-from utils.head_rate import measure_head_rate
 from utils.launch import compute_dtype, sharding_of_launch
+from utils.measured_defaults import measure_clip_norm, measure_head_rate
 from utils.modeling import require_context
 from utils.optimizers import UpdateSettings
 from utils.run_plan import RunPlan, plan_steps
@@ -46,22 +47,39 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
     return [load_task(name, data_dir=data.data_dir, **how) for name in data.datasets]
 
 
-def plan_task(task: ClassificationTask, settings: Settings) -> RunPlan:
-    """Steps and noise for one task; the logical batch is the same on any number of processes.
+class PlannedTask(NamedTuple):
+    """A task, the settings with what was left open for it, and steps and noise."""
+
+    task: ClassificationTask
+    settings: Settings
+    plan: RunPlan
+
+
+def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, accelerator: Accelerator) -> PlannedTask:
+    """Plan one task; every rank calls it. The logical batch is the same on any number of processes.
 
     Raises:
-        InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach.
+        InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach, or a
+            clip norm to measure on a model that cannot be loaded.
     """
     batch, examples = settings.steps.batch_size, len(task.train)
     if batch > examples:
         refuse("--batch_size", batch, f"{task.name} has {examples} training examples; give at most that")
     steps = planned_steps(num_examples=examples, expected_batch_size=batch, epochs=settings.steps.epochs)
-    return plan_steps(settings.budget.engine, num_examples=examples, batch=batch, steps=steps)
+    if settings.budget.clip_norm_is_open:
+        model = _load(task, settings, tokenizer).model.to(accelerator.device)
+        (clip_norm,) = broadcast_object_list([measure_clip_norm(model)])
+        settings = settings._replace(budget=replace(settings.budget, max_grad_norm=clip_norm))
+    plan = plan_steps(settings.budget.engine, num_examples=examples, batch=batch, steps=steps)
+    return PlannedTask(task, settings, plan)
 
 
 def describe_setup(settings: Settings) -> list[str]:
-    """The mode in a line for a person, and a warning where privacy was meant and is not there."""
+    """The mode in a line for a person, whether the clip norm is measured, and a warning where privacy was meant and is
+    not there. `settings` as the user gave them."""
     lines = [f"fine-tuning mode       {settings.mode.finetune_mode}"]
+    if settings.budget.clip_norm_is_open:
+        lines.append("--max_grad_norm        measured (just above a typical gradient at the start, on random tokens)")
     return lines if settings.budget.warning is None else [*lines, settings.budget.warning]
 
 
@@ -105,6 +123,20 @@ def load_trained(
         InvalidArgument: no such model, a mode that does not fit it, a text longer than its context, or gradients that
             the engine does not know.
     """
+    trained = _load(task, settings, tokenizer)
+    model = trained.model
+    every = sum(parameter.numel() for parameter in model.parameters())
+    some = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    accelerator.print(f"trainable parameters   {some:,} of {every:,} ({some / every:.3%})")
+    accelerator.print(describe_rates(trained.updates, chosen=settings.steps.learning_rate is not None))
+    model.to(accelerator.device).eval()
+    if plan.privacy is not None:
+        kinds = {"num_classes": len(task.class_names), "pad_token_id": tokenizer.pad_token_id}
+        check_classifier_rules(model, token_types=task.train.token_types is not None, **kinds)
+    return trained
+
+
+def _load(task: ClassificationTask, settings: Settings, tokenizer: Any) -> Trained:
     set_seed(settings.steps.seed)  # the start of what is new
     name, mode = settings.checkpoint.model_checkpoint, settings.mode
     model, new = load_classifier(name, task.class_names, pad_token_id=tokenizer.pad_token_id)
@@ -113,12 +145,4 @@ def load_trained(
     updates = settings.updates(partial(measure_head_rate, model))
     flags = vars(mode) | {"also_trained": new}
     model, names = prepare_mode(model, flags.pop("finetune_mode"), **flags)
-    every = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    accelerator.print(f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})")
-    accelerator.print(describe_rates(updates, chosen=settings.steps.learning_rate is not None))
-    model = model.to(accelerator.device).eval()
-    if plan.privacy is not None:
-        kinds = {"num_classes": len(task.class_names), "pad_token_id": tokenizer.pad_token_id}
-        check_classifier_rules(model, token_types=task.train.token_types is not None, **kinds)
     return Trained(model, names, updates)

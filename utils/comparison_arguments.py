@@ -70,8 +70,8 @@ class ChoiceArguments:
         default_factory=lambda: [0.3, 1.0, 3.0],
         metadata={"help": "without --learning_rates: times each mode's default rate, with privacy and without"},
     )
-    max_grad_norm: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "clip norms tried in private runs"}
+    max_grad_norm: list[float] | None = field(
+        default=None, metadata={"help": "clip norms tried in private runs; default: what the trainer measures"}
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "each trial once for each of them"})
     baseline: bool = field(default=True, metadata={"help": "train each mode without privacy too"})
@@ -102,7 +102,7 @@ class ChoiceArguments:
 
     def candidates(self, mode: str, of_head: Callable[[], float], *, private: bool) -> list[Candidate]:
         """What is tried in one mode; `of_head` measures the rate of a head that trains alone."""
-        clip_norms = self.max_grad_norm if private else [None]
+        clip_norms = self.max_grad_norm if private and self.max_grad_norm is not None else [None]
         rates = self._rates_of(mode, of_head, private=private)
         return [Candidate(mode, rate, clip_norm) for rate in rates for clip_norm in clip_norms]
 

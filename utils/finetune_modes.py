@@ -33,7 +33,7 @@ _FLAG = "--finetune_mode"
 # Peak rates of AdamW to begin a search with, without privacy and with it: what is new and small takes larger steps than
 # what was pretrained. From single runs on SST-2 with MiniLM and batches of 1,024.
 _LEARNING_RATES = {
-    "full": (1e-4, 1e-4),
+    "full": (1e-4, 1e-3),
     "lora": (6e-3, 4e-3),
     "ia3": (1e-2, 2e-2),
     "prefix": (1e-2, 1e-2),

@@ -96,20 +96,21 @@ def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) 
         return earlier
     trials = _drawn(plan, secret)
     folders = [secret / f"trial-{number}" for number in range(len(trials))]
-    scores = []
+    scores, clip_norms = [], []
     for trial, folder in zip(trials, folders, strict=True):
         if not (folder / plan.dataset / RESULTS_NAME).exists():
             shutil.rmtree(folder, ignore_errors=True)
         results = train(plan.candidates[trial.candidate], folder)
         _require_accounted(plan, folder, results)
         scores.append(_right_answers(plan, results))
+        clip_norms.append(results["clip_norm"])
     content = plan.as_json() | {"winner": None}
     winner = best_of(scores, trials)
     source = None
     if winner is not None:
         number, score = winner
         chosen = plan.candidates[trials[number].candidate]
-        content["winner"] = asdict(chosen)
+        content["winner"] = asdict(chosen) | {"clip_norm": clip_norms[number]}
         content["noisy_accuracy"] = round(score / plan.validation_examples, 3)  # coarser than the noise's own digits
         source = folders[number] / plan.dataset
     write_release(release, source, content)

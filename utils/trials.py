@@ -23,7 +23,7 @@ Runner = Callable[[Sequence[str], Path], int]  # (command line, file for what it
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is compared: a mode of fine-tuning at a learning rate and, with privacy, a clip norm."""
+    """What is compared: a mode at a learning rate and, with privacy, a clip norm, None for the trainer's."""
 
     mode: str
     learning_rate: float

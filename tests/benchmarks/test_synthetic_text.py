@@ -114,6 +114,7 @@ def leave_a_study(folder: Path) -> Path:
             path = folder / f"outputs/study-{data}-{job}"
             path.mkdir(parents=True)
             (path / "privacy_report.json").write_text(json.dumps(report))
+            (path / "run_config.json").write_text(json.dumps({"model_name_or_path": "somewhere/a-model-1B"}))
             (path / "all_results.json").write_text(
                 json.dumps({"steps": 33, "eval_loss": loss, "eval_loss_before": 4.125})
             )
@@ -138,6 +139,8 @@ def test_the_page_has_every_line_of_the_comparison(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["synthetic_text.py", "--study", str(study)])
     synthetic_text.main(synthetic_text.StudyArguments(study=str(study), output="result.md"))
     page = Path("result.md").read_text()
+    assert "a-model-1B with LoRA" in page
+    assert "somewhere" not in page
     assert "| private | 7.988 | 33 | 3.500 | 6 | 5 | - |" in page
     assert "| plain | none | 33 | 3.250 | 6 | 5 | - |" in page
     assert "| untrained model | none | 0 | 4.125 | 6 | 5 | - |" in page

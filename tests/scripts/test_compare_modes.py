@@ -15,10 +15,10 @@ from dptune.accounting import Spend, compose, epsilon
 from dptune.selection import DrawnTrial, PrivateSelection
 from scripts import compare_modes
 from tests.classifier_folders import save_bert, write_sst2
-from tests.trainer_stand_in import TRAIN, VALIDATION, Ran, Trainer
+from tests.trainer_stand_in import MEASURED, TRAIN, VALIDATION, Ran, Trainer
 from utils.arguments import exit_on_invalid_argument
 from utils.finetune_modes import default_learning_rate
-from utils.head_rate import measure_head_rate
+from utils.measured_defaults import measure_head_rate
 
 MODES = ["--modes", "full", "lora", "last-layer"]
 FLAGS = [*MODES, "--learning_rates", "1e-4", "1e-3", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", "m"]
@@ -51,9 +51,9 @@ def test_every_mode_rate_and_privacy_is_trained_and_the_best_rate_of_each_is_sho
     ran = {(flags["finetune_mode"], flags["learning_rate"], "enable_dp" in flags) for flags in trainer.commands}
     assert len(trainer.commands) == len(ran) == 12
     assert table(tmp_path) == {
-        "full": ["1,000,000", "0.001", "1", "0.800", "0.0001", "0.900", "+0.100", "0.510"],
-        "lora": ["8,000", "0.001", "1", "0.760", "0.0001", "0.860", "+0.100", "0.510"],
-        "last-layer": ["130", "0.001", "1", "0.600", "0.0001", "0.700", "+0.100", "0.510"],
+        "full": ["1,000,000", "0.001", "7", "0.800", "0.0001", "0.900", "+0.100", "0.510"],
+        "lora": ["8,000", "0.001", "7", "0.760", "0.0001", "0.860", "+0.100", "0.510"],
+        "last-layer": ["130", "0.001", "7", "0.600", "0.0001", "0.700", "+0.100", "0.510"],
     }
     lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
     assert len(lines) == 12
@@ -69,7 +69,7 @@ def test_the_trainer_gets_what_was_asked_for(tmp_path: Path) -> None:
         "max_train_examples": "1000", "data_dir": "d", "seed": "4", "micro_batch_size": "7", "lora_r": "2",
         "finetune_mode": "full", "resume_from_checkpoint": "latest",
     }  # fmt: skip
-    private = {"enable_dp": "", "target_epsilon": "3.0", "delta": "1e-06", "max_grad_norm": "1.0"}
+    private = {"enable_dp": "", "target_epsilon": "3.0", "delta": "1e-06"}
     for command in trainer.commands:
         rest = {name: value for name, value in command.items() if name not in ("output_dir", "learning_rate")}
         assert rest == shared | (private if "enable_dp" in command else {})
@@ -98,7 +98,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path, changed: list[str
 def test_seeds_are_averaged_and_the_baseline_can_be_left_out(tmp_path: Path) -> None:
     trainer = compare(tmp_path, "--seeds", "0", "1", "2", "--no_baseline", "--modes", "lora")
     assert len(trainer.commands) == 6
-    assert table(tmp_path) == {"lora": ["8,000", "0.001", "1", "0.770 ± 0.010 (3)", "-", "-", "-", "0.510"]}
+    assert table(tmp_path) == {"lora": ["8,000", "0.001", "7", "0.770 ± 0.010 (3)", "-", "-", "-", "0.510"]}
 
 
 def test_the_baseline_may_have_rates_of_its_own(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_a_second_line_adds_its_trials_and_their_cost(tmp_path: Path) -> None:
     )
     assert len(trainer.commands) == 2
     assert table(tmp_path) == {  # the rate with most seeds, though the other scored higher with its one
-        "lora": ["8,000", "0.0001", "1", "0.720 ± 0.010 (3)", "0.0001", "0.860", "+0.140", "0.510"],
-        "last-layer": ["130", "0.001", "1", "0.600", "0.0001", "0.700", "+0.100", "0.510"],
+        "lora": ["8,000", "0.0001", "7", "0.720 ± 0.010 (3)", "0.0001", "0.860", "+0.140", "0.510"],
+        "last-layer": ["130", "0.001", "7", "0.600", "0.0001", "0.700", "+0.100", "0.510"],
     }
     text = (tmp_path / "comparison.md").read_text()
     assert "the best of one mode's runs (4, of lora)" in text
@@ -233,10 +233,10 @@ def test_only_the_winner_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }  # fmt: skip
     assert (selected / "model" / "weights").read_text() == "lora 0.0001"
     content = json.loads((selected / "selection.json").read_text())
-    assert content["winner"] == {"mode": "lora", "learning_rate": 1e-4, "clip_norm": 1.0}
+    assert content["winner"] == {"mode": "lora", "learning_rate": 1e-4, "clip_norm": MEASURED}
     assert content["noisy_accuracy"] == pytest.approx((round(0.71 * VALIDATION) + 30) / VALIDATION)
     card = (selected / "README.md").read_text()
-    assert "| lora | 0.0001 | 1 | 0.860 |" in card
+    assert "| lora | 0.0001 | 7 | 0.860 |" in card
     assert "last-layer |" not in card
 
 
@@ -292,10 +292,10 @@ def test_the_trials_are_secret_and_an_interrupted_selection_keeps_its_draw(
 
 
 def test_a_real_draw_is_a_selection(tmp_path: Path) -> None:
-    trainer = select(tmp_path, "--mean_trials", "3")
+    trainer = select(tmp_path, "--mean_trials", "3", "--max_grad_norm", "0.5", "2")
     assert len(trainer.commands) >= 1
     content = json.loads((tmp_path / "selected" / "sst2" / "selection.json").read_text())
-    assert len(content["candidates"]) == 6
+    assert len(content["candidates"]) == 12
     assert content["winner"] in content["candidates"]
 
 

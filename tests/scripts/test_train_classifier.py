@@ -23,8 +23,9 @@ from tests.processes import run_processes
 from train_classifier import main
 from utils import run_outputs, training_loop
 from utils.classification_data import load_task
-from utils.classifier_files import load_classifier
-from utils.finetune_modes import MODES
+from utils.classifier_files import load_classifier, load_classifier_tokenizer
+from utils.finetune_modes import MODES, prepare_mode
+from utils.measured_defaults import measure_clip_norm
 
 KEYS = {
     *("notice", "task", "mode", "private", "epsilon", "delta", "noise_multiplier", "clip_norm"),
@@ -168,7 +169,7 @@ def test_without_privacy_an_easy_task_is_learned_and_the_saved_model_scores_the_
 @pytest.mark.parametrize("mode", ["full", "prefix+lora"])
 def test_with_privacy_too(mode: str, lively_bert: Path, data: Path, tmp_path: Path) -> None:
     given = {"enable_dp": True, "noise_multiplier": 0.8, "batch_size": 100, "epochs": 20, "micro_batch_size": 64}
-    given |= {"finetune_mode": mode, "learning_rate": 2e-2, "eval_freq": 6, "insecure_test_seed": 1}
+    given |= {"finetune_mode": mode, "learning_rate": 2e-2, "eval_freq": 6, "insecure_test_seed": 1, "max_grad_norm": 1}
     main(flags(lively_bert, data, tmp_path, **given))
     found = results_of(tmp_path)
     assert found["scores"]["validation"]["accuracy"] > found["majority"]["validation"] + 0.2
@@ -304,6 +305,27 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     assert capsys.readouterr().out.count("finished already") == 2
 
 
+@pytest.mark.parametrize(("name", "mode"), [("bert", "full"), ("llama", "lora")])
+def test_the_clip_norm_is_measured_where_none_is_given(
+    name: str, mode: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start, on the model that is trained; the run can go on."""
+    checkpoint = request.getfixturevalue(name)
+    given = flags(checkpoint, data, tmp_path, finetune_mode=mode, enable_dp=True, noise_multiplier=1)
+    main(given)
+    assert "(just above a typical gradient at the start" in capsys.readouterr().out
+    set_seed(0)
+    pad_token_id = load_classifier_tokenizer(checkpoint).pad_token_id
+    model, _ = load_classifier(checkpoint, ("negative", "positive"), pad_token_id=pad_token_id)
+    model, _ = prepare_mode(model, mode, lora_r=2)
+    measured = measure_clip_norm(model)
+    assert results_of(tmp_path)["clip_norm"] == report_of(tmp_path)["clip_norm"] == measured
+    (tmp_path / "sst2" / "results.json").unlink()
+    main([*given, "--resume_from_checkpoint", "latest"])
+    assert results_of(tmp_path)["clip_norm"] == measured
+    assert results_of(tmp_path)["steps"] == 2
+
+
 def test_a_resumed_run_must_train_the_same(
     bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,7 +336,7 @@ def test_a_resumed_run_must_train_the_same(
         ({"finetune_mode": "soft-prompt"}, "trained"),
         ({"num_prepend_tokens": 4}, "trained"),
         ({"noise_multiplier": 0.9}, "noise_multiplier"),
-        ({"max_grad_norm": 2}, "clip_norm"),
+        ({"max_grad_norm": 17}, "clip_norm"),
     ]
     for changed, named in changes:
         with pytest.raises(SystemExit) as ended:

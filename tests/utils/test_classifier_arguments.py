@@ -53,10 +53,10 @@ def test_the_lines_of_the_readme() -> None:
     assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm, engine.delta) == (8.0, None, 0.1, 1e-6)
 
 
-def test_privacy_defaults_to_epsilon_8_and_a_clip_norm_of_1() -> None:
-    engine = settings("--enable_dp").budget.engine
-    assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm) == (8.0, None, 1.0)
-    engine = settings("--enable_dp", "--noise_multiplier", "1.5").budget.engine
+def test_privacy_defaults_to_epsilon_8() -> None:
+    engine = settings("--enable_dp", "--max_grad_norm", "2").budget.engine
+    assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm) == (8.0, None, 2.0)
+    engine = settings("--enable_dp", "--max_grad_norm", "2", "--noise_multiplier", "1.5").budget.engine
     assert (engine.target_epsilon, engine.noise_multiplier) == (None, 1.5)
 
 
@@ -68,6 +68,12 @@ def test_a_budget_without_enable_dp_is_no_privacy_and_said_loudly(flag: str, val
     assert f"NONE: {flag} {value} has NO effect without --enable_dp" in budget.warning
     assert settings("--enable_dp", flag, value).budget.warning is None
     assert settings().budget.warning is None
+
+
+def test_a_clip_norm_is_to_be_measured_only_where_a_private_run_was_given_none() -> None:
+    assert settings("--enable_dp").budget.clip_norm_is_open
+    assert not settings("--enable_dp", "--max_grad_norm", "2").budget.clip_norm_is_open
+    assert not settings().budget.clip_norm_is_open
 
 
 def test_without_privacy_a_step_is_clipped_only_if_asked() -> None:
