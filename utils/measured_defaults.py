@@ -67,8 +67,8 @@ def measure_clip_norm(model: Any) -> float:
         model: a classifier in its mode; what trains requires a gradient. Not changed.
 
     Returns:
-        The median norm of the gradients of single rows, with classes in turns, over all that trains, rounded up to one
-        significant digit, so that rounding on another machine hardly ever changes it.
+        The median norm of the gradients of single rows, with classes in turns, over all that trains, rounded up to two
+        significant digits, so that rounding on another machine hardly ever changes it.
 
     Raises:
         InvalidArgument: the gradients are zero or not finite.
@@ -88,8 +88,10 @@ def measure_clip_norm(model: Any) -> float:
     typical = median(norms) if all(map(math.isfinite, norms)) else math.nan
     if not typical > 0:
         refuse("--max_grad_norm", None, f"give one: gradients at the start cannot be measured, they are {typical} long")
-    digit = 10.0 ** math.floor(math.log10(typical))
-    return float(f"{math.ceil(typical / digit) * digit:.0e}")
+    rounded = float(f"{typical:.1e}")
+    if rounded < typical:
+        rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(typical)) - 1):.1e}")
+    return rounded
 
 
 def _random_rows(model: Any) -> dict[str, Tensor]:
