@@ -34,13 +34,12 @@ from utils.classifier_files import load_classifier, load_classifier_tokenizer
 from utils.comparison_arguments import ChoiceArguments, TrainingArguments, require_free, split_words, trainer_flags
 from utils.finetune_modes import MODES
 from utils.measured_defaults import measure_head_rate
-from utils.mode_comparison import Outcome, describe
+from utils.mode_comparison import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME, Outcome, describe
 from utils.mode_plot import plot_modes
 from utils.private_selection import SelectionPlan, select
 from utils.trials import RESULTS_NAME, Candidate, Runner, run_in_process, run_trial
 
-COMPARISON_NAME, PLOT_NAME = "comparison.md", "comparison.png"
-TRIALS_FOLDER, TRIALS_NAME, SETTINGS_NAME = "trials", "trials.jsonl", "settings.json"
+TRIALS_FOLDER, TRIALS_NAME = "trials", "trials.jsonl"
 
 Sizes = Callable[[TrainingArguments, str], tuple[int, int]]  # data set -> (training, validation) records
 

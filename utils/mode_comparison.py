@@ -21,6 +21,7 @@ from dptune.accounting import Spend, compose
 from dptune.ledger import Ledger
 from dptune.selection import POISSON, PrivateSelection
 
+COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME = "comparison.md", "comparison.png", "settings.json"  # in its folder
 METRIC = "accuracy"
 SCORE_NOISE = 5.0  # records: of a private selection, unless --validation_noise says otherwise
 

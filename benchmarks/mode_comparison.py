@@ -1,0 +1,69 @@
+"""The result of `compare_modes.sh`: the table and the plot that `scripts/compare_modes.py` left, with the machine.
+
+    python -m benchmarks.mode_comparison --comparison OUT --output benchmarks/results/NAME.md
+
+writes NAME.md, and the plot beside it as NAME.png.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import tables
+from dptune._validate import refuse
+from utils.arguments import exit_on_invalid_argument, parse
+from utils.mode_comparison import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME
+
+
+@dataclass
+class ComparisonArguments:
+    """Where the comparison is."""
+
+    comparison: str = field(metadata={"help": "the first argument of compare_modes.sh"})
+    output: str = field(metadata={"help": "Markdown file for the result, such as benchmarks/results/NAME.md"})
+    scored: int = field(default=872, metadata={"help": "rows of the validation split; SST-2's is public"})
+
+    def __post_init__(self) -> None:
+        if Path(self.output).suffix != ".md":
+            refuse("--output", self.output, "give a file that ends in .md; the plot's name is made from it")
+
+
+def describe_settings(settings: dict[str, Any], scored: int) -> str:
+    """What all trials shared, without where files lie on this machine."""
+    model = Path(settings["model_checkpoint"]).name
+    return (
+        f"Made by `benchmarks/compare_modes.sh`: {model}, {settings['epochs']:g} epoch of batches of "
+        f"{settings['batch_size']:,} in expectation, texts of up to {settings['max_length']} tokens, epsilon "
+        f"{settings['target_epsilon']:g} at delta {settings['delta']:g}, `{' '.join(settings['trainer'])}`. The "
+        f"standard error of an accuracy of 0.8 on {scored} rows is {sqrt(0.8 * 0.2 / scored):.3f}."
+    )
+
+
+def main(args: ComparisonArguments) -> None:
+    """Put the comparison on a page."""
+    folder, output = Path(args.comparison), Path(args.output)
+    comparison = (folder / COMPARISON_NAME).read_text(encoding="utf-8")
+    settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
+    plot = output.with_suffix(".png")
+    parts = [
+        "# Ways of fine-tuning at one epsilon and without privacy",
+        tables.machine("benchmarks.mode_comparison", torch.device("cpu"), sys.argv[1:]),
+        describe_settings(settings, args.scored),
+        f"![accuracy against trained parameters]({plot.name})",
+        comparison[comparison.index("## ") :].strip(),
+    ]
+    tables.publish(parts, args.output)
+    shutil.copyfile(folder / PLOT_NAME, plot)
+
+
+if __name__ == "__main__":
+    with exit_on_invalid_argument():
+        main(*parse(ComparisonArguments, description=__doc__))
