@@ -83,7 +83,9 @@ def train_task(
     folder, output = settings.folder / task.name, settings.results.of_task(settings.folder / task.name)
     lock.take(folder)
     saved = find_saved_run(output, accelerator)
-    identity = {"run": run_identity(plan, task.train, settings.budget.engine, settings.steps.optimizer)}
+    # The mode comes first: a measured clip norm follows it, and would be named in its place.
+    run = run_identity(plan, task.train, settings.budget.engine, settings.steps.optimizer)
+    identity = {"run": vars(settings.mode) | run}
     if saved is not None:
         refuse_other_run(saved.identity["run"], identity["run"])
     model, names, updates = load_trained(task, plan, settings, tokenizer, accelerator)

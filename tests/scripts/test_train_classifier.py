@@ -333,8 +333,8 @@ def test_a_resumed_run_must_train_the_same(
     main(flags(bert, data, tmp_path, **given))
     (tmp_path / "sst2" / "results.json").unlink()
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"finetune_mode": "soft-prompt"}, "trained"),
-        ({"num_prepend_tokens": 4}, "trained"),
+        ({"finetune_mode": "soft-prompt"}, "finetune_mode was 'prefix' in the checkpoint and is 'soft-prompt' now"),
+        ({"num_prepend_tokens": 4}, "num_prepend_tokens was 3 in the checkpoint and is 4 now"),
         ({"noise_multiplier": 0.9}, "noise_multiplier"),
         ({"max_grad_norm": 17}, "clip_norm"),
     ]
