@@ -35,7 +35,7 @@ _FLAG = "--finetune_mode"
 _LEARNING_RATES = {
     "full": (1e-4, 1e-3),
     "lora": (6e-3, 4e-3),
-    "ia3": (1e-2, 2e-2),
+    "ia3": (2e-2, 4e-2),
     "prefix": (1e-2, 1e-2),
     "soft-prompt": (1e-2, 5e-3),
     "soft-prompt+lora": (2e-3, 4e-3),
