@@ -31,3 +31,8 @@ def draw_new_masks(rank: int, step: int, *, test_seed: int | None) -> None:
         seed = int(Keystream.for_tests(f"{test_seed} dropout of rank {rank} in step {step}").words(1)[0])
         seed >>= 64 - _SEED_BITS
     torch.manual_seed(seed)
+
+
+def forget_masks() -> None:
+    """Put another secret in the place of the last step's, which checkpoints with torch's generator would tell."""
+    torch.manual_seed(secrets.randbits(_SEED_BITS))

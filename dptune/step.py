@@ -25,7 +25,7 @@ from dptune.ledger import Ledger
 from dptune.lora import trainable_parameters
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
-from dptune.per_example import HalfAdded, PerExampleGradients
+from dptune.per_example import HalfAdded, PerExampleGradients, Recorded, full_precision
 from dptune.ranks import Gather, Reduce, sum_over_ranks
 
 K = TypeVar("K")
@@ -138,7 +138,13 @@ class PrivateStep:
         recorded = self._recorder.take()
         if not recorded:
             raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
-        recorded = recorded.folded(rows_per_unit)
+        if self._sum_P is None:  # once a step
+            self._recorder.require_nothing_else(losses)
+        with full_precision(losses.device):
+            return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit)
+
+    def _add(self, recorded: Recorded, losses: Tensor, rows_per_unit: int) -> MicroBatchStats:
+        """Measure, clip and add."""
         squared_norms = _scaled(recorded.squared_norms(), self._loss_scale**-2)
         norms = whole_norms(squared_norms)
         if len(norms) * rows_per_unit != len(losses):
@@ -152,7 +158,7 @@ class PrivateStep:
             raise
         if isinstance(self.config.clipping, Adaptive):
             sum_P[-1] += self.config.count_scale(self.clip_norm) * _unclipped_over_half(norms, self.clip_norm)
-        return MicroBatchStats(losses.detach(), norms)
+        return MicroBatchStats(losses, norms)
 
     def finish(self) -> None:
         """Noise the sum, record the step, sum over ranks, divide by the expected batch size, write `.grad`.
@@ -160,6 +166,7 @@ class PrivateStep:
         A step whose draw was empty is finished like any other: noise alone. `.grad` stays until the next step begins.
         """
         total_P = self._begun()
+        self._refuse_other_gradients()
         self._add_noise(total_P)
         if self._ledger is not None:
             # Before the gather: without rank 0's share no rank has the gradient, so none uses it unrecorded.
@@ -200,6 +207,14 @@ class PrivateStep:
             dtype = torch.promote_types(first.dtype, torch.float32)
             self._sum_P = torch.zeros(self.noise.size, dtype=dtype, device=first.device)
         return self._sum_P
+
+    def _refuse_other_gradients(self) -> None:
+        for name, parameter in self._recorder.model.named_parameters():
+            if parameter.grad is not None and name not in self._recorder.parameters:
+                remedy = (
+                    "its gradient is neither clipped nor noised; set it to None, and freeze it before the step is made"
+                )
+                refuse(name, f"of shape {tuple(parameter.shape)}", remedy)
 
     def _add_noise(self, sum_P: Tensor) -> None:
         std, start = self.config.noise_std_per_rank(self._world_size, self.clip_norm), 0

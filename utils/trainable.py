@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from dptune._files import sync_folder
 from dptune._validate import refuse
 from dptune.lora import add_lora
+from dptune.losses import IGNORE
 from dptune.per_example import require_exact_gradients
 
 MODEL_NAME = "model"  # the folder below --output_dir
 _FLAG = "--trainable"
 _PRESETS = ("all", "biases", "norms")
-_CHECKED_EXAMPLES, _CHECKED_TOKENS = 3, 8
+_CHECKED_TOKENS = 7  # of the shorter of two rows
+_SAME = 2e-3  # losses of one row under the same shapes
 
 Losses = Callable[..., Tensor]  # (input_ids [B, T], labels [B, T]) -> [B]
 
@@ -125,16 +127,43 @@ def in_autocast(losses: Losses, dtype: torch.dtype, device: torch.device) -> Los
     return cast
 
 
-def check_rules(model: Any, losses: Losses, device: torch.device) -> None:
-    """Compare the engine's gradients with autograd's on a few random tokens before anything is trained.
+def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int) -> None:
+    """Compare the engine's gradients with autograd's on random tokens before anything is trained: of a short row beside
+    one of `width` tokens, and of each by itself.
+
+    Args:
+        width: the longest row that may have a neighbour, since what it does to it may depend on its length.
 
     Raises:
-        InvalidArgument: the model computes something that the engine's rules do not describe.
+        InvalidArgument: the model computes something that the engine's rules do not describe, or a row's gradient
+            depends on its padding or its neighbours.
     """
     generator = torch.Generator().manual_seed(0)
-    size = (_CHECKED_EXAMPLES, _CHECKED_TOKENS)
-    ids = torch.randint(1, model.config.get_text_config().vocab_size, size, generator=generator).to(device)
-    require_exact_gradients(model, losses, ids, ids)
+    lengths = (_CHECKED_TOKENS, max(width, _CHECKED_TOKENS + 1))
+    size = (len(lengths), max(lengths))
+    ids = torch.randint(1, model.config.get_text_config().vocab_size, size, generator=generator)
+    labels = ids.where(torch.arange(size[1]) < torch.tensor(lengths)[:, None], torch.tensor(IGNORE))
+    ids, labels = ids.to(device), labels.to(device)
+
+    def alone(row: int) -> list[Tensor]:
+        return [part[row : row + 1, : lengths[row]] for part in (ids, labels)]
+
+    require_exact_gradients(model, losses, ids, labels, alone=alone)
+    others = torch.randint(1, model.config.get_text_config().vocab_size, size, generator=generator).to(device)
+    others[0, :_CHECKED_TOKENS] = ids[0, :_CHECKED_TOKENS]
+    _require_same_first_loss(model, lambda tokens: losses(tokens, labels), ids, others)
+
+
+def _require_same_first_loss(model: Any, losses: Losses, ids: Tensor, others: Tensor) -> None:
+    """Under other padding and another neighbour of the same shape a row's loss must be the same in any precision."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        one, other = (losses(tokens)[0].item() for tokens in (ids, others))
+    model.train(was_training)
+    if not abs(one - other) <= _SAME * (1 + abs(one)):
+        reason = f"a row's loss is {one:g} or {other:g} by its padding, which voids the bound"
+        refuse("--model_name_or_path", type(model).__name__, f"{reason}; take a causal language model")
 
 
 def save_trained_model(model: Any, tokenizer: Any, folder: Path) -> None:

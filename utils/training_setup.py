@@ -16,7 +16,7 @@ from dptune.clipping import layers_of
 from dptune.identity import refuse_other_run
 from utils.arguments import ModelArguments
 from utils.data import load_training_data
-from utils.launch import compute_dtype, memory_settings, sharding_of_launch
+from utils.launch import compute_dtype, loss_scale, memory_settings, sharding_of_launch
 from utils.memory import device_memory
 from utils.micro_batches import remembered_budget
 from utils.modeling import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
@@ -127,6 +127,13 @@ def recomputes(groups: Groups) -> bool:
     return groups.optimization.gradient_ckpt or (sharding is not None and sharding.checkpoint_activations)
 
 
+def check_neighbours(job: Job, model: Any) -> None:
+    """Refuse a model whose per-example gradients the engine gets wrong, or in which rows of a micro-batch meet."""
+    losses, scale = CausalLMLoss(model), loss_scale(job.dtype)
+    width = min(job.groups.data.block_size, job.token_budget // 2)  # of two rows that fit the budget together
+    check_rules(model, lambda *rows: losses(*rows) * scale, job.accelerator.device, width=width)
+
+
 def load_trained(job: Job) -> Any:
     """The model with what is trained; the job's identity gets the model's."""
     groups, accelerator, sharding = job.groups, job.accelerator, sharding_of_launch()
@@ -145,8 +152,8 @@ def load_trained(job: Job) -> Any:
     job.identity["model"] = model_identity(model)
     if job.saved is not None and accelerator.is_main_process:
         refuse_other_run(job.saved.identity["model"], job.identity["model"])
-    if groups.lora.trainable and job.plan.privacy is not None:
-        check_rules(model, CausalLMLoss(model), accelerator.device)
+    if job.plan.privacy is not None:
+        check_neighbours(job, model)
     if recomputes(groups):
         checkpoint_activations(model)
     return model

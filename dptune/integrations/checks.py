@@ -30,6 +30,7 @@ _RULES = (
         "its noise depends on the longest neighbour in a micro-batch; leave it out",
     ),
     _Rule("fp16", bool, "the loss scale that it adapts follows the data; give --bf16 or train in float32"),
+    _Rule("push_to_hub", bool, "checkpoints hold losses, which are not private; upload the model by hand"),
     _Rule("auto_find_batch_size", bool, "it runs steps again that were released; set the batch size by hand"),
     _Rule("torch_compile", bool, "hooks on layers do not run in a compiled model; leave it out"),
     _Rule("use_liger_kernel", bool, "it replaces layers by fused ones without per-example gradients; leave it out"),

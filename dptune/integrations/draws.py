@@ -112,7 +112,7 @@ class PoissonMicroBatches(Dataset[Any]):
     """
 
     def __init__(self, examples: Any, *, parts: int, micro_batch_size: int, steps_per_epoch: int) -> None:
-        self._examples, self._parts = examples, parts
+        self.examples, self._parts = examples, parts
         self._length = steps_per_epoch * parts * micro_batch_size
         self._sampler: PoissonSampler | None = None
         self._pending: deque[np.ndarray] = deque()
@@ -132,7 +132,7 @@ class PoissonMicroBatches(Dataset[Any]):
             self._pending.extend(np.array_split(self._sampler.draw(), self._parts))
         rows = self._pending.popleft()
         self.handed.append(len(rows))
-        return fetch(self._examples, rows if len(rows) else [0])
+        return fetch(self.examples, rows if len(rows) else [0])
 
     def start(self, sampler: PoissonSampler) -> None:
         """Draw from now on."""

@@ -8,7 +8,7 @@ anything multiplied it. What does not fit together is refused before any weight 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dptune._validate import refuse
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import PoissonMicroBatches
+from dptune.integrations.items import check_on_items
 from dptune.integrations.losses import losses_of_outputs
 from dptune.integrations.planning import (
     PRIVACY_UNIT,
@@ -117,6 +118,7 @@ class PrivacyEngine:
         if session.last <= session.completed:
             refuse("--target_epsilon", self._privacy_args.target_epsilon, "is spent: there is no step left to take")
         print(*describe_plan(self.plan), sep="\n")
+        self._check_rules(train_dataloader.collate_fn)
         session.begin(model)
         self._session, self._collected = session, 0
         self.dataset.start(session.sampler())
@@ -174,6 +176,19 @@ class PrivacyEngine:
         step = self._session.step if self._session is not None else None
         assert isinstance(step, PrivateStep)
         return step
+
+    def _check_rules(self, collate: Callable[[list[Any]], Any]) -> None:
+        """Compare the engine's gradients with autograd's on a few items, before one is released."""
+        device = next(self.model.parameters()).device
+
+        def losses(inputs: Mapping[str, Any]) -> Tensor:
+            given = {name: value for name, value in inputs.items() if name != "labels"}  # as the Trainer does
+            return self._losses(self.model, self.model(**given), inputs.get("labels"))
+
+        def on_device(items: list[Any]) -> dict[str, Any]:
+            return {name: value.to(device) for name, value in collate(items).items()}
+
+        check_on_items(self.model, losses, on_device, self.dataset.examples)
 
     def _check_trainer(self, args: Any, state: Any, model: Any, loader: Any) -> None:
         if model is not self.model:

@@ -15,7 +15,7 @@ from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import max_steps
 from dptune.checkpoint import LEDGER_NAME
-from dptune.dropout import draw_new_masks
+from dptune.dropout import draw_new_masks, forget_masks
 from dptune.identity import refuse_other_run
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.integrations.planning import ItemUnit, TrainingPlan
@@ -131,6 +131,8 @@ class TrainingSession:
         if PartialState().num_processes > 1 and global_step % _RANKS_CHECKED_EVERY == 0:
             require_equal(self._parameters, gather)
         self.step.finish()
+        if self.plan.privacy is not None:
+            forget_masks()
 
     def save(self, checkpoint: str | Path, completed: int) -> None:
         """Add to a checkpoint what says which run it is of, and a copy of the ledger. Main process only."""
@@ -145,7 +147,7 @@ class TrainingSession:
 
     def describe_end(self, completed: int) -> list[str]:
         """Write `privacy_report.json` and say in lines for a person what was guaranteed. Main process only."""
-        statement = self._statement(completed)
+        statement = self.statement(completed)
         write_privacy_report(self._folder / REPORT_NAME, statement)
         lines = []
         if completed == self.last < self.plan.steps:
@@ -154,6 +156,27 @@ class TrainingSession:
         if statement.epsilon is None:
             return [*lines, "privacy                NONE: " + "; ".join(statement.reasons)]
         return [*lines, f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}"]
+
+    def statement(self, completed: int) -> PrivacyStatement:
+        """What a run of so many steps guarantees. Main process only."""
+        unit = {"privacy_unit": self._unit.name, "sampled": self._unit.sampled, "method": self._unit.method}
+        if self.plan.privacy is not None and self._ledger is not None and self._noise is not None:
+            repeated = self._ledger.steps - completed
+            return state_privacy(
+                self.plan.privacy,
+                self._ledger,
+                self._noise,
+                repeated_steps=repeated,
+                packages=_PACKAGES,
+                **unit,
+            )
+        return state_no_privacy(
+            num_examples=self.plan.num_examples,
+            expected_batch_size=self.plan.expected_batch_size,
+            steps=completed,
+            packages=_PACKAGES,
+            **unit,
+        )
 
     def close(self) -> None:
         """Take the hooks off the model and end the noise's thread; does nothing the second time."""
@@ -219,26 +242,6 @@ class TrainingSession:
             "method": self._unit.method,
             "insecure_test_seed": self._privacy.insecure_test_seed,
         }
-
-    def _statement(self, completed: int) -> PrivacyStatement:
-        unit = {"privacy_unit": self._unit.name, "sampled": self._unit.sampled, "method": self._unit.method}
-        if self.plan.privacy is not None and self._ledger is not None and self._noise is not None:
-            repeated = self._ledger.steps - completed
-            return state_privacy(
-                self.plan.privacy,
-                self._ledger,
-                self._noise,
-                repeated_steps=repeated,
-                packages=_PACKAGES,
-                **unit,
-            )
-        return state_no_privacy(
-            num_examples=self.plan.num_examples,
-            expected_batch_size=self.plan.expected_batch_size,
-            steps=completed,
-            packages=_PACKAGES,
-            **unit,
-        )
 
 
 def _read_state(checkpoint: Path) -> _Saved:

@@ -24,6 +24,7 @@ from dptune._validate import refuse, require_count
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import Draw, DrawSampler, draw_loader
+from dptune.integrations.items import check_on_items
 from dptune.integrations.losses import DefaultLosses, Losses
 from dptune.integrations.planning import (
     ItemUnit,
@@ -35,9 +36,15 @@ from dptune.integrations.planning import (
     steps_of,
 )
 from dptune.integrations.session import TrainingSession
-from dptune.per_example import require_exact_gradients
+from dptune.model_card import Artifact, write_model_card
 
-_CHECKED_ITEMS = 3
+_MODEL = Artifact(
+    "model",
+    "fine-tuned copy of",
+    "transformers",
+    (),
+    "As any model of transformers or adapter of PEFT, in this folder.\n",
+)
 
 
 class DPTrainer(transformers.Trainer):
@@ -192,6 +199,15 @@ class DPTrainer(transformers.Trainer):
             logs["epsilon"] = self.epsilon
         super().log(logs, *args, **kwargs)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write `README.md` from the privacy report; the Trainer's own card would list losses, which are not private.
+        What it takes is for that one, which a run without privacy gets."""
+        if self._session is None or self._session.plan.privacy is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            path, statement = Path(self.args.output_dir) / "README.md", self._session.statement(self.state.global_step)
+            write_model_card(path, statement, base_model=self.model.config._name_or_path, artifact=_MODEL)
+
     def create_accelerator_and_postprocess(self) -> None:
         """Keep the model unwrapped: gradients of processes meet after clipping and noise, not before."""
         super().create_accelerator_and_postprocess()
@@ -211,14 +227,12 @@ class DPTrainer(transformers.Trainer):
         if self.privacy_args.disable_dp:
             return
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        items = [self.train_dataset[index] for index in range(min(_CHECKED_ITEMS, self._num_examples))]
-        inputs = self._prepare_inputs(collate(items))
-        names = sorted(inputs)
-
-        def losses(*parts: Any) -> Tensor:
-            return self._losses(self.model, dict(zip(names, parts, strict=True)))
-
-        require_exact_gradients(self.model, losses, *(inputs[name] for name in names))
+        check_on_items(
+            self.model,
+            functools.partial(self._losses, self.model),
+            lambda items: self._prepare_inputs(collate(items)),
+            self.train_dataset,
+        )
 
     def _checkpoint(self, asked: str | bool | None) -> str | None:
         if asked is None or asked is False:

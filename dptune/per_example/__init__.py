@@ -3,6 +3,7 @@ until the norms are known (uses, recorded), and whether all that is right for a 
 
 from dptune.per_example.check import require_exact_gradients
 from dptune.per_example.hooks import PerExampleGradients
+from dptune.per_example.precision import full_precision
 from dptune.per_example.recorded import HalfAdded, Recorded
 from dptune.per_example.rules import find_rule, known_layers, rule_for
 from dptune.per_example.uses import Outer
@@ -13,6 +14,7 @@ __all__ = [
     "PerExampleGradients",
     "Recorded",
     "find_rule",
+    "full_precision",
     "known_layers",
     "require_exact_gradients",
     "rule_for",

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from dptune._validate import InvalidArgument
+from dptune.per_example.precision import full_precision
 from dptune.per_example.recorded import Recorded
 from dptune.per_example.rescaling import is_rescaling, require_one_vector, tap_rescaling, vectors_of
 from dptune.per_example.rules import find_rule, known_layers, layer_input
@@ -166,7 +167,11 @@ class PerExampleGradients:
         assert rule is not None, name
         if name in self._flattened and input.ndim == 2 and self._first_lookup is not None:
             input, grad = (part.unflatten(0, (self._first_lookup[1], -1)) for part in (input, grad))
-        for parameter_name, use in rule(layer, input.detach(), grad).items():
+        with full_precision(grad.device):
+            self._keep(name, layer, rule(layer, input.detach(), grad))
+
+    def _keep(self, name: str, layer: nn.Module, uses: Mapping[str, Use]) -> None:
+        for parameter_name, use in uses.items():
             parameter = layer.get_parameter(parameter_name)
             owner = self._owner.get(id(parameter))
             if owner is None:  # frozen: a linear layer's bias under a trained weight
@@ -177,6 +182,30 @@ class PerExampleGradients:
             if isinstance(use, Outer) and self._owners[id(parameter)] == 1 and use.worth_materialising():
                 use = use.materialised()
             self._uses.setdefault(owner, []).append(use)
+
+    def require_nothing_else(self, losses: Tensor) -> None:
+        """Refuse losses that depend on a parameter whose gradient is not recorded: it would get its own, neither
+        clipped nor noised. Those that are recorded ask for none.
+
+        Raises:
+            InvalidArgument: naming it, if it is the model's.
+        """
+        seen: set[Any] = set()
+        nodes = [losses.grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)  # of a node that adds to a leaf's `.grad`
+            if isinstance(leaf, nn.Parameter):
+                names = [name for name, parameter in self.model.named_parameters() if parameter is leaf]
+                raise InvalidArgument(
+                    f"{names[0] if names else 'a parameter outside the model'}, of shape {tuple(leaf.shape)}: the "
+                    "losses depend on it, but its per-example gradients are not recorded; let it need a gradient "
+                    "before the recording begins, as a part of the model, or freeze it"
+                )
+            nodes.extend(following for following, _ in node.next_functions)
 
     def _check_examples(self, name: str, examples: int) -> None:
         if self._examples is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from dptune.per_example.uses import Outer, Use, joined, squared_norms
@@ -41,7 +40,7 @@ class Recorded:
 
     def squared_norms(self) -> dict[str, Tensor]:
         """{parameter: squared Euclidean norms [B] float64}; a tied parameter's is of the sum of its uses."""
-        return {name: _squared_norms(own) for name, own in self._uses.items()}
+        return {name: squared_norms(own) for name, own in self._uses.items()}
 
     def materialised(self) -> dict[str, Tensor]:
         """{parameter: gradients [B, *shape]}: for small models and tests, since it is B times the model."""
@@ -78,8 +77,8 @@ class Recorded:
                 weights_B = weights[name]
                 if not bool(keep.all()):
                     outer, weights_B = outer.chosen(keep), weights_B[keep]
-                outer.add_weighted_sum(totals[name], weights_B)
-                begun = True
+                for _ in outer.adding_weighted_sum(totals[name], weights_B):
+                    begun = True
         except (RuntimeError, MemoryError) as error:
             if begun:
                 raise HalfAdded(
@@ -89,16 +88,6 @@ class Recorded:
             raise
         for name, total in sums:
             totals[name].add_(total.view_as(totals[name]))
-
-
-def _squared_norms(own: list[Use]) -> Tensor:
-    found = torch.stack([squared_norms(use) for use in own]).sum(0)
-    if len(own) > 1:  # a tied embedding: as an output layer and as a lookup
-        ordinary, lookup = own
-        assert isinstance(ordinary, Outer)
-        assert isinstance(lookup, Outer)
-        found = (found + 2 * ordinary.inner_products(lookup)).clamp_min(0)
-    return found
 
 
 def _weighted_sum(grads: Tensor, weights_B: Tensor) -> Tensor:

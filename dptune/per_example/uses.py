@@ -8,6 +8,10 @@ can be strong differentially private learners": ghost norms), or materialises, w
 
 Shapes: B examples, T tokens, M rows and N columns of the parameter. All sums are in float32 or better whatever the
 factors' dtype: in bfloat16 a norm can be 0.5% too small, and what it clips 0.5% too long.
+
+Where an example's tokens cancel, its norm is a small difference of large products, and in float32 it may even come out
+as 0: nothing would then be clipped. Such a norm is computed again in float64, and none is taken to be below a
+4,096th of its terms' lengths, since their sum, made in float32, is not exact below that either.
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ _CAST_ELEMENTS = 1 << 24  # of a factor in lower precision, cast at a time: 64 M
 # gave norms 3e-5 too small on a CPU, 20 million 1e-3: what is clipped by too small a norm is longer than the
 # sensitivity says.
 _BLOCK = 1 << 16
+# Tokens that cancel: a squared norm below a 16th of what it would be if the tokens' gradients were as long as they are
+# but perpendicular. In float64 the products of any factors that a model gives are exact enough.
+_CANCELLED = 1 / 16
+_SHORTEST = 2.0**-12  # of a norm, over the sum of its tokens' lengths
 
 
 @dataclass(frozen=True)
@@ -67,15 +75,29 @@ class Outer:
         left, right = (part.unflatten(0, (-1, rows_per_unit)).flatten(1, 2) for part in (self.left, self.right))
         return Outer(left, right, self.rows)
 
-    def chosen(self, keep_B: Tensor) -> Outer:
-        return Outer(self.left[keep_B], self.right[keep_B], self.rows)
+    def chosen(self, examples: Tensor) -> Outer:
+        """Of some examples: a mask [B], or their numbers."""
+        return Outer(self.left[examples], self.right[examples], self.rows)
+
+    def exactly(self) -> Outer:
+        """The same in float64."""
+        return Outer(self.left if self.is_lookup else self.left.double(), self.right.double(), self.rows)
 
     def squared_norms(self) -> Tensor:
-        """[B] float64."""
+        """[B] float64, off by rounding that is small beside `lengths()` squared, but not beside themselves."""
         if self.is_lookup:
             return _lookup_squared_norms(self.left, _exact(self.right), self.rows)
-        found = [_products(left, left, right, right) for left, right in self._parts()]
-        return torch.cat(found).clamp_min(0)
+        return torch.cat([_products(left, right) for left, right in self._parts()])
+
+    def lengths(self) -> Tensor:
+        """Sum over an example's tokens of the norms of their outer products, [B] float64: no norm is larger."""
+        found = []
+        for left, right in self._parts():
+            of_tokens = torch.linalg.vector_norm(right, dim=2).double()
+            if not self.is_lookup:
+                of_tokens *= torch.linalg.vector_norm(left, dim=2)
+            found.append(of_tokens.sum(1))
+        return torch.cat(found)
 
     def inner_products(self, lookup: Outer) -> Tensor:
         """<this gradient, a lookup's gradient of the same matrix> of each example, [B] float64.
@@ -91,8 +113,9 @@ class Outer:
             found.append((at_tokens * torch.bmm(right, grads.transpose(1, 2))).sum((1, 2), dtype=torch.float64))
         return torch.cat(found)
 
-    def add_weighted_sum(self, total_MN: Tensor, weights_B: Tensor) -> None:
-        """total_MN += sum over b of weights_B[b] times example b's gradient: one product, nothing of size B M N."""
+    def adding_weighted_sum(self, total_MN: Tensor, weights_B: Tensor) -> Iterator[None]:
+        """total_MN += sum over b of weights_B[b] times example b's gradient, by products, nothing of size B M N; yields
+        after each of them, so that an error can be told from one before anything was added."""
         weights = weights_B.to(total_MN.dtype)
         for start, (left, right) in zip(self._starts(), self._parts(), strict=True):
             own = weights[start : start + len(left), None, None]
@@ -102,6 +125,7 @@ class Outer:
                 total_MN.addmm_((left * own).flatten(0, 1).t(), right.flatten(0, 1))
             else:
                 total_MN.addmm_(left.flatten(0, 1).t(), (right * own).flatten(0, 1))
+            yield
 
     def _examples_at_once(self) -> int:
         factors = [self.right] if self.is_lookup else [self.left, self.right]
@@ -132,12 +156,29 @@ def joined(uses: list[Use]) -> list[Use]:
     return [_concatenated(kind) for kind in kinds if kind]
 
 
-def squared_norms(use: Use) -> Tensor:
-    """Of the per-example gradients of one use, [B] float64."""
-    if isinstance(use, Outer):
-        return use.squared_norms()
-    blocks = use.flatten(1).split(_BLOCK, dim=1)
-    return torch.stack([torch.linalg.vector_norm(block, dim=1).double().square() for block in blocks]).sum(0)
+def squared_norms(own: list[Use]) -> Tensor:
+    """Of the per-example gradients of one parameter, of which `own` are all the uses, `joined`; [B] float64."""
+    outers = [use for use in own if isinstance(use, Outer)]
+    if not outers:
+        (made,) = own
+        assert isinstance(made, Tensor)
+        blocks = made.flatten(1).split(_BLOCK, dim=1)
+        return torch.stack([torch.linalg.vector_norm(block, dim=1).double().square() for block in blocks]).sum(0)
+    found = _of_factors(outers)
+    lengths = torch.stack([use.lengths() for use in outers]).sum(0)
+    tokens = sum(use.right.shape[1] for use in outers)
+    cancelled = found * tokens < _CANCELLED * lengths.square()
+    for example in cancelled.nonzero():
+        found[example] = _of_factors([use.chosen(example).exactly() for use in outers])
+    return found.maximum((_SHORTEST * lengths).square())
+
+
+def _of_factors(outers: list[Outer]) -> Tensor:
+    found = torch.stack([use.squared_norms() for use in outers]).sum(0)
+    if len(outers) > 1:  # a tied embedding: as an output layer and as a lookup
+        ordinary, lookup = outers
+        found = found + 2 * ordinary.inner_products(lookup)
+    return found
 
 
 def _concatenated(outers: list[Outer]) -> Outer:
@@ -155,10 +196,10 @@ def _exact(factor: Tensor) -> Tensor:
     return factor.to(_exact_dtype(factor))
 
 
-def _products(left: Tensor, other_left: Tensor, right: Tensor, other_right: Tensor) -> Tensor:
-    """sum over t, s of <left_t, other_left_s> <right_t, other_right_s>, [B] float64."""
-    of_left = torch.bmm(left, other_left.transpose(1, 2))
-    return of_left.mul_(torch.bmm(right, other_right.transpose(1, 2))).sum((1, 2), dtype=torch.float64)
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """sum over t, s of <left_t, left_s> <right_t, right_s>, [B] float64."""
+    of_left = torch.bmm(left, left.transpose(1, 2))
+    return of_left.mul_(torch.bmm(right, right.transpose(1, 2))).sum((1, 2), dtype=torch.float64)
 
 
 def _lookup_squared_norms(ids_BT: Tensor, grads_BTN: Tensor, rows: int) -> Tensor:

@@ -275,6 +275,40 @@ def test_mistakes_are_refused(tmp_path):
         step.backward(losses)
 
 
+class _Scale(nn.Module):
+    """Part of a loss, not of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+
+@pytest.mark.parametrize("part", ["of the loss", "unfrozen"])
+def test_a_gradient_that_is_not_recorded_is_refused(part, tmp_path):
+    """An optimizer that holds such a parameter would be given its plain gradient, in silence."""
+    model, scale = adapted(), _Scale()
+    with PrivateStep(model, config_for(12, clip_norm=0.1), ledger=Ledger(tmp_path / "ledger")) as step:
+        if part == "unfrozen":
+            model.lm_head.weight.requires_grad_(True)
+        losses = CausalLMLoss(model)(*padded(EXAMPLES[:2]))
+        with pytest.raises(InvalidArgument, match="outside the model" if part == "of the loss" else r"lm_head\.weight"):
+            step.backward(losses * scale.weight if part == "of the loss" else losses)
+
+
+def test_a_gradient_of_a_frozen_parameter_is_not_handed_to_the_optimizer(tmp_path):
+    """One that came in the middle of a step, or was left from before."""
+    model, ledger = adapted(), Ledger(tmp_path / "ledger")
+    with PrivateStep(model, config_for(12, clip_norm=0.1), ledger=ledger) as step:
+        step.backward(CausalLMLoss(model)(*padded(EXAMPLES[:2])))
+        model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
+        with pytest.raises(InvalidArgument, match=r"lm_head\.weight=.* set it to None"):
+            step.finish()
+        assert ledger.steps == 0
+        model.lm_head.weight.grad = None
+        step.finish()
+        assert ledger.steps == 1
+
+
 def test_the_module_leaves_the_model_trainable_and_closes_its_thread(tmp_path: Path):
     model = adapted()
     step = PrivateStep(model, config_for(12, clip_norm=1.0), ledger=Ledger(tmp_path / "ledger.jsonl"))

@@ -264,23 +264,29 @@ def test_a_plain_step_adds_no_part_of_a_micro_batch_that_failed_between_layers(m
         assert not released(model).any()
 
 
+@pytest.mark.parametrize("at_once", ["all", "one"])
 @pytest.mark.parametrize("done", [0, 1, 5])
-def test_a_whole_models_sum_that_breaks_off_is_tried_again_or_never_used(done, monkeypatch):
-    """Its products go straight into the sum: nothing was added before the first, and after it the step is lost."""
+def test_a_whole_models_sum_that_breaks_off_is_tried_again_or_never_used(done, at_once, monkeypatch):
+    """Its products go straight into the sum: nothing was added before the first, and after it the step is lost. A
+    layer's may be several, one after another."""
     model, calls = whole_model("GPT-2"), []
-    losses, add = CausalLMLoss(model), uses.Outer.add_weighted_sum
+    losses, add = CausalLMLoss(model), uses.Outer.adding_weighted_sum
     monkeypatch.setattr(uses, "_WORTH", 0)  # every matrix in factors
+    if at_once == "one":
+        monkeypatch.setattr(uses.Outer, "_examples_at_once", lambda _: 1)
     with a_step(model) as step:
         step.backward(losses(*padded(EXAMPLES[:4])))
         kept = step._begun().clone()
 
         def failing(use, total, weights):
-            calls.append(1)
-            if len(calls) == done + 1:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-            add(use, total, weights)
+            products = add(use, total, weights)
+            for _ in use._starts():
+                calls.append(1)
+                if len(calls) == done + 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+                yield next(products)
 
-        monkeypatch.setattr(uses.Outer, "add_weighted_sum", failing)
+        monkeypatch.setattr(uses.Outer, "adding_weighted_sum", failing)
         with pytest.raises(HalfAdded if done else torch.OutOfMemoryError) as raised:
             step.backward(losses(*padded(EXAMPLES[4:])))
         assert not (done and should_reduce_batch_size(raised.value))  # nobody takes it for one that can be tried again

@@ -10,10 +10,10 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from dptune import CausalLMLoss, InvalidArgument, PerExampleGradients
+from dptune import CausalLMLoss, InvalidArgument, Ledger, PerExampleGradients, PrivateStep
 from dptune.per_example import Recorded, require_exact_gradients, uses
 from tests.examples import padded, random_examples
-from tests.private_sum import config_for, private_sum
+from tests.private_sum import NoNoise, config_for, private_sum
 from tests.reference import clipped_sum, example_gradients, flat
 from tests.whole_models import CAUSAL, ENCODERS, squared_outputs, whole_model
 
@@ -117,6 +117,53 @@ def test_a_tied_embedding_counts_both_uses_once():
     assert ((norms - rooted).abs() > 1e-4 * norms).all()
 
 
+def add_weighted_sum(use: uses.Outer, total: Tensor, weights: Tensor) -> None:
+    for _ in use.adding_weighted_sum(total, weights):
+        pass
+
+
+@pytest.mark.parametrize("left", [3e-3, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_an_example_whose_tokens_cancel_is_clipped_like_any_other(left, scale, seed, tmp_path, monkeypatch):
+    """In float32 its ghost norm is a small difference of large products: it came out as 0, and nothing was clipped."""
+    monkeypatch.setattr(uses, "_WORTH", 0)
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(512, 512, bias=False)
+    token, pull, rest = (torch.randn(512, generator=generator) for _ in range(3))
+    tokens, pulls = token.expand(1, 2, 512) * scale, torch.stack([300 * pull, left * rest - 300 * pull])[None]
+    config = config_for(1, clip_norm=1.0)
+    with PrivateStep(layer, config, ledger=Ledger(tmp_path / "ledger"), noise=NoNoise(512 * 512)) as step:
+        stats = step.backward((layer(tokens) * pulls).sum((1, 2)))
+        wanted = torch.linalg.matrix_norm((pulls.double().sum((0, 1)))[:, None] * tokens[0, 0].double())
+        assert stats.norms.item() >= wanted.item() * (1 - 1e-6)
+        if left == 3.0:  # not too short to be measured
+            assert stats.norms.item() <= wanted.item() * (1 + 1e-6)
+        assert 0 < step._begun().norm() <= 1 + 1e-5
+
+
+def test_a_tied_embedding_whose_uses_cancel_is_clipped_like_any_other():
+    """Its norm by uses alone is large, that of their sum small, and what is summed is rounded to the large ones."""
+    generator = torch.Generator().manual_seed(0)
+    ids, right = torch.tensor([[3]]), 1e4 * torch.randn(1, 1, 64, generator=generator)
+    rest = 1e-3 * torch.randn(1, 1, 64, generator=generator)
+    one_hot = F.one_hot(ids, 20).float()
+    own = [uses.Outer(-one_hot, right, 20), uses.Outer(ids, right + rest, 20)]
+    total = torch.zeros(20, 64)
+    squared = Recorded({"weight": list(own)}).squared_norms()["weight"]
+    Recorded({"weight": list(own)}).add_weighted_sums({"weight": total}, {"weight": squared.rsqrt()})
+    exact = (right + rest).double() - right.double()
+    assert squared.sqrt() >= exact.norm()
+    assert 0 < total.norm() <= 1 + 1e-5
+
+
+def test_norms_of_tokens_that_do_not_cancel_are_not_computed_twice(monkeypatch):
+    monkeypatch.setattr(uses, "_WORTH", 0)
+    kept = recorded(whole_model("GPT-2").float())
+    monkeypatch.setattr(uses.Outer, "exactly", lambda _: pytest.fail("a norm was computed again"))
+    assert kept.squared_norms()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_are_float32_or_better_whatever_the_factors(dtype):
     """Products of bfloat16 numbers, added up in bfloat16, gave norms 0.5% too small."""
@@ -127,7 +174,7 @@ def test_norms_are_float32_or_better_whatever_the_factors(dtype):
         wanted = torch.einsum("btm,btn->bmn", exact, right.double())
         torch.testing.assert_close(use.squared_norms(), wanted.square().sum((1, 2)), rtol=1e-5, atol=0)
         total = torch.zeros(use.rows, 50)
-        use.add_weighted_sum(total, torch.tensor([1.0, 0.5, 2.0]))
+        add_weighted_sum(use, total, torch.tensor([1.0, 0.5, 2.0]))
         summed = torch.einsum("b,bmn->mn", torch.tensor([1.0, 0.5, 2.0]).double(), wanted)
         torch.testing.assert_close(total.double(), summed, rtol=1e-4, atol=1e-4)
 
@@ -140,7 +187,7 @@ def test_factors_in_lower_precision_are_cast_a_few_examples_at_a_time(monkeypatc
     def everything() -> list[Tensor]:
         totals = [torch.zeros(30, 50), torch.zeros(30, 50)]
         for one, total in zip((use, lookup), totals, strict=True):
-            one.add_weighted_sum(total, WEIGHTS[:5])
+            add_weighted_sum(one, total, WEIGHTS[:5])
         return [use.squared_norms(), lookup.squared_norms(), use.inner_products(lookup), *totals]
 
     whole = everything()

@@ -14,6 +14,8 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaForSequenceClassification,
 )
 
@@ -169,3 +171,41 @@ def test_adapters_of_peft_train_too(tmp_path: Path) -> None:
     assert len(log.grads) == 2
     assert all(0 < grad.norm() <= 0.5 * len(draw) / 6 + 1e-6 for grad, draw in zip(log.grads, draws(2), strict=True))
     assert privacy_arguments().insecure_test_seed == SEED
+
+
+def without_a_mask(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in collate(features).items() if name != "attention_mask"}
+
+
+def padded_on_the_left(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    inputs = Collator()(features)
+    for row, feature in enumerate(features):
+        shift = inputs["input_ids"].shape[1] - len(feature["input_ids"])
+        for name in ("input_ids", "labels", "attention_mask"):
+            inputs[name][row] = inputs[name][row].roll(shift)
+    return {name: inputs[name] for name in ("input_ids", "labels", "attention_mask")}
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_encoder_whose_padding_is_not_masked_is_refused(tmp_path: Path, plain: bool) -> None:
+    """Each row's loss would depend on how long its longest neighbour is."""
+    make = (lambda *given, **how: plain_trainer(*given, **how)[0]) if plain else dp_trainer
+    settings = {"train_dataset": rows(), "data_collator": without_a_mask}
+    trainer = make(
+        tmp_path,
+        BertForSequenceClassification(bert_config(num_labels=3, vocab_size=400, initializer_range=0.3)),
+        **settings,
+    )
+    with pytest.raises(InvalidArgument, match="padded with or on its neighbours"):
+        trainer.train()
+    assert not (tmp_path / "privacy_report.json").exists()
+
+
+def test_a_language_model_whose_rows_are_padded_on_the_left_is_refused(tmp_path: Path) -> None:
+    """In a loop that calls the model itself: its positions would count from the longest neighbour's start."""
+    features = [{"input_ids": ids, "labels": ids} for ids, _ in random_examples(12)]
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=64, n_embd=16, n_layer=1, n_head=2))
+    trainer, _ = plain_trainer(tmp_path, model, train_dataset=features, data_collator=padded_on_the_left)
+    with pytest.raises(InvalidArgument, match="padded with or on its neighbours"):
+        trainer.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,7 @@ def test_rows_of_one_unit_are_clipped_together(tmp_path: Path) -> None:
         ("include_num_input_tokens_seen", "all"),
         ("optim", "lomo"),
         ("gradient_accumulation_steps", 7),
+        ("push_to_hub", True),
     ],
 )
 def test_arguments_that_break_it_are_refused_by_name(tmp_path: Path, argument: str, value: Any) -> None:
@@ -320,6 +322,36 @@ def masks_of(folder: Path, *, plain: bool, **privacy: Any) -> list[float]:
     trainer.train()
     assert 0 not in found
     return found
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_checkpoint_does_not_tell_the_masks_of_any_step(tmp_path: Path, plain: bool) -> None:
+    """transformers saves the state of torch's generator, and with it the seed that masks were drawn from."""
+    model, seeds = lora_llama(), set()
+    privacy = privacy_arguments(insecure_test_seed=None)
+    settings: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "privacy": privacy}
+    trainer = plain_trainer(tmp_path, model, **settings)[0] if plain else dp_trainer(tmp_path, model, **settings)
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda *_: seeds.add(torch.initial_seed()) if model.training else None
+    )
+    trainer.train()
+    assert len(seeds) >= 3
+    for step in (1, 2, 3):
+        saved = torch.load(tmp_path / f"checkpoint-{step}" / "rng_state.pth", weights_only=False)
+        generator = torch.Generator()
+        generator.set_state(saved["cpu"])
+        assert generator.initial_seed() not in seeds
+
+
+def test_its_model_card_is_the_privacy_reports(tmp_path: Path) -> None:
+    """The Trainer's own has a table of losses, which are measured on the data."""
+    trainer = dp_trainer(tmp_path, privacy=privacy_arguments(insecure_test_seed=None))
+    trainer.train()
+    trainer.create_model_card()
+    card, report = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "privacy_report.json").read_text())
+    assert "Training Loss" not in card
+    (claimed,) = re.findall(r"ε = ([\d.]+) at", card)
+    assert report["epsilon"] <= float(claimed) <= report["epsilon"] + 0.01
 
 
 @pytest.mark.parametrize("plain", [False, True])
