@@ -43,6 +43,7 @@ class Stage:
         ledger: a training's ledger, relative to the budget file's folder.
         noise_multiplier: of one Gaussian release: the noise's standard deviation over what one unit can move it by.
         reason: why a stage voids the whole guarantee.
+        release: what was released, by an id of its own; None where nothing asks whether it is entered.
     """
 
     stage: str
@@ -51,6 +52,13 @@ class Stage:
     ledger: str | None = None
     noise_multiplier: float | None = None
     reason: str | None = None
+    release: str | None = None
+
+    def is_same_as(self, other: Stage) -> bool:
+        """Whether both are one ledger, one release or one reason, so that they count once."""
+        one_ledger = self.ledger is not None and self.ledger == other.ledger
+        one_release = self.release is not None and self.release == other.release
+        return one_ledger or one_release or (self.kind == _WITHOUT and self == other)
 
 
 class Budget:
@@ -68,25 +76,23 @@ class Budget:
         """Enter a DP-SGD training before its first step; once for each ledger, so resuming it enters nothing.
 
         Raises:
-            InvalidArgument: another stage protects another unit.
+            InvalidArgument: another stage, or what was entered for this ledger, protects another unit.
         """
-        where = os.path.relpath(Path(ledger).absolute(), self.path.absolute().parent)
-        if any(entered.ledger == where for entered in self.stages):
-            return
-        self._enter(Stage(stage, unit, _TRAINING, ledger=Path(where).as_posix()))
+        where = Path(os.path.relpath(Path(ledger).absolute(), self.path.absolute().parent)).as_posix()
+        self._enter(Stage(stage, unit, _TRAINING, ledger=where))
 
-    def enter_gaussian(self, stage: str, noise_multiplier: float, *, unit: str) -> None:
-        """Enter one Gaussian release before it is made; each is a line of its own.
+    def enter_gaussian(self, stage: str, noise_multiplier: float, *, unit: str, release: str | None = None) -> None:
+        """Enter one Gaussian release before it is made; each is a line of its own, but one `release` id once only.
 
         Raises:
             InvalidArgument: a noise multiplier that is not above 0, or another stage protects another unit.
         """
         require_positive("noise_multiplier", noise_multiplier)
-        self._enter(Stage(stage, unit, _GAUSSIAN, noise_multiplier=float(noise_multiplier)))
+        self._enter(Stage(stage, unit, _GAUSSIAN, noise_multiplier=float(noise_multiplier), release=release))
 
-    def enter_without_privacy(self, stage: str, reason: str) -> None:
+    def enter_without_privacy(self, stage: str, reason: str, *, release: str | None = None) -> None:
         """Enter something that was computed from private data with no bound: no epsilon can be stated from here on."""
-        self._enter(Stage(stage, "nobody", _WITHOUT, reason=reason))
+        self._enter(Stage(stage, "nobody", _WITHOUT, reason=reason, release=release))
 
     @property
     def reasons(self) -> list[str]:
@@ -142,9 +148,12 @@ class Budget:
     def _enter(self, stage: Stage) -> None:
         others = {entered.unit for entered in self.stages if entered.kind != _WITHOUT} - {stage.unit}
         if others and stage.kind != _WITHOUT:
-            remedy = f"{self.path} has stages that protect {sorted(others)[0]}; epsilons of two units do not add up"
-            refuse("unit", stage.unit, remedy)
+            known = f"{self.path} has stages that protect {sorted(others)[0]}; epsilons of two units do not add up"
+            refuse("unit", stage.unit, f"{known}: keep to that unit, or begin a new file for other data")
+        if any(entered.is_same_as(stage) for entered in self.stages):
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn(self.path)
         append_line(self.path, json.dumps({name: value for name, value in vars(stage).items() if value is not None}))
         self.stages.append(stage)
 
@@ -157,18 +166,36 @@ def _rounded_up(epsilon: float) -> str:
 def _read(path: Path) -> list[Stage]:
     if not path.exists():
         return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
     stages = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(_content(path).removesuffix(_torn(path)).splitlines(), start=1):
         try:
             stages.append(_stage(json.loads(line)))
         except (ValueError, TypeError):
             refuse("budget", f"{path}:{number}", "not an entry; epsilon would be understated: restore the file")
     return stages
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        refuse("budget", str(path), f"cannot be read ({error.strerror}); give a budget.jsonl")
+
+
+def _torn(path: Path) -> bytes:
+    """What a crash left of a last line; nothing where only its line end is lacking."""
+    last = _content(path).rpartition(b"\n")[2]
+    try:
+        _stage(json.loads(last))
+    except (ValueError, TypeError):
+        return last
+    return b""
+
+
+def _cut_torn(path: Path) -> None:
+    """Make room for a whole line. Before one is appended only: who reads a file leaves it as it is."""
+    if path.exists() and (torn := _torn(path)):
+        os.truncate(path, path.stat().st_size - len(torn))
 
 
 def _stage(entry: dict[str, object]) -> Stage:

@@ -12,12 +12,13 @@ _FLAG = "--resume_from_checkpoint"
 _MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # of an error's one line
 
 
-def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, where: str = "the checkpoint") -> None:
     """Refuse to resume a run as another one.
 
     Args:
         saved: a checkpoint's `identity`.
         current: that of the run which wants to go on; values that JSON writes alike are equal.
+        where: `saved` was found, for the message.
 
     Raises:
         InvalidArgument: they differ; the message names what, with both values.
@@ -28,7 +29,7 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> No
     if not differing:
         return
     told = [
-        f"{_dotted(key)} was {_shown(old)} in the checkpoint and is {_shown(new)} now"
+        f"{_dotted(key)} was {_shown(old)} in {where} and is {_shown(new)} now"
         for key, (old, new) in list(differing.items())[:_MOST_DIFFERENCES]
     ]
     more = f", and {len(differing) - len(told)} more differ" if len(differing) > len(told) else ""

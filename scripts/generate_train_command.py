@@ -6,9 +6,10 @@ r"""Train a generator of synthetic instructions, or an assistant: print the `acc
 
 fine-tunes on the instructions of `data/NAME` (type A): the noise is found from --eps, --eps -1 is no privacy. With
 `--prompt_style vicuna` (or chat) it fine-tunes on pairs of instruction and answer, in a data set whose name begins with
-`labelled` (type C). Outputs go to `outputs/[job_sess]`, and what is spent is entered in its `budget.jsonl`, where the
-histogram of a resampling can be added. --print_only prints the line alone. The same line goes on after an interruption.
-Flags behind `--` are those of train_clm.py.
+`labelled` (type C). Outputs go to `outputs/[job_sess]`, and what is spent is entered in its `budget.jsonl`, or in the
+--budget_file of other stages on the same private data, where the histogram of a resampling can be added. A training
+without privacy voids that budget, unless --synthetic_data says that its rows tell nothing beyond what was released.
+--print_only prints the line alone. The same line goes on after an interruption. Flags behind `--` are train_clm.py's.
 
 Run it from the repository's root. The exit status is the launch's.
 """
@@ -29,8 +30,9 @@ from utils.arguments import exit_on_invalid_argument, parse
 from utils.comparison_arguments import split_words
 from utils.dataset_splits import LABELLED
 from utils.launch_lines import as_command, as_line, launch_words, require_free, require_job
-from utils.privacy_units import EXAMPLE, PrivacyUnit, author_name, group_by_author
+from utils.privacy_units import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
 from utils.prompts import PROMPT_STYLES, UNCONDITIONAL
+from utils.row_authors import authors_of, refuse_unnoticed_users
 from utils.tables import read_rows
 
 SCRIPT = "train_clm.py"
@@ -59,6 +61,7 @@ _TAKEN = {
     "no_eval_at_start": "--no_eval_at_start",
     "privacy_unit": "--privacy_unit",
     "examples_per_unit": "--examples_per_unit",
+    "user_level_method": "--user_level_method",
 }
 
 
@@ -91,9 +94,25 @@ class JobArguments:
     privacy_unit: str = field(
         default=EXAMPLE, metadata={"help": "example, or the column of each row's author: then --total_bs is of authors"}
     )
-    examples_per_unit: int | None = field(default=None, metadata={"help": "most rows of an author in a step"})
+    ignore_users: bool = field(
+        default=False, metadata={"help": "protect rows although the file names users: one user's rows add up"}
+    )
+    examples_per_unit: int | None = field(default=None, metadata={"help": "most rows of an author"})
+    user_level_method: str = field(
+        default=USER_LEVEL,
+        metadata={
+            "help": "user-level draws authors; example-level draws rows, --total_bs is then of rows",
+            "choices": USER_LEVEL_METHODS,
+        },
+    )
     eval_freq: int = field(default=10, metadata={"help": "steps between measurements of the validation loss"})
     eval_at_start: bool = field(default=True, metadata={"help": "measure it before the first step too"})
+    synthetic_data: bool = field(
+        default=False, metadata={"help": "the rows were made of released things alone: --eps -1 then spends nothing"}
+    )
+    budget_file: str | None = field(
+        default=None, metadata={"help": f"the pipeline's budget; default: {BUDGET_NAME} of the job"}
+    )
     data_dir: str = field(default="data", metadata={"help": "where --dataset_name is looked for"})
     print_only: bool = field(default=False, metadata={"help": "print the line, do not run it"})
 
@@ -105,11 +124,15 @@ class JobArguments:
             require_positive(f"--{flag}", getattr(self, flag))
         if self.eps != -1:
             require_positive("--eps", self.eps)
+        if self.synthetic_data and self.private:
+            refuse("--synthetic_data", True, "its budget counts nothing: give --eps -1, or leave it out")
         require_delta(self.delta, name="--delta")
         if self.total_bs % (at_once := self.perdevice_bs * self.gpus):
             refuse("--total_bs", self.total_bs, f"give a multiple of --perdevice_bs x --gpus, {at_once}")
         if (self.privacy_unit == EXAMPLE) != (self.examples_per_unit is None):
             refuse("--examples_per_unit", self.examples_per_unit, "give it with --privacy_unit COLUMN, and only then")
+        if self.ignore_users and self.privacy_unit != EXAMPLE:
+            refuse("--ignore_users", True, "leave it out where --privacy_unit names the users")
         if self.prompt_style != UNCONDITIONAL and not Path(self.dataset_name).name.startswith(LABELLED):
             remedy = f"--prompt_style {self.prompt_style} learns answers: give a data set named {LABELLED}..."
             refuse("--dataset_name", self.dataset_name, f"{remedy} (scripts/split_dataset.py makes one)")
@@ -125,7 +148,7 @@ class JobArguments:
         if self.privacy_unit == EXAMPLE:
             return PrivacyUnit()
         assert self.examples_per_unit is not None  # __post_init__
-        return PrivacyUnit(self.privacy_unit, examples=self.examples_per_unit)
+        return PrivacyUnit(self.privacy_unit, self.user_level_method, self.examples_per_unit)
 
     @property
     def folder(self) -> Path:
@@ -175,12 +198,20 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         *("--gradient_accumulation_steps", str(job.total_bs // (job.perdevice_bs * job.gpus))),
         *("--num_train_epochs", repr(job.num_epochs), "--learning_rate", repr(job.lr)),
         *(privacy if job.private else without),
-        *([] if job.unit.column is None else ["--privacy_unit", job.unit.column]),
-        *([] if job.unit.column is None else ["--examples_per_unit", str(job.unit.examples)]),
+        *_unit_flags(job.unit),
         *("--resume_from_checkpoint", "latest"),  # from its beginning where there is none
         *("--eval_freq", str(job.eval_freq), *([] if job.eval_at_start else ["--no_eval_at_start"])),
     ]
     return launch_words(SCRIPT, [*flags, *extra], gpus=job.gpus, shard=job.shard)
+
+
+def _unit_flags(unit: PrivacyUnit) -> list[str]:
+    if unit.column is None:
+        return []
+    return [
+        *("--privacy_unit", unit.column, "--examples_per_unit", str(unit.examples)),
+        *("--user_level_method", unit.method),
+    ]
 
 
 def describe_cost(job: JobArguments) -> list[str]:
@@ -197,30 +228,42 @@ def describe_cost(job: JobArguments) -> list[str]:
     require_delta(job.delta, count, name="--delta")
     steps = planned_steps(num_examples=count, expected_batch_size=job.total_bs, epochs=job.num_epochs)
     sigma = noise_multiplier(
-        target_epsilon=job.eps, delta=job.delta, sampling_probability=job.total_bs / count, steps=steps
+        target_epsilon=job.eps,
+        delta=job.delta,
+        sampling_probability=job.total_bs / count,
+        steps=steps,
+        group_size=job.unit.group_size,
     )
     return [f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps: epsilon {job.eps:g} at {job.delta:g}"]
 
 
 def _num_sampled(job: JobArguments) -> int:
-    """Rows, or authors where these are the unit."""
-    rows = read_rows(find_dataset(job), "--dataset_name")
-    column = job.unit.column
-    return len(rows) if column is None else len(group_by_author([author_name(row.get(column)) for row in rows]))
+    """What a step draws of: rows (those that are kept, where authors are bounded), or authors."""
+    rows, unit = read_rows(find_dataset(job), "--dataset_name"), job.unit
+    if unit.column is not None:
+        names = authors_of(rows, unit.column, "--dataset_name", job.dataset_name)
+        if unit.bounds_authors:
+            return len(bound_authors(rows, names, unit.examples, seed=0)[0])  # as many whatever the seed
+        return len(group_by_author(names))
+    if not job.ignore_users:
+        refuse_unnoticed_users(rows, "--dataset_name", job.dataset_name, "--privacy_unit")
+    return len(rows)
 
 
 def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
-    """Say in the job's budget, before anything runs, what will be spent: see `dptune.budget`.
+    """Say in the budget, before anything runs, what will be spent: see `dptune.budget`.
 
-    A training without privacy voids the budget of a generator. One on pairs, which may well be synthetic, has none.
+    A training without privacy voids the budget; no name of a data set proves that it is synthetic, its user says so.
     """
-    budget, unconditional = Budget(job.folder / BUDGET_NAME), job.prompt_style == UNCONDITIONAL
-    stage = f"{'generator' if unconditional else 'assistant'} {job.job_sess}"
+    if job.synthetic_data:
+        return
+    budget = Budget(job.budget_file or job.folder / BUDGET_NAME)
+    stage = f"{'generator' if job.prompt_style == UNCONDITIONAL else 'assistant'} {job.job_sess}"
     if any(word.partition("=")[0].replace("-", "_") == "__insecure_test_seed" for word in extra):
         budget.enter_without_privacy(stage, "the noise comes from a fixed key, which anybody can repeat")
     elif job.private:
         budget.enter_training(stage, job.folder / LEDGER_NAME, unit=job.unit.name)
-    elif unconditional:
+    else:
         budget.enter_without_privacy(stage, f"trained without privacy on {job.dataset_name}")
 
 

@@ -2,7 +2,8 @@
 # Private synthetic instructions, from a generator to an assistant, on the demo's model and chats: minutes on two cores.
 #   make pipeline      (or PYTHON=.venv/bin/python bash scripts/pipeline.sh, with requirements.txt installed)
 # Small sizes show the stages, not what they can do. The answers come from a local STUB that knows nothing: with a real
-# endpoint give scripts.annotate its --base_url and --model. The privacy unit is one row of the chats, not one person.
+# endpoint give scripts.annotate its --base_url and --model. The privacy unit is one row of the chats, not one person:
+# --ignore_users says so, where the scripts would refuse to protect rows of a file that names users.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -20,8 +21,8 @@ mkdir -p "$out"
 
 stage "A: train a generator of chat messages, epsilon 7"
 "$python" -m scripts.generate_train_command --dataset_name train --data_dir "$demo/chitchat" --model_name "$model" \
-  --job_sess "$job" --eps 7 --delta $delta --clip 1 --total_bs 128 --perdevice_bs 16 --num_epochs 0.0119 \
-  --max_seq_len 48 --prompt_style uncond_generation --lr 5e-3 --no_eval_at_start \
+  --job_sess "$job" --ignore_users --eps 7 --delta $delta --clip 1 --total_bs 128 --perdevice_bs 16 \
+  --num_epochs 0.0119 --max_seq_len 48 --prompt_style uncond_generation --lr 5e-3 --no_eval_at_start \
   -- --lora_r 4 --lora_target_modules q_proj v_proj --lr_scheduler_type constant
 
 stage "B: sample from it"
@@ -31,7 +32,7 @@ printf ' #### 256\n' >"$out/how_many.txt"
   --prompt_style uncond_generation
 
 stage "resample: as the private chats' kinds are, by a noisy histogram"
-"$python" -m scripts.resample_with_dp_histogram --real_file "$demo/chitchat/train.jsonl" \
+"$python" -m scripts.resample_with_dp_histogram --real_file "$demo/chitchat/train.jsonl" --ignore_users \
   --synthetic_file "inference_outputs/$job/instructions.jsonl" --output_dir "$out/resampled" \
   --num_buckets 20 --histogram_sigma 10 --num_samples 96 --budget_file "$out/budget.jsonl" --delta $delta
 
@@ -51,8 +52,8 @@ kill $stub
 
 stage "C: train an assistant on the synthetic pairs; they cost no further epsilon"
 "$python" -m scripts.generate_train_command --dataset_name labelled_synthetic --data_dir "$out" --model_name "$model" \
-  --job_sess "$job-assistant" --eps -1 --total_bs 16 --perdevice_bs 8 --num_epochs 1 --max_seq_len 128 \
-  --prompt_style vicuna --lr 1e-3
+  --job_sess "$job-assistant" --eps -1 --synthetic_data --total_bs 16 --perdevice_bs 8 --num_epochs 1 \
+  --max_seq_len 128 --prompt_style vicuna --lr 1e-3
 
 stage "D: it answers"
 printf '%s\n' 'Hey, how is your day going?' 'What do you like to do on weekends?' >"$out/questions.txt"

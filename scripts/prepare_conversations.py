@@ -31,11 +31,11 @@ from utils.conversations import Selection, instructions
 from utils.jsonl import write_jsonl
 from utils.languages import LanguageFilter
 from utils.records import Place
+from utils.row_authors import refuse_unnoticed_users
 from utils.row_streams import stream_rows
 from utils.tables import Row, show_columns
 
 INPUT = "--input_file"
-USER_COLUMNS = ("user", "user_id", "hashed_ip", "author")  # that published sets have
 
 
 @dataclass
@@ -113,6 +113,8 @@ def read(args: ConversationArguments) -> Iterator[tuple[Place, Row]]:
         for number, row in enumerate(stream_rows(path, INPUT), start=1):
             if number == 1:
                 _check_columns(row, path, args)
+            if args.user_column is None and not args.ignore_users:
+                refuse_unnoticed_users([row], INPUT, path, "--user_column")
             yield Place(INPUT, path, number), row
 
 
@@ -121,13 +123,8 @@ def _check_columns(row: Row, path: str, args: ConversationArguments) -> None:
     shown = show_columns(row)
     if not any(name in row for name in FORMATS):
         refuse(INPUT, path, f"found the columns {shown}; one must be {' or '.join(FORMATS)}")
-    if args.user_column is not None:
-        if args.user_column not in row:
-            refuse("--user_column", args.user_column, f"no such column in {path}, which has {shown}; name one of them")
-        return
-    users = [name for name in USER_COLUMNS if name in row]
-    if users and not args.ignore_users:
-        refuse(INPUT, path, f"names users in {users[0]}; give --user_column {users[0]}, or --ignore_users")
+    if args.user_column is not None and args.user_column not in row:
+        refuse("--user_column", args.user_column, f"no such column in {path}, which has {shown}; name one of them")
 
 
 def _refuse_nothing_kept(args: ConversationArguments, counts: Counter[str]) -> None:

@@ -6,7 +6,7 @@ r"""Keep those of many synthetic texts whose kinds are as frequent as among the 
 Synthetic texts are embedded and clustered; each private record votes for its nearest cluster, once; the votes get
 Gaussian noise of --histogram_sigma; synthetic texts are drawn to match (Yu et al. 2024). The release is entered in the
 budget file beside the generator's training, and the composed epsilon printed. The same line again uses the votes that
-were released already: it spends nothing more.
+were released already: it spends nothing more, and enters them where the budget file lacks them.
 
 Leaves `resampled.jsonl` (rows of the synthetic file) and `histogram.json` (the noisy votes), which may be published at
 the composed epsilon, and `private_state.json`, which may not.
@@ -14,6 +14,8 @@ the composed epsilon, and `private_state.json`, which may not.
 
 from __future__ import annotations
 
+import secrets
+import tempfile
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +29,12 @@ from dptune.histogram import release
 from dptune.keystream import Keystream
 from utils.arguments import exit_on_invalid_argument, parse
 from utils.embeddings import TFIDF, make_embedder
-from utils.jsonl import write_jsonl
-from utils.privacy_units import EXAMPLE, PrivacyUnit, author_name
+from utils.jsonl import json_line, write_jsonl
+from utils.privacy_units import EXAMPLE, PrivacyUnit
 from utils.records import Place, require_columns, text_of
-from utils.released_votes import digest, save_votes, saved_votes
+from utils.released_votes import ReleasedVotes, digest, save_votes, saved_votes
 from utils.resampling import CLUSTERERS, MINIBATCH, Buckets, cluster, distance, private_votes, resample
+from utils.row_authors import authors_of, refuse_unnoticed_users
 from utils.tables import Row, read_rows, show_columns
 
 RESAMPLED_NAME, BUDGET_NAME = "resampled.jsonl", "budget.jsonl"
@@ -59,6 +62,9 @@ class ResamplingArguments:
         default=EXAMPLE,
         metadata={"help": "example, or the column of each record's author, who has one vote"},
     )
+    ignore_users: bool = field(
+        default=False, metadata={"help": "protect rows although the file names users: one user's rows add up"}
+    )
     budget_file: str | None = field(
         default=None, metadata={"help": "the pipeline's budget; default: a new one in --output_dir"}
     )
@@ -75,6 +81,8 @@ class ResamplingArguments:
             require_count(f"--{flag}", getattr(self, flag))
         if self.num_samples is not None:
             require_count("--num_samples", self.num_samples)
+        if self.ignore_users and self.privacy_unit != EXAMPLE:
+            refuse("--ignore_users", True, "leave it out where --privacy_unit names the users")
         require_positive("--histogram_sigma", self.histogram_sigma)
         require_delta(self.delta, name="--delta")
 
@@ -96,20 +104,24 @@ def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = Non
     folder = Path(given.output_dir)
     real, synthetic = (read_rows(path, flag) for path, flag in _files(given))
     units = _units(real, given)
-    require_delta(given.delta, len(set(units)) if units else len(real), name="--delta")
+    num_votes = len(real) if units is None else len(set(units))
+    require_delta(given.delta, num_votes, name="--delta")
     synthetic_texts = _texts(synthetic, given, "synthetic_file")
     budget = Budget(given.budget_file or folder / BUDGET_NAME)
     embedder = make_embedder(given.embedder, dimensions=given.embedding_dimensions, seed=given.seed)
     buckets = cluster(synthetic_texts, given.num_buckets, embedder, given.seed, given.clusterer)
     real_texts = _texts(real, given, "real_file")
-    identity = _identity(given, synthetic_texts, real_texts)
+    identity = _identity(given, synthetic_texts, real_texts, buckets)
     released = saved_votes(folder, identity)
     if released is None:
+        _require_writable(folder, synthetic, given.synthetic_file)
         released = _release(private_votes(real_texts, buckets, embedder, units), budget, given, keystream)
         save_votes(folder, released, {"sigma": given.histogram_sigma, "unit": given.unit.name}, identity)
-    rows = resample(buckets, released, given.num_samples or max(1, len(synthetic) // 2), given.seed)
+    else:
+        _enter(budget, given, released.release, secret_noise=released.secret_noise)  # perhaps another budget than then
+    rows = resample(buckets, released.votes, given.num_samples or max(1, len(synthetic) // 2), given.seed)
     write_jsonl(folder / RESAMPLED_NAME, (synthetic[row] for row in rows))
-    print(*_describe(given, buckets, released, rows, len(real)), *budget.describe(given.delta), sep="\n")
+    print(*_describe(given, buckets, released.votes, rows, num_votes), *budget.describe(given.delta), sep="\n")
 
 
 def _files(given: ResamplingArguments) -> list[tuple[str, str]]:
@@ -133,42 +145,72 @@ def _units(real: Sequence[Row], given: ResamplingArguments) -> list[Hashable] | 
     """Whose each private record is; a record without a name is a unit of its own."""
     column = given.unit.column
     if column is None:
+        if not given.ignore_users:
+            refuse_unnoticed_users(real, "--real_file", given.real_file, "--privacy_unit")
         return None
-    if not any(column in row for row in real):
-        remedy = f"no such column in {given.real_file}, which has {show_columns(real[0])}; name one of them"
-        refuse("--privacy_unit", column, remedy)
-    names = [author_name(row.get(column)) for row in real]
+    names = authors_of(real, column, "--real_file", given.real_file)
     return [number if name is None else name for number, name in enumerate(names)]
 
 
-def _release(votes: np.ndarray, budget: Budget, given: ResamplingArguments, keystream: Keystream | None) -> np.ndarray:
+def _require_writable(folder: Path, rows: Sequence[Row], path: str) -> None:
+    """Find out before epsilon is spent whether what follows can be saved; makes the folder."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            json_line(row)
+        except (TypeError, ValueError, RecursionError) as error:
+            remedy = f"cannot be written as JSON ({type(error).__name__}); leave out columns of other things than text"
+            Place("--synthetic_file", path, number).refuse(remedy)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        refuse("--output_dir", str(folder), f"cannot be written to ({error.strerror}); give another folder")
+
+
+def _release(
+    votes: np.ndarray, budget: Budget, given: ResamplingArguments, keystream: Keystream | None
+) -> ReleasedVotes:
     """The noisy votes, entered into the budget before they are drawn."""
-    if keystream is not None and not keystream.secret:
-        budget.enter_without_privacy(STAGE, "the noise came from a fixed key, which anybody can repeat")
+    name, secret_noise = secrets.token_hex(8), keystream is None or keystream.secret
+    _enter(budget, given, name, secret_noise=secret_noise)
+    return ReleasedVotes(release(votes, given.histogram_sigma, keystream), name, secret_noise)
+
+
+def _enter(budget: Budget, given: ResamplingArguments, release_id: str, *, secret_noise: bool) -> None:
+    """Have the release in this budget, once."""
+    if secret_noise:
+        budget.enter_gaussian(STAGE, given.histogram_sigma, unit=given.unit.name, release=release_id)
     else:
-        budget.enter_gaussian(STAGE, given.histogram_sigma, unit=given.unit.name)
-    return release(votes, given.histogram_sigma, keystream)
+        reason = "the noise came from a fixed key, which anybody can repeat"
+        budget.enter_without_privacy(STAGE, reason, release=release_id)
 
 
-def _identity(given: ResamplingArguments, synthetic: Sequence[str], real: Sequence[str]) -> dict[str, Any]:
+def _identity(
+    given: ResamplingArguments, synthetic: Sequence[str], real: Sequence[str], buckets: Buckets
+) -> dict[str, Any]:
     """What released votes follow from, JSON values. Of the private records a digest: it must not be published."""
     names = ("num_buckets", "histogram_sigma", "privacy_unit", "embedder", "embedding_dimensions", "clusterer", "seed")
     settings = {name: getattr(given, name) for name in names}
-    return settings | {"synthetic_file": digest(synthetic), "real_file": digest(real)}
+    # Another version of a library or model may cluster otherwise. Centres by themselves may differ in their last bits:
+    # a vote means the synthetic texts of its cluster.
+    clusters = digest([str(bucket) for bucket in buckets.of_synthetic])
+    return settings | {"synthetic_file": digest(synthetic), "real_file": digest(real), "clusters": clusters}
 
 
 def _describe(
-    given: ResamplingArguments, buckets: Buckets, released: np.ndarray, rows: np.ndarray, real: int
+    given: ResamplingArguments, buckets: Buckets, released: np.ndarray, rows: np.ndarray, num_votes: int
 ) -> list[str]:
-    """The outcome in lines for a person; of the private records only what is released, and their number."""
+    """The outcome in lines for a person; of the private records only what is released, and the number of units."""
     lines = [
         f"{len(rows)} of {len(buckets.of_synthetic)} synthetic texts in {Path(given.output_dir) / RESAMPLED_NAME}",
         f"distance to the noisy votes      {distance(buckets, released):.3f} before, "
         f"{distance(buckets, released, rows):.3f} after (total variation over {len(buckets)} buckets)",
     ]
-    if real / len(buckets) < given.histogram_sigma:
+    if num_votes / len(buckets) < given.histogram_sigma:
+        voters = "records" if given.unit.column is None else "authors"
         lines.append(
-            f"NOTE: {real} records are {real / len(buckets):.1f} votes a bucket, less than the noise of "
+            f"NOTE: {num_votes} {voters} are {num_votes / len(buckets):.1f} votes a bucket, less than the noise of "
             f"{given.histogram_sigma:g}: take fewer buckets"
         )
     return lines

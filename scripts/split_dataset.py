@@ -136,7 +136,11 @@ def _is_done(folder: Path, record: Mapping[str, object]) -> bool:
     path = folder / RECORD_NAME
     if not path.is_file():
         refuse("--output_dir", str(folder), "is there and not from this script; give another folder")
-    if json.loads(path.read_text()) != dict(record):
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        refuse("--output_dir", str(folder), f"its {RECORD_NAME} is damaged; remove the folder, or give another")
+    if saved != dict(record):
         refuse(
             "--output_dir", str(folder), "holds a split of other rows or settings; remove it, or give another folder"
         )

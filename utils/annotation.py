@@ -3,7 +3,8 @@
 Retries are the client's own: on 408, 409, 429, 5xx, time-outs and dropped connections it waits 0.5, 1, 2, 4, 8, 8, ...
 seconds less a random quarter, or as long as the endpoint's Retry-After says (up to two minutes). What still fails then
 is a *failure*. One row's failure is held against that row only once the endpoint has answered another that was asked
-later: until then it may be the endpoint that is down, which must not set thousands of rows aside.
+later: until then it may be the endpoint that is down, which must not set thousands of rows aside. For the last rows a
+question that was answered before is asked once more.
 """
 
 from __future__ import annotations
@@ -158,24 +159,24 @@ class Asking:
         self._begun = 0  # questions, so far
         self._held: list[tuple[Question, Failure, int]] = []  # the last: questions begun when it failed
         self._in_a_row = 0
-        self._worked = False
+        self._good: Question | None = None  # the last that was answered
         self._problem: InvalidArgument | None = None
 
     async def run(self) -> None:
         """Ask all; those that are under way when a stop is wished for are still waited for.
 
         Raises:
-            InvalidArgument: the endpoint does not take the first question, or fails too often in a row. What was
-                answered stays answered.
+            InvalidArgument: the endpoint does not take the first question, fails too often in a row, or has gone at the
+                end. What was answered stays answered, and what was not is asked by the next run.
         """
         await self._ask_next()  # alone: what is wrong with the key, the address or the model is wrong for all
         await asyncio.gather(*(self._work() for _ in range(self._max_concurrency)))
-        if self._problem is None and self._held and not self._worked:
+        if self._problem is None and self._held and self._good is None:
             self._problem = self._gave_up()
         if self._problem is not None:
             raise self._problem
-        if not self._stopping():
-            self._settle_held(self._begun + 1)
+        if self._held and not self._stopping():
+            await self._settle_last()
 
     async def _work(self) -> None:
         while await self._ask_next():
@@ -201,14 +202,14 @@ class Asking:
     def _replied(self, question: Question, reply: Reply, number: int) -> None:
         self._answered(question, reply)
         if reply.answer is not None:
-            self._worked, self._in_a_row = True, 0
+            self._good, self._in_a_row = question, 0
             self._settle_held(number)
         else:
             self._count(str(reply.reason))
 
     def _failed(self, question: Question, failure: Failure) -> None:
         self._held.append((question, failure, self._begun))
-        if failure.is_everyones and (not self._worked or failure.status == 401):
+        if failure.is_everyones and (self._good is None or failure.status == 401):
             self._problem = self._problem or _explain(self._endpoint, question, failure)
         self._count(failure.what)
 
@@ -225,6 +226,18 @@ class Asking:
         self._held = [held for held in self._held if held[2] >= number]
         for question, failure, _ in settled:
             self._answered(question, Reply(reason=failure.what))
+
+    async def _settle_last(self) -> None:
+        """The last rows that failed: by themselves, if the endpoint still answers what it answered before."""
+        assert self._good is not None  # run
+        try:
+            up = (await self._endpoint.ask(self._good.instruction)).answer is not None
+        except Failure:
+            up = False
+        if not up:
+            told = f"it has gone, the last {len(self._held)} rows got no answer ({self._held[-1][1].what})"
+            raise _about(self._endpoint, f"{told}; see to it, and the same line goes on from here")
+        self._settle_held(self._begun + 1)
 
     def _gave_up(self) -> InvalidArgument:
         last = self._held[-1][1].what

@@ -22,6 +22,7 @@ from dptune._validate import refuse, require_count
 
 TFIDF = "tfidf"
 _FLAG = "--embedder"
+_BATCH_SIZE, _LONG = 32, 1000  # of a neural model; texts beyond which it shows how far it is
 
 
 class Embedder(Protocol):
@@ -30,8 +31,15 @@ class Embedder(Protocol):
     def fit(self, texts: Sequence[str]) -> None:
         """Learn from `texts` whatever there is to learn, once, before `embed`."""
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [N, D], a row a text. Rows have length 1, or 0 where nothing in the text is known."""
+    def embed(self, texts: Sequence[str], *, alone: bool = False) -> np.ndarray:
+        """float32 [N, D], a row a text. Rows have length 1, or 0 where nothing in the text is known.
+
+        Args:
+            texts: N.
+            alone: to the last bit, a row follows from its own text. Ask for it where texts are private: in a batch a
+                neural model pads them to the longest, which moves the last bits of the others' vectors, and so one
+                text may decide whose nearest neighbour another's is. Slower.
+        """
 
 
 def make_embedder(name: str = TFIDF, *, dimensions: int = 64, seed: int = 0) -> Embedder:
@@ -66,7 +74,7 @@ class _Tfidf:
         rank = min(self._dimensions, *counts.shape)
         self._directions = TruncatedSVD(rank, random_state=self._seed).fit(counts)
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
+    def embed(self, texts: Sequence[str], *, alone: bool = False) -> np.ndarray:  # noqa: ARG002  # it always is
         assert self._directions is not None, "fit() comes before embed()"
         reduced = self._directions.transform(self._words.transform(texts))
         return normalize(reduced).astype(np.float32)
@@ -88,6 +96,9 @@ class _SentenceTransformer:
     def fit(self, texts: Sequence[str]) -> None:
         """Nothing to learn."""
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        vectors = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+    def embed(self, texts: Sequence[str], *, alone: bool = False) -> np.ndarray:
+        size = 1 if alone else _BATCH_SIZE
+        vectors = self._model.encode(
+            list(texts), batch_size=size, normalize_embeddings=True, show_progress_bar=len(texts) > _LONG
+        )
         return np.asarray(vectors, dtype=np.float32)

@@ -32,7 +32,6 @@ KEY_VARIABLE = "VLLM_API_KEY"
 _RETRIES = 6  # with growing pauses, after 408, 409, 429, 5xx and lost connections
 _TIMEOUT = 600.0  # seconds for one text
 _FAILURES = (openai.OpenAIError, ValueError)  # ValueError: an answer that says it is JSON and is not
-_SHOWN = 200  # characters of what the server says
 
 
 class ServerBackend:
@@ -150,7 +149,6 @@ def _own_config(base: str, token: str | None, revision: str | None) -> Generatio
 
 
 def _refuse(url: str, error: Exception) -> NoReturn:
-    """One line; what is finished is on disk, so that the same line goes on."""
-    said = " ".join(str(error).split())[:_SHOWN]
-    cause = f": {error.__cause__}" if error.__cause__ else ""
-    refuse("--vllm_url", url, f"{type(error).__name__} ({said}{cause}); see to the server, then run again to continue")
+    """One line without a word of the server's, which may repeat the key; what is finished is on disk: run it again."""
+    status = f" (HTTP {error.status_code})" if isinstance(error, openai.APIStatusError) else ""
+    refuse("--vllm_url", url, f"{type(error).__name__}{status}; see to the server, then run again to continue")

@@ -20,6 +20,7 @@ from typing import Any
 
 from dptune._validate import refuse
 from utils.records import is_text
+from utils.tables import parse_json
 
 SEPARATOR = "####"
 FLAG = "--instruction_file"
@@ -130,13 +131,13 @@ def _entries(path: str, text: str) -> list[tuple[int, Any]]:
 def _parse(text: str) -> list[Any] | None:
     """The entries of a JSON list, or of JSONL; None if it is neither."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except json.JSONDecodeError:
         pass
     else:
         return content if isinstance(content, list) else [content] if isinstance(content, dict) else None
     try:
-        entries = [json.loads(line) for line in text.split("\n") if line.strip()]
+        entries = [parse_json(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError:
         return None
     return entries if all(isinstance(entry, dict) for entry in entries) else None

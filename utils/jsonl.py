@@ -21,5 +21,16 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
     count = 0
     with atomic_write(path) as file:
         for count, row in enumerate(rows, start=1):  # noqa: B007  # the count is what is wanted
-            file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+            file.write(json_line(row))
     return count
+
+
+def json_line(row: Mapping[str, object]) -> str:
+    """One row as it is written.
+
+    Raises:
+        TypeError, ValueError, RecursionError: it holds what JSON or UTF-8 does not.
+    """
+    line = json.dumps(dict(row), ensure_ascii=False) + "\n"
+    line.encode()  # half a surrogate pair is found here, by the row that has it
+    return line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,9 @@ from dptune._validate import refuse, require_count
 
 PLAIN_CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
 SHARDED_CONFIG = "accelerate_configs/accelerate_config.cfg"
+_SECRET = re.compile(
+    "(^|_)(token|key|password|secret)$"
+)  # flags that the scripts have, or that one may think they have
 
 
 def launch_words(script: str, flags: Sequence[str], *, gpus: int, shard: bool) -> list[str]:
@@ -48,8 +52,13 @@ def require_job(job_sess: str, outputs: Path, *, gpus: int, shard: bool) -> None
 
 
 def require_free(extra: Sequence[str], taken: Mapping[str, str]) -> None:
-    """Refuse flags behind `--` that a job's own flags decide: {name of the launched script's flag: the job's flag}."""
+    """Refuse flags behind `--` that a job's own flags decide: {name of the launched script's flag: the job's flag}.
+
+    Secrets too, for the line is printed.
+    """
     for word in extra:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and _SECRET.search(name):
+            refuse(f"--{name}", "behind --", "would be printed with the line; set HF_TOKEN in the environment instead")
         if word.startswith("--") and name in taken:
             refuse(f"--{name}", "behind --", f"give {taken[name]} before -- instead")

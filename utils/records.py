@@ -104,7 +104,9 @@ def load_records(
         place = Place(flag, str(path), number)
         require_columns(row, columns, place)
         record = _record(row, columns, prompt_style, tokenizer, place)
-        records.append(record if author_column is None else replace(record, author=_author(row, author_column, place)))
+        records.append(
+            record if author_column is None else replace(record, author=author_of(row, author_column, place))
+        )
     return records
 
 
@@ -133,7 +135,7 @@ def load_texts(
         place = Place(flag, str(path), number)
         require_columns(row, (column,), place)
         text = text_of(row, column, place)
-        author = None if author_column is None else _author(row, author_column, place)
+        author = None if author_column is None else author_of(row, author_column, place)
         records.append(Record(text, ((0, len(text)),), author))
     return records
 
@@ -208,7 +210,7 @@ def _record(row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTraine
     return joined(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
 
 
-def _author(row: Row, column: str, place: Place) -> str | None:
+def author_of(row: Row, column: str, place: Place) -> str | None:
     """Who the row says that it is of; the value is not shown, for it may name a person."""
     try:
         return author_name(row.get(column))

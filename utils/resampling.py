@@ -86,7 +86,7 @@ def private_votes(
     real: Sequence[str], buckets: Buckets, embedder: Embedder, units: Sequence[Hashable] | None = None
 ) -> np.ndarray:
     """How many private records are nearest to each cluster, float64 [K]: not for release (`dptune.histogram`)."""
-    return votes(nearest(embedder.embed(real), buckets.centers), len(buckets), units)
+    return votes(nearest(embedder.embed(real, alone=True), buckets.centers), len(buckets), units)
 
 
 def nearest(vectors: np.ndarray, centers: np.ndarray) -> np.ndarray:

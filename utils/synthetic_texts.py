@@ -94,8 +94,13 @@ def load_comparison(arguments: TextArguments) -> Comparison:
     train = None
     if arguments.train_file is not None:
         train = read_sample(arguments.train_file, "--train_file", real, seed, real_flag)
-    half = len(held_out) - len(held_out) // 2
-    return Comparison({HELD_OUT: held_out.part(half, None), **columns}, held_out.part(0, half), train)
+    for name, file in arguments.named_files.items():
+        _require_words(columns[name], "--synthetic_file", file, "what is drawn of it")
+    middle = len(held_out) - len(held_out) // 2
+    halves = held_out.part(0, middle), held_out.part(middle, None)
+    for half in halves:
+        _require_words(half, "--held_out_file", arguments.held_out_file, "one half of its rows")
+    return Comparison({HELD_OUT: halves[1], **columns}, halves[0], train)
 
 
 def read_sample(path: str, flag: str, column: str, seed: int, column_flag: str) -> Sample:
@@ -111,6 +116,12 @@ def read_sample(path: str, flag: str, column: str, seed: int, column_flag: str) 
     kept = [number for number in np.random.default_rng(seed).permutation(len(texts)) if texts[number].strip()]
     if len(kept) < FEWEST_TEXTS:
         refuse(flag, path, f"has {len(kept)} texts that are not blank; give at least {FEWEST_TEXTS}")
-    if not any(split_words(texts[number]) for number in kept):
-        refuse(flag, path, "has no word in it; give a file of texts")
-    return Sample([texts[number] for number in kept], [int(number) + 1 for number in kept], len(texts) - len(kept))
+    sample = Sample([texts[number] for number in kept], [int(number) + 1 for number in kept], len(texts) - len(kept))
+    _require_words(sample, flag, path, "the file")
+    return sample
+
+
+def _require_words(sample: Sample, flag: str, path: str, what: str) -> None:
+    """Words are compared: there must be one."""
+    if not any(map(split_words, sample.texts)):
+        refuse(flag, path, f"{what} has no word in it; give a file of texts")

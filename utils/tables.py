@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas
@@ -77,12 +78,22 @@ def _read_jsonl(path: Path, flag: str) -> list[Row]:
 def json_object(line: str, path: Path, flag: str, number: int) -> Row:
     """One line of a JSONL file; anything but an object is refused by its number."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except json.JSONDecodeError as error:
         refuse(flag, str(path), f"line {number} is not JSON ({error.msg}); put one whole JSON object on each line")
     if not isinstance(row, dict):
         refuse(flag, str(path), f"line {number} is not a JSON object; put one {{...}} on each line")
     return row
+
+
+def parse_json(text: str) -> Any:
+    """`json.loads`, which raises JSONDecodeError alone: also for what is JSON, but more than Python takes."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError):
+        raise json.JSONDecodeError("a number of thousands of digits, or nested too deeply", "", 0) from None
 
 
 def _read_file(path: Path, flag: str) -> list[Row]:
@@ -103,7 +114,7 @@ def _read_file(path: Path, flag: str) -> list[Row]:
 def _read_json(path: Path, flag: str) -> list[Row]:
     """A dictionary of columns, or a list of rows."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         where = f"not JSON at line {error.lineno}, column {error.colno} ({error.msg})"
         refuse(flag, str(path), f"{where}; mend it, or name it .jsonl if it has one object a line")

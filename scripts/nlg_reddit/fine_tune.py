@@ -205,16 +205,21 @@ def prepared_model(model_args: ModelArguments, *, check: bool) -> Any:
     device = torch.device("cpu")
     model = load_model(model_args.model_name, dtype=torch.float32, device=device)
     require_context(model, model_args.sequence_len)
+    choose_parameters(model, model_args)
+    if check:
+        check_rules(model, CausalLMLoss(model), device, width=model_args.sequence_len)
+    return model
+
+
+def choose_parameters(model: Any, model_args: ModelArguments) -> None:
+    """Adapters, or all that the model has."""
     if not model_args.lora_dim:
         choose_trainable(model, ["all"])
-        if check:
-            check_rules(model, CausalLMLoss(model), device)
-        return model
+        return
     names = {name.rpartition(".")[2] for name in linear_layers(model)}
     targets = model_args.lora_target_modules or ([_GPT2_TARGET] if _GPT2_TARGET in names else DEFAULT_TARGETS)
     rank, alpha, dropout = model_args.lora_dim, model_args.lora_alpha, model_args.lora_dropout
     add_lora(model, rank=rank, alpha=alpha, targets=targets, dropout=dropout)
-    return model
 
 
 def make_trainer(

@@ -67,6 +67,12 @@ def test_every_release_of_a_histogram_counts_and_a_resumed_training_once(tmp_pat
     assert twice > once
 
 
+def test_one_release_is_entered_once_and_two_releases_twice(tmp_path: Path) -> None:
+    for release in ("a", "b", "a", None, None):
+        Budget(tmp_path / "budget.jsonl").enter_gaussian("histogram", 10.0, unit=UNIT, release=release)
+    assert [stage.release for stage in Budget(tmp_path / "budget.jsonl").stages] == ["a", "b", None, None]
+
+
 def test_steps_that_a_training_takes_later_count(tmp_path: Path) -> None:
     ledger = trained(tmp_path, steps=10)
     budget = Budget(tmp_path / "budget.jsonl")
@@ -87,6 +93,25 @@ def test_a_stage_is_on_disk_when_it_is_entered_and_a_torn_line_is_forgotten(tmp_
     assert again.stages == budget.stages
     again.enter_gaussian("histogram 2", 5.0, unit=UNIT)
     assert [stage.stage for stage in Budget(budget.path).stages] == ["generator", "histogram", "histogram 2"]
+
+
+@pytest.mark.parametrize("tail", ["", '\n{"stage": "histogram 2", "uni'])
+def test_reading_changes_nothing_and_a_whole_last_line_needs_no_line_end(tail: str, tmp_path: Path) -> None:
+    budget = pipeline(tmp_path)
+    content = budget.path.read_bytes().removesuffix(b"\n") + tail.encode()
+    budget.path.write_bytes(content)
+    main([str(budget.path), "--delta", str(DELTA)])
+    assert budget.path.read_bytes() == content
+    again = Budget(budget.path)
+    assert again.stages == budget.stages
+    again.enter_gaussian("histogram 2", 5.0, unit=UNIT)
+    assert Budget(budget.path).stages == again.stages
+    assert len(again.stages) == 3
+
+
+def test_a_budget_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="cannot be read"):
+        Budget(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +146,14 @@ def test_two_units_do_not_add_up(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="two units"):
         budget.enter_gaussian("histogram of authors", 10.0, unit="one author")
     assert len(Budget(budget.path).stages) == 2
+
+
+def test_a_ledger_that_was_entered_for_another_unit_is_refused(tmp_path: Path) -> None:
+    budget = Budget(tmp_path / "budget.jsonl")
+    budget.enter_training("generator", trained(tmp_path), unit="one author")
+    with pytest.raises(InvalidArgument, match=r"unit='one training example': .*protect one author; .*new file"):
+        Budget(budget.path).enter_training("generator", tmp_path / "ledger.jsonl", unit=UNIT)
+    assert [stage.unit for stage in Budget(budget.path).stages] == ["one author"]
 
 
 def test_the_folder_may_move_as_a_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from dptune._validate import InvalidArgument
-from dptune.histogram import SENSITIVITY, release, votes
+from dptune.histogram import SENSITIVITY, grid, release, votes
 from dptune.keystream import Keystream
 
 BUCKETS = 5
@@ -54,6 +55,53 @@ def test_the_noise_is_gaussian_and_as_large_as_it_says() -> None:
     noise = release(private, 10.0, Keystream.for_tests(1)) - private
     assert stats.kstest(noise, stats.norm(scale=10.0 * SENSITIVITY).cdf).pvalue > 1e-4
     assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.03
+
+
+class Drawn:
+    """Stands for a keystream that draws the noise next to `wanted`: a sign and 106 bits below 2^-53 of each other."""
+
+    def __init__(self, wanted: np.ndarray) -> None:
+        self._signs = (wanted < 0).astype(np.uint64) ^ np.uint64(1)  # the quantile of less than 1/2 is below 0 itself
+        whole = [int(math.ldexp(2 * special.ndtr(-abs(value)), 106)) for value in wanted]
+        self._halves = [np.array([word >> 53 for word in whole]), np.array([word & 2**53 - 1 for word in whole])]
+
+    def uniforms(self, count: int) -> np.ndarray:
+        assert count == len(self._signs)
+        return self._halves.pop(0).astype(np.float64) * 2.0**-53
+
+    def words(self, count: int) -> np.ndarray:
+        return self._signs[:count]
+
+
+@pytest.mark.parametrize("sigma", [0.3, 2.0, 10.0, 5000.0])
+@pytest.mark.parametrize("change", [1.0, 1 / 3, 1 / 7])
+def test_every_released_value_is_reached_with_and_without_a_unit(sigma: float, change: float) -> None:
+    private = np.full(4000, 12.0)
+    released = release(private, sigma, Keystream.for_tests(2))
+    released[:1000] += np.rint(np.linspace(-5, 5, 1000) * sigma / grid(sigma)) * grid(sigma)  # out to 8 and 9 sigma
+    for neighbour in (private, private + change, private - change):
+        drawn = Drawn((released - neighbour) / sigma)
+        assert np.array_equal(release(neighbour, sigma, drawn), released)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 2.0, 10.0, 5000.0])
+def test_released_values_lie_on_a_grid_that_sigma_alone_decides(sigma: float) -> None:
+    step = grid(sigma)
+    assert math.frexp(step)[0] == 0.5  # a power of two: multiples are exact
+    assert 2**-11 < step / sigma <= 2**-10
+    shares = np.arange(1000) / 7
+    assert not np.any(release(shares, sigma) % step)
+
+
+def test_the_noise_is_fine_in_its_tail_and_never_infinite() -> None:
+    class Smallest:
+        def uniforms(self, count: int) -> np.ndarray:
+            return np.zeros(count)
+
+        def words(self, count: int) -> np.ndarray:
+            return np.arange(count, dtype=np.uint64)
+
+    assert np.allclose(release(np.zeros(2), 1.0, Smallest()), [-11.9, 11.9], atol=0.2)
 
 
 def test_no_seed_repeats_the_noise() -> None:

@@ -133,10 +133,11 @@ def test_garbage_is_set_aside_with_the_reason_and_asked_again_on_demand(tmp_path
         assert aside == [{**row, "reason": reasons[row["id"]]} for row in rows if row["id"] in reasons]
         kept = [row["id"] for row in read_rows(tmp_path / "out" / "annotated.jsonl", "--file")]
         assert kept == ["syn-0", "syn-6", "syn-7"]
+        asked = server.counts.total()
         annotate.main(flags(tmp_path, server))
-        assert server.counts.total() == 9, "what was set aside is not asked again by itself"
+        assert server.counts.total() == asked, "what was set aside is not asked again by itself"
         annotate.main(flags(tmp_path, server, "--retry_set_aside"))
-    assert server.counts.total() == 14
+    assert server.counts.total() == asked + 5
     assert read_rows(tmp_path / "out" / "set_aside.jsonl", "--file") == [{**rows[5], "reason": "no content"}]
     assert len(read_rows(tmp_path / "out" / "annotated.jsonl", "--file")) == 7
 

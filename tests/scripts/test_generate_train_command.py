@@ -13,7 +13,7 @@ import datasets
 import pytest
 
 from dptune._validate import InvalidArgument
-from dptune.accounting import epsilon
+from dptune.accounting import Spend, compose, epsilon
 from dptune.budget import Budget
 from scripts import generate_train_command as job
 from train_clm import GROUPS
@@ -29,8 +29,10 @@ ROWS = 200
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with data; nothing is written into the repository."""
     (tmp_path / "data").mkdir()
-    rows = [{"instruction": f"Tell me about {n}.", "answer": "No.", "user": f"u{n % 50}"} for n in range(ROWS)]
+    rows = [{"instruction": f"Tell me about {n}.", "answer": "No."} for n in range(ROWS)]
     write_jsonl(tmp_path / "data" / "chats.jsonl", rows)
+    by_users = [row | ({"user": f"u{n % 50}"} if n else {}) for n, row in enumerate(rows)]
+    write_jsonl(tmp_path / "data" / "by_users.jsonl", by_users)
     splits = {"train": datasets.Dataset.from_list(rows), "val": datasets.Dataset.from_list(rows[:9])}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "data" / "labelled_chats")
     monkeypatch.chdir(tmp_path)
@@ -103,10 +105,35 @@ def test_pairs_are_learned_from_a_labelled_data_set(capsys: pytest.CaptureFixtur
 
 
 def test_authors_are_counted_where_they_are_the_unit(capsys: pytest.CaptureFixture[str]) -> None:
-    comment, words = line(capsys, "--privacy_unit", "user", "--examples_per_unit", "3")
-    assert "50 authors" in comment
+    by_users = ["--dataset_name", "by_users"]
+    comment, words = line(capsys, *by_users, "--privacy_unit", "user", "--examples_per_unit", "3")
+    assert "51 authors" in comment  # the first row names nobody
     given = groups_of(words)
     assert (given["privacy_unit"], given["examples_per_unit"]) == ("user", 3)
+
+
+def test_the_noise_of_example_level_sampling_hides_all_rows_of_an_author(capsys: pytest.CaptureFixture[str]) -> None:
+    how = ["--privacy_unit", "user", "--examples_per_unit", "3", "--user_level_method", "example-level"]
+    comment, words = line(capsys, "--dataset_name", "by_users", *how)
+    assert groups_of(words)["user_level_method"] == "example-level"
+    kept = 50 * 3 + 1  # and the first row, which names nobody
+    sigma, steps = float(comment.split("noise multiplier ")[1].split()[0]), 8
+    assert f"{kept} examples and {steps} steps" in comment
+    spend = Spend(sigma, 40 / kept, steps, group_size=3)
+    assert 5.90 < compose([spend], delta=5e-7) <= 5.94
+
+
+def test_users_that_nobody_thought_of_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InvalidArgument, match="names users in user; give --privacy_unit user, or --ignore_users"):
+        line(capsys, "--dataset_name", "by_users")
+    assert f"{ROWS} examples" in line(capsys, "--dataset_name", "by_users", "--ignore_users")[0]
+
+
+def test_a_user_that_is_a_list_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(here / "data" / "lists.jsonl", [{"instruction": "a", "user": ["Jane Roe"]}] * ROWS)
+    by_users = ["--privacy_unit", "user", "--examples_per_unit", "3"]
+    with pytest.raises(InvalidArgument, match=r"row 1 .*user is neither text nor a number"):
+        line(capsys, "--dataset_name", "lists", *by_users)
 
 
 def test_several_gpus_share_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +153,11 @@ def test_several_gpus_share_the_batch(capsys: pytest.CaptureFixture[str]) -> Non
         (["--dataset_name", "nothing"], "^--dataset_name='nothing': no such file or folder in data"),
         (["--job_sess", "../up"], "^--job_sess='../up'"),
         (["--shard"], "^--shard=True"),
+        (["--synthetic_data"], "^--synthetic_data=True: its budget counts nothing"),
         (["--privacy_unit", "user"], "^--examples_per_unit=None"),
+        (["--privacy_unit", "user", "--examples_per_unit", "2"], "^--privacy_unit='user': no such column in chats"),
+        (["--", "--user_level_method", "example-level"], "^--user_level_method='behind --'"),
+        (["--privacy_unit", "user", "--examples_per_unit", "2", "--ignore_users"], "^--ignore_users=True"),
         (["--", "--target-epsilon=3"], "^--target_epsilon='behind --': give --eps before"),
         (["--", "--no_eval_at_start"], "^--no_eval_at_start='behind --'"),
     ],
@@ -154,9 +185,21 @@ def test_a_generator_without_privacy_or_with_a_fixed_key_voids_the_budget() -> N
     assert "fixed key" in entered(extra=["--insecure-test-seed=3"]).reasons[-1]
 
 
-def test_pairs_without_privacy_have_no_budget_of_their_own() -> None:
-    pairs = ["--dataset_name", "labelled_chats", "--prompt_style", "vicuna", "--eps", "-1"]
-    assert entered(*pairs).stages == []
+PAIRS = ["--dataset_name", "labelled_chats", "--prompt_style", "vicuna"]
+
+
+def test_pairs_without_privacy_void_the_budget_unless_they_are_said_to_be_synthetic() -> None:
+    assert entered(*PAIRS, "--eps", "-1", "--synthetic_data").stages == []
+    assert entered(*PAIRS, "--eps", "-1").reasons == ["assistant debug: trained without privacy on labelled_chats"]
+    assert len(entered(*PAIRS, "--eps", "-1").stages) == 1  # nor does going on void it twice
+
+
+def test_a_private_assistant_composes_with_the_generator_in_one_budget(here: Path) -> None:
+    entered()
+    entered(*PAIRS, "--job_sess", "assistant", "--budget_file", "outputs/debug/budget.jsonl")
+    stages = Budget("outputs/debug/budget.jsonl").stages
+    assert [stage.ledger for stage in stages] == ["ledger.jsonl", "../assistant/ledger.jsonl"]
+    assert not (here / "outputs" / "assistant").exists()
 
 
 def test_a_job_runs_to_its_report_and_its_budget(tiny_model_dir: Path, here: Path) -> None:

@@ -80,7 +80,7 @@ def test_users_are_the_unit_and_the_trainer_reads_them(tmp_path: Path, capsys: p
 
 
 def test_users_that_nobody_thought_of_are_refused(tmp_path: Path) -> None:
-    rows = [lmsys(0, "same", user_id="u1"), lmsys(1, "same", user_id="u2")]
+    rows = [lmsys(0, "same"), lmsys(1, "same", user_id="u2")]  # the second row alone names one
     with pytest.raises(InvalidArgument, match="names users in user_id; give --user_column user_id, or --ignore_users"):
         prepare(tmp_path, rows)
     assert not (tmp_path / "out.jsonl").exists()

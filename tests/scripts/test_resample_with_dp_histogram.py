@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 from dptune._validate import InvalidArgument
 from dptune.accounting import epsilon
 from dptune.budget import Budget
+from dptune.histogram import grid
 from dptune.keystream import Keystream
 from scripts import resample_with_dp_histogram as script
 from tests.utils.test_resampling import ANIMALS, MONEY
 from utils.jsonl import write_jsonl
+from utils.resampling import Buckets
 from utils.tables import read_rows
 
 SECRET = "Jane Roe has measles"
@@ -24,7 +29,7 @@ SECRET = "Jane Roe has measles"
 def folder(tmp_path: Path) -> Path:
     synthetic = [{"id": f"syn-{number}", "instruction": text} for number, text in enumerate(ANIMALS + MONEY)]
     write_jsonl(tmp_path / "synthetic.jsonl", synthetic)
-    real = [{"instruction": f"the cow ran {number}", "user": f"u{number % 4}"} for number in range(40)]
+    real = [{"instruction": f"the cow ran {number}", "u": f"u{number % 4}"} for number in range(40)]
     write_jsonl(tmp_path / "real.jsonl", real)
     return tmp_path
 
@@ -66,6 +71,21 @@ def test_the_same_line_again_releases_nothing_new(folder: Path) -> None:
     assert len(Budget(out / "budget.jsonl").stages) == 1
 
 
+def test_votes_that_are_used_again_are_in_whichever_budget_is_given(folder: Path) -> None:
+    run(folder)
+    for _ in range(2):
+        run(folder, "--budget_file", str(folder / "late.jsonl"))
+    first, late = Budget(folder / "out" / "budget.jsonl"), Budget(folder / "late.jsonl")
+    assert late.stages == first.stages  # the same release, once in each
+    assert late.epsilon(1e-5) == first.epsilon(1e-5)
+
+
+def test_votes_under_a_fixed_key_void_another_budget_too(folder: Path) -> None:
+    run(folder, keystream=Keystream.for_tests(1))
+    run(folder, "--budget_file", str(folder / "late.jsonl"))
+    assert Budget(folder / "late.jsonl").epsilon(1e-5) is None
+
+
 def test_a_crash_before_the_votes_are_saved_counts_and_the_next_release_as_well(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +113,7 @@ def test_the_budget_is_entered_before_the_noise_is_drawn(folder: Path, monkeypat
 def test_released_votes_are_noisy_and_differ_from_run_to_run(folder: Path) -> None:
     votes = [json.loads((run(folder, out=out) / "histogram.json").read_text())["noisy_votes"] for out in ("a", "b")]
     assert not np.isclose(*votes).any()
-    assert all(value != round(value) for value in votes[0])
+    assert not np.any(np.array(votes) % grid(2.0))  # not the float's last bits, which would tell the counts
 
 
 def test_noise_under_a_fixed_key_is_no_privacy(folder: Path) -> None:
@@ -104,9 +124,19 @@ def test_noise_under_a_fixed_key_is_no_privacy(folder: Path) -> None:
 def test_an_author_has_one_vote_in_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(script, "release", lambda votes, *_: seen.append(votes) or votes)
-    out = run(folder, "--privacy_unit", "user", out="users")
+    out = run(folder, "--privacy_unit", "u", out="users")
     assert seen[0].sum() == pytest.approx(4)  # authors, of 40 records
-    assert "user" in Budget(out / "budget.jsonl").stages[0].unit
+    assert "column u;" in Budget(out / "budget.jsonl").stages[0].unit
+
+
+def test_users_that_nobody_thought_of_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read_rows(folder / "real.jsonl", "--file")
+    write_jsonl(folder / "real.jsonl", [*rows, {"instruction": "the cow ran", "Hashed-IP": "x"}])
+    with pytest.raises(SystemExit):
+        run(folder)
+    assert "names users in Hashed-IP; give --privacy_unit Hashed-IP" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+    run(folder, "--ignore_users")
 
 
 def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
@@ -116,9 +146,29 @@ def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
     assert len(Budget(folder / "out" / "budget.jsonl").stages) == 1
 
 
+def test_votes_for_other_clusters_are_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(folder)
+    clustered = script.cluster
+
+    def renumbered(*how: Any) -> Buckets:
+        found = clustered(*how)
+        return Buckets(found.centers[::-1], len(found) - 1 - found.of_synthetic)
+
+    monkeypatch.setattr(script, "cluster", renumbered)
+    with pytest.raises(SystemExit):
+        run(folder)
+    assert "its votes follow from other clusters" in capsys.readouterr().err
+
+
 def test_few_votes_a_bucket_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "--num_buckets", "10", "--histogram_sigma", "5")
     assert "40 records are 4.0 votes a bucket, less than the noise of 5" in capsys.readouterr().out
+    # 40 records are 20 a bucket, but not votes. A fixed key: one time in eight neither bucket has more than noise.
+    authors = ("--histogram_sigma", "5", "--privacy_unit", "u")
+    run(folder, *authors, out="users", keystream=Keystream.for_tests(1))
+    assert "4 authors are 2.0 votes a bucket, less than the noise of 5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -145,12 +195,57 @@ def test_mistakes_are_one_line_and_cost_nothing(
     assert not (folder / "out" / "budget.jsonl").exists()
 
 
+def lists_in_parquet(folder: Path) -> list[str]:
+    rows = [{"instruction": text, "words": text.split()} for text in ANIMALS + MONEY]
+    pandas.DataFrame(rows).to_parquet(folder / "synthetic.parquet")
+    return ["--synthetic_file", str(folder / "synthetic.parquet")]
+
+
+def half_a_pair(folder: Path) -> list[str]:
+    rows = [{"instruction": text, "note": "\ud800"} for text in ANIMALS + MONEY]
+    (folder / "surrogates.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return ["--synthetic_file", str(folder / "surrogates.jsonl")]
+
+
+def a_file_for_a_folder(folder: Path) -> list[str]:
+    (folder / "taken").write_text("")
+    return ["--output_dir", str(folder / "taken"), "--budget_file", str(folder / "out" / "budget.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lists_in_parquet, "row 1 (counted from 1): cannot be written as JSON (TypeError)"),
+        (half_a_pair, "row 1 (counted from 1): cannot be written as JSON (UnicodeEncodeError)"),
+        (a_file_for_a_folder, "cannot be written to"),
+    ],
+)
+def test_what_cannot_be_saved_is_found_before_it_costs(
+    make: Callable[[Path], list[str]], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(folder, *make(folder))
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (folder / "out" / "budget.jsonl").exists()
+
+
 def test_a_bad_record_is_named_by_row_and_not_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(folder / "real.jsonl", [{"instruction": "a"}, {"instruction": [SECRET]}])
     with pytest.raises(SystemExit):
         run(folder)
     error = capsys.readouterr().err
     assert "row 2" in error
+    assert SECRET not in error
+
+
+def test_a_user_that_is_a_list_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(folder / "real.jsonl", [{"instruction": "a", "u": "x"}, {"instruction": "b", "u": [SECRET]}])
+    with pytest.raises(SystemExit):
+        run(folder, "--privacy_unit", "u")
+    error = capsys.readouterr().err
+    assert "row 2 (counted from 1): u is neither text nor a number" in error
     assert SECRET not in error
 
 

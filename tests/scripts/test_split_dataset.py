@@ -116,7 +116,7 @@ def test_ids_are_kept_only_where_every_row_has_one(tmp_path: Path) -> None:
         ([{"text": "a"}], [], "instruction is missing"),
         ([{"instruction": "a", "answer": "b"}, {"instruction": "secret"}], [], "row 2 .*answer is missing"),
         ([{"instruction": "a", "answer": None}], [], "answer is not text"),
-        ([{"instruction": "a", "answer": "b"}], [], "--val_share=0.05: no row of 1 goes to val|no row of 1 goes to"),
+        ([{"instruction": "a", "answer": "b"}], [], r"^--val_share=0\.05: no row of 1 goes to val;"),
         ([{"instruction": "a", "answer": "b"}], ["--user_column", "who"], "--user_column='who': no such column"),
         (
             [{"instruction": "a", "answer": "b", "who": ["secret"]}],
@@ -132,3 +132,11 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path, rows: list[Any], more: 
         split(tmp_path, *more)
     assert "secret" not in str(caught.value)
     assert not (tmp_path / "data" / "labelled_x").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000])
+def test_a_damaged_note_is_one_line(content: str, tmp_path: Path) -> None:
+    make_input(tmp_path)
+    (split(tmp_path) / "split.json").write_text(content)
+    with pytest.raises(InvalidArgument, match=r"its split\.json is damaged; remove the folder"):
+        split(tmp_path)

@@ -215,6 +215,23 @@ def test_an_endpoint_that_goes_down_ends_the_run_and_sets_nothing_aside() -> Non
     assert answers.reasons() == {}
 
 
+def test_an_endpoint_that_goes_down_at_the_end_sets_nothing_aside() -> None:
+    answers, names = Answers(), [f"q{i}" for i in range(20)]
+    with (
+        FaultyServer({name: [None] for name in names[:15]}, always=status(503)) as server,
+        pytest.raises(InvalidArgument, match=r"the last 5 rows got no answer \(HTTP 503\); .*the same line goes on"),
+    ):
+        ask_all(server, names, answers=answers)
+    assert set(answers.replies) == set(names[:15])
+    assert answers.reasons() == {}
+
+
+def test_last_rows_that_fail_by_themselves_are_set_aside() -> None:
+    with FaultyServer({name: [status(500)] for name in ("q8", "q9")}) as server:
+        answers = ask_all(server, [f"q{i}" for i in range(10)])
+    assert answers.reasons() == {"q8": "HTTP 500", "q9": "HTTP 500"}
+
+
 def test_an_answer_on_its_way_when_the_endpoint_went_down_proves_nothing() -> None:
     def late(handler: StubHandler) -> None:
         time.sleep(0.4)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from dptune._validate import InvalidArgument
 from utils.embeddings import make_embedder
@@ -39,11 +41,36 @@ def test_what_is_embedded_teaches_it_nothing() -> None:
     assert np.array_equal(embedder.embed(TEXTS), before)
 
 
-def test_one_text_at_a_time_gives_the_same_vectors() -> None:
+def test_one_text_at_a_time_gives_the_same_vectors_to_the_last_bit() -> None:
     embedder = make_embedder()
     embedder.fit(TEXTS)
-    together, alone = embedder.embed(TEXTS), [embedder.embed([text])[0] for text in TEXTS]
-    assert together == pytest.approx(np.stack(alone), abs=1e-6)
+    assert np.array_equal(embedder.embed(TEXTS, alone=True), np.stack([embedder.embed([text])[0] for text in TEXTS]))
+
+
+@pytest.fixture(scope="module")
+def sentence_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny BERT of random weights, as sentence-transformers saves it."""
+    pytest.importorskip("sentence_transformers", reason="an extra: pip install '.[embeddings]'")
+    from sentence_transformers import SentenceTransformer, models
+
+    folder = tmp_path_factory.mktemp("sentence-model")
+    words = sorted({word for text in TEXTS for word in text.split()})
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=5 + len(words), **sizes)).save_pretrained(folder / "bert")
+    parts = [models.Transformer(str(folder / "bert")), models.Pooling(sizes["hidden_size"])]
+    SentenceTransformer(modules=parts).save(str(folder / "model"))
+    return str(folder / "model")
+
+
+def test_a_private_text_is_embedded_as_if_there_were_no_other(sentence_model: str) -> None:
+    embedder = make_embedder(sentence_model)
+    texts = [*TEXTS, " ".join(TEXTS)]  # the longest, which the others would be padded to
+    by_itself = np.stack([embedder.embed([text])[0] for text in texts])
+    assert np.array_equal(embedder.embed(texts, alone=True), by_itself)
+    assert embedder.embed(texts) == pytest.approx(by_itself, abs=1e-6)
 
 
 def test_texts_without_words_are_refused() -> None:
@@ -65,6 +92,7 @@ def test_a_sentence_transformers_model_is_asked_for_unit_vectors(monkeypatch: py
 
         def encode(self, texts: list[str], **how: Any) -> np.ndarray:
             assert how["normalize_embeddings"]
+            assert how["show_progress_bar"] == (len(texts) > 1000)
             return np.ones((len(texts), 3)) / 3**0.5
 
     monkeypatch.setattr("utils.embeddings.find_spec", lambda _: object())
@@ -72,5 +100,6 @@ def test_a_sentence_transformers_model_is_asked_for_unit_vectors(monkeypatch: py
     embedder = make_embedder("there")
     embedder.fit(TEXTS)
     assert embedder.embed(TEXTS).dtype == np.float32
+    assert len(embedder.embed(TEXTS * 300)) == 1500  # a bar, not minutes of silence
     with pytest.raises(InvalidArgument, match="cannot be loaded"):
         make_embedder("elsewhere")

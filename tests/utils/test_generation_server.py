@@ -118,7 +118,7 @@ def test_busy_and_failing_answers_are_asked_for_again(tokenizer: PreTrainedToken
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (as_json({"error": {"message": "unknown field"}}, 400), r"BadRequestError .*unknown field.*run again"),
+        (as_json({"error": {"message": "unknown field"}}, 400), r"BadRequestError \(HTTP 400\); .*run again"),
         (RATE_LIMITED, "RateLimitError"),
         (WEB_PAGE, "gave no text for index"),
         ((200, {"Content-Type": "application/json"}, b"{torn"), "JSONDecodeError"),
@@ -145,6 +145,16 @@ def test_after_a_failure_no_more_is_asked_for(tokenizer: PreTrainedTokenizerBase
     with running(CompletionServer(trouble=lambda _number: refused)) as server, pytest.raises(InvalidArgument):
         _draw(server, tokenizer, tiny_model_dir, batch_size=2)
     assert 1 <= server.asked <= 2
+
+
+def test_a_servers_words_are_not_repeated(tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path) -> None:
+    echoing = as_json({"error": {"message": "bad header Authorization: Bearer sk-SECRET"}}, 401)
+    with (
+        running(CompletionServer(trouble=lambda _number: echoing)) as server,
+        pytest.raises(InvalidArgument, match=r"AuthenticationError \(HTTP 401\)") as caught,
+    ):
+        _draw(server, tokenizer, tiny_model_dir)
+    assert "SECRET" not in str(caught.value)
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:

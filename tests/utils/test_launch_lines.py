@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG, as_command, as_line, launch_words
+from dptune._validate import InvalidArgument
+from utils.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG, as_command, as_line, launch_words, require_free
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,3 +32,14 @@ def test_the_line_and_the_command_are_the_same_launch() -> None:
     words = launch_words("train.py", ["--stop", "two words", "it's", "$HOME\n"], gpus=1, shard=False)
     assert shlex.split(as_line(words)) == ["accelerate", "launch", *words]
     assert as_command(words) == [sys.executable, "-m", "accelerate.commands.launch", *words]
+
+
+@pytest.mark.parametrize("words", [["--access_token", "hf_SECRET"], ["--access-token=hf_SECRET"], ["--hub_token", "x"]])
+def test_a_secret_is_refused_before_the_line_is_printed(words: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match="HF_TOKEN in the environment") as caught:
+        require_free(words, {})
+    assert "SECRET" not in str(caught.value)
+
+
+def test_other_flags_are_free() -> None:
+    require_free(["--max_tokens_per_device", "4096", "--stop", "a token", "--seed=3"], {"delta": "--delta"})

@@ -64,6 +64,16 @@ def test_one_private_record_changes_its_own_vote_and_no_other() -> None:
         assert sorted(change) == [0, 0, 1]
 
 
+def test_private_records_are_embedded_each_by_itself() -> None:
+    class Asked:
+        def embed(self, texts: list[str], *, alone: bool = False) -> np.ndarray:
+            assert alone
+            return np.zeros((len(texts), 2), dtype=np.float32)
+
+    buckets = Buckets(np.eye(2, dtype=np.float32), np.array([0, 1]))
+    assert private_votes(["a", "b"], buckets, Asked()).tolist() == [2, 0]
+
+
 def test_a_records_cluster_does_not_depend_on_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     vectors, centers = (generator.normal(size=(count, 8)).astype(np.float32) for count in (50, 7))

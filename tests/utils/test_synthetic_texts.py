@@ -65,6 +65,30 @@ def test_real_files_may_have_another_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("made", "held", "complaint"),
+    [
+        (["word"] * 20, ["word", *["?!"] * 19], "one half of its rows has no word in it"),
+        (["word", *["?!"] * 399], ["word"] * 20, "what is drawn of it has no word in it"),
+    ],
+)
+def test_texts_that_are_compared_have_words(
+    made: list[object], held: list[object], complaint: str, tmp_path: Path
+) -> None:
+    files = [
+        "--synthetic_file",
+        write(tmp_path / "a.jsonl", made),
+        "--held_out_file",
+        write(tmp_path / "b.jsonl", held),
+    ]
+    with pytest.raises(InvalidArgument, match=complaint):
+        load_comparison(
+            *parse(
+                TextArguments, args=[*files, "--output_dir", str(tmp_path / "out"), "--max_texts", "20", "--seed", "1"]
+            )
+        )
+
+
+@pytest.mark.parametrize(
     ("texts", "complaint"),
     [
         ([SECRET] * 9 + [" "], "has 9 texts that are not blank; give at least 10"),
