@@ -17,14 +17,14 @@ compare() { # modes, rates and clip norms; what was tried is in the table, so it
 compare --modes full --learning_rates 1e-3 --baseline_learning_rates 1e-4 --max_grad_norm 4
 compare --modes last-layer --learning_rates 0.05 --baseline_learning_rates 0.02 0.05 --max_grad_norm 1.2
 compare --modes lora --learning_rates 4e-3 --baseline_learning_rates 2e-3 6e-3 --max_grad_norm 2 5
+compare --modes lora --learning_rates 0.012 --baseline_learning_rates 6e-3 --max_grad_norm 1.2
 compare --modes ia3 --learning_rates 0.02 --baseline_learning_rates 0.01 0.02 0.04 --max_grad_norm 1 2
-compare --modes ia3 --learning_rates 0.04 --baseline_learning_rates 0.02 --max_grad_norm 1
-compare --modes prefix --learning_rates 0.01 --max_grad_norm 2
+compare --modes prefix --learning_rates 0.01 --baseline_learning_rates 0.01 --max_grad_norm 2
 compare --modes soft-prompt --learning_rates 5e-3 --baseline_learning_rates 0.01 --max_grad_norm 2
 compare --modes soft-prompt+lora --learning_rates 4e-3 --baseline_learning_rates 6e-3 --max_grad_norm 1.2
 compare --modes prefix+lora --learning_rates 4e-3 --baseline_learning_rates 6e-3 --max_grad_norm 2
-compare --modes bias-only --learning_rates 3e-3 --baseline_learning_rates 2e-3 6e-3 --max_grad_norm 2
+compare --modes bias-only --learning_rates 3e-3 --baseline_learning_rates 2e-3 --max_grad_norm 2
 # The best two with privacy, with more seeds.
-compare --modes lora --learning_rates 4e-3 --baseline_learning_rates 6e-3 --max_grad_norm 2 --seeds 0 1 2
+compare --modes lora --learning_rates 0.012 --baseline_learning_rates 6e-3 --max_grad_norm 1.2 --seeds 0 1 2
 compare --modes ia3 --learning_rates 0.04 --baseline_learning_rates 0.04 --max_grad_norm 1 --seeds 0 1 2
 "$python" -m benchmarks.mode_comparison --comparison "$out" --output "$result"
