@@ -27,13 +27,21 @@ from utils.classification_data import ClassificationTask, describe_task
 from utils.classification_metrics import scores
 from utils.classifier_arguments import GROUPS, Settings
 from utils.classifier_files import load_classifier_tokenizer
-from utils.classifier_outputs import SCORES_NAME, finish_classifier
-from utils.classifier_setup import describe_setup, dtype_of_launch, load_tasks, load_trained, plan_task
+from utils.classifier_outputs import finish_classifier, finished_results, refuse_other_results
+from utils.classifier_setup import (
+    describe_setup,
+    dtype_of_launch,
+    load_in_mode,
+    load_tasks,
+    load_trained,
+    plan_task,
+    run_identity_of,
+)
 from utils.finetune_modes import head_parameters
 from utils.folder_lock import FolderLock
 from utils.launch import make_accelerator
 from utils.micro_batches import MicroBatches, remembered_budget
-from utils.resume import Checkpoints, find_saved_run, model_identity, run_identity
+from utils.resume import Checkpoints, find_saved_run, model_identity
 from utils.run_outputs import refuse_existing_run, start_run
 from utils.run_plan import RunPlan, describe_plan
 from utils.trainable import in_autocast
@@ -54,15 +62,20 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     dtype = dtype_of_launch(accelerator)
     tokenizer = load_classifier_tokenizer(settings.checkpoint.model_checkpoint)
     planned = [plan_task(task, settings, tokenizer, accelerator) for task in load_tasks(settings, tokenizer)]
-    for task, _, plan in planned:
+    finished = set()
+    for task, settled, plan in planned:
         if settings.results.resume_from_checkpoint is None and accelerator.is_main_process:
             refuse_existing_run(str(settings.folder / task.name))
+        if (found := broadcast_object_list([finished_results(settings.folder / task.name)])[0]) is not None:
+            updates = load_in_mode(task, settled, tokenizer).identity(plan, settled)
+            refuse_other_results(found, {"run": run_identity_of(task, plan, settled), "updates": updates})
+            finished.add(task.name)
         accelerator.print(*describe_task(task), *describe_plan(plan), *describe_setup(settings), sep="\n")
     for task, settled, plan in planned:
         folder = settings.folder / task.name
         if settings.results.dry_run:
             load_trained(task, plan, settled, tokenizer, accelerator)
-        elif broadcast_object_list([(folder / SCORES_NAME).exists()])[0]:
+        elif task.name in finished:
             accelerator.print(f"finished already       {folder}")
         else:
             with FolderLock(enabled=accelerator.is_main_process) as lock:
@@ -83,15 +96,15 @@ def train_task(
     folder, output = settings.folder / task.name, settings.results.of_task(settings.folder / task.name)
     lock.take(folder)
     saved = find_saved_run(output, accelerator)
-    # The mode comes first: a measured clip norm follows it, and would be named in its place.
-    run = run_identity(plan, task.train, settings.budget.engine, settings.steps.optimizer)
-    identity = {"run": vars(settings.mode) | run}
+    identity = {"run": run_identity_of(task, plan, settings)}
     if saved is not None:
         refuse_other_run(saved.identity["run"], identity["run"])
-    model, names, updates = load_trained(task, plan, settings, tokenizer, accelerator)
-    identity["model"] = model_identity(model)
+    trained = load_trained(task, plan, settings, tokenizer, accelerator)
+    model, names, updates, _ = trained
+    identity |= {"updates": trained.identity(plan, settings), "model": model_identity(model)}
     if saved is not None and accelerator.is_main_process:
-        refuse_other_run(saved.identity["model"], identity["model"])
+        for part in ("updates", "model"):  # earlier checkpoints have no updates
+            refuse_other_run(saved.identity.get(part, identity[part]), identity[part])
     config = public_config(*settings) | {"task": task.name, "num_processes": accelerator.num_processes}
     ledger = start_run(folder, config, private=plan.privacy is not None, is_main=accelerator.is_main_process)
     lock.take(folder)
@@ -122,7 +135,7 @@ def train_task(
         accelerator.print(describe_stop(end, plan.steps, folder))
     elif accelerator.is_main_process:
         facts: dict[str, Any] = {"completed": end.completed, "noise": end.noise, "diagnostics": rows}
-        finish_classifier(folder, model, tokenizer, task, plan, settings, updates, ledger, **facts)
+        finish_classifier(folder, model, tokenizer, task, plan, settings, identity, ledger, **facts)
     accelerator.wait_for_everyone()
     return end.stopped_by is None
 

@@ -35,7 +35,7 @@ from scipy.special import ndtri
 from scipy.stats import poisson
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
-from dptune.accounting import Spend, compose
+from dptune.accounting import SIGMA_RANGE, Spend, compose, round_up
 from dptune.keystream import Keystream
 
 ACCOUNTANT = "RDP (dp-accounting)"
@@ -44,7 +44,6 @@ DISTRIBUTIONS = (POISSON, GEOMETRIC)
 
 # dp-accounting's names for them: the truncated negative binomial's shape, of which the Poisson is the limit.
 _SHAPES = {POISSON: math.inf, GEOMETRIC: 1.0}
-_SIGMA_RANGE = (0.2, 1e4)  # below, one step alone costs an epsilon of tens; above, the gradient is noise
 _NOTHING = 1e-12  # stands for an epsilon of 0, which much noise has at a large delta
 _SMALLEST_UNIFORM = 2.0**-54  # stands for 0, where quantile functions are infinite
 
@@ -178,7 +177,7 @@ class PrivateSelection:
         def spent(sigma: float) -> float:
             return self.training_epsilon(Spend(sigma, sampling_probability, steps), delta)
 
-        smallest, largest = _SIGMA_RANGE
+        smallest, largest = SIGMA_RANGE
         if spent(largest) > target_epsilon:
             refuse("target_epsilon", target_epsilon, "out of reach: lower mean_trials, or take fewer steps")
         if spent(smallest) <= target_epsilon:
@@ -189,9 +188,9 @@ class PrivateSelection:
             math.log(largest),
             xtol=2e-5,
         )
-        sigma = _round_up(math.exp(found))
+        sigma = round_up(math.exp(found))
         while spent(sigma) > target_epsilon:
-            sigma = _round_up(sigma * (1 + 2e-5))
+            sigma = round_up(sigma * (1 + 2e-5))
         return sigma
 
     def cost(self, spend: Spend, delta: float, runs: int | None = None) -> SelectionCost:
@@ -236,7 +235,3 @@ def _epsilon_of(event: DpEvent, delta: float) -> float:
 def _inside(uniforms: Iterable[float]) -> list[float]:
     """Uniforms of [0, 1) with 0 replaced: quantiles are infinite there."""
     return [max(float(value), _SMALLEST_UNIFORM) for value in uniforms]
-
-
-def _round_up(value: float) -> float:
-    return math.ceil(value * 1e4 - 1e-6) / 1e4

@@ -23,21 +23,26 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dptune._files import atomic_write
-from dptune._validate import refuse, require_delta
+from dptune._validate import InvalidArgument, refuse, require_delta
 from dptune.accounting import Spend, planned_steps
 from dptune.checkpoint import LEDGER_NAME
+from dptune.ledger import Ledger
 from dptune.selection import PrivateSelection
 from utils.arguments import exit_on_invalid_argument, parse
 from utils.classification_data import load_task
 from utils.classifier_files import load_classifier, load_classifier_tokenizer
+from utils.classifier_outputs import SCORES_NAME
 from utils.comparison_arguments import ChoiceArguments, TrainingArguments, require_free, split_words, trainer_flags
 from utils.finetune_modes import MODES
 from utils.measured_defaults import measure_head_rate
-from utils.mode_comparison import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME, Outcome, describe
+from utils.mode_comparison import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME, Others, Outcome, describe
 from utils.mode_plot import plot_modes
-from utils.private_selection import SelectionPlan, select
-from utils.trials import RESULTS_NAME, Candidate, Runner, run_in_process, run_trial
+from utils.private_selection import SelectionPlan, planned_selection, select
+from utils.selection_release import released
+from utils.trials import Candidate, Runner, run_in_process, run_trial
 
 TRIALS_FOLDER, TRIALS_NAME = "trials", "trials.jsonl"
 
@@ -97,7 +102,7 @@ def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tu
 def finished(folder: Path) -> dict[str, list[Outcome]]:
     """The trials in a folder by data set, whichever line ran them: all of them were looked at, and cost privacy."""
     by_dataset: dict[str, list[Outcome]] = {}
-    for path in sorted((folder / TRIALS_FOLDER).glob(f"*/*/*/{RESULTS_NAME}")):
+    for path in sorted((folder / TRIALS_FOLDER).glob(f"*/*/*/{SCORES_NAME}")):
         outcome = Outcome.of(json.loads(path.read_text()), path.with_name(LEDGER_NAME))
         by_dataset.setdefault(outcome.dataset, []).append(outcome)
     for outcomes in by_dataset.values():
@@ -105,12 +110,33 @@ def finished(folder: Path) -> dict[str, list[Outcome]]:
     return by_dataset
 
 
+def spent_besides(folder: Path, dataset: str) -> Others:
+    """What trials without results spent on a data set, and a private selection whether it has ended or not."""
+    unfinished = []
+    for path in sorted((folder / TRIALS_FOLDER / dataset).glob(f"*/{dataset}/{LEDGER_NAME}")):
+        if not path.with_name(SCORES_NAME).exists() and (spends := Ledger(path).spends):
+            unfinished.append((path.parents[1].name.partition("_lr")[0], tuple(spends)))
+    plan = planned_selection(secret_folder(folder, dataset)) or released(release_folder(folder, dataset))
+    return Others(unfinished, None if plan is None else (plan["epsilon"], plan["delta"]))
+
+
+def secret_folder(folder: Path, dataset: str) -> Path:
+    """Where a private selection's trials are until it ends."""
+    return folder / f".secret-{dataset}"
+
+
+def release_folder(folder: Path, dataset: str) -> Path:
+    """Where its winner is afterwards."""
+    return folder / "selected" / dataset
+
+
 def write_comparison(folder: Path, by_dataset: Mapping[str, Sequence[Outcome]]) -> None:
     """The table, the plot and a line a trial."""
     warning = "NOT PRIVATE where the validation data are private: exact scores."
     head = ["# Ways of fine-tuning, compared", "", warning, ""]
     with atomic_write(folder / COMPARISON_NAME) as file:
-        file.write("\n".join([*head, *map(describe, by_dataset.values())]))
+        parts = (describe(outcomes, spent_besides(folder, name)) for name, outcomes in by_dataset.items())
+        file.write("\n".join([*head, *parts]))
     with atomic_write(folder / TRIALS_NAME) as file:
         file.writelines(f"{one.as_line()}\n" for outcomes in by_dataset.values() for one in outcomes)
     plot_modes(folder / PLOT_NAME, by_dataset)
@@ -128,14 +154,18 @@ def select_privately(
     """Run a private selection on one data set, unless that is done, and say what was released."""
     plan = plan_selection(dataset, training, choice, *sizes(training, dataset))
     _announce(plan)
-    seed, noise = choice.seeds[0], ["--noise_multiplier", repr(plan.spend.noise_multiplier)]
+    noise = ["--noise_multiplier", repr(plan.spend.noise_multiplier)]
 
     def train(candidate: Candidate, trial: Path) -> Mapping[str, Any]:
-        flags = trainer_flags(training, candidate, seed, private=True, privacy=noise)
-        return run_trial(dataset, trial, [*flags, *extra], runner)
+        flags = trainer_flags(training, candidate, plan.seed, private=True, privacy=noise)
+        try:
+            return run_trial(dataset, trial, [*flags, *extra], runner)
+        except InvalidArgument:  # it names the trial, so it bounds their secret number, and may quote what it scored
+            remedy = f"a trial failed; its log is in {secret_folder(folder, dataset)}: publish nothing of it"
+            refuse("--private_selection", choice.private_selection, remedy)
 
-    release = folder / "selected" / dataset
-    content = select(plan, folder / f".secret-{dataset}", release, train)
+    release = release_folder(folder, dataset)
+    content = select(plan, secret_folder(folder, dataset), release, train)
     if content["winner"] is None:
         print(f"{dataset}: no trial was drawn, so nothing is released, and the budget is spent all the same: another "
               "selection on these records adds its epsilon to this one's; --private_selection geometric draws at least "
@@ -166,7 +196,8 @@ def plan_selection(
     )
     candidates = tuple(one for mode in choice.modes for one in choice.candidates(mode, of_head, private=True))
     spend = Spend(sigma, probability, steps)
-    return SelectionPlan(dataset, selection, candidates, spend, training.delta, num_train, num_validation)
+    sizes = num_train, num_validation
+    return SelectionPlan(dataset, selection, candidates, spend, training.delta, *sizes, seed=choice.seeds[0])
 
 
 def _announce(plan: SelectionPlan) -> None:
@@ -182,9 +213,12 @@ def _announce(plan: SelectionPlan) -> None:
 
 @cache
 def head_rate_of(checkpoint: str) -> float:
-    """The rate of a head that trains alone on this checkpoint."""
+    """The rate of a head that trains alone on this checkpoint. What the checkpoint lacks, such as a pooler, begins the
+    same in every call: candidates must not vary, or no selection could go on."""
     pad_token_id = load_classifier_tokenizer(checkpoint).pad_token_id
-    model, _ = load_classifier(checkpoint, ("0", "1"), pad_token_id=pad_token_id)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model, _ = load_classifier(checkpoint, ("0", "1"), pad_token_id=pad_token_id)
     return measure_head_rate(model)
 
 

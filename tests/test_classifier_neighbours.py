@@ -83,19 +83,31 @@ def one_micro_batch(draw: Any, *_: Any, **__: Any) -> list[list[Any]]:
 
 
 def test_dropout_measures_the_gradient_that_is_used() -> None:
-    """In training mode: the recorded gradient is that of the forward pass whose mask was drawn, not another's."""
+    """In training mode: what is recorded and measured of each row is its gradient under the mask that it drew in this
+    forward pass, not another's."""
     model = classifier("BERT").train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.3
     ids, labels = torch.tensor([[5, 6, 7], [8, 9, 3]]), torch.tensor([[0, 0, 0], [1, 1, 1]])
-    torch.manual_seed(1)
-    wanted = torch.autograd.grad(losses(model, ids, labels).sum(), model.classifier.weight)[0]
-    torch.manual_seed(2)
-    other = torch.autograd.grad(losses(model, ids, labels).sum(), model.classifier.weight)[0]
+    trained = dict(model.named_parameters())
+
+    def by_row(seed: int) -> list[dict[str, Tensor]]:
+        torch.manual_seed(seed)
+        found = losses(model, ids, labels)
+        grads = [torch.autograd.grad(one, list(trained.values()), retain_graph=True) for one in found]
+        return [dict(zip(trained, row, strict=True)) for row in grads]
+
+    wanted, other = by_row(1), by_row(2)
     with PerExampleGradients(model) as recorder:
         torch.manual_seed(1)
         losses(model, ids, labels).sum().backward()
-        found = recorder.take().materialised()["classifier.weight"].sum(0)
-    torch.testing.assert_close(found, wanted)
-    assert not torch.allclose(other, wanted)
+        recorded = recorder.take()
+    found, norms = recorded.materialised(), recorded.squared_norms()
+    for name in trained:
+        for row in range(2):
+            torch.testing.assert_close(found[name][row], wanted[row][name])
+            torch.testing.assert_close(norms[name][row], wanted[row][name].square().sum())
+    head = "classifier.weight"
+    assert not torch.allclose(other[0][head], wanted[0][head])
+    assert not torch.allclose(wanted[0][head].square().sum(), wanted[1][head].square().sum())

@@ -63,7 +63,14 @@ def check_classifier_rules(model: Any, *, num_classes: int, pad_token_id: int, t
     rows = [ids, torch.arange(size[0]) % num_classes, mask]
     if token_types:
         rows.append(torch.randint(0, 2, size, generator=generator) * mask)
-    require_exact_gradients(model, ClassificationLoss(model), *(part.to(device) for part in rows))
+    rows = [part.to(device) for part in rows]
+
+    def alone(row: int) -> list[Tensor]:
+        return [
+            part[row : row + 1, : _CHECKED_LENGTHS[row]] if part.ndim == 2 else part[row : row + 1] for part in rows
+        ]
+
+    require_exact_gradients(model, ClassificationLoss(model), *rows, alone=alone)
 
 
 @torch.no_grad()

@@ -75,6 +75,7 @@ def load_file_task(
     *,
     text_columns: Sequence[str],
     label_column: str,
+    class_names: Sequence[str] | None = None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_train_examples: int | None = None,
@@ -82,14 +83,15 @@ def load_file_task(
 ) -> ClassificationTask:
     """A user's own rows.
 
-    Class names are all the labels of the training file, of rows that `max_train_examples` leaves out too; the guarantee
-    does not hide which they are.
+    Without `class_names` they are all the labels of the training file, of rows that `max_train_examples` leaves out
+    too; the guarantee does not hide which they are.
 
     Args:
         train_file: a .json, .jsonl, .csv or .parquet file, or a saved DatasetDict.
         validation_file: the same; None takes a DatasetDict's own validation split, or does without.
         text_columns: one, or the two of a pair.
         label_column: text or whole numbers.
+        class_names: fixed without a look at the rows, in the order of class numbers.
         tokenizer, max_length, max_train_examples, seed: see `load_task`.
 
     Raises:
@@ -100,8 +102,9 @@ def load_file_task(
         return read_named_texts(path, flag=flag, split=split, text_columns=text_columns, label_column=label_column)
 
     named = read(train_file, "--train_file", "train")
-    class_names = named.class_names()
-    train = tokenize_texts(named.numbered(class_names).sample(max_train_examples, seed), tokenizer, max_length)
+    given_by = "the training file's" if class_names is None else "--class_names"
+    classes = named.class_names() if class_names is None else tuple(class_names)
+    train = tokenize_texts(named.numbered(classes, given_by).sample(max_train_examples, seed), tokenizer, max_length)
     held_out = None
     if validation_file is not None:
         held_out = read(validation_file, "--validation_file", "validation")
@@ -109,8 +112,8 @@ def load_file_task(
         held_out = read(train_file, "--train_file", "validation")
     validation = {}
     if held_out is not None:
-        validation["validation"] = tokenize_texts(held_out.numbered(class_names), tokenizer, max_length)
-    return ClassificationTask(Path(train_file).resolve().stem, class_names, train, validation, ("accuracy",))
+        validation["validation"] = tokenize_texts(held_out.numbered(classes, given_by), tokenizer, max_length)
+    return ClassificationTask(Path(train_file).resolve().stem, classes, train, validation, ("accuracy",))
 
 
 def describe_task(task: ClassificationTask) -> list[str]:

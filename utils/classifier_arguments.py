@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,8 +52,10 @@ class ModeArguments:
     )
 
     def __post_init__(self) -> None:
-        require_count("--num_prepend_tokens", self.num_prepend_tokens)
-        require_count("--lora_r", self.lora_r)
+        if self.finetune_mode.startswith(("prefix", "soft-prompt")):
+            require_count("--num_prepend_tokens", self.num_prepend_tokens)
+        if "lora" in self.finetune_mode:
+            require_count("--lora_r", self.lora_r)
         if self.prefix_projection and not self.finetune_mode.startswith("prefix"):
             refuse("--prefix_projection", True, f"belongs to a prefix, not to --finetune_mode {self.finetune_mode}")
 
@@ -77,7 +80,11 @@ class TaskArguments:
     text_columns: list[str] | None = field(
         default=None, metadata={"help": "of your rows: one, or two for pairs of texts"}
     )
-    label_column: str = field(default="label", metadata={"help": "of your rows: the class"})
+    label_column: str | None = field(default=None, metadata={"help": "of your rows: the class; default: label"})
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "of your rows: all classes, in order; default: the labels, which become public by that"},
+    )
     max_train_examples: int | None = field(default=None, metadata={"help": "train on so many rows, chosen by --seed"})
 
     def __post_init__(self) -> None:
@@ -88,13 +95,24 @@ class TaskArguments:
         if self.train_file is not None and not self.text_columns:
             refuse("--text_columns", None, "--train_file needs it: the column with the text, or the two of a pair")
         if self.train_file is None:
-            for flag in ("validation_file", "text_columns"):
+            for flag in ("validation_file", "text_columns", "label_column", "class_names"):
                 if getattr(self, flag) is not None:
                     refuse(f"--{flag}", getattr(self, flag), "belongs to --train_file")
         elif self.data_dir is not None:
             refuse("--data_dir", self.data_dir, "belongs to --datasets")
+        if self.labels_in in (self.text_columns or []):
+            refuse("--label_column", self.labels_in, "is one of --text_columns, so texts would hold the answer")
+        if self.class_names is not None:
+            names = self.class_names
+            if len(set(names)) < max(2, len(names)) or any(name.strip() != name or not name for name in names):
+                refuse("--class_names", " ".join(names), "give at least two, none twice, none with outer blanks")
         if self.max_train_examples is not None:
             require_count("--max_train_examples", self.max_train_examples)
+
+    @property
+    def labels_in(self) -> str:
+        """The column with the class."""
+        return self.label_column or "label"
 
 
 @dataclass
@@ -202,10 +220,14 @@ class StepArguments:
         require_count("--micro_batch_size", self.micro_batch_size)
         if self.learning_rate is not None:
             require_positive("--learning_rate", self.learning_rate)
+        elif self.optimizer == "sgd":
+            refuse("--learning_rate", None, "--optimizer sgd needs it: the modes' default rates are AdamW's")
         if self.head_learning_rate is not None:
             require_positive("--head_learning_rate", self.head_learning_rate)
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
+        if not 0 <= self.seed < 2**32:
+            refuse("--seed", self.seed, "give a whole number of at least 0 and below 2^32")
 
 
 @dataclass
@@ -263,11 +285,15 @@ class Settings(NamedTuple):
         """The optimizer and its schedule; `of_head` measures the model (`utils.measured_defaults`)."""
         mode, private = self.mode.finetune_mode, self.budget.enable_dp
         rate = self.steps.learning_rate or default_learning_rate(mode, of_head, private=private)
-        own = self.steps.head_learning_rate or default_head_learning_rate(mode, of_head, rate=rate, private=private)
+        usual = (
+            rate
+            if self.steps.optimizer == "sgd"
+            else default_head_learning_rate(mode, of_head, rate=rate, private=private)
+        )
         return UpdateSettings(
             optimizer=self.steps.optimizer,
             learning_rate=rate,
-            head_learning_rate=own,
+            head_learning_rate=self.steps.head_learning_rate or usual,
             weight_decay=self.steps.weight_decay,
             lr_scheduler_type=self.steps.lr_scheduler_type,
         )

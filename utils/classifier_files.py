@@ -87,7 +87,7 @@ def load_classifier(name: str, class_names: Sequence[str], *, pad_token_id: int)
         The model, and the names of modules behind the head that are new too (a pooler) and have to be trained.
 
     Raises:
-        InvalidArgument: it cannot be loaded, or lacks other weights.
+        InvalidArgument: it cannot be loaded, lacks other weights, is an encoder-decoder, or is another tokenizer's.
     """
     try:
         config = _config(name)
@@ -99,6 +99,11 @@ def load_classifier(name: str, class_names: Sequence[str], *, pad_token_id: int)
         )
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
         refuse_to_load("model", name, error, flag=_FLAG, remedy=_REMEDY)
+    if model.config.is_encoder_decoder:
+        refuse(_FLAG, name, f"{model.config.model_type} is an encoder-decoder; give an encoder or a decoder")
+    if pad_token_id >= (size := len(model.get_input_embeddings().weight)):
+        told = f"its tokenizer pads with token {pad_token_id}, but the model has embeddings for {size} only"
+        refuse(_FLAG, name, f"{told}; give one with the tokenizer that belongs to it")
     if model.config.pad_token_id is None:
         # Not before: an embedding would be made whose row of the pad token, which may be the end token, does not train.
         model.config.pad_token_id = pad_token_id

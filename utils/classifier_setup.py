@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ from utils.classification import check_classifier_rules
 from utils.classification_data import ClassificationTask, load_file_task, load_task
 from utils.classifier_arguments import Settings
 from utils.classifier_files import load_classifier
-from utils.finetune_modes import prepare_mode
+from utils.finetune_modes import head_modules, prepare_mode
 from utils.launch import compute_dtype, sharding_of_launch
 from utils.measured_defaults import measure_clip_norm, measure_head_rate
 from utils.modeling import require_context
 from utils.optimizers import UpdateSettings
+from utils.resume import fingerprint, run_identity
 from utils.run_plan import RunPlan, plan_steps
 
 
@@ -39,7 +40,8 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
     }
     if data.train_file is not None:
         assert data.text_columns is not None  # TaskArguments
-        how |= {"text_columns": data.text_columns, "label_column": data.label_column}
+        how |= {"text_columns": data.text_columns, "label_column": data.labels_in}
+        how |= {"class_names": data.class_names}
         return [load_file_task(data.train_file, data.validation_file, **how)]
     assert data.datasets is not None  # TaskArguments
     if resume not in (None, "latest") and len(data.datasets) > 1:
@@ -67,7 +69,7 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
         refuse("--batch_size", batch, f"{task.name} has {examples} training examples; give at most that")
     steps = planned_steps(num_examples=examples, expected_batch_size=batch, epochs=settings.steps.epochs)
     if settings.budget.clip_norm_is_open:
-        model = _load(task, settings, tokenizer).model.to(accelerator.device)
+        model = load_in_mode(task, settings, tokenizer).model.to(accelerator.device)
         (clip_norm,) = broadcast_object_list([measure_clip_norm(model)])
         settings = settings._replace(budget=replace(settings.budget, max_grad_norm=clip_norm))
     plan = plan_steps(settings.budget.engine, num_examples=examples, batch=batch, steps=steps)
@@ -105,12 +107,31 @@ def dtype_of_launch(accelerator: Accelerator) -> torch.dtype:
     return dtype
 
 
+def run_identity_of(task: ClassificationTask, plan: RunPlan, settings: Settings) -> dict[str, Any]:
+    """What a resumed run must share and is known before the model is; see `utils.resume.run_identity`."""
+    # The mode comes first: a measured clip norm follows it, and would be named in its place.
+    run = run_identity(plan, task.train, settings.budget.engine, settings.steps.optimizer)
+    return vars(settings.mode) | run
+
+
 class Trained(NamedTuple):
-    """A model in its mode, the names of what is trained, and how."""
+    """A model in its mode, the names of what is trained, and how; and a fingerprint of the checkpoint's own weights."""
 
     model: Any
     names: list[str]
     updates: UpdateSettings
+    checkpoint: str
+
+    def identity(self, plan: RunPlan, settings: Settings) -> dict[str, Any]:
+        """What decides where the weights begin and how they move, as JSON values: what a resumed run must share beside
+        the mechanism and the data. Numbers of processes and sizes of micro-batches are not in it."""
+        return asdict(self.updates) | {
+            "max_grad_norm": settings.budget.plain_max_grad_norm,
+            "steps": plan.steps,
+            "seed": settings.steps.seed,
+            "max_length": settings.checkpoint.max_length,
+            "checkpoint": self.checkpoint,
+        }
 
 
 def load_trained(
@@ -123,7 +144,7 @@ def load_trained(
         InvalidArgument: no such model, a mode that does not fit it, a text longer than its context, or gradients that
             the engine does not know.
     """
-    trained = _load(task, settings, tokenizer)
+    trained = load_in_mode(task, settings, tokenizer)
     model = trained.model
     every = sum(parameter.numel() for parameter in model.parameters())
     some = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -136,13 +157,16 @@ def load_trained(
     return trained
 
 
-def _load(task: ClassificationTask, settings: Settings, tokenizer: Any) -> Trained:
+def load_in_mode(task: ClassificationTask, settings: Settings, tokenizer: Any) -> Trained:
+    """The same, as it is loaded: on the CPU, and no gradient compared."""
     set_seed(settings.steps.seed)  # the start of what is new
     name, mode = settings.checkpoint.model_checkpoint, settings.mode
     model, new = load_classifier(name, task.class_names, pad_token_id=tokenizer.pad_token_id)
     longest, virtual = settings.checkpoint.max_length, settings.virtual_tokens
     require_context(model, longest, flag="--max_length", virtual_tokens=virtual)
     updates = settings.updates(partial(measure_head_rate, model))
+    fresh = tuple(f"{module}." for module in [*head_modules(model), *new])
+    checkpoint = fingerprint(named for named in model.named_parameters() if not named[0].startswith(fresh))
     flags = vars(mode) | {"also_trained": new}
     model, names = prepare_mode(model, flags.pop("finetune_mode"), **flags)
-    return Trained(model, names, updates)
+    return Trained(model, names, updates, checkpoint)

@@ -119,7 +119,7 @@ def trainer_flags(
 ) -> list[str]:
     """The trainer's flags for one trial but for its data set and folder; `privacy` says how much noise."""
     flags = [*candidate.flags, "--model_checkpoint", training.model_checkpoint, "--seed", str(seed)]
-    flags += ["--max_length", str(training.max_length), "--epochs", f"{training.epochs:g}"]
+    flags += ["--max_length", str(training.max_length), "--epochs", repr(training.epochs)]
     flags += ["--batch_size", str(training.batch_size)]
     for name in ("data_dir", "max_train_examples"):
         if (value := getattr(training, name)) is not None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from peft import IA3Config, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 from dptune._validate import refuse, require_count
+from dptune.integrations.peft import class_logits
 from dptune.lora import adapters, add_lora
 
 MODES = (
@@ -29,12 +31,13 @@ MODES = (
     "bias-only",
 )
 _FLAG = "--finetune_mode"
+_LONGEST_REASON = 100
 
 # Peak rates of AdamW to begin a search with, without privacy and with it: what is new and small takes larger steps than
 # what was pretrained. From single runs on SST-2 with MiniLM and batches of 1,024.
 _LEARNING_RATES = {
     "full": (1e-4, 1e-3),
-    "lora": (6e-3, 4e-3),
+    "lora": (6e-3, 1.2e-2),
     "ia3": (2e-2, 4e-2),
     "prefix": (1e-2, 1e-2),
     "soft-prompt": (1e-2, 5e-3),
@@ -131,6 +134,8 @@ def prepare_mode(
         model = _in_peft(model, mode, _PEFT[method](how), heads)
         for _, adapter in adapters(model):  # PEFT has frozen them with the base
             adapter.requires_grad_(True)
+        if virtual_tokens(mode, num_prepend_tokens):
+            _require_read(model, mode)
     else:
         for name in heads:
             model.get_submodule(name).requires_grad_(True)
@@ -162,6 +167,31 @@ def _in_peft(model: Any, mode: str, config: PeftConfig, heads: Sequence[str]) ->
     except ValueError as error:  # such as an architecture for which PEFT knows no layers
         reason = " ".join(str(error).split())
         refuse(_FLAG, mode, f"PEFT does not put it into {type(model).__name__} ({reason}); take another mode")
+
+
+@torch.no_grad()
+def _require_read(model: PeftModel, mode: str) -> None:
+    """Refuse a model that fails on a prefix or a soft prompt, or leaves it out: another one must change the logits."""
+    kind, training = type(model.get_base_model()).__name__, model.training
+    encoder = model.prompt_encoder[model.active_adapter]
+    ids = torch.tensor([[3, 4]], device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    own = {name: value.clone() for name, value in encoder.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    model.eval()
+    try:
+        before = class_logits(model, inputs)
+        for parameter in encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter))
+        read = not torch.equal(class_logits(model, inputs), before)
+    except Exception as error:  # models fail in unrelated ways, deep inside
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        refuse(_FLAG, mode, f"{kind} does not run with it ({type(error).__name__}: {reason}); take another mode")
+    finally:
+        encoder.load_state_dict(own)
+        model.train(training)
+    if not read:
+        refuse(_FLAG, mode, f"{kind} leaves it out in silence; take another mode")
 
 
 def _train_biases(model: nn.Module) -> None:

@@ -101,6 +101,21 @@ def _spends(path: Path, steps: int) -> tuple[Spend, ...]:
     return tuple(ledger.spends)
 
 
+class Others(NamedTuple):
+    """What else was spent on the records of a comparison, in its folder.
+
+    Attributes:
+        unfinished: (mode, noisy steps) of each private training that began and has no results, yet or for good.
+        selection: (epsilon, delta) of a private selection; None where there is none.
+    """
+
+    unfinished: Sequence[tuple[str, tuple[Spend, ...]]] = ()
+    selection: tuple[float, float] | None = None
+
+
+NOTHING_ELSE = Others()
+
+
 class Best(NamedTuple):
     """The best learning rate and clip norm of some runs: their mean accuracy, the standard deviation over seeds (None
     for one), and how many seeds there are."""
@@ -151,11 +166,11 @@ def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
     return rows
 
 
-def describe(outcomes: Sequence[Outcome]) -> str:
+def describe(outcomes: Sequence[Outcome], others: Others = NOTHING_ELSE) -> str:
     """Markdown on the outcomes of one data set: the table, and what choosing by these scores costs."""
     lines = [f"## {outcomes[0].dataset}", "", *_table(outcomes), "", *_how_to_read(outcomes)]
     private = [one for one in outcomes if one.private]
-    return "\n".join([*lines, *(["", *_cost(private)] if private else []), ""])
+    return "\n".join([*lines, *(["", *_cost(private, others)] if private else []), ""])
 
 
 def _table(outcomes: Sequence[Outcome]) -> list[str]:
@@ -191,18 +206,20 @@ def _how_to_read(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"{first.train_examples:,} training examples; {METRIC} on the split `{first.split}`, {over}."]
 
 
-def _cost(private: Sequence[Outcome]) -> list[str]:
+def _cost(private: Sequence[Outcome], others: Others) -> list[str]:
     """What it costs to look at all these runs and publish the best, in sentences."""
     if any(one.epsilon is None for one in private):
         return ["These runs have no guarantee (a fixed noise seed): no epsilon can be stated for choosing among them."]
     delta = max(float(one.delta or 0) for one in private)
     ((most_tried, _),) = Counter(one.mode for one in private).most_common(1)
-    of_mode = [one for one in private if one.mode == most_tried]
+    of_mode = [one.spends for one in private if one.mode == most_tried]
+    begun = [spends for mode, spends in others.unfinished if mode == most_tried]
+    every, unfinished = [one.spends for one in private], [spends for _, spends in others.unfinished]
     alone = max(float(one.epsilon or 0) for one in private)
     # The least noise of all: with it every trial would cost as much as the dearest.
     worst = max((spend for one in private for spend in one.spends), key=lambda spend: compose([spend], delta=delta))
     selection = PrivateSelection(POISSON, len(private), SCORE_NOISE)
-    one_mode, all_runs = (rounded_up(composed(some, delta)) for some in (of_mode, private))
+    one_mode, all_runs = (rounded_up(composed(some, delta)) for some in (of_mode + begun, every + unfinished))
     return [
         "### What choosing costs",
         "",
@@ -212,11 +229,13 @@ def _cost(private: Sequence[Outcome]) -> list[str]:
         f"| published | epsilon at delta {delta:g} |",
         "| --- | ---: |",
         f"| one run, its settings fixed beforehand | {rounded_up(alone)} |",
-        f"| the best of one mode's runs ({len(of_mode)}, of {most_tried}) | {one_mode} |",
-        f"| the best of all runs ({len(private)}), or anything else that was chosen by this table | {all_runs} |",
+        f"| the best of one mode's runs ({_number(of_mode, begun)}, of {most_tried}) | {one_mode} |",
+        f"| the best of all runs ({_number(every, unfinished)}), or anything else that was chosen by this table "
+        f"| {all_runs} |",
         f"| one model by private selection, {selection.mean_trials:g} trials on average, the same noise "
         f"| {rounded_up(selection.epsilon(worst, delta))} |",
         "",
+        *_selection(others),
         "These are for records that were trained on. The scores themselves are exact counts on validation records, "
         "which no epsilon covers here: publish them only if the validation data are public. Private selection adds "
         f"noise of {SCORE_NOISE:g} records to each score and protects both (`--private_selection`, "
@@ -224,10 +243,22 @@ def _cost(private: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def composed(outcomes: Iterable[Outcome], delta: float) -> float:
+def _number(finished: Sequence[object], unfinished: Sequence[object]) -> str:
+    return f"{len(finished)}" + (f" and {len(unfinished)} unfinished" if unfinished else "")
+
+
+def _selection(others: Others) -> list[str]:
+    if others.selection is None:
+        return []
+    epsilon, delta = others.selection
+    text = "A private selection on the same records is in this folder too. What it costs adds to each of these: "
+    return [f"{text}epsilon {rounded_up(epsilon)} and delta {delta:g}.", ""]
+
+
+def composed(runs: Iterable[Iterable[Spend]], delta: float) -> float:
     """Epsilon of all these runs together; to the accountant, those with the same settings are one long run."""
     steps: Counter[Spend] = Counter()
-    for spend in (spend for one in outcomes for spend in one.spends):
+    for spend in (spend for spends in runs for spend in spends):
         steps[spend._replace(steps=1)] += spend.steps
     return compose([setting._replace(steps=count) for setting, count in steps.items()], delta=delta)
 

@@ -23,8 +23,9 @@ from dptune.accounting import Spend
 from dptune.checkpoint import LEDGER_NAME
 from dptune.ledger import Ledger
 from dptune.selection import ACCOUNTANT, DrawnTrial, PrivateSelection, best_of
+from utils.classifier_outputs import SCORES_NAME
 from utils.selection_release import released, write_release
-from utils.trials import RESULTS_NAME, Candidate
+from utils.trials import Candidate
 
 _DRAW_NAME = "draw.json"
 
@@ -42,6 +43,7 @@ class SelectionPlan:
         spend: the noisy steps of each trial.
         delta: chance that the bound may fail.
         train_examples, validation_examples: how many records there are of each.
+        seed: of every trial's new weights.
     """
 
     dataset: str
@@ -51,6 +53,7 @@ class SelectionPlan:
     delta: float
     train_examples: int
     validation_examples: int
+    seed: int
 
     def epsilon(self) -> float:
         """Of everything that is released, for a record of either set."""
@@ -73,6 +76,7 @@ class SelectionPlan:
             "steps": self.spend.steps,
             "train_examples": self.train_examples,
             "validation_examples": self.validation_examples,
+            "seed": self.seed,
             "candidates": [asdict(one) for one in self.candidates],
         }
 
@@ -98,7 +102,7 @@ def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) 
     folders = [secret / f"trial-{number}" for number in range(len(trials))]
     scores, clip_norms = [], []
     for trial, folder in zip(trials, folders, strict=True):
-        if not (folder / plan.dataset / RESULTS_NAME).exists():
+        if not (folder / plan.dataset / SCORES_NAME).exists():
             shutil.rmtree(folder, ignore_errors=True)
         results = train(plan.candidates[trial.candidate], folder)
         _require_accounted(plan, folder, results)
@@ -118,6 +122,13 @@ def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) 
     return content
 
 
+def planned_selection(secret: Path) -> dict[str, Any] | None:
+    """What is public of a selection that has begun in this folder and has not ended; None where there is none."""
+    path = secret / _DRAW_NAME
+    plan: dict[str, Any] | None = json.loads(path.read_text())["plan"] if path.exists() else None
+    return plan
+
+
 def _drawn(plan: SelectionPlan, secret: Path) -> list[DrawnTrial]:
     """The trials of this selection: drawn once, with the noise of their scores, and kept over interruptions."""
     path = secret / _DRAW_NAME
@@ -134,9 +145,9 @@ def _drawn(plan: SelectionPlan, secret: Path) -> list[DrawnTrial]:
 
 
 def _require_same(plan: SelectionPlan, before: Mapping[str, Any]) -> None:
-    """What is done, or was interrupted, was the same selection."""
+    """What is done, or was interrupted, was the same selection; one of an older version says nothing of its seed."""
     for name, value in plan.as_json().items():
-        if before[name] != value:
+        if before.get(name, value) != value:
             refuse(
                 name, value, f"a selection with {before[name]!r} is in this folder; give that, or another --output_dir"
             )

@@ -7,7 +7,7 @@ is another release when it runs again, and the ledger counts both.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from utils.unit_batches import Rows
 
 AnyStep = PrivateStep | PlainStep
 
-_SAMPLED_VALUES = 16  # at most, of each frozen weight: enough to tell models apart, and read in an instant
+_SAMPLED_VALUES = 16  # at most, of each weight: enough to tell models apart, and read in an instant
 
 
 def find_saved_run(output: OutputArguments, accelerator: Accelerator) -> TrainingState | None:
@@ -109,7 +109,8 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
         name: [adapter.rank, *adapter.B.weight.shape[:1], *adapter.A.weight.shape[1:], adapter.alpha]
         for name, adapter in adapters(model)
     }
-    identity: dict[str, Any] = {"base_model": _fingerprint(model), "adapters": shapes}
+    frozen = ((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
+    identity: dict[str, Any] = {"base_model": fingerprint(frozen), "adapters": shapes}
     trained = {
         name: list(parameter.shape)
         for name, parameter in model.named_parameters()
@@ -118,13 +119,11 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
     return identity | ({"trained": trained} if trained or not shapes else {})
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values from the first row of each frozen weight, which rank 0 holds, however many
-    ranks share the rest."""
+def fingerprint(weights: Iterable[tuple[str, nn.Parameter]]) -> str:
+    """SHA-256 over names, shapes and values from the first row of each of these weights, which rank 0 holds, however
+    many ranks share the rest."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            continue
+    for name, parameter in weights:
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         first = local.detach()[:1].flatten()[:_SAMPLED_VALUES].cpu()
         if first.is_floating_point():

@@ -6,6 +6,7 @@ The winner's own report and card stay behind: they state the epsilon of one run,
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from utils.mode_comparison import rounded_up
 
 RELEASE_NAME, CARD_NAME = "selection.json", "README.md"
+_TIME = 946684800  # of everything released, 2000-01-01: when the winner was trained tells how long the selection ran on
 MODEL_FOLDERS = ("model", "adapter")  # what of a training's folder is the model
 
 
@@ -42,6 +44,8 @@ def write_release(release: Path, source: Path | None, content: Mapping[str, Any]
             shutil.copytree(model, partial / model.name)
     (partial / RELEASE_NAME).write_text(json.dumps(content, indent=2) + "\n")
     (partial / CARD_NAME).write_text(_card(content))
+    for path in [partial, *partial.rglob("*")]:
+        os.utime(path, (_TIME, _TIME))
     partial.rename(release)
 
 

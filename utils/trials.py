@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dptune._validate import refuse
+from utils.classifier_outputs import SCORES_NAME
 
 TRAINER = Path(__file__).resolve().parents[1] / "train_classifier.py"
-RESULTS_NAME = "results.json"
 
 Runner = Callable[[Sequence[str], Path], int]  # (command line, file for what it prints) -> exit status
 
@@ -60,7 +60,7 @@ def run_trial(dataset: str, folder: Path, flags: Sequence[str], runner: Runner) 
     Raises:
         InvalidArgument: the training failed, or left no results.
     """
-    results = folder / dataset / RESULTS_NAME
+    results = folder / dataset / SCORES_NAME
     if not results.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_name(f"{folder.name}.log")

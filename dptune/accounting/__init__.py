@@ -33,7 +33,7 @@ _FINEST, _FINE, _COARSE = 1e-5, 1e-4, 1e-3
 _UNSEEN = 0.02
 _MOST_POINTS = 4_000_000  # of a group's grid times its size, two seconds' work: beyond, the grid is widened
 _MOST_STEPS = 1_000_000  # searched for a budget's end: beyond any run, and the accountant takes ten seconds a question
-_SIGMA_RANGE = (0.2, 1e4)  # below, one step alone costs an epsilon of tens; above, the gradient is noise
+SIGMA_RANGE = (0.2, 1e4)  # below, one step alone costs an epsilon of tens; above, the gradient is noise
 
 
 class Spend(NamedTuple):
@@ -162,10 +162,10 @@ def noise_multiplier(
     low = enough - 0.05
     while fine(low) <= 0:
         low, enough = low - 0.05, low
-    sigma = _round_up(math.exp(brentq(fine, low, enough, xtol=2e-5)))
+    sigma = round_up(math.exp(brentq(fine, low, enough, xtol=2e-5)))
     # What will be reported decides.
     while compose([Spend(sigma, sampling_probability, steps, group_size)], delta=delta) > target_epsilon:
-        sigma = _round_up(sigma * (1 + 2e-5))
+        sigma = round_up(sigma * (1 + 2e-5))
     return sigma
 
 
@@ -240,7 +240,7 @@ def _bracket(
     excess: Callable[[float], float], start: float, target_epsilon: float, group_size: int
 ) -> tuple[float, float]:
     """Logarithms of (too little, enough) noise, a factor of 2 apart, searched from `start`."""
-    smallest, largest = math.log(_SIGMA_RANGE[0]), math.log(_SIGMA_RANGE[1] * group_size)
+    smallest, largest = math.log(SIGMA_RANGE[0]), math.log(SIGMA_RANGE[1] * group_size)
     sigma, double = min(start, largest), math.log(2)
     while excess(sigma) > 0:
         sigma += double
@@ -253,5 +253,6 @@ def _bracket(
     return sigma - double, sigma
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
+    """A noise multiplier to four digits, never below it."""
     return math.ceil(value * 1e4 - 1e-6) / 1e4

@@ -28,6 +28,8 @@ from dptune._validate import (
 from dptune.accounting import ACCOUNTANT, ADJACENCY, epsilon, noise_multiplier, planned_steps
 
 _OUT_OF_REACH = "-"
+_MOST_STEPS = 1_000_000  # of a cell: the accountant takes half a minute for it, and memory without end beyond
+_LEAST_NOISE = 0.1  # the same; an epsilon of hundreds
 _DIGITS = 4  # of an epsilon that is shown
 
 Accountant = Callable[..., float | None]  # takes sampling_probability and steps
@@ -81,12 +83,17 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("noise_multiplier", "target_epsilon"):
         if getattr(args, name) is not None:
             require_positive(f"--{name}", getattr(args, name))
+    if args.noise_multiplier is not None and args.noise_multiplier < _LEAST_NOISE:
+        refuse("--noise_multiplier", args.noise_multiplier, f"protects nobody; give at least {_LEAST_NOISE:g}")
     for epochs in args.epochs:
         require_positive("--epochs", epochs)
     for batch in args.batch_size:
         require_count("--batch_size", batch)
         if batch > args.num_examples:
             refuse("--batch_size", batch, f"must be at most the {args.num_examples} examples there are")
+        if (steps := args.num_examples / batch * max(args.epochs)) > _MOST_STEPS:
+            remedy = f"{steps:,.0f} steps of batches of {batch}; give what takes {_MOST_STEPS:,} at most"
+            refuse("--epochs", max(args.epochs), remedy)
 
 
 def _cell(num_examples: int, batch_size: int, epochs: float, accountant: Accountant) -> Cell:

@@ -99,6 +99,11 @@ def test_what_is_shown_is_never_below_the_bound(value: float | None, shown: str)
         (["--delta", "0.1", "--noise_multiplier", "1"], "--delta=0.1: must be below 1/num_examples"),
         (["--epochs", "0", "--noise_multiplier", "1"], "--epochs=0.0: give a finite number above 0"),
         (["--noise_multiplier", "-1"], "--noise_multiplier=-1.0: give"),
+        (["--noise_multiplier", "0.09"], "--noise_multiplier=0.09: protects nobody; give at least 0.1"),
+        (
+            ["--epochs", "1", "1e9", "--batch_size", "1000", "--noise_multiplier", "1"],
+            "--epochs=1000000000.0: 67,349,000,000 steps of batches of 1000; give what takes 1,000,000 at most",
+        ),
         (["--target_epsilon", "inf"], "--target_epsilon=inf: give"),
         (["--group_size", "0", "--target_epsilon", "1"], "--group_size=0: give"),
         (["--noise_multiplier", "1", "--target_epsilon", "1"], "not allowed with argument"),

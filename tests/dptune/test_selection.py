@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -237,3 +239,13 @@ def test_little_noise_is_accounted_for_without_a_word(caplog: pytest.LogCaptureF
 def test_groups_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="group_size=3: private selection accounts for single examples only"):
         PrivateSelection(GEOMETRIC, 5, 5.0).epsilon(SPEND._replace(group_size=3), DELTA)
+
+
+def test_the_score_noise_that_the_page_names_is_the_least_to_a_tenth() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text()
+    rows = [list(map(float, row)) for row in re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)]
+    assert len(rows) == 3
+    for target, mean, *noises in rows:
+        for name, noise in zip((POISSON, GEOMETRIC), noises, strict=True):
+            assert PrivateSelection(name, mean, noise).validation_epsilon(1e-6) <= target
+            assert PrivateSelection(name, mean, noise - 0.1).validation_epsilon(1e-6) > target

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForSequenceClassification
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose, epsilon
@@ -62,10 +64,11 @@ def test_every_mode_rate_and_privacy_is_trained_and_the_best_rate_of_each_is_sho
 
 
 def test_the_trainer_gets_what_was_asked_for(tmp_path: Path) -> None:
-    flags = ["--max_train_examples", "1000", "--data_dir", "d", "--seeds", "4", "--modes", "full"]
+    epochs = "2.123456789"  # the plan's, and so its noise
+    flags = ["--max_train_examples", "1000", "--data_dir", "d", "--seeds", "4", "--modes", "full", "--epochs", epochs]
     trainer = compare(tmp_path, *flags, "--target_epsilon", "3", "--", "--micro_batch_size", "7", "--lora_r", "2")
     shared = {
-        "datasets": "sst2", "model_checkpoint": "m", "epochs": "2", "batch_size": "100", "max_length": "128",
+        "datasets": "sst2", "model_checkpoint": "m", "epochs": epochs, "batch_size": "100", "max_length": "128",
         "max_train_examples": "1000", "data_dir": "d", "seed": "4", "micro_batch_size": "7", "lora_r": "2",
         "finetune_mode": "full", "resume_from_checkpoint": "latest",
     }  # fmt: skip
@@ -130,6 +133,20 @@ def test_a_head_alone_is_tried_around_what_its_checkpoint_measures(tmp_path: Pat
     assert [float(flags["learning_rate"]) for flags in trainer.commands] == pytest.approx([rate, 3 * rate] * 2)
 
 
+def test_a_checkpoint_without_a_pooler_measures_the_same_in_every_process(tmp_path: Path) -> None:
+    """Its pooler is new, and what the head reads is the pooler's."""
+    checkpoint = save_bert(tmp_path / "bert", hidden_size=4, initializer_range=0.4)
+    model = AutoModel.from_pretrained(checkpoint, add_pooling_layer=False)
+    model.save_pretrained(checkpoint)
+    found = set()
+    for seed in range(10):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.add(compare_modes.head_rate_of.__wrapped__(str(checkpoint)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert len(found) == 1
+
+
 def test_clip_norms_are_tried_in_private_runs_and_the_best_is_shown(tmp_path: Path) -> None:
     trainer = Trainer(lambda ran: 0.7 + 0.1 * (ran.clip_norm == 2) + 0.01 * (ran.rate == 1e-3))
     compare(tmp_path, "--modes", "lora", "--max_grad_norm", "0.5", "2", trainer=trainer)
@@ -189,6 +206,45 @@ def test_steps_that_a_crash_repeated_are_counted(tmp_path: Path) -> None:
     assert cost <= float(shown.split("|")[2]) <= cost + 0.01
 
 
+def best_of_all(folder: Path) -> tuple[str, float]:
+    """(how many runs, their epsilon) in the report."""
+    lines = (folder / "comparison.md").read_text().splitlines()
+    (cells,) = (line.strip("| ").split("|") for line in lines if "the best of all runs" in line)
+    return cells[0].partition("(")[2].partition(")")[0], float(cells[1])
+
+
+def test_a_trial_that_did_not_end_is_counted(tmp_path: Path) -> None:
+    """And of others only those that took a step."""
+    compare(tmp_path, "--no_baseline", "--modes", "full", "lora")
+    trials = tmp_path / "trials" / "sst2"
+    (trials / "full_lr0.001_private_seed0" / "sst2" / "results.json").unlink()
+    for name in ("lora_lr0.001_private_seed7", "last-layer_lr0.001_private_seed0"):
+        (trials / name / "sst2").mkdir(parents=True)
+    (trials / "lora_lr0.001_private_seed7" / "sst2" / "ledger.jsonl").write_text("")
+    begun = json.dumps({"step": 1, "noise_multiplier": 0.5, "sampling_probability": Q})
+    (trials / "last-layer_lr0.001_private_seed0" / "sst2" / "ledger.jsonl").write_text(f"{begun}\n")
+    compare(tmp_path, "--no_baseline", "--modes", "lora")
+    runs, spent = best_of_all(tmp_path)
+    expected = compose([Spend(0.8, Q, 4 * STEPS), Spend(0.5, Q, 1)], delta=1e-6)
+    assert runs == "3 and 2 unfinished"
+    assert expected <= spent <= expected + 0.01
+    runs = (tmp_path / "comparison.md").read_text().partition("one mode's runs (")[2].partition(")")[0]
+    assert runs == "2, of lora"
+
+
+def test_a_private_selection_in_the_same_folder_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(monkeypatch, (1, 0.0), (2, 0.0))
+    told = "A private selection on the same records is in this folder too. What it costs adds to each of these: epsilon"
+    with pytest.raises(InvalidArgument, match="a trial failed"):
+        select(tmp_path, "--target_epsilon", "5", trainer=Trainer(accuracy, stop_after=1))
+    for _ in range(2):  # first it is interrupted, then done
+        compare(tmp_path, "--target_epsilon", "5")
+        assert f"{told} 5.00 and delta 1e-06." in (tmp_path / "comparison.md").read_text()
+        select(tmp_path, "--target_epsilon", "5")
+    compare(tmp_path / "other")
+    assert told not in (tmp_path / "other" / "comparison.md").read_text()
+
+
 def test_a_ledger_that_lost_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"has 19 of 20 steps, so epsilon would be too small"):
         compare(tmp_path, trainer=Trainer(accuracy, more_steps=-1))
@@ -243,13 +299,15 @@ def test_only_the_winner_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_released_does_not_tell_how_many_trials_there_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = []
+    texts, times = [], set()
     for number, losers in enumerate(([], [(4, -50.0)] * 7)):
         draw(monkeypatch, *losers, (1, 0.0))
         select(tmp_path / str(number))
         selected = tmp_path / str(number) / "selected" / "sst2"
         texts.append([(selected / name).read_text() for name in ("selection.json", "README.md")])
+        times |= {path.stat().st_mtime for path in [selected, *selected.rglob("*")]}
     assert texts[0] == texts[1]
+    assert len(times) == 1
 
 
 @pytest.mark.parametrize("name", ["poisson", "geometric"])
@@ -273,7 +331,7 @@ def test_the_trials_are_secret_and_an_interrupted_selection_keeps_its_draw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(monkeypatch, (0, 0.0), (1, 0.0), (2, 0.0))
-    with pytest.raises(InvalidArgument, match="the machine went away"):
+    with pytest.raises(InvalidArgument, match="a trial failed"):
         select(tmp_path, trainer=Trainer(accuracy, stop_after=1))
     secret = tmp_path / ".secret-sst2"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o700
@@ -289,6 +347,27 @@ def test_the_trials_are_secret_and_an_interrupted_selection_keeps_its_draw(
     assert select(tmp_path).commands == []  # done
     with pytest.raises(InvalidArgument, match="mean_trials=9"):
         select(tmp_path, "--mean_trials", "9")
+    with pytest.raises(InvalidArgument, match=r"^seed=3: a selection with 0 is in this folder"):
+        select(tmp_path, "--seeds", "3")
+    release = tmp_path / "selected" / "sst2" / "selection.json"
+    content = json.loads(release.read_text())
+    del content["seed"]  # as earlier selections left it
+    release.write_text(json.dumps(content))
+    assert select(tmp_path).commands == []
+
+
+def test_a_trial_that_fails_does_not_tell_which_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = []
+    for number in range(3):
+        draw(monkeypatch, *[(0, 0.0)] * 3)
+        with pytest.raises(InvalidArgument) as caught:
+            select(tmp_path / "out", trainer=Trainer(accuracy, stop_after=number))
+        errors.append(str(caught.value))
+        shutil.rmtree(tmp_path / "out")
+    secret = tmp_path / "out" / ".secret-sst2"
+    assert set(errors) == {
+        f"--private_selection='geometric': a trial failed; its log is in {secret}: publish nothing of it"
+    }
 
 
 def test_a_real_draw_is_a_selection(tmp_path: Path) -> None:

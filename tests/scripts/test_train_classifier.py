@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import train_classifier
-from dptune.checkpoint import load_checkpoint
+from dptune import InvalidArgument
+from dptune.checkpoint import load_checkpoint, save_checkpoint
 from dptune.ledger import Ledger
 from tests.classifier_folders import save_bert, save_llama, write_qnli, write_sst2
 from tests.processes import run_processes
@@ -24,6 +27,7 @@ from train_classifier import main
 from utils import run_outputs, training_loop
 from utils.classification_data import load_task
 from utils.classifier_files import load_classifier, load_classifier_tokenizer
+from utils.classifier_setup import dtype_of_launch
 from utils.finetune_modes import MODES, prepare_mode
 from utils.measured_defaults import measure_clip_norm
 
@@ -31,6 +35,7 @@ KEYS = {
     *("notice", "task", "mode", "private", "epsilon", "delta", "noise_multiplier", "clip_norm"),
     *("learning_rate", "head_learning_rate"),
     *("trained_parameters", "steps", "expected_batch_size", "train_examples", "scores", "majority", "seed", "seconds"),
+    "settings",
 }
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -189,10 +194,11 @@ def test_a_users_own_rows(bert: Path, tmp_path: Path) -> None:
     main(given)
     found = results_of(tmp_path / "out", "train")
     assert (found["train_examples"], found["scores"]) == (40, {})
-    main([*given, "--output_dir", str(tmp_path / "other"), "--validation_file", str(tmp_path / "held_out.csv")])
+    other = ["--output_dir", str(tmp_path / "other"), "--validation_file", str(tmp_path / "held_out.csv")]
+    main([*given, *other, "--class_names", "sunny", "mild", "grim"])
     assert set(results_of(tmp_path / "other", "train")["scores"]) == {"validation"}
     config = json.loads((tmp_path / "other" / "train" / "model" / "config.json").read_text())
-    assert set(config["label2id"]) == {"sunny", "grim"}
+    assert config["label2id"] == {"sunny": 0, "mild": 1, "grim": 2}
 
 
 WORDS_OF_ROWS = ["good", "bad"] * 20
@@ -260,9 +266,10 @@ def test_what_fits_in_memory_changes_nothing(mode: str, still_bert: Path, data: 
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_without_privacy_the_whole_gradient_is_clipped_if_asked(still_bert: Path, data: Path, tmp_path: Path) -> None:
+def test_without_privacy_the_whole_gradient_is_clipped_if_asked(lively_bert: Path, data: Path, tmp_path: Path) -> None:
+    """A model whose gradient is long whatever is drawn: a draw of as many rows of each class hardly moves another."""
     given = {"optimizer": "sgd", "learning_rate": 1, "lr_scheduler_type": "constant", "epochs": 0.2}
-    main(flags(still_bert, data, tmp_path, max_grad_norm=0.02, checkpointing_steps=1, **given))
+    main(flags(lively_bert, data, tmp_path, max_grad_norm=0.02, checkpointing_steps=1, **given))
     before, after = (load_checkpoint(tmp_path / "sst2" / f"checkpoint-{step}").weights for step in (0, 1))
     moved = torch.stack([(after[name] - before[name]).double().norm() for name in before]).norm()
     assert moved.item() == pytest.approx(0.02, rel=1e-3)
@@ -345,6 +352,116 @@ def test_a_resumed_run_must_train_the_same(
         assert named in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"learning_rate": 7.5}, "learning_rate was 0.01 in the checkpoint and is 7.5 now"),
+        ({"head_learning_rate": 0.3}, "head_learning_rate was 0.01 in the checkpoint and is 0.3 now"),
+        ({"weight_decay": 0.1}, "weight_decay was 0.0 in the checkpoint and is 0.1 now"),
+        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type was 'linear' in the checkpoint and is 'constant' now"),
+        ({"epochs": 0.8}, "steps was 2 in the checkpoint and is 4 now"),
+        ({"seed": 9}, "seed was 0 in the checkpoint and is 9 now"),
+        ({"max_grad_norm": 3}, "max_grad_norm was None in the checkpoint and is 3.0 now"),
+        ({"model_checkpoint": "lively_bert"}, "checkpoint was '"),
+    ],
+)
+def test_a_resumed_run_must_update_the_same(
+    changed: dict[str, Any],
+    named: str,
+    bert: Path,
+    data: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In full mode: no weight of the checkpoint is frozen."""
+    given: dict[str, Any] = {"learning_rate": 0.01, "resume_from_checkpoint": "latest"}
+    main(flags(bert, data, tmp_path, **given))
+    (tmp_path / "sst2" / "results.json").unlink()
+    if "model_checkpoint" in changed:
+        changed = {"model_checkpoint": request.getfixturevalue(changed["model_checkpoint"])}
+    with pytest.raises(SystemExit) as ended:
+        main(flags(bert, data, tmp_path, **(given | changed)))
+    assert ended.value.code == 2
+    assert f"--resume_from_checkpoint: {named}" in capsys.readouterr().err
+    main(flags(bert, data, tmp_path, **given))
+    assert results_of(tmp_path)["learning_rate"] == 0.01
+
+
+FINISHED: dict[str, Any] = {
+    "enable_dp": True,
+    "noise_multiplier": 1,
+    "max_grad_norm": 0.5,
+    "finetune_mode": "bias-only",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(bert: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run that has ended left."""
+    out = tmp_path_factory.mktemp("finished")
+    main(flags(bert, data, out, **FINISHED))
+    assert "training_data" not in results_of(out)["settings"]["run"]
+    return out
+
+
+TOLD_BY_ALL_RESULTS: list[tuple[dict[str, Any], str]] = [
+    ({"noise_multiplier": 50}, "noise_multiplier was 1.0 in results.json and is 50.0 now"),
+    ({"enable_dp": None}, "delta was 0.001 in results.json and is None now"),
+    ({"delta": 2e-3}, "delta was 0.001 in results.json and is 0.002 now"),
+    ({"max_grad_norm": 3}, "clip_norm was 0.5 in results.json and is 3.0 now"),
+    ({"finetune_mode": "last-layer"}, "mode was 'bias-only' in results.json and is 'last-layer' now"),
+    ({"learning_rate": 0.3}, "learning_rate was 0.003 in results.json and is 0.3 now"),
+    ({"batch_size": 20}, "expected_batch_size was 24 in results.json and is 20 now"),
+    ({"max_train_examples": 110}, "train_examples was 120 in results.json and is 110 now"),
+    ({"seed": 9}, "seed was 0 in results.json and is 9 now"),
+]
+TOLD_BY_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"epochs": 0.6}, "settings.updates.steps was 2 in results.json and is 3 now"),
+    ({"insecure_test_seed": 1}, "settings.run.insecure_test_seed was None in results.json and is 1 now"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kept", "changed", "named"),
+    [
+        *((KEYS, *told) for told in TOLD_BY_ALL_RESULTS + TOLD_BY_SETTINGS),
+        *((KEYS - {"settings"}, *told) for told in TOLD_BY_ALL_RESULTS),
+    ],
+)
+def test_a_finished_task_is_kept_for_the_same_settings_only(
+    kept: set[str],
+    changed: dict[str, Any],
+    named: str,
+    finished: Path,
+    bert: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Results from before settings were kept are compared by what they have."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    results = {name: value for name, value in results_of(out).items() if name in kept}
+    (out / "sst2" / "results.json").write_text(json.dumps(results))
+    with pytest.raises(SystemExit) as ended:
+        main(flags(bert, data, out, resume_from_checkpoint="latest", **FINISHED | changed))
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err
+    main(flags(bert, data, out, resume_from_checkpoint="latest", micro_batch_size=3, **FINISHED))
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_checkpoint_from_before_updates_were_compared_can_go_on(bert: Path, data: Path, tmp_path: Path) -> None:
+    main(flags(bert, data, tmp_path))
+    (tmp_path / "sst2" / "results.json").unlink()
+    state = load_checkpoint(tmp_path / "sst2" / "checkpoint-2")
+    del state.identity["updates"]
+    save_checkpoint(tmp_path / "sst2", state, None, keep=None)
+    main(flags(bert, data, tmp_path, resume_from_checkpoint="latest"))
+    assert results_of(tmp_path)["steps"] == 2
+
+
 def test_a_folder_with_a_run_is_left_alone(
     bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,18 +518,33 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     with pytest.raises(SystemExit) as ended:
         main(flags(bert, data, tmp_path / "out", **changes))
     assert ended.value.code == 2
-    printed = capsys.readouterr().err.strip().splitlines()
-    assert message in printed[-1]
+    lines = capsys.readouterr().err.strip().splitlines()  # what transformers says of a new head goes before
+    assert [line.startswith("error: ") for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert message in lines[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_sharded_and_half_precision_launches_are_refused(
+def test_sharded_launches_are_refused(
     bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main(flags(bert, data, tmp_path / "out"))
-    assert "classifiers are not sharded" in capsys.readouterr().err
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "distributed_type='FSDP': classifiers are not sharded" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", None)])
+def test_half_precision_launches_are_refused(asked: str, dtype: torch.dtype | None) -> None:
+    """On a GPU: a CPU computes in float32 whatever is asked for."""
+    launched: Any = SimpleNamespace(mixed_precision=asked, device=torch.device("cuda"))
+    if dtype is not None:
+        assert dtype_of_launch(launched) == dtype
+        return
+    with pytest.raises(InvalidArgument, match="mixed_precision='fp16': float16 overflows where whole models train"):
+        dtype_of_launch(launched)
 
 
 # --- two processes ---

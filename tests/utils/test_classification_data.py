@@ -119,6 +119,26 @@ def test_classes_are_those_of_all_training_rows_whichever_are_sampled(tmp_path: 
     assert any(not task.train.labels.any() for task in tasks)
 
 
+def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
+    splits = {"train": datasets.Dataset.from_list(rows_of("ham", "spam"))}
+    splits["validation"] = splits["train"].select([])
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InvalidArgument, match=r"--train_file=.*a split of it has no rows; fill it, or leave it out"):
+        load_file(tmp_path / "saved")
+
+
+def test_class_names_that_are_given_do_not_depend_on_the_rows(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "t.jsonl", rows_of("spam", "ham", "spam"))
+    task = load_file(train, class_names=["spam", "eggs", "ham"])
+    assert task.class_names == ("spam", "eggs", "ham")
+    assert task.train.labels.tolist() == [0, 2, 0]
+    held_out = write_rows(tmp_path / "v.jsonl", rows_of("ham", "secret"))
+    for flag, files in (("--train_file", (held_out,)), ("--validation_file", (train, held_out))):
+        with pytest.raises(InvalidArgument, match=rf"^{flag}=.*row 2 .*is none of --class_names; ") as caught:
+            load_file(*files, class_names=["spam", "eggs", "ham"])
+        assert "secret" not in str(caught.value)
+
+
 def test_a_validation_label_that_training_lacks_is_refused_by_row(tmp_path: Path) -> None:
     train = write_rows(tmp_path / "t.jsonl", rows_of("ham", "spam"))
     validation = write_rows(tmp_path / "v.jsonl", rows_of("ham", "secret"))

@@ -100,6 +100,7 @@ LORA, HEAD_ALONE, WHOLE = (["--finetune_mode", mode] for mode in ("lora", "last-
         ([*LORA, "--learning_rate", "0.003", "--enable_dp"], (0.003, MEASURED)),
         ([*LORA, "--learning_rate", "0.003", "--enable_dp", "--head_learning_rate", "0.2"], (0.003, 0.2)),
         ([*WHOLE, "--learning_rate", "0.003", "--enable_dp"], (0.003, 0.003)),
+        ([*LORA, "--learning_rate", "0.003", "--enable_dp", "--optimizer", "sgd"], (0.003, 0.003)),
         ([*HEAD_ALONE], (MEASURED, MEASURED)),
         ([*HEAD_ALONE, "--enable_dp"], (MEASURED, MEASURED)),
         ([*HEAD_ALONE, "--enable_dp", "--learning_rate", "0.003"], (0.003, 0.003)),
@@ -114,6 +115,17 @@ def test_the_head_learns_as_its_inputs_allow_where_noise_would_drown_what_is_bel
 def test_virtual_tokens_count_in_what_fits() -> None:
     given = settings("--finetune_mode", "prefix+lora", "--num_prepend_tokens", "10", "--max_length", "30")
     assert (given.virtual_tokens, given.token_budget) == (10, 32 * 40)
+
+
+def test_what_a_mode_does_not_use_is_not_judged() -> None:
+    given = settings("--finetune_mode", "last-layer", "--num_prepend_tokens", "0", "--lora_r", "0")
+    assert given.virtual_tokens == 0
+
+
+def test_labels_are_in_the_column_label_unless_another_is_named() -> None:
+    own = ("--train_file", "x", "--text_columns", "t")
+    assert settings(datasets=own).data.labels_in == "label"
+    assert settings("--label_column", "mood", datasets=own).data.labels_in == "mood"
 
 
 def test_outputs_may_go_elsewhere() -> None:
@@ -138,13 +150,21 @@ def test_outputs_may_go_elsewhere() -> None:
         (("--learning_rate", "0"), "--learning_rate=0.0: give a finite number above 0"),
         (("--head_learning_rate", "-1"), "--head_learning_rate=-1.0: give a finite number above 0"),
         (("--max_length", "1"), "--max_length=1: give a whole number of at least 2"),
-        (("--num_prepend_tokens", "0"), "--num_prepend_tokens=0: give a whole number"),
-        (("--lora_r", "0"), "--lora_r=0: give a whole number"),
+        (
+            ("--finetune_mode", "prefix+lora", "--num_prepend_tokens", "0"),
+            "--num_prepend_tokens=0: give a whole number",
+        ),
+        (("--finetune_mode", "prefix+lora", "--lora_r", "0"), "--lora_r=0: give a whole number"),
         (("--prefix_projection",), "--prefix_projection=True: belongs to a prefix, not to --finetune_mode full"),
+        (("--label_column", "label"), "--label_column='label': belongs to --train_file"),
+        (("--optimizer", "sgd"), "--learning_rate=None: --optimizer sgd needs it"),
         (("--text_columns", "text"), r"--text_columns=\['text'\]: belongs to --train_file"),
         (("--eval_freq", "0"), "--eval_freq=0: give a whole number"),
         (("--max_train_examples", "0"), "--max_train_examples=0: give a whole number"),
         (("--weight_decay", "-1"), "--weight_decay=-1.0: give a number of at least 0"),
+        (("--weight_decay", "nan"), "--weight_decay=nan: give a number of at least 0"),
+        (("--seed", "-1"), "--seed=-1: give a whole number of at least 0"),
+        (("--seed", "4294967296"), "--seed=4294967296: give a whole number of at least 0 and below"),
     ],
 )
 def test_a_mistake_names_the_flag(flags: tuple[str, ...], message: str) -> None:
@@ -159,6 +179,11 @@ def test_a_mistake_names_the_flag(flags: tuple[str, ...], message: str) -> None:
         (("--datasets", "sst2", "sst2"), "--datasets='sst2 sst2': names a task twice"),
         (("--train_file", "x.csv"), "--text_columns=None: --train_file needs it"),
         (("--train_file", "x.csv", "--text_columns", "t", "--data_dir", "d"), "--data_dir='d': belongs to --datasets"),
+        (("--train_file", "x", "--text_columns", "label"), "--label_column='label': is one of --text_columns"),
+        (("--train_file", "x", "--text_columns", "t", "--class_names", "a"), "--class_names='a': give at least two"),
+        (("--train_file", "x", "--text_columns", "t", "--class_names", "a", "a"), "--class_names='a a': give at"),
+        (("--train_file", "x", "--text_columns", "t", "--class_names", "a", " b"), "--class_names='a  b': give at"),
+        (("--datasets", "sst2", "--class_names", "a", "b"), r"--class_names=\['a', 'b'\]: belongs to --train_file"),
     ],
 )
 def test_mistakes_about_the_data(flags: tuple[str, ...], message: str) -> None:

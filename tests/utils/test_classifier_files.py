@@ -10,7 +10,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 from dptune import InvalidArgument
 from dptune.integrations.peft import class_logits
@@ -212,3 +219,16 @@ def test_a_checkpoint_that_is_not_there_is_one_line(loads: Any, tmp_path: Path) 
     with pytest.raises(InvalidArgument, match="--model_checkpoint=") as error:
         loads(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 23, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    BartForSequenceClassification(BartConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    with pytest.raises(InvalidArgument, match=r"--model_checkpoint=.*bart is an encoder-decoder; give an encoder or"):
+        load_classifier(str(tmp_path), CLASSES, pad_token_id=0)
+
+
+def test_a_pad_token_beyond_the_embedding_is_refused(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(InvalidArgument, match=r"tokenizer pads with token 23, but the model has embeddings for 23 onl"):
+        load_classifier(str(checkpoints["BERT"]), CLASSES, pad_token_id=23)

@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    OpenAIGPTConfig,
+    OpenAIGPTForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -21,6 +25,7 @@ from transformers import (
 from dptune import InvalidArgument
 from dptune.lora import adapters
 from tests.classifier_folders import SIZES
+from utils import finetune_modes
 from utils.finetune_modes import (
     MODES,
     default_learning_rate,
@@ -183,3 +188,36 @@ def _headless() -> Any:
     model = bert()
     del model.classifier
     return model
+
+
+def albert() -> Any:
+    return AlbertForSequenceClassification(AlbertConfig(**SIZES, embedding_size=8))
+
+
+def openai_gpt() -> Any:
+    config = OpenAIGPTConfig(vocab_size=23, n_positions=64, n_embd=16, n_layer=2, n_head=2, pad_token_id=0)
+    return OpenAIGPTForSequenceClassification(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "mode", "reason"),
+    [
+        (albert, "prefix", r"AlbertForSequenceClassification does not run with it \(\w+Error: .*\); take another mode"),
+        (albert, "prefix+lora", r"AlbertForSequenceClassification does not run with it"),
+        (openai_gpt, "prefix", r"OpenAIGPTForSequenceClassification leaves it out in silence; take another mode"),
+    ],
+)
+def test_a_model_that_does_not_read_a_prefix_is_refused(model: Any, mode: str, reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"--finetune_mode='{re.escape(mode)}': {reason}"):
+        prepare_mode(model(), mode, lora_r=2, lora_target_modules=["query"])
+
+
+@pytest.mark.parametrize("mode", ["prefix", "soft-prompt"])
+def test_trying_a_prefix_out_changes_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = [prepare_mode(bert(), mode)[0], torch.get_rng_state()]
+    monkeypatch.setattr(finetune_modes, "_require_read", lambda *_: None)
+    plain = [prepare_mode(bert(), mode)[0], torch.get_rng_state()]
+    assert torch.equal(tried[1], plain[1])
+    assert tried[0].training == plain[0].training
+    for name, value in plain[0].state_dict().items():
+        assert torch.equal(tried[0].state_dict()[name], value), name

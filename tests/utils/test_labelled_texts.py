@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
@@ -67,6 +68,7 @@ def test_a_label_of_no_class_is_refused_by_row_without_its_text(tmp_path: Path) 
         ({"a": "secret", "y": None}, r"row 2 .*y is neither text nor a whole number \(NoneType\)"),
         ({"a": "secret", "y": 0.5}, r"row 2 .*whole number \(float\)"),
         ({"a": "secret", "y": "  "}, r"row 2 .*whole number \(str\)"),
+        ({"a": "secret", "y": "NaN"}, r"row 2 .*whole number \(str\)"),
         ({"a": "secret", "y": ["secret"]}, r"row 2 .*whole number \(list\)"),
         ({"a": "secret", "y": "secret" * 20}, r"row 2 .*over 100 characters"),
     ],
@@ -92,6 +94,43 @@ def test_columns_that_are_not_there_are_refused(tmp_path: Path) -> None:
 def test_one_class_is_none(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="all rows have one label"):
         read(write_rows(tmp_path / "d.jsonl", [{"a": "x", "y": 0}] * 3)).class_names()
+
+
+@pytest.mark.parametrize("labels", [["1", "1.0", "2"], ["1", "01", "x"]])
+def test_one_number_in_two_spellings_is_refused(tmp_path: Path, labels: list[str]) -> None:
+    path = write_rows(tmp_path / "d.csv", [{"a": "x", "y": label} for label in labels])
+    with pytest.raises(InvalidArgument, match=r"--train_file=.*d\.csv.*one number in two spellings"):
+        read(path).class_names()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_saved_data_set_keeps_the_names_of_its_classes(tmp_path: Path, whole: bool) -> None:
+    """In their order, and those that no row has too."""
+    features = datasets.Features({"a": datasets.Value("string"), "y": datasets.ClassLabel(names=["no", "maybe", "ja"])})
+
+    def save(labels: list[int]) -> Path:
+        saved = datasets.Dataset.from_dict({"a": ["x"] * len(labels), "y": labels}, features=features)
+        folder = tmp_path / str(len(labels))
+        (saved if whole else datasets.DatasetDict({"train": saved})).save_to_disk(folder)
+        return folder
+
+    named = read(save([2, 0]))
+    assert named.class_names() == ("no", "maybe", "ja")
+    assert named.numbered(named.class_names()).labels.tolist() == [2, 0]
+    assert named.numbered(("ja", "no")).labels.tolist() == [0, 1]
+    with pytest.raises(InvalidArgument, match=r"row 3 .*y is none of its classes"):
+        read(save([2, 0, -1]))
+
+
+def test_classes_are_taken_from_so_many_labels_only(tmp_path: Path) -> None:
+    """A column of ages, say, tells of single rows."""
+    rows = [{"a": "x", "y": 1000 + number} for number in range(101)]
+    assert len(read(write_rows(tmp_path / "d.jsonl", rows[1:])).class_names()) == 100
+    named = read(write_rows(tmp_path / "d.jsonl", rows))
+    with pytest.raises(InvalidArgument, match=r"more than 100 different labels, .* by --class_names$") as caught:
+        named.class_names()
+    assert "1050" not in str(caught.value)
+    assert named.numbered([str(1000 + number) for number in range(101)]).labels.tolist() == list(range(101))
 
 
 def many(count: int) -> LabelledTexts:
