@@ -41,10 +41,10 @@ compare() { # chat|abstracts, file of samples, its column, training file, column
     --embedder "$embedder" --held_out_file "$study/$1_held_out.jsonl" --train_file "$study/$4" --real_column "$5"
 }
 
-train chat chat_train uncond_generation 6
+train chat chat_train uncond_generation 4
 sample chat "$study/how_many.txt" uncond_generation
 compare chat generations.jsonl text chat_train.jsonl instruction
-train abstracts labelled_abstracts plain 3
+train abstracts labelled_abstracts plain 2
 sample abstracts "$study/topics.txt" plain
 compare abstracts generations.jsonl text labelled_abstracts.jsonl answer
 "$python" -m benchmarks.synthetic_text --study "$study" --output "$result"

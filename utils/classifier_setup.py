@@ -18,11 +18,13 @@ from utils.classifier_arguments import Settings
 from utils.classifier_files import load_classifier
 from utils.finetune_modes import head_modules, prepare_mode
 from utils.launch import compute_dtype, sharding_of_launch
-from utils.measured_defaults import measure_clip_norm, measure_head_rate
+from utils.measured_defaults import measure_clip_norm, measure_head_rate, typical_gradient_norm
 from utils.modeling import require_context
 from utils.optimizers import UpdateSettings
 from utils.resume import fingerprint, run_identity
 from utils.run_plan import RunPlan, plan_steps
+
+_SHORT = 0.5  # of a typical gradient's length: full mode at a third of it went the way of the commonest class
 
 
 def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
@@ -93,6 +95,16 @@ def describe_rates(updates: UpdateSettings, *, chosen: bool) -> str:
     return f"learning rate          {updates.learning_rate:g}{given}{head}"
 
 
+def describe_short_clip_norm(clip_norm: float, typical: float) -> list[str]:
+    """A warning where private training would hardly learn: see `utils.measured_defaults.measure_clip_norm`."""
+    if not clip_norm < _SHORT * typical:
+        return []
+    return [
+        f"warning: clip norm {clip_norm:g} is far below a typical gradient at the start, {typical:.2g} long: every "
+        "example then pulls equally hard, and the commonest class may win; without --max_grad_norm it is measured"
+    ]
+
+
 def dtype_of_launch(accelerator: Accelerator) -> torch.dtype:
     """What forward passes compute in.
 
@@ -153,6 +165,8 @@ def load_trained(
     model.to(accelerator.device).eval()
     if plan.privacy is not None:
         kinds = {"num_classes": len(task.class_names), "pad_token_id": tokenizer.pad_token_id}
+        for line in describe_short_clip_norm(plan.privacy.clip_norm, typical_gradient_norm(model)):
+            accelerator.print(line)
         check_classifier_rules(model, token_types=task.train.token_types is not None, **kinds)
     return trained
 

@@ -64,14 +64,29 @@ def measure_clip_norm(model: Any) -> float:
     commonest class wins, however weak its majority. The noise grows with it, so it is not for the longest ones.
 
     Args:
-        model: a classifier in its mode; what trains requires a gradient. Not changed.
+        model: as for `typical_gradient_norm`.
 
     Returns:
-        The median norm of the gradients of single rows, with classes in turns, over all that trains, rounded up to two
-        significant digits, so that rounding on another machine hardly ever changes it.
+        That norm, rounded up to two significant digits, so that rounding on another machine hardly ever changes it.
 
     Raises:
         InvalidArgument: the gradients are zero or not finite.
+    """
+    typical = typical_gradient_norm(model)
+    if not typical > 0:
+        refuse("--max_grad_norm", None, f"give one: gradients at the start cannot be measured, they are {typical} long")
+    rounded = float(f"{typical:.1e}")
+    if rounded < typical:
+        rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(typical)) - 1):.1e}")
+    return rounded
+
+
+def typical_gradient_norm(model: Any) -> float:
+    """The median norm of the gradients of single rows, with classes in turns, over all that trains; NaN where one is
+    not finite.
+
+    Args:
+        model: a classifier in its mode; what trains requires a gradient. Not changed.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows = _random_rows(model)
@@ -85,13 +100,7 @@ def measure_clip_norm(model: Any) -> float:
             norms.append(math.sqrt(sum(float(one.double().square().sum()) for one in gradients if one is not None)))
     finally:
         model.train(training)
-    typical = median(norms) if all(map(math.isfinite, norms)) else math.nan
-    if not typical > 0:
-        refuse("--max_grad_norm", None, f"give one: gradients at the start cannot be measured, they are {typical} long")
-    rounded = float(f"{typical:.1e}")
-    if rounded < typical:
-        rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(typical)) - 1):.1e}")
-    return rounded
+    return median(norms) if all(map(math.isfinite, norms)) else math.nan
 
 
 def _random_rows(model: Any) -> dict[str, Tensor]:

@@ -333,6 +333,19 @@ def test_the_clip_norm_is_measured_where_none_is_given(
     assert results_of(tmp_path)["steps"] == 2
 
 
+@pytest.mark.parametrize(("times", "warned"), [(0.2, True), (0.6, False), (5, False)])
+def test_a_clip_norm_far_below_the_gradients_is_said(
+    times: float, warned: bool, bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {"finetune_mode": "ia3", "enable_dp": True, "noise_multiplier": 1}
+    main(flags(bert, data, tmp_path / "measured", **given))
+    clip_norm = times * results_of(tmp_path / "measured")["clip_norm"]
+    assert "far below" not in capsys.readouterr().out
+    main(flags(bert, data, tmp_path / "given", **given, max_grad_norm=clip_norm))
+    said = f"warning: clip norm {clip_norm:g} is far below a typical gradient at the start"
+    assert (said in capsys.readouterr().out) == warned
+
+
 def test_a_resumed_run_must_train_the_same(
     bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
