@@ -15,36 +15,35 @@ of random trials is run instead, and only the best of them is released: its mode
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dptune._files import atomic_write
 from dptune._validate import InvalidArgument, refuse, require_delta
 from dptune.accounting import Spend, planned_steps
 from dptune.checkpoint import LEDGER_NAME
-from dptune.ledger import Ledger
 from dptune.selection import PrivateSelection
 from utils.arguments import exit_on_invalid_argument, parse
 from utils.classification_data import load_task
 from utils.classifier_files import load_classifier, load_classifier_tokenizer
-from utils.classifier_outputs import SCORES_NAME
 from utils.comparison_arguments import ChoiceArguments, TrainingArguments, require_free, split_words, trainer_flags
-from utils.finetune_modes import MODES
+from utils.comparison_folder import (
+    TRIALS_FOLDER,
+    TRIALS_NAME,
+    finished_trials,
+    release_folder,
+    require_same_settings,
+    secret_folder,
+    write_comparison,
+)
 from utils.measured_defaults import measure_head_rate
-from utils.mode_comparison import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME, Others, Outcome, describe
-from utils.mode_plot import plot_modes
-from utils.private_selection import SelectionPlan, planned_selection, select
-from utils.selection_release import released
+from utils.mode_comparison import COMPARISON_NAME, PLOT_NAME, Outcome
+from utils.private_selection import SelectionPlan, select
 from utils.trials import Candidate, Runner, run_in_process, run_trial
-
-TRIALS_FOLDER, TRIALS_NAME = "trials", "trials.jsonl"
 
 Sizes = Callable[[TrainingArguments, str], tuple[int, int]]  # data set -> (training, validation) records
 
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
     require_free(extra)
     folder = Path(training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    _require_same_settings(folder, training, extra)
+    require_same_settings(folder, training, extra)
     if choice.private_selection is None:
         compare(folder, training, choice, extra, runner)
     else:
@@ -84,7 +83,7 @@ def compare(
             flags += ["--resume_from_checkpoint", "latest", *extra]
             outcome = Outcome.of(run_trial(dataset, trial, flags, runner), trial / dataset / LEDGER_NAME)
             print(f"{dataset} {number}/{len(planned)}: {name}: {outcome.accuracy:.3f}", flush=True)
-        write_comparison(folder, finished(folder))
+        write_comparison(folder, finished_trials(folder))
     print(
         f"{folder / COMPARISON_NAME} and {PLOT_NAME}; {TRIALS_NAME} and {TRIALS_FOLDER}/ hold exact scores: NOT PRIVATE"
     )
@@ -97,49 +96,6 @@ def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tu
         for private in (True, False) if choice.baseline else (True,):
             candidates = choice.candidates(mode, of_head, private=private)
             yield from ((candidate, private, seed) for candidate in candidates for seed in choice.seeds)
-
-
-def finished(folder: Path) -> dict[str, list[Outcome]]:
-    """The trials in a folder by data set, whichever line ran them: all of them were looked at, and cost privacy."""
-    by_dataset: dict[str, list[Outcome]] = {}
-    for path in sorted((folder / TRIALS_FOLDER).glob(f"*/*/*/{SCORES_NAME}")):
-        outcome = Outcome.of(json.loads(path.read_text()), path.with_name(LEDGER_NAME))
-        by_dataset.setdefault(outcome.dataset, []).append(outcome)
-    for outcomes in by_dataset.values():
-        outcomes.sort(key=lambda one: (MODES.index(one.mode), not one.private, one.learning_rate, one.seed))
-    return by_dataset
-
-
-def spent_besides(folder: Path, dataset: str) -> Others:
-    """What trials without results spent on a data set, and a private selection whether it has ended or not."""
-    unfinished = []
-    for path in sorted((folder / TRIALS_FOLDER / dataset).glob(f"*/{dataset}/{LEDGER_NAME}")):
-        if not path.with_name(SCORES_NAME).exists() and (spends := Ledger(path).spends):
-            unfinished.append((path.parents[1].name.partition("_lr")[0], tuple(spends)))
-    plan = planned_selection(secret_folder(folder, dataset)) or released(release_folder(folder, dataset))
-    return Others(unfinished, None if plan is None else (plan["epsilon"], plan["delta"]))
-
-
-def secret_folder(folder: Path, dataset: str) -> Path:
-    """Where a private selection's trials are until it ends."""
-    return folder / f".secret-{dataset}"
-
-
-def release_folder(folder: Path, dataset: str) -> Path:
-    """Where its winner is afterwards."""
-    return folder / "selected" / dataset
-
-
-def write_comparison(folder: Path, by_dataset: Mapping[str, Sequence[Outcome]]) -> None:
-    """The table, the plot and a line a trial."""
-    warning = "NOT PRIVATE where the validation data are private: exact scores."
-    head = ["# Ways of fine-tuning, compared", "", warning, ""]
-    with atomic_write(folder / COMPARISON_NAME) as file:
-        parts = (describe(outcomes, spent_besides(folder, name)) for name, outcomes in by_dataset.items())
-        file.write("\n".join([*head, *parts]))
-    with atomic_write(folder / TRIALS_NAME) as file:
-        file.writelines(f"{one.as_line()}\n" for outcomes in by_dataset.values() for one in outcomes)
-    plot_modes(folder / PLOT_NAME, by_dataset)
 
 
 def select_privately(
@@ -232,21 +188,6 @@ def count_records(training: TrainingArguments, dataset: str) -> tuple[int, int]:
         max_train_examples=training.max_train_examples,
     )
     return len(task.train), len(next(iter(task.validation.values())))
-
-
-def _require_same_settings(folder: Path, training: TrainingArguments, extra: Sequence[str]) -> None:
-    """Trials in one folder share all settings but the data set; finished ones are not run again under others."""
-    settings = asdict(training) | {"trainer": list(extra)}
-    del settings["output_dir"], settings["datasets"]
-    path = folder / SETTINGS_NAME
-    if path.exists():
-        for name, before in json.loads(path.read_text()).items():
-            if settings.get(name) != before:
-                remedy = f"the trials in {folder} have {before!r}; give that, or another --output_dir"
-                refuse(f"--{name}", settings.get(name), remedy)
-        return
-    with atomic_write(path) as file:
-        file.write(json.dumps(settings, indent=2) + "\n")
 
 
 if __name__ == "__main__":
