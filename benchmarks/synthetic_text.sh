@@ -44,7 +44,7 @@ compare() { # chat|abstracts, file of samples, its column, training file, column
 train chat chat_train uncond_generation 4
 sample chat "$study/how_many.txt" uncond_generation
 compare chat generations.jsonl text chat_train.jsonl instruction
-train abstracts labelled_abstracts plain 2
+train abstracts labelled_abstracts plain 1.5
 sample abstracts "$study/topics.txt" plain
 compare abstracts generations.jsonl text labelled_abstracts.jsonl answer
 "$python" -m benchmarks.synthetic_text --study "$study" --output "$result"
