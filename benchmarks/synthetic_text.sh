@@ -17,14 +17,14 @@ lora=(--lora_r 4 --lora_target_modules q_proj v_proj)
   --output_dir "$study"
 
 # One setting each, not searched for. $1 of both: chat or abstracts.
-train() { # chat|abstracts, data set, prompt style, epochs with privacy, epochs without
+train() { # chat|abstracts, data set, prompt style, with privacy: expected batch size, epochs; epochs without
   local common=(--data_dir "$study" --dataset_name "$2" --prompt_style "$3" --model_name "$model" --max_seq_len 64 --perdevice_bs 16
     --eval_freq 1000)
   local held_out=(--validation_file "$study/$1_held_out.jsonl")
   "$python" -m scripts.generate_train_command "${common[@]}" --job_sess "study-$1-private" --eps 8 --delta 1e-5 --clip 1 \
-    --total_bs 512 --num_epochs "$4" --lr 3e-3 -- "${lora[@]}" "${held_out[@]}"
+    --total_bs "$4" --num_epochs "$5" --lr 3e-3 -- "${lora[@]}" "${held_out[@]}"
   "$python" -m scripts.generate_train_command "${common[@]}" --job_sess "study-$1-plain" --eps -1 \
-    --total_bs 32 --num_epochs "$5" --lr 5e-4 -- "${lora[@]}" "${held_out[@]}"
+    --total_bs 32 --num_epochs "$6" --lr 5e-4 -- "${lora[@]}" "${held_out[@]}"
 }
 sample() { # chat|abstracts, instruction file, prompt style
   local who adapter
@@ -42,10 +42,10 @@ compare() { # chat|abstracts, file of samples, its column, training file, column
     --embedder "$embedder" --held_out_file "$study/$1_held_out.jsonl" --train_file "$study/$4" --real_column "$5"
 }
 
-train chat chat_train uncond_generation 4 1
+train chat chat_train uncond_generation 512 4 1
 sample chat "$study/how_many.txt" uncond_generation
 compare chat generations.jsonl text chat_train.jsonl instruction
-train abstracts labelled_abstracts plain 1.5 0.5
+train abstracts labelled_abstracts plain 256 1 0.5
 sample abstracts "$study/topics.txt" plain
 compare abstracts generations.jsonl text labelled_abstracts.jsonl answer
 "$python" -m benchmarks.synthetic_text --study "$study" --output "$result"

@@ -62,7 +62,7 @@ class StudyDataArguments:
     longest_message: int = field(default=40, metadata={"help": "words of a message; longer ones are left out"})
     held_out_messages: int = field(default=400, metadata={"help": "messages that are not trained on"})
     messages: int = field(default=1000, metadata={"help": "to sample"})
-    texts_a_topic: int = field(default=64, metadata={"help": "to sample"})
+    texts_a_topic: int = field(default=32, metadata={"help": "to sample"})
 
     def __post_init__(self) -> None:
         for name in ("words", "longest_message", "held_out_messages", "messages", "texts_a_topic"):
