@@ -41,5 +41,9 @@ def test_a_secret_is_refused_before_the_line_is_printed(words: list[str]) -> Non
     assert "SECRET" not in str(caught.value)
 
 
-def test_other_flags_are_free() -> None:
-    require_free(["--max_tokens_per_device", "4096", "--stop", "a token", "--seed=3"], {"delta": "--delta"})
+def test_only_flags_that_the_job_decides_are_refused() -> None:
+    words, taken = ["--max_tokens_per_device", "4096", "--stop", "a token", "--seed=3"], {"delta": "--delta"}
+    require_free(words, taken)
+    with pytest.raises(InvalidArgument) as caught:
+        require_free([*words, "--delta=1"], taken)
+    assert str(caught.value) == "--delta='behind --': give --delta before -- instead"

@@ -17,7 +17,11 @@ def test_a_column_of_people_is_noticed_in_any_row(name: str) -> None:
 
 
 def test_other_columns_are_not() -> None:
-    refuse_unnoticed_users([*ROWS, {"answer": "c", "language": "en", "turns": 2}], "--file", "a.jsonl", "--unit")
+    others = [*ROWS, {"answer": "c", "language": "en", "turns": 2, "user_turns": 1}]
+    refuse_unnoticed_users(others, "--file", "a.jsonl", "--unit")
+    with pytest.raises(InvalidArgument) as caught:
+        refuse_unnoticed_users([*others, {"answer": "d", "user": 1}], "--file", "a.jsonl", "--unit")
+    assert "names users in user; give --unit user, or" in str(caught.value)
 
 
 def test_each_row_has_its_author() -> None:
