@@ -15,7 +15,7 @@ from dptune._validate import refuse
 from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, attach_adapter
 from dptune.lora import merge_lora
 from utils.launch import Sharding
-from utils.quantization import quantized_loading
+from utils.quantization import keep_differentiable, quantized_loading
 from utils.sharded_model import load_sharded_model
 
 _REMEDY = "give a folder with a causal language model and its tokenizer, or a hub name (gated: with --access_token)"
@@ -80,6 +80,7 @@ def load_model(
             "--model_name_or_path", name, f"its checkpoint lacks {len(missing)} weights such as {missing[0]}; {_REMEDY}"
         )
     model = model.requires_grad_(False).eval()
+    keep_differentiable(model)
     return model if quantized else model.to(device)
 
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from dptune._validate import refuse
@@ -38,3 +39,15 @@ def quantized_loading(bits: int, dtype: torch.dtype, device: torch.device | str)
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return {"quantization_config": config, "device_map": {"": torch.device(device)}}
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep the 4-bit layers of `model` from a form of their weights that no gradient passes through.
+
+    On a CPU with AVX512-BF16 such a layer lays its weights out anew, for good, at its first product in evaluation mode
+    whose input needs no gradient: in the first layer, or at a measurement. Its products are then one operator without a
+    derivative, and gradients of what lies before it silently lose a part (bitsandbytes 0.50.2).
+    """
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "support_avx512bf16_for_cpu")]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False

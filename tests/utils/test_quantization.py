@@ -101,6 +101,23 @@ def test_gradients_are_those_of_the_weights_it_stands_for(folder: Path, bits: in
     assert relative(gradients(model, EXAMPLES), gradients(plain, EXAMPLES)) < tolerance
 
 
+def repacked(model: nn.Module) -> list[str]:
+    """4-bit layers whose weights have the layout that no gradient passes through, after a measurement."""
+    with torch.no_grad():
+        CausalLMLoss(model)(*padded(EXAMPLES))
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, bnb.nn.Linear4bit))
+    return [name for name, layer in layers if getattr(layer.weight.quant_state, "packing_format_for_cpu", False)]
+
+
+def test_a_measurement_does_not_end_gradients(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU with AVX512-BF16, whichever this is."""
+    monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
+    assert repacked(quantized(folder, 4)) == []
+    config = quantized_loading(4, torch.float32, CPU)
+    as_loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **config).eval()
+    assert len(repacked(as_loaded)) == 2 * 7
+
+
 def with_threshold(folder: Path, threshold: float) -> Any:
     """8 bits, with what `quantized_loading` turns off."""
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
