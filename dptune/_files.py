@@ -57,6 +57,17 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
         sync_folder(path.parent)
 
 
+def sync_tree(folder: Path) -> None:
+    """Hand all files below `folder`, and their names, to the disk: before a rename makes them count."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
 def _create(path: Path, mode: Literal["w", "wb"]) -> IO[Any]:
     """Open a file that must be new. `open` obeys the umask, where `tempfile` lets the owner alone read."""
     if mode == "wb":

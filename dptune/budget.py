@@ -8,7 +8,8 @@ than adding the epsilons and more than the larger of the two.
 
 prints each stage and the whole. A stage is entered before it spends anything, so that a crash can make the file count
 what was never released, but not the other way round. A training is entered as the path of its ledger, which is read
-when epsilon is asked for: its steps count as they are taken, repeated ones too.
+when epsilon is asked for: its steps count as they are taken, repeated ones too. The ledger is there from then on, empty
+before the first step: where it is missing, what the training spent is not known.
 
 No torch in this file.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 from dptune._files import append_line
 from dptune._validate import InvalidArgument, refuse, require_positive
 from dptune.accounting import Spend, compose
-from dptune.ledger import Ledger
+from dptune.ledger import Ledger, begin_ledger
 
 _TRAINING, _GAUSSIAN, _WITHOUT = "training", "gaussian", "without privacy"
 
@@ -70,16 +71,27 @@ class Budget:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.stages = _read(self.path)
+        _read(self.path)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """What is entered by now: other programs may enter stages of their own at any time."""
+        return _read(self.path)
 
     def enter_training(self, stage: str, ledger: str | os.PathLike[str], *, unit: str) -> None:
         """Enter a DP-SGD training before its first step; once for each ledger, so resuming it enters nothing.
 
         Raises:
-            InvalidArgument: another stage, or what was entered for this ledger, protects another unit.
+            InvalidArgument: another stage, or what was entered for this ledger, protects another unit, or its ledger
+                is no longer there: a training that took its place would hide what was spent.
         """
         where = Path(os.path.relpath(Path(ledger).absolute(), self.path.absolute().parent)).as_posix()
-        self._enter(Stage(stage, unit, _TRAINING, ledger=where))
+        entry = Stage(stage, unit, _TRAINING, ledger=where)
+        if self._is_new(entry):
+            begin_ledger(ledger)
+            self._append(entry)
+        else:
+            self._ledger_of(entry)
 
     def enter_gaussian(self, stage: str, noise_multiplier: float, *, unit: str, release: str | None = None) -> None:
         """Enter one Gaussian release before it is made; each is a line of its own, but one `release` id once only.
@@ -97,7 +109,7 @@ class Budget:
     @property
     def reasons(self) -> list[str]:
         """Why there is no guarantee; empty where there is one."""
-        return [f"{entered.stage}: {entered.reason}" for entered in self.stages if entered.kind == _WITHOUT]
+        return _reasons(self.stages)
 
     def spends(self, stage: Stage) -> list[Spend]:
         """What one stage has spent by now.
@@ -110,52 +122,74 @@ class Budget:
             return [Spend(stage.noise_multiplier, 1.0, 1)]
         if stage.kind == _WITHOUT:
             return []
-        assert stage.ledger is not None  # _stage
-        ledger = self.path.parent / stage.ledger
-        if not ledger.is_file():
-            remedy = "its ledger is not there, so what it spent is not known; put it back, or run the training"
-            refuse("budget", f"{self.path}: {stage.stage} ({stage.ledger})", remedy)
-        return Ledger(ledger).spends
+        return Ledger(self._ledger_of(stage)).spends
 
     def epsilon(self, delta: float) -> float | None:
         """Epsilon of all stages together at `delta`, or None where there is no guarantee (see `reasons`).
 
         Raises:
-            InvalidArgument: see `spends`.
+            InvalidArgument: see `spends`; or stages of two units, which were entered at one time.
         """
-        if self.reasons:
-            return None
-        return compose([spend for stage in self.stages for spend in self.spends(stage)], delta=delta)
+        return self._together(self.stages, delta)
 
     def describe(self, delta: float) -> list[str]:
         """Each stage with the epsilon that it would have alone, and the whole, in lines for a person."""
-        lines = [f"{entered.stage:<32} {self._alone(entered, delta)}" for entered in self.stages]
-        total = self.epsilon(delta)
+        stages = self.stages
+        lines = [f"{entered.stage:<32} {self._alone(entered, delta)}" for entered in stages]
+        total = self._together(stages, delta)
         if total is None:
-            return [*lines, f"{'together':<32} NO GUARANTEE ({'; '.join(self.reasons)})"]
-        units = {entered.unit for entered in self.stages}  # one at most: see _enter
+            return [*lines, f"{'together':<32} NO GUARANTEE ({'; '.join(_reasons(stages))})"]
+        units = {entered.unit for entered in stages}  # one at most: see _together
         return [
             *lines,
             f"{'together':<32} epsilon {_rounded_up(total)} at delta {delta:g}",
             *(f"for {one}" for one in units),
         ]
 
+    def _together(self, stages: Sequence[Stage], delta: float) -> float | None:
+        if _reasons(stages):
+            return None
+        for stage in stages[1:]:
+            self._require_one_unit(stage, stages[:1])
+        return compose([spend for stage in stages for spend in self.spends(stage)], delta=delta)
+
     def _alone(self, stage: Stage, delta: float) -> str:
         if stage.kind == _WITHOUT:
             return f"NO PRIVACY: {stage.reason}"
         return f"epsilon {_rounded_up(compose(self.spends(stage), delta=delta))}"
 
-    def _enter(self, stage: Stage) -> None:
-        others = {entered.unit for entered in self.stages if entered.kind != _WITHOUT} - {stage.unit}
+    def _ledger_of(self, stage: Stage) -> Path:
+        assert stage.ledger is not None  # _stage
+        ledger = self.path.parent / stage.ledger
+        if not ledger.is_file():
+            remedy = "its ledger is not there, so what it spent is not known; put it back (empty, if it never began)"
+            refuse("budget", f"{self.path}: {stage.stage} ({stage.ledger})", remedy)
+        return ledger
+
+    def _require_one_unit(self, stage: Stage, entered: Sequence[Stage]) -> None:
+        others = {one.unit for one in entered if one.kind != _WITHOUT} - {stage.unit}
         if others and stage.kind != _WITHOUT:
             known = f"{self.path} has stages that protect {sorted(others)[0]}; epsilons of two units do not add up"
             refuse("unit", stage.unit, f"{known}: keep to that unit, or begin a new file for other data")
-        if any(entered.is_same_as(stage) for entered in self.stages):
-            return
+
+    def _is_new(self, stage: Stage) -> bool:
+        """Whether nothing is entered that `stage` would count again."""
+        entered = self.stages
+        self._require_one_unit(stage, entered)
+        return not any(one.is_same_as(stage) for one in entered)
+
+    def _enter(self, stage: Stage) -> None:
+        if self._is_new(stage):
+            self._append(stage)
+
+    def _append(self, stage: Stage) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn(self.path)
         append_line(self.path, json.dumps({name: value for name, value in vars(stage).items() if value is not None}))
-        self.stages.append(stage)
+
+
+def _reasons(stages: Sequence[Stage]) -> list[str]:
+    return [f"{entered.stage}: {entered.reason}" for entered in stages if entered.kind == _WITHOUT]
 
 
 def _rounded_up(epsilon: float) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from dptune import accounting
-from dptune._files import append_line
+from dptune._files import append_line, sync_folder
 from dptune._validate import refuse, require_count
 from dptune.accounting import Spend
 
@@ -26,14 +26,15 @@ class Ledger:
             that will be recorded. A line says it unless it is 1; those in the file keep their own.
 
     Raises:
-        InvalidArgument: a line that is no entry. A torn last line is dropped: its gradient was never used.
+        InvalidArgument: a line that is no entry. A torn last line is not counted: its gradient was never used. The
+            next step is written in its place; who only reads a ledger leaves it as it is.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, group_size: int = 1) -> None:
         require_count("group_size", group_size)
         self.path, self.group_size = Path(path), group_size
-        self._counts, self._length = _read(self.path)  # in bytes, of the lines that are counted
-        self._unfinished = b""  # what a `record` that failed may have left behind them, whole or in part
+        # The bytes of the lines that are counted, and what a `record` that failed may have left behind them.
+        self._counts, self._length, self._unfinished = _read(self.path)
 
     @property
     def steps(self) -> int:
@@ -102,7 +103,8 @@ class Ledger:
                 refuse("ledger", f"{self.path}:{number}", f"reads otherwise than in the checkpoint; {_RESTORE}")
 
     def _cut_unfinished(self) -> None:
-        """Take off what a failed `record` left; anything else that is there or not there is somebody else's doing."""
+        """Take off what a failed `record` left, this process's or an earlier one's; anything else that is there or not
+        there is somebody else's doing."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size == self._length:
             return
@@ -141,11 +143,26 @@ def _settings(entry: dict[str, float], number: int) -> _Settings:
     return sigma, q, group_size
 
 
-def _read(path: Path) -> tuple[Counter[_Settings], int]:
-    """Steps by their settings, and the bytes that they fill."""
+def begin_ledger(path: str | os.PathLike[str]) -> None:
+    """Make the empty file in which a run's steps will be recorded, so that one that is lost can be told from one that
+    has not begun; what is there stays."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    sync_folder(path.parent)
+
+
+def has_begun(path: str | os.PathLike[str]) -> bool:
+    """Whether a step may have been recorded there: an empty file is from `begin_ledger`."""
+    path = Path(path)
+    return path.exists() and path.stat().st_size > 0
+
+
+def _read(path: Path) -> tuple[Counter[_Settings], int, bytes]:
+    """Steps by their settings, the bytes that they fill, and what a crash tore off behind them."""
     counts: Counter[_Settings] = Counter()
     if not path.exists():
-        return counts, 0
+        return counts, 0, b""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     for number, line in enumerate(whole.splitlines(), start=1):
@@ -153,7 +170,4 @@ def _read(path: Path) -> tuple[Counter[_Settings], int]:
             counts[_settings(json.loads(line), number)] += 1
         except (ValueError, KeyError, TypeError):
             refuse("ledger", f"{path}:{number}", f"not a ledger entry; {_RESTORE}")
-    if len(whole) < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
-    return counts, len(whole)
+    return counts, len(whole), content[len(whole) :]

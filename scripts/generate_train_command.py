@@ -155,6 +155,11 @@ class JobArguments:
         """Where outputs go."""
         return OUTPUTS / self.job_sess
 
+    @property
+    def budget_path(self) -> Path:
+        """Where it is entered what the job will spend."""
+        return Path(self.budget_file or self.folder / BUDGET_NAME)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the launch line with what it costs and, unless it is only to be printed, become the launch.
@@ -165,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own, extra = split_words(sys.argv[1:] if argv is None else argv)
     (job,) = parse(JobArguments, args=own, description=__doc__)
     words = training_launch(job, extra)
-    print(*describe_cost(job), as_line(words), sep="\n", flush=True)
+    print(*describe_cost(job), *describe_entry(job), as_line(words), sep="\n", flush=True)
     if not job.print_only:
         enter_budget(job, extra)
         command = as_command(words)
@@ -250,6 +255,13 @@ def _num_sampled(job: JobArguments) -> int:
     return len(rows)
 
 
+def describe_entry(job: JobArguments) -> list[str]:
+    """A comment line where the launch line will not be entered into the budget by what prints it."""
+    if not job.print_only or job.synthetic_data:
+        return []
+    return [f"# not entered into {job.budget_path}, which is done without --print_only: its total will lack this job"]
+
+
 def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
     """Say in the budget, before anything runs, what will be spent: see `dptune.budget`.
 
@@ -257,7 +269,7 @@ def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
     """
     if job.synthetic_data:
         return
-    budget = Budget(job.budget_file or job.folder / BUDGET_NAME)
+    budget = Budget(job.budget_path)
     stage = f"{'generator' if job.prompt_style == UNCONDITIONAL else 'assistant'} {job.job_sess}"
     if any(word.partition("=")[0].replace("-", "_") == "__insecure_test_seed" for word in extra):
         budget.enter_without_privacy(stage, "the noise comes from a fixed key, which anybody can repeat")

@@ -108,13 +108,15 @@ def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = Non
     require_delta(given.delta, num_votes, name="--delta")
     synthetic_texts = _texts(synthetic, given, "synthetic_file")
     budget = Budget(given.budget_file or folder / BUDGET_NAME)
+    budget_is_new = not budget.path.exists()
     embedder = make_embedder(given.embedder, dimensions=given.embedding_dimensions, seed=given.seed)
     buckets = cluster(synthetic_texts, given.num_buckets, embedder, given.seed, given.clusterer)
     real_texts = _texts(real, given, "real_file")
-    identity = _identity(given, synthetic_texts, real_texts, buckets)
+    identity = _identity(given, synthetic_texts, real_texts, buckets, units)
     released = saved_votes(folder, identity)
     if released is None:
         _require_writable(folder, synthetic, given.synthetic_file)
+        budget.epsilon(given.delta)  # what cannot be stated is found before more is spent
         released = _release(private_votes(real_texts, buckets, embedder, units), budget, given, keystream)
         save_votes(folder, released, {"sigma": given.histogram_sigma, "unit": given.unit.name}, identity)
     else:
@@ -122,6 +124,8 @@ def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = Non
     rows = resample(buckets, released.votes, given.num_samples or max(1, len(synthetic) // 2), given.seed)
     write_jsonl(folder / RESAMPLED_NAME, (synthetic[row] for row in rows))
     print(*_describe(given, buckets, released.votes, rows, num_votes), *budget.describe(given.delta), sep="\n")
+    if budget_is_new:
+        print(f"NOTE: {budget.path} begins with this release: it holds no generator's training, nor does the total")
 
 
 def _files(given: ResamplingArguments) -> list[tuple[str, str]]:
@@ -187,7 +191,11 @@ def _enter(budget: Budget, given: ResamplingArguments, release_id: str, *, secre
 
 
 def _identity(
-    given: ResamplingArguments, synthetic: Sequence[str], real: Sequence[str], buckets: Buckets
+    given: ResamplingArguments,
+    synthetic: Sequence[str],
+    real: Sequence[str],
+    buckets: Buckets,
+    units: Sequence[Hashable] | None,
 ) -> dict[str, Any]:
     """What released votes follow from, JSON values. Of the private records a digest: it must not be published."""
     names = ("num_buckets", "histogram_sigma", "privacy_unit", "embedder", "embedding_dimensions", "clusterer", "seed")
@@ -195,7 +203,8 @@ def _identity(
     # Another version of a library or model may cluster otherwise. Centres by themselves may differ in their last bits:
     # a vote means the synthetic texts of its cluster.
     clusters = digest([str(bucket) for bucket in buckets.of_synthetic])
-    return settings | {"synthetic_file": digest(synthetic), "real_file": digest(real), "clusters": clusters}
+    whose = {} if units is None else {"units": digest([repr(unit) for unit in units])}
+    return settings | {"synthetic_file": digest(synthetic), "real_file": digest(real), "clusters": clusters} | whose
 
 
 def _describe(

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
-from sklearn.metrics import pairwise_distances_argmin
 
 from dptune._validate import refuse
 from dptune.histogram import votes
@@ -21,7 +20,6 @@ from utils.embeddings import Embedder
 
 MINIBATCH, FAISS = "minibatch", "faiss"
 CLUSTERERS = (MINIBATCH, FAISS)
-_ROWS_AT_ONCE = 65_536  # of embeddings compared with all centres
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,12 @@ def private_votes(
 
 
 def nearest(vectors: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """The nearest centre of each row, int64 [N]: of that row alone, whatever stands beside it."""
-    parts = range(0, len(vectors), _ROWS_AT_ONCE)
-    found = [pairwise_distances_argmin(vectors[at : at + _ROWS_AT_ONCE], centers) for at in parts]
-    return np.concatenate(found).astype(np.int64) if found else np.zeros(0, dtype=np.int64)
+    """The nearest centre of each row, int64 [N]: of that row alone, whatever stands beside it.
+
+    One row at a time: a product of many rows rounds each by its place among them, and where two centres all but
+    coincide, as they do when texts are fewer than they seem, that would choose between them.
+    """
+    return np.array([np.square(centers - row).sum(axis=1).argmin() for row in vectors], dtype=np.int64)
 
 
 def shares(noisy_votes: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from dptune.accounting import max_steps
 from dptune.adapter_files import adapter_state_dict
 from dptune.checkpoint import LEDGER_NAME, TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
 from dptune.clipping import FLAT
-from dptune.ledger import Ledger
+from dptune.ledger import Ledger, has_begun
 from dptune.lora import adapters
 from dptune.step import PlainStep, PrivateStep
 from utils.run_outputs import refuse_existing_run
@@ -52,7 +52,7 @@ def _find_saved_run(output: OutputArguments) -> TrainingState | None:
         return None
     folder = find_checkpoint(output.output_dir, output.resume_from_checkpoint)
     if folder is None:
-        if (Path(output.output_dir) / LEDGER_NAME).exists():
+        if has_begun(Path(output.output_dir) / LEDGER_NAME):
             remedy = "a run began there and saved no checkpoint; give a new --output_dir"
             refuse("--resume_from_checkpoint", output.resume_from_checkpoint, remedy)
         return None

@@ -16,7 +16,7 @@ from dptune._validate import refuse
 from dptune.accounting import Spend, compose
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.checkpoint import LEDGER_NAME
-from dptune.ledger import Ledger
+from dptune.ledger import Ledger, has_begun
 from dptune.lora import adapters
 from dptune.model_card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name, write_model_card
 from dptune.noise import GaussianNoise
@@ -36,8 +36,9 @@ _CURVE_POINTS = 20
 
 def refuse_existing_run(output_dir: str) -> None:
     """A folder with a run in it is left alone: its ledger and its adapter belong together."""
+    folder = Path(output_dir)
     for name in (LEDGER_NAME, REPORT_NAME, WEIGHTS_NAME, MODEL_NAME, DIAGNOSTICS_NAME):
-        if (Path(output_dir) / name).exists():
+        if has_begun(folder / name) if name == LEDGER_NAME else (folder / name).exists():
             refuse("--output_dir", output_dir, f"holds a run already ({name}); give another folder or move it away")
 
 

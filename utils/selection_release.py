@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dptune._files import sync_folder, sync_tree
 from utils.mode_comparison import rounded_up
 
 RELEASE_NAME, CARD_NAME = "selection.json", "README.md"
@@ -28,6 +29,8 @@ def released(folder: Path) -> dict[str, Any] | None:
 
 def write_release(release: Path, source: Path | None, content: Mapping[str, Any]) -> None:
     """Make the folder, whole or not at all: the model where there is one, and what may be said of it.
+
+    It is on the disk when this returns: the caller then removes what it was made from.
 
     Args:
         release: the folder; may not be there.
@@ -46,7 +49,9 @@ def write_release(release: Path, source: Path | None, content: Mapping[str, Any]
     (partial / CARD_NAME).write_text(_card(content))
     for path in [partial, *partial.rglob("*")]:
         os.utime(path, (_TIME, _TIME))
+    sync_tree(partial)
     partial.rename(release)
+    sync_folder(release.parent)
 
 
 def _card(content: Mapping[str, Any]) -> str:

@@ -12,7 +12,8 @@ from utils.proxy_model import TINY, ProxySettings
 NO_PROXY = "none"
 HELD_OUT = "real, held out"
 REAL_TRAINING, UNTRAINED = "real training rows", "untrained"
-_RESERVED = (HELD_OUT, REAL_TRAINING, UNTRAINED)
+REFERENCE = "reference"
+_RESERVED = (HELD_OUT, REAL_TRAINING, UNTRAINED, REFERENCE)
 _LONGEST_NAME = 60
 
 

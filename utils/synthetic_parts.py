@@ -14,7 +14,7 @@ from utils.embeddings import make_embedder
 from utils.jsonl import write_jsonl
 from utils.proxy_model import TINY
 from utils.proxy_results import NOT_PRIVATE, train_proxies
-from utils.synthetic_arguments import HELD_OUT, ProxyArguments, StatisticsArguments, TextArguments
+from utils.synthetic_arguments import HELD_OUT, REFERENCE, ProxyArguments, StatisticsArguments, TextArguments
 from utils.synthetic_evaluation import (
     Overlap,
     divergences,
@@ -56,7 +56,7 @@ def evaluate(
     yield "vocabulary", plain_words, [words_section(words)]
     by_unit = lengths(comparison)
     plain_lengths = {
-        unit: {name: asdict(c) for name, c in {**one.columns, "reference": one.reference}.items()}
+        unit: {name: asdict(c) for name, c in {**one.columns, REFERENCE: one.reference}.items()}
         for unit, one in by_unit.items()
     }
     yield "lengths", plain_lengths, [lengths_section(one, unit) for unit, one in by_unit.items()]

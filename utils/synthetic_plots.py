@@ -69,14 +69,20 @@ def plot_tails(values: Mapping[str, np.ndarray], label: str, *, logarithmic: boo
 
     def draw(axes: Axes) -> None:
         for name, nearness in values.items():
-            shares = np.linspace(1, 1 / len(nearness), min(_MOST_POINTS, len(nearness)))
-            points = np.quantile(nearness, 1 - shares + 1 / len(nearness), method="higher")
+            points, shares = tail(nearness)
             axes.plot(np.maximum(points, 1) if logarithmic else points, shares, **_style(name, list(values)))
         if logarithmic:
             axes.set(xscale="log", yscale="log")
         axes.set(xlabel=label, ylabel="share of texts with at least that")
 
     return _image(draw)
+
+
+def tail(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a tail, ascending, and the share of `values` that are at least each of them: all of them, or an even
+    choice."""
+    shares = np.linspace(1, 1 / len(values), min(_MOST_POINTS, len(values)))
+    return np.quantile(values, 1 - shares, method="higher"), shares
 
 
 def plot_accuracies(results: Mapping[str, Mapping[str, float]]) -> str:

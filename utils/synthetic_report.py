@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from utils.synthetic_arguments import HELD_OUT
+from utils.synthetic_arguments import HELD_OUT, REFERENCE
 from utils.synthetic_evaluation import Lengths, Overlap, Words
 from utils.synthetic_plots import plot_accuracies, plot_curves, plot_lengths, plot_ranks, plot_tails
 from utils.text_divergence import Divergence
@@ -100,7 +100,7 @@ def words_section(words: Words) -> Section:
 
 def lengths_section(lengths: Lengths, unit: str) -> Section:
     """Lengths in one unit."""
-    results = {**lengths.columns, "reference": lengths.reference}
+    results = {**lengths.columns, REFERENCE: lengths.reference}
     labels = (
         "5% are at most",
         "a quarter is at most",

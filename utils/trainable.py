@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dptune._files import sync_folder
+from dptune._files import sync_folder, sync_tree
 from dptune._validate import refuse
 from dptune.lora import add_lora
 from dptune.losses import IGNORE
@@ -182,6 +182,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     partial = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     write(partial)
+    sync_tree(partial)
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)

@@ -21,7 +21,7 @@ from dptune.integrations.arguments import PrivacyArguments
 from dptune.integrations.planning import ItemUnit, TrainingPlan
 from dptune.integrations.processes import copy_from_main, from_main, sampling_keystream
 from dptune.keystream import Keystream
-from dptune.ledger import Ledger
+from dptune.ledger import Ledger, has_begun
 from dptune.lora import trainable_parameters
 from dptune.noise import GaussianNoise
 from dptune.ranks import require_equal
@@ -213,8 +213,9 @@ class TrainingSession:
         return min(self.plan.steps, max(completed, completed + affordable - self._ledger.steps))
 
     def _refuse_existing_run(self) -> None:
-        for name in (LEDGER_NAME, REPORT_NAME):
-            if (self._folder / name).exists():
+        begun = {LEDGER_NAME: has_begun(self._folder / LEDGER_NAME), REPORT_NAME: (self._folder / REPORT_NAME).exists()}
+        for name, is_there in begun.items():
+            if is_there:
                 remedy = f"holds a run already ({name}); give another folder, or resume_from_checkpoint"
                 refuse("--output_dir", str(self._folder), remedy)
 

@@ -11,7 +11,7 @@ from dp_accounting.pld import PLDAccountant
 from dptune._validate import InvalidArgument
 from dptune.accounting import epsilon
 from dptune.budget import Budget, main
-from dptune.ledger import Ledger
+from dptune.ledger import Ledger, has_begun
 
 DELTA, UNIT = 1e-7, "one training example"
 SIGMA, Q, STEPS = 1.2, 2048 / 75329, 184
@@ -131,6 +131,42 @@ def test_a_training_without_its_ledger_has_no_epsilon(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").unlink()
     with pytest.raises(InvalidArgument, match="generator"):
         budget.epsilon(DELTA)
+
+
+def test_a_training_in_the_place_of_one_that_was_moved_away_is_refused(tmp_path: Path) -> None:
+    """Or its ledger would hide what the first one spent."""
+    budget = pipeline(tmp_path)
+    (tmp_path / "ledger.jsonl").rename(tmp_path / "old.jsonl")
+    with pytest.raises(InvalidArgument, match=r"generator 2 \(ledger\.jsonl\).*put it back"):
+        budget.enter_training("generator 2", tmp_path / "ledger.jsonl", unit=UNIT)
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_training_that_never_began_has_spent_nothing(tmp_path: Path) -> None:
+    budget = Budget(tmp_path / "budget.jsonl")
+    budget.enter_training("mistyped", tmp_path / "outputs" / "one" / "ledger.jsonl", unit=UNIT)
+    budget.enter_training("mistyped", tmp_path / "outputs" / "one" / "ledger.jsonl", unit=UNIT)
+    assert not has_begun(tmp_path / "outputs" / "one" / "ledger.jsonl")
+    assert budget.epsilon(DELTA) == 0
+    budget.enter_gaussian("histogram", 10.0, unit=UNIT)
+    alone = epsilon(noise_multiplier=10.0, sampling_probability=1.0, steps=1, delta=DELTA)
+    assert budget.epsilon(DELTA) == pytest.approx(alone, rel=1e-9)
+
+
+def test_what_another_program_enters_meanwhile_counts(tmp_path: Path) -> None:
+    budget = pipeline(tmp_path)
+    Budget(budget.path).enter_without_privacy("second generator", "trained without clipping and noise")
+    assert budget.epsilon(DELTA) is None
+    assert "NO GUARANTEE" in budget.describe(DELTA)[-1]
+
+
+def test_two_units_that_were_entered_at_one_time_do_not_add_up_either(tmp_path: Path) -> None:
+    budget = pipeline(tmp_path)
+    late = budget.path.read_text().splitlines()[-1].replace(UNIT, "one author")
+    budget.path.write_text(budget.path.read_text() + late + "\n")
+    for ask in (budget.epsilon, budget.describe):
+        with pytest.raises(InvalidArgument, match="two units"):
+            ask(DELTA)
 
 
 def test_a_stage_without_privacy_voids_the_whole(tmp_path: Path) -> None:

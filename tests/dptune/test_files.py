@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dptune._files import append_line, atomic_write
+from dptune._files import append_line, atomic_write, sync_tree
 
 
 def test_text_and_bytes_arrive_whole(tmp_path: Path) -> None:
@@ -82,6 +82,16 @@ def test_data_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: p
     with atomic_write(tmp_path / "report") as file:
         file.write("x")
     assert calls[:2] == ["fsync", "replace"]
+
+
+def test_every_file_and_name_of_a_folder_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "below/b", "below/deeper/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    sync_tree(tmp_path)
+    assert synced == {path.stat().st_ino for path in [tmp_path, *tmp_path.rglob("*")]}
 
 
 def test_a_failing_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

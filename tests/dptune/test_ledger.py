@@ -229,8 +229,20 @@ def test_a_ledger_may_have_more_steps_than_the_checkpoint(path: Path, copy: Path
 
 def test_a_torn_line_behind_the_checkpoints_is_no_obstacle(path: Path, copy: Path) -> None:
     path.write_bytes(path.read_bytes() + b'{"step": 4, "noi')
-    Ledger(path).require_continues(copy, 3)
-    assert path.read_bytes() == copy.read_bytes()
+    ledger = Ledger(path)
+    ledger.require_continues(copy, 3)
+    ledger.record(**STEP)
+    assert path.read_bytes().startswith(copy.read_bytes())
+    assert Ledger(path).steps == 4
+
+
+def test_who_reads_a_ledger_leaves_it_as_it_is(path: Path) -> None:
+    """What looks torn may be a line that another process is writing."""
+    written(path, 2)
+    content = path.read_bytes() + b'{"step": 3, "noi'
+    path.write_bytes(content)
+    assert [spend.steps for spend in Ledger(path).spends] == [2]
+    assert path.read_bytes() == content
 
 
 def test_a_run_that_had_released_nothing_continues_any_ledger(path: Path, tmp_path: Path) -> None:

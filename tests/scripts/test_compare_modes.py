@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -18,6 +19,7 @@ from dptune.selection import DrawnTrial, PrivateSelection
 from scripts import compare_modes
 from tests.classifier_folders import save_bert, write_sst2
 from tests.trainer_stand_in import MEASURED, TRAIN, VALIDATION, Ran, Trainer
+from utils import private_selection
 from utils.arguments import exit_on_invalid_argument
 from utils.finetune_modes import default_learning_rate
 from utils.measured_defaults import measure_head_rate
@@ -294,6 +296,25 @@ def test_only_the_winner_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyP
     card = (selected / "README.md").read_text()
     assert "| lora | 0.0001 | 7 | 0.860 |" in card
     assert "last-layer |" not in card
+
+
+def test_a_release_is_on_the_disk_before_its_trials_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(monkeypatch, (1, 0.0))
+    synced, kept = set(), []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    remove = shutil.rmtree
+
+    def removing(folder: Path, **how: Any) -> None:
+        released = tmp_path / "selected" / "sst2"
+        if released.exists():
+            kept.append({path.stat().st_ino for path in [released.parent, *released.rglob("*")]} <= synced)
+        remove(folder, **how)
+
+    monkeypatch.setattr(private_selection.shutil, "rmtree", removing)
+    select(tmp_path)
+    assert kept == [True]
 
 
 def test_what_is_released_does_not_tell_how_many_trials_there_were(

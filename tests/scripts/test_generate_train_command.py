@@ -46,7 +46,7 @@ SIZES = ["--total_bs", "40", "--perdevice_bs", "4", "--num_epochs", "2"]
 def line(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, list[str]]:
     """The comment and the words of the line that are printed."""
     job.main([*NEEDED, *SIZES, "--print_only", *argv])
-    comment, words = capsys.readouterr().out.splitlines()
+    comment, *_, words = capsys.readouterr().out.splitlines()
     return comment, shlex.split(words)
 
 
@@ -199,7 +199,15 @@ def test_a_private_assistant_composes_with_the_generator_in_one_budget(here: Pat
     entered(*PAIRS, "--job_sess", "assistant", "--budget_file", "outputs/debug/budget.jsonl")
     stages = Budget("outputs/debug/budget.jsonl").stages
     assert [stage.ledger for stage in stages] == ["ledger.jsonl", "../assistant/ledger.jsonl"]
-    assert not (here / "outputs" / "assistant").exists()
+    assert (here / "outputs" / "assistant" / "ledger.jsonl").read_bytes() == b""
+
+
+def test_a_line_that_is_only_printed_says_that_it_is_not_entered(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job.main([*NEEDED, *SIZES, "--print_only"])
+    assert "# not entered into outputs/debug/budget.jsonl" in capsys.readouterr().out
+    assert not (here / "outputs").exists()
 
 
 def test_a_job_runs_to_its_report_and_its_budget(tiny_model_dir: Path, here: Path) -> None:

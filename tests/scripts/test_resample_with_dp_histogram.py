@@ -80,6 +80,35 @@ def test_votes_that_are_used_again_are_in_whichever_budget_is_given(folder: Path
     assert late.epsilon(1e-5) == first.epsilon(1e-5)
 
 
+def test_a_budget_that_begins_with_the_release_says_so_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder)
+    assert f"NOTE: {folder / 'out' / 'budget.jsonl'} begins with this release" in capsys.readouterr().out
+    run(folder)
+    assert "begins with" not in capsys.readouterr().out
+
+
+def test_a_budget_without_an_epsilon_is_found_before_more_is_spent(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = Budget(folder / "budget.jsonl")
+    budget.enter_training("generator", folder / "ledger.jsonl", unit=script.PrivacyUnit().name)
+    (folder / "ledger.jsonl").unlink()
+    with pytest.raises(SystemExit):
+        run(folder, "--budget_file", str(budget.path))
+    assert "generator (ledger.jsonl)" in capsys.readouterr().err
+    assert len(budget.stages) == 1
+    assert not (folder / "out" / "histogram.json").exists()
+
+
+def test_votes_of_other_authors_are_not_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "--privacy_unit", "u")
+    rows = read_rows(folder / "real.jsonl", "--file")
+    write_jsonl(folder / "real.jsonl", [{**row, "u": "one"} for row in rows])
+    with pytest.raises(SystemExit):
+        run(folder, "--privacy_unit", "u", "--delta", "0.01")
+    assert "votes follow from other units" in capsys.readouterr().err
+
+
 def test_votes_under_a_fixed_key_void_another_budget_too(folder: Path) -> None:
     run(folder, keystream=Keystream.for_tests(1))
     run(folder, "--budget_file", str(folder / "late.jsonl"))

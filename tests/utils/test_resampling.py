@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.spatial.distance import cdist
 
 from dptune._validate import InvalidArgument
 from utils.embeddings import make_embedder
@@ -74,14 +75,22 @@ def test_private_records_are_embedded_each_by_itself() -> None:
     assert private_votes(["a", "b"], buckets, Asked()).tolist() == [2, 0]
 
 
-def test_a_records_cluster_does_not_depend_on_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_is_of_the_nearest_cluster() -> None:
     generator = np.random.default_rng(0)
     vectors, centers = (generator.normal(size=(count, 8)).astype(np.float32) for count in (50, 7))
-    whole = nearest(vectors, centers)
-    assert whole.tolist() == [int(np.argmin(np.linalg.norm(centers - one, axis=1))) for one in vectors]
-    monkeypatch.setattr("utils.resampling._ROWS_AT_ONCE", 7)
-    assert nearest(vectors, centers).tolist() == whole.tolist()
+    assert nearest(vectors, centers).tolist() == [int(cdist([one], centers).argmin()) for one in vectors]
     assert nearest(vectors[:0], centers).shape == (0,)
+
+
+def test_a_records_cluster_does_not_depend_on_its_neighbours() -> None:
+    """Even where centres all but coincide, as those of "hi", "hi!" and "hi?" do."""
+    generator = np.random.default_rng(0)
+    texts = generator.normal(size=(100, 64)).astype(np.float32)
+    centers = np.repeat(texts, 3, axis=0) + generator.normal(size=(300, 64), scale=1e-7).astype(np.float32)
+    vectors = texts[generator.integers(100, size=700)]
+    whole = nearest(vectors, centers)
+    assert [int(nearest(vectors[row : row + 1], centers)[0]) for row in range(len(vectors))] == whole.tolist()
+    assert nearest(vectors[1:], centers).tolist() == whole[1:].tolist()
 
 
 def test_negative_votes_count_as_none() -> None:

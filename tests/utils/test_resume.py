@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 
 from dptune import InvalidArgument, Ledger, PlainStep, add_lora, trainable_parameters
 from dptune.accounting import epsilon
+from dptune.budget import Budget
 from dptune.checkpoint import TrainingState
 from dptune.identity import refuse_other_run
 from tests.examples import randomise_adapters
@@ -354,6 +355,12 @@ def test_a_run_is_not_begun_over_another(budget: tuple[RunPlan, float], tmp_path
     private_run(tmp_path, budget[0])
     with pytest.raises(InvalidArgument, match=r"^--output_dir=.*holds a run already \(ledger.jsonl\)"):
         find_saved_run(OutputArguments(str(tmp_path)), make_accelerator())
+
+
+@pytest.mark.parametrize("resume", [None, "latest"])
+def test_a_run_begins_where_its_ledger_is_entered_in_a_budget_and_empty(resume: str | None, tmp_path: Path) -> None:
+    Budget(tmp_path / "budget.jsonl").enter_training("run", tmp_path / "ledger.jsonl", unit="one example")
+    assert find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=resume), make_accelerator()) is None
 
 
 def test_an_adapter_of_layers_that_are_not_there_is_a_mistake_of_the_programs() -> None:

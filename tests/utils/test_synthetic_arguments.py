@@ -32,6 +32,7 @@ def test_samples_are_named_after_their_files_or_as_asked() -> None:
         (["--names", "a"], "--names='a': there are 2 synthetic files"),
         (["--names", "a", "a"], "--names='a a': two are alike"),
         (["--names", "a", HELD_OUT], f"--names='{HELD_OUT}': give another name"),
+        (["--names", "a", "reference"], "--names='reference': give another name"),
         (["--names", "a", " "], "--names=' ': give another name"),
         (["--names", "a", "b\x1b[2J"], "printable"),
         (["--names", "a", "b" * 61], "at most 60"),

@@ -12,7 +12,7 @@ import pytest
 from utils.shared_passages import SharedPassage
 from utils.synthetic_arguments import HELD_OUT, REAL_TRAINING, UNTRAINED
 from utils.synthetic_evaluation import Lengths, Overlap, Words
-from utils.synthetic_plots import plot_accuracies
+from utils.synthetic_plots import plot_accuracies, tail
 from utils.synthetic_report import (
     Section,
     divergence_section,
@@ -127,3 +127,14 @@ def test_every_table_has_a_column_a_sample_and_something_to_read_it_by(sections:
 def test_the_same_numbers_give_the_same_plot() -> None:
     results = {UNTRAINED: {"accuracy": 0.1, "accuracy_error": 0.01}}
     assert plot_accuracies(results) == plot_accuracies(results)
+
+
+def test_a_tail_says_how_many_texts_have_at_least_so_much() -> None:
+    points, parts = tail(np.array([3.0, 1.0, 4.0, 2.0]))
+    assert points.tolist() == [1, 2, 3, 4]
+    assert parts.tolist() == [1, 0.75, 0.5, 0.25]
+    values = np.random.default_rng(0).normal(size=1000)
+    points, parts = tail(values)
+    assert len(points) == 300
+    assert parts == pytest.approx([np.mean(values >= point) for point in points], abs=1 / 1000)
+    assert points[-1] == values.max()

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from dptune import InvalidArgument, Ledger
+from dptune.budget import Budget
 from dptune.checkpoint import LEDGER_NAME
 from tests.dptune.integrations.runs import data, dp_trainer, lora_llama, privacy_arguments
 
@@ -127,6 +128,13 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     crash(tmp_path, 1)
     with pytest.raises(InvalidArgument, match="holds a run already"):
         dp_trainer(tmp_path, **SAVING).train()
+
+
+def test_a_run_whose_ledger_is_entered_in_a_budget_begins(tmp_path: Path) -> None:
+    budget = Budget(tmp_path / "budget.jsonl")
+    budget.enter_training("run", tmp_path / "run" / LEDGER_NAME, unit="one example")
+    crash(tmp_path / "run", 1)
+    assert [spend.steps for spend in budget.spends(budget.stages[0])] == [1]
 
 
 def test_a_checkpoint_of_another_folder_or_without_a_ledger_is_refused(tmp_path: Path) -> None:
