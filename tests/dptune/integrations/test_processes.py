@@ -79,7 +79,7 @@ def secret_draws(_rank: int, _gather: Any) -> list[list[int]]:
 
 def refusal(rank: int, _gather: Any, folder: Path) -> str:
     as_launched()
-    (folder / LEDGER_NAME).touch()
+    (folder / LEDGER_NAME).write_text("what an earlier run left\n")
     with pytest.raises(InvalidArgument, match="holds a run already") as error:
         dp_trainer(folder, lora_llama(rank)).train()
     return str(error.value)
