@@ -27,11 +27,12 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from dptune._validate import refuse
-from utils.annotation import Answered, Asking, Endpoint, key_from_environment
+from utils.annotation import Answered, Asking, Endpoint
 from utils.annotation_arguments import AnnotationArguments, EndpointArguments
 from utils.annotation_files import ANNOTATED_NAME, Journal, Question, make_questions, run_identity, write_outputs
 from utils.annotation_replies import Reply
 from utils.arguments import exit_on_invalid_argument, parse
+from utils.endpoints import OPENAI_KEY, key_from_environment
 from utils.folder_lock import FolderLock
 from utils.interruption import StopRequest
 from utils.records import Place, require_columns, text_of
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: the run was stopped; 128 and the signal's number.
     """
     files, asked = parse(AnnotationArguments, EndpointArguments, args=argv, description=__doc__)
-    key = key_from_environment()
+    key = key_from_environment(OPENAI_KEY)
     questions = make_questions(read_instructions(files.input_file), asked.settings)
     folder, journal = Path(files.output_dir), Journal(Path(files.output_dir))
     with FolderLock() as lock:
@@ -90,19 +91,26 @@ def ask(
         return None
     print(f"sending {len(pending)} instructions to {asked.host} for {asked.model}; {len(settled)} are settled already",
           flush=True)  # fmt: skip
+    has_answer = journal.settled(answered_only=True)
+    good = next((question for question in questions if question.key in has_answer), None)
     with StopRequest(finishing="the requests under way") as stop, tqdm(total=len(pending), unit="row") as bar:
 
         def answered(question: Question, reply: Reply) -> None:
             journal.add(question, reply)
             bar.update()
 
-        asyncio.run(_ask_all(pending, answered, asked, key, stop))
+        asyncio.run(_ask_all(pending, answered, asked, key, stop, good))
         cut_short = bar.n < len(pending)
     return stop.name if cut_short else None
 
 
 async def _ask_all(
-    pending: Sequence[Question], answered: Answered, asked: EndpointArguments, key: str | None, stop: StopRequest
+    pending: Sequence[Question],
+    answered: Answered,
+    asked: EndpointArguments,
+    key: str | None,
+    stop: StopRequest,
+    good: Question | None,
 ) -> None:
     endpoint = Endpoint(
         asked.base_url,
@@ -112,7 +120,8 @@ async def _ask_all(
         timeout=asked.timeout,
         max_retries=asked.max_retries,
     )
-    run = Asking(endpoint, pending, answered, max_concurrency=asked.max_concurrency, stopping=lambda: stop.pending)
+    how: dict[str, Any] = {"max_concurrency": asked.max_concurrency, "stopping": lambda: stop.pending, "good": good}
+    run = Asking(endpoint, pending, answered, **how)
     try:
         await run.run()
     finally:

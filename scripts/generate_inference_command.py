@@ -21,6 +21,7 @@ from pathlib import Path
 
 from utils.arguments import BACKENDS, exit_on_invalid_argument, parse
 from utils.comparison_arguments import split_words
+from utils.endpoints import VLLM_KEY, require_address
 from utils.launch_lines import as_command, as_line, launch_words, require_free, require_job
 from utils.prompts import PROMPT_STYLES
 
@@ -53,6 +54,8 @@ class JobArguments:
 
     def __post_init__(self) -> None:
         require_job(self.job_sess, OUTPUTS, gpus=self.gpus, shard=self.shard)
+        if self.vllm_url is not None:
+            require_address(self.vllm_url, flag="--vllm_url", key_variable=VLLM_KEY)
 
 
 # This program's flags, as the inference script names them.

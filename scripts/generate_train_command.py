@@ -62,6 +62,7 @@ _TAKEN = {
     "privacy_unit": "--privacy_unit",
     "examples_per_unit": "--examples_per_unit",
     "user_level_method": "--user_level_method",
+    "dry_run": "--print_only",  # the budget would be entered for it
 }
 
 

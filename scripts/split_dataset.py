@@ -23,8 +23,8 @@ import datasets
 from dptune._validate import refuse
 from utils.arguments import exit_on_invalid_argument, parse
 from utils.dataset_splits import LABELLED, Shares, split_rows
-from utils.privacy_units import author_name
-from utils.records import Place, require_columns, text_of
+from utils.records import Place, author_of, require_columns, text_of
+from utils.row_authors import refuse_unnoticed_users
 from utils.tables import Row, read_rows, show_columns
 from utils.trainable import write_folder
 
@@ -45,6 +45,9 @@ class SplitArguments:
     user_column: str | None = field(
         default=None, metadata={"help": "column that names each row's user; a user's rows stay together"}
     )
+    ignore_users: bool = field(
+        default=False, metadata={"help": "leave the users out although the file names some: rows can be protected only"}
+    )
 
     @property
     def shares(self) -> Shares:
@@ -58,6 +61,8 @@ class SplitArguments:
                 "--output_dir", self.output_dir, f"the folder's name must begin with {LABELLED}; say {LABELLED}_{name}"
             )
         _ = self.shares
+        if self.user_column is not None and self.ignore_users:
+            refuse("--ignore_users", True, "leave it out where --user_column names the users")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     (args,) = parse(SplitArguments, args=argv, description=__doc__)
     folder = Path(args.output_dir)
-    rows = read_pairs(args.input_file, args.user_column)
+    rows = read_pairs(args.input_file, args.user_column, ignore_users=args.ignore_users)
     record = {"rows_sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
     record |= {"seed": args.seed, "val_share": args.val_share, "test_share": args.test_share}
     if _is_done(folder, record):
@@ -87,14 +92,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{folder}: {', '.join(f'{len(side)} {name}' for name, side in splits.items())}")
 
 
-def read_pairs(path: str, user_column: str | None) -> list[Row]:
+def read_pairs(path: str, user_column: str | None, *, ignore_users: bool = False) -> list[Row]:
     """Rows of `instruction`, `answer`, `id` where all have one, and `user` with a column of users; all texts.
 
     Raises:
-        InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text; names the row and shows
-            nothing of it.
+        InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text, or a column of users that
+            would be left out without a word; names the row and shows nothing of it.
     """
     rows = read_rows(path, INPUT)
+    if user_column is None and not ignore_users:
+        refuse_unnoticed_users(rows, INPUT, path, "--user_column")
     for name in ("instruction", "answer"):
         if not any(name in row for row in rows):
             refuse(INPUT, path, f"found the columns {show_columns(rows[0])}; {name} is missing (scripts/annotate.py)")
@@ -122,10 +129,7 @@ def _pair(row: Row, user_column: str | None, with_id: bool, place: Place) -> Row
     if with_id:
         pair["id"] = str(row["id"])
     if user_column is not None:
-        try:
-            pair["user"] = author_name(row.get(user_column))
-        except TypeError as error:
-            place.refuse(f"{user_column} is neither text nor a number ({error}); it must name the row's user")
+        pair["user"] = author_of(row, user_column, place)
     return pair
 
 

@@ -10,7 +10,6 @@ question that was answered before is asked once more.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,27 +19,16 @@ import openai
 from dptune._validate import InvalidArgument
 from utils.annotation_files import Question
 from utils.annotation_replies import Reply, read_reply
+from utils.endpoints import OPENAI_KEY
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"  # the client insists on one; servers that want none ignore it
 _LONGEST_RETRY_AFTER = 120.0  # seconds that the client obeys
 _FEWEST_IN_A_ROW = 10
 _ONE_WORD = re.compile("[A-Za-z_]{1,60}")
 _RETRIED = (408, 409, 429)
+_PERHAPS_THE_ROWS = (400, 413, 422)  # too long, or not to a filter's liking
 
 Answered = Callable[[Question, Reply], None]
-
-
-def key_from_environment() -> str | None:
-    """The endpoint's key; None where there is none, as a server of one's own wants none.
-
-    Raises:
-        InvalidArgument: it holds what no HTTP header may; the message does not show it.
-    """
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InvalidArgument(f"{KEY_VARIABLE}: holds a character that no key has; set the variable again")
-    return key or None
 
 
 class Failure(Exception):
@@ -68,7 +56,7 @@ class Endpoint:
 
     Args:
         base_url: up to and without `/chat/completions`.
-        key: see `key_from_environment`.
+        key: see `utils.endpoints.key_from_environment`.
         request: what goes with every instruction, as the chat completions route names it (`model`, ...).
         system_prompt: said before every instruction, if any.
         timeout: seconds without a byte after which an attempt is given up.
@@ -139,6 +127,8 @@ class Asking:
         answered: called with every reply as it comes, and with the failures that are a row's own.
         max_concurrency: questions under way at once, at most.
         stopping: whether to begin no more.
+        good: a question that an earlier run got an answer to, with the same settings; None where there is none. With
+            it, a request that is not taken may be its row's own fault from the first question on.
     """
 
     def __init__(
@@ -149,6 +139,7 @@ class Asking:
         *,
         max_concurrency: int,
         stopping: Callable[[], bool] = lambda: False,
+        good: Question | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._waiting: Iterator[Question] = iter(questions)
@@ -159,7 +150,8 @@ class Asking:
         self._begun = 0  # questions, so far
         self._held: list[tuple[Question, Failure, int]] = []  # the last: questions begun when it failed
         self._in_a_row = 0
-        self._good: Question | None = None  # the last that was answered
+        self._good = good  # the last that was answered
+        self._has_answered = False  # in this run
         self._problem: InvalidArgument | None = None
 
     async def run(self) -> None:
@@ -202,14 +194,15 @@ class Asking:
     def _replied(self, question: Question, reply: Reply, number: int) -> None:
         self._answered(question, reply)
         if reply.answer is not None:
-            self._good, self._in_a_row = question, 0
+            self._good, self._in_a_row, self._has_answered = question, 0, True
             self._settle_held(number)
         else:
             self._count(str(reply.reason))
 
     def _failed(self, question: Question, failure: Failure) -> None:
         self._held.append((question, failure, self._begun))
-        if failure.is_everyones and (self._good is None or failure.status == 401):
+        known = self._good is not None and (self._has_answered or failure.status in _PERHAPS_THE_ROWS)
+        if failure.is_everyones and (not known or failure.status == 401):
             self._problem = self._problem or _explain(self._endpoint, question, failure)
         self._count(failure.what)
 
@@ -249,10 +242,10 @@ def _explain(endpoint: Endpoint, question: Question, failure: Failure) -> Invali
     if failure.status is None:
         remedy = "start the endpoint, or mend the address; then run the same line again"
     elif failure.status == 401:
-        accepted = f"the key in the environment variable {KEY_VARIABLE} is not accepted; put a valid one there"
-        remedy = accepted if endpoint.has_key else f"it wants a key; set the environment variable {KEY_VARIABLE}"
+        accepted = f"the key in the environment variable {OPENAI_KEY} is not accepted; put a valid one there"
+        remedy = accepted if endpoint.has_key else f"it wants a key; set the environment variable {OPENAI_KEY}"
     elif failure.status == 403:
-        remedy = f"the key in {KEY_VARIABLE} may not use this model or route; give another key or --model"
+        remedy = f"the key in {OPENAI_KEY} may not use this model or route; give another key or --model"
     elif failure.status == 404:
         remedy = "no such route or model; end the address before /chat/completions (most end in /v1), check --model"
     else:

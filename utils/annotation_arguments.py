@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from dptune._validate import InvalidArgument, refuse, require_count, require_positive
+from dptune._validate import refuse, require_count, require_positive
 from utils.annotation_files import Prices
+from utils.endpoints import OPENAI_KEY, require_address
 
 TOKEN_LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
 
@@ -47,7 +48,7 @@ class EndpointArguments:
     price_per_million_output: float | None = field(default=None, metadata={"help": "of a million answer tokens"})
 
     def __post_init__(self) -> None:
-        _require_address(self.base_url)
+        require_address(self.base_url, flag="--base_url", key_variable=OPENAI_KEY)
         if not self.model.strip():
             refuse("--model", self.model, "name the model")
         require_count("--max_tokens", self.max_tokens)
@@ -79,24 +80,3 @@ class EndpointArguments:
     def host(self) -> str:
         """Host and port of the address."""
         return urlsplit(self.base_url).netloc
-
-
-def _require_address(url: str) -> None:
-    """An address without a password or a key in it; what might be one is not shown."""
-    parts = _split(url)
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise InvalidArgument(
-            "--base_url: give scheme, host and path alone; a key comes from the environment variable OPENAI_API_KEY"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        refuse("--base_url", url, "give an address such as http://127.0.0.1:8000/v1")
-
-
-def _split(url: str) -> SplitResult:
-    """The parts of an address, its port checked."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise InvalidArgument("--base_url: not an address; give one such as http://127.0.0.1:8000/v1") from None
-    return parts

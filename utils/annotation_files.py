@@ -88,7 +88,7 @@ class Journal:
         self._path = folder / JOURNAL_NAME
 
     def claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder if need be and note what its answers follow from.
+        """Make the folder if need be and note what its answers follow from; what a run that got none noted is replaced.
 
         Raises:
             InvalidArgument: the folder holds answers to something else; names what differs.
@@ -96,7 +96,7 @@ class Journal:
         config = self._folder / CONFIG_NAME
         if self._folder.exists() and not self._folder.is_dir():
             refuse("--output_dir", str(self._folder), "is a file; give a folder")
-        if config.exists():
+        if self._path.exists() and config.exists():
             _require_same(self._folder, config, identity)
         elif self._path.exists():
             refuse("--output_dir", str(self._folder), f"holds answers but no {CONFIG_NAME}; give another folder")

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from dptune._validate import InvalidArgument, refuse, require_count, require_positive, require_probability
+from utils.endpoints import VLLM_KEY, require_address
 from utils.prompts import PROMPT_STYLES
 from utils.quantization import BITS, require_available
 
@@ -144,6 +145,8 @@ class SamplingArguments:
             refuse("--repetition_penalty", self.repetition_penalty, "--backend continuous has none; give 1, or hf")
         if self.backend == "vllm" and self.vllm_url is None:
             refuse("--backend", "vllm", "name its server by --vllm_url, such as http://localhost:8000/v1")
+        if self.vllm_url is not None:
+            require_address(self.vllm_url, flag="--vllm_url", key_variable=VLLM_KEY)
         for name in ("vllm_url", "vllm_model"):
             if self.backend != "vllm" and getattr(self, name) is not None:
                 refuse(f"--{name}", getattr(self, name), "is for --backend vllm; give that too, or leave it out")

@@ -26,8 +26,7 @@ from dataclasses import dataclass
 from dptune._validate import refuse, require_count
 from utils.conversation_texts import Unusable, first_question
 from utils.languages import LanguageFilter
-from utils.privacy_units import author_name
-from utils.records import Place
+from utils.records import Place, author_of
 from utils.tables import Row
 
 LANGUAGE_COLUMN = "language"
@@ -75,7 +74,7 @@ class Selection:
             if question.reply is None:
                 raise Unusable("no reply")
             selected["answer"] = question.reply
-        user = None if self.user_column is None else _user(row, self.user_column, place)
+        user = None if self.user_column is None else author_of(row, self.user_column, place)
         return selected if user is None else selected | {"user": user}
 
 
@@ -106,11 +105,3 @@ def _identity(selected: Row) -> bytes:
     """Rows with one digest are copies: of one user the same question, of nobody the same row."""
     compared = {name: value for name, value in selected.items() if name != "answer" or "user" not in selected}
     return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).digest()[:16]
-
-
-def _user(row: Row, column: str, place: Place) -> str | None:
-    """Whose the row is; the value is not shown, for it may name a person."""
-    try:
-        return author_name(row.get(column))
-    except TypeError as error:
-        place.refuse(f"{column} is neither text nor a number ({error}); it must name the row's user")

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from utils.arguments import AdapterArguments, ModelArguments, SamplingArguments, public_config
+from utils.folder_lock import FolderLock
 from utils.generation_backends import Backend, Drawn
 from utils.generation_batches import Job, make_jobs
 from utils.generation_files import FINAL_FILE, Row, append_rows, claim, digest, merge, read_rows, refuse_other_run
@@ -48,13 +49,19 @@ def sample_instructions(
     jobs = make_jobs(tokenizer, prompts, sampling.max_length)
     source = find_source(accelerator, tokenizer, model_args, adapter, sampling)
     identity = run_identity(prompts, model_args, adapter, sampling) | source.identity
-    refuse_other_run(Path(sampling.output_dir), identity)
-    backend = source.load()
-    rank, world, wait = accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
-    path, speed = generate_all(backend, jobs, sampling, identity=identity, rank=rank, world=world, wait=wait)
-    speeds = gather_object([speed])
-    if accelerator.is_main_process:
-        print(f"{len(jobs)} texts in {path}\n{write_outputs(path, sampling, speeds)}")
+    folder, is_main = Path(sampling.output_dir), accelerator.is_main_process
+    with FolderLock(enabled=is_main) as lock:
+        lock.take(folder)
+        refuse_other_run(folder, identity)
+        backend = source.load()
+        if is_main:
+            claim(folder, identity)
+        lock.take(folder)
+        rank, world, wait = accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
+        path, speed = generate_all(backend, jobs, sampling, identity=identity, rank=rank, world=world, wait=wait)
+        speeds = gather_object([speed])
+        if is_main:
+            print(f"{len(jobs)} texts in {path}\n{write_outputs(path, sampling, speeds)}")
     accelerator.end_training()  # destroys the process group: left to the interpreter's exit it may abort
     return path if accelerator.is_main_process else None
 

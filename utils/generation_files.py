@@ -35,10 +35,10 @@ def refuse_other_run(output_dir: Path, identity: Mapping[str, Any]) -> None:
     config = output_dir / CONFIG_FILE
     if output_dir.exists() and not output_dir.is_dir():
         refuse("--output_dir", str(output_dir), "is a file; give a folder")
-    if not config.exists():
-        if _row_files(output_dir):
-            refuse("--output_dir", str(output_dir), f"holds generations but no {CONFIG_FILE}; give another folder")
+    if not _row_files(output_dir):
         return
+    if not config.exists():
+        refuse("--output_dir", str(output_dir), f"holds generations but no {CONFIG_FILE}; give another folder")
     there = _read_config(config)
     differing = [name for name in {**there, **identity} if there.get(name) != identity.get(name)]
     if differing:
@@ -51,7 +51,7 @@ def claim(output_dir: Path, identity: Mapping[str, Any]) -> None:
     """Make `output_dir` if need be and note in it what its texts are drawn with. Raises like `refuse_other_run`."""
     refuse_other_run(output_dir, identity)
     output_dir.mkdir(parents=True, exist_ok=True)
-    if not (output_dir / CONFIG_FILE).exists():
+    if not _row_files(output_dir):  # nor does the configuration of a run count that drew nothing
         with atomic_write(output_dir / CONFIG_FILE) as file:
             file.write(json.dumps(dict(identity), indent=2, ensure_ascii=False) + "\n")
 

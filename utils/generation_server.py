@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
@@ -25,10 +24,10 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from dptune._validate import refuse
 from utils.arguments import SamplingArguments
+from utils.endpoints import VLLM_KEY, key_from_environment
 from utils.generation_backends import Drawn, cut, end_tokens
 from utils.generation_batches import Job
 
-KEY_VARIABLE = "VLLM_API_KEY"
 _RETRIES = 6  # with growing pauses, after 408, 409, 429, 5xx and lost connections
 _TIMEOUT = 600.0  # seconds for one text
 _FAILURES = (openai.OpenAIError, ValueError)  # ValueError: an answer that says it is JSON and is not
@@ -105,9 +104,10 @@ class ServerBackend:
 
 def find_model(url: str, name: str | None) -> str:
     """`name` if the server at `url` has it, or its only model if none is given; else raises `InvalidArgument`."""
+    client = _client(url)
     try:
         # Raw, since the client itself fails at what is no list of models, such as a web page.
-        listed = json.loads(_client(url).models.with_raw_response.list().text)
+        listed = json.loads(client.models.with_raw_response.list().text)
         there = sorted(model["id"] for model in listed["data"])
     except (KeyError, TypeError, ValueError):
         refuse("--vllm_url", url, "lists no models; give the address that ends in /v1")
@@ -127,7 +127,7 @@ def job_seed(seed: int, job: Job) -> int:
 
 def _client(url: str) -> openai.OpenAI:
     """The key is the environment's, never a flag's, and never the one of another service."""
-    key = os.environ.get(KEY_VARIABLE) or "none"  # the client insists on one, a server without keys passes it over
+    key = key_from_environment(VLLM_KEY) or "none"  # the client insists on one, a server without keys passes it over
     return openai.OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, timeout=_TIMEOUT)
 
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 
 from dptune._validate import refuse
 from utils.arguments import AdapterArguments, ModelArguments, SamplingArguments
 from utils.generation_backends import Backend
 from utils.generation_continuous import ContinuousBackend
+from utils.generation_files import digest
 from utils.generation_hf import GenerateBackend
 from utils.launch import compute_dtype, sharding_of_launch
 from utils.modeling import load_adapter, load_model
@@ -78,7 +81,15 @@ def _local(
         backend = ContinuousBackend if sampling.backend == "continuous" else GenerateBackend
         return backend(model, tokenizer, sampling)
 
-    return Source({"dtype": str(dtype), "merge_lora": merge}, load)
+    weights = [_digest_of_weights(Path(model_args.model_name_or_path)) if accelerator.is_main_process else None]
+    identity = {"dtype": str(dtype), "merge_lora": merge, "weights_sha256": broadcast_object_list(weights)[0]}
+    return Source(identity, load)
+
+
+def _digest_of_weights(folder: Path) -> str | None:
+    """Of a model in a folder, which may be trained anew under its name; None for one of the hub."""
+    files = [path for suffix in ("*.safetensors", "*.bin", "config.json") for path in sorted(folder.glob(suffix))]
+    return digest(*files) if files else None
 
 
 def _server(

@@ -213,9 +213,12 @@ def _record(row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTraine
 def author_of(row: Row, column: str, place: Place) -> str | None:
     """Who the row says that it is of; the value is not shown, for it may name a person."""
     try:
-        return author_name(row.get(column))
+        name = author_name(row.get(column))
     except TypeError as error:
         place.refuse(f"{column} is neither text nor a number ({error}); it must name the row's author")
+    if name is not None and not is_text(name):
+        place.refuse(f"{column} holds half of a surrogate pair; it must name the row's author in whole characters")
+    return name
 
 
 def text_of(row: Row, name: str, place: Place) -> str:

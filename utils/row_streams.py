@@ -40,8 +40,10 @@ def stream_rows(path: str | Path, flag: str) -> Iterator[Row]:
         refuse(flag, str(path), "not UTF-8 text; save it as UTF-8")
     except pyarrow.ArrowException as error:
         refuse(flag, str(path), f"not a Parquet file ({type(error).__name__}); write it anew")
-    except PermissionError:
-        refuse(flag, str(path), "cannot be read; check its permissions")
+    except OSError as error:  # pyarrow's too, for damaged pages
+        refuse(
+            flag, str(path), f"cannot be read ({error.strerror or type(error).__name__}); check it, or write it anew"
+        )
 
 
 def _stream_jsonl(path: Path, flag: str) -> Iterator[Row]:

@@ -142,6 +142,36 @@ def test_garbage_is_set_aside_with_the_reason_and_asked_again_on_demand(tmp_path
     assert len(read_rows(tmp_path / "out" / "annotated.jsonl", "--file")) == 7
 
 
+def test_a_row_that_is_never_taken_does_not_keep_others_from_being_asked_again(tmp_path: Path) -> None:
+    rows = write_input(tmp_path, 5)
+    faults: dict[str, list[Fault]] = {"instruction 1": [status(400)] * 9, "instruction 2": [body(b"garbage")]}
+    with FaultyServer(faults) as server:
+        annotate.main(flags(tmp_path, server))
+        assert [row["id"] for row in read_rows(tmp_path / "out" / "set_aside.jsonl", "--file")] == ["syn-1", "syn-2"]
+        annotate.main(flags(tmp_path, server, "--retry_set_aside"))
+        aside = read_rows(tmp_path / "out" / "set_aside.jsonl", "--file")
+        assert aside == [{**rows[1], "reason": "HTTP 400"}]
+        annotate.main(flags(tmp_path, server, "--retry_set_aside"))  # that row alone
+    assert read_rows(tmp_path / "out" / "set_aside.jsonl", "--file") == aside
+
+
+def test_an_endpoint_that_has_changed_is_told_from_a_row_that_is_not_taken(tmp_path: Path) -> None:
+    write_input(tmp_path, 3)
+    with FaultyServer({"instruction 1": [body(b"garbage"), status(404)]}) as server:
+        annotate.main(flags(tmp_path, server))
+        with pytest.raises(InvalidArgument, match="no such route or model"):
+            annotate.main(flags(tmp_path, server, "--retry_set_aside"))
+
+
+def test_what_was_mended_after_no_answer_came_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+    write_input(tmp_path, 3)
+    with FaultyServer({"instruction 0": [status(404)]}) as server:
+        with pytest.raises(InvalidArgument, match="check --model"):
+            annotate.main(flags(tmp_path, server))
+        annotate.main([*flags(tmp_path, server), "--max_tokens", "77"])
+    assert len(read_rows(tmp_path / "out" / "annotated.jsonl", "--file")) == 3
+
+
 def test_after_a_kill_nothing_is_asked_twice_and_nothing_is_lost(tmp_path: Path) -> None:
     rows, concurrency = write_input(tmp_path, 150), 4
     line: list[str] = ["--max_concurrency", str(concurrency)]

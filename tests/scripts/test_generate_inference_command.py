@@ -122,3 +122,14 @@ def test_a_job_leaves_its_instructions_in_its_folder(tiny_model_dir: Path, tmp_p
     assert [row["index"] for row in rows] == list(range(5))
     assert (output / "instructions.jsonl").exists()
     assert json.loads((output / "summary.json").read_text())["texts"] == 5
+
+
+@pytest.mark.parametrize("url", ["http://me:{}@127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1?key={}"])
+def test_a_password_in_an_address_is_refused_and_not_shown(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    secret, told = "hunter2", r"^--vllm_url: give scheme, host and path alone; .*VLLM_API_KEY"
+    url = url.format(secret)
+    with pytest.raises(InvalidArgument, match=told) as error:
+        main([*NEEDED, "--print_only", "--backend", "vllm", "--vllm_url", url])
+    assert secret not in str(error.value) + capsys.readouterr().out
+    with pytest.raises(InvalidArgument, match=told):
+        SamplingArguments("out", backend="vllm", vllm_url=url)

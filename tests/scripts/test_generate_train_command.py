@@ -160,6 +160,7 @@ def test_several_gpus_share_the_batch(capsys: pytest.CaptureFixture[str]) -> Non
         (["--privacy_unit", "user", "--examples_per_unit", "2", "--ignore_users"], "^--ignore_users=True"),
         (["--", "--target-epsilon=3"], "^--target_epsilon='behind --': give --eps before"),
         (["--", "--no_eval_at_start"], "^--no_eval_at_start='behind --'"),
+        (["--eps", "-1", "--", "--dry-run"], "^--dry_run='behind --': give --print_only before"),
     ],
 )
 def test_mistakes_are_refused_by_name_and_enter_nothing(argv: list[str], expected: str, here: Path) -> None:

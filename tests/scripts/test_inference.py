@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import inference_generation_dataset
 import inference_generation_instruction
@@ -21,6 +23,7 @@ from dptune.lora import adapters
 from tests.completion_server import CompletionServer, running
 from tests.tiny import save_tiny, tiny_llama
 from utils.arguments import exit_on_invalid_argument, parse
+from utils.folder_lock import FolderLock
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
@@ -83,6 +86,7 @@ def test_the_dataset_script_writes_every_sample(whole_run: Path) -> None:
     assert {row["prompt"] for row in rows} == {"Abstract: "}
     assert len({row["text"] for row in rows}) == 40
     assert sorted(path.name for path in whole_run.iterdir()) == [
+        ".lock",
         "generation_config.json",
         "generations.jsonl",
         "summary.json",
@@ -296,6 +300,34 @@ def test_an_adapter_trained_again_is_another_configuration(
     with pytest.raises(SystemExit):
         _run_here(inference_generation_dataset, *flags)
     assert "adapter_sha256 was" in capsys.readouterr().err
+
+
+def test_a_whole_model_trained_again_is_another_configuration(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder has the old name, and texts of the first may have no privacy."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    flags = [*_dataset_flags(model, tmp_path / "out"), "--num_samples", 2]
+    _run_here(inference_generation_dataset, *flags)
+    _run_here(inference_generation_dataset, *flags)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit):
+        _run_here(inference_generation_dataset, *flags)
+    assert "weights_sha256 was" in capsys.readouterr().err
+
+
+def test_a_folder_in_which_another_process_draws_is_left_alone(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*_dataset_flags(tiny_model_dir, tmp_path), "--num_samples", 2]
+    with FolderLock() as lock:
+        lock.take(tmp_path)
+        with pytest.raises(SystemExit):
+            _run_here(inference_generation_dataset, *flags)
+    assert "another process is at work in it" in capsys.readouterr().err
+    _run_here(inference_generation_dataset, *flags)
 
 
 def test_no_token_is_saved(tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -140,3 +140,24 @@ def test_a_damaged_note_is_one_line(content: str, tmp_path: Path) -> None:
     (split(tmp_path) / "split.json").write_text(content)
     with pytest.raises(InvalidArgument, match=r"its split\.json is damaged; remove the folder"):
         split(tmp_path)
+
+
+def test_users_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    make_input(tmp_path, user_id="ann")
+    with pytest.raises(InvalidArgument, match="names users in user_id; give --user_column user_id"):
+        split(tmp_path)
+    with pytest.raises(InvalidArgument, match=r"^--ignore_users=True"):
+        split(tmp_path, "--user_column", "user_id", "--ignore_users")
+    assert not (tmp_path / "data").exists()
+    assert datasets.load_from_disk(str(split(tmp_path, "--ignore_users")))["train"].column_names[-1] == "id"
+
+
+def test_half_a_character_in_a_users_name_is_refused_by_row(tmp_path: Path) -> None:
+    make_input(tmp_path, who="x")
+    text = (tmp_path / "in.jsonl").read_text().splitlines()
+    text[6] = text[6].replace('"x"', '"Jane \\ud800"')
+    (tmp_path / "in.jsonl").write_text("\n".join(text) + "\n")
+    with pytest.raises(InvalidArgument, match="surrogate") as error:
+        split(tmp_path, "--user_column", "who")
+    assert "Jane" not in str(error.value)
+    assert "7" in str(error.value)

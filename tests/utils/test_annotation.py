@@ -20,9 +20,10 @@ from tests.endpoint import (
     rate_limit,
     status,
 )
-from utils.annotation import Asking, Endpoint, Failure, key_from_environment
+from utils.annotation import Asking, Endpoint, Failure
 from utils.annotation_files import Question, make_questions
 from utils.annotation_replies import Reply
+from utils.endpoints import OPENAI_KEY, key_from_environment
 from utils.stub_endpoint import MARK, StubHandler, completion
 
 KEY = "sk-4711-not-to-be-seen"
@@ -281,16 +282,16 @@ def test_a_stop_waits_for_what_is_under_way_and_begins_no_more() -> None:
 
 def test_a_key_of_blanks_is_none_and_a_line_end_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
-    assert key_from_environment() == KEY
+    assert key_from_environment(OPENAI_KEY) == KEY
     monkeypatch.setenv("OPENAI_API_KEY", " ")
-    assert key_from_environment() is None
+    assert key_from_environment(OPENAI_KEY) is None
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert key_from_environment() is None
+    assert key_from_environment(OPENAI_KEY) is None
 
 
 @pytest.mark.parametrize("key", [f"{KEY}é", f"{KEY}\nX-Other: 1"])
 def test_a_key_that_no_header_takes_is_refused_unseen(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(InvalidArgument, match="no key has") as caught:
-        key_from_environment()
+        key_from_environment(OPENAI_KEY)
     assert "4711" not in str(caught.value)

@@ -72,7 +72,10 @@ def test_rows_with_one_id_and_text_are_one_question_and_all_else_matters() -> No
     ],
 )
 def test_a_folder_holds_answers_to_one_thing(tmp_path: Path, rows: list, settings: dict, told: str) -> None:
-    journal, _ = folder_with(tmp_path, {})
+    journal, questions = folder_with(tmp_path, {})
+    journal.claim(run_identity(make_questions(rows, settings), settings))  # there are no answers yet
+    journal.claim(run_identity(questions, SETTINGS))
+    journal.add(questions[0], Reply("one"))
     with pytest.raises(InvalidArgument, match=f"--output_dir=.*{told}.*give another folder"):
         journal.claim(run_identity(make_questions(rows, settings), settings))
 

@@ -374,7 +374,9 @@ def test_lengths_mix_only_as_far_as_the_models_positions_and_the_penalty_let_the
 
 
 def test_texts_of_another_configuration_are_refused_by_name(tmp_path: Path) -> None:
+    claim(tmp_path, {**IDENTITY, "top_p": 0.1})  # by a run that drew nothing
     claim(tmp_path, IDENTITY)
+    append_rows(tmp_path, 0, [{"prompt": "p", "text": "t", "index": 0, "ended": True}])
     claim(tmp_path, IDENTITY)
     with pytest.raises(InvalidArgument, match=r"top_p was 0\.9 and is 0\.5"):
         claim(tmp_path, {**IDENTITY, "top_p": 0.5})

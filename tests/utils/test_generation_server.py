@@ -14,9 +14,10 @@ from tests.completion_server import WEB_PAGE, Answer, CompletionServer, as_json,
 from tests.tiny import save_tiny
 from utils import generation_server
 from utils.arguments import SamplingArguments
+from utils.endpoints import VLLM_KEY
 from utils.generation_backends import Drawn
 from utils.generation_batches import Job, make_jobs
-from utils.generation_server import KEY_VARIABLE, ServerBackend, find_model, job_seed
+from utils.generation_server import ServerBackend, find_model, job_seed
 from utils.modeling import load_tokenizer
 
 PROMPTS = ["Abstract: ", "Hello, how are you?\n"] * 4
@@ -190,7 +191,7 @@ def test_only_the_servers_own_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> No
     with running(CompletionServer()) as server:
         find_model(server.url, None)
         assert server.tokens == {"Bearer none"}
-        monkeypatch.setenv(KEY_VARIABLE, "mine")
+        monkeypatch.setenv(VLLM_KEY, "mine")
         find_model(server.url, None)
     assert server.tokens == {"Bearer none", "Bearer mine"}
 
@@ -208,3 +209,10 @@ def test_no_answer_in_time_is_a_failure(
     monkeypatch.setattr(generation_server, "_RETRIES", 0)
     with running(CompletionServer(delay=1.0)) as server, pytest.raises(InvalidArgument, match="APITimeoutError"):
         _draw(server, tokenizer, tiny_model_dir, batch_size=1)
+
+
+def test_a_key_that_no_header_takes_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VLLM_KEY, "schlüssel")
+    with pytest.raises(InvalidArgument, match=f"^{VLLM_KEY}: holds a character") as error:
+        find_model("http://127.0.0.1:9/v1", None)
+    assert "schl" not in str(error.value)

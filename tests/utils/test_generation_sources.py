@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,12 @@ def test_a_model_here_is_loaded_only_when_it_is_asked_for(
     backend: str, kind: type, tiny_model_dir: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     source = _find(tiny_model_dir, tokenizer, backend=backend)
+    weights = source.identity.pop("weights_sha256")
+    assert re.fullmatch("[0-9a-f]{64}", weights)
     assert source.identity == {"dtype": "torch.float32", "merge_lora": True}
     assert isinstance(source.load(), kind)
     source = _find(tiny_model_dir / "absent", tokenizer, backend=backend)
+    assert source.identity["weights_sha256"] is None
     with pytest.raises(InvalidArgument, match=r"^--model_name_or_path="):
         source.load()
 

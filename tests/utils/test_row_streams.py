@@ -61,3 +61,13 @@ def test_damage_is_refused_unseen(tmp_path: Path, name: str, content: bytes, tol
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"--f=.*no such file"):
         list(stream_rows(tmp_path / "a.jsonl", "--f"))
+
+
+def test_a_file_with_damaged_pages_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.parquet"
+    pandas.DataFrame({"text": [f"{number} of many words" for number in range(5000)]}).to_parquet(path)
+    content = bytearray(path.read_bytes())
+    content[200:2000] = bytes(1800)
+    path.write_bytes(content)
+    with pytest.raises(InvalidArgument, match=r"^--f=.*damaged\.parquet.*write it anew"):
+        list(stream_rows(path, "--f"))

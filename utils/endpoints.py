@@ -1,0 +1,52 @@
+"""An OpenAI-compatible endpoint's address, and its key, which comes from the environment and is never shown."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import SplitResult, urlsplit
+
+from dptune._validate import InvalidArgument, refuse
+
+OPENAI_KEY, VLLM_KEY = "OPENAI_API_KEY", "VLLM_API_KEY"  # environment variables: one service's is never sent to another
+
+
+def require_address(url: str, *, flag: str, key_variable: str) -> None:
+    """Refuse what is no address, and one with a password or a key in it, for addresses are printed.
+
+    Args:
+        url: up to and without the route, such as http://127.0.0.1:8000/v1.
+        flag: what gave it.
+        key_variable: the environment variable that holds the key.
+
+    Raises:
+        InvalidArgument: without showing what might be a key.
+    """
+    parts = _split(url, flag)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InvalidArgument(
+            f"{flag}: give scheme, host and path alone; a key comes from the environment variable {key_variable}"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        refuse(flag, url, "give an address such as http://127.0.0.1:8000/v1")
+
+
+def key_from_environment(variable: str) -> str | None:
+    """The key in an environment variable; None where there is none, as a server of one's own wants none.
+
+    Raises:
+        InvalidArgument: it holds what no HTTP header may; the message does not show it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidArgument(f"{variable}: holds a character that no key has; set the variable again")
+    return key or None
+
+
+def _split(url: str, flag: str) -> SplitResult:
+    """The parts of an address, its port checked."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise InvalidArgument(f"{flag}: not an address; give one such as http://127.0.0.1:8000/v1") from None
+    return parts
