@@ -16,9 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dptune._validate import require_count
-from utils.arguments import AdapterArguments, ModelArguments, SamplingArguments, exit_on_invalid_argument, parse
-from utils.generation import sample_instructions
-from utils.prompts import PUBMED_PROMPT
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.data.prompts import PUBMED_PROMPT
+from utils.generation.arguments import AdapterArguments, SamplingArguments
+from utils.generation.run import sample_instructions
+from utils.models.arguments import ModelArguments
 
 PROMPTS = {"pubmed_generation": PUBMED_PROMPT}
 

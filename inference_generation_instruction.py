@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from utils.arguments import AdapterArguments, ModelArguments, SamplingArguments, exit_on_invalid_argument, parse
-from utils.generation import sample_instructions
-from utils.generation_outputs import write_alpaca_eval
-from utils.instruction_files import FORMATS, read_instructions
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.data.instruction_files import FORMATS, read_instructions
+from utils.generation.arguments import AdapterArguments, SamplingArguments
+from utils.generation.outputs import write_alpaca_eval
+from utils.generation.run import sample_instructions
+from utils.models.arguments import ModelArguments
 
 
 @dataclass

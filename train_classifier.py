@@ -19,16 +19,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from dptune.identity import refuse_other_run
 from dptune.integrations.peft import class_logits
-from utils.arguments import exit_on_invalid_argument, parse, public_config
-from utils.classification import ClassificationLoss, predict
-from utils.classification_data import ClassificationTask, describe_task
-from utils.classification_metrics import scores
-from utils.classifier_arguments import GROUPS, Settings
-from utils.classifier_files import load_classifier_tokenizer
-from utils.classifier_outputs import finish_classifier, finished_results, refuse_other_results
-from utils.classifier_setup import (
+from dptune.run.identity import refuse_other_run
+from utils.classification.arguments import GROUPS, Settings
+from utils.classification.files import load_classifier_tokenizer
+from utils.classification.losses import ClassificationLoss, predict
+from utils.classification.metrics import scores
+from utils.classification.modes import head_parameters
+from utils.classification.outputs import finish_classifier, finished_results, refuse_other_results
+from utils.classification.setup import (
     describe_setup,
     dtype_of_launch,
     load_in_mode,
@@ -37,15 +36,16 @@ from utils.classifier_setup import (
     plan_task,
     run_identity_of,
 )
-from utils.finetune_modes import head_parameters
-from utils.folder_lock import FolderLock
-from utils.launch import make_accelerator
-from utils.micro_batches import MicroBatches, remembered_budget
-from utils.resume import Checkpoints, find_saved_run, model_identity
-from utils.run_outputs import refuse_existing_run, start_run
-from utils.run_plan import RunPlan, describe_plan
-from utils.trainable import in_autocast
-from utils.training_loop import TrainingLoop, describe_stop
+from utils.classification.tasks import ClassificationTask, describe_task
+from utils.cli.flags import exit_on_invalid_argument, parse, public_config
+from utils.cli.folder_lock import FolderLock
+from utils.cli.launch import make_accelerator
+from utils.models.trainable import in_autocast
+from utils.training.loop import TrainingLoop, describe_stop
+from utils.training.micro_batches import MicroBatches, remembered_budget
+from utils.training.outputs import refuse_existing_run, start_run
+from utils.training.plan import RunPlan, describe_plan
+from utils.training.resume import Checkpoints, find_saved_run, model_identity
 
 
 @exit_on_invalid_argument()

@@ -19,18 +19,18 @@ import torch
 from accelerate import Accelerator
 
 from dptune import CausalLMLoss, Ledger
-from utils.arguments import exit_on_invalid_argument, parse, public_config
-from utils.evaluation import held_out_loss
-from utils.folder_lock import FolderLock
-from utils.launch import loss_scale, make_accelerator, sharding_of_launch
-from utils.micro_batches import MicroBatches
-from utils.resume import Checkpoints
-from utils.run_outputs import finish_run, start_run
-from utils.tokenization import TokenizedDataset
-from utils.trackers import start_trackers
-from utils.trainable import Losses, in_autocast
-from utils.training_loop import TrainingLoop, describe_stop
-from utils.training_setup import GROUPS, Groups, Job, load_trained, plan_job
+from utils.cli.flags import exit_on_invalid_argument, parse, public_config
+from utils.cli.folder_lock import FolderLock
+from utils.cli.launch import loss_scale, make_accelerator, sharding_of_launch
+from utils.cli.trackers import start_trackers
+from utils.data.tokenization import TokenizedDataset
+from utils.models.trainable import Losses, in_autocast
+from utils.training.evaluation import held_out_loss
+from utils.training.loop import TrainingLoop, describe_stop
+from utils.training.micro_batches import MicroBatches
+from utils.training.outputs import finish_run, start_run
+from utils.training.resume import Checkpoints
+from utils.training.setup import GROUPS, Groups, Job, load_trained, plan_job
 
 
 @exit_on_invalid_argument()

@@ -23,7 +23,7 @@ from benchmarks.largest_batch import PeakLine, largest_ratio, measure_lines, sec
 from benchmarks.peers import PLAIN_LOOP
 from benchmarks.rounds import Result, compare
 from benchmarks.settings import fixed, set_threads
-from utils.arguments import exit_on_invalid_argument, parse
+from utils.cli.flags import exit_on_invalid_argument, parse
 
 REFERENCES = (PLAIN, PLAIN_LOOP)
 # Private over not private.

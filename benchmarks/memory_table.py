@@ -1,4 +1,4 @@
-"""What Llama 7B, 13B and 70B need a GPU, as Markdown, from their configurations and `utils/memory.py`."""
+"""What Llama 7B, 13B and 70B need a GPU, as Markdown, from their configurations and `utils/models/memory.py`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks.models import TARGETS
 from benchmarks.tables import markdown
 from dptune import add_lora
-from utils.memory import MemoryNeeds, MemorySettings, fits, memory_needs
-from utils.model_sizes import ModelSizes, model_sizes
+from utils.models.memory import MemoryNeeds, MemorySettings, fits, memory_needs
+from utils.models.sizes import ModelSizes, model_sizes
 
 RANK = 16
 GPUS = (1, 2, 4, 8, 16, 32, 64)

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks import tables
 from dptune._validate import refuse
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.mode_comparison import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME
 
 
 @dataclass

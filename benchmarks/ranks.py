@@ -29,11 +29,11 @@ from benchmarks.models import TARGETS
 from dptune import CausalLMLoss, add_lora, deal, trainable_parameters
 from dptune.ranks import bytes_sent
 from dptune.sharding import ShardedBytes, frozen_bytes
-from utils.launch import Sharding
-from utils.memory import MemorySettings, memory_needs
-from utils.model_sizes import model_sizes
-from utils.modeling import checkpoint_activations
-from utils.sharded_model import decoder_layers, load_sharded_model
+from utils.cli.launch import Sharding
+from utils.models.loading import checkpoint_activations
+from utils.models.memory import MemorySettings, memory_needs
+from utils.models.sharded import decoder_layers, load_sharded_model
+from utils.models.sizes import model_sizes
 
 CPU = torch.device("cpu")
 _SECONDS = 600.0

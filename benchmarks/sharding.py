@@ -3,8 +3,8 @@
     python -m benchmarks.sharding --output benchmarks/results/NAME.md
     python -m benchmarks.sharding --paper_only
 
-The paper part is computed by `utils/memory.py` from configurations. The measured part runs private steps of a small
-Llama on CPU processes that meet over gloo, and sets what they held and sent beside what `utils/memory.py` says.
+The paper part is computed by `utils/models/memory.py` from configurations. The measured part runs private steps of a
+small Llama on CPU processes that meet over gloo, and sets what they held and sent beside what that module says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.memory_table import on_paper
 from benchmarks.ranks import Job, RankMemory, measure
 from dptune import deal
 from dptune._validate import require_count
-from utils.arguments import exit_on_invalid_argument, parse
+from utils.cli.flags import exit_on_invalid_argument, parse
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {

@@ -18,7 +18,7 @@ from benchmarks import tables
 from benchmarks.arguments import BenchmarkArguments
 from benchmarks.rounds import compare
 from benchmarks.settings import set_threads, setting_of
-from utils.arguments import exit_on_invalid_argument, parse
+from utils.cli.flags import exit_on_invalid_argument, parse
 
 
 def main(args: BenchmarkArguments) -> None:

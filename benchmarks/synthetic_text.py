@@ -20,11 +20,11 @@ import torch
 from benchmarks import tables
 from benchmarks.synthetic_text_data import ABSTRACTS_HELD_OUT, ABSTRACTS_TRAIN
 from benchmarks.topic_classifier import Labelled, Score, commonest, train_and_test
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.run_outputs import CONFIG_NAME, REPORT_NAME, RESULTS_NAME
-from utils.synthetic_arguments import REAL_TRAINING
-from utils.synthetic_parts import JSON_NAME
-from utils.tables import read_rows
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.files.tables import read_rows
+from utils.synthetic.arguments import REAL_TRAINING
+from utils.synthetic.parts import JSON_NAME
+from utils.training.outputs import CONFIG_NAME, REPORT_NAME, RESULTS_NAME
 
 # As `evaluate_synthetic` was given them in synthetic_text.sh: {job: name}.
 GENERATORS = {"private": "private", "plain": "plain", "untrained": "untrained model"}
@@ -139,7 +139,7 @@ def main(args: StudyArguments) -> None:
         "## Chat messages",
         settings_line("chat"),
         tables.markdown(generator_header, generator_rows("chat")),
-        "A small language model (utils/proxy_model.py) trained on each, tested on the held-out messages:",
+        "A small language model (utils/synthetic/proxy_model.py) trained on each, tested on the held-out messages:",
         tables.markdown(proxy_header, language["chat"]),
         "## Abstracts, by topic",
         settings_line("abstracts"),

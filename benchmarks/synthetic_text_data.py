@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from dptune._validate import refuse, require_count
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.jsonl import write_jsonl
-from utils.tables import read_rows
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.files.jsonl import write_jsonl
+from utils.files.tables import read_rows
 
 CHAT_TRAIN, CHAT_HELD_OUT = "chat_train.jsonl", "chat_held_out.jsonl"
 ABSTRACTS_TRAIN, ABSTRACTS_HELD_OUT = "labelled_abstracts.jsonl", "abstracts_held_out.jsonl"

@@ -25,13 +25,15 @@ import torch
 
 from dptune._validate import InvalidArgument, refuse, require_delta
 from dptune.accounting import Spend, planned_steps
-from dptune.checkpoint import LEDGER_NAME
-from dptune.selection import PrivateSelection
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.classification_data import load_task
-from utils.classifier_files import load_classifier, load_classifier_tokenizer
-from utils.comparison_arguments import ChoiceArguments, TrainingArguments, require_free, split_words, trainer_flags
-from utils.comparison_folder import (
+from dptune.accounting.selection import PrivateSelection
+from dptune.run.checkpoint import LEDGER_NAME
+from utils.classification.files import load_classifier, load_classifier_tokenizer
+from utils.classification.measured_defaults import measure_head_rate
+from utils.classification.tasks import load_task
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.launch_lines import split_words
+from utils.comparison.arguments import ChoiceArguments, TrainingArguments, require_free, trainer_flags
+from utils.comparison.folder import (
     TRIALS_FOLDER,
     TRIALS_NAME,
     finished_trials,
@@ -40,10 +42,9 @@ from utils.comparison_folder import (
     secret_folder,
     write_comparison,
 )
-from utils.measured_defaults import measure_head_rate
-from utils.mode_comparison import COMPARISON_NAME, PLOT_NAME, Outcome
-from utils.private_selection import SelectionPlan, select
-from utils.trials import Candidate, Runner, run_in_process, run_trial
+from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, Outcome
+from utils.comparison.selection import SelectionPlan, select
+from utils.comparison.trials import Candidate, Runner, run_in_process, run_trial
 
 Sizes = Callable[[TrainingArguments, str], tuple[int, int]]  # data set -> (training, validation) records
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.arguments import exit_on_invalid_argument, parse, public_config
-from utils.synthetic_arguments import ProxyArguments, StatisticsArguments, TextArguments
-from utils.synthetic_parts import JSON_NAME, MEMORISED_NAME, PAGE_NAME, evaluate, write
-from utils.synthetic_texts import load_comparison
+from utils.cli.flags import exit_on_invalid_argument, parse, public_config
+from utils.synthetic.arguments import ProxyArguments, StatisticsArguments, TextArguments
+from utils.synthetic.parts import JSON_NAME, MEMORISED_NAME, PAGE_NAME, evaluate, write
+from utils.synthetic.texts import load_comparison
 
 
 def main(argv: Sequence[str] | None = None) -> None:

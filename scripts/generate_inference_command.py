@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.arguments import BACKENDS, exit_on_invalid_argument, parse
-from utils.comparison_arguments import split_words
-from utils.endpoints import VLLM_KEY, require_address
-from utils.launch_lines import as_command, as_line, launch_words, require_free, require_job
-from utils.prompts import PROMPT_STYLES
+from utils.cli.endpoints import VLLM_KEY, require_address
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.launch_lines import as_command, as_line, launch_words, require_free, require_job, split_words
+from utils.data.prompts import PROMPT_STYLES
+from utils.generation.arguments import BACKENDS
 
 SCRIPT = "inference_generation_instruction.py"
 OUTPUTS = Path("inference_outputs")

@@ -25,15 +25,14 @@ from pathlib import Path
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.accounting import noise_multiplier, planned_steps
 from dptune.budget import Budget
-from dptune.checkpoint import LEDGER_NAME
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.comparison_arguments import split_words
-from utils.dataset_splits import LABELLED
-from utils.launch_lines import as_command, as_line, launch_words, require_free, require_job
-from utils.privacy_units import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
-from utils.prompts import PROMPT_STYLES, UNCONDITIONAL
-from utils.row_authors import authors_of, refuse_unnoticed_users
-from utils.tables import read_rows
+from dptune.run.checkpoint import LEDGER_NAME
+from dptune.units.unit import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.launch_lines import as_command, as_line, launch_words, require_free, require_job, split_words
+from utils.data.prompts import PROMPT_STYLES, UNCONDITIONAL
+from utils.data.row_authors import authors_of, refuse_unnoticed_users
+from utils.data.splits import LABELLED
+from utils.files.tables import read_rows
 
 SCRIPT = "train_clm.py"
 OUTPUTS = Path("outputs")

@@ -6,8 +6,9 @@ r"""Turn a file of conversations into the instructions that a generator is train
 reads LMSYS-Chat-1M's format (`conversation` of role and content) or ShareGPT's (`conversations` of from and value), as
 JSON, JSONL or Parquet, and writes a row {id, instruction} for the first question of each, in their order. Markers of
 redaction (NAME_1) stay as they are. White space is normalised and exact copies are left out, before the privacy unit is
-counted (utils/conversations.py says why that costs nothing). A row of the output is then the unit. With --user_column
-the user is: rows carry `user`, copies are left out within a user only, and training takes --privacy_unit user.
+counted (utils/data/conversations.py says why that costs nothing). A row of the output is then the unit. With
+--user_column the user is: rows carry `user`, copies are left out within a user only, and training takes
+--privacy_unit user.
 
 With --keep_answers the first reply goes along as `answer`; copies are then rows whose reply is the same as well (within
 a user, the first reply stays). --language is compared with the file's column `language`; rows without one are
@@ -25,15 +26,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dptune._validate import refuse
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.conversation_texts import FORMATS
-from utils.conversations import Selection, instructions
-from utils.jsonl import write_jsonl
-from utils.languages import LanguageFilter
-from utils.records import Place
-from utils.row_authors import refuse_unnoticed_users
-from utils.row_streams import stream_rows
-from utils.tables import Row, show_columns
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.data.conversation_texts import FORMATS
+from utils.data.conversations import Selection, instructions
+from utils.data.languages import LanguageFilter
+from utils.data.row_authors import refuse_unnoticed_users
+from utils.files.cells import Place
+from utils.files.jsonl import write_jsonl
+from utils.files.row_streams import stream_rows
+from utils.files.tables import Row, show_columns
 
 INPUT = "--input_file"
 

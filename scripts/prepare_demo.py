@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from dptune._validate import refuse
-from utils.arguments import exit_on_invalid_argument, parse
+from utils.cli.flags import exit_on_invalid_argument, parse
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ from dptune._validate import refuse, require_count, require_delta, require_posit
 from dptune.budget import Budget
 from dptune.histogram import release
 from dptune.keystream import Keystream
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.embeddings import TFIDF, make_embedder
-from utils.jsonl import json_line, write_jsonl
-from utils.privacy_units import EXAMPLE, PrivacyUnit
-from utils.records import Place, require_columns, text_of
-from utils.released_votes import ReleasedVotes, digest, save_votes, saved_votes
-from utils.resampling import CLUSTERERS, MINIBATCH, Buckets, cluster, distance, private_votes, resample
-from utils.row_authors import authors_of, refuse_unnoticed_users
-from utils.tables import Row, read_rows, show_columns
+from dptune.units.unit import EXAMPLE, PrivacyUnit
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.data.row_authors import authors_of, refuse_unnoticed_users
+from utils.files.cells import Place, require_columns, text_of
+from utils.files.jsonl import json_line, write_jsonl
+from utils.files.tables import Row, read_rows, show_columns
+from utils.synthetic.embeddings import TFIDF, make_embedder
+from utils.synthetic.released_votes import ReleasedVotes, digest, save_votes, saved_votes
+from utils.synthetic.resampling import CLUSTERERS, MINIBATCH, Buckets, cluster, distance, private_votes, resample
 
 RESAMPLED_NAME, BUDGET_NAME = "resampled.jsonl", "budget.jsonl"
 STAGE = "histogram of the private records"

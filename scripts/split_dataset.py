@@ -21,12 +21,12 @@ from pathlib import Path
 import datasets
 
 from dptune._validate import refuse
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.dataset_splits import LABELLED, Shares, split_rows
-from utils.records import Place, author_of, require_columns, text_of
-from utils.row_authors import refuse_unnoticed_users
-from utils.tables import Row, read_rows, show_columns
-from utils.trainable import write_folder
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.data.row_authors import refuse_unnoticed_users
+from utils.data.splits import LABELLED, Shares, split_rows
+from utils.files.cells import Place, author_of, require_columns, text_of
+from utils.files.folders import write_folder
+from utils.files.tables import Row, read_rows, show_columns
 
 RECORD_NAME, INPUT = "split.json", "--input_file"
 

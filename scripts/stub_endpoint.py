@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dptune._validate import refuse
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.stub_endpoint import MARK, StubServer
+from utils.annotation.stub_endpoint import MARK, StubServer
+from utils.cli.flags import exit_on_invalid_argument, parse
 
 _LAST_PORT = 65535
 

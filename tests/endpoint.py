@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from utils.stub_endpoint import StubHandler, StubServer, completion
+from utils.annotation.stub_endpoint import StubHandler, StubServer, completion
 
 Fault = Callable[[StubHandler], None]
 

@@ -25,10 +25,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dptune.checkpoint import find_checkpoint
 from dptune.ledger import Ledger
+from dptune.run.checkpoint import find_checkpoint
 from tests.tiny import save_tiny
-from utils.run_log import read_diagnostics
+from utils.training.log import read_diagnostics
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "accelerate_configs" / "accelerate_config.cfg"

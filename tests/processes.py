@@ -24,8 +24,8 @@ _CONTEXT.set_forkserver_preload(
         "tests.tiny",
         "tests.whole_models",
         "transformers",
-        "utils.micro_batches",
-        "utils.resume",
+        "utils.training.micro_batches",
+        "utils.training.resume",
     ]
 )
 _TIMEOUT = 240.0

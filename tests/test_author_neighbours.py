@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from dptune import CausalLMLoss, InvalidArgument, Keystream, Ledger, PlainStep, PoissonSampler, PrivateStep, add_lora
+from dptune.units.batches import AuthorDraw, AuthorSampler, parts_of
 from tests.examples import random_examples, randomise_adapters
 from tests.private_sum import NoNoise, config_for
 from tests.processes import run_processes
 from tests.reference import example_gradients, flat
 from tests.tiny import tiny_llama
-from tests.utils.test_micro_batches import Memory
-from utils.interruption import StopRequest
-from utils.launch import make_accelerator
-from utils.micro_batches import MicroBatches
-from utils.tokenization import TokenizedDataset
-from utils.unit_batches import AuthorDraw, AuthorSampler, parts_of
+from tests.utils.training.test_micro_batches import Memory
+from utils.cli.interruption import StopRequest
+from utils.cli.launch import make_accelerator
+from utils.data.tokenization import TokenizedDataset
+from utils.training.micro_batches import MicroBatches
 
 K = 5
 SIZES = range(1, K + 4)  # rows of each author

@@ -7,7 +7,7 @@ import pytest
 
 from tests.classifiers import classifier, rows, shake
 from tests.dptune.integrations.test_peft import assert_equals_the_oracle
-from utils.finetune_modes import MODES, prepare_mode
+from utils.classification.modes import MODES, prepare_mode
 
 
 @pytest.mark.parametrize(

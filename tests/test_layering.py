@@ -16,33 +16,31 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A package name covers the modules in it; the same tier may import one another, without cycles.
 TIERS: tuple[tuple[str, ...], ...] = (
-    ("dptune._validate", "dptune._files", "dptune.keystream", "dptune.group_accounting"),
-    ("dptune.accounting", "dptune.selection", "dptune.sampling", "dptune.noise", "dptune.dropout"),
+    ("dptune._validate", "dptune._files", "dptune.keystream", "dptune.accounting.groups"),
+    ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.dropout"),
     (
         "dptune.lora",
         "dptune.adapter_files",
         "dptune.per_example",
         "dptune.losses",
         "dptune.clipping",
-        "dptune.identity",
+        "dptune.run.identity",
         "dptune.ledger",
         "dptune.ranks",
         "dptune.sharding",
     ),
     ("dptune.mechanism",),
-    (
-        "dptune.step",
-        "dptune.optimizers",
-        "dptune.budget",
-        "dptune.histogram",
-        "dptune.checkpoint",
-        "dptune.report",
-        "dptune.model_card",
-        "dptune.plots",
-    ),
+    ("dptune.step", "dptune.optimizers", "dptune.budget", "dptune.histogram", "dptune.report"),
+    ("dptune.units",),
+    ("dptune.run",),
     ("dptune",),  # the re-exports: no module of the engine goes through them
     ("dptune.integrations",),
-    ("utils",),
+    ("utils",),  # its __init__ alone
+    ("utils.files", "utils.cli"),
+    ("utils.data", "utils.models", "utils.annotation"),
+    ("utils.training", "utils.generation", "utils.synthetic"),
+    ("utils.classification",),
+    ("utils.comparison",),
     ("scripts",),  # every program: train_clm.py, inference_*.py, scripts/, benchmarks/
 )
 LIBRARIES_OF_INTEGRATIONS = {"transformers", "accelerate", "peft", "datasets"}
@@ -50,10 +48,10 @@ WITHOUT_TORCH = (
     "dptune.keystream",
     "dptune.accounting",
     "dptune.accounting.__main__",
-    "dptune.selection",
+    "dptune.accounting.selection",
     "dptune.budget",
     "dptune.histogram",
-    "dptune.group_accounting",
+    "dptune.accounting.groups",
     "dptune.sampling",
 )
 
@@ -125,14 +123,18 @@ def _resolve(target: str, sources: Sources) -> str:
 
 
 def tier(name: str) -> int | None:
-    """The tier of a module of the project; None for one that has no place. Each module of the engine needs its own."""
+    """The tier of a module of the project; None for one that has no place.
+
+    Each module of the engine, and each package of `utils`, needs a place of its own.
+    """
     candidates = [name]
     while "." in candidates[-1]:
         candidates.append(candidates[-1].rpartition(".")[0])
-    if name.startswith("dptune."):
-        candidates.remove("dptune")  # stands for its __init__ only
-    found = [index for index, members in enumerate(TIERS) for candidate in candidates if candidate in members]
-    return found[0] if found else None
+    for package in ("dptune", "utils"):  # each stands for its __init__ only
+        if name.startswith(f"{package}."):
+            candidates.remove(package)
+    found = [index for candidate in candidates for index, members in enumerate(TIERS) if candidate in members]
+    return found[0] if found else None  # the place of the module itself comes before its package's
 
 
 def steps_up(graph: Graph) -> list[str]:
@@ -145,6 +147,9 @@ def steps_up(graph: Graph) -> list[str]:
                 wrong.append(f"{name} imports {target}, which is above it")
             # Benchmarks may share a helper among themselves: there is no other place for one.
             private = name.startswith("scripts.benchmarks.") and target.startswith("scripts.benchmarks.")
+            side = {".".join(module.split(".")[:2]) for module in (name, target) if module.startswith("utils.")}
+            if len(side) == 2 and here == there:
+                wrong.append(f"{name} imports {target}, a package beside its own")
             if name.startswith("scripts.") and target.startswith("scripts.") and not private:
                 wrong.append(f"{name} imports {target}: a program imports no program")
     return wrong
@@ -207,10 +212,12 @@ CLEAN = {
     "dptune/integrations/__init__.py": "",
     "dptune/integrations/transformers.py": "import transformers\nfrom dptune import draw",
     "utils/__init__.py": "",
-    "utils/data.py": "from dptune.step import take\nimport utils.prompts",
-    "utils/prompts.py": "import transformers",
-    "train_clm.py": "import dptune\nfrom utils import data",
-    "scripts/plot.py": "from utils.prompts import style",
+    "utils/data/load.py": "from dptune.step import take\nimport utils.data.prompts",
+    "utils/data/prompts.py": "import transformers",
+    "utils/training/loop.py": "from utils.data.load import rows",
+    "utils/models/loading.py": "import transformers",
+    "train_clm.py": "import dptune\nfrom utils.data import load",
+    "scripts/plot.py": "from utils.data.prompts import style",
 }
 
 
@@ -250,8 +257,19 @@ def test_a_clean_tree_has_no_complaints(tmp_path: Path) -> None:
             "from .. import step",
             "dptune.per_example.rules imports dptune.step, which is above it",
         ),
-        ("dptune__step", "import utils.data", "dptune.step imports utils.data, which is above it"),
-        ("utils__data", "import train_clm", "utils.data imports scripts.train_clm, which is above it"),
+        ("dptune__step", "import utils.data.load", "dptune.step imports utils.data.load, which is above it"),
+        ("utils__data__load", "import train_clm", "utils.data.load imports scripts.train_clm, which is above it"),
+        (
+            "utils__data__load",
+            "from utils.training import loop",
+            "utils.data.load imports utils.training.loop, which is above it",
+        ),
+        (
+            "utils__data__load",
+            "def f():\n    import utils.models.loading",
+            "utils.data.load imports utils.models.loading, a package beside its own",
+        ),
+        ("utils__loose", "import math", "utils.loose has no place in TIERS"),
         (
             "train_clm",
             "from scripts.plot import draw",
@@ -279,5 +297,5 @@ def test_a_planted_violation_is_found(tmp_path: Path, module: str, text: str, co
 
 
 def test_a_planted_cycle_within_a_tier_is_found(tmp_path: Path) -> None:
-    (ring,) = judge_with(tmp_path, utils__prompts="def f():\n    from utils import data")
-    assert set(ring.split(" imports ")) == {"utils.data", "utils.prompts"}
+    (ring,) = judge_with(tmp_path, utils__data__prompts="def f():\n    from utils.data import load")
+    assert set(ring.split(" imports ")) == {"utils.data.load", "utils.data.prompts"}

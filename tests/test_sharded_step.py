@@ -28,8 +28,8 @@ from dptune.ranks import require_equal
 from tests.examples import padded, random_examples, randomise_adapters
 from tests.private_sum import NoNoise, config_for, private_sum
 from tests.processes import run_processes
-from utils.launch import Sharding
-from utils.modeling import checkpoint_activations, load_model
+from utils.cli.launch import Sharding
+from utils.models.loading import checkpoint_activations, load_model
 
 COUNT, CLIP_NORM, STEPS = 40, 0.5, 6
 EXAMPLES = random_examples(COUNT, seed=3)

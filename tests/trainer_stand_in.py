@@ -28,7 +28,7 @@ Accuracy = Callable[[Ran], float]  # on the validation split
 
 
 class Trainer:
-    """A `utils.trials.Runner` that counts its calls."""
+    """A `utils.comparison.trials.Runner` that counts its calls."""
 
     def __init__(self, accuracy: Accuracy, *, stop_after: int | None = None, **changed: Any) -> None:
         self.commands: list[dict[str, str]] = []

@@ -19,7 +19,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
-from dptune.group_accounting import loss_range, mixture_of_gaussians
+from dptune.accounting.groups import loss_range, mixture_of_gaussians
 
 ADJACENCY = "add or remove one"
 ACCOUNTANT = "PLD (dp-accounting)"

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import max_steps
-from dptune.checkpoint import LEDGER_NAME
 from dptune.dropout import draw_new_masks, forget_masks
-from dptune.identity import refuse_other_run
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.integrations.planning import ItemUnit, TrainingPlan
 from dptune.integrations.processes import copy_from_main, from_main, sampling_keystream
@@ -25,7 +23,9 @@ from dptune.ledger import Ledger, has_begun
 from dptune.lora import trainable_parameters
 from dptune.noise import GaussianNoise
 from dptune.ranks import require_equal
-from dptune.report import PrivacyStatement, state_no_privacy, state_privacy, write_privacy_report
+from dptune.report.statement import PrivacyStatement, state_no_privacy, state_privacy, write_privacy_report
+from dptune.run.checkpoint import LEDGER_NAME
+from dptune.run.identity import refuse_other_run
 from dptune.sampling import PoissonSampler
 from dptune.step import PlainStep, PrivateStep, released_size
 

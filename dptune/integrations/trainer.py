@@ -36,7 +36,7 @@ from dptune.integrations.planning import (
     steps_of,
 )
 from dptune.integrations.session import TrainingSession
-from dptune.model_card import Artifact, write_model_card
+from dptune.report.card import Artifact, write_model_card
 
 _MODEL = Artifact(
     "model",

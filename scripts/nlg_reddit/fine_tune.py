@@ -30,14 +30,15 @@ from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.integrations.planning import ItemUnit
 from dptune.integrations.transformers import DPTrainer, PrivacyArguments, TrainingArguments
 from dptune.lora import DEFAULT_TARGETS, linear_layers
-from utils.arguments import exit_on_invalid_argument, parse
-from utils.modeling import load_model, load_tokenizer, require_context
-from utils.old_flags import with_new_names
-from utils.privacy_units import PrivacyUnit, group_by_author
-from utils.records import Record, hold_out, load_texts
-from utils.tokenization import TokenizedDataset, tokenize
-from utils.trainable import MODEL_NAME, check_rules, choose_trainable, save_trained_model
-from utils.trainer_data import AuthorCollator, AuthorLosses, AuthorRows, Rows
+from dptune.units.unit import PrivacyUnit, group_by_author
+from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.old_flags import with_new_names
+from utils.data.records import Record, load_texts
+from utils.data.splits import hold_out
+from utils.data.tokenization import TokenizedDataset, tokenize
+from utils.models.loading import load_model, load_tokenizer, require_context
+from utils.models.trainable import MODEL_NAME, check_rules, choose_trainable, save_trained_model
+from utils.training.trainer_data import AuthorCollator, AuthorLosses, AuthorRows, Rows
 
 _SAMPLE, _AUTHOR = "sample", "author"
 _GPT2_TARGET = "c_attn"

@@ -13,7 +13,7 @@ from benchmarks.contenders import PLAIN, PRIVATE
 from dptune import trainable_parameters
 from dptune.step import PrivateStep
 from tests.private_sum import NoNoise
-from utils.arguments import parse
+from utils.cli.flags import parse
 
 SMALL = ["--shape", "tiny", "--rounds", "2", "--batch", "3", "--block", "6", "--accumulate", "2"]
 

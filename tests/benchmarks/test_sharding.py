@@ -16,7 +16,7 @@ from benchmarks.ranks import Job, RankMemory, measure
 from benchmarks.sharding import SHAPES, ShardingArguments
 from dptune import InvalidArgument
 from dptune.sharding import ShardedBytes
-from utils.memory import RESERVE
+from utils.models.memory import RESERVE
 
 GIB = 1 << 30
 JOB = Job(SHAPES["tiny"], block=64, token_budget=256, draw=8, rank=16, processes=2, sharded=True, checkpointing=False)

@@ -14,7 +14,7 @@ from benchmarks import synthetic_text, synthetic_text_data
 from benchmarks.synthetic_text_data import StudyDataArguments, split_messages
 from benchmarks.topic_classifier import Labelled, commonest, train_and_test
 from dptune import InvalidArgument
-from utils.arguments import parse
+from utils.cli.flags import parse
 
 HEARTS = ["the heart beats", "heart failure in old age", "a failing heart", "heart rate and age"]
 LUNGS = ["the lung breathes", "lung cancer and smoke", "a smoky lung", "lung volume at rest"]

@@ -17,9 +17,9 @@ from dptune import InvalidArgument, add_lora, trainable_parameters
 from dptune.sharding import ShardedBytes, as_forward, checkpoint_files, frozen_bytes, is_sharded, shard_frozen
 from tests.processes import run_processes
 from tests.tiny import save_tiny, tiny_llama
-from utils.launch import Sharding
-from utils.modeling import load_model
-from utils.sharded_model import decoder_layers, describe_shards
+from utils.cli.launch import Sharding
+from utils.models.loading import load_model
+from utils.models.sharded import decoder_layers, describe_shards
 
 IDS = torch.arange(3, 40)[None]
 CPU = torch.device("cpu")

@@ -19,11 +19,11 @@ import pytest
 from dptune._validate import InvalidArgument
 from scripts import annotate
 from tests.endpoint import Fault, FaultyServer, body, changed, rate_limit, status
-from utils.arguments import exit_on_invalid_argument
-from utils.folder_lock import FolderLock
-from utils.jsonl import write_jsonl
-from utils.stub_endpoint import completion
-from utils.tables import read_rows
+from utils.annotation.stub_endpoint import completion
+from utils.cli.flags import exit_on_invalid_argument
+from utils.cli.folder_lock import FolderLock
+from utils.files.jsonl import write_jsonl
+from utils.files.tables import read_rows
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-0815-not-to-be-seen"

@@ -15,7 +15,7 @@ from dptune.accounting import Spend
 from dptune.ledger import Ledger
 from tests.scripts.test_resume import crash, no_plots, refused, report_of, signal_in_step, weights_of
 from tests.scripts.test_train_clm import REPORT_KEYS, flags
-from utils.run_log import read_diagnostics
+from utils.training.log import read_diagnostics
 
 __all__ = ["no_plots"]  # a fixture that every test here uses
 

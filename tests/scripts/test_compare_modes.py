@@ -15,14 +15,14 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose, epsilon
-from dptune.selection import DrawnTrial, PrivateSelection
+from dptune.accounting.selection import DrawnTrial, PrivateSelection
 from scripts import compare_modes
 from tests.classifier_folders import save_bert, write_sst2
 from tests.trainer_stand_in import MEASURED, TRAIN, VALIDATION, Ran, Trainer
-from utils import private_selection
-from utils.arguments import exit_on_invalid_argument
-from utils.finetune_modes import default_learning_rate
-from utils.measured_defaults import measure_head_rate
+from utils.classification.measured_defaults import measure_head_rate
+from utils.classification.modes import default_learning_rate
+from utils.cli.flags import exit_on_invalid_argument
+from utils.comparison import selection as private_selection
 
 MODES = ["--modes", "full", "lora", "last-layer"]
 FLAGS = [*MODES, "--learning_rates", "1e-4", "1e-3", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", "m"]

@@ -11,9 +11,10 @@ import pytest
 
 from dptune._validate import InvalidArgument
 from scripts import evaluate_synthetic
-from utils import proxy_results, synthetic_plots
-from utils.arguments import exit_on_invalid_argument
-from utils.synthetic_arguments import HELD_OUT, REAL_TRAINING, UNTRAINED
+from utils.cli.flags import exit_on_invalid_argument
+from utils.synthetic import plots as synthetic_plots
+from utils.synthetic import proxy_results
+from utils.synthetic.arguments import HELD_OUT, REAL_TRAINING, UNTRAINED
 
 MARK = "Zyzzyva"  # stands in every text, so that a quoted one is seen
 EVIL = "<script>alert(1)</script>"

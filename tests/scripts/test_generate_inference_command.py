@@ -13,8 +13,10 @@ import pytest
 
 from dptune._validate import InvalidArgument
 from scripts.generate_inference_command import main
-from utils.arguments import AdapterArguments, ModelArguments, SamplingArguments, parse
-from utils.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG
+from utils.cli.flags import parse
+from utils.cli.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG
+from utils.generation.arguments import AdapterArguments, SamplingArguments
+from utils.models.arguments import ModelArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "inference_generation_instruction.py"

@@ -17,9 +17,9 @@ from dptune.accounting import Spend, compose, epsilon
 from dptune.budget import Budget
 from scripts import generate_train_command as job
 from train_clm import GROUPS
-from utils.arguments import parse
-from utils.jsonl import write_jsonl
-from utils.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG
+from utils.cli.flags import parse
+from utils.cli.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG
+from utils.files.jsonl import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 200

@@ -11,10 +11,10 @@ import pandas
 import pytest
 
 from dptune._validate import InvalidArgument
+from dptune.units.unit import PrivacyUnit
 from scripts import prepare_conversations
-from utils.privacy_units import PrivacyUnit
-from utils.records import load_texts
-from utils.tables import read_rows
+from utils.data.records import load_texts
+from utils.files.tables import read_rows
 
 
 def lmsys(number: int, question: str, **more: Any) -> dict[str, Any]:

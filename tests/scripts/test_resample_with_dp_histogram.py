@@ -17,10 +17,10 @@ from dptune.budget import Budget
 from dptune.histogram import grid
 from dptune.keystream import Keystream
 from scripts import resample_with_dp_histogram as script
-from tests.utils.test_resampling import ANIMALS, MONEY
-from utils.jsonl import write_jsonl
-from utils.resampling import Buckets
-from utils.tables import read_rows
+from tests.utils.synthetic.test_resampling import ANIMALS, MONEY
+from utils.files.jsonl import write_jsonl
+from utils.files.tables import read_rows
+from utils.synthetic.resampling import Buckets
 
 SECRET = "Jane Roe has measles"
 

@@ -16,15 +16,17 @@ import pytest
 import torch
 
 import train_clm
-from dptune import accounting, checkpoint, ledger, step
+from dptune import accounting, ledger, step
 from dptune.ledger import Ledger
+from dptune.run import checkpoint
 from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
 from tests.tiny import save_tiny
-from utils import run_outputs, training_loop
-from utils.folder_lock import FolderLock
-from utils.micro_batches import MicroBatches, remember_budget
-from utils.run_log import read_diagnostics
+from utils.cli.folder_lock import FolderLock
+from utils.training import loop as training_loop
+from utils.training import outputs as run_outputs
+from utils.training.log import read_diagnostics
+from utils.training.micro_batches import MicroBatches, remember_budget
 
 DELTA, STEPS = 1e-3, 9
 SETTINGS: dict[str, object] = {"num_train_epochs": None, "max_train_steps": STEPS, "checkpointing_steps": 3}

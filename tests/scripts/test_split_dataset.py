@@ -11,8 +11,8 @@ import pytest
 
 from dptune._validate import InvalidArgument
 from scripts import split_dataset
-from utils.jsonl import write_jsonl
-from utils.tables import has_validation_split, read_rows
+from utils.files.jsonl import write_jsonl
+from utils.files.tables import has_validation_split, read_rows
 
 
 def make_input(tmp_path: Path, count: int = 120, **more: Any) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import pytest
 
 from dptune._validate import InvalidArgument
 from scripts import annotate, stub_endpoint
-from utils.jsonl import write_jsonl
-from utils.tables import read_rows
+from utils.files.jsonl import write_jsonl
+from utils.files.tables import read_rows
 
 ROOT = Path(__file__).parents[2]
 

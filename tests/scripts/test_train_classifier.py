@@ -19,17 +19,18 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 
 import train_classifier
 from dptune import InvalidArgument
-from dptune.checkpoint import load_checkpoint, save_checkpoint
 from dptune.ledger import Ledger
+from dptune.run.checkpoint import load_checkpoint, save_checkpoint
 from tests.classifier_folders import save_bert, save_llama, write_qnli, write_sst2
 from tests.processes import run_processes
 from train_classifier import main
-from utils import run_outputs, training_loop
-from utils.classification_data import load_task
-from utils.classifier_files import load_classifier, load_classifier_tokenizer
-from utils.classifier_setup import dtype_of_launch
-from utils.finetune_modes import MODES, prepare_mode
-from utils.measured_defaults import measure_clip_norm
+from utils.classification.files import load_classifier, load_classifier_tokenizer
+from utils.classification.measured_defaults import measure_clip_norm
+from utils.classification.modes import MODES, prepare_mode
+from utils.classification.setup import dtype_of_launch
+from utils.classification.tasks import load_task
+from utils.training import loop as training_loop
+from utils.training import outputs as run_outputs
 
 KEYS = {
     *("notice", "task", "mode", "private", "epsilon", "delta", "noise_multiplier", "clip_norm"),

@@ -17,7 +17,7 @@ import train_clm
 from dptune import CausalLMLoss, attach_adapter
 from dptune.ledger import Ledger
 from dptune.lora import LoraAdapter
-from utils.data import load_training_data
+from utils.data.load import load_training_data
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "accelerate_configs" / "accelerate_config_nofsdp.cfg"

@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dptune import InvalidArgument
-from dptune.checkpoint import TRAINED_NAME, load_checkpoint
 from dptune.clipping import PerLayer
+from dptune.run.checkpoint import TRAINED_NAME, load_checkpoint
 from tests.tiny import save_tiny
 from train_clm import main
-from utils.trainable import choose_trainable, in_autocast, parameters_by_name
-from utils.training_arguments import ClippingArguments
+from utils.models.trainable import choose_trainable, in_autocast, parameters_by_name
+from utils.training.arguments import ClippingArguments
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.norm")
 
@@ -180,8 +180,8 @@ def test_a_mistake_is_one_line_with_the_flag(
 
 
 def test_sharded_or_half_precision_weights_are_refused(base: Path) -> None:
-    from utils.trainable import prepare_trainable
-    from utils.training_arguments import LoraArguments
+    from utils.models.trainable import prepare_trainable
+    from utils.training.arguments import LoraArguments
 
     model, whole = AutoModelForCausalLM.from_pretrained(base), LoraArguments(trainable=["all"])
     with pytest.raises(InvalidArgument, match="only frozen weights are sharded"):

@@ -14,9 +14,9 @@ import transformers
 from torch.utils.data import DataLoader
 
 from dptune import InvalidArgument, Keystream, PoissonSampler
-from dptune.checkpoint import LEDGER_NAME
 from dptune.integrations.draws import PoissonMicroBatches
 from dptune.integrations.transformers import PrivacyEngine, PrivacyEngineCallback
+from dptune.run.checkpoint import LEDGER_NAME
 from tests.dptune.integrations.runs import (
     COUNT,
     Collator,

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from dptune import InvalidArgument, Ledger, PoissonSampler
-from dptune.checkpoint import LEDGER_NAME
 from dptune.integrations import session
 from dptune.integrations.processes import sampling_keystream
 from dptune.integrations.transformers import TrainingArguments
+from dptune.run.checkpoint import LEDGER_NAME
 from tests.dptune.integrations.runs import GradientLog, Silent, dp_trainer, lora_llama, privacy_arguments
 from tests.processes import run_processes
 

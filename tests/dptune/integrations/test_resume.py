@@ -12,7 +12,7 @@ import transformers
 
 from dptune import InvalidArgument, Ledger
 from dptune.budget import Budget
-from dptune.checkpoint import LEDGER_NAME
+from dptune.run.checkpoint import LEDGER_NAME
 from tests.dptune.integrations.runs import data, dp_trainer, lora_llama, privacy_arguments
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "optim": "adamw_torch"}

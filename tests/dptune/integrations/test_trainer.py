@@ -15,8 +15,8 @@ import torch
 import transformers
 
 from dptune import InvalidArgument, accounting
-from dptune.checkpoint import LEDGER_NAME
 from dptune.integrations.checks import refuse_unsafe_arguments
+from dptune.run.checkpoint import LEDGER_NAME
 from tests.dptune.integrations.runs import (
     COUNT,
     Collator,

@@ -1,0 +1,236 @@
+"""What a run guarantees, as one value, and the privacy report that states it.
+
+The statement holds only what may be published: settings chosen before the data were seen, and what follows from them.
+Nothing measured on the data (losses, norms, clipped fractions) has a field here, so none can slip into a report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, TypeGuard
+
+from dptune._files import atomic_write
+from dptune._validate import refuse
+from dptune.accounting import ACCOUNTANT, ADJACENCY
+from dptune.clipping import describe
+from dptune.ledger import Ledger
+from dptune.mechanism import PrivacyConfig
+from dptune.noise import GaussianNoise
+from dptune.sampling import SAMPLER
+
+METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped by itself"
+
+
+def versions(extra: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of Python, torch, dp-accounting, dptune and the distributions named in `extra`, as pip names them."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "dp-accounting", "dptune", *extra):
+        found[name] = _version(name)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyStatement:
+    """The fields of `privacy_report.json`, in its order.
+
+    A statement that contradicts itself cannot be made: `AssertionError` is raised (under `python -O` too) for a
+    guarantee with reasons against it, for none without a reason, for none with an epsilon, for a guarantee whose
+    numbers give none (no noise, no clipping, an epsilon that is not finite), and for more repeated steps than steps.
+
+    Attributes:
+        epsilon: spent by the steps that were run, at `delta`; None when there is no guarantee.
+        delta: the probability with which the bound by epsilon may fail; None where none was set.
+        noise_multiplier: standard deviation of the noise on the clipped sum over `clip_norm`; None without noise.
+        clip_norm: largest L2 norm of one unit's gradient in the sum (in the first step's, if it is adaptive); None
+            without clipping.
+        clipping: the style.
+        sampling_probability: chance of each example (or whatever is `sampled`) to enter a step's batch.
+        expected_batch_size: `sampling_probability` times `num_examples`, in what is `sampled`.
+        steps: noisy steps that were run and recorded.
+        repeated_steps: those among `steps` that are not part of the result, because a crash threw it away and they
+            were run again; `epsilon` counts them.
+        num_examples: size of the training set, in what is `sampled`; published.
+        sampled: what is drawn, clipped as one and counted: a plural, "examples" or "authors".
+        privacy_unit: whose presence is hidden, for example "one training example".
+        method: how a privacy unit enters a step.
+        group_size: most of what is `sampled` that belongs to one privacy unit; `epsilon` is for all of it together.
+        adjacency: how neighbouring data sets differ, for example "add or remove one privacy unit".
+        accountant: what turned the steps into epsilon.
+        sampler: how batches were drawn.
+        noise_source: where the noise's randomness came from.
+        guarantee: "dp", or "none".
+        reasons: why there is no guarantee; empty exactly when there is one.
+        versions: of the software that ran, see `versions`.
+    """
+
+    epsilon: float | None
+    delta: float | None
+    noise_multiplier: float | None
+    clip_norm: float | None
+    clipping: str = "flat"
+    sampling_probability: float
+    expected_batch_size: float
+    steps: int
+    repeated_steps: int = 0
+    num_examples: int
+    sampled: str = "examples"
+    privacy_unit: str
+    method: str = METHOD_OF_EXAMPLES
+    group_size: int = 1
+    adjacency: str
+    accountant: str
+    sampler: str
+    noise_source: str
+    guarantee: Literal["dp", "none"]
+    reasons: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reasons", tuple(self.reasons))
+        _must(self.guarantee in ("dp", "none"), f"guarantee {self.guarantee!r} is neither 'dp' nor 'none'")
+        _must(1 <= self.group_size <= self.num_examples, f"groups of {self.group_size} among {self.num_examples}")
+        _must(0 <= self.repeated_steps <= self.steps, f"{self.repeated_steps} of {self.steps} steps repeated")
+        if self.guarantee == "none":
+            _must(bool(self.reasons) and all(self.reasons), "no guarantee needs its reasons")
+            _must(self.epsilon is None, "no guarantee has no epsilon")
+            return
+        _must(not self.reasons, f"a guarantee with reasons against it: {self.reasons}")
+        _must(_finite(self.epsilon), "a guarantee needs a finite epsilon")
+        _must(_positive(self.delta) and self.delta < 1, "a guarantee needs a delta between 0 and 1")
+        _must(_positive(self.noise_multiplier) and _positive(self.clip_norm), "a guarantee needs noise and clipping")
+        _must(0 < self.sampling_probability <= 1, "a guarantee needs a sampling probability in (0, 1]")
+        expected = self.sampling_probability * self.num_examples
+        _must(math.isclose(expected, self.expected_batch_size, rel_tol=1e-6), "q * n is not the expected batch size")
+
+
+def state_privacy(
+    config: PrivacyConfig,
+    ledger: Ledger,
+    noise: GaussianNoise,
+    *,
+    privacy_unit: str,
+    repeated_steps: int = 0,
+    method: str = METHOD_OF_EXAMPLES,
+    sampled: str = "examples",
+    packages: Iterable[str] = (),
+) -> PrivacyStatement:
+    """What a private run guarantees: the steps of its ledger, at its configuration's delta.
+
+    Args:
+        config: the mechanism that ran.
+        ledger: every noisy step taken.
+        noise: what the noise came from; under a fixed key there is no guarantee.
+        privacy_unit: whose presence is hidden.
+        repeated_steps: how many of the ledger's steps a crash threw away.
+        method, sampled: see `PrivacyStatement`.
+        packages: distributions whose versions are listed too.
+
+    Raises:
+        InvalidArgument: the ledger has steps of another group size than the configuration's: its epsilon would be for
+            another privacy unit.
+    """
+    for spend in ledger.spends:
+        if spend.group_size != config.group_size:
+            remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
+            refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
+    reasons = () if noise.keystream.secret else ("the noise came from a fixed key, which anybody can repeat",)
+    return PrivacyStatement(
+        epsilon=None if reasons else ledger.epsilon(config.delta),
+        delta=config.delta,
+        noise_multiplier=config.noise_multiplier,
+        clip_norm=config.clip_norm,
+        clipping=describe(config.clipping),
+        sampling_probability=config.sampling_probability,
+        expected_batch_size=config.expected_batch_size,
+        steps=ledger.steps,
+        repeated_steps=repeated_steps,
+        num_examples=config.num_examples,
+        privacy_unit=privacy_unit,
+        group_size=config.group_size,
+        adjacency=ADJACENCY,
+        accountant=ACCOUNTANT,
+        sampler=SAMPLER,
+        noise_source=noise.source,
+        guarantee="none" if reasons else "dp",
+        reasons=reasons,
+        versions=versions(packages),
+        method=method,
+        sampled=sampled,
+    )
+
+
+def state_no_privacy(
+    *,
+    num_examples: int,
+    expected_batch_size: float,
+    steps: int,
+    privacy_unit: str,
+    method: str = METHOD_OF_EXAMPLES,
+    sampled: str = "examples",
+    packages: Iterable[str] = (),
+) -> PrivacyStatement:
+    """What a run without clipping and noise guarantees: nothing."""
+    return PrivacyStatement(
+        epsilon=None,
+        delta=None,
+        noise_multiplier=None,
+        clip_norm=None,
+        clipping="none",
+        sampling_probability=expected_batch_size / num_examples,
+        expected_batch_size=expected_batch_size,
+        steps=steps,
+        num_examples=num_examples,
+        privacy_unit=privacy_unit,
+        adjacency=ADJACENCY,
+        accountant="none",
+        sampler=SAMPLER,
+        noise_source="none",
+        guarantee="none",
+        reasons=("clipping and noise were turned off",),
+        versions=versions(packages),
+        method=method,
+        sampled=sampled,
+    )
+
+
+def write_privacy_report(path: str | os.PathLike[str], statement: PrivacyStatement) -> None:
+    """Write `statement` as JSON, whole or not at all; null stands for None, and NaN and infinity raise `ValueError`."""
+    text = json.dumps(asdict(statement), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as file:
+        file.write(text + "\n")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return _source_version() if name == "dptune" else "not installed"
+
+
+def _source_version() -> str:
+    """dptune's version when it runs from its source tree and no metadata are installed."""
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"] if pyproject.is_file() else {}
+    return f"{project['version']} (source tree)" if project.get("name") == "dptune" else "unknown"
+
+
+def _must(condition: bool, message: str) -> None:
+    """Unlike the statement `assert`, this one stays under `python -O`: a false claim must not be writable."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def _finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value) and value >= 0
+
+
+def _positive(value: float | None) -> TypeGuard[float]:
+    return _finite(value) and value > 0

@@ -1,0 +1,1 @@
+"""What a private run is, whoever loops: plan, session, checkpoint, identity."""

@@ -1,0 +1,149 @@
+"""`python -m dptune.accounting`: its numbers are the accountant's, in every format, and its mistakes are one line."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dptune.accounting import __main__ as tables
+from dptune.accounting import epsilon, noise_multiplier, planned_steps
+
+ROOT = Path(__file__).parents[3]
+N, BATCHES, EPOCHS, DELTA = 67349, (256, 1024), (1.0, 3.0), 1e-6
+FLAGS = ["--num_examples", "67349", "--batch_size", "256", "1024", "--epochs", "1", "3", "--delta", "1e-6"]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    tables.main([*FLAGS, *flags])
+    return capsys.readouterr().out
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """The words of the lines that begin with a batch size, in any format but CSV."""
+    lines = [re.findall(r"[^\s|]+", line) for line in text.splitlines()]
+    return [words for words in lines if words and words[0].isdigit()]
+
+
+def test_epsilon_by_batch_size_and_epochs_is_the_accountants_rounded_up(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = cells_of(printed(capsys, "--noise_multiplier", "0.9"))
+    assert [row[0] for row in rows] == ["256", "1024"]
+    for batch, row in zip(BATCHES, rows, strict=True):
+        for epochs, shown in zip(EPOCHS, row[1:], strict=True):
+            steps = -(-int(epochs) * N // batch)
+            exact = epsilon(noise_multiplier=0.9, sampling_probability=batch / N, steps=steps, delta=DELTA)
+            assert exact <= float(shown) <= exact * 1.001
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_the_noise_for_an_epsilon_is_the_accountants(capsys: pytest.CaptureFixture[str], group_size: int) -> None:
+    """Cells of a table of one row, so that the group's, which take seconds, are few."""
+    text = printed(
+        capsys, "--batch_size", "1024", "--target_epsilon", "4", "--group_size", str(group_size), "--format", "csv"
+    )
+    first, last = csv.DictReader(text.splitlines())
+    assert [(int(cell["batch_size"]), float(cell["epochs"])) for cell in (first, last)] == [(1024, 1.0), (1024, 3.0)]
+    assert [(int(cell["steps"]), float(cell["sampling_probability"])) for cell in (first, last)] == [
+        (66, 1024 / N),
+        (198, 1024 / N),
+    ]
+    expected = noise_multiplier(
+        target_epsilon=4, delta=DELTA, sampling_probability=1024 / N, steps=66, group_size=group_size
+    )
+    assert float(first["noise_multiplier"]) == expected < float(last["noise_multiplier"])
+
+
+def test_text_and_markdown_hold_the_same_table(capsys: pytest.CaptureFixture[str]) -> None:
+    text, markdown = (printed(capsys, "--noise_multiplier", "2", "--format", name) for name in ("text", "markdown"))
+    assert cells_of(text) == cells_of(markdown)
+    title, _, header, rule, *rows = markdown.splitlines()
+    assert title == text.splitlines()[0]
+    assert title.startswith("epsilon at noise multiplier 2, delta 1e-06, 67,349 examples; add or remove one, PLD")
+    assert (header, rule) == ("| batch size | 1 epoch | 3 epochs |", "| ---: | ---: | ---: |")
+    assert len(rows) == 2
+    assert len({len(line) for line in text.splitlines()[2:]}) == 1  # columns line up
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "csv"])
+def test_a_cell_that_no_noise_reaches_leaves_the_others(capsys: pytest.CaptureFixture[str], form: str) -> None:
+    """One step with a tiny probability costs less than 60 with hardly any noise; all examples at each step do not."""
+    flags = ["--num_examples", "1000", "--batch_size", "1", "1000", "--epochs", "0.001", "--delta", "1e-6"]
+    tables.main([*flags, "--target_epsilon", "60", "--format", form])
+    text = capsys.readouterr().out
+    assert ("out of reach" in text) == (form != "csv")
+    small, large = (line for line in text.splitlines() if re.match(r"\|? *10*\b", line) and "epoch" not in line)
+    assert re.search(r"-( \|)?$|,$", small)
+    assert re.search(r"0\.\d+( \|)?$", large)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0.0, "0"), (2.0, "2.000"), (2.00001, "2.001"), (0.012344, "0.01235"), (99.999, "100.00")],
+)
+def test_what_is_shown_is_never_below_the_bound(value: float | None, shown: str) -> None:
+    assert tables._shown(tables.Cell(1, 1.0, 1, 0.1, value)) == shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--batch_size", "70000", "--noise_multiplier", "1"],
+            "--batch_size=70000: must be at most the 67349 examples",
+        ),
+        (["--delta", "0.1", "--noise_multiplier", "1"], "--delta=0.1: must be below 1/num_examples"),
+        (["--epochs", "0", "--noise_multiplier", "1"], "--epochs=0.0: give a finite number above 0"),
+        (["--noise_multiplier", "-1"], "--noise_multiplier=-1.0: give"),
+        (["--noise_multiplier", "0.09"], "--noise_multiplier=0.09: protects nobody; give at least 0.1"),
+        (
+            ["--epochs", "1", "1e9", "--batch_size", "1000", "--noise_multiplier", "1"],
+            "--epochs=1000000000.0: 67,349,000,000 steps of batches of 1000; give what takes 1,000,000 at most",
+        ),
+        (["--target_epsilon", "inf"], "--target_epsilon=inf: give"),
+        (["--group_size", "0", "--target_epsilon", "1"], "--group_size=0: give"),
+        (["--noise_multiplier", "1", "--target_epsilon", "1"], "not allowed with argument"),
+        ([], "one of the arguments --noise_multiplier --target_epsilon is required"),
+        (["--noise", "1"], "one of the arguments"),
+        (["--noise_multiplier", "1", "--format", "pdf"], "invalid choice: 'pdf'"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tables.main([*FLAGS, *flags])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_steps_are_those_of_a_training_run() -> None:
+    """A quotient that rounding left a hair above a whole number is that number."""
+    assert planned_steps(num_examples=67349, expected_batch_size=256, epochs=3) == 790
+    assert planned_steps(num_examples=1000, expected_batch_size=100, epochs=3) == 30
+    assert planned_steps(num_examples=3, expected_batch_size=3, epochs=1e-6) == 1
+    assert 1.1 * 100 / 10 > 11
+    assert planned_steps(num_examples=100, expected_batch_size=10, epochs=1.1) == 11
+
+
+def test_the_page_of_the_manual_is_what_the_program_prints() -> None:
+    page = (ROOT / "docs" / "privacy.md").read_text()
+    block = re.search(r"```\npython -m (dptune\.accounting .*?)\n\n(.*?)```", page, flags=re.DOTALL)
+    assert block is not None
+    command, output = block.groups()
+    started = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-m", *command.replace("\\\n", " ").split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stderr == ""
+    assert run.stdout == output
+    assert time.monotonic() - started < 60  # 7 s where it was written, of which 3 are torch's

@@ -1,0 +1,216 @@
+"""The model card: it states the numbers, claims nothing more, and survives any name."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from dptune.report.card import published_name, write_model_card
+from dptune.report.plots import plot_diagnostics
+from dptune.report.statement import PrivacyStatement, write_privacy_report
+from tests.dptune.report.test_statement import not_private, private
+
+NASTY = "/home/ann/se`cret\n---\ntitle: [x](http://evil) <img src=x> | \"'\\ $y$ {0}"
+
+
+def _card(folder: Path, statement: PrivacyStatement, **kwargs: str) -> str:
+    write_model_card(folder / "README.md", statement, **{"base_model": "meta-llama/Llama-2-7b-hf", **kwargs})
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def _front_matter(card: str) -> dict[str, object]:
+    opening, front, _ = card.split("---\n", 2)
+    assert opening == ""
+    return yaml.safe_load(front)
+
+
+def _table(card: str) -> dict[str, str]:
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", card, flags=re.MULTILINE)
+    return dict(rows)
+
+
+def test_the_card_states_the_numbers(tmp_path: Path) -> None:
+    statement = private()
+    card = _card(tmp_path, statement, epsilon_plot="epsilon.png")
+    assert "**ε = 2.2572 at δ = 1e-07**" in card
+    assert _table(card) == {
+        "Epsilon (ε)": "2.2572",
+        "Delta (δ)": "1e-07",
+        "Privacy unit": statement.privacy_unit,
+        "Method": statement.method,
+        "Adjacency": statement.adjacency,
+        "Sampler": statement.sampler,
+        "Accountant": statement.accountant,
+        "Noise multiplier (σ)": "1.2",
+        "Clip norm (C)": "0.75",
+        "Clipping": "flat",
+        "Sampling probability (q)": "0.0271874",
+        "Expected batch size": "2048 examples",
+        "Steps": "184",
+        "Training examples": "75,329",
+        "Noise source": statement.noise_source,
+    }
+    assert "](epsilon.png)" in card
+    assert f"dptune {statement.versions['dptune']}" in card
+
+
+@pytest.mark.parametrize(
+    ("repeated", "sentence"),
+    [(1, "1 of these steps is not part of the adapter"), (1234, "1,234 of these steps are not part of the adapter")],
+)
+def test_repeated_steps_are_told_where_there_are_any(tmp_path: Path, repeated: int, sentence: str) -> None:
+    card = _card(tmp_path, private(steps=5000, repeated_steps=repeated))
+    assert f"\n{sentence}: an interruption lost" in card
+    assert "ε counts every step" in card
+    assert _table(card)["Steps"] == "5,000"
+    card = _card(tmp_path, private(steps=5000))
+    assert "of these steps" not in card
+    assert "interruption" not in card
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-9, 0.5, 2.25710001, 8.0, 19.99, 40.0, 900.0])
+def test_no_figure_of_the_card_is_better_than_the_truth(tmp_path: Path, epsilon: float) -> None:
+    card = _card(tmp_path, private(epsilon=epsilon))
+    stated = float(_table(card)["Epsilon (ε)"])
+    assert epsilon <= stated <= epsilon + 1.01e-4
+    text = re.search(r"more than (e\^)?([\d.]+) times", card)
+    assert text is not None
+    factor = float(text[2])
+    log_factor = factor if text[1] else math.log(factor)
+    assert epsilon - 1e-12 <= log_factor <= epsilon + 0.01
+    percent = re.search(r"right at most ([\d.]+)% of", card)
+    assert percent is not None
+    accuracy = (math.exp(min(epsilon, 700)) + 1e-7) / (1 + math.exp(min(epsilon, 700)))
+    assert accuracy <= float(percent[1]) / 100 <= accuracy + 0.0011
+
+
+@pytest.mark.parametrize("matter", [
+    "k·ε", "Hyper-parameters", "validation", "number of training examples", "`diagnostics*`", "`all_results.json`",
+    "side channels", "floating-point",
+])  # fmt: skip
+def test_the_card_says_what_is_not_guaranteed(tmp_path: Path, matter: str) -> None:
+    _, missing, after = _card(tmp_path, private()).partition("## What is not guaranteed")
+    assert missing
+    assert matter in after
+
+
+def test_without_a_guarantee_the_card_says_so_first_and_claims_nothing(tmp_path: Path) -> None:
+    reasons = ["the noise seed was fixed by hand", "batches were shuffled | not drawn"]
+    card = _card(tmp_path, not_private(reasons=reasons), epsilon_plot="epsilon.png")
+    body = card.split("---\n", 2)[2].strip().splitlines()
+    assert body[0].startswith("# ")
+    assert body[2].startswith("> **There is no privacy guarantee.**")
+    assert "> - the noise seed was fixed by hand" in body
+    assert r"> - batches were shuffled \| not drawn" in body
+    for claim in ("ε", "epsilon", "δ", "delta", "differential", "1e-07"):
+        assert claim not in card.lower(), claim
+
+
+@pytest.mark.parametrize("statement", [private(), not_private()])
+def test_front_matter_is_yaml(tmp_path: Path, statement: PrivacyStatement) -> None:
+    front = _front_matter(_card(tmp_path, statement))
+    assert front["base_model"] == "meta-llama/Llama-2-7b-hf"
+    assert front["library_name"] == "peft"
+    tags = front["tags"]
+    assert isinstance(tags, list)
+    assert ("differential-privacy" in tags) == (statement.guarantee == "dp")
+
+
+@pytest.mark.parametrize("statement", [private(privacy_unit=NASTY), not_private(reasons=[NASTY])])
+def test_names_from_the_user_break_nothing(tmp_path: Path, statement: PrivacyStatement) -> None:
+    card = _card(tmp_path, statement, base_model=NASTY, title=NASTY, epsilon_plot="a](b) (c).png")
+    assert set(_front_matter(card)) == {"base_model", "library_name", "tags"}
+    assert len(re.findall(r"^---$", card, flags=re.MULTILINE)) == 2
+    assert re.search(r"(?<!\\)<img", card) is None
+    assert re.search(r"(?<!\\)\]\(http", card) is None
+    assert len(_table(card)) == (15 if statement.guarantee == "dp" else 0)
+    for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        ast.parse(block)
+
+
+def test_a_local_path_is_not_published(tmp_path: Path) -> None:
+    folder = tmp_path / "a private place" / "SmolLM2-135M"
+    folder.mkdir(parents=True)
+    card = _card(tmp_path, private(), base_model=str(folder))
+    assert "SmolLM2-135M" in card
+    assert "private place" not in card
+    assert tmp_path.name not in card
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("gpt2", "gpt2"),
+        ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf"),
+        ("/data/models/llama", "llama"),
+        ("/data/models/llama/", "llama"),
+        ("~/llama", "llama"),
+        ("./llama", "llama"),
+        ("../x/llama", "llama"),
+        ("C:\\Users\\ann\\llama", "llama"),
+        ("/data/my llama (v2)", "my_llama__v2_"),
+        ("/", "local-model"),
+        ("", "local-model"),
+    ],
+)
+def test_published_name(model: str, name: str) -> None:
+    assert published_name(model) == name
+
+
+def test_a_folder_named_like_a_hub_model_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ann" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert published_name("ann/llama") == "llama"
+    monkeypatch.chdir(tmp_path / "ann" / "llama")
+    assert published_name(".") == "llama"
+    assert published_name("..") == "ann"
+
+
+def test_the_code_in_the_card_names_things_that_exist(tmp_path: Path) -> None:
+    card = _card(tmp_path, private())
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert len(blocks) == 2
+    trees = [ast.parse(block) for block in blocks]
+    used = {
+        node.attr
+        for node in ast.walk(trees[0])
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "dptune"
+    }
+    assert used == {"attach_adapter"}
+    assert callable(importlib.import_module("dptune").attach_adapter)
+
+
+def test_nothing_measured_on_the_data_reaches_report_or_card(tmp_path: Path) -> None:
+    rows = [{"step": i, "loss": 3.14159 + i, "grad_norm_p50": 2.71828, "clipped_fraction": 0.61803} for i in (1, 2)]
+    (tmp_path / "diagnostics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "all_results.json").write_text(json.dumps({"eval_loss": 1.41421}))
+    plot_diagnostics(tmp_path / "diagnostics.png", rows)
+    write_privacy_report(tmp_path / "privacy_report.json", private())
+    public = _card(tmp_path, private()) + (tmp_path / "privacy_report.json").read_text()
+    for value in ("3.14", "4.14", "2.718", "0.618", "61.8", "1.414"):
+        assert value not in public
+    assert "diagnostics.png" not in public, "the card must not show the diagnostics"
+
+
+@pytest.mark.parametrize("changes", [{"sampled": "authors"}, {"group_size": 4}])
+def test_a_card_about_authors_says_what_is_counted_and_what_is_not_covered(tmp_path: Path, changes: dict) -> None:
+    statement = private(
+        privacy_unit="one author (all rows with the same value in column user_id)", method="M", **changes
+    )
+    card = _card(tmp_path, statement)
+    assert "for the presence of one author (all rows with the same value in column user\\_id)" in card
+    assert "**One person under several names.**" in card
+    assert "**What others wrote.**" in card
+    assert "Several records of one person" not in card
+    assert f"**The number of training {statement.sampled}.**" in card
+    table = _table(card)
+    assert table["Method"] == "M"
+    assert table["Expected batch size"] == f"2048 {statement.sampled}"
+    assert table[f"Training {statement.sampled}"] == "75,329"

@@ -1,0 +1,136 @@
+"""A loss is each example's own, wrong gradients are found before training, and every row is judged once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification
+
+from dptune import InvalidArgument
+from tests.classifier_folders import SIZES
+from tests.ranks import run_ranks
+from utils.classification import losses as classification
+from utils.classification.dataset import ClassificationDataset
+from utils.classification.losses import ClassificationLoss, check_classifier_rules, predict
+
+CLASSES = 3
+
+
+def bert(**changed: Any) -> Any:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**(SIZES | changed), num_labels=CLASSES)).eval()
+
+
+def dataset(count: int = 17, *, token_types: bool = False) -> ClassificationDataset:
+    chance = np.random.default_rng(0)
+    lengths = chance.integers(2, 12, count)
+    ids = chance.integers(5, SIZES["vocab_size"], lengths.sum(), dtype=np.int32)
+    types = chance.integers(0, 2, len(ids)).astype(np.uint8) if token_types else None
+    starts = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
+    return ClassificationDataset(ids, types, starts, chance.integers(0, CLASSES, count), num_cut=0)
+
+
+@pytest.mark.parametrize("token_types", [False, True])
+def test_a_loss_is_the_examples_own(token_types: bool) -> None:
+    model, data = bert(), dataset(token_types=token_types)
+    together = ClassificationLoss(model)(**data.batch(range(len(data)), 0))
+    for index in range(len(data)):
+        own = data.batch([index], 0)
+        labels = own.pop("labels")
+        torch.testing.assert_close(together[index : index + 1], F.cross_entropy(model(**own).logits, labels)[None])
+
+
+def test_token_types_reach_the_model() -> None:
+    model, batch = bert(), dataset(token_types=True).batch(range(5), 0)
+    without = {name: values for name, values in batch.items() if name != "token_type_ids"}
+    assert not torch.allclose(ClassificationLoss(model)(**batch), ClassificationLoss(model)(**without))
+
+
+def test_an_ignored_label_gives_a_loss_and_a_gradient_of_exactly_zero() -> None:
+    model = bert().train()
+    loss = ClassificationLoss(model)(**dataset().batch([], 0))
+    loss.sum().backward()
+    assert loss.tolist() == [0.0]
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+def check(model: Any) -> None:
+    check_classifier_rules(model, num_classes=CLASSES, pad_token_id=0, token_types=True)
+
+
+def test_a_model_that_couples_neighbours_is_refused_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were padding not masked, a row's gradient would depend on how long its neighbour is."""
+
+    def unmasked(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        return model(input_ids=inputs["input_ids"]).logits
+
+    check(bert())
+    monkeypatch.setattr(classification, "class_logits", lambda m, i: unmasked(m, i) + unmasked(m, i).mean(0))
+    with pytest.raises(InvalidArgument, match="its per-example gradients are not autograd's"):
+        check(bert())
+
+
+Classify = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+def predicted(
+    classify: Classify, data: ClassificationDataset, *, budget: int = 40, **ranks: Any
+) -> tuple[np.ndarray, float]:
+    ranks = {"gather": lambda values: values, "rank": 0, "world_size": 1} | ranks
+    return predict(classify, data, token_budget=budget, pad_token_id=0, device=torch.device("cpu"), **ranks)
+
+
+def test_predictions_and_loss_are_those_of_one_row_at_a_time() -> None:
+    model, data = bert(), dataset()
+    classes, loss = predicted(lambda batch: model(**batch).logits, data)
+    rows = [data.batch([index], 0) for index in range(len(data))]
+    labels = [row.pop("labels") for row in rows]
+    with torch.no_grad():
+        logits = [model(**row).logits for row in rows]
+    assert classes.tolist() == [row.argmax().item() for row in logits]
+    wanted = sum(F.cross_entropy(*pair).item() for pair in zip(logits, labels, strict=True)) / len(data)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(("world_size", "count"), [(2, 17), (3, 17), (3, 2)])
+def test_ranks_share_the_rows_and_judge_none_twice(world_size: int, count: int) -> None:
+    """Rows that a rank is given to keep it in step with the others do not count."""
+    data, seen = dataset(count), []
+
+    def classify(batch: Mapping[str, Tensor]) -> Tensor:
+        """Made of a row's own tokens, and cheap."""
+        seen.append(len(batch["input_ids"]))
+        sums = (batch["input_ids"] * batch["attention_mask"]).sum(1)
+        return F.one_hot(sums % CLASSES, CLASSES).float()
+
+    alone = predicted(classify, data)
+    seen.clear()
+    found = run_ranks(
+        world_size, lambda rank, gather: predicted(classify, data, gather=gather, rank=rank, world_size=world_size)
+    )
+    for classes, loss in found:
+        assert classes.tolist() == alone[0].tolist()
+        assert loss == pytest.approx(alone[1])
+    assert count <= sum(seen) < count + len(seen), "only dummies come on top"
+
+
+def test_a_row_that_is_judged_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classification, "deal", lambda rows, *_, **__: [[rows], [rows]])
+    data = dataset(4)
+    with pytest.raises(AssertionError, match="judged twice"):
+        run_ranks(
+            2,
+            lambda rank, gather: predicted(
+                lambda batch: torch.zeros(len(batch["input_ids"]), CLASSES),
+                data,
+                gather=gather,
+                rank=rank,
+                world_size=2,
+            ),
+        )

@@ -1,0 +1,277 @@
+"""Files -> records: every accepted format, the spans of answers, and one-line errors that show no record."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import datasets
+import pandas
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from dptune._validate import InvalidArgument
+from tests.tiny import tiny_tokenizer
+from utils.data.records import Record, load_records, load_texts
+from utils.data.splits import hold_out
+
+ROWS = [{"instruction": "Add 2, 3.", "answer": "NA"}, {"instruction": 'Say "é"\nnow ', "answer": ""}]
+EXPECTED = [Record("Add 2, 3.\nNA", ((10, 12),)), Record('Say "é"\nnow ', ((12, 12),))]
+CHAT = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "Bye you"},
+    {"role": "user", "content": "still here"},
+]
+SECRET = "Jane Roe has measles"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer()
+
+
+def load(path: Path, tokenizer: PreTrainedTokenizerFast, style: str = "plain", split: str = "train") -> list[Record]:
+    return load_records(path, flag="--train_file", prompt_style=style, tokenizer=tokenizer, split=split)
+
+
+def write(path: Path, content: object) -> Path:
+    """A string as it stands, a list as JSON lines for .jsonl, anything else as JSON."""
+    if path.suffix == ".jsonl" and isinstance(content, list):
+        content = "\n".join(json.dumps(row) for row in content) + "\n\n"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def write_rows(path: Path, kind: str) -> Path:
+    """ROWS in one of the accepted formats."""
+    if kind == "dictionary":
+        return write(path / "d.json", {name: [row[name] for row in ROWS] for name in ROWS[0]})
+    if kind in ("json", "jsonl"):
+        return write(path / f"d.{kind}", ROWS)
+    if kind == "parquet":
+        pandas.DataFrame(ROWS).to_parquet(path / "d.parquet")
+        return path / "d.parquet"
+    if kind == "csv":
+        with (path / "d.csv").open("w", encoding="utf-8-sig", newline="") as file:  # Excel begins with a byte mark
+            writer = csv.DictWriter(file, ["answer", "instruction"])
+            writer.writeheader()
+            writer.writerows(ROWS)
+        return path / "d.csv"
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(path / "d"))
+    return path / "d"
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "json", "jsonl", "csv", "parquet", "folder"])
+def test_every_format_gives_the_same_records(tmp_path: Path, kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert load(write_rows(tmp_path, kind), tokenizer) == EXPECTED
+
+
+def test_prompt_and_completion_are_joined_as_they_stand(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "d.jsonl", [{"prompt": "Q: a\nA:", "completion": " b", "extra": 1}])
+    assert load(path, tokenizer, style="chat") == [Record("Q: a\nA: b", ((7, 9),))]
+
+
+def test_instruction_in_chat_style(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (record,) = load(write(tmp_path / "d.jsonl", [{"instruction": "Hi", "answer": "Yes?"}]), tokenizer, style="chat")
+    assert record.text == "<|user|>\nHi</s>\n<|assistant|>\nYes?"
+    assert [record.text[a:b] for a, b in record.answers] == ["Yes?"]
+
+
+def test_instructions_themselves_are_learned_by_an_unconditional_generator(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [{"instruction": "Name a colour.", "answer": 5}, {"instruction": "", "answer": None}]  # answers: not read
+    records = load(write(tmp_path / "d.jsonl", rows), tokenizer, style="uncond_generation")
+    assert records == [Record("Name a colour.", ((0, 14),)), Record("", ((0, 0),))]
+    alone = load(write(tmp_path / "e.jsonl", [{"instruction": "Hi"}]), tokenizer, style="uncond_generation")
+    assert alone == [Record("Hi", ((0, 2),))]
+    with pytest.raises(InvalidArgument, match="learns `instruction`"):
+        load(write(tmp_path / "f.jsonl", [{"prompt": SECRET, "completion": "b"}]), tokenizer, style="uncond_generation")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_every_assistant_turn_is_an_answer_with_its_end(
+    tmp_path: Path, kind: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = tmp_path / f"d.{kind}"
+    if kind == "jsonl":
+        write(path, [{"messages": CHAT}])
+    else:
+        pandas.DataFrame([{"messages": CHAT}]).to_parquet(path)
+    (record,) = load(path, tokenizer)
+    assert [record.text[a:b] for a, b in record.answers] == ["Yes?</s>", "Bye you</s>"]
+    assert record.text.endswith("Bye you</s>")  # a user's last turn, which nothing answers, is left out
+
+
+def test_a_conversation_without_an_answer_stays(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (record,) = load(write(tmp_path / "d.jsonl", [{"messages": CHAT[:1]}]), tokenizer)
+    assert record.answers == ()
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        # Shows the number of turns at the start: no prefix of the whole.
+        (
+            "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+            "differently when more follow",
+        ),
+        # Shows earlier answers in short, as templates do that drop reasoning.
+        (
+            "{% for m in messages %}{{ m['content'] if loop.last or m['role'] == 'user' else '...' }}{% endfor %}",
+            "differently when more follow",
+        ),
+        # The generation prompt is not what the turn then begins with.
+        (
+            "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}",
+            "differently when more follow",
+        ),
+        ("{{ raise_exception(messages[0]['content']) }}", "refuses this order of roles"),
+    ],
+)
+def test_templates_whose_answers_cannot_be_found_are_refused(tmp_path: Path, template: str, what: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    messages = [{"role": "user", "content": SECRET}, *CHAT[1:]]
+    path = write(tmp_path / "d.jsonl", [{"messages": messages}])
+    with pytest.raises(InvalidArgument, match=rf"--train_file=.*row 1 .*{what}") as caught:
+        load(path, tokenizer)
+    assert SECRET not in str(caught.value)
+
+
+def test_messages_need_a_chat_template(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(InvalidArgument, match="no chat template"):
+        load(write(tmp_path / "d.jsonl", [{"messages": CHAT}]), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("d.json", {"instruction": ["a", "b", "c"], "answer": [SECRET]}, "instruction has 3, answer has 1"),
+        ("d.json", {"instruction": SECRET, "answer": SECRET}, "must be a list, but not so for: instruction, answer"),
+        ("d.json", '{"instruction": ["a"],\n "answer": ["' + SECRET + '"]', "not JSON at line 2, column 36"),
+        ("d.json", json.dumps({"a": SECRET}) + "\n" + json.dumps({"a": SECRET}), r"line 2.*\.jsonl"),
+        ("d.json", [SECRET], "a list of dictionaries"),
+        ("d.json", [], "no rows"),
+        ("d.json", {}, "no rows"),
+        ("d.jsonl", [{"question": SECRET}], "found the columns question; name them instruction/answer, or prompt/comp"),
+        ("d.jsonl", [{SECRET: SECRET}], r"columns \(name not shown\)"),
+        ("d.jsonl", [*ROWS, {"instruction": SECRET}], "row 3 .*answer is missing"),
+        ("d.jsonl", [*ROWS, {"instruction": SECRET, "answer": None}], "row 3 .*answer is not text .no value"),
+        ("d.jsonl", [*ROWS, {"instruction": SECRET, "answer": 7}], "row 3 .*answer is not text .int"),
+        ("d.jsonl", '{"instruction": "a", "answer": "\\ud800"}', "row 1 .*surrogate"),
+        ("d.jsonl", '{"instruction": "a", "answer": "b"}\n{"instruction": "' + SECRET, "line 2 is not JSON"),
+        ("d.jsonl", f'"{SECRET}"', "line 1 is not a JSON object"),
+        ("d.jsonl", "\n\n", "no rows"),
+        ("d.jsonl", "", "empty"),
+        ("d.jsonl", [{"messages": SECRET}], "row 1 .*messages must be a list"),
+        ("d.jsonl", [{"messages": []}], "row 1 .*messages must be a list"),
+        (
+            "d.jsonl",
+            [{"messages": [CHAT[0], {"role": "assistant", "content": None}]}],
+            "message 2 has no text as its con",
+        ),
+        ("d.csv", f"{SECRET},{SECRET}\n", "no rows"),
+        ("d.csv", f'"{SECRET}",b\nc,d\n', r"\(name not shown\), b"),
+        ("d.csv", f"instruction,answer\na,b,{SECRET}\n", "line 2 has more values than the header"),
+        ("d.csv", f"instruction,answer\na,b\n{SECRET}\n", "row 2 .*answer is not text .no value"),
+        ("d.csv", f'instruction,answer\na,"{SECRET}\n', "not CSV near line 1"),
+        ("d.parquet", SECRET, "not a Parquet file"),
+        ("d.txt", SECRET, r"unknown kind of file; give one of \.json, \.jsonl, \.csv, \.parquet"),
+    ],
+)
+def test_bad_files_are_refused_without_showing_a_record(
+    tmp_path: Path, name: str, content: object, what: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(InvalidArgument, match=what) as caught:
+        load(path, tokenizer)
+    message = str(caught.value)
+    assert message.startswith(f"--train_file={str(path)!r}: ")
+    assert SECRET not in message
+    assert "\n" not in message
+
+
+def test_missing_file_and_other_encoding(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(InvalidArgument, match="no such file"):
+        load(tmp_path / "none.json", tokenizer)
+    (tmp_path / "latin.jsonl").write_bytes('{"instruction": "é", "answer": "b"}'.encode("latin-1"))
+    with pytest.raises(InvalidArgument, match="UTF-8"):
+        load(tmp_path / "latin.jsonl", tokenizer)
+
+
+def test_long_csv_values_are_read_and_the_limit_restored(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    before = csv.field_size_limit()
+    path = write(tmp_path / "d.csv", "instruction,answer\na," + "b" * 2 * before + "\n")
+    assert len(load(path, tokenizer)[0].text) == 2 + 2 * before
+    assert csv.field_size_limit() == before
+
+
+def test_folders_without_the_split_or_of_another_kind_are_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    saved = write_rows(tmp_path, "folder")
+    with pytest.raises(InvalidArgument, match=r"has no split validation or val \(it has train\)"):
+        load(saved, tokenizer, split="validation")
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(InvalidArgument, match="not a readable DatasetDict"):
+        load(tmp_path / "plain", tokenizer)
+
+
+def test_no_copy_of_the_data_is_left_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Whatever the format, no cache folder of `datasets` gets a file."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    for kind in ("json", "csv", "parquet", "folder"):
+        load(write_rows(tmp_path, kind), tokenizer)
+    assert not cache.exists()
+
+
+def texts(path: Path, **changed: str) -> list[Record]:
+    return load_texts(path, **{"flag": "--train_file", "column": "body"} | changed)
+
+
+def test_a_text_is_learned_whole_and_keeps_its_author(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"body": "a b", "who": 7.0}, {"body": "", "who": None}])
+    assert texts(path) == [Record("a b", ((0, 3),)), Record("", ((0, 0),))]
+    assert [record.author for record in texts(path, author_column="who")] == ["7", None]
+
+
+def test_a_row_without_a_text_is_refused_and_not_shown(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"body": SECRET, "who": "a"}, {"body": None, "who": "a"}])
+    with pytest.raises(InvalidArgument, match="row 2") as error:
+        texts(path)
+    assert SECRET not in str(error.value)
+    with pytest.raises(InvalidArgument, match="--text_column='text': no such column"):
+        texts(path, column="text")
+    with pytest.raises(InvalidArgument, match="--author_column='name': no such column"):
+        texts(path, author_column="name")
+
+
+def some_records(count: int) -> list[Record]:
+    return [Record(f"text {n}", ((0, 1),), None if n % 3 else f"author {n % 30}") for n in range(count)]
+
+
+def test_what_is_held_out_is_a_share_and_whole_authors() -> None:
+    records = some_records(3000)
+    train, held_out = hold_out(records, 0.2, seed=1)
+    assert len(train) + len(held_out) == 3000
+    alone = [record for record in held_out if record.author is None]
+    assert 0.15 < len(alone) / 2000 < 0.25
+    assert not {record.author for record in held_out if record.author} & {record.author for record in train}
+    assert hold_out(records, 0.2, seed=2)[1] != held_out
+    assert hold_out(records, 0.0, seed=1) == (records, [])
+
+
+def test_one_authors_rows_decide_nobody_elses_side() -> None:
+    records = some_records(300)
+    without = [record for record in records if record.author != "author 3"]
+    for whole, rest in zip(hold_out(records, 0.3, seed=1), hold_out(without, 0.3, seed=1), strict=True):
+        assert [record for record in whole if record.author != "author 3"] == rest

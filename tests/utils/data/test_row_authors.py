@@ -1,0 +1,39 @@
+"""Files that name people, by whatever name."""
+
+from __future__ import annotations
+
+import pytest
+
+from dptune._validate import InvalidArgument
+from utils.data.row_authors import authors_of, refuse_unnoticed_users
+
+ROWS = [{"text": "a"}, {"text": "b", "who": " ann "}]
+
+
+@pytest.mark.parametrize("name", ["user", "UserID", "user_name", "username", "hashed_ip", "ip address", "Author"])
+def test_a_column_of_people_is_noticed_in_any_row(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^--file='a\.jsonl': names users in .*; give --privacy_unit"):
+        refuse_unnoticed_users([*ROWS, {"text": "c", name: None}], "--file", "a.jsonl", "--privacy_unit")
+
+
+def test_other_columns_are_not() -> None:
+    others = [*ROWS, {"answer": "c", "language": "en", "turns": 2, "user_turns": 1}]
+    refuse_unnoticed_users(others, "--file", "a.jsonl", "--unit")
+    with pytest.raises(InvalidArgument) as caught:
+        refuse_unnoticed_users([*others, {"answer": "d", "user": 1}], "--file", "a.jsonl", "--unit")
+    assert "names users in user; give --unit user, or" in str(caught.value)
+
+
+def test_each_row_has_its_author() -> None:
+    assert authors_of(ROWS, "who", "--file", "a.jsonl") == [None, "ann"]
+
+
+def test_a_column_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="--privacy_unit='whom': no such column"):
+        authors_of(ROWS, "whom", "--file", "a.jsonl")
+
+
+def test_an_author_that_is_a_list_is_refused_by_row_and_not_shown() -> None:
+    with pytest.raises(InvalidArgument, match=r"row 3 \(counted from 1\): who is neither text nor a number") as caught:
+        authors_of([*ROWS, {"who": ["Jane Roe"]}], "who", "--file", "a.jsonl")
+    assert "Jane" not in str(caught.value)

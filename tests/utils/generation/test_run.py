@@ -1,0 +1,421 @@
+"""Sampling: prompts as in training, batches that do not show in the texts, runs that continue where they stopped."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from dptune._validate import InvalidArgument
+from tests.tiny import CORPUS, tiny_llama, tiny_tokenizer
+from utils.data.prompts import format_prompt
+from utils.data.records import joined
+from utils.data.tokenization import tokenize
+from utils.generation import batches as generation_batches
+from utils.generation import hf as generation_hf
+from utils.generation.arguments import SamplingArguments
+from utils.generation.backends import Drawn, finish, sampling_config
+from utils.generation.batches import Job, batch_seed, encode_prompt, make_jobs, plan_batches
+from utils.generation.files import Row, append_rows, claim, merge, read_rows, refuse_other_run
+from utils.generation.hf import GenerateBackend, draw_batch, max_spread
+from utils.generation.run import generate_all
+from utils.models.loading import load_tokenizer
+
+IDENTITY = {"model": "tiny", "top_p": 0.9}
+PROMPTS = ["Abstract: ", "Hello, how are you?\n", "The cat sat on the mat. A dog ran over the hill.\n", "a\n\n"]
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    """A tiny Llama that seldom ends a text: its end token's logit is always 0."""
+    model = tiny_llama(vocab_size=400)
+    with torch.no_grad():
+        model.lm_head.weight[2] = 0
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(tiny_model_dir))
+
+
+def _metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama 2's: spaces are part of the next piece, one is put in front, line breaks are pieces, <s> is added."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    bpe.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    bpe.train_from_iterator([*CORPUS, "line\nbreak"], trainer)
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def _trimming_tokenizer() -> PreTrainedTokenizerFast:
+    """As GPT-2's and Llama 3's: offsets leave out the spaces of a token, and runs of line breaks are merged."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.add_tokens(AddedToken("<|assistant|>", special=True))
+    return tokenizer
+
+
+def _merging_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a token for two line breaks, which it uses at the end of a text only."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator([*CORPUS, "a\n\n\n", "b\n\n\n"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+TOKENIZERS = [tiny_tokenizer, _metaspace_tokenizer, _trimming_tokenizer, _merging_tokenizer]
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+@pytest.mark.parametrize(
+    "prompt", ["", *PROMPTS, "Two spaces:  ", "x \n", "a\n\n\n", "<|assistant|>\n", format_prompt("Why?", "vicuna")]
+)
+@pytest.mark.parametrize("answer", ["The patients were given a placebo.", "We report"])
+def test_a_prompt_is_the_tokens_before_the_answer_in_training(
+    make: Callable[[], PreTrainedTokenizerFast], prompt: str, answer: str
+) -> None:
+    tokenizer = make()
+    trained = tokenize([joined(prompt, answer)], tokenizer, block_size=512)
+    before_answer = trained.ids[: int(trained.is_answer.argmax())].tolist()
+    # Several spaces in front of an answer may be apart in training: the model then writes the ones that were left out.
+    ids = encode_prompt(tokenizer, prompt)
+    assert ids == before_answer if not prompt.endswith("  ") else before_answer[: len(ids)] == ids
+
+
+def test_some_prompts_are_other_tokens_alone_than_before_an_answer() -> None:
+    """Else the test above would pass with tokenizers that show no difference."""
+    merging = _merging_tokenizer()
+    assert merging("a\n\n\n").input_ids != encode_prompt(merging, "a\n\n\n")
+    assert tiny_tokenizer()("Abstract: ").input_ids != encode_prompt(tiny_tokenizer(), "Abstract: ")
+
+
+def test_an_empty_prompt_is_the_token_that_begins_a_text() -> None:
+    tokenizer = tiny_tokenizer()
+    assert encode_prompt(tokenizer, "") == [tokenizer.bos_token_id]
+    assert encode_prompt(_metaspace_tokenizer(), "") == [1]
+    tokenizer.bos_token = None
+    assert encode_prompt(tokenizer, "") == [tokenizer.eos_token_id]
+
+
+def test_a_prompt_that_merges_with_the_answers_letter_keeps_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    assert len(tokenizer("Abstract").input_ids) == 1
+    monkeypatch.setattr(generation_batches, "_ANSWER_START", "t")
+    assert tokenizer.decode(encode_prompt(tokenizer, "Abstrac")) == "Abstrac"
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    length = len(encode_prompt(tokenizer, PROMPTS[2]))
+    assert len(make_jobs(tokenizer, PROMPTS, length + 1)) == 4
+    with pytest.raises(InvalidArgument, match=f"^--max_length={length}: prompt 3 of 4 alone has {length} tokens"):
+        make_jobs(tokenizer, PROMPTS, length)
+
+
+def _jobs(lengths: Sequence[int]) -> list[Job]:
+    return [Job(index, "", (5,) * length) for index, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("spread", [0, 4, 1000])
+def test_batches_hold_every_job_once_within_size_and_spread(batch_size: int, spread: int) -> None:
+    lengths = [random.Random(spread).randint(1, 12) for _ in range(50)]
+    batches = plan_batches(_jobs(lengths), batch_size, spread)
+    assert sorted(job.index for batch in batches for job in batch) == list(range(50))
+    assert all(len(batch) <= batch_size for batch in batches)
+    assert all(len(batch[0].ids) - len(batch[-1].ids) <= spread for batch in batches)
+    firsts = [len(batch[0].ids) for batch in batches]
+    assert firsts == sorted(firsts, reverse=True)
+    if spread == 1000:
+        assert len(batches) == -(-50 // batch_size)
+
+
+def test_every_batch_and_seed_has_random_numbers_of_its_own() -> None:
+    jobs = _jobs([4] * 40)
+    batches = [batch for size in (3, 4, 8) for batch in plan_batches(jobs, size, 0) if len(batch) == size]
+    seeds = [batch_seed(seed, batch) for seed in range(3) for batch in batches]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def _sampling(tmp_path: Path, **kwargs: Any) -> SamplingArguments:
+    return SamplingArguments(**{"output_dir": str(tmp_path / "out"), "max_length": 40, "batch_size": 3, **kwargs})
+
+
+def _draw(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int = 0, **kwargs: Any
+) -> list[Drawn]:
+    sampling = SamplingArguments(output_dir="unused", **kwargs)
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    config = sampling_config(model, tokenizer, sampling)
+    return draw_batch(model, tokenizer, ids, config, max_length=sampling.max_length, seed=seed)
+
+
+def test_neighbours_in_a_batch_do_not_change_a_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    together = _draw(model, tokenizer, PROMPTS, temperature=0, max_length=45)
+    alone = [_draw(model, tokenizer, [prompt], temperature=0, max_length=45)[0] for prompt in PROMPTS]
+    assert together == alone
+    assert len({drawn.text for drawn in together}) == len(PROMPTS)
+
+
+def test_max_length_counts_each_prompt_and_its_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    drawn = _draw(model, tokenizer, PROMPTS, temperature=0, max_length=45)
+    assert [one.tokens for one in drawn] == [45 - len(encode_prompt(tokenizer, prompt)) for prompt in PROMPTS]
+    assert not any(one.ended for one in drawn)
+
+
+def test_a_text_ends_at_any_end_token_of_model_or_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.tensor([encode_prompt(tokenizer, PROMPTS[0])])
+    plain = GenerationConfig(do_sample=False, max_new_tokens=6, eos_token_id=2, pad_token_id=2)
+    greedy = model.generate(ids, generation_config=plain, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :]
+    stop = next(token for token in greedy.tolist() if token != greedy[0])
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [1, stop])
+    (drawn,) = _draw(model, tokenizer, PROMPTS[:1], temperature=0, max_length=45)
+    assert sampling_config(model, tokenizer, SamplingArguments("x"))["eos_token_id"] == sorted([1, 2, stop])
+    assert drawn.ended
+    assert drawn.tokens == greedy.tolist().index(stop) + 1
+    assert drawn.text == tokenizer.decode(greedy[: drawn.tokens - 1]).lstrip()
+
+
+def test_the_space_before_the_first_word_is_not_in_the_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = [*tokenizer(" The patients").input_ids, 2, 2, 2]
+    assert finish(tokenizer, ids, [2], ()) == Drawn("The patients", len(ids) - 2, True)
+
+
+def test_sampling_follows_its_seed_and_leaves_the_global_generator(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    state = torch.get_rng_state()
+    first, again, other = (_draw(model, tokenizer, PROMPTS, seed=seed, max_length=45) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-6}])
+def test_each_flag_that_narrows_sampling_reaches_greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, narrow: dict[str, float]
+) -> None:
+    wide: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "max_length": 30}
+    greedy = _draw(model, tokenizer, PROMPTS[:1], **wide, temperature=0)
+    assert _draw(model, tokenizer, PROMPTS[:1], **wide) != greedy
+    assert _draw(model, tokenizer, PROMPTS[:1], **{**wide, **narrow}) == greedy
+
+
+def test_a_repetition_penalty_changes_the_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    plain, penalised = (
+        _draw(model, tokenizer, PROMPTS[:1], temperature=0, max_length=45, repetition_penalty=penalty)
+        for penalty in (1.0, 5.0)
+    )
+    assert plain != penalised
+
+
+def test_the_models_own_sampling_defaults_do_not_count(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    plain, opinionated = tiny_llama(vocab_size=400), tiny_llama(vocab_size=400)
+    opinionated.generation_config.update(do_sample=True, temperature=0.01, top_k=2, min_p=0.9, no_repeat_ngram_size=1)
+    jobs = make_jobs(tokenizer, PROMPTS, 40)
+    paths = [
+        _generate(one, tokenizer, jobs, _sampling(tmp_path / name), identity=IDENTITY)
+        for name, one in (("plain", plain), ("opinionated", opinionated))
+    ]
+    assert paths[0].read_text() == paths[1].read_text()
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    jobs: Sequence[Job],
+    sampling: SamplingArguments,
+    **kwargs: Any,
+) -> Path:
+    return generate_all(GenerateBackend(model, tokenizer, sampling), jobs, sampling, **kwargs)[0]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_writes_every_text_in_order(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    jobs = make_jobs(tokenizer, PROMPTS * 3, 40)
+    path = _generate(model, tokenizer, jobs, _sampling(tmp_path, batch_size=2), identity=IDENTITY)
+    rows = _read(path)
+    assert [row["index"] for row in rows] == list(range(12))
+    assert [row["prompt"] for row in rows] == PROMPTS * 3
+    assert all(set(row) == {"prompt", "text", "index", "ended"} for row in rows)
+    assert len({row["text"] for row in rows}) == 12  # the same prompt never gets the same random numbers
+    assert sorted(one.name for one in path.parent.iterdir()) == ["generation_config.json", "generations.jsonl"]
+
+
+def test_a_run_that_was_torn_continues_to_the_same_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, sampling = make_jobs(tokenizer, PROMPTS * 3, 40), _sampling(tmp_path)
+    final = _generate(model, tokenizer, jobs, sampling, identity=IDENTITY)
+    whole = final.read_bytes()
+    # What is left of two ranks: five rows of one, two of the other and a piece of a third.
+    lines = whole.splitlines(keepends=True)
+    random.Random(0).shuffle(lines)
+    final.unlink()
+    (final.parent / "generations.rank0.jsonl").write_bytes(b"".join(lines[:5]))
+    (final.parent / "generations.rank1.jsonl").write_bytes(b"".join(lines[5:7]) + lines[7][:-9])
+    drawn: list[int] = []
+    monkeypatch.setattr(generation_hf, "draw_batch", _counted(drawn))
+    _generate(model, tokenizer, jobs, sampling, identity=IDENTITY)
+    assert final.read_bytes() == whole
+    assert 5 <= sum(drawn) < 12
+    drawn.clear()
+    _generate(model, tokenizer, jobs, sampling, identity=IDENTITY)
+    assert final.read_bytes() == whole
+    assert drawn == []
+
+
+def test_a_run_continued_with_another_batch_size_keeps_what_it_has(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    jobs = make_jobs(tokenizer, PROMPTS[:1] * 6, 30)
+    final = _generate(model, tokenizer, jobs, _sampling(tmp_path, max_length=30), identity=IDENTITY)
+    kept = final.read_bytes().splitlines(keepends=True)[:4]
+    final.unlink()
+    (final.parent / "generations.rank0.jsonl").write_bytes(b"".join(kept))
+    continued = _sampling(tmp_path, max_length=30, batch_size=6)
+    rows = _read(_generate(model, tokenizer, jobs, continued, identity=IDENTITY))
+    assert rows[:4] == [json.loads(line) for line in kept]
+    assert [row["index"] for row in rows] == list(range(6))
+    assert len({row["text"] for row in rows}) == 6
+
+
+def _counted(drawn: list[int]) -> Callable[..., list[Drawn]]:
+    """`draw_batch` that notes the size of each batch in `drawn`."""
+
+    def count(*args: Any, **kwargs: Any) -> list[Drawn]:
+        drawn.append(len(args[2]))
+        return draw_batch(*args, **kwargs)
+
+    return count
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_batches_without_overlap(
+    world: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ranks as threads with a real barrier; each text names the seed it was drawn with."""
+    taken: list[int] = []
+
+    def draw(
+        _model: object, _tokenizer: object, prompts: Sequence[object], _config: object, **kwargs: int
+    ) -> list[Drawn]:
+        taken.append(len(prompts))
+        return [Drawn(f"{kwargs['seed']} {place}", 1, False) for place, _ in enumerate(prompts)]
+
+    monkeypatch.setattr(generation_hf, "draw_batch", draw)
+    jobs = make_jobs(tokenizer, PROMPTS * 5, 40)
+    single = _generate(model, tokenizer, jobs, _sampling(tmp_path / "single"), identity=IDENTITY)
+    taken.clear()
+    barrier = threading.Barrier(world, timeout=20)
+
+    def run(rank: int) -> None:
+        share: dict[str, Any] = {"rank": rank, "world": world, "wait": barrier.wait}
+        _generate(model, tokenizer, jobs, _sampling(tmp_path / "shared"), identity=IDENTITY, **share)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "shared/out/generations.jsonl").read_bytes() == single.read_bytes()
+    assert sum(taken) == 20
+
+
+def test_a_batch_beyond_memory_names_the_batch_size(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generation_hf, "draw_batch", fail)
+    with pytest.raises(InvalidArgument, match=r"^--batch_size=3: .*halve it"):
+        _generate(model, tokenizer, _jobs([3]), _sampling(tmp_path), identity=IDENTITY)
+
+
+def test_a_length_beyond_the_model_is_refused_before_anything_is_written(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgument, match=r"^--max_length=257: .*256"):
+        _generate(model, tokenizer, _jobs([3]), _sampling(tmp_path, max_length=257), identity=IDENTITY)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lengths_mix_only_as_far_as_the_models_positions_and_the_penalty_let_them(
+    model: PreTrainedModel, tmp_path: Path
+) -> None:
+    assert max_spread(model, _sampling(tmp_path, max_length=200)) == 56
+    assert max_spread(model, _sampling(tmp_path, max_length=256)) == 0
+    assert max_spread(model, _sampling(tmp_path, max_length=200, repetition_penalty=1.1)) == 0
+
+
+def test_texts_of_another_configuration_are_refused_by_name(tmp_path: Path) -> None:
+    claim(tmp_path, {**IDENTITY, "top_p": 0.1})  # by a run that drew nothing
+    claim(tmp_path, IDENTITY)
+    append_rows(tmp_path, 0, [{"prompt": "p", "text": "t", "index": 0, "ended": True}])
+    claim(tmp_path, IDENTITY)
+    with pytest.raises(InvalidArgument, match=r"top_p was 0\.9 and is 0\.5"):
+        claim(tmp_path, {**IDENTITY, "top_p": 0.5})
+    with pytest.raises(InvalidArgument, match="seed was None and is 1"):
+        claim(tmp_path, {**IDENTITY, "seed": 1})
+    with pytest.raises(InvalidArgument, match=r"top_p was 0\.9 and is None"):
+        claim(tmp_path, {"model": "tiny"})
+
+
+def test_folders_that_cannot_be_continued_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(InvalidArgument, match="is a file"):
+        refuse_other_run(file, IDENTITY)
+    (tmp_path / "generations.jsonl").write_text("{}\n")
+    with pytest.raises(InvalidArgument, match=r"no generation_config\.json"):
+        refuse_other_run(tmp_path, IDENTITY)
+    (tmp_path / "generation_config.json").write_text("[1")
+    with pytest.raises(InvalidArgument, match="not a JSON object"):
+        refuse_other_run(tmp_path, IDENTITY)
+
+
+def test_rows_survive_odd_characters_and_torn_lines(tmp_path: Path) -> None:
+    texts = ["two\nlines", "a\u2028b\x85c", 'quote " and \\', "é 漢 🙂", ""]
+    rows: list[Row] = [{"prompt": "p", "text": text, "index": index, "ended": True} for index, text in enumerate(texts)]
+    append_rows(tmp_path, 0, rows[:2])
+    with (tmp_path / "generations.rank0.jsonl").open("ab") as file:
+        file.write('{"prompt": "p", "text": "é'.encode()[:-1])  # cut within a character
+    append_rows(tmp_path, 0, rows[2:3])
+    append_rows(tmp_path, 7, rows[3:])
+    assert read_rows(tmp_path) == dict(enumerate(rows))
+    merge(tmp_path, 5)
+    assert read_rows(tmp_path) == dict(enumerate(rows))
+    assert [path.name for path in tmp_path.iterdir()] == ["generations.jsonl"]
+
+
+def test_a_merge_without_every_row_keeps_the_ranks_files(tmp_path: Path) -> None:
+    append_rows(tmp_path, 0, [{"prompt": "p", "text": "t", "index": 0, "ended": True}])
+    with pytest.raises(AssertionError, match="1 generations are missing, the first is 1"):
+        merge(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["generations.rank0.jsonl"]

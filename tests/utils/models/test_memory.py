@@ -1,0 +1,368 @@
+"""The estimate of memory agrees with allocated bytes, and says what fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
+
+from benchmarks.allocations import allocated, micro_batch_memory, private_step
+from dptune import CausalLMLoss, GaussianNoise, InvalidArgument, add_lora, deal, trainable_parameters
+from utils.models.loading import checkpoint_activations
+from utils.models.memory import (
+    RESERVE,
+    MemoryNeeds,
+    MemorySettings,
+    describe_memory,
+    device_memory,
+    fits,
+    memory_needs,
+    most_examples,
+)
+from utils.models.sizes import ModelSizes, model_sizes
+from utils.training.plan import describe_model
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+SHAPE: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 500,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA_70B: dict[str, Any] = {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}
+GIB = 1 << 30
+
+
+def build(
+    config: Any, *, dtype: torch.dtype = torch.float32, targets: tuple[str, ...] = ATTENTION, device: str = "cpu"
+) -> Any:
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    add_lora(model, rank=8, targets=targets)
+    return model.train()
+
+
+def sizes_of(model: Any) -> ModelSizes:
+    sizes = model_sizes(model)
+    assert sizes is not None
+    return sizes
+
+
+def large(**changes: Any) -> ModelSizes:
+    """A Llama 70B with adapters, on the meta device."""
+    return sizes_of(build(LlamaConfig(**{**LLAMA_70B, **changes}), dtype=torch.bfloat16, device="meta"))
+
+
+def settings(**changes: Any) -> MemorySettings:
+    return replace(MemorySettings(torch.bfloat16, token_budget=2048, block_size=512), **changes)
+
+
+def transient(needs: MemoryNeeds) -> int:
+    """The peak over what is always held."""
+    return needs.total - needs.frozen_weights - needs.gathered_weights - needs.adapters
+
+
+CASES = {
+    "grouped queries": (LlamaConfig(**SHAPE), ATTENTION, 2, 256),
+    "all heads, wide vocabulary": (
+        LlamaConfig(**{**SHAPE, "num_key_value_heads": 8, "vocab_size": 6000}),
+        ATTENTION,
+        2,
+        256,
+    ),
+    "adapters in the MLP too": (LlamaConfig(**SHAPE), ATTENTION + MLP, 2, 256),
+    "wide MLP, one adapter": (LlamaConfig(**{**SHAPE, "intermediate_size": 1024}), ("q_proj",), 2, 256),
+    "norms of queries and keys": (Qwen3Config(**SHAPE, head_dim=16), ATTENTION, 2, 256),
+    "LayerNorm and written-out GELU": (
+        GPT2Config(n_embd=128, n_layer=6, n_head=8, vocab_size=500, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+        ("c_attn", "attn.c_proj"),
+        2,
+        256,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_activations_and_peak_are_as_allocated(case, dtype, checkpointing):
+    config, targets, examples, tokens = CASES[case]
+    model = build(config, dtype=dtype, targets=targets)
+    if checkpointing:
+        checkpoint_activations(model)
+    measured = micro_batch_memory(model, examples, tokens)
+    needs = memory_needs(
+        sizes_of(model),
+        MemorySettings(dtype, token_budget=examples * tokens, block_size=tokens, checkpointing=checkpointing),
+    )
+    assert 0.85 < (needs.activations + needs.adapter_activations) / measured.kept < 1.15
+    # An estimate that is too low ends in a crash: the peak may be over by more than it may be under.
+    assert 0.95 < transient(needs) / measured.peak < 1.3
+    assert (needs.adapter_activations == 0) == checkpointing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_that_keeps_scores_is_counted(dtype):
+    config = Gemma2Config(**{**SHAPE, "num_hidden_layers": 3}, head_dim=16)
+    measured = micro_batch_memory(build(config, dtype=dtype), 2, 256)
+    needs = memory_needs(sizes_of(build(config, dtype=dtype)), MemorySettings(dtype, 512, 256))
+    assert 0.85 < (needs.activations + needs.adapter_activations) / measured.kept < 1.15
+
+
+def test_many_short_examples_make_per_example_gradients_the_peak():
+    model = build(LlamaConfig(**SHAPE))
+    checkpoint_activations(model)
+    measured = micro_batch_memory(model, 128, 4)
+    needs = memory_needs(sizes_of(model), MemorySettings(torch.float32, 512, 256, True, lengths=np.full(200, 4)))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert needs.per_example_gradients == 128 * 4 * trained
+    assert 0.95 < transient(needs) / measured.peak < 1.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapted_output_layer_keeps_more_of_each_logit(dtype):
+    config = LlamaConfig(**{**SHAPE, "vocab_size": 20_000, "num_hidden_layers": 2})
+    model = build(config, dtype=dtype, targets=(*ATTENTION, "lm_head"))
+    measured = micro_batch_memory(model, 2, 128)
+    needs = memory_needs(sizes_of(model), MemorySettings(dtype, 256, 128))
+    assert 0.9 < transient(needs) / measured.peak < 1.3
+
+
+def test_between_steps_adapters_take_four_copies_and_the_end_of_a_step_at_most_one_more(tmp_path):
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    ids = torch.randint(1, 500, (1, 4))
+
+    def first_step() -> tuple[Any, Any]:
+        add_lora(model, rank=64, targets=ATTENTION)
+        optimizer, step = torch.optim.AdamW(trainable_parameters(model)), private_step(model, tmp_path)
+        losses = CausalLMLoss(model)
+        with step:
+            step.backward(losses(ids, ids))
+            step.finish()
+        optimizer.step()
+        return optimizer, step
+
+    (optimizer, step), held = allocated(first_step)
+    needs = memory_needs(sizes_of(model), MemorySettings(torch.float32, 4, 4))
+    assert held.left == pytest.approx(needs.adapters, rel=0.02)
+    step.noise = GaussianNoise(step.noise.size)  # leaving the step has closed the first
+
+    def finish() -> None:
+        step.finish()
+        optimizer.step()
+
+    _, end = allocated(finish)
+    step.noise.close()
+    # The noise is made on the CPU by another thread: here nothing is copied for it, on a GPU one vector is.
+    assert end.peak < 0.2 * needs.finish
+
+
+def test_allocations_are_seen_and_so_is_what_is_freed():
+    def work() -> torch.Tensor:
+        torch.zeros(5 << 20, dtype=torch.uint8).neg_()
+        return torch.ones(1 << 20).neg_()
+
+    kept, seen = allocated(work)
+    assert kept.shape == (1 << 20,)
+    assert 4 << 20 <= seen.left < (4 << 20) + 4096
+    assert 5 << 20 <= seen.peak < (5 << 20) + 4096
+    # What an operation needs inside itself counts too: a sum of bytes is taken over 64-bit copies of them.
+    _, inside = allocated(lambda: torch.zeros(1 << 20, dtype=torch.uint8).sum().item())
+    assert inside.left == 0
+    assert 9 << 20 <= inside.peak < (9 << 20) + 4096
+
+
+def test_sizes_are_counted_without_weights_and_with_tied_ones_once():
+    sizes = large()
+    assert sizes.frozen == 68_976_648_192  # the parameters of Llama 2 70B
+    assert sizes.root == 2 * 32000 * 8192 + 8192
+    assert sizes.layer * 80 + sizes.root == sizes.frozen
+    assert sizes.trained == 80 * 8 * (2 * (8192 + 8192) + 2 * (8192 + 1024))  # rank 8 on q and o, on k and v
+    assert large(tie_word_embeddings=True).root == 32000 * 8192 + 8192
+
+
+def test_a_quantised_base_is_counted_by_its_bits():
+    sizes = large()
+    held = {bits: memory_needs(sizes, settings(bits=bits)).frozen_weights for bits in (4, 8, 16)}
+    assert held[16] == 2 * sizes.frozen
+    linear = 80 * sizes.linear
+    assert held[8] == 2 * (sizes.frozen - linear) + linear
+    assert held[4] == 2 * (sizes.frozen - linear) + linear * 9 // 16  # half a byte, and 4 for 64 weights
+    assert memory_needs(sizes, settings(bits=4)).gathered_weights == 2 * 8192 * 28672
+
+
+def test_sharding_divides_what_is_held_and_gathers_three_layers_and_the_root():
+    sizes = large()
+    whole, sharded = memory_needs(sizes, settings()), memory_needs(sizes, settings(sharded=True, world_size=8))
+    assert whole.gathered_weights == 0
+    assert sharded.frozen_weights == whole.frozen_weights // 8
+    assert sharded.gathered_weights == 2 * (3 * sizes.layer + sizes.root)
+    assert sharded.activations == whole.activations
+    offloaded = memory_needs(sizes, settings(sharded=True, offload=True, world_size=8))
+    assert offloaded.frozen_weights == 0
+    assert offloaded.host - sharded.host == sharded.frozen_weights
+    assert memory_needs(sizes, settings(world_size=8)).frozen_weights == whole.frozen_weights  # each holds all
+    kept = memory_needs(sizes, settings(sharded=True, world_size=8, reshard=False))
+    assert kept.gathered_weights == whole.frozen_weights
+
+
+def test_one_rank_exchanges_nothing_and_many_no_more_than_the_bound():
+    sizes = large()
+    alone, many = (memory_needs(sizes, settings(world_size=count)).finish for count in (1, 64))
+    assert alone == 4 * sizes.trained
+    assert many == alone + (64 << 20) + (1 << 20)
+
+
+def test_tokens_are_at_least_one_whole_example():
+    sizes = large()
+    long, budget = (memory_needs(sizes, settings(token_budget=tokens, block_size=4096)) for tokens in (64, 4096))
+    assert long == budget
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "expected"),
+    [
+        ([512] * 100, 2048, 4),
+        ([2] * 5000, 2048, 1024),
+        ([2] * 10, 2048, 10),  # no more than there are
+        ([5000], 2048, 1),
+        ([100] + [10] * 5, 1000, 5),  # one long example makes five short ones padding, not company
+        ([20] * 40 + [19] * 60, 1000, 52),  # a draw may hold the shorter ones alone
+    ],
+)
+def test_the_most_examples_follow_from_lengths(lengths, budget, expected):
+    assert most_examples(np.array(lengths), budget) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_deal_makes_more_examples_than_the_most(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 40, 400) ** rng.choice([1, 2]) + 1
+    bound = most_examples(lengths, 300)
+    seen = [
+        max(len(part) for parts in deal(np.flatnonzero(rng.random(400) < q), lengths, token_budget=300, ranks=ranks)
+            for part in parts)
+        for q in (0.1, 0.5, 1.0)
+        for ranks in (1, 3)
+    ]  # fmt: skip
+    assert max(seen) <= bound
+    assert bound <= 2 * max(seen)  # a bound that is near
+
+
+def test_lines_name_the_parts_and_what_fits():
+    lines = describe_memory(large(), settings(sharded=True, world_size=16), 80 * GIB)
+    assert lines[0].startswith("memory a device        about ")
+    assert "at most 2,048 tokens and 4 examples" in lines[0]
+    assert "frozen weights 8.03 GiB" in lines[1]
+    assert "fits: the device has 80.00 GiB" in lines[-1]
+    assert not any("fit" in line for line in describe_memory(large(), settings(), None))
+    assert any(
+        line.startswith("memory of the CPU")
+        for line in describe_memory(large(), settings(sharded=True, offload=True), None)
+    )
+
+
+def advice(sizes: ModelSizes, available: int, **changes: Any) -> str:
+    line = describe_memory(sizes, settings(**changes), available)[-1]
+    assert "does not fit: needs " in line
+    return line.partition("; ")[2]
+
+
+def test_advice_is_what_fits_and_no_more():
+    sizes = sizes_of(build(LlamaConfig(**{**LLAMA_70B, "num_hidden_layers": 16}), dtype=torch.bfloat16, device="meta"))
+    needs = memory_needs(sizes, settings())
+    text = advice(sizes, needs.total - GIB)
+    assert "--gradient_ckpt (" in text
+    checkpointed = memory_needs(sizes, settings(checkpointing=True)).total
+    assert f"{checkpointed / GIB:.2f} GiB" in text
+    budget = int(text.split("--max_tokens_per_device ")[1].split()[0])
+    fitting, more = (memory_needs(sizes, settings(token_budget=tokens)) for tokens in (budget, budget + 64))
+    assert fits(fitting, needs.total - GIB)
+    assert not fits(more, needs.total - GIB)
+    assert "2 GPUs with accelerate_configs/accelerate_config.cfg" in text
+
+
+def test_advice_joins_changes_where_one_is_not_enough():
+    sizes = large()
+    text = advice(sizes, 24 * GIB)
+    assert text.startswith("try --gradient_ckpt on ")
+    count = int(text.split(" on ")[1].split()[0])
+    less, enough = (
+        memory_needs(sizes, settings(checkpointing=True, sharded=True, world_size=ranks))
+        for ranks in (count // 2, count)
+    )
+    assert fits(enough, 24 * GIB)
+    assert not fits(less, 24 * GIB)
+    alone = memory_needs(sizes, settings(sharded=True, world_size=1024))
+    assert not fits(alone, 24 * GIB)
+    assert "--gradient_ckpt" not in advice(sizes, 24 * GIB, checkpointing=True)
+    assert "take a smaller model or --block_size" in advice(sizes, GIB)
+
+
+def test_advice_keeps_the_devices_that_are_used():
+    sizes = sizes_of(build(LlamaConfig(**{**LLAMA_70B, "num_hidden_layers": 16}), dtype=torch.bfloat16, device="meta"))
+    room = memory_needs(sizes, settings(sharded=True, world_size=2)).total + RESERVE
+    assert "or 2 GPUs with" in advice(sizes, room)
+    assert "or 8 GPUs with" in advice(sizes, room, world_size=8)  # each held all; sharded over the same 8, it fits
+
+
+def test_advice_shortens_the_pass_last():
+    sizes = large()
+    one_example = settings(checkpointing=True, sharded=True, world_size=1024, token_budget=512)
+    enough = memory_needs(sizes, one_example).total + RESERVE
+    text = advice(sizes, enough, sharded=True, world_size=2, token_budget=65536)
+    assert text.startswith("try --gradient_ckpt --max_tokens_per_device 512 on 1024 GPUs")
+
+
+def test_a_devices_memory_is_that_of_a_gpu_only(monkeypatch):
+    assert device_memory(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7 * GIB, 8 * GIB))
+    assert device_memory(torch.device("cuda", 0)) == 7 * GIB
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_budget": 0}, "token_budget=0"),
+        ({"world_size": 0}, "world_size=0"),
+        ({"bits": 3}, "bits=3: give one of 4, 8, 16"),
+        ({"offload": True}, "offload=True: only shards"),
+    ],
+)
+def test_mistakes_are_refused(changes, message):
+    with pytest.raises(InvalidArgument, match=message):
+        settings(**changes)
+
+
+def test_the_plan_tells_parameters_and_memory():
+    model = build(LlamaConfig(**SHAPE))
+    lines = describe_model(model, 512, torch.float32, checkpointing=False, block_size=128, available=8 * GIB)
+    assert lines[0].startswith("trainable parameters   ")
+    assert lines[1:] == describe_memory(sizes_of(model), MemorySettings(torch.float32, 512, 128), 8 * GIB)
+
+
+def test_a_model_without_decoder_layers_is_not_estimated():
+    model = build(LlamaConfig(**SHAPE))
+    model._no_split_modules = None
+    assert model_sizes(model) is None
+    lines = describe_model(model, 512, torch.float32, checkpointing=False)
+    assert "not estimated" in lines[1]

@@ -1,0 +1,369 @@
+"""What a resumed run is held against, how many processes and steps it counts, and what it gets back."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, get_scheduler
+
+from dptune import InvalidArgument, Ledger, PlainStep, add_lora, trainable_parameters
+from dptune.accounting import epsilon
+from dptune.budget import Budget
+from dptune.run.checkpoint import TrainingState
+from dptune.run.identity import refuse_other_run
+from tests.examples import randomise_adapters
+from tests.processes import run_processes
+from tests.tiny import tiny_llama
+from utils.cli.launch import Sharding, make_accelerator
+from utils.data.tokenization import TokenizedDataset
+from utils.models.loading import load_model
+from utils.training.arguments import OptimizationArguments, OutputArguments, PrivacyArguments
+from utils.training.plan import RunPlan, plan_run
+from utils.training.resume import (
+    Checkpoints,
+    find_saved_run,
+    last_step,
+    model_identity,
+    processes_of_plan,
+    restore,
+    run_identity,
+)
+
+PRIVACY = {"clip_norm": 1.0, "noise_multiplier": 0.9, "delta": 1e-4}
+NUM_EXAMPLES = 100
+
+
+def dataset(seed: int = 0, count: int = NUM_EXAMPLES) -> TokenizedDataset:
+    ids = np.random.default_rng(seed).integers(3, 400, 5 * count, dtype=np.int32)
+    return TokenizedDataset(ids, np.arange(5 * count) % 5 > 1, np.arange(0, 5 * count + 1, 5), num_cut=0)
+
+
+def planned(privacy: PrivacyArguments, per_device: int = 10, num_examples: int = NUM_EXAMPLES) -> RunPlan:
+    optimization = OptimizationArguments(per_device_train_batch_size=per_device, max_train_steps=8)
+    return plan_run(privacy, optimization, num_examples=num_examples, world_size=1)
+
+
+def identity_of_run(per_device: int = 10, data: TokenizedDataset | None = None, **changed: Any) -> dict[str, Any]:
+    data = data or dataset()
+    privacy = PrivacyArguments(**(PRIVACY | changed))
+    return run_identity(planned(privacy, per_device, len(data)), data, privacy)
+
+
+# --- the run's identity ---
+
+
+def test_the_same_run_has_the_same_identity_after_json() -> None:
+    assert json.loads(json.dumps(identity_of_run())) == identity_of_run()
+
+
+@pytest.mark.parametrize(
+    ("named", "changed"),
+    [
+        ("clip_norm", {"clip_norm": 1.5}),
+        ("noise_multiplier", {"noise_multiplier": 0.91}),
+        ("target_epsilon", {"noise_multiplier": None, "target_epsilon": 3.0}),
+        ("delta", {"delta": 2e-4}),
+        ("sampling_probability", {"per_device": 11}),
+        ("expected_batch_size", {"per_device": 11}),
+        ("insecure_test_seed", {"insecure_test_seed": 1}),
+        ("training_data", {"data": dataset(1)}),
+        ("num_examples", {"data": dataset(0, NUM_EXAMPLES + 1)}),
+        ("clip_norm", {"clip_norm": -1.0, "noise_multiplier": -1.0}),
+    ],
+)
+def test_a_change_of_the_mechanism_or_the_data_is_refused_by_name(named: str, changed: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match=rf"(: |, ){named} was .* in the checkpoint and is .* now"):
+        refuse_other_run(identity_of_run(), identity_of_run(**changed))
+
+
+def test_one_label_or_the_order_of_two_examples_is_other_data() -> None:
+    answers, ids = dataset().is_answer.copy(), dataset().ids.copy()
+    answers[4] = False
+    ids[:5], ids[5:10] = ids[5:10].copy(), ids[:5].copy()
+    for other in (dataclasses.replace(dataset(), is_answer=answers), dataclasses.replace(dataset(), ids=ids)):
+        assert identity_of_run(data=other)["training_data"] != identity_of_run()["training_data"]
+
+
+# --- the model's identity ---
+
+
+def adapted(model: Any = None, **how: Any) -> Any:
+    model = model or tiny_llama()
+    settings: dict[str, Any] = {"rank": 4, "alpha": 8.0, "targets": ("q_proj", "v_proj")}
+    add_lora(model, **settings | how)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ({"rank": 5}, r"adapters\.model\.layers\.0\.self_attn\.q_proj\[0\] was 4 in the checkpoint and is 5 now"),
+        ({"alpha": 9.0}, r"was 8\.0 in the checkpoint and is 9\.0 now"),
+        ({"targets": ("q_proj",)}, r"v_proj\[0\] was 4 in the checkpoint and is absent now"),
+        ({"targets": ("q_proj", "v_proj", "o_proj")}, r"o_proj\[0\] was absent in the checkpoint and is 4 now"),
+    ],
+)
+def test_another_adapter_is_refused_by_name(how: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        refuse_other_run(model_identity(adapted()), model_identity(adapted(**how)))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_another_base_is_refused(seed: int) -> None:
+    with pytest.raises(InvalidArgument, match="base_model was"):
+        refuse_other_run(model_identity(adapted()), model_identity(adapted(tiny_llama(seed))))
+
+
+def test_one_changed_base_weight_is_another_base_and_training_changes_nothing() -> None:
+    before = model_identity(adapted())
+    model = adapted()
+    randomise_adapters(model)
+    assert model_identity(model) == before
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0] *= 1.5
+    assert model_identity(model) != before
+
+
+def rounded_to_bfloat16(folder: Path, out: Path) -> Path:
+    """The model's folder with weights that bfloat16 holds exactly, saved in float32."""
+    shutil.copytree(folder, out)
+    model = AutoModelForCausalLM.from_pretrained(folder).bfloat16().float()
+    model.save_pretrained(out)
+    return out
+
+
+def loaded_identity(folder: Path, dtype: torch.dtype, sharding: Sharding | None = None) -> dict[str, Any]:
+    return model_identity(adapted(load_model(str(folder), dtype=dtype, device=torch.device("cpu"), sharding=sharding)))
+
+
+def _sharded_identity(_rank: int, _gather: Any, folder: Path) -> dict[str, Any]:
+    return loaded_identity(folder, torch.float32, Sharding())
+
+
+def test_precision_changes_no_identity(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = rounded_to_bfloat16(tiny_model_dir, tmp_path / "rounded")
+    assert loaded_identity(folder, torch.bfloat16) == loaded_identity(folder, torch.float32)
+
+
+def test_sharding_over_ranks_changes_no_identity(tiny_model_dir: Path) -> None:
+    """On the main process, which compares. A third of a norm's 32 values is fewer than are sampled of a matrix."""
+    found = run_processes(3, _sharded_identity, tiny_model_dir)
+    assert found[0] == loaded_identity(tiny_model_dir, torch.float32)
+
+
+# --- processes and steps ---
+
+
+def saved_state(expected_batch_size: int, num_processes: int, **changed: Any) -> TrainingState:
+    values: dict[str, Any] = {
+        "step": 4,
+        "ledger_steps": 0,
+        "identity": {"run": {"expected_batch_size": expected_batch_size}},
+        "config": {"num_processes": num_processes},
+        "weights": {},
+        "optimizer": {},
+        "schedule": {},
+    }
+    return TrainingState(**values | changed)
+
+
+@pytest.mark.parametrize(
+    ("began_with", "per_device", "accumulation", "now", "counts"),
+    [
+        (4, 2, 8, 4, 4),  # nothing changed
+        (4, 2, 8, 2, 4),  # fewer processes: the batch stays that of four
+        (4, 2, 8, 8, 4),
+        (4, 2, 16, 2, 2),  # the flags make up for it
+        (4, 4, 8, 2, 2),
+        (4, 2, 4, 8, 8),
+        (1, 2, 32, 1, 1),
+        (4, 2, 9, 2, 4),  # another batch altogether: the identity refuses it
+    ],
+)
+def test_a_resumed_run_counts_the_processes_that_keep_its_batch(
+    began_with: int, per_device: int, accumulation: int, now: int, counts: int
+) -> None:
+    saved = saved_state(64, began_with)
+    flags = OptimizationArguments(per_device_train_batch_size=per_device, gradient_accumulation_steps=accumulation)
+    assert processes_of_plan(saved, flags, now) == counts
+    if (per_device, accumulation) != (2, 9):
+        assert per_device * accumulation * counts == 64
+
+
+def test_a_new_run_counts_the_processes_there_are() -> None:
+    assert processes_of_plan(None, OptimizationArguments(), 3) == 3
+
+
+@pytest.fixture(scope="module")
+def budget() -> tuple[RunPlan, float]:
+    """A run of 8 steps that uses up its budget, and the budget."""
+    privacy = PrivacyArguments(clip_norm=1.0, target_epsilon=3.0, delta=1e-4)
+    return planned(privacy), 3.0
+
+
+def ledger_of(plan: RunPlan, steps: int, path: Path) -> Ledger:
+    assert plan.privacy is not None
+    ledger = Ledger(path)
+    for _ in range(steps):
+        ledger.record(
+            noise_multiplier=plan.privacy.noise_multiplier,
+            sampling_probability=plan.privacy.sampling_probability,
+            clip_norm=1.0,
+        )
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("completed", "released", "last"),
+    [
+        (0, 0, 8),
+        (5, 5, 8),
+        (8, 8, 8),
+        (4, 6, 6),  # two steps are run again: two of the planned ones are not
+        (0, 3, 5),
+        (7, 8, 7),
+        (2, 20, 2),  # nothing is left, and nothing is undone
+    ],
+)
+def test_repeated_steps_are_taken_off_the_end_of_a_run_with_a_budget(
+    completed: int, released: int, last: int, budget: tuple[RunPlan, float], tmp_path: Path
+) -> None:
+    plan, target = budget
+    ledger = ledger_of(plan, released, tmp_path / "ledger.jsonl")
+    found = last_step(plan, ledger, target, completed)
+    assert found == last
+    assert plan.privacy is not None
+    spent = {"noise_multiplier": plan.privacy.noise_multiplier, "sampling_probability": plan.sampling_probability}
+    if released <= 8:
+        assert epsilon(**spent, steps=released + found - completed, delta=1e-4) <= target
+    if found < 8:
+        assert epsilon(**spent, steps=released + found - completed + 1, delta=1e-4) > target
+
+
+def test_without_a_budget_every_planned_step_is_run(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
+    plan, target = budget
+    assert last_step(plan, ledger_of(plan, 6, tmp_path / "ledger.jsonl"), None, 4) == 8
+    assert last_step(plan, None, target, 4) == 8  # on the other ranks
+    assert last_step(dataclasses.replace(plan, privacy=None), None, None, 4) == 8
+
+
+# --- saving and restoring ---
+
+
+def checkpoints(folder: Path, *, every: int = 3, ledger: Ledger | None = None) -> Checkpoints:
+    return Checkpoints(folder, ledger, {"run": {"a": 1}}, {"num_processes": 1}, every, None, make_accelerator())
+
+
+@pytest.mark.parametrize(("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 6, 8]), (10, [8])])
+def test_checkpoints_are_due_every_few_steps_and_after_the_last(every: int, due: list[int], tmp_path: Path) -> None:
+    own = checkpoints(tmp_path, every=every)
+    assert [step for step in range(1, 9) if own.due(step, 8)] == due
+
+
+def in_training() -> tuple[nn.Module, Any, Any, PlainStep]:
+    model = adapted()
+    optimizer = torch.optim.AdamW(trainable_parameters(model), lr=0.01, weight_decay=0.1)
+    return model, optimizer, get_scheduler("cosine", optimizer, 2, num_training_steps=9), PlainStep(model, 4)
+
+
+def train(model: nn.Module, optimizer: Any, schedule: Any, _step: PlainStep, steps: range) -> None:
+    for step in steps:
+        for number, parameter in enumerate(trainable_parameters(model)):
+            generator = torch.Generator().manual_seed(100 * step + number)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+        schedule.step()
+
+
+def test_what_is_restored_goes_on_to_the_bit_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    one = in_training()
+    train(*one, range(4))
+    checkpoints(tmp_path).save(4, *one)
+    other = in_training()
+    randomise_adapters(other[0], seed=5)
+    saved = find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
+    assert saved is not None
+    before = copy.deepcopy(saved.weights)
+    assert restore(saved, *other) == 4
+    assert other[2].get_last_lr() == one[2].get_last_lr()
+    for mine, theirs in zip(trainable_parameters(one[0]), trainable_parameters(other[0]), strict=True):
+        assert torch.equal(mine, theirs)
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(one[1].state[mine][key], other[1].state[theirs][key])
+    for both in (one, other):
+        train(*both, range(4, 8))
+    for mine, theirs in zip(trainable_parameters(one[0]), trainable_parameters(other[0]), strict=True):
+        assert torch.equal(mine, theirs)
+    assert one[2].get_last_lr() == other[2].get_last_lr()
+    assert all(torch.equal(before[name], saved.weights[name]) for name in before)  # the state is no alias
+
+
+def test_nothing_saved_is_a_beginning(tmp_path: Path) -> None:
+    model, *rest = in_training()
+    start = [parameter.clone() for parameter in trainable_parameters(model)]
+    assert restore(None, model, *rest) == 0
+    assert all(torch.equal(*pair) for pair in zip(start, trainable_parameters(model), strict=True))
+    for asked in (None, "latest"):
+        assert find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=asked), make_accelerator()) is None
+
+
+def private_run(folder: Path, plan: RunPlan) -> Ledger:
+    """A folder with a checkpoint after 4 steps and a ledger of 6."""
+    ledger = ledger_of(plan, 4, folder / "ledger.jsonl")
+    checkpoints(folder, ledger=ledger).save(4, *in_training())
+    return ledger_of(plan, 2, folder / "ledger.jsonl")
+
+
+def test_a_private_run_is_found_with_the_steps_its_checkpoint_knew(
+    budget: tuple[RunPlan, float], tmp_path: Path
+) -> None:
+    assert private_run(tmp_path, budget[0]).steps == 6
+    for asked in ("latest", str(tmp_path / "checkpoint-4")):
+        saved = find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=asked), make_accelerator())
+        assert saved is not None
+        assert (saved.step, saved.ledger_steps) == (4, 4)
+        assert (saved.identity, saved.config) == ({"run": {"a": 1}}, {"num_processes": 1})
+
+
+def test_a_ledger_that_lost_lines_is_refused(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
+    private_run(tmp_path, budget[0])
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    with pytest.raises(InvalidArgument, match="has 3 lines, the checkpoint 4 already"):
+        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
+    path.unlink()
+    with pytest.raises(InvalidArgument, match="has 0 lines, the checkpoint 4 already"):
+        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
+
+
+def test_a_ledger_without_a_checkpoint_is_refused(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
+    ledger_of(budget[0], 1, tmp_path / "ledger.jsonl")
+    with pytest.raises(InvalidArgument, match=r"^--resume_from_checkpoint='latest': .*new --output_dir"):
+        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
+
+
+def test_a_run_is_not_begun_over_another(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
+    private_run(tmp_path, budget[0])
+    with pytest.raises(InvalidArgument, match=r"^--output_dir=.*holds a run already \(ledger.jsonl\)"):
+        find_saved_run(OutputArguments(str(tmp_path)), make_accelerator())
+
+
+@pytest.mark.parametrize("resume", [None, "latest"])
+def test_a_run_begins_where_its_ledger_is_entered_in_a_budget_and_empty(resume: str | None, tmp_path: Path) -> None:
+    Budget(tmp_path / "budget.jsonl").enter_training("run", tmp_path / "ledger.jsonl", unit="one example")
+    assert find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=resume), make_accelerator()) is None
+
+
+def test_an_adapter_of_layers_that_are_not_there_is_a_mistake_of_the_programs() -> None:
+    state = saved_state(1, 1, weights={"model.layers.9.lora.A.weight": torch.zeros(1)})
+    with pytest.raises(AssertionError, match=r"model\.layers\.9"):
+        restore(state, *in_training())

@@ -1,0 +1,208 @@
+"""Where replies are kept while an endpoint is asked: a run that was stopped goes on, and nothing is asked twice.
+
+Every reply is a line of `answers.jsonl`, on disk before the next one is asked for; `annotation_config.json` says with
+what was asked, so that a folder never holds answers to two inputs, or of two models or settings. `annotated.jsonl`,
+`set_aside.jsonl` and `summary.json` are written once every row is settled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dptune._files import append_line, atomic_write
+from dptune._validate import refuse
+from utils.annotation.replies import Reply
+from utils.files.jsonl import write_jsonl
+from utils.files.tables import Row
+
+CONFIG_NAME, JOURNAL_NAME = "annotation_config.json", "answers.jsonl"
+ANNOTATED_NAME, SET_ASIDE_NAME, SUMMARY_NAME = "annotated.jsonl", "set_aside.jsonl", "summary.json"
+_TOKENS_A_PRICE = 1_000_000
+_LONGEST_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Question:
+    """One instruction to be answered.
+
+    Attributes:
+        key: digest of the row's id, the instruction and all that is asked with it; rows with one key get one answer.
+        row: the whole row; its `instruction` and `id` are texts.
+    """
+
+    key: str
+    row: Row
+
+    @property
+    def instruction(self) -> str:
+        """The text to answer."""
+        return str(self.row["instruction"])
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Of a million tokens, in any currency; None where it is not known."""
+
+    prompt: float | None = None
+    completion: float | None = None
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What so many tokens cost, if both prices are known."""
+        if self.prompt is None or self.completion is None:
+            return None
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / _TOKENS_A_PRICE
+
+
+def make_questions(rows: Iterable[Row], settings: Mapping[str, Any]) -> list[Question]:
+    """The questions of rows that have `instruction` and `id`, in their order.
+
+    Args:
+        rows: checked rows.
+        settings: what is asked with every instruction (model, token limit and so on), JSON values by name.
+    """
+    shared = json.dumps(dict(settings), sort_keys=True)
+    return [Question(_digest([row["id"], row["instruction"], shared]), row) for row in rows]
+
+
+def run_identity(questions: Sequence[Question], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the answers in a folder follow from, as JSON values."""
+    keys = [question.key for question in questions]
+    return {**settings, "num_rows": len(questions), "input_sha256": _digest(keys)}
+
+
+class Journal:
+    """The replies of a folder.
+
+    Args:
+        folder: of the run; made by `claim`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / JOURNAL_NAME
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make the folder if need be and note what its answers follow from; what a run that got none noted is replaced.
+
+        Raises:
+            InvalidArgument: the folder holds answers to something else; names what differs.
+        """
+        config = self._folder / CONFIG_NAME
+        if self._folder.exists() and not self._folder.is_dir():
+            refuse("--output_dir", str(self._folder), "is a file; give a folder")
+        if self._path.exists() and config.exists():
+            _require_same(self._folder, config, identity)
+        elif self._path.exists():
+            refuse("--output_dir", str(self._folder), f"holds answers but no {CONFIG_NAME}; give another folder")
+        else:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(config) as file:
+                file.write(json.dumps(dict(identity), indent=2, ensure_ascii=False) + "\n")
+
+    def add(self, question: Question, reply: Reply) -> None:
+        """Note a reply; it is on disk when this returns."""
+        line = {"key": question.key, "id": question.row["id"], **asdict(reply)}
+        append_line(self._path, json.dumps(line, ensure_ascii=False))
+
+    def entries(self) -> Iterator[tuple[str, Reply]]:
+        """(key, reply) of every whole line, in the order in which they were written."""
+        # Not splitlines(): a text may hold characters such as U+2028 that it would also split at.
+        for line in self._path.read_bytes().split(b"\n") if self._path.exists() else ():
+            entry = _entry_or_none(line)
+            if entry is not None:
+                yield entry
+
+    def settled(self, *, answered_only: bool = False) -> dict[str, Reply]:
+        """The last reply to each question; those with an answer only, where the others shall be asked again."""
+        last = dict(self.entries())
+        return {key: reply for key, reply in last.items() if not answered_only or reply.answer is not None}
+
+
+def write_outputs(
+    folder: Path, questions: Sequence[Question], journal: Journal, settings: Mapping[str, Any], prices: Prices
+) -> dict[str, Any]:
+    """Write the rows with their answers, those set aside, and the summary, which is returned.
+
+    Args:
+        folder: of the run.
+        questions: all of them, in the order of the input; each must be settled.
+        journal: holds the replies.
+        settings: what was asked with every instruction; the summary repeats it.
+        prices: for the cost.
+    """
+    settled = journal.settled()
+    replies = [(question.row, settled[question.key]) for question in questions]
+    annotated = ({**row, "answer": reply.answer} for row, reply in replies if reply.answer is not None)
+    set_aside = ({**row, "reason": reply.reason} for row, reply in replies if reply.answer is None)
+    write_jsonl(folder / ANNOTATED_NAME, annotated)
+    write_jsonl(folder / SET_ASIDE_NAME, set_aside)
+    reasons = Counter(reply.reason for _, reply in replies if reply.answer is None)
+    summary = {
+        **settings,
+        "answered_by": sorted({reply.model for _, reply in replies if reply.model is not None}),
+        "rows": len(replies),
+        "answered": len(replies) - reasons.total(),
+        "set_aside": reasons.total(),
+        "reasons": dict(reasons.most_common()),
+        **count_tokens((reply for _, reply in journal.entries()), prices),
+    }
+    with atomic_write(folder / SUMMARY_NAME) as file:
+        file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def count_tokens(replies: Iterable[Reply], prices: Prices) -> dict[str, Any]:
+    """Tokens and cost of all replies, those without a usable answer too: they are paid for as well."""
+    paid = list(replies)
+    prompt = sum(reply.prompt_tokens or 0 for reply in paid)
+    completion = sum(reply.completion_tokens or 0 for reply in paid)
+    return {
+        "replies": len(paid),
+        "replies_without_token_counts": sum(reply.prompt_tokens is None for reply in paid),
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "cost": prices.cost(prompt, completion),
+        "price_per_million_input": prices.prompt,
+        "price_per_million_output": prices.completion,
+    }
+
+
+def _entry_or_none(line: bytes) -> tuple[str, Reply] | None:
+    """What a whole line says; None for what a crash tore off (no beginning of a JSON object is a JSON value)."""
+    try:
+        content = json.loads(line)
+    except ValueError:  # not JSON, or cut inside a character
+        return None
+    return content["key"], Reply(**{name: content[name] for name in Reply.__dataclass_fields__})
+
+
+def _require_same(folder: Path, config: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder whose answers follow from something else."""
+    try:
+        there = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        there = None
+    if not isinstance(there, dict):
+        refuse("--output_dir", str(folder), f"its {CONFIG_NAME} is not a JSON object; give another folder")
+    differing = [name for name in {**there, **identity} if there.get(name) != identity.get(name)]
+    if differing:
+        told = ", ".join(
+            f"{name} was {_shown(there.get(name))} and is {_shown(identity.get(name))}" for name in differing
+        )
+        remedy = "give another folder, or the same input and settings to go on"
+        refuse("--output_dir", str(folder), f"holds answers to something else ({told}); {remedy}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

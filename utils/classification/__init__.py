@@ -1,0 +1,1 @@
+"""Classifiers: tasks, the modes of fine-tuning, losses, metrics, results."""

@@ -1,0 +1,192 @@
+"""Texts with a class -> token ids in flat arrays, and right-padded batches of them.
+
+Shapes: B examples of a batch, T tokens (padded), N examples in all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dptune._validate import refuse, require_count
+from utils.classification.labelled_texts import LabelledTexts
+from utils.data.tokenization import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+_TEXTS_AT_ONCE = 1000
+_DUMMY_TOKENS = 2  # as in `utils.data.tokenization`; and no text has room in fewer
+
+
+@dataclass(frozen=True)
+class ClassificationDataset:
+    """Token ids of all examples end to end, and the class of each example.
+
+    Attributes:
+        ids: token ids, int32.
+        token_types: which text of a pair each token is of, uint8; None where the tokenizer does not say.
+        starts: N + 1 positions, int64; example i is `ids[starts[i]:starts[i + 1]]`, never empty.
+        labels: class numbers, int64 [N].
+        num_cut: how many texts were longer than the most tokens allowed and lost a part.
+        authors: None: the privacy unit is a row.
+        num_skipped: how many rows of the source are not among the N, because they are damaged or have no label.
+    """
+
+    ids: np.ndarray
+    token_types: np.ndarray | None
+    starts: np.ndarray
+    labels: np.ndarray
+    num_cut: int
+    authors: None = None
+    num_skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 [N], at least 1."""
+        return np.diff(self.starts)
+
+    def batch(self, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
+        """Some examples, padded on the right to the longest.
+
+        Args:
+            indices: B examples. None at all gives the dummy of an empty share of a draw: one row whose label is
+                ignored, so that its loss and its gradient are exactly zero.
+            pad_token_id: fills the right; any id of the vocabulary does.
+
+        Returns:
+            "input_ids" and "attention_mask" [B, T], "labels" [B], and "token_type_ids" [B, T] where the tokenizer
+            gives them; all int64. The mask is 1 on an example's own tokens, 0 on padding.
+        """
+        rows = [slice(self.starts[i], self.starts[i + 1]) for i in indices]
+        width = max((row.stop - row.start for row in rows), default=_DUMMY_TOKENS)
+        shape = (max(len(rows), 1), width)
+        ids, mask = np.full(shape, pad_token_id, dtype=np.int64), np.full(shape, int(not rows), dtype=np.int64)
+        types = np.zeros(shape, dtype=np.int64)
+        for b, row in enumerate(rows):
+            size = row.stop - row.start
+            ids[b, :size], mask[b, :size] = self.ids[row], 1
+            if self.token_types is not None:
+                types[b, :size] = self.token_types[row]
+        labels = self.labels[np.asarray(indices, dtype=np.int64)] if rows else np.full(1, IGNORED, dtype=np.int64)
+        arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if self.token_types is not None:
+            arrays["token_type_ids"] = types
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the examples in order: whether a resumed run has the data it began with.
+
+        It is not private (who guesses the data can confirm the guess): it belongs in a checkpoint, not in a report.
+        """
+        digest = hashlib.sha256()
+        for array in (self.starts, self.labels, self.ids, self.token_types):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ClassificationDataset:
+        """Some examples, in the order given; `num_cut` and `num_skipped` stay those of the whole."""
+        indices = np.asarray(indices, dtype=np.int64)
+        tokens = np.concatenate(
+            [np.empty(0, dtype=np.int64), *(np.arange(self.starts[i], self.starts[i + 1]) for i in indices)]
+        )
+        return replace(
+            self,
+            ids=self.ids[tokens],
+            token_types=None if self.token_types is None else self.token_types[tokens],
+            starts=np.concatenate([[0], np.cumsum(self.lengths[indices])]).astype(np.int64),
+            labels=self.labels[indices],
+        )
+
+
+def tokenize_texts(rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ClassificationDataset:
+    """Every text or pair as the tokenizer writes it, special tokens and all: N rows stay N, whatever they hold.
+
+    What is too long is cut by the tokenizer, which keeps its special tokens; of a pair the longer text gives way first.
+    A text of which the tokenizer makes nothing at all (an empty one, where it adds no special tokens) becomes one end
+    token, or another special one if it has no end token.
+
+    Args:
+        rows: N texts or pairs.
+        tokenizer: the model's.
+        max_length: most tokens of an example, special tokens counted.
+
+    Raises:
+        InvalidArgument: `max_length` is below 2 or leaves no room between the special tokens, or an empty text meets a
+            tokenizer that has no special token at all.
+    """
+    _require_room(tokenizer, max_length, len(rows.texts))
+    ids: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
+    types: list[np.ndarray] = []
+    num_cut = 0
+    for first in range(0, len(rows), _TEXTS_AT_ONCE):
+        chunk = [column[first : first + _TEXTS_AT_ONCE] for column in rows.texts]
+        encoded, num_cut_here = _encode(chunk, tokenizer, max_length)
+        num_cut += num_cut_here
+        ids += [np.array(row or [_filler(tokenizer)], dtype=np.int32) for row in encoded["input_ids"]]
+        types += [np.array(row or [0], dtype=np.uint8) for row in encoded.get("token_type_ids", [])]
+    return ClassificationDataset(
+        ids=np.concatenate(ids),
+        token_types=np.concatenate(types) if types else None,
+        starts=np.cumsum([len(row) for row in ids], dtype=np.int64),
+        labels=rows.labels,
+        num_cut=num_cut,
+        num_skipped=rows.num_skipped,
+    )
+
+
+def _require_room(tokenizer: PreTrainedTokenizerBase, max_length: int, num_texts: int) -> None:
+    """A token of each text has to fit between the special tokens."""
+    require_count("--max_length", max_length, minimum=_DUMMY_TOKENS)
+    needed = tokenizer.num_special_tokens_to_add(pair=num_texts == 2) + num_texts
+    if max_length < needed:
+        refuse(
+            "--max_length", max_length, f"special tokens and one token of each text need {needed}; give that or more"
+        )
+
+
+def _encode(
+    texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[BatchEncoding, int]:
+    """(the rows' tokens, how many rows were cut). Only those are tokenised twice: the first time tells which."""
+    encoded = _tokens(texts, tokenizer)
+    long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
+    if long:
+        cut = _tokens([[column[row] for row in long] for column in texts], tokenizer, max_length)
+        for key, values in cut.items():
+            for row, value in zip(long, values, strict=True):
+                encoded[key][row] = value
+    return encoded, len(long)
+
+
+def _tokens(
+    texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> BatchEncoding:
+    """One call of the tokenizer, whole texts without `max_length`."""
+    return tokenizer(
+        *texts,
+        padding=False,
+        truncation=False if max_length is None else "longest_first",
+        max_length=max_length,
+        return_attention_mask=False,
+        verbose=False,  # no warning that a text is longer than the model's context: it is cut
+    )
+
+
+def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands for a text without tokens."""
+    tokens = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
+    found = next((token for token in tokens if token is not None), None)
+    if found is None:
+        name = type(tokenizer).__name__
+        refuse("--model_checkpoint", name, "has no token for an empty text; set eos_token in tokenizer_config.json")
+    return int(found)

@@ -1,0 +1,200 @@
+"""A sentence classifier from files and into files that the standard libraries read.
+
+`model` holds a whole classifier, our LoRA merged into its weights; `adapter` what PEFT trained, for the checkpoint that
+training began with or, where there is a `model` too, for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, PreTrainedConfig
+
+from dptune._validate import refuse
+from dptune.lora import adapters, merge_lora, unmerge_lora
+from dptune.report.card import Artifact, published_name
+from utils.classification.modes import head_modules
+from utils.files.folders import write_folder
+from utils.models.loading import refuse_to_load
+from utils.models.trainable import MODEL_NAME
+
+ADAPTER_NAME = "adapter"  # the folder below a run's
+
+_FLAG = "--model_checkpoint"
+_REMEDY = "give a folder with an encoder or a decoder and its tokenizer, or a hub name"
+
+_USE_MODEL = """\
+In the folder of this card:
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("model")
+tokenizer = AutoTokenizer.from_pretrained("model")
+```
+"""
+_USE_ADAPTER = """\
+In the folder of this card, with [PEFT](https://github.com/huggingface/peft) and dptune:
+
+```python
+from dptune.integrations.peft import class_logits
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+base = AutoModelForSequenceClassification.from_pretrained({load})
+model = PeftModel.from_pretrained(base, "adapter").eval()
+tokenizer = AutoTokenizer.from_pretrained("{folder}", padding_side="right")
+logits = class_logits(model, tokenizer(["a text"], return_tensors="pt", padding=True))
+```
+
+`class_logits` leaves padding out of what a prefix or a soft prompt makes of a batch; a single text needs no such care.
+"""
+
+
+def load_classifier_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder or hub name, padding on the right; where it has no padding token its end token pads.
+
+    Raises:
+        InvalidArgument: it cannot be loaded, or has neither of the two.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, config=_config(name))
+    except Exception as error:  # the hub, the file system and the parsers raise unrelated types
+        refuse_to_load("tokenizer", name, error, flag=_FLAG, remedy=_REMEDY)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            refuse(_FLAG, name, "its tokenizer has neither a pad nor an end token; set one in tokenizer_config.json")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_classifier(name: str, class_names: Sequence[str], *, pad_token_id: int) -> tuple[Any, list[str]]:
+    """A classifier on the weights of a folder or hub name, in float32 and in evaluation mode.
+
+    A head that the checkpoint lacks, or has for another number of classes, is new: drawn from torch's generator.
+
+    Args:
+        name: where it is.
+        class_names: of the task, by class number.
+        pad_token_id: of the tokenizer; for a model that has none.
+
+    Returns:
+        The model, and the names of modules behind the head that are new too (a pooler) and have to be trained.
+
+    Raises:
+        InvalidArgument: it cannot be loaded, lacks other weights, is an encoder-decoder, or is another tokenizer's.
+    """
+    try:
+        config = _config(name)
+        config.num_labels = len(class_names)  # before the names, which it would replace
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {label: number for number, label in enumerate(class_names)}
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except Exception as error:  # the hub, the file system and the parsers raise unrelated types
+        refuse_to_load("model", name, error, flag=_FLAG, remedy=_REMEDY)
+    if model.config.is_encoder_decoder:
+        refuse(_FLAG, name, f"{model.config.model_type} is an encoder-decoder; give an encoder or a decoder")
+    if pad_token_id >= (size := len(model.get_input_embeddings().weight)):
+        told = f"its tokenizer pads with token {pad_token_id}, but the model has embeddings for {size} only"
+        refuse(_FLAG, name, f"{told}; give one with the tokenizer that belongs to it")
+    if model.config.pad_token_id is None:
+        # Not before: an embedding would be made whose row of the pad token, which may be the end token, does not train.
+        model.config.pad_token_id = pad_token_id
+    new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    heads = tuple(f"{head}." for head in head_modules(model))
+    others = sorted(key for key in new if not key.startswith(heads))
+    if lost := [key for key in others if "pooler" not in key]:
+        refuse(_FLAG, name, f"its checkpoint lacks {len(lost)} weights such as {lost[0]}; {_REMEDY}")
+    return model.eval(), sorted({key.rpartition(".")[0] for key in others})
+
+
+def save_classifier(model: Any, tokenizer: Any, folder: Path, *, base_model: str) -> dict[str, str]:
+    """Write what was trained to `folder`, each part whole or not at all, the tokenizer with the first of them.
+
+    Args:
+        model: as `utils.classification.modes.prepare_mode` gave it.
+        tokenizer: goes along.
+        folder: the run's.
+        base_model: the checkpoint; of a path only the last part is written down.
+
+    Returns:
+        Names below `folder` by what they hold.
+    """
+    in_peft = isinstance(model, PeftModel)
+    saved = {"model": MODEL_NAME} if not in_peft or any(adapters(model)) else {}
+    if saved:
+        _save_plain(model.get_base_model() if in_peft else model, tokenizer, folder / MODEL_NAME)
+    if in_peft:
+        base = "model" if saved else published_name(base_model)
+        _save_adapter(model, None if saved else tokenizer, folder / ADAPTER_NAME, base)
+        saved["adapter"] = ADAPTER_NAME
+    return saved
+
+
+def classifier_artifact(model: Any) -> Artifact:
+    """What the card of `save_classifier`'s files says about them."""
+    if not isinstance(model, PeftModel):
+        return Artifact("model", "classifier trained from", "transformers", ("text-classification",), _USE_MODEL)
+    folder, load = "adapter", f'"{{base}}", num_labels={model.config.num_labels}'
+    if model.config.pad_token_id is not None:
+        load += f", pad_token_id={model.config.pad_token_id}"
+    if any(adapters(model)):
+        folder, load = "model", '"model"'
+    use = _USE_ADAPTER.replace("{load}", load).replace("{folder}", folder)
+    method = model.active_peft_config.peft_type.value.lower().replace("_", "-")
+    return Artifact("classifier", f"classifier ({method}) for", "peft", ("text-classification", method), use)
+
+
+def _config(name: str) -> PreTrainedConfig:
+    """The model's configuration. Google's small BERTs, such as prajjwal1/bert-tiny, do not say what they are."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except ValueError:
+        given, _ = PreTrainedConfig.get_config_dict(name)
+        if "model_type" in given or "type_vocab_size" not in given:
+            raise
+        return BertConfig.from_pretrained(name)
+
+
+def _save_plain(model: Any, tokenizer: Any, target: Path) -> None:
+    """A classifier with adapters merged and out of their wrappers; `model` is as it was afterwards."""
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=_plain_state(model))
+        tokenizer.save_pretrained(folder)
+
+    merge_lora(model)
+    try:
+        write_folder(target, write)
+    finally:
+        unmerge_lora(model)
+
+
+def _plain_state(model: Any) -> dict[str, Tensor]:
+    """Weights by the names that the model's class gives them: the head is what was trained, not what PEFT keeps of its
+    start."""
+    state = {key: value for key, value in model.state_dict().items() if ".lora." not in key}
+    return {
+        key.replace(".modules_to_save.default.", "."): value
+        for key, value in state.items()
+        if ".original_module." not in key
+    }
+
+
+def _save_adapter(model: PeftModel, tokenizer: Any, target: Path, base: str) -> None:
+    def write(folder: Path) -> None:
+        model.active_peft_config.base_model_name_or_path = base
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's card is beside the folder
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    write_folder(target, write)

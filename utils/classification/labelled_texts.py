@@ -1,0 +1,184 @@
+"""Texts, or pairs of them, each with a class: read from a user's own file, before they are tokenised.
+
+A row is the privacy unit, so every row with a text and a label becomes one example. Class names end up in the trained
+model's configuration: they are a list that is fixed beforehand or, where there is none, the training labels, which are
+then assumed to be public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from dptune._validate import refuse, require_count
+from utils.files.cells import Place, is_text, require_columns, text_of
+from utils.files.tables import SPLITS, Row, read_rows, show_columns
+
+_MOST_CLASSES = 100  # that are taken from the labels: a column with more may tell of single rows
+_LONGEST_CLASS_NAME = 100  # a longer label is a text in the wrong column, which must not become a published name
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """N rows.
+
+    Attributes:
+        texts: one or two columns of N texts.
+        labels: which class each row is of, int64 [N].
+        num_skipped: rows of the source that are not among them, because they are damaged or have no label.
+    """
+
+    texts: tuple[list[str], ...]
+    labels: np.ndarray
+    num_skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sample(self, count: int | None, seed: int) -> LabelledTexts:
+        """`count` rows chosen at random, in their order; all of them for None.
+
+        The choice depends on the seed and on the number of rows, never on what a row says. A seed is no secret, so
+        leaving rows out amplifies nothing: the rows that are kept are the data set that epsilon speaks of.
+
+        Raises:
+            InvalidArgument: `count` is below 1 or above N.
+        """
+        if count is None:
+            return self
+        require_count("--max_train_examples", count)
+        if count > len(self):
+            refuse("--max_train_examples", count, f"the training set has {len(self)} rows; give at most that, or none")
+        kept = np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
+        return replace(
+            self, texts=tuple([column[row] for row in kept] for column in self.texts), labels=self.labels[kept]
+        )
+
+
+@dataclass(frozen=True)
+class NamedTexts:
+    """Rows of a user's file, their classes still by name.
+
+    Attributes:
+        texts: as in `LabelledTexts`.
+        names: the label of each row, as text.
+        flag, path: where they are from, for errors.
+        declared: the classes that a saved DatasetDict names beside its rows, in their order; None where it names none.
+    """
+
+    texts: tuple[list[str], ...]
+    names: list[str]
+    flag: str
+    path: str
+    declared: tuple[str, ...] | None = None
+
+    def class_names(self) -> tuple[str, ...]:
+        """What the data set declares, else the labels that occur, whole numbers by value and anything else by the
+        alphabet.
+
+        Raises:
+            InvalidArgument: there is one class only, more than can be public, or one number in two spellings.
+        """
+        if self.declared is not None:
+            return self.declared
+        names = set(self.names)
+        if len(names) > _MOST_CLASSES:
+            told = f"it has more than {_MOST_CLASSES} different labels, which would all become public"
+            refuse(self.flag, self.path, f"{told}; if that is meant, name all classes by --class_names")
+        if len(names) < 2:
+            refuse(self.flag, self.path, "all rows have one label; give rows of two classes at least")
+        if len({_value(name) for name in names}) < len(names):
+            refuse(self.flag, self.path, "some labels are one number in two spellings, such as 1 and 1.0; take one")
+        numbers = all(name.removeprefix("-").isdecimal() for name in names)
+        return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
+
+    def numbered(self, class_names: Sequence[str], given_by: str = "the training file's") -> LabelledTexts:
+        """The same rows with class numbers; `given_by` is where the classes are from, for errors.
+
+        Raises:
+            InvalidArgument: a row is of none of these classes; names the row.
+        """
+        number_of = {name: number for number, name in enumerate(class_names)}
+        for row, name in enumerate(self.names, start=1):
+            if name not in number_of:
+                Place(self.flag, self.path, row).refuse(f"its label is none of {given_by}; mend it or leave it out")
+        return LabelledTexts(self.texts, np.array([number_of[name] for name in self.names], dtype=np.int64))
+
+
+def read_named_texts(
+    path: str | Path, *, flag: str, split: str, text_columns: Sequence[str], label_column: str
+) -> NamedTexts:
+    """Every row of a file or of a saved DatasetDict's split.
+
+    Args:
+        path, flag, split: see `utils.files.tables.read_rows`.
+        text_columns: one column, or the two of a pair in the order in which the model reads them.
+        label_column: holds text or whole numbers; 1 and "1" are one class, since a CSV has text only.
+
+    Raises:
+        InvalidArgument: what `read_rows` refuses, a missing column, a value that is no text or no label (by row, and
+            without showing it).
+    """
+    if not 1 <= len(text_columns) <= 2:
+        refuse("--text_columns", list(text_columns), "name one column, or two for pairs of texts")
+    saved = _saved_split(path, flag, split)
+    rows = read_rows(path, flag, split)
+    columns = [*text_columns, label_column]
+    for name, given_by in zip(columns, ["--text_columns"] * len(text_columns) + ["--label_column"], strict=True):
+        if not any(name in row for row in rows):
+            found = show_columns(rows[0])
+            refuse(given_by, name, f"no such column in {path}, which has {found}; name one of them")
+    texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
+    names = []
+    for number, row in enumerate(rows, start=1):
+        place = Place(flag, str(path), number)
+        require_columns(row, columns, place)
+        for column, name in zip(texts, text_columns, strict=True):
+            column.append(text_of(row, name, place))
+        names.append(_class_name(row, label_column, place))
+    kind = None if saved is None else saved.features[label_column]
+    if not isinstance(kind, datasets.ClassLabel):
+        return NamedTexts(texts, names, flag, str(path))
+    declared = tuple(kind.names)
+    for number, name in enumerate(names, start=1):
+        if not 0 <= int(name) < len(declared):
+            Place(flag, str(path), number).refuse(f"{label_column} is none of its classes; give every row a label")
+    return NamedTexts(texts, [declared[int(name)] for name in names], flag, str(path), declared)
+
+
+def _saved_split(path: str | Path, flag: str, split: str) -> datasets.Dataset | None:
+    """That of a saved DatasetDict, or a saved Dataset; None for what `read_rows` reads otherwise, or refuses."""
+    try:
+        saved = datasets.load_from_disk(str(path)) if Path(path).is_dir() else None
+    except IndexError:  # of the library's own, where a split was saved without rows
+        refuse(flag, str(path), "a split of it has no rows; fill it, or leave it out")
+    except (OSError, ValueError, KeyError):
+        return None
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved
+    return next((saved[name] for name in SPLITS[split] if name in saved), None)
+
+
+def _value(name: str) -> float | str:
+    """A label's number, so that 1 and 1.0 are one; other labels are themselves."""
+    try:
+        return float(name)
+    except ValueError:
+        return name
+
+
+def _class_name(row: Row, column: str, place: Place) -> str:
+    """A label as text."""
+    value = row[column]
+    if isinstance(value, int | np.integer | np.bool_):
+        return str(value)
+    name = value.strip() if isinstance(value, str) and is_text(value) else ""
+    if not name or name.lower() == "nan":
+        place.refuse(f"{column} is neither text nor a whole number ({type(value).__name__}); give every row a label")
+    if len(name) > _LONGEST_CLASS_NAME:
+        place.refuse(f"{column} has over {_LONGEST_CLASS_NAME} characters, but labels become public names; shorten it")
+    return name

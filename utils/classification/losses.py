@@ -1,0 +1,115 @@
+"""What a classifier is trained on and judged by: one loss an example, and predictions shared over the ranks.
+
+Shapes: B examples, T tokens, C classes, N examples of a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dptune.integrations.peft import class_logits, require_known_method
+from dptune.per_example import require_exact_gradients
+from dptune.sampling import deal
+from utils.classification.dataset import ClassificationDataset
+from utils.data.tokenization import IGNORED
+
+_CHECKED_LENGTHS = (8, 5, 3)  # ragged, so that padding which reaches a neighbour is seen
+
+
+class ClassificationLoss:
+    """Cross-entropy of each example alone, [B], in float32; exactly zero where the label is -100.
+
+    Args:
+        model: a classifier, plain or inside a `PeftModel`; see `dptune.integrations.peft.class_logits`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(
+        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        logits_BC = class_logits(self.model, inputs).float()
+        return F.cross_entropy(logits_BC, labels, ignore_index=IGNORED, reduction="none")
+
+
+def check_classifier_rules(model: Any, *, num_classes: int, pad_token_id: int, token_types: bool) -> None:
+    """Compare the engine's gradients with autograd's on a few random rows of different lengths, before training.
+
+    Args:
+        model: what is trained, in float32.
+        num_classes, pad_token_id: of the task and the tokenizer.
+        token_types: whether rows come with "token_type_ids".
+
+    Raises:
+        InvalidArgument: a method of PEFT that the engine does not know, or a model that computes something that the
+            engine's rules do not describe.
+    """
+    require_known_method(model)
+    device, size = next(model.parameters()).device, (len(_CHECKED_LENGTHS), max(_CHECKED_LENGTHS))
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.arange(size[1]) < torch.tensor(_CHECKED_LENGTHS)[:, None]).long()
+    ids = torch.randint(1, model.config.get_text_config().vocab_size, size, generator=generator)
+    ids = ids.where(mask.bool(), torch.tensor(pad_token_id))
+    rows = [ids, torch.arange(size[0]) % num_classes, mask]
+    if token_types:
+        rows.append(torch.randint(0, 2, size, generator=generator) * mask)
+    rows = [part.to(device) for part in rows]
+
+    def alone(row: int) -> list[Tensor]:
+        return [
+            part[row : row + 1, : _CHECKED_LENGTHS[row]] if part.ndim == 2 else part[row : row + 1] for part in rows
+        ]
+
+    require_exact_gradients(model, ClassificationLoss(model), *rows, alone=alone)
+
+
+@torch.no_grad()
+def predict(
+    classify: Callable[[Mapping[str, Tensor]], Tensor],
+    data: ClassificationDataset,
+    *,
+    token_budget: int,
+    pad_token_id: int,
+    device: torch.device,
+    gather: Callable[[Tensor], Tensor],
+    rank: int,
+    world_size: int,
+    virtual_tokens: int = 0,
+) -> tuple[np.ndarray, float]:
+    """The class of every example of a split, each computed on one rank, and the mean cross-entropy.
+
+    Args:
+        classify: the inputs of B examples -> logits [B, C], of a model in evaluation mode.
+        data: N examples.
+        token_budget, virtual_tokens: see `utils.training.micro_batches.MicroBatches`.
+        pad_token_id, device: of the batches.
+        gather: what the ranks found is put together through it.
+        rank, world_size: this process's place.
+
+    Returns:
+        Classes, int64 [N] in the order of `data`, the same on every rank; and the loss in nats an example.
+    """
+    lengths = data.lengths + virtual_tokens
+    shares = deal(np.arange(len(data)), lengths, token_budget=token_budget, ranks=world_size)
+    found = torch.zeros(3, len(data), dtype=torch.float64)  # class, loss, and how often it was seen
+    for rows in shares[rank]:
+        batch = {key: value.to(device) for key, value in data.batch(rows, pad_token_id).items()}
+        labels = batch.pop("labels")
+        logits_BC = classify(batch).float()
+        if len(rows):  # else the dummy of a rank that has run out of examples
+            losses = F.cross_entropy(logits_BC, labels, reduction="none")
+            values = torch.stack([logits_BC.argmax(1), losses, torch.ones_like(losses)])
+            found[:, torch.from_numpy(rows)] = values.double().cpu()
+    classes, losses, seen = gather(found[None].to(device)).sum(0).cpu()
+    assert seen.eq(1).all(), "an example was judged twice, or not at all"
+    return classes.long().numpy(), losses.mean().item()

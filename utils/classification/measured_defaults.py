@@ -1,0 +1,110 @@
+"""Settings that depend on a model's own scale, which differs a hundredfold between models: how fast a new
+classification head should learn, and what gradients are clipped to.
+
+Both are measured on the model before its training, on tokens drawn at random, so nothing of the data is in them.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dptune._validate import refuse
+from dptune.integrations.peft import class_logits
+from utils.classification.modes import head_modules
+
+_ROWS, _TOKENS = 16, 16
+
+
+@torch.no_grad()
+def measure_head_rate(model: Any) -> float:
+    """The learning rate at which one step of Adam moves a logit by about one.
+
+    Adam moves each weight by the rate r, so a linear layer's output by up to r times the summed magnitudes of its
+    input.
+
+    Args:
+        model: a classifier of the transformers library, before it is put into a mode; not changed.
+
+    Returns:
+        1 / (mean over rows of sum |x|) for the linear layer of the head with the largest inputs x, to one significant
+        digit, so that rounding on another machine does not change it.
+
+    Raises:
+        InvalidArgument: the head has no linear layer to measure.
+    """
+    sizes: list[float] = []
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes.append(float(inputs[0].float().abs().sum(dim=-1).mean()))
+
+    head = [part for name in head_modules(model) for part in model.get_submodule(name).modules()]
+    handles = [part.register_forward_pre_hook(note) for part in head if isinstance(part, nn.Linear)]
+    training = model.training
+    try:
+        class_logits(model.eval(), _random_rows(model))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    if not sizes or max(sizes) == 0:
+        refuse("--head_learning_rate", None, f"give one: {type(model).__name__}'s head has no linear layer to measure")
+    return float(f"{1 / max(sizes):.0e}")
+
+
+def measure_clip_norm(model: Any) -> float:
+    """A clip norm just above the typical gradient of a model that has learned nothing yet.
+
+    Far below it every gradient would be cut to the same length at the start, and their sum would be a vote in which the
+    commonest class wins, however weak its majority. The noise grows with it, so it is not for the longest ones.
+
+    Args:
+        model: as for `typical_gradient_norm`.
+
+    Returns:
+        That norm, rounded up to two significant digits, so that rounding on another machine hardly ever changes it.
+
+    Raises:
+        InvalidArgument: the gradients are zero or not finite.
+    """
+    typical = typical_gradient_norm(model)
+    if not typical > 0:
+        refuse("--max_grad_norm", None, f"give one: gradients at the start cannot be measured, they are {typical} long")
+    rounded = float(f"{typical:.1e}")
+    if rounded < typical:
+        rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(typical)) - 1):.1e}")
+    return rounded
+
+
+def typical_gradient_norm(model: Any) -> float:
+    """The median norm of the gradients of single rows, with classes in turns, over all that trains; NaN where one is
+    not finite.
+
+    Args:
+        model: a classifier in its mode; what trains requires a gradient. Not changed.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rows = _random_rows(model)
+    training, norms = model.training, []
+    model.eval()
+    try:
+        for row in range(_ROWS):
+            logits = class_logits(model, {name: values[row : row + 1] for name, values in rows.items()})
+            label = torch.tensor([row % logits.shape[1]], device=logits.device)
+            gradients = torch.autograd.grad(F.cross_entropy(logits, label), trained, allow_unused=True)
+            norms.append(math.sqrt(sum(float(one.double().square().sum()) for one in gradients if one is not None)))
+    finally:
+        model.train(training)
+    return median(norms) if all(map(math.isfinite, norms)) else math.nan
+
+
+def _random_rows(model: Any) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(1, vocabulary, (_ROWS, _TOKENS), generator=generator).to(model.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -1,0 +1,128 @@
+"""What the classification script trains on: a GLUE task or a user's file, tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dptune._validate import refuse
+from utils.classification.dataset import ClassificationDataset, tokenize_texts
+from utils.classification.glue import GLUE, TRAIN, read_folder, read_hub
+from utils.classification.labelled_texts import NamedTexts, read_named_texts
+from utils.files.tables import has_validation_split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TASKS = tuple(GLUE)
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """A training set and what it is judged on.
+
+    Attributes:
+        name: one of TASKS, or the training file's name without its suffix.
+        class_names: by class number.
+        train: the training set.
+        validation: by the name of the split; none where a user gave none.
+        metrics: see `utils.classification.metrics.scores`.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: ClassificationDataset
+    validation: dict[str, ClassificationDataset]
+    metrics: tuple[str, ...]
+
+
+def load_task(
+    name: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    data_dir: str | None = None,
+    max_train_examples: int | None = None,
+    seed: int = 0,
+) -> ClassificationTask:
+    """A GLUE task.
+
+    Args:
+        name: one of TASKS.
+        tokenizer: the model's.
+        max_length: most tokens of an example, special tokens counted; see
+            `utils.classification.dataset.tokenize_texts`.
+        data_dir: GLUE's TSV files (see `utils.classification.glue.read_folder`); None takes the hub's copy.
+        max_train_examples: so many rows of the training set, chosen at random; see `LabelledTexts.sample`.
+        seed: of that choice.
+
+    Raises:
+        InvalidArgument: naming the flag, its value and the remedy.
+    """
+    if name not in GLUE:
+        refuse("--datasets", name, f"give one of {', '.join(TASKS)}, or --train_file for your own data")
+    texts = read_hub(name) if data_dir is None else read_folder(name, data_dir)
+    texts[TRAIN] = texts[TRAIN].sample(max_train_examples, seed)
+    splits = {split: tokenize_texts(rows, tokenizer, max_length) for split, rows in texts.items()}
+    return ClassificationTask(name, GLUE[name].class_names, splits.pop(TRAIN), splits, GLUE[name].metrics)
+
+
+def load_file_task(
+    train_file: str,
+    validation_file: str | None,
+    *,
+    text_columns: Sequence[str],
+    label_column: str,
+    class_names: Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_train_examples: int | None = None,
+    seed: int = 0,
+) -> ClassificationTask:
+    """A user's own rows.
+
+    Without `class_names` they are all the labels of the training file, of rows that `max_train_examples` leaves out
+    too; the guarantee does not hide which they are.
+
+    Args:
+        train_file: a .json, .jsonl, .csv or .parquet file, or a saved DatasetDict.
+        validation_file: the same; None takes a DatasetDict's own validation split, or does without.
+        text_columns: one, or the two of a pair.
+        label_column: text or whole numbers.
+        class_names: fixed without a look at the rows, in the order of class numbers.
+        tokenizer, max_length, max_train_examples, seed: see `load_task`.
+
+    Raises:
+        InvalidArgument: naming the flag, its value and the remedy; never showing what a row holds.
+    """
+
+    def read(path: str, flag: str, split: str) -> NamedTexts:
+        return read_named_texts(path, flag=flag, split=split, text_columns=text_columns, label_column=label_column)
+
+    named = read(train_file, "--train_file", "train")
+    given_by = "the training file's" if class_names is None else "--class_names"
+    classes = named.class_names() if class_names is None else tuple(class_names)
+    train = tokenize_texts(named.numbered(classes, given_by).sample(max_train_examples, seed), tokenizer, max_length)
+    held_out = None
+    if validation_file is not None:
+        held_out = read(validation_file, "--validation_file", "validation")
+    elif has_validation_split(train_file, "--train_file"):
+        held_out = read(train_file, "--train_file", "validation")
+    validation = {}
+    if held_out is not None:
+        validation["validation"] = tokenize_texts(held_out.numbered(classes, given_by), tokenizer, max_length)
+    return ClassificationTask(Path(train_file).resolve().stem, classes, train, validation, ("accuracy",))
+
+
+def describe_task(task: ClassificationTask) -> list[str]:
+    """The task in lines for a person. Counts of the training set other than its size are not for publishing."""
+    lines = [f"task                   {task.name}: {', '.join(task.class_names)}"]
+    for split, data in {"training": task.train, **task.validation}.items():
+        lines.append(f"{split:<23}{len(data):,} examples, {len(data.ids):,} tokens")
+        if data.num_cut:
+            lines.append(f"{'':<23}{data.num_cut:,} are cut to --max_length")
+        if data.num_skipped:
+            lines.append(f"{'':<23}{data.num_skipped:,} more rows are left out: damaged, or without a label")
+    return lines

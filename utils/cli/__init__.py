@@ -1,0 +1,1 @@
+"""What every program does around its work: flags, locks, signals, trackers, launch lines."""

@@ -1,0 +1,1 @@
+"""Comparing the modes of fine-tuning, privately or not."""

@@ -1,0 +1,84 @@
+"""The folder that a comparison of fine-tuning modes is made in: its trials, the tables of them, a private selection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from dptune._files import atomic_write
+from dptune._validate import refuse
+from dptune.ledger import Ledger
+from dptune.run.checkpoint import LEDGER_NAME
+from utils.classification.modes import MODES
+from utils.classification.outputs import SCORES_NAME
+from utils.comparison.arguments import TrainingArguments
+from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME, Others, Outcome, describe
+from utils.comparison.plot import plot_modes
+from utils.comparison.release import released
+from utils.comparison.selection import planned_selection
+
+TRIALS_FOLDER, TRIALS_NAME = "trials", "trials.jsonl"
+
+
+def require_same_settings(folder: Path, training: TrainingArguments, extra: Sequence[str]) -> None:
+    """Trials in one folder share all settings but the data set; finished ones are not run again under others.
+
+    Raises:
+        InvalidArgument: the folder's have others.
+    """
+    settings = asdict(training) | {"trainer": list(extra)}
+    del settings["output_dir"], settings["datasets"]
+    path = folder / SETTINGS_NAME
+    if path.exists():
+        for name, before in json.loads(path.read_text()).items():
+            if settings.get(name) != before:
+                remedy = f"the trials in {folder} have {before!r}; give that, or another --output_dir"
+                refuse(f"--{name}", settings.get(name), remedy)
+        return
+    with atomic_write(path) as file:
+        file.write(json.dumps(settings, indent=2) + "\n")
+
+
+def finished_trials(folder: Path) -> dict[str, list[Outcome]]:
+    """The trials in a folder by data set, whichever line ran them: all of them were looked at, and cost privacy."""
+    by_dataset: dict[str, list[Outcome]] = {}
+    for path in sorted((folder / TRIALS_FOLDER).glob(f"*/*/*/{SCORES_NAME}")):
+        outcome = Outcome.of(json.loads(path.read_text()), path.with_name(LEDGER_NAME))
+        by_dataset.setdefault(outcome.dataset, []).append(outcome)
+    for outcomes in by_dataset.values():
+        outcomes.sort(key=lambda one: (MODES.index(one.mode), not one.private, one.learning_rate, one.seed))
+    return by_dataset
+
+
+def spent_besides(folder: Path, dataset: str) -> Others:
+    """What trials without results spent on a data set, and a private selection whether it has ended or not."""
+    unfinished = []
+    for path in sorted((folder / TRIALS_FOLDER / dataset).glob(f"*/{dataset}/{LEDGER_NAME}")):
+        if not path.with_name(SCORES_NAME).exists() and (spends := Ledger(path).spends):
+            unfinished.append((path.parents[1].name.partition("_lr")[0], tuple(spends)))
+    plan = planned_selection(secret_folder(folder, dataset)) or released(release_folder(folder, dataset))
+    return Others(unfinished, None if plan is None else (plan["epsilon"], plan["delta"]))
+
+
+def secret_folder(folder: Path, dataset: str) -> Path:
+    """Where a private selection's trials are until it ends."""
+    return folder / f".secret-{dataset}"
+
+
+def release_folder(folder: Path, dataset: str) -> Path:
+    """Where its winner is afterwards."""
+    return folder / "selected" / dataset
+
+
+def write_comparison(folder: Path, by_dataset: Mapping[str, Sequence[Outcome]]) -> None:
+    """The table, the plot and a line a trial."""
+    warning = "NOT PRIVATE where the validation data are private: exact scores."
+    head = ["# Ways of fine-tuning, compared", "", warning, ""]
+    with atomic_write(folder / COMPARISON_NAME) as file:
+        parts = (describe(outcomes, spent_besides(folder, name)) for name, outcomes in by_dataset.items())
+        file.write("\n".join([*head, *parts]))
+    with atomic_write(folder / TRIALS_NAME) as file:
+        file.writelines(f"{one.as_line()}\n" for outcomes in by_dataset.values() for one in outcomes)
+    plot_modes(folder / PLOT_NAME, by_dataset)

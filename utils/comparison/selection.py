@@ -1,0 +1,168 @@
+"""Carrying out a private selection: the draw, the trials in a secret folder, and what of them is released.
+
+Everything about the trials is secret: how many there are, which candidates they train, their models, scores, logs and
+how long they take. So they live in a folder that only its owner can read and that is removed in the end, and what is
+released is written from the winner's model alone: the winner's own report would state the epsilon of one run.
+
+A selection that was interrupted goes on with the same draw. A trial that was interrupted starts afresh: nobody has
+seen what it released, so it never happened.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dptune._files import atomic_write
+from dptune._validate import refuse
+from dptune.accounting import Spend
+from dptune.accounting.selection import ACCOUNTANT, DrawnTrial, PrivateSelection, best_of
+from dptune.ledger import Ledger
+from dptune.run.checkpoint import LEDGER_NAME
+from utils.classification.outputs import SCORES_NAME
+from utils.comparison.release import released, write_release
+from utils.comparison.trials import Candidate
+
+_DRAW_NAME = "draw.json"
+
+TrainTrial = Callable[[Candidate, Path], Mapping[str, Any]]  # (what, its folder) -> its results
+
+
+@dataclass(frozen=True)
+class SelectionPlan:
+    """All that is decided before the first trial, and is public.
+
+    Attributes:
+        dataset: its name.
+        selection: how many trials on average, how noisy their scores.
+        candidates: what a trial picks from.
+        spend: the noisy steps of each trial.
+        delta: chance that the bound may fail.
+        train_examples, validation_examples: how many records there are of each.
+        seed: of every trial's new weights.
+    """
+
+    dataset: str
+    selection: PrivateSelection
+    candidates: tuple[Candidate, ...]
+    spend: Spend
+    delta: float
+    train_examples: int
+    validation_examples: int
+    seed: int
+
+    def epsilon(self) -> float:
+        """Of everything that is released, for a record of either set."""
+        return self.selection.epsilon(self.spend, self.delta)
+
+    def as_json(self) -> dict[str, Any]:
+        """What may be published about it."""
+        return {
+            "dataset": self.dataset,
+            "distribution_of_trials": self.selection.distribution,
+            "mean_trials": self.selection.mean_trials,
+            "validation_noise": self.selection.validation_noise,
+            "epsilon": self.epsilon(),
+            "delta": self.delta,
+            "privacy_unit": "one record of the training set or of the validation set, added or removed",
+            "method": "private selection (Papernot and Steinke 2022) among runs of DP-SGD",
+            "accountant": ACCOUNTANT,
+            "noise_multiplier": self.spend.noise_multiplier,
+            "sampling_probability": self.spend.sampling_probability,
+            "steps": self.spend.steps,
+            "train_examples": self.train_examples,
+            "validation_examples": self.validation_examples,
+            "seed": self.seed,
+            "candidates": [asdict(one) for one in self.candidates],
+        }
+
+
+def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) -> dict[str, Any]:
+    """Run the selection and release its winner; what was released is returned, its "winner" None where it is nothing.
+
+    Args:
+        plan: what to do.
+        secret: folder for the trials, removed in the end.
+        release: folder that appears when the selection is done: the model, `selection.json` and a model card.
+        train: trains one trial privately, with exactly the noise, sampling and steps of the plan.
+
+    Raises:
+        InvalidArgument: a trial trained with other settings than those accounted for, or an earlier selection with
+            another plan was interrupted in `secret`.
+    """
+    if (earlier := released(release)) is not None:
+        _require_same(plan, earlier)
+        shutil.rmtree(secret, ignore_errors=True)  # of a selection that was stopped behind its release
+        return earlier
+    trials = _drawn(plan, secret)
+    folders = [secret / f"trial-{number}" for number in range(len(trials))]
+    scores, clip_norms = [], []
+    for trial, folder in zip(trials, folders, strict=True):
+        if not (folder / plan.dataset / SCORES_NAME).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        results = train(plan.candidates[trial.candidate], folder)
+        _require_accounted(plan, folder, results)
+        scores.append(_right_answers(plan, results))
+        clip_norms.append(results["clip_norm"])
+    content = plan.as_json() | {"winner": None}
+    winner = best_of(scores, trials)
+    source = None
+    if winner is not None:
+        number, score = winner
+        chosen = plan.candidates[trials[number].candidate]
+        content["winner"] = asdict(chosen) | {"clip_norm": clip_norms[number]}
+        content["noisy_accuracy"] = round(score / plan.validation_examples, 3)  # coarser than the noise's own digits
+        source = folders[number] / plan.dataset
+    write_release(release, source, content)
+    shutil.rmtree(secret)
+    return content
+
+
+def planned_selection(secret: Path) -> dict[str, Any] | None:
+    """What is public of a selection that has begun in this folder and has not ended; None where there is none."""
+    path = secret / _DRAW_NAME
+    plan: dict[str, Any] | None = json.loads(path.read_text())["plan"] if path.exists() else None
+    return plan
+
+
+def _drawn(plan: SelectionPlan, secret: Path) -> list[DrawnTrial]:
+    """The trials of this selection: drawn once, with the noise of their scores, and kept over interruptions."""
+    path = secret / _DRAW_NAME
+    if path.exists():
+        saved = json.loads(path.read_text())
+        _require_same(plan, saved["plan"])
+        return [DrawnTrial(*trial) for trial in saved["trials"]]
+    secret.mkdir(parents=True, exist_ok=True)
+    secret.chmod(0o700)
+    trials = plan.selection.draw_trials(len(plan.candidates))
+    with atomic_write(path) as file:
+        json.dump({"secret": "not for publishing", "plan": plan.as_json(), "trials": trials}, file)
+    return trials
+
+
+def _require_same(plan: SelectionPlan, before: Mapping[str, Any]) -> None:
+    """What is done, or was interrupted, was the same selection; one of an older version says nothing of its seed."""
+    for name, value in plan.as_json().items():
+        if before.get(name, value) != value:
+            refuse(
+                name, value, f"a selection with {before[name]!r} is in this folder; give that, or another --output_dir"
+            )
+
+
+def _require_accounted(plan: SelectionPlan, folder: Path, results: Mapping[str, Any]) -> None:
+    """The trial's ledger holds the plan's noisy steps and no others, or its epsilon would be another."""
+    if not results["private"] or results["epsilon"] is None:
+        refuse("epsilon", None, "a trial has no guarantee; private selection is among private trainings only")
+    spends = Ledger(folder / plan.dataset / LEDGER_NAME).spends
+    if spends != [plan.spend]:
+        refuse("ledger", spends, f"a trial must train with {plan.spend}, which is what epsilon is computed from")
+
+
+def _right_answers(plan: SelectionPlan, results: Mapping[str, Any]) -> int:
+    """How many records of the first validation split were answered rightly: one record moves it by one at most."""
+    accuracy = next(iter(results["scores"].values()))["accuracy"]
+    return round(accuracy * plan.validation_examples)

@@ -1,0 +1,212 @@
+"""Rows -> records: the whole text of an example and which characters of it are the answer.
+
+A record is the privacy unit, or belongs to one by its author, so every row becomes exactly one record: none is
+dropped, merged or split here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jinja2 import TemplateError
+
+from dptune._validate import refuse
+from utils.data.prompts import UNCONDITIONAL, format_prompt, has_chat_template, render_chat
+from utils.files.cells import Place, author_of, is_text, kind_of, require_columns, text_of
+from utils.files.tables import Row, read_rows, show_columns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Tried in this order, so a file with columns for two of them is read as the first; other columns are ignored.
+COLUMN_SETS = (("instruction", "answer"), ("prompt", "completion"), ("messages",))
+_INSTRUCTIONS_ALONE = ("instruction",)  # what the style "uncond_generation" learns to write
+_ROLE, _CONTENT = "role", "content"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example.
+
+    Attributes:
+        text: the whole text, prompt and answer.
+        answers: (start, end) of each answer in characters of `text`, end excluded, ascending. Empty if nothing in the
+            text is to be learned (a conversation without an assistant turn); an empty answer is (n, n).
+        author: whose the row is, by the column that names the privacy unit; None where no column does or where the row
+            has no value in it, so that it is a unit of its own.
+    """
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+    author: str | None = field(default=None, repr=False)
+
+
+def load_records(
+    path: str | Path,
+    *,
+    flag: str,
+    prompt_style: str,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str = "train",
+    author_column: str | None = None,
+) -> list[Record]:
+    """One record for each row of a file or of a saved DatasetDict's split.
+
+    Args:
+        path: what `utils.files.tables.read_rows` reads.
+        flag: the command-line flag that gave `path`; errors name it.
+        prompt_style: how an instruction becomes a prompt. Rows of prompt/completion are joined as they stand, and
+            messages always go through the chat template. "uncond_generation" learns the instructions themselves, after
+            nothing; answers are not looked at.
+        tokenizer: its chat template renders messages and the "chat" style.
+        split: "train" or "validation", for folders.
+        author_column: the column that names each row's author, if that is the privacy unit.
+
+    Raises:
+        InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text (by row); names flag and
+            file.
+    """
+    rows = read_rows(path, flag, split)
+    columns = _column_set(rows[0], prompt_style, flag, str(path))
+    if columns == ("messages",) and not has_chat_template(tokenizer):
+        refuse(flag, str(path), "has messages, but the tokenizer has no chat template: give prompt/completion rows")
+    if author_column is not None and not any(author_column in row for row in rows):
+        found = show_columns(rows[0])
+        refuse("--privacy_unit", author_column, f"no such column in {path}, which has {found}; name one of them")
+    records = []
+    for number, row in enumerate(rows, start=1):
+        place = Place(flag, str(path), number)
+        require_columns(row, columns, place)
+        record = _record(row, columns, prompt_style, tokenizer, place)
+        records.append(
+            record if author_column is None else replace(record, author=author_of(row, author_column, place))
+        )
+    return records
+
+
+def load_texts(
+    path: str | Path, *, flag: str, column: str, split: str = "train", author_column: str | None = None
+) -> list[Record]:
+    """One record for each row, its whole text to be learned.
+
+    Args:
+        path, flag, split: see `load_records`.
+        column: holds the texts.
+        author_column: the column that names each row's author, if that is the privacy unit.
+
+    Raises:
+        InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text (by row); names flag and
+            file.
+    """
+    rows = read_rows(path, flag, split)
+    found = show_columns(rows[0])
+    if not any(column in row for row in rows):
+        refuse("--text_column", column, f"no such column in {path}, which has {found}; name one of them")
+    if author_column is not None and not any(author_column in row for row in rows):
+        refuse("--author_column", author_column, f"no such column in {path}, which has {found}; name one of them")
+    records = []
+    for number, row in enumerate(rows, start=1):
+        place = Place(flag, str(path), number)
+        require_columns(row, (column,), place)
+        text = text_of(row, column, place)
+        author = None if author_column is None else author_of(row, author_column, place)
+        records.append(Record(text, ((0, len(text)),), author))
+    return records
+
+
+def joined(prompt: str, answer: str) -> Record:
+    """The record of one prompt and its answer.
+
+    >>> joined("Abstract: ", "We show.")
+    Record(text='Abstract: We show.', answers=((10, 18),))
+    """
+    text = prompt + answer
+    return Record(text, ((len(prompt), len(text)),))
+
+
+def end_of_turn(text: str, eos_token: str | None) -> int:
+    """Where `text` ends once the white space after a closing end token is left out; its length without an end token."""
+    stripped = text.rstrip()
+    return len(stripped) if eos_token and stripped.endswith(eos_token) else len(text)
+
+
+def _column_set(row: Row, style: str, flag: str, path: str) -> tuple[str, ...]:
+    """The first of COLUMN_SETS that the first row has, or instructions alone in the style that learns these."""
+    if style == UNCONDITIONAL:
+        if "instruction" not in row:
+            refuse(flag, path, f"found the columns {show_columns(row)}; --prompt_style {style} learns `instruction`")
+        return _INSTRUCTIONS_ALONE
+    found = next((columns for columns in COLUMN_SETS if all(name in row for name in columns)), None)
+    if found is None:
+        accepted = ", or ".join("/".join(columns) for columns in COLUMN_SETS)
+        refuse(flag, path, f"found the columns {show_columns(row)}; name them {accepted}")
+    return found
+
+
+def _record(row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTrainedTokenizerBase, place: Place) -> Record:
+    """One row as a record."""
+    if columns == ("messages",):
+        return _conversation(_messages(row["messages"], place), tokenizer, place)
+    if columns == _INSTRUCTIONS_ALONE:
+        return joined(format_prompt("", style), text_of(row, "instruction", place))
+    prompt, answer = (text_of(row, name, place) for name in columns)
+    return joined(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
+
+
+def _messages(value: object, place: Place) -> list[dict[str, str]]:
+    """A list of {"role": str, "content": str}; other keys are dropped."""
+    turns = list(value) if isinstance(value, (list, np.ndarray)) else []
+    if not turns or not all(isinstance(turn, dict) for turn in turns):
+        place.refuse(f"messages must be a list of {{role, content}} with one at least, not {type(value).__name__}")
+    for number, turn in enumerate(turns, start=1):
+        for key in (_ROLE, _CONTENT):
+            if not is_text(turn.get(key)):
+                place.refuse(f"message {number} has no text as its {key} ({kind_of(turn.get(key))}); give a string")
+    return [{_ROLE: turn[_ROLE], _CONTENT: turn[_CONTENT]} for turn in turns]
+
+
+def _conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, place: Place) -> Record:
+    """The rendered conversation up to its last answer (what follows could teach nothing), every answer marked."""
+    text = _render(messages, tokenizer, place, add_generation_prompt=False)
+    answers = tuple(
+        _assistant_span(text, messages, turn, tokenizer, place)
+        for turn, message in enumerate(messages)
+        if message[_ROLE] == "assistant"
+    )
+    return Record(text[: answers[-1][1]] if answers else text, answers)
+
+
+def _assistant_span(
+    text: str, messages: Sequence[dict[str, str]], turn: int, tokenizer: PreTrainedTokenizerBase, place: Place
+) -> tuple[int, int]:
+    """The characters of `text` that the model itself would write at `turn`: from generation prompt to the turn's end.
+
+    Found by rendering the conversation up to the turn and through it, which is right only if both are prefixes of the
+    whole. Some templates rewrite earlier turns (they drop reasoning, say), so their spans would be wrong: refused.
+    """
+    before = _render(messages[:turn], tokenizer, place, add_generation_prompt=True)
+    through = _render(messages[: turn + 1], tokenizer, place, add_generation_prompt=False)
+    if not (text.startswith(through) and through.startswith(before)):
+        place.refuse(
+            f"the chat template renders the turns up to message {turn + 1} differently when more follow, so the "
+            "answer cannot be found; give prompt/completion rows instead"
+        )
+    return len(before), len(before) + end_of_turn(through[len(before) :], tokenizer.eos_token)
+
+
+def _render(
+    messages: Sequence[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    place: Place,
+    *,
+    add_generation_prompt: bool,
+) -> str:
+    """`render_chat`; the template's own message is not shown, for it may quote the row."""
+    try:
+        return render_chat(messages, tokenizer, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        place.refuse(f"the chat template refuses this order of roles ({type(error).__name__}); mend the row")

@@ -1,0 +1,1 @@
+"""File formats: tables, JSON lines, journals."""

@@ -1,0 +1,73 @@
+"""Cells of a row: text, or the author that it names; what is neither is refused by its row and never shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+
+from dptune._validate import refuse
+from dptune.units.unit import author_name
+from utils.files.tables import Row
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands, for errors.
+
+    Attributes:
+        flag: the command-line flag that gave `path`.
+        path: the file or folder.
+        row: counted from 1.
+    """
+
+    flag: str
+    path: str
+    row: int
+
+    def refuse(self, remedy: str) -> NoReturn:
+        """`refuse`, naming the row."""
+        refuse(self.flag, self.path, f"row {self.row} (counted from 1): {remedy}")
+
+
+def is_text(value: object) -> bool:
+    """A string that every tokenizer takes: JSON can also hold half of a surrogate pair, which is no character."""
+    return isinstance(value, str) and _SURROGATE.search(value) is None
+
+
+def require_columns(row: Row, columns: Sequence[str], place: Place) -> None:
+    """Later rows of a JSON file may lack what the first has: refused by row."""
+    for name in columns:
+        if name not in row:
+            place.refuse(f"{name} is missing, which row 1 has; give every row the same columns")
+
+
+def author_of(row: Row, column: str, place: Place) -> str | None:
+    """Who the row says that it is of; the value is not shown, for it may name a person."""
+    try:
+        name = author_name(row.get(column))
+    except TypeError as error:
+        place.refuse(f"{column} is neither text nor a number ({error}); it must name the row's author")
+    if name is not None and not is_text(name):
+        place.refuse(f"{column} holds half of a surrogate pair; it must name the row's author in whole characters")
+    return name
+
+
+def text_of(row: Row, name: str, place: Place) -> str:
+    """The string in one column; anything else is refused by row, without being shown."""
+    value = row[name]
+    if not is_text(value):
+        place.refuse(f"{name} is not text ({kind_of(value)}); give a string, or leave the row out")
+    return str(value)
+
+
+def kind_of(value: object) -> str:
+    """What a value is, without showing it."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "no value"
+    return "half a surrogate pair in it" if isinstance(value, str) else type(value).__name__

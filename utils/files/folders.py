@@ -1,0 +1,22 @@
+"""Folders that are whole or not there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from dptune._files import sync_folder, sync_tree
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Fill the folder `target` by `write`, all of it or nothing; one that is there, of a run that ended and is resumed,
+    is replaced."""
+    partial = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial)
+    sync_tree(partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    sync_folder(target.parent)

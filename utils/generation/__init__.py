@@ -1,0 +1,1 @@
+"""Sampling texts from a model in batches."""

@@ -1,0 +1,88 @@
+"""Prompts -> tokens -> batches: what is drawn together, decided from all prompts before anything is drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dptune._validate import refuse
+from utils.data.tokenization import start_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ANSWER_START = "A"  # any letter: stands for the answer behind a prompt
+
+
+@dataclass(frozen=True)
+class Job:
+    """One text to draw. `ids` are the prompt's tokens, at least one."""
+
+    index: int
+    prompt: str
+    ids: tuple[int, ...]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The tokens that stood before the answer in training, where prompt and answer were tokenized as one text.
+
+    A trailing space belongs to the answer's first token there (`Abstract: The` is `Abstract`, `:`, ` The`), and several
+    trailing line breaks may be cut otherwise at the end of a text than within one. So the prompt is tokenized with an
+    answer behind it, and the tokens that reach beyond its last non-space character are dropped. A tokenizer without
+    offsets, or one that merges the prompt's end with a letter, gets the prompt alone, without trailing spaces.
+
+    An empty prompt is the beginning-of-text token, or the end token for a tokenizer that has none.
+    """
+    kept = prompt.rstrip(" ")
+    ids = _ids_before_answer(tokenizer, prompt, len(kept)) if tokenizer.is_fast else None
+    if ids is None:
+        ids = list(tokenizer(kept)["input_ids"])
+    if not ids:
+        ids = [start_token(tokenizer)]
+    return ids
+
+
+def make_jobs(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> list[Job]:
+    """One job a prompt, indexed from 0. Raises `InvalidArgument` for a prompt that leaves no room for a new token."""
+    encoded = {prompt: tuple(encode_prompt(tokenizer, prompt)) for prompt in dict.fromkeys(prompts)}
+    for prompt, ids in encoded.items():
+        if len(ids) >= max_length:
+            which = f"prompt {prompts.index(prompt) + 1} of {len(prompts)} alone has {len(ids)} tokens"
+            refuse("--max_length", max_length, f"{which}; raise it or shorten the prompt")
+    return [Job(index, prompt, encoded[prompt]) for index, prompt in enumerate(prompts)]
+
+
+def plan_batches(jobs: Sequence[Job], batch_size: int, max_spread: int) -> list[list[Job]]:
+    """Batches of at most `batch_size` jobs, longest prompts first, lengths in one at most `max_spread` tokens apart.
+
+    Longest first: a batch that does not fit in memory fails at once, not in the last hour.
+    """
+    batches: list[list[Job]] = []
+    for job in sorted(jobs, key=lambda job: (-len(job.ids), job.index)):
+        last = batches[-1] if batches else None
+        if last and len(last) < batch_size and len(last[0].ids) - len(job.ids) <= max_spread:
+            last.append(job)
+        else:
+            batches.append([job])
+    return batches
+
+
+def batch_seed(seed: int, batch: Sequence[Job]) -> int:
+    """A seed (63 bits) for each batch of each `--seed`, since equal prompts must not get equal texts.
+
+    It depends on the batch's size as well: a run continued with another one repeats no random numbers.
+    """
+    name = json.dumps([seed, batch[0].index, len(batch)])
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def _ids_before_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> list[int] | None:
+    """Tokens within the first `length` characters of `prompt` when an answer follows; None if they don't fill them."""
+    encoded = tokenizer(prompt + _ANSWER_START, return_offsets_mapping=True)
+    ends = [end for _, end in encoded["offset_mapping"]]
+    count = next((position for position, end in enumerate(ends) if end > length), len(ends))
+    filled = max(ends[:count], default=0)
+    return list(encoded["input_ids"][:count]) if filled == length else None

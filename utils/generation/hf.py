@@ -1,0 +1,142 @@
+"""Drawing texts by `generate` in batches, the default backend.
+
+The batches are planned from all prompts and dealt over the ranks, and each has random numbers of its own. So the texts
+depend on neither the number of ranks nor on interruptions: they follow from the model, the settings, `--seed` and
+`--batch_size`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from dptune._validate import refuse
+from dptune.sharding import is_sharded
+from utils.generation.arguments import SamplingArguments
+from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
+from utils.generation.batches import Job, batch_seed, plan_batches
+from utils.models.sharded import compute_device
+
+
+class GenerateBackend:
+    """Draws one batch after another with a model of this process.
+
+    Args:
+        model: on the device that draws; its own sampling defaults are removed.
+        tokenizer: with a padding token.
+        sampling: `batch_size` texts are drawn at once.
+
+    Raises:
+        InvalidArgument: a `max_length` too large for the model; `draw` raises it for a batch too large for the memory.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: SamplingArguments) -> None:
+        self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
+        self._spread = max_spread(model, sampling)
+        self._config = sampling_config(model, tokenizer, sampling)
+        model.generation_config = GenerationConfig()  # else its own defaults fill in what the flags leave out
+
+    def draw(
+        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        """See `Backend.draw`. A batch of which some are done is drawn whole: an uninterrupted run has the same."""
+        batches = plan_batches(jobs, self._sampling.batch_size, self._spread)
+        pending = [batch for batch in batches if any(job.index not in done for job in batch)]
+        for batch in pending[rank::world]:
+            pairs = zip(batch, self._draw(batch), strict=True)
+            yield [(job, drawn) for job, drawn in pairs if job.index not in done]
+        if is_sharded(self._model) and rank >= len(pending) % world > 0:
+            # The others have one batch more, and need this rank's weights for it: it draws along, for nothing.
+            self._draw(pending[0])
+
+    def _draw(self, batch: Sequence[Job]) -> list[Drawn]:
+        """One text for each job of `batch`, by the batch's own random numbers."""
+        prompts, seed, sampling = [job.ids for job in batch], batch_seed(self._sampling.seed, batch), self._sampling
+        how: dict[str, Any] = {"max_length": sampling.max_length, "seed": seed, "stop": sampling.stop or ()}
+        try:
+            return draw_batch(self._model, self._tokenizer, prompts, self._config, **how)
+        except torch.OutOfMemoryError:
+            remedy = "does not fit in memory; halve it and run again, which continues this run"
+            refuse("--batch_size", sampling.batch_size, remedy)
+
+
+def draw_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    config: Mapping[str, Any],
+    *,
+    max_length: int,
+    seed: int,
+    stop: Sequence[str] = (),
+) -> list[Drawn]:
+    """One text for each prompt (a sequence of token ids), of at most `max_length` tokens together with its prompt.
+
+    `config` holds arguments of `GenerationConfig`. Prompts are padded on the left. The random numbers follow from
+    `seed`; the global generators are left as they were.
+    """
+    width = max(map(len, prompts))
+    padded = [[config["pad_token_id"]] * (width - len(ids)) + list(ids) for ids in prompts]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    device = compute_device(model)
+    with _seeded(seed, device):
+        output_BT = model.generate(
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            generation_config=GenerationConfig(**config, max_new_tokens=max_length - min(map(len, prompts))),
+            stopping_criteria=StoppingCriteriaList([StopStrings(tokenizer, stop, width)] if stop else []),
+            synced_gpus=is_sharded(model),  # a rank whose texts have ended still gives its weights to the others
+        )
+    # Every prompt has its own room: a longer one than the batch's shortest ran beyond it.
+    new = [ids[: max_length - len(prompt)] for ids, prompt in zip(output_BT[:, width:].tolist(), prompts, strict=True)]
+    return [finish(tokenizer, ids, config["eos_token_id"], stop) for ids in new]
+
+
+class StopStrings(StoppingCriteria):
+    """Ends a text once its last tokens hold a stop string. It saves time; `finish` decides where the text is cut.
+
+    `GenerationConfig.stop_strings` looks at the prompt too: a prompt that ends in a line break and a text that begins
+    with one would be an empty line, and the text would stop without a stop string in it. It also matches the
+    tokenizer's pieces instead of decoding them.
+
+    Args:
+        tokenizer: decodes.
+        stop: the stop strings.
+        width: columns of the prompts, which are not looked at.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], width: int) -> None:
+        self._tokenizer, self._stop, self._width = tokenizer, stop, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        """Which rows of `input_ids` [B, T] end here, bool [B]."""
+        found = [holds_stop(self._tokenizer, ids, self._stop) for ids in input_ids[:, self._width :].tolist()]
+        return torch.tensor(found, dtype=torch.bool, device=input_ids.device)
+
+
+def max_spread(model: PreTrainedModel, sampling: SamplingArguments) -> int:
+    """How far prompt lengths within a batch may differ, in tokens.
+
+    The shortest prompt gets `max_length` tokens, so the longest runs beyond that by the difference (and is cut), which
+    must stay within the model's positions. A repetition penalty would take padding for text: it gets one length.
+    """
+    window = require_positions(model, sampling.max_length)
+    return 0 if sampling.repetition_penalty != 1 else window - sampling.max_length
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators that sampling uses, and put them back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

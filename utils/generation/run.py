@@ -1,0 +1,140 @@
+"""Drawing texts with everything the command line says: prompts -> jobs -> a backend -> journal -> files.
+
+Whatever the backend, a finished text is on disk before the next one is waited for, and a run that was interrupted goes
+on with the texts that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from utils.cli.flags import public_config
+from utils.cli.folder_lock import FolderLock
+from utils.cli.launch import make_accelerator
+from utils.data.prompts import format_prompt
+from utils.generation.arguments import AdapterArguments, SamplingArguments
+from utils.generation.backends import Backend, Drawn
+from utils.generation.batches import Job, make_jobs
+from utils.generation.files import FINAL_FILE, Row, append_rows, claim, digest, merge, read_rows, refuse_other_run
+from utils.generation.outputs import Speed, write_outputs
+from utils.generation.sources import find_source
+from utils.models.arguments import ModelArguments
+from utils.models.loading import adapter_files, load_tokenizer
+
+# Fields that change where and how fast texts are drawn, or what is written beside them, not what they are drawn from.
+_NOT_IDENTITY = {"output_dir", "batch_size", "lora_weights_path", "deduplicate", "vllm_url", "vllm_model"}
+
+
+def sample_instructions(
+    instructions: Sequence[str], model_args: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
+) -> Path | None:
+    """Draw one text for each instruction with everything the command line says, and print where they are.
+
+    What can be wrong with the arguments is seen before the model is loaded, and nothing is written before it is.
+
+    Returns:
+        The file of texts on the main process, when it is whole and what belongs beside it is written; None on others.
+    """
+    accelerator = make_accelerator()
+    tokenizer = load_tokenizer(
+        model_args.model_name_or_path, token=model_args.access_token, revision=model_args.revision
+    )
+    prompts = [format_prompt(instruction, sampling.prompt_style, tokenizer) for instruction in instructions]
+    jobs = make_jobs(tokenizer, prompts, sampling.max_length)
+    source = find_source(accelerator, tokenizer, model_args, adapter, sampling)
+    identity = run_identity(prompts, model_args, adapter, sampling) | source.identity
+    folder, is_main = Path(sampling.output_dir), accelerator.is_main_process
+    with FolderLock(enabled=is_main) as lock:
+        lock.take(folder)
+        refuse_other_run(folder, identity)
+        backend = source.load()
+        if is_main:
+            claim(folder, identity)
+        lock.take(folder)
+        rank, world, wait = accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
+        path, speed = generate_all(backend, jobs, sampling, identity=identity, rank=rank, world=world, wait=wait)
+        speeds = gather_object([speed])
+        if is_main:
+            print(f"{len(jobs)} texts in {path}\n{write_outputs(path, sampling, speeds)}")
+    accelerator.end_training()  # destroys the process group: left to the interpreter's exit it may abort
+    return path if accelerator.is_main_process else None
+
+
+def run_identity(
+    prompts: Sequence[str], model_args: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
+) -> dict[str, Any]:
+    """What the texts follow from, as JSON values: settings, prompts, the content of the adapter, which must exist."""
+    settings = public_config(model_args, adapter, sampling)
+    files = [] if adapter.lora_weights_path is None else adapter_files(adapter.lora_weights_path)
+    if settings["backend"] == "hf":
+        settings["backend"] = None  # folders from before there was another go on
+    return {name: value for name, value in settings.items() if name not in _NOT_IDENTITY} | {
+        "adapter_sha256": digest(*files) if files else None,
+        "num_prompts": len(prompts),
+        "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+    }
+
+
+def generate_all(
+    backend: Backend,
+    jobs: Sequence[Job],
+    sampling: SamplingArguments,
+    *,
+    identity: Mapping[str, Any],
+    rank: int = 0,
+    world: int = 1,
+    wait: Callable[[], object] = lambda: None,
+) -> tuple[Path, Speed]:
+    """Draw this rank's share of the texts; rank 0 merges those of all into `generations.jsonl`.
+
+    Args:
+        backend: draws.
+        jobs: all texts to draw, with indexes 0 to n - 1, the same on every rank.
+        sampling: `output_dir` may hold texts already; they are not drawn again.
+        identity: what the texts follow from, JSON values by name; a folder takes texts of one identity only.
+        rank, world: this process and how many there are; every rank makes this call.
+        wait: returns once every rank has called it.
+
+    Returns:
+        The merged file's path, and how fast this process was.
+
+    Raises:
+        InvalidArgument: a folder with texts of another identity, or what the backend refuses.
+    """
+    output_dir = Path(sampling.output_dir)
+    if rank == 0:
+        claim(output_dir, identity)
+    wait()
+    done = read_rows(output_dir).keys()
+    wait()  # all ranks must deal from the same rows, so none appends before all have read
+    speed = _draw_share(backend, jobs, done, output_dir, rank, world)
+    wait()
+    if rank == 0:
+        merge(output_dir, len(jobs))
+    return output_dir / FINAL_FILE, speed
+
+
+def _draw_share(
+    backend: Backend, jobs: Sequence[Job], done: Container[int], output_dir: Path, rank: int, world: int
+) -> Speed:
+    """Draw what is missing; finished texts are on disk before the next are waited for."""
+    tokens, start, missing = 0, time.monotonic(), sum(job.index not in done for job in jobs)
+    with tqdm(total=-(-missing // world), unit="text", disable=rank != 0) as bar:
+        for finished in backend.draw(jobs, done, rank=rank, world=world):
+            append_rows(output_dir, rank, [_row(job, drawn) for job, drawn in finished])
+            tokens += sum(drawn.tokens for _, drawn in finished)
+            bar.set_postfix_str(f"{tokens / (time.monotonic() - start):.0f} tokens/s", refresh=False)
+            bar.update(len(finished))
+    return Speed(tokens, time.monotonic() - start)
+
+
+def _row(job: Job, drawn: Drawn) -> Row:
+    return {"prompt": job.prompt, "text": drawn.text, "index": job.index, "ended": drawn.ended}

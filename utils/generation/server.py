@@ -1,0 +1,154 @@
+"""Drawing texts by an OpenAI-compatible server, such as vLLM's, that holds the model and the adapter.
+
+    vllm serve PATH --enable-lora --lora-modules dptune=OUT --max-lora-rank 64
+
+in vLLM's own environment serves the base at PATH with the PEFT files of a training's folder OUT, as the model `dptune`.
+
+Prompts are sent as token ids, so that they are those of training whatever the server's tokenizer adds. Every sampling
+parameter is sent, so that the server's own defaults (vLLM takes them from the model's folder) do not count. Each text
+has a seed of its own, which depends on neither the other texts nor interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any, NoReturn
+
+import openai
+from openai.types import Completion
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from dptune._validate import refuse
+from utils.cli.endpoints import VLLM_KEY, key_from_environment
+from utils.generation.arguments import SamplingArguments
+from utils.generation.backends import Drawn, cut, end_tokens
+from utils.generation.batches import Job
+
+_RETRIES = 6  # with growing pauses, after 408, 409, 429, 5xx and lost connections
+_TIMEOUT = 600.0  # seconds for one text
+_FAILURES = (openai.OpenAIError, ValueError)  # ValueError: an answer that says it is JSON and is not
+
+
+class ServerBackend:
+    """Asks for `batch_size` texts at once.
+
+    Args:
+        model: its name on the server.
+        tokenizer: of the base model.
+        base: folder or hub name of the base model, whose end tokens are sent.
+        sampling: how texts are drawn, and the server's address.
+        token, revision: for a base model on the hub.
+
+    `draw` raises `InvalidArgument` for a server that cannot be reached, refuses, or gives no text.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: PreTrainedTokenizerBase,
+        base: str,
+        sampling: SamplingArguments,
+        *,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        assert sampling.vllm_url is not None
+        self._client, self._url = _client(sampling.vllm_url), sampling.vllm_url
+        self._sampling, self._stop = sampling, sampling.stop or []
+        self._parameters = _parameters(sampling) | {"model": model}
+        self._parameters["extra_body"]["stop_token_ids"] = end_tokens(_own_config(base, token, revision), tokenizer)
+
+    def draw(
+        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        """See `Backend.draw`."""
+        waiting = iter([job for job in jobs if job.index not in done][rank::world])
+        asked: dict[Future[Drawn], Job] = {}
+        failure: BaseException | None = None
+        with ThreadPoolExecutor(self._sampling.batch_size) as pool:
+            while True:
+                # Not more are handed to the pool than it works on, and after a failure none: what is asked for already
+                # is waited for and kept.
+                room = 0 if failure else self._sampling.batch_size - len(asked)
+                asked |= {pool.submit(self._ask, job): job for job in islice(waiting, room)}
+                if not asked:
+                    break
+                ready = wait(asked, return_when=FIRST_COMPLETED).done
+                failure = next(filter(None, [failure, *(future.exception() for future in ready)]), None)
+                jobs_ready = [(asked.pop(future), future) for future in ready]
+                yield [(job, future.result()) for job, future in jobs_ready if future.exception() is None]
+        if failure:
+            raise failure
+
+    def _ask(self, job: Job) -> Drawn:
+        """One text."""
+        room, seed = self._sampling.max_length - len(job.ids), job_seed(self._sampling.seed, job)
+        try:
+            answer = self._client.completions.create(
+                prompt=list(job.ids), max_tokens=room, seed=seed, **self._parameters
+            )
+        except _FAILURES as error:
+            _refuse(self._url, error)
+        choice = answer.choices[0] if isinstance(answer, Completion) and answer.choices else None
+        if choice is None or choice.text is None or choice.finish_reason not in ("stop", "length"):
+            said = "no text" if choice is None else f"a text that ended by {choice.finish_reason!r}"
+            refuse("--vllm_url", self._url, f"the server gave {said} for index {job.index}; run again to continue")
+        text, stopped = cut(choice.text, self._stop)
+        tokens = answer.usage.completion_tokens if answer.usage else 0
+        return Drawn(text, tokens, stopped or choice.finish_reason == "stop")
+
+
+def find_model(url: str, name: str | None) -> str:
+    """`name` if the server at `url` has it, or its only model if none is given; else raises `InvalidArgument`."""
+    client = _client(url)
+    try:
+        # Raw, since the client itself fails at what is no list of models, such as a web page.
+        listed = json.loads(client.models.with_raw_response.list().text)
+        there = sorted(model["id"] for model in listed["data"])
+    except (KeyError, TypeError, ValueError):
+        refuse("--vllm_url", url, "lists no models; give the address that ends in /v1")
+    except openai.OpenAIError as error:
+        _refuse(url, error)
+    if name is None and len(there) == 1:
+        return there[0]
+    if name is None or name not in there:
+        refuse("--vllm_model", name, f"the server has {', '.join(there) or 'no model'}; give one of them")
+    return name
+
+
+def job_seed(seed: int, job: Job) -> int:
+    """A seed (63 bits) for each text of each `--seed`."""
+    return int.from_bytes(hashlib.sha256(json.dumps([seed, job.index]).encode()).digest()[:8], "big") >> 1
+
+
+def _client(url: str) -> openai.OpenAI:
+    """The key is the environment's, never a flag's, and never the one of another service."""
+    key = key_from_environment(VLLM_KEY) or "none"  # the client insists on one, a server without keys passes it over
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, timeout=_TIMEOUT)
+
+
+def _parameters(sampling: SamplingArguments) -> dict[str, Any]:
+    """The request's fields that all texts share; vLLM's own ones go beside OpenAI's."""
+    own = {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": sampling.repetition_penalty}
+    shared = {"temperature": sampling.temperature, "top_p": sampling.top_p, "n": 1}
+    shared |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+    return shared | {"stop": sampling.stop, "extra_body": own}
+
+
+def _own_config(base: str, token: str | None, revision: str | None) -> GenerationConfig:
+    """The base model's end tokens, from its generation settings or else from its configuration."""
+    source = {"token": token, "revision": revision}
+    try:
+        return GenerationConfig.from_pretrained(base, **source)
+    except OSError:  # it has none
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, **source))
+
+
+def _refuse(url: str, error: Exception) -> NoReturn:
+    """One line without a word of the server's, which may repeat the key; what is finished is on disk: run it again."""
+    status = f" (HTTP {error.status_code})" if isinstance(error, openai.APIStatusError) else ""
+    refuse("--vllm_url", url, f"{type(error).__name__}{status}; see to the server, then run again to continue")

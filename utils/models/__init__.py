@@ -1,0 +1,1 @@
+"""Loading models, sharding and quantising them, choosing what is trained, estimating memory."""

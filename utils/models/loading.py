@@ -1,0 +1,165 @@
+"""Loading what the scripts run on: the tokenizer, the frozen base model, adapters.
+
+Failures of the hub or of a folder become one line that names the flag to change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dptune._validate import refuse
+from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, attach_adapter
+from dptune.lora import merge_lora
+from utils.cli.launch import Sharding
+from utils.models.quantization import keep_differentiable, quantized_loading
+from utils.models.sharded import load_sharded_model
+
+_REMEDY = "give a folder with a causal language model and its tokenizer, or a hub name (gated: with --access_token)"
+
+
+def load_tokenizer(name: str, *, token: str | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name.
+
+    Where it has no padding token its end token pads, so that the vocabulary keeps its size. Raises `InvalidArgument`
+    if it cannot be loaded or has no end token (nothing could then mark where a text ends).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, token=token, revision=revision)
+    except Exception as error:  # the hub, the file system and the parsers raise unrelated types
+        refuse_to_load("tokenizer", name, error, token=token)
+    if tokenizer.eos_token_id is None:
+        refuse("--model_name_or_path", name, "its tokenizer has no end token; set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    name: str,
+    *,
+    token: str | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    bits: int = 16,
+    sharding: Sharding | None = None,
+) -> PreTrainedModel:
+    """The causal language model of a folder or hub name, every parameter frozen, in evaluation mode.
+
+    Args:
+        name, token, revision: where it is.
+        dtype: what it computes in, and what its weights are held in.
+        device: where it computes.
+        bits: 4 or 8 for a quantised base.
+        sharding: how its weights are spread over the ranks; None holds all of them here.
+
+    Raises:
+        InvalidArgument: it cannot be loaded, or the checkpoint lacks weights (they would be random).
+    """
+    if sharding is not None:
+        if bits != 16:
+            refuse(
+                "--qbits", bits, "quantised weights cannot be sharded; give 16, or a launch configuration without FSDP"
+            )
+        source = {"token": token, "revision": revision}
+        return load_sharded_model(name, **source, dtype=dtype, device=torch.device(device), sharding=sharding)
+    quantized = quantized_loading(bits, dtype, device)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, token=token, revision=revision, dtype=dtype, output_loading_info=True, **quantized
+        )
+    except Exception as error:  # the hub, the file system and the parsers raise unrelated types
+        refuse_to_load("model", name, error, token=token)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        refuse(
+            "--model_name_or_path", name, f"its checkpoint lacks {len(missing)} weights such as {missing[0]}; {_REMEDY}"
+        )
+    model = model.requires_grad_(False).eval()
+    keep_differentiable(model)
+    return model if quantized else model.to(device)
+
+
+def load_skeleton(name: str, *, token: str | None = None, revision: str | None = None) -> PreTrainedModel:
+    """The model's layers without their weights (on the meta device): names, shapes and configuration, in an instant."""
+    try:
+        config = AutoConfig.from_pretrained(name, token=token, revision=revision)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # the hub, the file system and the parsers raise unrelated types
+        refuse_to_load("model", name, error, token=token)
+
+
+def require_context(
+    model: PreTrainedModel, block_size: int, *, flag: str = "--block_size", virtual_tokens: int = 0
+) -> None:
+    """`block_size` tokens, and virtual ones before them, must fit the context that the model was made for."""
+    context = _context(model)
+    if context is not None and block_size + virtual_tokens > context:
+        shared = f" for text and {virtual_tokens} virtual tokens" if virtual_tokens else ""
+        most = context - virtual_tokens
+        refuse(flag, block_size, f"the model's context is {context} tokens{shared}; give at most {most}")
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    """Most tokens of a text. RoBERTa counts its positions from behind its padding token's number."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    reserved = [
+        layer.padding_idx + 1
+        for name, layer in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None
+    ]
+    return positions - max(reserved, default=0)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass; the non-reentrant kind, which hooks and frozen inputs need."""
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:  # its name before transformers 5.23
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+
+def adapter_files(path: str) -> list[Path]:
+    """The files that decide what `load_adapter(path)` attaches. Raises `InvalidArgument` if there is no adapter."""
+    given = Path(path)
+    folder = given if given.is_dir() else given.parent
+    peft = [folder / PEFT_WEIGHTS_NAME, folder / PEFT_CONFIG_NAME]
+    if given.is_dir():
+        files = peft if peft[1].exists() else [folder / WEIGHTS_NAME]
+    else:
+        files = [given, peft[1]] if given.suffix == ".safetensors" else [given]
+    if not all(file.is_file() for file in files):
+        refuse("--lora_weights_path", path, f"no adapter there; give a {WEIGHTS_NAME} file or a PEFT folder")
+    return files
+
+
+def load_adapter(model: PreTrainedModel, path: str, *, merge: bool) -> None:
+    """Attach the adapter `path` to `model`, in its weights if `merge`. Raises `InvalidArgument` if it doesn't fit."""
+    attach_adapter(model, path)
+    if merge:
+        merge_lora(model)
+
+
+def refuse_to_load(
+    what: str,
+    name: str,
+    error: Exception,
+    *,
+    token: str | None = None,
+    flag: str = "--model_name_or_path",
+    remedy: str = _REMEDY,
+) -> NoReturn:
+    """One line out of a library's message of many, with the token taken out should it be quoted there."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    reason = f"{type(error).__name__}: {reason[:200]}"
+    if token:
+        reason = reason.replace(token, "***")
+    refuse(flag, name, f"no {what} could be loaded ({reason}); {remedy}")

@@ -1,0 +1,300 @@
+"""What one private step needs in a device's memory, worked out before gigabytes are read, and what to do if it is more
+than there is.
+
+Left out are what CUDA and NCCL take for themselves and what falls between blocks: `RESERVE` is kept back for them.
+Sizes are bytes throughout; tokens are padded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import torch
+
+from dptune._validate import refuse, require_count
+from utils.models.sizes import ModelSizes
+
+RESERVE = 1 << 30  # workspaces of the CUDA libraries and fragmentation; an assumption, not a measurement
+BITS = (4, 8, 16)
+
+_FLOAT32 = 4
+_CHUNK_LOGITS = 1 << 24  # logits that dptune.losses makes at a time
+_GATHERED = 1 << 26  # bytes of all ranks' shares that dptune.ranks holds at a time
+# The layer that computes, the one that FSDP gathers ahead of it, and the buffer that this one arrives in.
+_GATHERED_LAYERS = 3
+_ADAPTER_COPIES = 4  # weight, Adam's two moments, and the clipped sum, which becomes the gradient
+_STEP_COPIES = 1  # noise on its way to the device, and then what the optimizer works with
+_PLAIN_LOGIT = 8  # bytes a logit: itself in float32, and its exponential while they are summed
+_TRAINED_LOGIT = 14  # under an adapted output layer: the base's and the adapter's part, their sum, log-probabilities
+_BUDGET_STEP = 64  # tokens
+_MOST_DEVICES = 1024
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What memory depends on besides the model; none of it changes a result.
+
+    Attributes:
+        dtype: of the frozen weights, and of what is computed outside the adapters.
+        token_budget: padded tokens in one forward pass; a longer single example goes alone.
+        block_size: tokens of the longest example.
+        checkpointing: whether each layer's activations are recomputed in the backward pass.
+        world_size: processes, one a device.
+        sharded: whether the frozen weights are sharded over them; otherwise each holds all.
+        offload: whether shards live in the CPU's memory.
+        reshard: whether a layer's gathered weights are dropped between forward and backward pass.
+        bits: of a frozen weight in the decoder layers' linear layers: 4, 8, or 16 for `dtype` as it is.
+        lengths: tokens of every example, [num_examples], from which follows how many go in one forward pass; None if
+            all are of `block_size`.
+
+    Raises:
+        InvalidArgument: a count below 1, other bits, or offloading without sharding.
+    """
+
+    dtype: torch.dtype
+    token_budget: int
+    block_size: int
+    checkpointing: bool = False
+    world_size: int = 1
+    sharded: bool = False
+    offload: bool = False
+    reshard: bool = True
+    bits: int = 16
+    lengths: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("token_budget", "block_size", "world_size"):
+            require_count(name, getattr(self, name))
+        if self.bits not in BITS:
+            refuse("bits", self.bits, f"give one of {', '.join(map(str, BITS))}")
+        if self.offload and not self.sharded:
+            refuse("offload", True, "only shards can be offloaded; turn sharding on")
+
+    @property
+    def tokens(self) -> int:
+        """Padded tokens of the largest forward pass."""
+        return max(self.token_budget, self.block_size)
+
+    @property
+    def examples(self) -> int:
+        """Examples of the forward pass that has most of them."""
+        if self.lengths is not None and len(self.lengths):
+            return most_examples(self.lengths, self.token_budget)
+        return max(1, self.token_budget // self.block_size)
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Bytes on one device, each part at its largest; they do not all peak at the same time, see `total`.
+
+    Attributes:
+        frozen_weights: held all the time.
+        gathered_weights: whole while they compute: of a sharded model three layers and the root group, of a
+            quantised one the largest weight.
+        adapters: weights, clipped sum or gradient, and Adam's two moments, float32.
+        activations: kept for the backward pass by the base model.
+        adapter_activations: the same by the adapters.
+        per_example_gradients: float32, at the end of a backward pass.
+        one_layer: gradients inside a layer; with checkpointing, also what is recomputed for it.
+        logits: one chunk with its copies, and the output layer's other tensors.
+        finish: noise of a step or the optimizer's temporary, and what ranks exchange.
+        host: in the CPU's memory: noise in the making, offloaded shards.
+    """
+
+    frozen_weights: int
+    gathered_weights: int
+    adapters: int
+    activations: int
+    adapter_activations: int
+    per_example_gradients: int
+    one_layer: int
+    logits: int
+    finish: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        """The peak on the device: what is always held, and the largest of three moments.
+
+        While a backward pass goes on, activations go and per-example gradients come, layer by layer, so that together
+        they are largest at its begin or at its end; the third moment is the end of a step.
+        """
+        held = self.frozen_weights + self.gathered_weights + self.adapters
+        begin = self.activations + self.adapter_activations + max(self.logits, self.one_layer)
+        end = self.per_example_gradients + self.one_layer
+        return held + max(begin, end, self.finish)
+
+
+def memory_needs(sizes: ModelSizes, settings: MemorySettings) -> MemoryNeeds:
+    """What one device needs for private steps with AdamW."""
+    tokens, itemsize = settings.tokens, settings.dtype.itemsize
+    scores = sizes.scores * sizes.heads * settings.block_size
+    layer = _FLOAT32 * sizes.exact + itemsize * sizes.plain + scores
+    adapter = _FLOAT32 * (sizes.adapter_shared if itemsize >= _FLOAT32 else sizes.adapter)
+    one_layer = itemsize * sizes.gradients + scores
+    if settings.checkpointing:
+        one_layer += layer + adapter // sizes.layers
+        layer, adapter = itemsize * sizes.hidden, 0
+    last_norm = (_FLOAT32 + itemsize) * sizes.hidden  # its input, and the gradient that the output layer has made
+    frozen, gathered = _weights(sizes, settings)
+    flat = _FLOAT32 * sizes.trained
+    shares = min(_GATHERED, settings.world_size * flat) if settings.world_size > 1 else 0
+    return MemoryNeeds(
+        frozen_weights=0 if settings.offload else frozen,
+        gathered_weights=gathered,
+        adapters=_ADAPTER_COPIES * flat,
+        activations=tokens * (sizes.layers * layer + last_norm),
+        adapter_activations=tokens * adapter,
+        per_example_gradients=settings.examples * flat,
+        one_layer=tokens * one_layer,
+        logits=_logits(sizes, settings),
+        finish=_STEP_COPIES * flat + shares + shares // settings.world_size,
+        host=2 * flat + (frozen if settings.offload else 0),
+    )
+
+
+def most_examples(lengths: np.ndarray, token_budget: int, max_padding: float = 0.05) -> int:
+    """Most examples that `dptune.deal` can put in one micro-batch, whatever the draw.
+
+    A micro-batch is as wide as its longest example and at most `max_padding` of it is padding. So for each width the
+    question is how many of the longest examples up to it average at least (1 - max_padding) of it. The budget alone
+    says little: one of 2,048 tokens holds 1,024 examples of 2 tokens, if the data has so many.
+
+    Args:
+        lengths: tokens of every example of the data set, [num_examples].
+        token_budget, max_padding: as `deal` takes them.
+    """
+    ascending = np.sort(lengths)
+    sums = np.concatenate([[0], np.cumsum(ascending)])
+    most = 1
+    for width in np.unique(ascending).tolist():
+        end = int(np.searchsorted(ascending, width, side="right"))
+        low, high = 1, max(1, min(token_budget // width, end))
+        while low < high:  # the mean of the longest falls as their number grows
+            middle = (low + high + 1) // 2
+            enough = sums[end] - sums[end - middle] >= (1 - max_padding) * width * middle
+            low, high = (middle, high) if enough else (low, middle - 1)
+        most = max(most, low)
+    return most
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes that a GPU has left for this process; None for a CPU, whose memory is everybody's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def fits(needs: MemoryNeeds, available: int) -> bool:
+    """Whether `available` bytes of a device are enough, with `RESERVE` kept back."""
+    return needs.total + RESERVE <= available
+
+
+def describe_memory(sizes: ModelSizes, settings: MemorySettings, available: int | None) -> list[str]:
+    """The parts, the peak and whether it fits, in lines for a person; where it does not fit, settings that do.
+
+    Args:
+        available: bytes of the device; None where they are not known.
+    """
+    needs = memory_needs(sizes, settings)
+    parts = [(one.name.replace("_", " "), getattr(needs, one.name)) for one in fields(needs) if one.name != "host"]
+    lines = [
+        f"memory a device        about {_size(needs.total)} at its peak (an estimate), for at most "
+        f"{settings.tokens:,} tokens and {settings.examples:,} examples at a time",
+        f"                       parts of over half a per cent, which peak apart: "
+        f"{', '.join(f'{name} {_size(size)}' for name, size in parts if 200 * size >= needs.total)}",
+    ]
+    if settings.offload:
+        lines.append(f"memory of the CPU      about {_size(needs.host)} a process: offloaded weights, and noise")
+    if available is None:
+        return lines
+    if fits(needs, available):
+        return [*lines, f"                       fits: the device has {_size(available)}"]
+    found = [f"{change} ({_size(peak)})" for change, peak in _remedies(sizes, settings, available)]
+    remedy = f"try {', or '.join(found)}" if found else "take a smaller model or --block_size: nothing else is enough"
+    return [
+        *lines,
+        f"                       does not fit: needs {_size(needs.total)} and {_size(RESERVE)} for CUDA's libraries, "
+        f"the device has {_size(available)}; {remedy}",
+    ]
+
+
+Change = tuple[str, MemorySettings]
+
+
+def _remedies(sizes: ModelSizes, settings: MemorySettings, available: int) -> list[tuple[str, int]]:
+    """(what to change, the peak then) of settings that fit: one change each, or two or three together if one is not
+    enough."""
+    recompute = replace(settings, checkpointing=True)
+    one_example = replace(recompute, token_budget=settings.block_size)
+    flag = "" if settings.checkpointing else "--gradient_ckpt "
+    rounds: list[list[Change]] = [
+        [
+            *([("--gradient_ckpt", recompute)] if flag else []),
+            *_smaller_budget(sizes, settings, available),
+            *_more_devices(sizes, settings, available),
+        ],
+        [
+            *((f"{flag}{change}", with_it) for change, with_it in _smaller_budget(sizes, recompute, available)),
+            *((f"{flag}on {change}", with_it) for change, with_it in _more_devices(sizes, recompute, available)),
+        ],
+        [
+            (f"{flag}--max_tokens_per_device {settings.block_size} on {change}", with_it)
+            for change, with_it in _more_devices(sizes, one_example, available)
+        ],
+    ]
+    for changes in rounds:
+        needs = [(change, memory_needs(sizes, changed)) for change, changed in changes]
+        if fitting := [(change, then.total) for change, then in needs if fits(then, available)]:
+            return fitting
+    return []
+
+
+def _smaller_budget(sizes: ModelSizes, settings: MemorySettings, available: int) -> Iterator[Change]:
+    """The largest smaller token budget that fits. It is no use to go below the longest example, which goes alone."""
+    below = range((settings.token_budget - 1) // _BUDGET_STEP * _BUDGET_STEP, settings.block_size, -_BUDGET_STEP)
+    for tokens in [*below, settings.block_size]:
+        smaller = replace(settings, token_budget=tokens)
+        if fits(memory_needs(sizes, smaller), available):
+            yield f"--max_tokens_per_device {tokens}", smaller
+            return
+
+
+def _more_devices(sizes: ModelSizes, settings: MemorySettings, available: int) -> Iterator[Change]:
+    """The least number of devices, doubling, over which the weights must be sharded to fit."""
+    count = max(2, settings.world_size * (2 if settings.sharded else 1))
+    while count <= _MOST_DEVICES:
+        more = replace(settings, sharded=True, world_size=count)
+        if fits(memory_needs(sizes, more), available):
+            yield f"{count} GPUs with accelerate_configs/accelerate_config.cfg", more
+            return
+        count *= 2
+
+
+def _weights(sizes: ModelSizes, settings: MemorySettings) -> tuple[int, int]:
+    """(frozen weights that a rank holds, weights that it holds whole while they compute)."""
+    itemsize = settings.dtype.itemsize
+    # With 4 bits there is a float32 scale for every 64 weights; with 8 one a row, which is next to nothing.
+    packed = {4: 0.5 + _FLOAT32 / 64, 8: 1.0}.get(settings.bits, itemsize)
+    spared = sizes.linear * (itemsize - packed)
+    whole = sizes.frozen * itemsize - sizes.layers * spared
+    unpacked = sizes.largest_linear * itemsize if settings.bits < 16 else 0
+    if not settings.sharded:
+        return int(whole), unpacked
+    at_once = min(_GATHERED_LAYERS, sizes.layers) * (sizes.layer * itemsize - spared) + sizes.root * itemsize
+    gathered = at_once if settings.reshard else whole
+    return int(-(-whole // settings.world_size)), int(gathered) + unpacked
+
+
+def _logits(sizes: ModelSizes, settings: MemorySettings) -> int:
+    """The output layer at work: one chunk of logits with its copies, and the hidden states of labelled tokens."""
+    itemsize, every = settings.dtype.itemsize, settings.tokens * sizes.vocabulary
+    hidden = 2 * settings.tokens * sizes.hidden * itemsize
+    if sizes.whole_logits:
+        return hidden + every * (itemsize + 3 * _FLOAT32)
+    chunk = min(every, max(_CHUNK_LOGITS, sizes.vocabulary))
+    return hidden + chunk * (_TRAINED_LOGIT if sizes.trained_head else _PLAIN_LOGIT)
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

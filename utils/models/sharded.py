@@ -1,0 +1,92 @@
+"""A transformers model whose frozen weights are sharded over the ranks, each of which reads only its own rows."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from dptune._validate import refuse
+from dptune.sharding import ShardedBytes, checkpoint_files, frozen_bytes, load_slices, shard_frozen
+from utils.cli.launch import Sharding
+
+
+def load_sharded_model(
+    name: str,
+    *,
+    token: str | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype,
+    device: torch.device,
+    sharding: Sharding,
+) -> PreTrainedModel:
+    """The causal language model of a folder or hub name, frozen, sharded over all ranks, in evaluation mode.
+
+    The checkpoint must be in safetensors files. Raises `InvalidArgument` if it is not, or lacks weights.
+    """
+    folder = _local_folder(name, token, revision)
+    config = AutoConfig.from_pretrained(folder)
+    # Parameters without memory, buffers with their values: those of rotary embeddings are in no checkpoint.
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()  # undone by the context above
+    model.requires_grad_(False).eval()
+    shard_frozen(
+        model,
+        decoder_layers(model),
+        device=device,
+        cpu_offload=sharding.cpu_offload,
+        reshard_after_forward=sharding.reshard_after_forward,
+    )
+    shards = torch.device("cpu") if sharding.cpu_offload else device
+    load_slices(model, checkpoint_files(folder), device=shards, prefix=f"{model.base_model_prefix}.")
+    return model
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers that transformers says belong on one device."""
+    names = model._no_split_modules or ()
+    return [module for module in model.modules() if _original_class_name(module) in names]
+
+
+def describe_shards(model: PreTrainedModel, ranks: int) -> str:
+    """A line about the frozen weights on this rank. `AssertionError` if they are more than a shard."""
+    held = frozen_bytes(model, decoder_layers(model))
+    held.require_bound(ranks)
+    return _line(held, ranks)
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Where `model` computes: with CPU offload its weights lie elsewhere, its buffers don't."""
+    tensor = next(chain(model.buffers(), model.parameters()))
+    return tensor.device
+
+
+def _line(held: ShardedBytes, ranks: int) -> str:
+    mib = 2.0**20
+    return (
+        f"frozen weights a rank  {held.held / mib:,.1f} MiB of {held.total / mib:,.1f} MiB over {ranks} processes "
+        f"(at most {held.total / ranks / mib:,.1f} + root group {held.root / mib:,.1f})"
+    )
+
+
+def _original_class_name(module: nn.Module) -> str:
+    """FSDP renames the class of what it shards."""
+    return type(module).__name__.removeprefix("FSDP")
+
+
+def _local_folder(name: str, token: str | None, revision: str | None) -> Path:
+    """Where the checkpoint lies, downloaded if `name` is a hub's."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        wanted: list[str] = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises unrelated types
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        refuse("--model_name_or_path", name, f"could not be downloaded ({reason}); give a folder or a hub name")

@@ -1,0 +1,175 @@
+"""Training the model's own parameters in the place of adapters: which, in which precision, and where they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dptune._validate import refuse
+from dptune.lora import add_lora
+from dptune.losses import IGNORE
+from dptune.per_example import require_exact_gradients
+from utils.files.folders import write_folder
+
+MODEL_NAME = "model"  # the folder below --output_dir
+_FLAG = "--trainable"
+_PRESETS = ("all", "biases", "norms")
+_CHECKED_TOKENS = 7  # of the shorter of two rows
+_SAME = 2e-3  # losses of one row under the same shapes
+
+Losses = Callable[..., Tensor]  # (input_ids [B, T], labels [B, T]) -> [B]
+
+
+class Choice(Protocol):
+    """The flags that say what is trained."""
+
+    trainable: list[str] | None
+    lora_r: int
+    lora_alpha: float
+    lora_dropout: float
+    lora_target_modules: list[str]
+
+
+def prepare_trainable(
+    model: nn.Module, choice: Choice, *, sharded: bool = False, bits: int = 16, dtype: torch.dtype = torch.float32
+) -> list[str]:
+    """Add adapters, or choose among the model's own parameters; the names of all that is trained.
+
+    Args:
+        model: the base, or its skeleton.
+        choice: the flags.
+        sharded, bits, dtype: of the launch and the base.
+
+    Raises:
+        InvalidArgument: a name that fits nothing, or parameters that cannot be trained as they are held.
+    """
+    if not choice.trainable:
+        add_lora(
+            model,
+            rank=choice.lora_r,
+            alpha=choice.lora_alpha,
+            targets=choice.lora_target_modules,
+            dropout=choice.lora_dropout,
+        )
+        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    given = " ".join(choice.trainable)
+    if sharded:
+        refuse(_FLAG, given, "only frozen weights are sharded; take a launch configuration without FSDP")
+    if bits != 16:
+        refuse(_FLAG, given, f"weights of --qbits {bits} cannot be trained; give 16")
+    if dtype == torch.float16:
+        refuse(_FLAG, given, "float16 overflows where whole models train; set mixed_precision to bf16 or no")
+    return choose_trainable(model, choice.trainable)
+
+
+def choose_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Let exactly the parameters that `patterns` name need a gradient; their names, each shared one once.
+
+    Args:
+        model: any.
+        patterns: `all`, `biases` (BitFit, Ben Zaken et al. 2022), `norms` (scales and shifts of LayerNorm and RMSNorm),
+            or names with the wildcards of a shell, such as `*.attn.*`.
+
+    Raises:
+        InvalidArgument: a pattern that names nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = _names_of(model, names, pattern)
+        if not found:
+            refuse(
+                _FLAG, pattern, f"names no parameter; give {', '.join(_PRESETS)} or a pattern for names like {names[0]}"
+            )
+        chosen |= found
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return [name for name in names if name in chosen]
+
+
+def _names_of(model: nn.Module, names: Sequence[str], pattern: str) -> set[str]:
+    if pattern == "all":
+        return set(names)
+    if pattern == "biases":
+        return {name for name in names if name.rpartition(".")[2] == "bias"}
+    if pattern == "norms":
+        return {
+            f"{layer}.{name}".lstrip(".")
+            for layer, module in model.named_modules()
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
+            for name, _ in module.named_parameters(recurse=False)
+        }
+    return {name for name in names if fnmatchcase(name, pattern)}
+
+
+def parameters_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Copies of these parameters on the CPU."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().cpu().clone() for name in names}
+
+
+def in_autocast(losses: Losses, dtype: torch.dtype, device: torch.device) -> Losses:
+    """`losses` computed in `dtype` from weights that stay in float32: updates smaller than a bfloat16 step would be
+    lost in bfloat16 weights."""
+    if dtype == torch.float32:
+        return losses
+
+    def cast(*batch: Tensor, **named: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype):
+            return losses(*batch, **named)
+
+    return cast
+
+
+def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int) -> None:
+    """Compare the engine's gradients with autograd's on random tokens before anything is trained: of a short row beside
+    one of `width` tokens, and of each by itself.
+
+    Args:
+        width: the longest row that may have a neighbour, since what it does to it may depend on its length.
+
+    Raises:
+        InvalidArgument: the model computes something that the engine's rules do not describe, or a row's gradient
+            depends on its padding or its neighbours.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths = (_CHECKED_TOKENS, max(width, _CHECKED_TOKENS + 1))
+    size = (len(lengths), max(lengths))
+    ids = torch.randint(1, model.config.get_text_config().vocab_size, size, generator=generator)
+    labels = ids.where(torch.arange(size[1]) < torch.tensor(lengths)[:, None], torch.tensor(IGNORE))
+    ids, labels = ids.to(device), labels.to(device)
+
+    def alone(row: int) -> list[Tensor]:
+        return [part[row : row + 1, : lengths[row]] for part in (ids, labels)]
+
+    require_exact_gradients(model, losses, ids, labels, alone=alone)
+    others = torch.randint(1, model.config.get_text_config().vocab_size, size, generator=generator).to(device)
+    others[0, :_CHECKED_TOKENS] = ids[0, :_CHECKED_TOKENS]
+    _require_same_first_loss(model, lambda tokens: losses(tokens, labels), ids, others)
+
+
+def _require_same_first_loss(model: Any, losses: Losses, ids: Tensor, others: Tensor) -> None:
+    """Under other padding and another neighbour of the same shape a row's loss must be the same in any precision."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        one, other = (losses(tokens)[0].item() for tokens in (ids, others))
+    model.train(was_training)
+    if not abs(one - other) <= _SAME * (1 + abs(one)):
+        reason = f"a row's loss is {one:g} or {other:g} by its padding, which voids the bound"
+        refuse("--model_name_or_path", type(model).__name__, f"{reason}; take a causal language model")
+
+
+def save_trained_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write model and tokenizer to `folder`/model, as `from_pretrained` reads them, all of it or nothing."""
+
+    def write(target: Path) -> None:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    write_folder(folder / MODEL_NAME, write)

@@ -1,0 +1,1 @@
+"""Synthetic texts: resampling them, and judging them against real ones."""

@@ -1,0 +1,74 @@
+"""The proxy models of a comparison, one after the other, each result kept so that an interrupted run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dptune._files import atomic_write
+from utils.synthetic.arguments import REAL_TRAINING, UNTRAINED
+from utils.synthetic.proxy_model import (
+    ProxySettings,
+    cut_windows,
+    fingerprint,
+    make_model,
+    make_tokenizer,
+    predict,
+    summarise,
+    train,
+)
+from utils.synthetic.texts import Comparison
+
+FOLDER_NAME = "proxy_models"
+NOT_PRIVATE = "Not private: computed on real rows. No epsilon covers it; do not publish it."
+
+Result = dict[str, float]
+
+
+def train_proxies(
+    folder: Path, comparison: Comparison, settings: ProxySettings, max_texts: int
+) -> Iterator[tuple[str, Result]]:
+    """Train a model on each synthetic sample, and on the training rows if there are any, and test it on real text.
+
+    Args:
+        folder: each result is kept in its subfolder `proxy_models`, and found there again by settings and texts.
+        comparison: the samples; the models are tested on both halves of the held-out texts.
+        settings: of all models alike.
+        max_texts: of the training rows, so that they have no more than the synthetic samples.
+
+    Yields:
+        (name, result of `summarise`): the synthetic names, REAL_TRAINING, and UNTRAINED, the model before training.
+    """
+    samples: dict[str, Sequence[str] | None] = {name: one.texts for name, one in comparison.synthetic.items()}
+    if comparison.train is not None:
+        samples[REAL_TRAINING] = comparison.train.part(0, max_texts).texts
+    samples[UNTRAINED] = None
+    (folder / FOLDER_NAME).mkdir(parents=True, exist_ok=True)
+    for name, texts in samples.items():
+        kept = folder / FOLDER_NAME / f"{fingerprint(settings, texts, comparison.held_out)}.json"
+        if not kept.exists():
+            result = _train_one(name, texts, comparison.held_out, settings)
+            with atomic_write(kept) as file:
+                file.write(json.dumps({"not_private": NOT_PRIVATE, **result}, indent=2) + "\n")
+        yield name, _read(kept)
+
+
+def _train_one(name: str, texts: Sequence[str] | None, held_out: Sequence[str], settings: ProxySettings) -> Result:
+    """Train on `texts`, or not at all if None, and test."""
+    tokenizer = make_tokenizer(settings, held_out)
+    model = make_model(settings, tokenizer)
+    if texts is not None:
+        windows = cut_windows(texts, tokenizer, settings.max_length)
+        with tqdm(total=settings.steps, desc=f"training on {name}", unit="step", leave=False) as bar:
+            train(model, windows, settings, on_step=bar.update)
+    predictions = predict(model, cut_windows(held_out, tokenizer, settings.max_length), settings.batch_size)
+    return summarise(predictions, sum(len(text.encode()) for text in held_out), seed=settings.seed)
+
+
+def _read(path: Path) -> Result:
+    """A kept result without its warning."""
+    content: Mapping[str, float] = json.loads(path.read_text())
+    return {name: value for name, value in content.items() if name != "not_private"}

@@ -1,0 +1,189 @@
+"""One Poisson draw through the model: this rank's micro-batches, in less memory if it runs out, until asked to stop."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
+
+from dptune._files import atomic_write
+from dptune._validate import InvalidArgument, refuse
+from dptune.sampling import deal
+from dptune.step import MicroBatchStats, PlainStep, PrivateStep
+from dptune.units.batches import Batch, Draw, Part, Rows, parts_of
+from utils.cli.interruption import StopRequest
+
+BUDGET_NAME = "max_tokens_per_device"
+
+Losses = Callable[..., Tensor]  # (**what `Rows.batch` gives) -> [B]
+
+
+def remember_budget(folder: Path, tokens: int) -> None:
+    """Leave a token budget for the next launch in this folder, unless a smaller one is there."""
+    with atomic_write(folder / BUDGET_NAME) as file:
+        file.write(f"{remembered_budget(folder, tokens)}\n")
+
+
+def remembered_budget(folder: Path, asked: int) -> int:
+    """`asked`, or what a launch that ran out of memory found to be too much for it, if that is less."""
+    file = folder / BUDGET_NAME
+    if not file.exists():
+        return asked
+    text = file.read_text().strip()
+    if not text.isdecimal() or int(text) < 1:
+        refuse("--output_dir", str(file), "holds no number of tokens; remove it")
+    return min(asked, int(text))
+
+
+@dataclass
+class MicroBatches:
+    """The training set, cut for this rank.
+
+    Attributes:
+        data: the whole training set.
+        token_budget: padded tokens in one forward pass, the same on every rank.
+        pad_token_id: fills rows.
+        accelerator: the ranks and this rank's device.
+        in_step: ranks must make equally many forward passes (their weights are sharded), so none can cut its
+            micro-batches smaller than the others. One that runs out of memory ends the launch.
+        folder: the run's, where such a rank leaves the budget that the next launch begins with.
+        virtual_tokens: that the model puts before each row, a soft prompt's; they count in the budget.
+        length_flag: the flag that bounds a row's tokens, for the message when not even one row fits in memory.
+    """
+
+    data: Rows
+    token_budget: int
+    pad_token_id: int
+    accelerator: Accelerator
+    in_step: bool = False
+    folder: Path | None = None
+    virtual_tokens: int = 0
+    length_flag: str = "--block_size"
+
+    def __post_init__(self) -> None:
+        self._fits = self.token_budget  # halved whenever this rank runs out of memory
+
+    def run(
+        self, draw: Draw, step: PrivateStep | PlainStep, losses: Losses, stop: StopRequest
+    ) -> list[MicroBatchStats] | None:
+        """Add the gradients of this rank's share of `draw` to `step`; every rank calls it with the same draw.
+
+        Args:
+            draw: rows, each clipped by itself, or authors with their rows, which are never split.
+            step: adds a micro-batch's gradients whole or not at all.
+            losses: one a row.
+            stop: looked at before each micro-batch.
+
+        Returns:
+            What was seen in each micro-batch that held an example; None once any rank was asked to stop: the step is
+            then unfinished, nothing of it was released, and it must not be finished.
+
+        Raises:
+            InvalidArgument: a single example or author, or a micro-batch of ranks that run in step, does not fit in
+                memory.
+        """
+        world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
+        seen: list[MicroBatchStats] = []
+        for part in parts_of(draw, self.data):
+            part = replace(part, lengths=part.lengths + part.rows_per_unit * self.virtual_tokens)
+            shares = deal(part.items, part.lengths, token_budget=self.token_budget, ranks=world_size)
+            for items in shares[rank]:
+                if self._any_rank(stop.pending):
+                    return None
+                if len(items):
+                    seen += self._backward(part, items, step, losses)
+                else:  # the dummy of a rank that has run out of examples
+                    step.backward(losses(**self._batch(part, items).inputs))
+        return None if self._any_rank(stop.pending) else seen
+
+    def gathered(self, values: Iterable[Tensor]) -> Tensor:
+        """All ranks' values, which differ in number, in rank order, float64 [n] on the CPU."""
+        own = torch.cat([torch.empty(0), *(value.detach().cpu() for value in values)]).tolist()
+        return torch.tensor(gather_object(own), dtype=torch.float64)
+
+    def _backward(
+        self, part: Part, items: np.ndarray, step: PrivateStep | PlainStep, losses: Losses
+    ) -> list[MicroBatchStats]:
+        """One micro-batch, in as many pieces as memory asks for. Each item is counted once: a piece adds all or
+        nothing to the step."""
+        seen: list[MicroBatchStats] = []
+        pending = [items]
+        while pending:
+            piece, *rest = deal(pending.pop(0), part.lengths, token_budget=self._fits, max_padding=1.0)[0]
+            pending[:0] = rest
+            stats = self._try(part, piece, step, losses)
+            if stats is None:
+                self._halve(part, piece)
+                pending.insert(0, piece)
+            else:
+                seen.append(stats)
+        return seen
+
+    def _try(
+        self, part: Part, items: np.ndarray, step: PrivateStep | PlainStep, losses: Losses
+    ) -> MicroBatchStats | None:
+        """None if memory ran out. The exception is gone by then, and with it what its traceback held."""
+        try:
+            batch = self._batch(part, items)
+            return _backward_of(batch, part.rows_per_unit, step, losses(**batch.inputs))
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+            return None
+
+    def _halve(self, part: Part, items: np.ndarray) -> None:
+        """Half the budget of what just failed, so that it is cut next time."""
+        tokens = int(part.lengths[items].max()) * len(items)
+        if len(items) == 1:
+            raise InvalidArgument(_too_large(part, tokens, self.length_flag))
+        self._fits = min(self._fits, tokens) // 2
+        if self.in_step:
+            if self.folder is not None:
+                remember_budget(self.folder, self._fits)
+            raise InvalidArgument(
+                f"--max_tokens_per_device={self.token_budget}: out of memory, and ranks with sharded weights cannot "
+                f"cut one micro-batch differently; --resume_from_checkpoint latest goes on with {self._fits}"
+            )
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(f"out of memory: rank {self.accelerator.process_index} goes on with {self._fits} tokens at a time")
+
+    def _batch(self, part: Part, items: np.ndarray) -> Batch:
+        batch, device = part.batch(items, self.pad_token_id), self.accelerator.device
+        inputs = {key: value.to(device) for key, value in batch.inputs.items()}
+        weights, is_row = (None if mask is None else mask.to(device) for mask in (batch.weights, batch.is_row))
+        return Batch(inputs, weights, is_row)
+
+    def _any_rank(self, flag: bool) -> bool:
+        """Whether it is set on any rank: all learn it at the same micro-batch."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+
+
+def _backward_of(batch: Batch, rows_per_unit: int, step: PrivateStep | PlainStep, losses: Tensor) -> MicroBatchStats:
+    """The backward pass of one batch; its statistics have the plain losses of the rows that are of the data."""
+    if batch.weights is None or batch.is_row is None:
+        return step.backward(losses)
+    weighted = losses * batch.weights.to(losses.dtype)
+    stats = step.backward(weighted, rows_per_unit=rows_per_unit)
+    return replace(stats, losses=losses.detach()[batch.is_row])
+
+
+def _too_large(part: Part, tokens: int, length_flag: str) -> str:
+    remedy = "give --gradient_ckpt, a smaller --block_size, or a launch configuration with FSDP"
+    if length_flag != "--block_size":
+        remedy = f"give a smaller {length_flag}"
+    if part.authors is None:
+        return f"{length_flag}: out of memory on a single example of {tokens} tokens; {remedy}"
+    k = part.rows_per_unit
+    return f"--examples_per_unit: out of memory on one author's {k} rows of {tokens // k} tokens; lower it, {remedy}"
