@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+HIDDEN: Final = object()  # stands for a value that a message must not show, or that there is none of
 
 
 class InvalidArgument(ValueError):
-    """A mistake of the caller's, not of the program's: scripts print it on one line and exit with status 2."""
+    """A mistake of the caller's, not of the program's: programs print it on one line and exit with status 2.
+
+    Attributes:
+        name: the parameter as whoever raises it knows it; a program translates it into its own flag.
+        value: what was given, or HIDDEN.
+        remedy: what is wrong with it and what to do, without the name.
+    """
+
+    def __init__(self, name: str, value: object, remedy: str) -> None:
+        super().__init__(name, value, remedy)
+        self.name, self.value, self.remedy = name, value, remedy
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.remedy}" if self.value is HIDDEN else f"{self.name}={self.value!r}: {self.remedy}"
+
+    def __reduce__(self) -> tuple[Callable[..., InvalidArgument], tuple[str, str | None, str]]:
+        """As it reads, for another process: the value itself may not travel."""
+        return _received, (self.name, None if self.value is HIDDEN else repr(self.value), self.remedy)
+
+
+class Described(str):
+    """Words that stand for a value in a message, without quotes: a type's name, or the `repr` of another process."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _received(name: str, shown: str | None, remedy: str) -> InvalidArgument:
+    return InvalidArgument(name, HIDDEN if shown is None else Described(shown), remedy)
 
 
 def refuse(name: str, value: object, remedy: str) -> NoReturn:
-    """Raise `InvalidArgument` as `name=value: remedy`."""
-    raise InvalidArgument(f"{name}={value!r}: {remedy}")
+    """Raise `InvalidArgument`, which reads `name=value: remedy`."""
+    raise InvalidArgument(name, value, remedy)
 
 
 def require_positive(name: str, value: float) -> None:

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from dptune._validate import InvalidArgument, refuse
+from dptune._validate import HIDDEN, refuse
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -183,9 +183,8 @@ def _find_key(names: Sequence[str], files: Mapping[str, Path], prefix: str) -> s
     candidates = [*names, *(name.removeprefix(prefix) for name in names), *(prefix + name for name in names)]
     key = next((candidate for candidate in candidates if candidate in files), None)
     if key is None:
-        raise InvalidArgument(
-            f"{_FLAG}: its checkpoint has no weight {names[0]}; load it with transformers and save_pretrained() it anew"
-        )
+        remedy = f"its checkpoint has no weight {names[0]}; load it with transformers and save_pretrained() it anew"
+        refuse(_FLAG, HIDDEN, remedy)
     return key
 
 

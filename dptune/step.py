@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from dptune._validate import InvalidArgument, refuse
+from dptune._validate import HIDDEN, refuse
 from dptune.clipping import Adaptive, Clipper, whole_norms
 from dptune.ledger import Ledger
 from dptune.lora import trainable_parameters
@@ -76,12 +76,12 @@ class PrivateStep:
         loss_scale: float = 1.0,
     ) -> None:
         if rank == 0 and ledger is None:
-            raise InvalidArgument("ledger=None: rank 0 must record every step; pass dptune.Ledger(path)")
+            refuse("ledger", None, "rank 0 must record every step; pass dptune.Ledger(path)")
         if rank == 0 and ledger is not None and ledger.group_size != config.group_size:
             remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
             refuse("ledger", f"{ledger.path} with a group size of {ledger.group_size}", remedy)
         if world_size > 1 and gather is None and reduce is None:
-            raise InvalidArgument(f"gather=None: {world_size} processes need one; pass accelerator.gather")
+            refuse("gather", None, f"{world_size} processes need one; pass accelerator.gather")
         if not (loss_scale > 0 and frexp(loss_scale)[0] == 0.5):
             refuse("loss_scale", loss_scale, "must be a power of two, such as 4096: dividing by another one rounds")
         self.config = config
@@ -309,10 +309,8 @@ class PlainStep:
 
 def _require_losses(losses: Tensor, rows_per_unit: int) -> None:
     if losses.ndim != 1:
-        raise InvalidArgument(
-            f"losses of shape {tuple(losses.shape)}: give one loss an example, [B]; a mean over the micro-batch "
-            "couples examples and voids the bound (dptune.CausalLMLoss gives them)"
-        )
+        remedy = "give one loss an example, [B]; a mean over the micro-batch couples examples and voids the bound"
+        refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
     if len(losses) % rows_per_unit:
         refuse("rows_per_unit", rows_per_unit, f"must divide the {len(losses)} rows; fill units with empty rows")
 
@@ -335,7 +333,7 @@ def released_size(model: nn.Module, config: PrivacyConfig) -> int:
     """
     size = sum(parameter.numel() for parameter in trainable_parameters(model))
     if size == 0:
-        raise InvalidArgument("model: has no trainable parameter; add adapters with dptune.add_lora")
+        refuse("model", HIDDEN, "has no trainable parameter; add adapters with dptune.add_lora")
     return size + isinstance(config.clipping, Adaptive)
 
 

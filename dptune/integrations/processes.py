@@ -23,10 +23,10 @@ def from_main(work: Callable[[], T]) -> T:
         try:
             outcome[0] = work()
         except InvalidArgument as error:
-            outcome[1] = str(error)
+            outcome[1] = error
     value, refusal = broadcast_object_list(outcome)
     if refusal is not None:
-        raise InvalidArgument(refusal)
+        raise refusal
     return value
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dptune._validate import InvalidArgument
+from dptune._validate import HIDDEN, refuse
 from dptune.per_example.hooks import PerExampleGradients
 
 # Tolerated error over a parameter's own norm, and over the whole gradient's. A base in lower precision rounds by the
@@ -69,15 +69,13 @@ def _recorded(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Norms [B] and the weighted sum of the per-example gradients, by parameter."""
     if losses.ndim != 1:
-        raise InvalidArgument(
-            f"losses of shape {tuple(losses.shape)}: give one loss an example, [B]; a mean over the micro-batch "
-            "couples examples and voids the bound (dptune.CausalLMLoss gives them)"
-        )
+        remedy = "give one loss an example, [B]; a mean over the micro-batch couples examples and voids the bound"
+        refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
     losses.sum().backward()
     recorded = recorder.take()
     norms = {name: squared.sqrt() for name, squared in recorded.squared_norms().items()}
     if not norms:
-        raise InvalidArgument("model: the losses do not depend on any trained parameter")
+        refuse("model", HIDDEN, "the losses do not depend on any trained parameter")
     weights = weights_of(len(next(iter(norms.values())))).to(losses.device, torch.float64)
     sums = {name: torch.zeros_like(parameter) for name, parameter in recorder.parameters.items()}
     recorded.add_weighted_sums(sums, dict.fromkeys(norms, weights))
@@ -106,7 +104,6 @@ def _compare(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerated: tup
     for name, values in wanted.items():
         error, own = (found[name] - values).double().norm(), values.double().norm()
         if not error <= tolerated[0] * own + tolerated[1] * whole:
-            raise InvalidArgument(
-                f"{name}: its per-example gradients are not autograd's (off by {error / whole:.1e} of the whole "
-                f"gradient): {reason}, or its losses couple examples"
-            )
+            size = f"off by {error / whole:.1e} of the whole gradient"
+            wrong = f"its per-example gradients are not autograd's ({size})"
+            refuse(name, HIDDEN, f"{wrong}: {reason}, or its losses couple examples")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from dptune._validate import InvalidArgument
+from dptune._validate import HIDDEN, Described, refuse
 from dptune.per_example.precision import full_precision
 from dptune.per_example.recorded import Recorded
 from dptune.per_example.rescaling import is_rescaling, require_one_vector, tap_rescaling, vectors_of
@@ -200,10 +200,11 @@ class PerExampleGradients:
             leaf = getattr(node, "variable", None)  # of a node that adds to a leaf's `.grad`
             if isinstance(leaf, nn.Parameter):
                 names = [name for name, parameter in self.model.named_parameters() if parameter is leaf]
-                raise InvalidArgument(
-                    f"{names[0] if names else 'a parameter outside the model'}, of shape {tuple(leaf.shape)}: the "
-                    "losses depend on it, but its per-example gradients are not recorded; let it need a gradient "
-                    "before the recording begins, as a part of the model, or freeze it"
+                refuse(
+                    names[0] if names else "a parameter outside the model",
+                    Described(f"of shape {tuple(leaf.shape)}"),
+                    "the losses depend on it, but its per-example gradients are not recorded; let it need a gradient "
+                    "before the recording begins, as a part of the model, or freeze it",
                 )
             nodes.extend(following for following, _ in node.next_functions)
 
@@ -232,20 +233,16 @@ def _covered_layers(model: nn.Module) -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm):
-            raise InvalidArgument(
-                f"{name}={type(layer).__name__}: mixes the examples of a batch, so no example's gradient is its own; "
-                "replace it by LayerNorm or GroupNorm"
-            )
+            remedy = "mixes the examples of a batch, so no example's gradient is its own; use LayerNorm or GroupNorm"
+            refuse(name, Described(type(layer).__name__), remedy)
         trained = [key for key, parameter in _own_parameters(layer).items() if parameter.requires_grad]
         # A dictionary of parameters computes nothing; whoever computes with them is a layer of its own.
         if not trained or type(layer).__name__ in _SECOND_NAMES or isinstance(layer, nn.ParameterDict):
             continue
         if reason := _reason_to_refuse(layer, name):
             parameter = f"{name}.{trained[0]}".lstrip(".")
-            raise InvalidArgument(
-                f"{parameter}={type(layer).__name__}: {reason}; freeze it with "
-                f"requires_grad_(False) or train one of: {', '.join(known_layers())}"
-            )
+            remedy = f"freeze it with requires_grad_(False) or train one of: {', '.join(known_layers())}"
+            refuse(parameter, Described(type(layer).__name__), f"{reason}; {remedy}")
         layers[name] = layer
     _require_no_other_names(model, layers)
     return layers
@@ -261,7 +258,7 @@ def _require_no_other_names(model: nn.Module, layers: Mapping[str, nn.Module]) -
     covered = {id(parameter) for layer in layers.values() for parameter in _own_parameters(layer).values()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in covered:
-            raise InvalidArgument(f"{name}: is not in any layer that computes with it; freeze it")
+            refuse(name, HIDDEN, "is not in any layer that computes with it; freeze it")
 
 
 def _reason_to_refuse(layer: nn.Module, name: str) -> str | None:

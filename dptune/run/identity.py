@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dptune._validate import InvalidArgument
+from dptune._validate import HIDDEN, refuse
 
 _FLAG = "--resume_from_checkpoint"
 _MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # of an error's one line
@@ -33,10 +33,8 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, wh
         for key, (old, new) in list(differing.items())[:_MOST_DIFFERENCES]
     ]
     more = f", and {len(differing) - len(told)} more differ" if len(differing) > len(told) else ""
-    raise InvalidArgument(
-        f"{_FLAG}: {', '.join(told)}{more}; resume with what the run began with, or begin another one in a new "
-        "--output_dir"
-    )
+    remedy = "resume with what the run began with, or begin another one in a new --output_dir"
+    refuse(_FLAG, HIDDEN, f"{', '.join(told)}{more}; {remedy}")
 
 
 _ABSENT = object()

@@ -25,7 +25,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from dptune import CausalLMLoss, add_lora
-from dptune._validate import InvalidArgument, refuse, require_count
+from dptune._validate import HIDDEN, InvalidArgument, refuse, require_count
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.integrations.planning import ItemUnit
 from dptune.integrations.transformers import DPTrainer, PrivacyArguments, TrainingArguments
@@ -153,7 +153,7 @@ def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
     except InvalidArgument:
         raise
     except ValueError as error:  # transformers' own complaints
-        raise InvalidArgument(" ".join(str(error).split())) from error
+        raise InvalidArgument("flags", HIDDEN, " ".join(str(error).split())) from error
     if PartialState().is_main_process:
         print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
     return groups
@@ -165,8 +165,7 @@ def speaking_of(names: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except InvalidArgument as error:
-        name, equals, rest = str(error).partition("=")
-        raise InvalidArgument(names.get(name, name) + equals + rest) from error
+        raise InvalidArgument(names.get(error.name, error.name), error.value, error.remedy) from error
 
 
 def load_corpus(

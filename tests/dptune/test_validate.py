@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 
 import pytest
 
 from dptune import InvalidArgument
-from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
+from dptune._validate import HIDDEN, refuse, require_count, require_delta, require_positive, require_probability
 
 
 def test_the_shape_of_an_error() -> None:
@@ -57,3 +58,24 @@ def test_ranges(check: Callable[[float], None], good: list[float], bad: list[flo
             check(value)
         assert f"={value!r}: " in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_refusal_carries_its_parts_and_reads_as_one_line() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        refuse("delta", 2.0, "give a number below 1")
+    assert (caught.value.name, caught.value.value, caught.value.remedy) == ("delta", 2.0, "give a number below 1")
+    assert str(caught.value) == "delta=2.0: give a number below 1"
+
+
+def test_a_hidden_value_is_not_shown() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        refuse("key", HIDDEN, "set it again")
+    assert str(caught.value) == "key: set it again"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == "key: set it again"
+
+
+def test_a_refusal_travels_to_another_process_though_its_value_cannot() -> None:
+    refusal = InvalidArgument("model", lambda: None, "give a model")
+    received = pickle.loads(pickle.dumps(refusal))
+    assert str(received) == str(refusal)
+    assert (received.name, received.remedy) == ("model", "give a model")

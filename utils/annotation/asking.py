@@ -258,4 +258,4 @@ def _explain(endpoint: Endpoint, question: Question, failure: Failure) -> Invali
 
 def _about(endpoint: Endpoint, remedy: str) -> InvalidArgument:
     """The exception of `dptune._validate.refuse`, to be raised once what is under way has ended."""
-    return InvalidArgument(f"--base_url={endpoint.base_url!r}: {remedy}")
+    return InvalidArgument("--base_url", endpoint.base_url, remedy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from urllib.parse import SplitResult, urlsplit
 
-from dptune._validate import InvalidArgument, refuse
+from dptune._validate import HIDDEN, InvalidArgument, refuse
 
 OPENAI_KEY, VLLM_KEY = "OPENAI_API_KEY", "VLLM_API_KEY"  # environment variables: one service's is never sent to another
 
@@ -23,9 +23,8 @@ def require_address(url: str, *, flag: str, key_variable: str) -> None:
     """
     parts = _split(url, flag)
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise InvalidArgument(
-            f"{flag}: give scheme, host and path alone; a key comes from the environment variable {key_variable}"
-        )
+        remedy = f"give scheme, host and path alone; a key comes from the environment variable {key_variable}"
+        refuse(flag, HIDDEN, remedy)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         refuse(flag, url, "give an address such as http://127.0.0.1:8000/v1")
 
@@ -38,7 +37,7 @@ def key_from_environment(variable: str) -> str | None:
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise InvalidArgument(f"{variable}: holds a character that no key has; set the variable again")
+        refuse(variable, HIDDEN, "holds a character that no key has; set the variable again")
     return key or None
 
 
@@ -48,5 +47,5 @@ def _split(url: str, flag: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise InvalidArgument(f"{flag}: not an address; give one such as http://127.0.0.1:8000/v1") from None
+        raise InvalidArgument(flag, HIDDEN, "not an address; give one such as http://127.0.0.1:8000/v1") from None
     return parts

@@ -81,9 +81,8 @@ def start_trackers(
         accelerator.init_trackers(project, public_settings(config), _init_kwargs(names, folder))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InvalidArgument(
-            f"{_FLAG}={report_to!r}: could not be started ({reason}); set the tracker up, or leave {_FLAG} out"
-        ) from error
+        remedy = f"could not be started ({reason}); set the tracker up, or leave {_FLAG} out"
+        raise InvalidArgument(_FLAG, report_to, remedy) from error
 
 
 def public_settings(config: Mapping[str, Any]) -> dict[str, Any]:

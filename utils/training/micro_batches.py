@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from dptune._files import atomic_write
-from dptune._validate import InvalidArgument, refuse
+from dptune._validate import HIDDEN, refuse
 from dptune.sampling import deal
 from dptune.step import MicroBatchStats, PlainStep, PrivateStep
 from dptune.units.batches import Batch, Draw, Part, Rows, parts_of
@@ -143,14 +144,16 @@ class MicroBatches:
         """Half the budget of what just failed, so that it is cut next time."""
         tokens = int(part.lengths[items].max()) * len(items)
         if len(items) == 1:
-            raise InvalidArgument(_too_large(part, tokens, self.length_flag))
+            _refuse_too_large(part, tokens, self.length_flag)
         self._fits = min(self._fits, tokens) // 2
         if self.in_step:
             if self.folder is not None:
                 remember_budget(self.folder, self._fits)
-            raise InvalidArgument(
-                f"--max_tokens_per_device={self.token_budget}: out of memory, and ranks with sharded weights cannot "
-                f"cut one micro-batch differently; --resume_from_checkpoint latest goes on with {self._fits}"
+            refuse(
+                "--max_tokens_per_device",
+                self.token_budget,
+                "out of memory, and ranks with sharded weights cannot cut one micro-batch differently; "
+                f"--resume_from_checkpoint latest goes on with {self._fits}",
             )
         gc.collect()
         if torch.cuda.is_available():
@@ -179,11 +182,12 @@ def _backward_of(batch: Batch, rows_per_unit: int, step: PrivateStep | PlainStep
     return replace(stats, losses=losses.detach()[batch.is_row])
 
 
-def _too_large(part: Part, tokens: int, length_flag: str) -> str:
+def _refuse_too_large(part: Part, tokens: int, length_flag: str) -> NoReturn:
     remedy = "give --gradient_ckpt, a smaller --block_size, or a launch configuration with FSDP"
     if length_flag != "--block_size":
         remedy = f"give a smaller {length_flag}"
     if part.authors is None:
-        return f"{length_flag}: out of memory on a single example of {tokens} tokens; {remedy}"
+        refuse(length_flag, HIDDEN, f"out of memory on a single example of {tokens} tokens; {remedy}")
     k = part.rows_per_unit
-    return f"--examples_per_unit: out of memory on one author's {k} rows of {tokens // k} tokens; lower it, {remedy}"
+    what = f"out of memory on one author's {k} rows of {tokens // k} tokens"
+    refuse("--examples_per_unit", HIDDEN, f"{what}; lower it, {remedy}")
