@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, NoReturn
 
 HIDDEN: Final = object()  # stands for a value that a message must not show, or that there is none of
@@ -39,6 +40,17 @@ class Described(str):
 
 def _received(name: str, shown: str | None, remedy: str) -> InvalidArgument:
     return InvalidArgument(name, HIDDEN if shown is None else Described(shown), remedy)
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Refusals from inside speak of the caller's own parameters: {name inside: the caller's name}."""
+    try:
+        yield
+    except InvalidArgument as error:
+        if error.name not in names:
+            raise
+        raise InvalidArgument(names[error.name], error.value, error.remedy) from error
 
 
 def refuse(name: str, value: object, remedy: str) -> NoReturn:

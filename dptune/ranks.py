@@ -1,17 +1,27 @@
 """Where ranks meet: the sum of their noisy gradients, and the check that they still hold the same adapters.
 
+The engine knows no launcher. Whoever launched the ranks hands it a `Ranks` value.
+
 P: all trainable parameters, flat.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from dptune._validate import InvalidArgument
+
 Gather = Callable[[Tensor], Tensor]  # [n] on each rank -> [world_size * n] on every rank, in rank order
 Reduce = Callable[[Tensor], Tensor]  # [n] on each rank -> the sum over ranks [n], on every rank
+
+Broadcast = Callable[[object], object]  # any object on each rank -> rank 0's, on every rank
+
+T = TypeVar("T")
 
 _GATHERED_ELEMENTS = 1 << 24  # of all ranks together, at a time: 64 MB, however many ranks there are
 _CHECKED_AT_ONCE = 1 << 20
@@ -19,6 +29,59 @@ _CHECKED_AT_ONCE = 1 << 20
 _PLACE = 0x9E3779B97F4A7C15 - (1 << 64)
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
 _LAST_SHIFT = 31
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of one run, as one of them sees them. The defaults stand for a single process.
+
+    Attributes:
+        rank: this process, from 0; rank 0 writes the files.
+        world_size: number of processes.
+        gather, broadcast: how they meet; needed where there are several.
+        reduce: sums over ranks; needed only for a run that asks for it instead of `gather`.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    gather: Gather | None = None
+    reduce: Reduce | None = None
+    broadcast: Broadcast | None = None
+
+    def __post_init__(self) -> None:
+        if self.world_size > 1 and (self.gather is None or self.broadcast is None):
+            raise InvalidArgument("ranks", self.world_size, "several processes need gather and broadcast")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work()` gives on rank 0, on every rank. What it refuses is refused on all of them, so that none waits.
+
+        Every rank calls it.
+        """
+        if self.broadcast is None:
+            return work()
+        outcome: tuple[T | None, InvalidArgument | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = (work(), None)
+            except InvalidArgument as error:
+                outcome = (None, error)
+        value, refusal = cast("tuple[T, InvalidArgument | None]", self.broadcast(outcome))
+        if refusal is not None:
+            raise refusal
+        return value
+
+    def require_equal(self, parameters: Iterable[Tensor]) -> None:
+        """Raise `RuntimeError` on every rank unless all hold the same parameters, bit for bit."""
+        if self.gather is not None and self.world_size > 1:
+            require_equal(parameters, self.gather)
+
+
+ALONE = Ranks()
 
 
 def sum_over_ranks(

@@ -38,10 +38,12 @@ class MicroBatchStats:
     Attributes:
         losses: one an example, [B].
         norms: per-example gradient norms before clipping, [B]; empty in a plain step.
+        clipped: whether any part of an example's gradient was scaled down, bool [B]; empty in a plain step.
     """
 
     losses: Tensor
     norms: Tensor
+    clipped: Tensor
 
 
 class PrivateStep:
@@ -149,7 +151,9 @@ class PrivateStep:
         norms = whole_norms(squared_norms)
         if len(norms) * rows_per_unit != len(losses):
             raise RuntimeError(f"{len(losses)} losses but {len(norms)} examples in the trainable layers' inputs")
-        factors = _scaled(self._clipper.factors(squared_norms, self.clip_norm), 1 / self._loss_scale)
+        factors = self._clipper.factors(squared_norms, self.clip_norm)
+        clipped = torch.stack([*{id(part): part for part in factors.values()}.values()]).lt(1).any(0)
+        factors = _scaled(factors, 1 / self._loss_scale)
         sum_P = self._begun()
         try:
             recorded.add_weighted_sums(_views(self._recorder.parameters, sum_P), factors)
@@ -158,7 +162,7 @@ class PrivateStep:
             raise
         if isinstance(self.config.clipping, Adaptive):
             sum_P[-1] += self.config.count_scale(self.clip_norm) * _unclipped_over_half(norms, self.clip_norm)
-        return MicroBatchStats(losses, norms)
+        return MicroBatchStats(losses, norms, clipped)
 
     def finish(self) -> None:
         """Noise the sum, record the step, sum over ranks, divide by the expected batch size, write `.grad`.
@@ -269,7 +273,7 @@ class PlainStep:
         for parameter, grad in zip(self._parameters, grads, strict=True):
             if grad is not None:
                 parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
-        return MicroBatchStats(losses.detach(), losses.new_empty(0))
+        return MicroBatchStats(losses.detach(), losses.new_empty(0), losses.new_empty(0))
 
     def finish(self) -> None:
         """Sum over ranks and divide by the expected batch size."""

@@ -27,13 +27,13 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from dptune._validate import refuse
+from dptune.run.lock import FolderLock
 from utils.annotation.arguments import AnnotationArguments, EndpointArguments
 from utils.annotation.asking import Answered, Asking, Endpoint
 from utils.annotation.files import ANNOTATED_NAME, Journal, Question, make_questions, run_identity, write_outputs
 from utils.annotation.replies import Reply
 from utils.cli.endpoints import OPENAI_KEY, key_from_environment
 from utils.cli.flags import exit_on_invalid_argument, parse
-from utils.cli.folder_lock import FolderLock
 from utils.cli.interruption import StopRequest
 from utils.files.cells import Place, require_columns, text_of
 from utils.files.tables import Row, read_rows, show_columns

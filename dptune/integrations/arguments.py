@@ -6,7 +6,20 @@ from dataclasses import dataclass, field
 
 import transformers
 
-from dptune._validate import refuse, require_delta, require_positive
+from dptune._validate import renamed
+from dptune.clipping import FLAT, Clipping
+from dptune.run.plan import PrivacySettings
+
+# What the engine calls the parameters that these flags set.
+FLAGS = {
+    "clip_norm": "--per_sample_max_grad_norm",
+    "noise_multiplier": "--noise_multiplier",
+    "target_epsilon": "--target_epsilon",
+    "delta": "--target_delta",
+    "gradient_accumulation_steps": "--gradient_accumulation_steps",
+    "folder": "--output_dir",
+    "resume_from": "--resume_from_checkpoint",
+}
 
 
 @dataclass
@@ -38,16 +51,20 @@ class PrivacyArguments:
     )
 
     def __post_init__(self) -> None:
+        with renamed(FLAGS):
+            self.settings()
+
+    def settings(self, clipping: Clipping = FLAT) -> PrivacySettings | None:
+        """The same for the engine; None without privacy."""
         if self.disable_dp:
-            return
-        if self.noise_multiplier is None and self.target_epsilon is None:
-            refuse("--noise_multiplier", None, "give it or --target_epsilon; --disable_dp trains without privacy")
-        if self.noise_multiplier is not None and self.target_epsilon is not None:
-            refuse("--target_epsilon", self.target_epsilon, "give it or --noise_multiplier, not both")
-        require_positive("--per_sample_max_grad_norm", self.per_sample_max_grad_norm)
-        require_positive("--noise_multiplier", 1.0 if self.noise_multiplier is None else self.noise_multiplier)
-        require_positive("--target_epsilon", 1.0 if self.target_epsilon is None else self.target_epsilon)
-        require_delta(self.target_delta, name="--target_delta")
+            return None
+        return PrivacySettings(
+            clip_norm=self.per_sample_max_grad_norm,
+            noise_multiplier=self.noise_multiplier,
+            target_epsilon=self.target_epsilon,
+            delta=self.target_delta,
+            clipping=clipping,
+        )
 
 
 @dataclass
@@ -56,6 +73,13 @@ class TrainingArguments(transformers.TrainingArguments):
 
     max_grad_norm: float = field(
         default=0.0, metadata={"help": "must stay 0: each example's gradient is clipped, --per_sample_max_grad_norm"}
+    )
+    dp_adam: bool = field(
+        default=False,
+        metadata={
+            "help": "Use AdamW with the known variance of the noise taken out of its second moment, instead of "
+            "--optim. Off by default."
+        },
     )
     dry_run: bool = field(
         default=False, metadata={"help": "print examples, batch, steps, noise and epsilon; train and write nothing"}

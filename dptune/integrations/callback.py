@@ -31,25 +31,25 @@ class PrivacyEngineCallback(transformers.TrainerCallback):
     def on_epoch_begin(self, *_event: Any, **_: Any) -> None:
         self.engine.dataset.restart()
 
-    def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        self.engine.begin_step(state.global_step)
+    def on_step_begin(self, *_event: Any, **_: Any) -> None:
+        self.engine.begin_step()
 
     def on_substep_end(self, *_event: Any, **_: Any) -> None:
         self._or_close(self.engine.collect)
 
-    def on_pre_optimizer_step(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_pre_optimizer_step(self, *_event: Any, **_: Any) -> None:
         self._or_close(self.engine.collect)
-        self._or_close(self.engine.finish, state.global_step)
+        self._or_close(self.engine.finish)
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
         if self.engine.epsilon is not None and logs is not None:
             logs["epsilon"] = state.log_history[-1]["epsilon"] = self.engine.epsilon
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        self.engine.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+        self.engine.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
-    def on_train_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        self.engine.end(state.global_step)
+    def on_train_end(self, *_event: Any, **_: Any) -> None:
+        self.engine.end()
 
     def _or_close(self, work: Callable[..., None], *args: Any) -> None:
         """A refusal ends the Trainer's loop: the hooks must not stay on the model."""

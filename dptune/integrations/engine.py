@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dptune._validate import refuse
-from dptune.integrations.arguments import PrivacyArguments
+from dptune._validate import refuse, renamed
+from dptune.clipping import FLAT, Clipping
+from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import PoissonMicroBatches
 from dptune.integrations.items import check_on_items
 from dptune.integrations.losses import losses_of_outputs
-from dptune.integrations.planning import (
-    PRIVACY_UNIT,
-    TrainingPlan,
-    count_examples,
-    describe_plan,
-    logical_batch,
-    make_plan,
-)
-from dptune.integrations.session import TrainingSession
+from dptune.integrations.planning import count_examples, logical_batch, plan_training
+from dptune.integrations.processes import ranks_of_launch
+from dptune.integrations.state import read_privacy_state, save_privacy_state
+from dptune.integrations.trainer import finish
+from dptune.run.lock import FolderLock
+from dptune.run.plan import RunPlan, describe_plan
+from dptune.run.session import PrivateRun
 from dptune.step import PrivateStep
+from dptune.units.unit import ItemUnit, Unit
 
 OutputLosses = Callable[[Any, Any, Tensor | None], Tensor]  # (model, outputs, labels) -> losses [B]
 
@@ -45,7 +45,8 @@ class PrivacyEngine:
         train_dataset: each item is one privacy unit.
         privacy_args: everything else that decides epsilon.
         losses: (model, outputs, labels) -> losses [B]; by default those of `DPTrainer`.
-        privacy_unit: what an item is, for the report.
+        privacy_unit: see `DPTrainer`.
+        clipping: the clipping style.
 
     Raises:
         InvalidArgument: what would break the guarantee, naming what to change.
@@ -59,7 +60,8 @@ class PrivacyEngine:
         privacy_args: PrivacyArguments,
         *,
         losses: OutputLosses = losses_of_outputs,
-        privacy_unit: str = PRIVACY_UNIT,
+        privacy_unit: str | Unit = ItemUnit(),  # noqa: B008 (immutable)
+        clipping: Clipping = FLAT,
     ) -> None:
         if privacy_args.disable_dp:
             refuse("--disable_dp", True, "leave the callback out, or use DPTrainer for the same sampling")
@@ -67,10 +69,15 @@ class PrivacyEngine:
         num_examples = count_examples(train_dataset)
         batch = logical_batch(args, num_examples)
         per_epoch = -(-num_examples // batch)
-        self.model, self._losses, self._privacy_args, self._unit = model, losses, privacy_args, privacy_unit
+        self.model, self._losses, self._privacy_args = model, losses, privacy_args
         self._parts, self._micro_batch_size = args.gradient_accumulation_steps, args.per_device_train_batch_size
-        self.plan: TrainingPlan = make_plan(
-            privacy_args, num_examples=num_examples, batch=batch, steps=_trainer_steps(args, per_epoch)
+        self.plan: RunPlan = plan_training(
+            privacy_args,
+            num_examples=num_examples,
+            batch=batch,
+            steps=_trainer_steps(args, per_epoch),
+            unit=ItemUnit.of(privacy_unit),
+            clipping=clipping,
         )
         self.dataset = PoissonMicroBatches(
             train_dataset,
@@ -78,7 +85,8 @@ class PrivacyEngine:
             micro_batch_size=self._micro_batch_size,
             steps_per_epoch=per_epoch,
         )
-        self._session: TrainingSession | None = None
+        self._run: PrivateRun | None = None
+        self._lock = FolderLock()
         self._seen: Tensor | None = None  # losses of the last forward pass
         self._scales: list[float] = []  # what the Trainer multiplied them by
         self._collected = 0
@@ -86,7 +94,7 @@ class PrivacyEngine:
     @property
     def epsilon(self) -> float | None:
         """Spent so far; None before the first step."""
-        return self._session.epsilon if self._session is not None else None
+        return self._run.epsilon if self._run is not None else None
 
     def loss(self, outputs: Any, labels: Tensor | None, **_: Any) -> Tensor:
         """For the Trainer's `compute_loss_func`.
@@ -112,22 +120,23 @@ class PrivacyEngine:
         self._check_trainer(args, state, model, train_dataloader)
         resumed = state.global_step > 0
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}" if resumed else None
-        session = TrainingSession(
-            self.plan, self._privacy_args, args.output_dir, checkpoint=checkpoint, privacy_unit=self._unit
-        )
-        if session.last <= session.completed:
+        with renamed(FLAGS):
+            self._lock.make(Path(args.output_dir))
+            saved = None if checkpoint is None else read_privacy_state(checkpoint)
+            run = PrivateRun(self.plan, args.output_dir, ranks_of_launch(), resume_from=saved)
+        if run.last <= run.completed:
             refuse("--target_epsilon", self._privacy_args.target_epsilon, "is spent: there is no step left to take")
         print(*describe_plan(self.plan), sep="\n")
         self._check_rules(train_dataloader.collate_fn)
-        session.begin(model)
-        self._session, self._collected = session, 0
-        self.dataset.start(session.sampler())
-        state.max_steps = session.last
+        run.prepare(model)
+        run.__enter__()
+        self._run, self._collected = run, 0
+        self.dataset.start(run.sampler())
+        state.max_steps = run.last
 
-    def begin_step(self, global_step: int) -> None:
+    def begin_step(self) -> None:
         """Before the forward passes of a logical step."""
-        assert self._session is not None
-        self._session.begin_step(global_step)
+        self._begun.begin_step()
 
     def collect(self) -> None:
         """Clip what the Trainer's backward pass recorded."""
@@ -146,36 +155,41 @@ class PrivacyEngine:
         self._step.collect(losses)
         self._collected += 1
 
-    def finish(self, global_step: int) -> None:
+    def finish(self) -> None:
         """Write the private gradient of a logical step."""
-        assert self._session is not None
         if self._collected != self._parts:
             remedy = "all of them are one Poisson draw; take no Trainer that cuts steps short"
             refuse("gradient_accumulation_steps", self._parts, f"{self._collected} micro-batches in a step: {remedy}")
         self._collected = 0
-        self._session.finish_step(global_step)
+        self._begun.finish_step()
 
-    def save(self, checkpoint: Path, completed: int) -> None:
+    def save(self, checkpoint: Path) -> None:
         """Add the ledger and the run's settings to a checkpoint."""
-        assert self._session is not None
-        self._session.save(checkpoint, completed)
+        save_privacy_state(self._begun, checkpoint)
 
-    def end(self, completed: int) -> None:
+    def end(self) -> None:
         """Stop recording and write the privacy report."""
-        assert self._session is not None
         self.close()
-        print(*self._session.describe_end(completed), sep="\n")
+        print(*finish(self._begun, self.model), sep="\n")
 
     def close(self) -> None:
         """Take the hooks off the model, after an error too."""
-        if self._session is not None:
-            self._session.close()
+        if self._run is not None:
+            self._run.close()
+        self._lock.release()
 
     @property
     def _step(self) -> PrivateStep:
-        step = self._session.step if self._session is not None else None
-        assert isinstance(step, PrivateStep)
+        step = self._begun.step
+        if not isinstance(step, PrivateStep):
+            raise RuntimeError("the callback is at work outside of training")
         return step
+
+    @property
+    def _begun(self) -> PrivateRun:
+        if self._run is None:
+            raise RuntimeError("training has not begun")
+        return self._run
 
     def _check_rules(self, collate: Callable[[list[Any]], Any]) -> None:
         """Compare the engine's gradients with autograd's on a few items, before one is released."""

@@ -1,40 +1,26 @@
-"""What the processes of one training run do together, through accelerate's state, which `TrainingArguments` makes."""
+"""The processes of one training run, through accelerate's state, which `TrainingArguments` makes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather
 from torch import nn
 
-from dptune._validate import InvalidArgument
-from dptune.keystream import Keystream, new_key
-
-T = TypeVar("T")
+from dptune.ranks import Ranks
 
 
-def from_main(work: Callable[[], T]) -> T:
-    """What `work()` gives on the main process, on every process; what it refuses is refused on all, so none waits."""
-    outcome: list = [None, None]
-    if PartialState().is_main_process:
-        try:
-            outcome[0] = work()
-        except InvalidArgument as error:
-            outcome[1] = error
-    value, refusal = broadcast_object_list(outcome)
-    if refusal is not None:
-        raise refusal
-    return value
+def ranks_of_launch() -> Ranks:
+    """The ranks that accelerate knows of."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return Ranks()
+    return Ranks(state.process_index, state.num_processes, gather=gather, broadcast=_broadcast)
 
 
-def sampling_keystream(test_seed: int | None) -> Keystream:
-    """The draws' keystream, the same on every process, secret without a test's seed. Every process calls it."""
-    if test_seed is not None:
-        return Keystream.for_tests(f"{test_seed} sampling")
-    return Keystream.shared(from_main(new_key))
+def _broadcast(value: object) -> object:
+    """Rank 0's value, on every rank."""
+    return broadcast_object_list([value])[0]
 
 
 @torch.no_grad()

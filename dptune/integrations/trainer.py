@@ -20,24 +20,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from dptune._validate import refuse, require_count
-from dptune.integrations.arguments import PrivacyArguments
+from dptune._validate import refuse, renamed, require_count
+from dptune.clipping import FLAT, Clipping
+from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import Draw, DrawSampler, draw_loader
 from dptune.integrations.items import check_on_items
 from dptune.integrations.losses import DefaultLosses, Losses
-from dptune.integrations.planning import (
-    ItemUnit,
-    TrainingPlan,
-    count_examples,
-    describe_plan,
-    logical_batch,
-    make_plan,
-    steps_of,
-)
-from dptune.integrations.session import TrainingSession
-from dptune.report.card import Artifact, write_model_card
+from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of
+from dptune.integrations.processes import copy_from_main, ranks_of_launch
+from dptune.integrations.state import read_privacy_state, save_privacy_state
+from dptune.optimizers import DPAdam
+from dptune.report.card import Artifact
+from dptune.report.publish import publish
+from dptune.run.lock import FolderLock
+from dptune.run.plan import RunPlan, describe_plan
+from dptune.run.session import PrivateRun, describe_end
+from dptune.units.unit import ItemUnit, Unit
 
+_PACKAGES = ("transformers", "accelerate")
 _MODEL = Artifact(
     "model",
     "fine-tuned copy of",
@@ -63,7 +64,8 @@ class DPTrainer(transformers.Trainer):
         rows_per_unit: rows that the collator makes of each item of `train_dataset`, neighbours: their gradients are
             summed and then clipped once. Or such a number for every item, int64 [items]: the collator then makes of
             all items of a micro-batch as many rows as the largest of their numbers.
-        privacy_unit: what an item is, for the report.
+        privacy_unit: what an item is, for the report; an `ItemUnit` with a group size where a unit has several items.
+        clipping: the clipping style.
 
     Raises:
         InvalidArgument: what would break the guarantee, naming what to change.
@@ -79,7 +81,8 @@ class DPTrainer(transformers.Trainer):
         privacy_args: PrivacyArguments,
         losses: Losses | None = None,
         rows_per_unit: int | np.ndarray = 1,
-        privacy_unit: str | ItemUnit = ItemUnit(),  # noqa: B008 (immutable)
+        privacy_unit: str | Unit = ItemUnit(),  # noqa: B008 (immutable)
+        clipping: Clipping = FLAT,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -89,8 +92,8 @@ class DPTrainer(transformers.Trainer):
         refuse_unsafe_arguments(args)
         self.privacy_args = privacy_args
         self._losses: Losses = losses or DefaultLosses()
-        self._privacy_unit = ItemUnit.of(privacy_unit)
-        self._session: TrainingSession | None = None
+        self._privacy_unit, self._clipping = ItemUnit.of(privacy_unit), clipping
+        self._run: PrivateRun | None = None
         self._last_loss = 0.0
         self._num_examples = count_examples(train_dataset) if train_dataset is not None else 0
         self._rows_per_unit = _of_each(rows_per_unit, self._num_examples)
@@ -100,21 +103,26 @@ class DPTrainer(transformers.Trainer):
         super().__init__(model, self._own_arguments(args), data_collator, train_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.mixed_precision == "fp16":
             refuse("accelerate", self.accelerator.distributed_type.value, "no FSDP, DeepSpeed or fp16: use torchrun")
-        self.add_callback(_SessionCallback(self))
+        self.add_callback(_RunCallback(self))
 
     @functools.cached_property
-    def plan(self) -> TrainingPlan:
+    def plan(self) -> RunPlan:
         """Sampling, steps and noise; the noise multiplier is searched for on first use."""
         if not self._batch:
             refuse("train_dataset", None, "give one to train on")
-        return make_plan(
-            self.privacy_args, num_examples=self._num_examples, batch=self._batch, steps=self.args.max_steps
+        return plan_training(
+            self.privacy_args,
+            num_examples=self._num_examples,
+            batch=self._batch,
+            steps=self.args.max_steps,
+            unit=self._privacy_unit,
+            clipping=self._clipping,
         )
 
     @property
     def epsilon(self) -> float | None:
         """Spent so far, on the main process; None before the first step and without privacy."""
-        return self._session.epsilon if self._session is not None else None
+        return self._run.epsilon if self._run is not None else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> TrainOutput:
         """Train, or with `dry_run` print the plan; afterwards `privacy_report.json` is in the output folder.
@@ -125,32 +133,49 @@ class DPTrainer(transformers.Trainer):
         if trial is not None:
             refuse("trial", "given", "each trial would spend a budget of its own; search on public data")
         if self.args.should_log:
-            print(*describe_plan(self.plan, self._privacy_unit.sampled), sep="\n")
+            print(*describe_plan(self.plan), sep="\n")
         if getattr(self.args, "dry_run", False):
             return TrainOutput(0, math.nan, {})
-        checkpoint = self._checkpoint(resume_from_checkpoint)
-        self._session = session = TrainingSession(
-            self.plan, self.privacy_args, self.args.output_dir, checkpoint=checkpoint, privacy_unit=self._privacy_unit
-        )
-        try:
-            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        finally:
-            session.close()
-        if self.is_world_process_zero():
-            print(*session.describe_end(self.state.global_step), sep="\n")
+        checkpoint, ranks = self._checkpoint(resume_from_checkpoint), ranks_of_launch()
+        with renamed(FLAGS), FolderLock(enabled=ranks.is_main) as lock:
+            ranks.from_main(lambda: lock.make(Path(self.args.output_dir)))
+            saved = None if checkpoint is None else ranks.from_main(lambda: read_privacy_state(checkpoint))
+            self._run = run = PrivateRun(self.plan, self.args.output_dir, ranks, resume_from=saved)
+            try:
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            finally:
+                run.close()
+            if ranks.is_main:
+                print(*finish(run, self.model), sep="\n")
         return output
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's; with `dp_adam` the one that knows the noise."""
+        if getattr(self, "optimizer", None) is None and getattr(self.args, "dp_adam", False):
+            decayed = set(self.get_decay_parameter_names(self.model))
+            trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            self.optimizer = DPAdam(
+                [
+                    {"params": [p for name, p in trained if name in decayed], "weight_decay": self.args.weight_decay},
+                    {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
+                ],
+                lambda: self._begun.gradient_noise_std(),
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+            )
+        return super().create_optimizer(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Draw]:
         """Poisson draws, each cut into micro-batches of at most `per_device_train_batch_size` rows, or of one item."""
-        session = self._session
-        if session is None:
+        run = self._run
+        if run is None:
             refuse("get_train_dataloader", "before train()", "draws belong to a run; iterate over train_dataset")
         sampler = DrawSampler(
-            session.sampler(),
+            run.sampler(),
             micro_batch_size=self.args.per_device_train_batch_size,
             rows_per_unit=self._rows_per_unit,
             steps_per_epoch=self.plan.steps_per_epoch,
-            steps_left=session.last - session.completed,
+            steps_left=run.last - run.completed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
         )
@@ -167,20 +192,19 @@ class DPTrainer(transformers.Trainer):
 
     def training_step(self, model: nn.Module, inputs: Draw, _num_items: Any = None) -> Tensor:
         """One logical step up to the optimizer's: the private gradient is in `.grad` afterwards."""
-        session = self._session
-        assert session is not None
+        run = self._begun
         model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()  # optimizers without a schedule have modes
-        session.begin_step(self.state.global_step)
+        if callable(train := getattr(self.optimizer, "train", None)):
+            train()  # optimizers without a schedule have modes
+        run.begin_step()
         total = torch.zeros((), device=self.args.device)
         shapes = zip(inputs["micro_batches"], inputs["items"], inputs["rows_per_unit"], strict=True)
         for batch, items, rows_per_unit in shapes:
             with self.accelerator.autocast():
                 losses = self._losses(model, self._prepare_inputs(batch))
             _require_rows(losses, items, rows_per_unit)
-            total += session.backward(losses, rows_per_unit=rows_per_unit)
-        session.finish_step(self.state.global_step)
+            total += run.backward(losses, rows_per_unit=rows_per_unit).losses.sum()
+        run.finish_step()
         return self._mean_loss(total, inputs["drawn"])
 
     def get_batch_samples(self, epoch_iterator: Any, *_settings: Any) -> tuple[list[Draw], None]:
@@ -200,18 +224,21 @@ class DPTrainer(transformers.Trainer):
         super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write `README.md` from the privacy report; the Trainer's own card would list losses, which are not private.
-        What it takes is for that one, which a run without privacy gets."""
-        if self._session is None or self._session.plan.privacy is None:
+        """Keep the card that `train` writes from the privacy report: the Trainer's own card would list losses, which
+        are not private. A run without privacy gets the Trainer's."""
+        if self._run is None or self._run.plan.privacy is None:
             super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            path, statement = Path(self.args.output_dir) / "README.md", self._session.statement(self.state.global_step)
-            write_model_card(path, statement, base_model=self.model.config._name_or_path, artifact=_MODEL)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Keep the model unwrapped: gradients of processes meet after clipping and noise, not before."""
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    @property
+    def _begun(self) -> PrivateRun:
+        if self._run is None:
+            raise RuntimeError("training has not begun: call train()")
+        return self._run
 
     def _own_arguments(self, args: Any) -> Any:
         """The caller's arguments as this class uses the Trainer: a draw a step, and none skipped when it resumes."""
@@ -267,20 +294,29 @@ def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
         refuse("rows_per_unit", f"{len(losses)} losses", remedy)
 
 
-class _SessionCallback(transformers.TrainerCallback):
-    """Begins the session's part where the Trainer is ready, and adds the ledger to its checkpoints."""
+def finish(run: PrivateRun, model: nn.Module) -> list[str]:
+    """Write the report, the card and the plot of epsilon; what was guaranteed, in lines for a person. Rank 0 only."""
+    statement = run.statement(_PACKAGES)
+    name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+    publish(run.folder, statement, base_model=name, artifact=_MODEL)
+    return describe_end(run, statement)
+
+
+class _RunCallback(transformers.TrainerCallback):
+    """Begins to record where the Trainer is ready, and adds the ledger to its checkpoints."""
 
     def __init__(self, trainer: DPTrainer) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        session = self._trainer._session
-        assert session is not None
+        run = self._trainer._begun
         self._trainer._check_rules()
-        session.begin(self._trainer.model)
-        state.max_steps = session.last  # where the Trainer logs, evaluates and saves for the last time
+        copy_from_main(self._trainer.model)
+        run.prepare(self._trainer.model)
+        run.__enter__()
+        state.max_steps = run.last  # where the Trainer logs, evaluates and saves for the last time
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        session = self._trainer._session
-        if session is not None and state.is_world_process_zero:
-            session.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+        run = self._trainer._run
+        if run is not None and state.is_world_process_zero:
+            save_privacy_state(run, Path(args.output_dir) / f"checkpoint-{state.global_step}")

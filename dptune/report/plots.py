@@ -62,7 +62,6 @@ def plot_diagnostics(
     path: str | os.PathLike[str],
     rows: Sequence[Row],
     *,
-    clip_norm: float | None = None,
     loss_unit: str = "nats a token",
 ) -> None:
     """Draw loss, gradient norms and clipped fraction by step as a PNG that says it is not private.
@@ -73,15 +72,14 @@ def plot_diagnostics(
     Args:
         path: the PNG to write.
         rows: one mapping a line of `diagnostics.jsonl`, each with "step" and any of "loss" and "eval_loss" (nats a
-            token, or `loss_unit`), "grad_norm_p10", "grad_norm_p50", "grad_norm_p90" (of examples, before clipping) and
-            "clipped_fraction" (0 to 1).
-        clip_norm: drawn as a line across the norms.
+            token, or `loss_unit`), "grad_norm_p10", "grad_norm_p50", "grad_norm_p90" (of examples, before clipping),
+            "clip_norm" (of the step) and "clipped_fraction" (0 to 1).
         loss_unit: of the losses.
     """
     panels = [(key, draw) for key, draw in _PANELS.items() if _has(rows, key)] or [("loss", _draw_loss)]
     figure, all_axes = _figure(len(panels), width=8, height=_BANNER_INCHES + 0.4 + 2.6 * len(panels))
     for axes, (key, draw) in zip(all_axes, panels, strict=True):
-        draw(axes, rows, clip_norm)
+        draw(axes, rows)
         if key == "loss":
             axes.set_ylabel(f"Loss\n({loss_unit})")
     all_axes[-1].set_xlabel("Step")
@@ -89,20 +87,20 @@ def plot_diagnostics(
     _save(figure, path)
 
 
-def _draw_loss(axes: Axes, rows: Sequence[Row], _: float | None) -> None:
+def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
     _line(axes, rows, "loss", _BLUE, "training batch", linewidth=1.2)
     if _has(rows, "eval_loss"):
         _line(axes, rows, "eval_loss", _VERMILION, "held out", linewidth=2, marker="o", markersize=4)
     _legend(axes)
 
 
-def _draw_norms(axes: Axes, rows: Sequence[Row], clip_norm: float | None) -> None:
+def _draw_norms(axes: Axes, rows: Sequence[Row]) -> None:
     steps, low = _column(rows, "grad_norm_p10")
     high = _column(rows, "grad_norm_p90")[1]
     axes.fill_between(steps, low, high, color=_BLUE, alpha=0.2, linewidth=0, label="10% to 90% of examples")
     _line(axes, rows, "grad_norm_p50", _BLUE, "median", linewidth=1.5)
-    if clip_norm is not None:
-        axes.axhline(clip_norm, color=_VERMILION, linewidth=1.5, linestyle="--", label=f"clip norm {clip_norm:g}")
+    if _has(rows, "clip_norm"):
+        _line(axes, rows, "clip_norm", _VERMILION, "clip norm", linewidth=1.5, linestyle="--", marker="")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=10))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -111,7 +109,7 @@ def _draw_norms(axes: Axes, rows: Sequence[Row], clip_norm: float | None) -> Non
     _legend(axes)
 
 
-def _draw_clipped(axes: Axes, rows: Sequence[Row], _: float | None) -> None:
+def _draw_clipped(axes: Axes, rows: Sequence[Row]) -> None:
     _line(axes, rows, "clipped_fraction", _BLUE, "clipped", linewidth=1.2)
     axes.set_ylim(-0.04, 1.04)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))

@@ -26,6 +26,7 @@ from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
 from dptune.sampling import SAMPLER
 
+REPORT_NAME = "privacy_report.json"
 METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped by itself"
 
 

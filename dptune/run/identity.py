@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
 from dptune._validate import HIDDEN, refuse
+from dptune.clipping import FLAT
+from dptune.lora import adapters
+from dptune.run.plan import RunPlan
 
 _FLAG = "--resume_from_checkpoint"
+_SAMPLED_VALUES = 16  # at most, of each weight: enough to tell models apart, and read in an instant
 _MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # of an error's one line
 
 
@@ -35,6 +44,56 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, wh
     more = f", and {len(differing) - len(told)} more differ" if len(differing) > len(told) else ""
     remedy = "resume with what the run began with, or begin another one in a new --output_dir"
     refuse(_FLAG, HIDDEN, f"{', '.join(told)}{more}; {remedy}")
+
+
+def mechanism_identity(plan: RunPlan) -> dict[str, Any]:
+    """What decides the mechanism of a run, as JSON values. The default clipping style is left out, so that checkpoints
+    from before there was a choice can be resumed."""
+    mechanism = plan.privacy
+    style = {} if mechanism is None or mechanism.clipping == FLAT else {"clipping": repr(mechanism.clipping)}
+    return {
+        **style,
+        **plan.unit.identity,
+        "clip_norm": mechanism.clip_norm if mechanism else None,
+        "noise_multiplier": mechanism.noise_multiplier if mechanism else None,
+        "delta": mechanism.delta if mechanism else None,
+        "expected_batch_size": plan.expected_batch_size,
+        "sampling_probability": plan.sampling_probability,
+        "target_epsilon": plan.target_epsilon,
+        "insecure_test_seed": plan.test_seed,
+        "num_examples": plan.num_examples,
+    }
+
+
+def model_identity(model: nn.Module) -> dict[str, Any]:
+    """The base model and the shapes of what is trained, as JSON values; meaningful on the main process only."""
+    shapes = {
+        name: [adapter.rank, *adapter.B.weight.shape[:1], *adapter.A.weight.shape[1:], adapter.alpha]
+        for name, adapter in adapters(model)
+    }
+    frozen = ((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
+    identity: dict[str, Any] = {"base_model": weights_fingerprint(frozen), "adapters": shapes}
+    trained = {
+        name: list(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and ".lora." not in name
+    }
+    return identity | ({"trained": trained} if trained or not shapes else {})
+
+
+def weights_fingerprint(weights: Iterable[tuple[str, nn.Parameter]]) -> str:
+    """SHA-256 over names, shapes and values from the first row of each of these weights, which rank 0 holds, however
+    many ranks share the rest."""
+    digest = hashlib.sha256()
+    for name, parameter in weights:
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        first = local.detach()[:1].flatten()[:_SAMPLED_VALUES].cpu()
+        if first.is_floating_point():
+            first = first.bfloat16()  # one model loaded in two precisions is one model
+        digest.update(
+            f"{name}{tuple(parameter.shape)}".encode() + first.contiguous().view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
 
 
 _ABSENT = object()

@@ -5,7 +5,7 @@ Shapes: U authors of a micro-batch, k rows for each of them, T tokens (padded).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from dptune.units.unit import Authors
 
 
 class Rows(Protocol):
-    """A training set: `utils.data.tokenization.TokenizedDataset` and whatever else gives batches of its rows."""
+    """A training set that gives batches of its rows."""
 
     @property
     def authors(self) -> Authors | None:
@@ -54,7 +54,7 @@ class AuthorDraw:
         return len(self.rows)
 
 
-Draw = np.ndarray | AuthorDraw
+UnitDraw = np.ndarray | AuthorDraw
 
 
 class AuthorSampler:
@@ -68,7 +68,8 @@ class AuthorSampler:
     """
 
     def __init__(self, authors: PoissonSampler, rows: Sequence[np.ndarray], most: int, *, mean: bool) -> None:
-        assert len(rows) == authors.num_examples
+        if len(rows) != authors.num_examples:
+            raise ValueError(f"{authors.num_examples} authors are sampled, but {len(rows)} have rows")
         self.authors, self.rows, self.most, self.mean = authors, rows, most, mean
 
     def draw(self) -> AuthorDraw:
@@ -76,10 +77,20 @@ class AuthorSampler:
         return AuthorDraw([self._chosen(self.rows[author]) for author in self.authors.draw()], self.mean)
 
     def _chosen(self, rows: np.ndarray) -> np.ndarray:
-        if len(rows) <= self.most:
-            return rows
-        # From the sampling key, which all ranks share: the smallest of independent numbers are a uniform subset.
-        return rows[np.sort(np.argsort(self.authors.keystream.uniforms(len(rows)))[: self.most])]
+        return choose_rows(rows, self.most, self.authors.keystream.uniforms)  # the sampling key, which all ranks share
+
+
+def choose_rows(rows: np.ndarray, most: int, numbers: Callable[[int], np.ndarray]) -> np.ndarray:
+    """At most `most` of an author's rows, in order. All subsets are equally likely, whoever else is in the data.
+
+    Args:
+        rows: of one author.
+        most: k.
+        numbers: n -> n independent random numbers; the places of the smallest ones are a uniform subset.
+    """
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.argsort(numbers(len(rows)))[:most])]
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ class Part:
         return Batch(inputs, torch.from_numpy(np.repeat(shares, self.rows_per_unit)).float(), is_row)
 
 
-def parts_of(draw: Draw, data: Rows) -> list[Part]:
+def parts_of(draw: UnitDraw, data: Rows) -> list[Part]:
     """A draw of rows is one part. Of authors there is one for each number of rows, rounded up to a power of two, so
     that an author with one row is not filled up to as many as another one has."""
     if not isinstance(draw, AuthorDraw):
@@ -152,7 +163,7 @@ def parts_of(draw: Draw, data: Rows) -> list[Part]:
     ]
 
 
-def rows_of(draw: Draw) -> np.ndarray:
+def rows_of(draw: UnitDraw) -> np.ndarray:
     """All rows that a draw puts through the model, int64."""
     if not isinstance(draw, AuthorDraw):
         return draw

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -27,9 +27,61 @@ UNIT_GRADIENTS = ("mean", "sum")
 T = TypeVar("T")
 
 
+class Unit(Protocol):
+    """What a plan and a report must know of a privacy unit."""
+
+    @property
+    def name(self) -> str:
+        """Whose presence is hidden."""
+
+    @property
+    def sampled(self) -> str:
+        """What is drawn, clipped and counted: a plural."""
+
+    @property
+    def how(self) -> str:
+        """How a unit enters a step."""
+
+    @property
+    def group_size(self) -> int:
+        """How many of what is sampled can belong to one privacy unit."""
+
+    @property
+    def identity(self) -> dict[str, str | int | None]:
+        """What a resumed run must share, as JSON values."""
+
+
+@dataclass(frozen=True)
+class ItemUnit:
+    """A unit whose rows are all in one item of the training set, or in `group_size` items at most.
+
+    Attributes:
+        name: whose presence is hidden.
+        sampled: items, in the plural.
+        how: how an item enters a step.
+        group_size: the largest number of items of one unit. Above 1 the accounting covers all of them together.
+    """
+
+    name: str = "one training example (one item of the data set)"
+    sampled: str = "examples"
+    how: str = METHOD_OF_EXAMPLES
+    group_size: int = 1
+
+    @classmethod
+    def of(cls, unit: str | Unit) -> Unit:
+        """A unit, or its name alone."""
+        return cls(unit) if isinstance(unit, str) else unit
+
+    @property
+    def identity(self) -> dict[str, str | int | None]:
+        """What a resumed run must share, as JSON values."""
+        groups: dict[str, str | int | None] = {} if self.group_size == 1 else {"group_size": self.group_size}
+        return {"privacy_unit": self.name, "method": self.how} | groups
+
+
 @dataclass(frozen=True)
 class PrivacyUnit:
-    """What is protected, and how.
+    """A unit whose rows lie scattered over the training set: what is protected, and how.
 
     Attributes:
         column: whose values name the authors; None where each row is a unit.
@@ -90,6 +142,18 @@ class PrivacyUnit:
             f"example-level sampling with group accounting: up to {self.examples} examples an author are kept, each is "
             "drawn and clipped by itself, and epsilon is for all of an author's together"
         )
+
+    @property
+    def identity(self) -> dict[str, str | int | None]:
+        """What a resumed run must share, as JSON values; a row as the unit adds nothing."""
+        if self.column is None:
+            return {}
+        chosen: dict[str, str | int | None] = {
+            "privacy_unit": self.column,
+            "user_level_method": self.method,
+            "examples_per_unit": self.examples,
+        }
+        return chosen | ({"unit_gradient": self.gradient} if self.samples_authors else {})
 
 
 @dataclass(frozen=True)

@@ -27,18 +27,18 @@ from transformers import set_seed
 from dptune import CausalLMLoss, add_lora
 from dptune._validate import HIDDEN, InvalidArgument, refuse, require_count
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
-from dptune.integrations.planning import ItemUnit
+from dptune.integrations.authors import AuthorCollator, AuthorItems, AuthorLosses
 from dptune.integrations.transformers import DPTrainer, PrivacyArguments, TrainingArguments
 from dptune.lora import DEFAULT_TARGETS, linear_layers
 from dptune.units.unit import PrivacyUnit, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.old_flags import with_new_names
+from utils.data.features import RowFeatures
 from utils.data.records import Record, load_texts
 from utils.data.splits import hold_out
 from utils.data.tokenization import TokenizedDataset, tokenize
 from utils.models.loading import load_model, load_tokenizer, require_context
 from utils.models.trainable import MODEL_NAME, check_rules, choose_trainable, save_trained_model
-from utils.training.trainer_data import AuthorCollator, AuthorLosses, AuthorRows, Rows
 
 _SAMPLE, _AUTHOR = "sample", "author"
 _GPT2_TARGET = "c_attn"
@@ -232,10 +232,11 @@ def make_trainer(
     held_out: TokenizedDataset | None,
 ) -> DPTrainer:
     """The Trainer that draws texts, or authors with up to k of their texts."""
-    rows: Rows | AuthorRows = Rows(train)
+    features = RowFeatures(train)
+    rows: RowFeatures | AuthorItems = features
     rows_per_unit: int | np.ndarray = 1
-    if unit.samples_authors:
-        rows = AuthorRows(train, unit.examples)
+    if train.authors is not None:
+        rows = AuthorItems(features, train.authors, unit.examples)
         rows_per_unit = rows.counts
     return DPTrainer(
         model,
@@ -243,10 +244,10 @@ def make_trainer(
         AuthorCollator(tokenizer),
         rows,
         privacy_args=privacy,
-        losses=AuthorLosses() if unit.samples_authors else None,
+        losses=None if train.authors is None else AuthorLosses(),
         rows_per_unit=rows_per_unit,
-        privacy_unit=ItemUnit(unit.name, unit.sampled, unit.how),
-        eval_dataset=None if held_out is None else Rows(held_out),
+        privacy_unit=unit,
+        eval_dataset=None if held_out is None else RowFeatures(held_out),
     )
 
 

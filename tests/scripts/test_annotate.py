@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from dptune._validate import InvalidArgument
+from dptune.run.lock import FolderLock
 from scripts import annotate
 from tests.endpoint import Fault, FaultyServer, body, changed, rate_limit, status
 from utils.annotation.stub_endpoint import completion
 from utils.cli.flags import exit_on_invalid_argument
-from utils.cli.folder_lock import FolderLock
 from utils.files.jsonl import write_jsonl
 from utils.files.tables import read_rows
 

@@ -20,10 +20,10 @@ import inference_generation_dataset
 import inference_generation_instruction
 from dptune import add_lora, save_adapter
 from dptune.lora import adapters
+from dptune.run.lock import FolderLock
 from tests.completion_server import CompletionServer, running
 from tests.tiny import save_tiny, tiny_llama
 from utils.cli.flags import exit_on_invalid_argument, parse
-from utils.cli.folder_lock import FolderLock
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"

@@ -19,10 +19,10 @@ import train_clm
 from dptune import accounting, ledger, step
 from dptune.ledger import Ledger
 from dptune.run import checkpoint
+from dptune.run.lock import FolderLock
 from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
 from tests.tiny import save_tiny
-from utils.cli.folder_lock import FolderLock
 from utils.training import loop as training_loop
 from utils.training import outputs as run_outputs
 from utils.training.log import read_diagnostics

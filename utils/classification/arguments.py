@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune.run.plan import PrivacySettings
 from utils.classification.modes import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
-from utils.training.arguments import LR_SCHEDULERS, OutputArguments, PrivacyArguments
+from utils.training.arguments import LR_SCHEDULERS, OutputArguments
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
 _EPSILON = 8.0
@@ -153,20 +154,17 @@ class BudgetArguments:
                 require_positive(f"--{flag}", getattr(self, flag))
         require_delta(self.delta, name="--delta")
 
-    @property
-    def engine(self) -> PrivacyArguments:
-        """The same for the plan. A private run's --max_grad_norm is settled by then."""
-        seed = self.insecure_test_seed
+    def settings(self) -> PrivacySettings | None:
+        """The same for the engine; None without privacy. An open --max_grad_norm is measured before."""
         if not self.enable_dp:
-            return PrivacyArguments(clip_norm=-1, noise_multiplier=-1, insecure_test_seed=seed)
-        assert self.max_grad_norm is not None
-        epsilon = None if self.noise_multiplier is not None else (self.target_epsilon or _EPSILON)
-        return PrivacyArguments(
+            return None
+        if self.max_grad_norm is None:
+            raise RuntimeError("--max_grad_norm is still open: it is measured before the plan is made")
+        return PrivacySettings(
             clip_norm=self.max_grad_norm,
             noise_multiplier=self.noise_multiplier,
-            target_epsilon=epsilon,
+            target_epsilon=None if self.noise_multiplier is not None else (self.target_epsilon or _EPSILON),
             delta=self.delta,
-            insecure_test_seed=seed,
         )
 
     @property
@@ -262,6 +260,7 @@ class ResultArguments:
             output_dir=str(folder),
             checkpointing_steps=self.checkpointing_steps,
             resume_from_checkpoint=self.resume_from_checkpoint,
+            dry_run=self.dry_run,
         )
 
 
@@ -309,4 +308,4 @@ class Settings(NamedTuple):
         return self.steps.micro_batch_size * (self.checkpoint.max_length + self.virtual_tokens)
 
 
-GROUPS = (CheckpointArguments, ModeArguments, TaskArguments, BudgetArguments, StepArguments, ResultArguments)
+CLASSIFIER_GROUPS = (CheckpointArguments, ModeArguments, TaskArguments, BudgetArguments, StepArguments, ResultArguments)

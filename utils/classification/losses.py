@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from dptune.integrations.peft import class_logits, require_known_method
 from dptune.per_example import require_exact_gradients
-from dptune.sampling import deal
 from utils.classification.dataset import ClassificationDataset
 from utils.data.tokenization import IGNORED
+from utils.training.micro_batches import MicroBatches
 
 _CHECKED_LENGTHS = (8, 5, 3)  # ragged, so that padding which reaches a neighbour is seen
 
@@ -75,41 +75,28 @@ def check_classifier_rules(model: Any, *, num_classes: int, pad_token_id: int, t
 
 @torch.no_grad()
 def predict(
-    classify: Callable[[Mapping[str, Tensor]], Tensor],
-    data: ClassificationDataset,
-    *,
-    token_budget: int,
-    pad_token_id: int,
-    device: torch.device,
-    gather: Callable[[Tensor], Tensor],
-    rank: int,
-    world_size: int,
-    virtual_tokens: int = 0,
+    classify: Callable[[Mapping[str, Tensor]], Tensor], data: ClassificationDataset, micro_batches: MicroBatches
 ) -> tuple[np.ndarray, float]:
     """The class of every example of a split, each computed on one rank, and the mean cross-entropy.
 
     Args:
         classify: the inputs of B examples -> logits [B, C], of a model in evaluation mode.
         data: N examples.
-        token_budget, virtual_tokens: see `utils.training.micro_batches.MicroBatches`.
-        pad_token_id, device: of the batches.
-        gather: what the ranks found is put together through it.
-        rank, world_size: this process's place.
+        micro_batches: how the rows are cut for this rank.
 
     Returns:
-        Classes, int64 [N] in the order of `data`, the same on every rank; and the loss in nats an example.
+        Classes, int64 [N] in the order of `data`, the same on every rank; and the loss in nats per example.
     """
-    lengths = data.lengths + virtual_tokens
-    shares = deal(np.arange(len(data)), lengths, token_budget=token_budget, ranks=world_size)
     found = torch.zeros(3, len(data), dtype=torch.float64)  # class, loss, and how often it was seen
-    for rows in shares[rank]:
-        batch = {key: value.to(device) for key, value in data.batch(rows, pad_token_id).items()}
+    for rows, batch in micro_batches.dealt(data, np.arange(len(data))):
         labels = batch.pop("labels")
         logits_BC = classify(batch).float()
         if len(rows):  # else the dummy of a rank that has run out of examples
             losses = F.cross_entropy(logits_BC, labels, reduction="none")
             values = torch.stack([logits_BC.argmax(1), losses, torch.ones_like(losses)])
             found[:, torch.from_numpy(rows)] = values.double().cpu()
-    classes, losses, seen = gather(found[None].to(device)).sum(0).cpu()
-    assert seen.eq(1).all(), "an example was judged twice, or not at all"
+    accelerator = micro_batches.accelerator
+    classes, losses, seen = accelerator.gather(found[None].to(accelerator.device)).sum(0).cpu()
+    if not seen.eq(1).all():
+        raise RuntimeError("an example was judged twice, or not at all")
     return classes.long().numpy(), losses.mean().item()

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
+from torch import Tensor
 
 from dptune._validate import refuse
 from dptune.accounting import planned_steps
+from dptune.integrations.peft import class_logits
+from dptune.report.card import Artifact
+from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
+from dptune.run.lock import refuse_existing_run
+from dptune.run.plan import RunPlan, make_plan
 from utils.classification.arguments import Settings
-from utils.classification.files import load_classifier
-from utils.classification.losses import check_classifier_rules
+from utils.classification.dataset import ClassificationDataset
+from utils.classification.files import classifier_artifact, load_classifier, save_classifier
+from utils.classification.losses import ClassificationLoss, check_classifier_rules, predict
 from utils.classification.measured_defaults import measure_clip_norm, measure_head_rate, typical_gradient_norm
-from utils.classification.modes import head_modules, prepare_mode
+from utils.classification.metrics import scores
+from utils.classification.modes import head_modules, head_parameters, prepare_mode
+from utils.classification.outputs import (
+    describe_scores,
+    finished_results,
+    last_scores,
+    refuse_other_results,
+    write_summary,
+)
 from utils.classification.tasks import ClassificationTask, load_file_task, load_task
-from utils.cli.launch import compute_dtype, sharding_of_launch
+from utils.cli.flags import public_config
+from utils.cli.launch import compute_dtype, ranks_of, sharding_of_launch
 from utils.models.loading import require_context
+from utils.models.trainable import Losses, in_autocast
+from utils.training.loop import Pace
+from utils.training.micro_batches import MicroBatches, remembered_budget
 from utils.training.optimizers import UpdateSettings
-from utils.training.plan import RunPlan, plan_steps
-from utils.training.resume import fingerprint, run_identity
+from utils.training.resume import OTHER_FILES, refuse_other_beginning
+from utils.training.run import open_folder, train
+from utils.training.task import PER_EXAMPLE, Finished
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SHORT = 0.5  # of a typical gradient's length: full mode at a third of it went the way of the commonest class
 
@@ -33,22 +57,32 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
     Raises:
         InvalidArgument: data that are not there or cannot be read, or one checkpoint to resume several tasks from.
     """
-    data, resume = settings.data, settings.results.resume_from_checkpoint
-    how: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "max_length": settings.checkpoint.max_length,
-        "max_train_examples": data.max_train_examples,
-        "seed": settings.steps.seed,
-    }
-    if data.train_file is not None:
-        assert data.text_columns is not None  # TaskArguments
-        how |= {"text_columns": data.text_columns, "label_column": data.labels_in}
-        how |= {"class_names": data.class_names}
-        return [load_file_task(data.train_file, data.validation_file, **how)]
-    assert data.datasets is not None  # TaskArguments
-    if resume not in (None, "latest") and len(data.datasets) > 1:
-        refuse("--resume_from_checkpoint", resume, "is of one task; give latest, or that task alone in --datasets")
-    return [load_task(name, data_dir=data.data_dir, **how) for name in data.datasets]
+    data, resume, length = settings.data, settings.results.resume_from_checkpoint, settings.checkpoint.max_length
+    load = partial(
+        load_task,
+        tokenizer=tokenizer,
+        max_length=length,
+        data_dir=data.data_dir,
+        max_train_examples=data.max_train_examples,
+        seed=settings.steps.seed,
+    )
+    if data.train_file is None:
+        names = data.datasets or []  # `TaskArguments` has exactly one of the two
+        if resume not in (None, "latest") and len(names) > 1:
+            refuse("--resume_from_checkpoint", resume, "is of one task; give latest, or that task alone in --datasets")
+        return [load(name) for name in names]
+    task = load_file_task(
+        data.train_file,
+        data.validation_file,
+        text_columns=data.text_columns or [],
+        label_column=data.labels_in,
+        class_names=data.class_names,
+        tokenizer=tokenizer,
+        max_length=length,
+        max_train_examples=data.max_train_examples,
+        seed=settings.steps.seed,
+    )
+    return [task]
 
 
 class PlannedTask(NamedTuple):
@@ -74,7 +108,13 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
         model = load_in_mode(task, settings, tokenizer).model.to(accelerator.device)
         (clip_norm,) = broadcast_object_list([measure_clip_norm(model)])
         settings = settings._replace(budget=replace(settings.budget, max_grad_norm=clip_norm))
-    plan = plan_steps(settings.budget.engine, num_examples=examples, batch=batch, steps=steps)
+    plan = make_plan(
+        settings.budget.settings(),
+        num_examples=examples,
+        batch=batch,
+        steps=steps,
+        test_seed=settings.budget.insecure_test_seed,
+    )
     return PlannedTask(task, settings, plan)
 
 
@@ -119,11 +159,24 @@ def dtype_of_launch(accelerator: Accelerator) -> torch.dtype:
     return dtype
 
 
-def run_identity_of(task: ClassificationTask, plan: RunPlan, settings: Settings) -> dict[str, Any]:
-    """What a resumed run must share and is known before the model is; see `utils.training.resume.run_identity`."""
+def identity_of(planned: PlannedTask, trained: Trained) -> dict[str, Any]:
+    """What a resumed run must share, as JSON values. Numbers of processes and sizes of micro-batches are not in it."""
+    task, settings, plan = planned
     # The mode comes first: a measured clip norm follows it, and would be named in its place.
-    run = run_identity(plan, task.train, settings.budget.engine, settings.steps.optimizer)
-    return vars(settings.mode) | run
+    return (
+        vars(settings.mode)
+        | mechanism_identity(plan)
+        | {"training_data": task.train.fingerprint()}
+        | {
+            **asdict(trained.updates),
+            "max_grad_norm": settings.budget.plain_max_grad_norm,
+            "steps": plan.steps,
+            "seed": settings.steps.seed,
+            "max_length": settings.checkpoint.max_length,
+            "checkpoint": trained.checkpoint,
+            **model_identity(trained.model),
+        }
+    )
 
 
 class Trained(NamedTuple):
@@ -134,21 +187,122 @@ class Trained(NamedTuple):
     updates: UpdateSettings
     checkpoint: str
 
-    def identity(self, plan: RunPlan, settings: Settings) -> dict[str, Any]:
-        """What decides where the weights begin and how they move, as JSON values: what a resumed run must share beside
-        the mechanism and the data. Numbers of processes and sizes of micro-batches are not in it."""
-        return asdict(self.updates) | {
-            "max_grad_norm": settings.budget.plain_max_grad_norm,
-            "steps": plan.steps,
-            "seed": settings.steps.seed,
-            "max_length": settings.checkpoint.max_length,
-            "checkpoint": self.checkpoint,
-        }
+
+@dataclass
+class ClassifierTask:
+    """Fine-tuning a classifier; see `utils.training.task.Task`."""
+
+    planned: PlannedTask
+    fine_tuned: Trained
+    tokenizer: PreTrainedTokenizerBase
+    losses: Losses
+    logits: Callable[[Mapping[str, Tensor]], Tensor]
+    loss_unit: str = PER_EXAMPLE
+
+    @property
+    def model(self) -> Any:
+        """The classifier in its mode."""
+        return self.fine_tuned.model
+
+    @property
+    def rows(self) -> ClassificationDataset:
+        """The training split."""
+        return self.planned.task.train
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of the parameters that are trained."""
+        return self.fine_tuned.names
+
+    @property
+    def head(self) -> list[str]:
+        """Those of them that belong to the classification head."""
+        return head_parameters(self.model, self.fine_tuned.names)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share."""
+        return identity_of(self.planned, self.fine_tuned)
+
+    @property
+    def base_model(self) -> str:
+        """The checkpoint that is fine-tuned."""
+        return self.planned.settings.checkpoint.model_checkpoint
+
+    @property
+    def artifact(self) -> Artifact:
+        """A whole model, an adapter, or both."""
+        return classifier_artifact(self.model)
+
+    def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
+        """Loss and scores on the validation splits, if there are any."""
+        found, total, rows = {}, 0.0, 0
+        task = self.planned.task
+        for split, data in task.validation.items():
+            classes, loss = predict(self.logits, data, micro_batches)
+            found[split] = scores(data.labels, classes, task.metrics)
+            total, rows = total + loss * len(data), rows + len(data)
+        return {"eval_loss": total / rows, "scores": found} if rows else {}
+
+    def save(self, finished: Finished) -> list[str]:
+        """Write what was trained, then `results.json`."""
+        task, folder = self.planned.task, finished.folder
+        saved = save_classifier(self.model, self.tokenizer, folder, base_model=self.base_model)
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        write_summary(finished, task, self.planned.settings, trained)
+        lines = [f"{what:<23}{folder / name}" for what, name in saved.items()]
+        return [*lines, *describe_scores(task, last_scores(finished.diagnostics))]
 
 
-def load_trained(
-    task: ClassificationTask, plan: RunPlan, settings: Settings, tokenizer: Any, accelerator: Accelerator
-) -> Trained:
+def is_finished(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> bool:
+    """Whether an earlier launch finished this task with these settings. Every rank calls it.
+
+    Raises:
+        InvalidArgument: the folder holds a run that is not resumed, or one with other settings.
+    """
+    folder, output, ranks = planned.settings.folder / planned.task.name, planned.settings.results, ranks_of(accelerator)
+    if output.resume_from_checkpoint is None and not output.dry_run:
+        ranks.from_main(lambda: refuse_existing_run(folder, OTHER_FILES))
+    if (found := ranks.from_main(lambda: finished_results(folder))) is None:
+        return False
+    trained = load_in_mode(planned.task, planned.settings, tokenizer)
+    refuse_other_results(found, identity_of(planned, trained))
+    return True
+
+
+def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> bool:
+    """Train and write one task; whether it ended by itself. A dry run stops before the training."""
+    task, settings, plan = planned
+    output, dtype = settings.results.of_task(settings.folder / task.name), dtype_of_launch(accelerator)
+    with open_folder(output, accelerator) as folder:
+        if folder.saved is not None:
+            # The mode comes first: a measured clip norm follows it, and would be named in its place.
+            refuse_other_beginning(folder.saved, vars(settings.mode) | mechanism_identity(plan))
+        trained = load_trained(planned, tokenizer, accelerator)
+        if output.dry_run:
+            return True
+        losses = in_autocast(ClassificationLoss(trained.model), dtype, accelerator.device)
+        logits = in_autocast(partial(class_logits, trained.model), dtype, accelerator.device)
+        budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, settings.token_budget))
+        micro_batches = MicroBatches(
+            task.train,
+            budget,
+            tokenizer.pad_token_id,
+            accelerator,
+            virtual_tokens=settings.virtual_tokens,
+            length_flag="--max_length",
+        )
+        epoch = max(1, round(1 / plan.sampling_probability))
+        eval_freq, clip = settings.results.eval_freq or epoch, settings.budget.plain_max_grad_norm
+        pace = Pace(trained.updates, eval_freq, plain_max_grad_norm=clip)
+        config = public_config(*settings) | {"task": task.name, "num_processes": accelerator.num_processes}
+        end = train(
+            ClassifierTask(planned, trained, tokenizer, losses, logits), plan, folder, micro_batches, pace, config
+        )
+        return end.stopped_by is None
+
+
+def load_trained(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> Trained:
     """A fresh model in its mode on this rank's device, equal on every rank. Before a private run the engine's gradients
     of it are compared with autograd's.
 
@@ -156,6 +310,7 @@ def load_trained(
         InvalidArgument: no such model, a mode that does not fit it, a text longer than its context, or gradients that
             the engine does not know.
     """
+    task, settings, plan = planned
     trained = load_in_mode(task, settings, tokenizer)
     model = trained.model
     every = sum(parameter.numel() for parameter in model.parameters())
@@ -180,7 +335,7 @@ def load_in_mode(task: ClassificationTask, settings: Settings, tokenizer: Any) -
     require_context(model, longest, flag="--max_length", virtual_tokens=virtual)
     updates = settings.updates(partial(measure_head_rate, model))
     fresh = tuple(f"{module}." for module in [*head_modules(model), *new])
-    checkpoint = fingerprint(named for named in model.named_parameters() if not named[0].startswith(fresh))
+    checkpoint = weights_fingerprint(named for named in model.named_parameters() if not named[0].startswith(fresh))
     flags = vars(mode) | {"also_trained": new}
     model, names = prepare_mode(model, flags.pop("finetune_mode"), **flags)
     return Trained(model, names, updates, checkpoint)

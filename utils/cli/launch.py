@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from dptune._validate import refuse
+from dptune.ranks import Ranks
 
 # How long a rank waits for another before it gives up with an error. The launcher ends the others sooner when it sees a
 # process die; this is for a machine that vanishes.
@@ -50,6 +51,19 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == launched, f"{launched} processes launched, {accelerator.num_processes} joined"
     return accelerator
+
+
+def ranks_of(accelerator: Accelerator) -> Ranks:
+    """The processes of this launch, as the engine knows them."""
+    if accelerator.num_processes == 1:
+        return Ranks()
+    return Ranks(
+        accelerator.process_index,
+        accelerator.num_processes,
+        gather=accelerator.gather,
+        reduce=accelerator.reduce,
+        broadcast=lambda value: broadcast_object_list([value])[0],
+    )
 
 
 def compute_dtype(mixed_precision: str, device: torch.device | str) -> torch.dtype:

@@ -16,8 +16,8 @@ from typing import Any
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from dptune.run.lock import FolderLock
 from utils.cli.flags import public_config
-from utils.cli.folder_lock import FolderLock
 from utils.cli.launch import make_accelerator
 from utils.data.prompts import format_prompt
 from utils.generation.arguments import AdapterArguments, SamplingArguments

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple
 
-from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune._validate import refuse, require_count, require_positive
 from dptune.clipping import FLAT, Adaptive, Automatic, Clipping, PerLayer
 from dptune.lora import DEFAULT_TARGETS
+from dptune.run.plan import PrivacySettings
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
 from utils.cli.trackers import REPORT_TO_CHOICES, check_report_to
 from utils.data.load import DATA_DIR, DATASET_NAMES
 from utils.data.prompts import PROMPT_STYLES
 from utils.data.pubmed import FIRST_DAY, LAST_DAY
+from utils.models.arguments import ModelArguments
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
 CLIPPING_STYLES = ("flat", "per-layer", "automatic", "adaptive")
@@ -47,7 +50,7 @@ class DataArguments:
 
 
 @dataclass
-class PrivacyArguments:
+class PrivacyFlags:
     """Everything that decides epsilon, with the size of the logical batch and the number of steps."""
 
     _argument_group_name = "privacy"
@@ -91,22 +94,24 @@ class PrivacyArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.noise_multiplier is None and self.target_epsilon is None:
-            refuse("--noise_multiplier", None, "give exactly one of --noise_multiplier and --target_epsilon")
-        if self.noise_multiplier is not None and self.target_epsilon is not None:
-            refuse("--target_epsilon", self.target_epsilon, "give it or --noise_multiplier, not both")
-        if self.noise_multiplier is not None and (self.clip_norm < 0) != (self.noise_multiplier < 0):
-            refuse(
-                "--noise_multiplier",
-                self.noise_multiplier,
-                f"--clip_norm is {self.clip_norm:g}: privacy needs both above 0; no privacy is both negative",
-            )
-        if self.private:
-            require_positive("--clip_norm", self.clip_norm)
-            require_positive("--noise_multiplier", 1.0 if self.noise_multiplier is None else self.noise_multiplier)
-            require_positive("--target_epsilon", 1.0 if self.target_epsilon is None else self.target_epsilon)
-            require_delta(self.delta)
+        off = [self.clip_norm < 0, self.noise_multiplier is not None and self.noise_multiplier < 0]
+        if any(off) and not all(off):
+            remedy = f"--clip_norm is {self.clip_norm:g}: privacy needs both above 0; no privacy is both negative"
+            refuse("--noise_multiplier", self.noise_multiplier, remedy)
+        self.settings()
         self._check_unit()
+
+    def settings(self, clipping: Clipping = FLAT) -> PrivacySettings | None:
+        """The same for the engine; None where clipping and noise are turned off."""
+        if self.clip_norm < 0:
+            return None
+        return PrivacySettings(
+            clip_norm=self.clip_norm,
+            noise_multiplier=self.noise_multiplier,
+            target_epsilon=self.target_epsilon,
+            delta=self.delta,
+            clipping=clipping,
+        )
 
     def _check_unit(self) -> None:
         k = self.examples_per_unit
@@ -125,13 +130,7 @@ class PrivacyArguments:
         """What is protected, and how."""
         if self.privacy_unit == EXAMPLE:
             return PrivacyUnit()
-        assert self.examples_per_unit is not None  # _check_unit
-        return PrivacyUnit(self.privacy_unit, self.user_level_method, self.examples_per_unit, self.unit_gradient)
-
-    @property
-    def private(self) -> bool:
-        """False where both clipping and noise are turned off."""
-        return not (self.noise_multiplier is not None and self.clip_norm < 0 and self.noise_multiplier < 0)
+        return PrivacyUnit(self.privacy_unit, self.user_level_method, self.examples_per_unit or 1, self.unit_gradient)
 
 
 @dataclass
@@ -262,6 +261,11 @@ class OptimizationArguments:
     seed: int = field(default=0, metadata={"help": "of the adapters' start; never of the noise or of the sampling"})
 
     @property
+    def sync(self) -> Literal["gather", "reduce"]:
+        """How ranks add gradients, as the engine names it."""
+        return "reduce" if self.gradient_sync == "reduce" else "gather"
+
+    @property
     def updates(self) -> UpdateSettings:
         """The optimizer and its schedule."""
         return UpdateSettings(
@@ -324,3 +328,26 @@ class OutputArguments:
         if self.save_total_limit is not None:
             require_count("--save_total_limit", self.save_total_limit)
         check_report_to(self.report_to)
+
+
+class Groups(NamedTuple):
+    """All flags of train_clm.py, in the order of --help."""
+
+    model: ModelArguments
+    data: DataArguments
+    privacy: PrivacyFlags
+    clipping: ClippingArguments
+    lora: LoraArguments
+    optimization: OptimizationArguments
+    output: OutputArguments
+
+
+CAUSAL_LM_GROUPS = (
+    ModelArguments,
+    DataArguments,
+    PrivacyFlags,
+    ClippingArguments,
+    LoraArguments,
+    OptimizationArguments,
+    OutputArguments,
+)

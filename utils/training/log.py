@@ -42,6 +42,7 @@ class StepMetrics:
         loss: mean over the drawn examples, in nats a token (an example, for classifiers).
         grad_norm_p10, grad_norm_p50, grad_norm_p90, grad_norm_max: of the drawn examples' gradients before clipping.
         clipped_fraction: share of the drawn examples whose gradient was scaled down, 0 to 1.
+        clip_norm: C of this step.
         batch_drawn: examples in the draw.
         tokens: tokens that went through the model, without padding.
         seconds: wall time of the step.
@@ -58,6 +59,7 @@ class StepMetrics:
     grad_norm_p90: float | None = None
     grad_norm_max: float | None = None
     clipped_fraction: float | None = None
+    clip_norm: float | None = None
     batch_drawn: int | None = None
     tokens: int | None = None
     seconds: float | None = None
@@ -71,13 +73,14 @@ class StepMetrics:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def summarise(losses: Tensor, norms: Tensor, clip_norm: float | None) -> dict[str, Any]:
+def summarise(losses: Tensor, norms: Tensor, clipped: Tensor, clip_norm: float | None) -> dict[str, Any]:
     """`StepMetrics` fields from per-example values of one step; an empty draw or a plain step has fewer.
 
     Args:
         losses: one an example, [B], from all ranks and micro-batches.
         norms: gradient norms before clipping, [B], or [0] where none were taken.
-        clip_norm: the largest norm that stays as it is; None without clipping.
+        clipped: which gradients were scaled down, [B], or [0] where none were.
+        clip_norm: C of the step; None without clipping.
     """
     summary: dict[str, Any] = {}
     if len(losses):
@@ -86,9 +89,8 @@ def summarise(losses: Tensor, norms: Tensor, clip_norm: float | None) -> dict[st
         at = torch.tensor([0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
         names = ("grad_norm_p10", "grad_norm_p50", "grad_norm_p90", "grad_norm_max")
         summary.update(zip(names, torch.quantile(norms.double().cpu(), at).tolist(), strict=True))
-        if clip_norm is not None:
-            summary["clipped_fraction"] = (norms > clip_norm).double().mean().item()
-    return summary
+        summary["clipped_fraction"] = clipped.double().mean().item()
+    return summary if clip_norm is None else summary | {"clip_norm": clip_norm}
 
 
 class RunLog:
@@ -195,7 +197,6 @@ def write_all_results(path: str | os.PathLike[str], results: Mapping[str, Any]) 
         results: plain values, for example train_loss, eval_loss_before, eval_loss, perplexity, tokens_per_second,
             seconds, steps. One that is not finite becomes null.
     """
-    assert "notice" not in results, "the notice is written by write_all_results"
     with atomic_write(path) as file:
         file.write(_dumps(_plain({"notice": NOTICE, **results}), indent=2) + "\n")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +18,18 @@ from torch import Tensor
 from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
 from dptune.sampling import deal
-from dptune.step import MicroBatchStats, PlainStep, PrivateStep
-from dptune.units.batches import Batch, Draw, Part, Rows, parts_of
+from dptune.step import MicroBatchStats
+from dptune.units.batches import Batch, Part, Rows, UnitDraw, parts_of
 from utils.cli.interruption import StopRequest
+from utils.models.trainable import Losses
 
 BUDGET_NAME = "max_tokens_per_device"
 
-Losses = Callable[..., Tensor]  # (**what `Rows.batch` gives) -> [B]
+
+class Accumulates(Protocol):
+    """What takes one micro-batch's losses: `PrivateRun`, or a step alone."""
+
+    def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats: ...
 
 
 def remember_budget(folder: Path, tokens: int) -> None:
@@ -72,9 +77,7 @@ class MicroBatches:
     def __post_init__(self) -> None:
         self._fits = self.token_budget  # halved whenever this rank runs out of memory
 
-    def run(
-        self, draw: Draw, step: PrivateStep | PlainStep, losses: Losses, stop: StopRequest
-    ) -> list[MicroBatchStats] | None:
+    def run(self, draw: UnitDraw, step: Accumulates, losses: Losses, stop: StopRequest) -> list[MicroBatchStats] | None:
         """Add the gradients of this rank's share of `draw` to `step`; every rank calls it with the same draw.
 
         Args:
@@ -105,14 +108,23 @@ class MicroBatches:
                     step.backward(losses(**self._batch(part, items).inputs))
         return None if self._any_rank(stop.pending) else seen
 
+    def dealt(self, data: Rows, rows: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """This rank's share of held-out rows: (rows, inputs on its device) of one forward pass after another.
+
+        All ranks get equally many; one that has no row left gets the dummy of `Rows.batch`.
+        """
+        ranks, lengths = self.accelerator.num_processes, data.lengths + self.virtual_tokens
+        shares = deal(rows, lengths, token_budget=self.token_budget, ranks=ranks)
+        for share in shares[self.accelerator.process_index]:
+            batch = data.batch(share, self.pad_token_id)
+            yield share, {name: value.to(self.accelerator.device) for name, value in batch.items()}
+
     def gathered(self, values: Iterable[Tensor]) -> Tensor:
         """All ranks' values, which differ in number, in rank order, float64 [n] on the CPU."""
         own = torch.cat([torch.empty(0), *(value.detach().cpu() for value in values)]).tolist()
         return torch.tensor(gather_object(own), dtype=torch.float64)
 
-    def _backward(
-        self, part: Part, items: np.ndarray, step: PrivateStep | PlainStep, losses: Losses
-    ) -> list[MicroBatchStats]:
+    def _backward(self, part: Part, items: np.ndarray, step: Accumulates, losses: Losses) -> list[MicroBatchStats]:
         """One micro-batch, in as many pieces as memory asks for. Each item is counted once: a piece adds all or
         nothing to the step."""
         seen: list[MicroBatchStats] = []
@@ -128,9 +140,7 @@ class MicroBatches:
                 seen.append(stats)
         return seen
 
-    def _try(
-        self, part: Part, items: np.ndarray, step: PrivateStep | PlainStep, losses: Losses
-    ) -> MicroBatchStats | None:
+    def _try(self, part: Part, items: np.ndarray, step: Accumulates, losses: Losses) -> MicroBatchStats | None:
         """None if memory ran out. The exception is gone by then, and with it what its traceback held."""
         try:
             batch = self._batch(part, items)
@@ -173,7 +183,7 @@ class MicroBatches:
         return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
 
 
-def _backward_of(batch: Batch, rows_per_unit: int, step: PrivateStep | PlainStep, losses: Tensor) -> MicroBatchStats:
+def _backward_of(batch: Batch, rows_per_unit: int, step: Accumulates, losses: Tensor) -> MicroBatchStats:
     """The backward pass of one batch; its statistics have the plain losses of the rows that are of the data."""
     if batch.weights is None or batch.is_row is None:
         return step.backward(losses)

@@ -1,60 +1,33 @@
-"""What a run will be before it starts: batch, steps, noise and epsilon from the flags, and an estimate of memory."""
+"""From the flags of train_clm.py to the plan of a run, and what is printed about data and memory before it starts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from dptune._validate import refuse, require_delta
-from dptune.accounting import noise_multiplier, planned_steps
-from dptune.clipping import FLAT, Clipping, PerLayer, describe
+from dptune.accounting import planned_steps
+from dptune.clipping import FLAT, Clipping
 from dptune.lora import adapters
-from dptune.mechanism import PrivacyConfig
+from dptune.run.plan import RunPlan, expected_batch, make_plan
 from dptune.units.unit import PrivacyUnit
 from utils.data.tokenization import TokenizedDataset
 from utils.models.memory import MemorySettings, describe_memory
 from utils.models.sizes import model_sizes
-from utils.training.arguments import OptimizationArguments, PrivacyArguments
-
-_ROW = PrivacyUnit()
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """How a run samples and how long it lasts.
-
-    Attributes:
-        privacy: the mechanism; None where there is no privacy.
-        num_examples: size of the training set, in what is sampled: rows, or authors.
-        expected_batch_size: of them a step in expectation, over all processes.
-        steps: logical steps.
-        unit: whose presence is hidden, and how; known without privacy too.
-    """
-
-    privacy: PrivacyConfig | None
-    num_examples: int
-    expected_batch_size: float
-    steps: int
-    unit: PrivacyUnit = _ROW
-
-    @property
-    def sampling_probability(self) -> float:
-        """Chance of one of them to be in one step."""
-        return self.expected_batch_size / self.num_examples
+from utils.training.arguments import OptimizationArguments, PrivacyFlags
 
 
 def num_sampled(unit: PrivacyUnit, train: TokenizedDataset) -> int:
     """How many there are of what a step draws."""
     if not unit.samples_authors:
         return len(train)
-    assert train.authors is not None, "the data were loaded without the column of the privacy unit"
+    if train.authors is None:
+        raise RuntimeError("the data were loaded without the column of the privacy unit")
     return len(train.authors)
 
 
 def plan_run(
-    privacy: PrivacyArguments,
+    privacy: PrivacyFlags,
     optimization: OptimizationArguments,
     *,
     num_examples: int,
@@ -66,78 +39,24 @@ def plan_run(
     Raises:
         InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach.
     """
-    per_device, accumulation = optimization.per_device_train_batch_size, optimization.gradient_accumulation_steps
-    batch, unit = world_size * per_device * accumulation, privacy.unit
-    if batch > num_examples:
-        refuse(
-            "--gradient_accumulation_steps",
-            accumulation,
-            f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
-            f"{unit.sampled} there are (sampling probability over 1); lower it",
-        )
+    batch = expected_batch(
+        per_device=optimization.per_device_train_batch_size,
+        accumulation=optimization.gradient_accumulation_steps,
+        world_size=world_size,
+        num_examples=num_examples,
+        sampled=privacy.unit.sampled,
+    )
     steps = optimization.max_train_steps or planned_steps(
         num_examples=num_examples, expected_batch_size=batch, epochs=optimization.num_train_epochs
     )
-    return plan_steps(privacy, num_examples=num_examples, batch=batch, steps=steps, clipping=clipping)
-
-
-def plan_steps(
-    privacy: PrivacyArguments, *, num_examples: int, batch: int, steps: int, clipping: Clipping = FLAT
-) -> RunPlan:
-    """Noise for so many steps of so large a batch in expectation, over all processes; see `RunPlan`.
-
-    Raises:
-        InvalidArgument: a delta of 1/n or more, a target epsilon out of reach.
-    """
-    unit = privacy.unit
-    if not privacy.private:
-        return RunPlan(None, num_examples, batch, steps, unit)
-    require_delta(privacy.delta, num_examples, name="--delta")
-    if privacy.target_epsilon is not None:
-        sigma = noise_multiplier(
-            target_epsilon=privacy.target_epsilon,
-            delta=privacy.delta,
-            sampling_probability=batch / num_examples,
-            steps=steps,
-            group_size=unit.group_size,
-        )
-    else:
-        assert privacy.noise_multiplier is not None  # PrivacyArguments takes exactly one of the two
-        sigma = privacy.noise_multiplier
-    total = clipping.total if isinstance(clipping, PerLayer) else None
-    clip_norm = privacy.clip_norm if total is None else total
-    config = PrivacyConfig(
+    return make_plan(
+        privacy.settings(clipping),
         num_examples=num_examples,
-        expected_batch_size=batch,
+        batch=batch,
         steps=steps,
-        clip_norm=clip_norm,
-        noise_multiplier=sigma,
-        delta=privacy.delta,
-        group_size=unit.group_size,
-        clipping=clipping,
+        unit=privacy.unit,
+        test_seed=privacy.insecure_test_seed,
     )
-    return RunPlan(config, num_examples, batch, steps, unit)
-
-
-def describe_plan(plan: RunPlan) -> list[str]:
-    """The plan in lines for a person."""
-    lines = [
-        f"{plan.unit.sampled:<22} {plan.num_examples:,}",
-        f"expected batch size    {plan.expected_batch_size:,}{' authors' if plan.unit.samples_authors else ''}",
-        f"sampling probability   {plan.sampling_probability:.6g}",
-        f"steps                  {plan.steps:,}",
-    ]
-    if plan.privacy is None:
-        return [*lines, "privacy                NONE: clipping and noise are turned off"]
-    if plan.unit.column is not None:
-        lines += [f"privacy unit           {plan.unit.name}", f"method                 {plan.unit.how}"]
-    return [
-        *lines,
-        f"clip norm              {plan.privacy.clip_norm:g}",
-        *([] if plan.privacy.clipping == FLAT else [f"clipping               {describe(plan.privacy.clipping)}"]),
-        f"noise multiplier       {plan.privacy.noise_multiplier:g}",
-        f"epsilon                {plan.privacy.planned_epsilon():.4f} at delta {plan.privacy.delta:g}",
-    ]
 
 
 def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) -> list[str]:

@@ -40,7 +40,7 @@ class Silent(NoNoise):
 @pytest.fixture
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainers of this test add no noise."""
-    monkeypatch.setattr("dptune.integrations.session.GaussianNoise", Silent)
+    monkeypatch.setattr("dptune.run.session.GaussianNoise", Silent)
 
 
 class Collator(DataCollatorForPrivateCausalLanguageModeling):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from dptune.integrations.planning import ItemUnit
+from dptune.integrations.authors import AuthorCollator, AuthorItems, AuthorLosses
 from dptune.integrations.transformers import DPTrainer
-from dptune.units.unit import group_by_author
+from dptune.losses import IGNORE
+from dptune.units.unit import ItemUnit, group_by_author
 from tests.dptune.integrations.runs import GradientLog, lora_llama, no_noise, privacy_arguments, training_arguments
 from tests.examples import random_examples
-from utils.data.tokenization import IGNORED, TokenizedDataset
-from utils.training.trainer_data import AuthorCollator, AuthorLosses, AuthorRows, Rows
+from utils.data.features import RowFeatures
+from utils.data.tokenization import TokenizedDataset
 
 __all__ = ["no_noise"]
 
@@ -26,25 +27,24 @@ EXAMPLES = random_examples(len(NAMES), seed=3)
 def tokens(keep: list[int]) -> TokenizedDataset:
     """Some of the rows, with their authors."""
     ids = [np.array(EXAMPLES[row][0], dtype=np.int32) for row in keep]
-    is_answer = [np.array(EXAMPLES[row][1]) != IGNORED for row in keep]
+    is_answer = [np.array(EXAMPLES[row][1]) != IGNORE for row in keep]
     starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
     authors = group_by_author([NAMES[row] for row in keep])
     return TokenizedDataset(np.concatenate(ids), np.concatenate(is_answer), starts, 0, authors)
 
 
+def author_items(tokens: TokenizedDataset, most: int) -> AuthorItems:
+    assert tokens.authors is not None
+    return AuthorItems(RowFeatures(tokens), tokens.authors, most)
+
+
 EVERYBODY = tokens(list(range(len(NAMES))))
 
 
-def test_rows_are_the_examples() -> None:
-    rows = Rows(EVERYBODY)
-    assert len(rows) == len(EXAMPLES)
-    assert [(rows[n]["input_ids"], rows[n]["labels"]) for n in range(len(rows))] == EXAMPLES
-
-
 def test_an_authors_item_is_up_to_k_of_theirs_chosen_afresh() -> None:
-    authors = AuthorRows(EVERYBODY, 2)
+    authors = author_items(EVERYBODY, 2)
     assert authors.counts.tolist() == [2, 2, 1, 2, 1]
-    whole = Rows(EVERYBODY)
+    whole = RowFeatures(EVERYBODY)
     theirs = [whole[row] for row in (0, 2, 6, 8)]
     chosen = [authors[0] for _ in range(60)]
     assert all(len(rows) == 2 and all(row in theirs for row in rows) and rows[0] != rows[1] for rows in chosen)
@@ -54,22 +54,22 @@ def test_an_authors_item_is_up_to_k_of_theirs_chosen_afresh() -> None:
 
 
 def test_authors_are_filled_up_by_rows_without_labels_and_weights_make_means() -> None:
-    authors = AuthorRows(EVERYBODY, 4)
+    authors = author_items(EVERYBODY, 4)
     batch = AuthorCollator(None)([authors[0], authors[2]])
     assert len(batch["labels"]) == 8
-    assert batch["labels"][5:].eq(IGNORED).all()
+    assert batch["labels"][5:].eq(IGNORE).all()
     assert batch["labels"][4, : len(EXAMPLES[3][1])].tolist() == EXAMPLES[3][1]
     assert batch["weights"].tolist() == [0.25] * 4 + [1.0] * 4
 
 
 def test_rows_of_an_evaluation_have_no_weights() -> None:
-    rows = Rows(EVERYBODY)
+    rows = RowFeatures(EVERYBODY)
     assert AuthorCollator(None)([rows[0], rows[1]]).keys() == {"input_ids", "attention_mask", "position_ids", "labels"}
 
 
 def noiseless_sum(folder: Path, keep: list[int], clip_norm: float) -> torch.Tensor:
     """Of one step that takes every author, by DPTrainer."""
-    dataset, log = AuthorRows(tokens(keep), 4), GradientLog()
+    dataset, log = author_items(tokens(keep), 4), GradientLog()
     DPTrainer(
         lora_llama(),
         training_arguments(

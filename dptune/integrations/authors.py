@@ -1,7 +1,7 @@
-"""Tokenised rows as a Trainer reads them: one row an item, or one author an item.
+"""Authors as items of a Trainer's data set: an item is the list of the rows chosen of one author.
 
-An author's item is the list of the rows chosen of theirs. The collator fills authors up to the one with the most in a
-micro-batch, by rows without a label, and weighs each row so that an author's losses add up to their mean.
+The collator fills authors up to the one with the most rows in a micro-batch, by rows without a label. It weighs each
+row so that an author's losses add up to their mean.
 
 Shapes: U items, k rows for each of them in a micro-batch, T tokens (padded).
 """
@@ -17,44 +17,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dptune.integrations.collator import DataCollatorForPrivateCausalLanguageModeling
 from dptune.integrations.losses import DefaultLosses
-from dptune.integrations.transformers import DataCollatorForPrivateCausalLanguageModeling
-from utils.data.tokenization import IGNORED, TokenizedDataset
+from dptune.losses import IGNORE
+from dptune.units.batches import choose_rows
+from dptune.units.unit import Authors
 
 Feature = dict[str, list[int]]
 _WEIGHTS = "weights"
 
 
-class Rows(Dataset[Feature]):
-    """{"input_ids", "labels"} of each row."""
-
-    def __init__(self, tokens: TokenizedDataset) -> None:
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def __getitem__(self, row: int) -> Feature:
-        tokens = slice(self._tokens.starts[row], self._tokens.starts[row + 1])
-        ids = self._tokens.ids[tokens]
-        labels = np.where(self._tokens.is_answer[tokens], ids, IGNORED)
-        return {"input_ids": ids.tolist(), "labels": labels.tolist()}
-
-
-class AuthorRows(Dataset[list[Feature]]):
+class AuthorItems(Dataset[list[Feature]]):
     """Up to k rows of each author, chosen uniformly and afresh whenever an author is asked for.
 
-    Chosen from the operating system's randomness, also under a test's seed. What is chosen depends on nobody else, so
-    the bound, which is on whatever an author's rows add up to, needs no more.
+    Chosen from the operating system's randomness, also under a test's seed, so that each of a loader's workers chooses
+    for itself.
 
     Args:
-        tokens: rows with their authors.
+        rows: of all authors.
+        authors: who wrote which row.
         most: k.
     """
 
-    def __init__(self, tokens: TokenizedDataset, most: int) -> None:
-        assert tokens.authors is not None, "the data were loaded without the authors' column"
-        self._rows, self._of_author, self._most = Rows(tokens), tokens.authors.rows(), most
+    def __init__(self, rows: Sequence[Feature], authors: Authors, most: int) -> None:
+        self._rows, self._of_author, self._most = rows, authors.rows(), most
 
     @property
     def counts(self) -> np.ndarray:
@@ -65,10 +51,11 @@ class AuthorRows(Dataset[list[Feature]]):
         return len(self._of_author)
 
     def __getitem__(self, author: int) -> list[Feature]:
-        rows = self._of_author[author].tolist()
-        if len(rows) > self._most:
-            rows = secrets.SystemRandom().sample(rows, self._most)
-        return [self._rows[row] for row in rows]
+        return [self._rows[int(row)] for row in choose_rows(self._of_author[author], self._most, _secret_numbers)]
+
+
+def _secret_numbers(count: int) -> np.ndarray:
+    return np.frombuffer(secrets.token_bytes(8 * count), dtype=np.uint64)
 
 
 class AuthorCollator(DataCollatorForPrivateCausalLanguageModeling):
@@ -81,7 +68,7 @@ class AuthorCollator(DataCollatorForPrivateCausalLanguageModeling):
         if isinstance(features[0], Mapping):
             return super().__call__(features)
         most = max(len(rows) for rows in features)
-        empty = {"input_ids": [self._fill], "labels": [IGNORED]}
+        empty = {"input_ids": [self._fill], "labels": [IGNORE]}
         filled = [row for rows in features for row in [*rows, *[empty] * (most - len(rows))]]
         weights = [1 / len(rows) for rows in features for _ in range(most)]
         return super().__call__(filled) | {_WEIGHTS: torch.tensor(weights)}

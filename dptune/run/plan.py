@@ -1,0 +1,186 @@
+"""What a run will be before it starts: how it samples, how long it lasts, its noise and its epsilon."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dptune import accounting
+from dptune._validate import refuse, require_delta, require_positive
+from dptune.clipping import FLAT, Clipping, PerLayer, describe
+from dptune.mechanism import PrivacyConfig
+from dptune.units.unit import PrivacyUnit, Unit
+
+ROW = PrivacyUnit()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySettings:
+    """What the user decides about epsilon, beside the data set, the expected batch and the number of steps.
+
+    Attributes:
+        clip_norm: C, the maximum gradient norm of one example, or of one author. With per-layer clip norms these
+            decide instead.
+        noise_multiplier: sigma; None to search for it.
+        target_epsilon: the epsilon that the search stays below; None where the noise multiplier is given.
+        delta: the probability with which the bound may fail.
+        clipping: the style.
+
+    Raises:
+        InvalidArgument: both or none of the noise multiplier and the target epsilon, or a value outside its range.
+    """
+
+    clip_norm: float = 1.0
+    noise_multiplier: float | None = None
+    target_epsilon: float | None = None
+    delta: float
+    clipping: Clipping = FLAT
+
+    def __post_init__(self) -> None:
+        if self.noise_multiplier is None and self.target_epsilon is None:
+            refuse("noise_multiplier", None, "give exactly one of the noise multiplier and the target epsilon")
+        if self.noise_multiplier is not None and self.target_epsilon is not None:
+            refuse("target_epsilon", self.target_epsilon, "give it or the noise multiplier, not both")
+        require_positive("clip_norm", self.clip_norm)
+        for name, value in (("noise_multiplier", self.noise_multiplier), ("target_epsilon", self.target_epsilon)):
+            if value is not None:
+                require_positive(name, value)
+        require_delta(self.delta)
+
+    def sigma(self, *, sampling_probability: float, steps: int, group_size: int) -> float:
+        """The noise multiplier: the given one, or the smallest that keeps the target epsilon."""
+        if self.target_epsilon is None:
+            return self.noise_multiplier or refuse("noise_multiplier", self.noise_multiplier, "give a number above 0")
+        return accounting.noise_multiplier(
+            target_epsilon=self.target_epsilon,
+            delta=self.delta,
+            sampling_probability=sampling_probability,
+            steps=steps,
+            group_size=group_size,
+        )
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """How a run samples and how long it lasts.
+
+    Attributes:
+        privacy: the mechanism; None where there is no privacy.
+        num_examples: size of the training set, in what is sampled: rows, items, or authors.
+        expected_batch_size: how many of them one step draws on average, over all processes.
+        steps: logical steps.
+        unit: whose presence is hidden, and how; known without privacy too.
+        target_epsilon: what the run must not exceed; None where the noise was given.
+        test_seed: makes draws, masks and noise repeatable. It is for tests: it protects nobody.
+    """
+
+    privacy: PrivacyConfig | None
+    num_examples: int
+    expected_batch_size: float
+    steps: int
+    unit: Unit = ROW
+    target_epsilon: float | None = None
+    test_seed: int | None = None
+
+    @property
+    def sampling_probability(self) -> float:
+        """Chance of one of them to be in one step."""
+        return self.expected_batch_size / self.num_examples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which an example is drawn once on average, rounded up."""
+        return math.ceil(self.num_examples / self.expected_batch_size)
+
+
+def make_plan(
+    settings: PrivacySettings | None,
+    *,
+    num_examples: int,
+    batch: float,
+    steps: int,
+    unit: Unit = ROW,
+    test_seed: int | None = None,
+) -> RunPlan:
+    """Find the noise and couple it to the sampling; no settings stand for a run without privacy.
+
+    Raises:
+        InvalidArgument: a delta of 1/n or more, or a target epsilon out of reach.
+    """
+    if settings is None:
+        return RunPlan(None, num_examples, batch, steps, unit, test_seed=test_seed)
+    require_delta(settings.delta, num_examples)
+    sigma = settings.sigma(sampling_probability=batch / num_examples, steps=steps, group_size=unit.group_size)
+    total = settings.clipping.total if isinstance(settings.clipping, PerLayer) else None
+    config = PrivacyConfig(
+        num_examples=num_examples,
+        expected_batch_size=batch,
+        steps=steps,
+        clip_norm=settings.clip_norm if total is None else total,
+        noise_multiplier=sigma,
+        delta=settings.delta,
+        group_size=unit.group_size,
+        clipping=settings.clipping,
+    )
+    return RunPlan(config, num_examples, batch, steps, unit, settings.target_epsilon, test_seed)
+
+
+def expected_batch(*, per_device: int, accumulation: int, world_size: int, num_examples: int, sampled: str) -> int:
+    """The average batch size that Hugging Face's names stand for: per device x processes x accumulation steps.
+
+    Raises:
+        InvalidArgument: more than there are examples.
+    """
+    batch = per_device * accumulation * world_size
+    if batch > num_examples:
+        refuse(
+            "gradient_accumulation_steps",
+            accumulation,
+            f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
+            f"{sampled} there are (sampling probability over 1); lower it",
+        )
+    return batch
+
+
+def last_step(plan: RunPlan, recorded: int, completed: int) -> int:
+    """The step after which a run ends: the planned one, or an earlier one where repeated steps used up the budget.
+
+    Args:
+        plan: of the run.
+        recorded: lines of the ledger, steps that a crash threw away among them.
+        completed: steps that are part of the result so far.
+    """
+    config = plan.privacy
+    if config is None or plan.target_epsilon is None or recorded <= completed:
+        return plan.steps
+    affordable = accounting.max_steps(
+        target_epsilon=plan.target_epsilon,
+        delta=config.delta,
+        noise_multiplier=config.noise_multiplier,
+        sampling_probability=config.sampling_probability,
+        at_least=plan.steps,
+        group_size=config.group_size,
+    )
+    return min(plan.steps, max(completed, completed + affordable - recorded))
+
+
+def describe_plan(plan: RunPlan) -> list[str]:
+    """The plan in lines for a person."""
+    sampled, unit = plan.unit.sampled, plan.unit
+    lines = [
+        f"{sampled:<22} {plan.num_examples:,}",
+        f"expected batch size    {plan.expected_batch_size:,}{'' if sampled == 'examples' else f' {sampled}'}",
+        f"sampling probability   {plan.sampling_probability:.6g}",
+        f"steps                  {plan.steps:,}",
+    ]
+    if plan.privacy is None:
+        return [*lines, "privacy                NONE: clipping and noise are turned off"]
+    if unit.identity:
+        lines += [f"privacy unit           {unit.name}", f"method                 {unit.how}"]
+    return [
+        *lines,
+        f"clip norm              {plan.privacy.clip_norm:g}",
+        *([] if plan.privacy.clipping == FLAT else [f"clipping               {describe(plan.privacy.clipping)}"]),
+        f"noise multiplier       {plan.privacy.noise_multiplier:g}",
+        f"epsilon                {plan.privacy.planned_epsilon():.4f} at delta {plan.privacy.delta:g}",
+    ]

@@ -1,0 +1,302 @@
+"""One training run on one process, whatever loop drives it: ledger, draws, masks, noise, step, budget end, statement.
+
+A loop calls `begin_step`, any number of `backward`, and `finish_step`; then the private gradient is in `.grad`. The
+training scripts, `DPTrainer` and the callback for transformers' Trainer drive the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor, nn
+
+from dptune.dropout import draw_new_masks, forget_masks
+from dptune.keystream import Keystream, new_key
+from dptune.ledger import Ledger
+from dptune.lora import trainable_parameters
+from dptune.noise import GaussianNoise
+from dptune.ranks import ALONE, Ranks
+from dptune.report.statement import PrivacyStatement, state_no_privacy, state_privacy
+from dptune.run.checkpoint import LEDGER_NAME
+from dptune.run.identity import mechanism_identity, refuse_other_run
+from dptune.run.lock import refuse_existing_run
+from dptune.run.plan import RunPlan, last_step
+from dptune.sampling import PoissonSampler
+from dptune.step import MicroBatchStats, PlainStep, PrivateStep, released_size
+from dptune.units.batches import AuthorSampler
+from dptune.units.unit import Authors, PrivacyUnit
+
+GradientSync = Literal["gather", "reduce"]
+
+S = TypeVar("S", PoissonSampler, AuthorSampler)
+
+_RANKS_CHECKED_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a checkpoint says about a run's privacy.
+
+    Attributes:
+        step: completed steps.
+        ledger: the checkpoint's copy of the ledger.
+        ledger_steps: lines that the copy must have.
+        identity: what a resumed run must share, see `mechanism_identity`.
+        mechanism: the step's `state_dict`.
+    """
+
+    step: int
+    ledger: Path
+    ledger_steps: int
+    identity: Mapping[str, Any]
+    mechanism: Mapping[str, float] = field(default_factory=dict)
+
+
+class PrivateRun:
+    """A run in its folder. Every rank makes it, with the same plan; rank 0 alone reads and writes files.
+
+    Use it as a context manager around the loop, after `prepare`: while it is open, per-example gradients are recorded
+    and no parameter asks for a gradient, so the optimizer is made before.
+
+    Args:
+        plan: how the run samples and how long it lasts; without privacy its step clips and noises nothing.
+        folder: holds the ledger; made if it is not there.
+        ranks: the processes of the run.
+        resume_from: the checkpoint to resume; its weights are the caller's to load.
+        identity: what a resumed run must share beside the mechanism, as JSON values.
+
+    Attributes:
+        identity: all that a resumed run must share.
+        ledger: every noisy step; None on other ranks than rank 0, and without privacy.
+        completed: steps that are part of the result.
+        last: the step after which the run ends: the planned one, or an earlier one where steps that a crash threw away
+            have used up the budget.
+
+    Raises:
+        InvalidArgument: a folder that holds another run, or a checkpoint of another one.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        folder: str | Path,
+        ranks: Ranks = ALONE,
+        *,
+        resume_from: SavedRun | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.plan, self.folder, self.ranks = plan, Path(folder), ranks
+        self.identity = {**(identity or {}), **mechanism_identity(plan)}
+        self.ledger: Ledger | None = None
+        self.step: PrivateStep | PlainStep | None = None
+        self._noise: GaussianNoise | None = None
+        self._parameters: list[nn.Parameter] = []
+        self._mechanism = dict(resume_from.mechanism) if resume_from else {}
+        self.completed, self.last = ranks.from_main(lambda: self._open(resume_from))
+
+    @property
+    def epsilon(self) -> float | None:
+        """Spent so far, on rank 0 of a private run that has taken a step; None elsewhere."""
+        if self.ledger is None or self.plan.privacy is None or not self.ledger.steps:
+            return None
+        return self.ledger.running_epsilon(self.plan.privacy.delta)
+
+    @property
+    def clip_norm(self) -> float | None:
+        """C of the step under way; None without privacy."""
+        return self.step.clip_norm if isinstance(self.step, PrivateStep) else None
+
+    def sampler(self) -> PoissonSampler:
+        """Draws of items that are the same on every rank. Every rank calls it."""
+        sampler = PoissonSampler(self.plan.num_examples, self.plan.sampling_probability, self._sampling_keystream())
+        return self._after_completed(sampler)
+
+    def draws(self, authors: Authors | None) -> PoissonSampler | AuthorSampler:
+        """Draws of rows, or of authors with some of their rows; the same on every rank. Every rank calls it.
+
+        Args:
+            authors: who wrote which row, for a plan that samples authors.
+        """
+        unit, poisson = (
+            self.plan.unit,
+            PoissonSampler(self.plan.num_examples, self.plan.sampling_probability, self._sampling_keystream()),
+        )
+        if not isinstance(unit, PrivacyUnit) or not unit.samples_authors:
+            return self._after_completed(poisson)
+        if authors is None:
+            raise RuntimeError("the data were loaded without the column of the privacy unit")
+        sampler = AuthorSampler(poisson, authors.rows(), unit.examples, mean=unit.gradient == "mean")
+        return self._after_completed(sampler)
+
+    def prepare(self, model: nn.Module, *, gradient_sync: GradientSync = "gather", loss_scale: float = 1.0) -> None:
+        """Make the step for a model that is the same on every rank; its trainable parameters are what is protected.
+
+        Args:
+            model: see `PrivateStep`.
+            gradient_sync: how ranks add their gradients.
+            loss_scale: see `PrivateStep`.
+        """
+        ranks, world_size = self.ranks, self.ranks.world_size
+        gather = ranks.gather if gradient_sync == "gather" else None
+        reduce = ranks.reduce if gradient_sync == "reduce" else None
+        self._parameters = trainable_parameters(model)
+        if self.plan.privacy is None:
+            self.step = PlainStep(
+                model,
+                self.plan.expected_batch_size,
+                gather=gather,
+                reduce=reduce,
+                world_size=world_size,
+                loss_scale=loss_scale,
+            )
+            return
+        self._noise = self._make_noise(released_size(model, self.plan.privacy))
+        self.step = PrivateStep(
+            model,
+            self.plan.privacy,
+            ledger=self.ledger,
+            noise=self._noise,
+            gather=gather,
+            reduce=reduce,
+            rank=ranks.rank,
+            world_size=world_size,
+            loss_scale=loss_scale,
+        )
+        if self._mechanism:
+            self.step.load_state_dict(self._mechanism)
+
+    def __enter__(self) -> PrivateRun:
+        self._ready.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the hooks off the model and end the noise's thread; does nothing the second time."""
+        if self.step is not None:
+            self.step.__exit__(None, None, None)
+            self.step = None
+
+    def begin_step(self) -> None:
+        """Before the first forward pass of a step: the budget allows it, the ranks agree, dropout's masks are fresh.
+
+        Raises:
+            RuntimeError: there is no step left, or the ranks hold different parameters.
+        """
+        number = self.completed + 1
+        if number > self.last:
+            raise RuntimeError(f"step {number} is beyond the last one, {self.last}, that the budget allows")
+        if number % _RANKS_CHECKED_EVERY == 1:
+            self.ranks.require_equal(self._parameters)
+        draw_new_masks(self.ranks.rank, number, test_seed=self.plan.test_seed)
+
+    def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
+        """Run the backward pass of one micro-batch, losses [B], and add its clipped gradients; see `PrivateStep`."""
+        return self._ready.backward(losses, rows_per_unit=rows_per_unit)
+
+    def finish_step(self) -> None:
+        """Write the gradient of the step under way to `.grad`; a step beyond the budget is never released."""
+        if self.completed >= self.last:
+            raise RuntimeError(f"step {self.completed + 1} is beyond the last one, {self.last}, that the budget allows")
+        self._ready.finish()
+        self.completed += 1
+        if self.plan.privacy is not None:
+            forget_masks()
+
+    def gradient_noise_std(self) -> float:
+        """Standard deviation of the noise on each coordinate of the last step's gradient."""
+        return self._ready.gradient_noise_std()
+
+    def mechanism_state(self) -> dict[str, float]:
+        """What a resumed run needs of the mechanism; see `SavedRun`."""
+        return self._ready.state_dict()
+
+    def statement(self, packages: Iterable[str] = ()) -> PrivacyStatement:
+        """What the completed steps guarantee. Rank 0 only.
+
+        Args:
+            packages: distributions whose versions are listed beside the engine's.
+        """
+        unit, packages = self.plan.unit, ("cryptography", *packages)
+        if self.plan.privacy is not None and self.ledger is not None and self._noise is not None:
+            return state_privacy(
+                self.plan.privacy,
+                self.ledger,
+                self._noise,
+                repeated_steps=self.ledger.steps - self.completed,
+                privacy_unit=unit.name,
+                method=unit.how,
+                sampled=unit.sampled,
+                packages=packages,
+            )
+        return state_no_privacy(
+            num_examples=self.plan.num_examples,
+            expected_batch_size=self.plan.expected_batch_size,
+            steps=self.completed,
+            privacy_unit=unit.name,
+            method=unit.how,
+            sampled=unit.sampled,
+            packages=packages,
+        )
+
+    @property
+    def _ready(self) -> PrivateStep | PlainStep:
+        if self.step is None:
+            raise RuntimeError("the run is not open: call prepare(model), then use the run as a context manager")
+        return self.step
+
+    def _open(self, saved: SavedRun | None) -> tuple[int, int]:
+        """(completed steps, last step) after every check; opens the ledger."""
+        if saved is None:
+            refuse_existing_run(self.folder)
+        else:
+            refuse_other_run(saved.identity, self.identity)
+        completed = 0 if saved is None else saved.step
+        if self.plan.privacy is None:
+            return completed, self.plan.steps
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(self.folder / LEDGER_NAME, group_size=self.plan.privacy.group_size)
+        if saved is not None:
+            self.ledger.require_continues(saved.ledger, saved.ledger_steps)
+        return completed, last_step(self.plan, self.ledger.steps, completed)
+
+    def _after_completed(self, sampler: S) -> S:
+        """Repeatable draws continue after those of the completed steps; secret ones are fresh anyway."""
+        for _ in range(self.completed if self.plan.test_seed is not None else 0):
+            sampler.draw()
+        return sampler
+
+    def _sampling_keystream(self) -> Keystream:
+        if self.plan.test_seed is not None:
+            return Keystream.for_tests(f"{self.plan.test_seed} sampling")
+        return Keystream.shared(self.ranks.from_main(new_key))
+
+    def _make_noise(self, size: int) -> GaussianNoise:
+        if self.plan.test_seed is None:
+            return GaussianNoise(size)
+        noise = GaussianNoise(size, Keystream.for_tests(f"{self.plan.test_seed} noise of rank {self.ranks.rank}"))
+        for _ in range(self.completed):
+            noise.take()
+        return noise
+
+
+def describe_end(run: PrivateRun, statement: PrivacyStatement) -> list[str]:
+    """What a run that has ended guarantees, in lines for a person."""
+    lines = []
+    if run.completed == run.last < run.plan.steps:
+        steps = f"step {run.completed} of {run.plan.steps}"
+        lines.append(f"stopped by budget      after {steps}: one more would exceed the target epsilon")
+    if statement.epsilon is None:
+        lines.append("privacy                NONE: " + "; ".join(statement.reasons))
+    else:
+        lines.append(f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}")
+    if statement.repeated_steps:
+        lines.append(f"repeated steps         {statement.repeated_steps:,}, lost in a crash: they count in epsilon")
+    return lines

@@ -1,0 +1,225 @@
+"""From the flags of train_clm.py to a language model that is trained: data, plan, model, evaluation, what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import set_seed
+
+from dptune._validate import refuse
+from dptune.adapter_files import WEIGHTS_NAME, save_adapter
+from dptune.clipping import layers_of
+from dptune.losses import CausalLMLoss
+from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
+from dptune.run.identity import mechanism_identity, model_identity
+from dptune.run.plan import RunPlan, describe_plan
+from utils.cli.flags import public_config
+from utils.cli.launch import compute_dtype, loss_scale, memory_settings, ranks_of, sharding_of_launch
+from utils.data.load import load_training_data
+from utils.data.tokenization import TokenizedDataset
+from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
+from utils.models.memory import device_memory
+from utils.models.sharded import describe_shards
+from utils.models.trainable import (
+    MODEL_NAME,
+    Losses,
+    check_rules,
+    in_autocast,
+    prepare_trainable,
+    save_trained_model,
+)
+from utils.training.arguments import DataArguments, Groups
+from utils.training.evaluation import held_out_loss
+from utils.training.loop import End, Pace
+from utils.training.micro_batches import MicroBatches, remembered_budget
+from utils.training.plan import describe_data, describe_model, num_sampled, plan_run
+from utils.training.resume import processes_of_plan, refuse_other_beginning
+from utils.training.run import RunFolder, train
+from utils.training.task import PER_TOKEN, Finished
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class CausalLMJob:
+    """A run of train_clm.py that is planned and not begun.
+
+    Attributes:
+        groups: the flags.
+        folder: where it runs.
+        dtype: what forward passes compute in.
+        names: of all parameters that will be trained.
+        tokenizer, train, held_out: the data.
+        plan: sampling, noise and steps.
+        processes: that the logical batch is for.
+        identity: what a resumed run must share and is known before the model is loaded.
+        token_budget: padded tokens in one forward pass.
+    """
+
+    groups: Groups
+    folder: RunFolder
+    dtype: torch.dtype
+    names: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    train: TokenizedDataset
+    held_out: TokenizedDataset | None
+    plan: RunPlan
+    processes: int
+    identity: dict[str, Any]
+    token_budget: int
+
+    def run(self) -> End:
+        """Load the model and train it."""
+        task, groups = self.load(), self.groups
+        micro_batches = MicroBatches(
+            self.train,
+            self.token_budget,
+            self.tokenizer.pad_token_id,
+            self.folder.accelerator,
+            in_step=sharding_of_launch() is not None,
+            folder=self.folder.path,
+        )
+        pace = Pace(
+            groups.optimization.updates,
+            groups.output.eval_freq,
+            eval_at_start=groups.output.eval_at_start,
+            gradient_sync=groups.optimization.sync,
+            loss_scale=loss_scale(self.dtype),
+        )
+        config = public_config(*groups) | {"num_processes": self.processes}
+        return train(task, self.plan, self.folder, micro_batches, pace, config)
+
+    def load(self) -> CausalLMTask:
+        """The model with what is trained, the same on every rank; its gradients are checked before a private run.
+
+        Raises:
+            InvalidArgument: a checkpoint of another model, or gradients that the engine does not know.
+        """
+        groups, accelerator, sharding = self.groups, self.folder.accelerator, sharding_of_launch()
+        set_seed(groups.optimization.seed)  # the adapters' start; noise and sampling have secret keys of their own
+        whole = bool(groups.lora.trainable)
+        model = load_model(
+            groups.model.model_name_or_path,
+            **groups.model.hub,
+            dtype=torch.float32 if whole else self.dtype,
+            device=accelerator.device,
+            bits=groups.model.qbits,
+            sharding=sharding,
+        )
+        prepare_trainable(model, groups.lora)
+        if sharding is not None:
+            accelerator.print(describe_shards(model, accelerator.num_processes))
+        identity = self.identity | model_identity(model)
+        if self.folder.saved is not None and accelerator.is_main_process:
+            refuse_other_beginning(self.folder.saved, identity)
+        if self.plan.privacy is not None:
+            self._check_neighbours(model)
+        if recomputes(groups):
+            checkpoint_activations(model)
+        losses = in_autocast(CausalLMLoss(model), self.dtype if whole else torch.float32, accelerator.device)
+        return CausalLMTask(self, model, losses, self.names if whole else None, identity)
+
+    def _check_neighbours(self, model: Any) -> None:
+        """Refuse a model whose per-example gradients the engine gets wrong, or in which rows reach each other."""
+        losses, scale = CausalLMLoss(model), loss_scale(self.dtype)
+        width = min(self.groups.data.block_size, self.token_budget // 2)  # of two rows that fit the budget together
+        check_rules(model, lambda *rows: losses(*rows) * scale, self.folder.accelerator.device, width=width)
+
+
+@dataclass
+class CausalLMTask:
+    """Fine-tuning a causal language model; see `utils.training.task.Task`."""
+
+    job: CausalLMJob
+    model: Any
+    losses: Losses
+    trained: Sequence[str] | None
+    identity: dict[str, Any]
+    loss_unit: str = PER_TOKEN
+    head: Sequence[str] = ()
+
+    @property
+    def rows(self) -> TokenizedDataset:
+        """The training set."""
+        return self.job.train
+
+    @property
+    def base_model(self) -> str:
+        """Name or folder of the model that is adapted."""
+        return self.job.groups.model.model_name_or_path
+
+    @property
+    def artifact(self) -> Artifact:
+        """What comes of it."""
+        return LORA_ADAPTER if self.trained is None else WHOLE_MODEL
+
+    def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
+        """The held-out loss, if there are held-out data."""
+        held_out = self.job.held_out
+        return {} if held_out is None else {"eval_loss": held_out_loss(self.losses, held_out, micro_batches)}
+
+    def save(self, finished: Finished) -> list[str]:
+        """Write the adapter, or the whole model with its tokenizer."""
+        folder = finished.folder
+        if self.trained is None:
+            save_adapter(self.model, folder, base_model=published_name(self.base_model))
+            return [f"adapter                {folder / WEIGHTS_NAME}"]
+        save_trained_model(self.model, self.job.tokenizer, folder)
+        return [f"model                  {folder / MODEL_NAME}"]
+
+
+def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
+    """All that can be known before the weights are read, printed.
+
+    Raises:
+        InvalidArgument: a mistake in the flags, the data or the launch.
+    """
+    optimization, unit, accelerator = groups.optimization, groups.privacy.unit, folder.accelerator
+    name, hub, bits, saved = groups.model.model_name_or_path, groups.model.hub, groups.model.qbits, folder.saved
+    dtype, sharding = compute_dtype(accelerator.mixed_precision, accelerator.device), sharding_of_launch()
+    skeleton = load_skeleton(name, **hub)
+    require_context(skeleton, groups.data.block_size)
+    # A wrong target is found here, before gigabytes are read.
+    names = prepare_trainable(skeleton, groups.lora, sharded=sharding is not None, bits=bits, dtype=dtype)
+    tokenizer = load_tokenizer(name, **hub)
+    train, held_out = load_training_data(tokenizer=tokenizer, unit=unit, seed=optimization.seed, **vars(groups.data))
+    require_answers(held_out, groups.data)
+    processes = processes_of_plan(saved, optimization, accelerator.num_processes)
+    clipping = groups.clipping.style(layers_of(names).values())
+    num_examples = num_sampled(unit, train)
+    plan = plan_run(groups.privacy, optimization, num_examples=num_examples, world_size=processes, clipping=clipping)
+    optimizer = optimization.optimizer
+    identity = {"training_data": train.fingerprint()} | ({} if optimizer == "adamw" else {"optimizer": optimizer})
+    if saved is not None:
+        refuse_other_beginning(saved, mechanism_identity(plan) | identity)
+    asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
+    token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
+    accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
+    if token_budget != asked:
+        accelerator.print(f"tokens at a time       {token_budget:,} instead of {asked:,}, which did not fit before")
+    limits: dict[str, Any] = memory_settings(sharding, accelerator.num_processes, bits)
+    limits |= {"block_size": groups.data.block_size, "lengths": train.lengths, "checkpointing": recomputes(groups)}
+    at_once = max(token_budget, unit.rows_at_once * groups.data.block_size)
+    available = device_memory(accelerator.device)
+    accelerator.print(*describe_model(skeleton, at_once, dtype, available=available, **limits), sep="\n")
+    return CausalLMJob(
+        groups, folder, dtype, names, tokenizer, train, held_out, plan, processes, identity, token_budget
+    )
+
+
+def require_answers(held_out: TokenizedDataset | None, data: DataArguments) -> None:
+    """Refuse held-out data in which nothing is to be predicted: there is no loss to measure."""
+    if held_out is not None and not held_out.num_answer_tokens.any():
+        source = data.validation_file or data.train_file or data.dataset_name
+        remedy = f"no held-out example has an answer token within --block_size {data.block_size}"
+        refuse("--validation_file", source, f"{remedy}; give longer blocks, or examples with answers")
+
+
+def recomputes(groups: Groups) -> bool:
+    """Whether activations are computed again instead of kept."""
+    sharding = sharding_of_launch()
+    return groups.optimization.gradient_ckpt or (sharding is not None and sharding.checkpoint_activations)

@@ -1,0 +1,86 @@
+"""One training from the command line: alone in its folder, begun or resumed, until its end or a signal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from dptune.run.checkpoint import TrainingState
+from dptune.run.lock import FolderLock
+from dptune.run.plan import RunPlan
+from dptune.run.session import PrivateRun
+from utils.cli.launch import ranks_of
+from utils.cli.trackers import start_trackers
+from utils.training.arguments import OutputArguments
+from utils.training.loop import End, Pace, TrainingLoop, describe_stop
+from utils.training.micro_batches import MicroBatches
+from utils.training.outputs import finish_run, write_config
+from utils.training.resume import Checkpoints, find_saved_run, saved_run
+from utils.training.task import Task
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder in which this launch is alone, and what it resumes there.
+
+    Attributes:
+        path: the folder; it may not exist yet.
+        output: the flags.
+        saved: the checkpoint that is resumed; None for a run that begins.
+        accelerator: of the launch.
+        lock: held by the main process.
+    """
+
+    path: Path
+    output: OutputArguments
+    saved: TrainingState | None
+    accelerator: Accelerator
+    lock: FolderLock
+
+
+@contextmanager
+def open_folder(output: OutputArguments, accelerator: Accelerator) -> Iterator[RunFolder]:
+    """Lock a run's folder, if it is there, and find what --resume_from_checkpoint names. Every rank enters it.
+
+    Raises:
+        InvalidArgument: another process is at work in it, or it holds a run that is not resumed.
+    """
+    path, ranks = Path(output.output_dir), ranks_of(accelerator)
+    with FolderLock(enabled=ranks.is_main) as lock:
+        ranks.from_main(lambda: lock.take(path))
+        yield RunFolder(path, output, ranks.from_main(lambda: find_saved_run(output)), accelerator, lock)
+
+
+def train(
+    task: Task, plan: RunPlan, folder: RunFolder, micro_batches: MicroBatches, pace: Pace, config: dict[str, Any]
+) -> End:
+    """Train a task and write all that a run leaves; how it ended.
+
+    Args:
+        task: its model is loaded and checked.
+        plan: how it samples and how long it lasts.
+        folder: see `open_folder`.
+        micro_batches: the task's rows, cut for this rank.
+        pace: the optimizer and what happens between the steps.
+        config: the resolved settings without secrets.
+    """
+    accelerator, ranks, output = folder.accelerator, ranks_of(folder.accelerator), folder.output
+    ranks.from_main(lambda: folder.lock.make(folder.path))
+    resumed = saved_run(folder.saved, folder.path)
+    run = PrivateRun(plan, folder.path, ranks, resume_from=resumed, identity=task.identity)
+    if ranks.is_main:
+        write_config(folder.path, config)
+    start_trackers(accelerator, output.report_to, "dptune", config, logging_dir=folder.path / "tracking")
+    checkpoints = Checkpoints(run, config, output.checkpointing_steps, output.save_total_limit, task.trained)
+    end, rows = TrainingLoop(run, task, micro_batches, checkpoints, pace).train(folder.saved, track=accelerator.log)
+    if end.stopped_by is not None:
+        accelerator.print(describe_stop(end, plan.steps, folder.path))
+    elif ranks.is_main:
+        finish_run(run, task, rows)
+    accelerator.wait_for_everyone()
+    return end
