@@ -24,7 +24,6 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.per_example",
         "dptune.losses",
         "dptune.clipping",
-        "dptune.run.identity",
         "dptune.ledger",
         "dptune.ranks",
         "dptune.sharding",

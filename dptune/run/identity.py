@@ -12,7 +12,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from dptune._validate import HIDDEN, refuse
-from dptune.clipping import FLAT
 from dptune.lora import adapters
 from dptune.run.plan import RunPlan
 
@@ -33,7 +32,7 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, wh
         InvalidArgument: they differ; the message names what, with both values.
     """
     before, now = (dict(_leaves(json.loads(json.dumps(identity)))) for identity in (saved, current))
-    values = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in before | now}
+    values = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in now | before}
     differing = {key: pair for key, pair in values.items() if pair[0] != pair[1]}
     if not differing:
         return
@@ -47,13 +46,11 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, wh
 
 
 def mechanism_identity(plan: RunPlan) -> dict[str, Any]:
-    """What decides the mechanism of a run, as JSON values. The default clipping style is left out, so that checkpoints
-    from before there was a choice can be resumed."""
+    """What decides the mechanism of a run, as JSON values."""
     mechanism = plan.privacy
-    style = {} if mechanism is None or mechanism.clipping == FLAT else {"clipping": repr(mechanism.clipping)}
     return {
-        **style,
         **plan.unit.identity,
+        "clipping": repr(mechanism.clipping) if mechanism else None,
         "clip_norm": mechanism.clip_norm if mechanism else None,
         "noise_multiplier": mechanism.noise_multiplier if mechanism else None,
         "delta": mechanism.delta if mechanism else None,

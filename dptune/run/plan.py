@@ -175,7 +175,7 @@ def describe_plan(plan: RunPlan) -> list[str]:
     ]
     if plan.privacy is None:
         return [*lines, "privacy                NONE: clipping and noise are turned off"]
-    if unit.identity:
+    if unit != ROW:
         lines += [f"privacy unit           {unit.name}", f"method                 {unit.how}"]
     return [
         *lines,

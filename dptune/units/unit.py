@@ -145,15 +145,14 @@ class PrivacyUnit:
 
     @property
     def identity(self) -> dict[str, str | int | None]:
-        """What a resumed run must share, as JSON values; a row as the unit adds nothing."""
-        if self.column is None:
-            return {}
-        chosen: dict[str, str | int | None] = {
+        """What a resumed run must share, as JSON values."""
+        authors = self.column is not None
+        return {
             "privacy_unit": self.column,
-            "user_level_method": self.method,
-            "examples_per_unit": self.examples,
+            "user_level_method": self.method if authors else None,
+            "examples_per_unit": self.examples if authors else None,
+            "unit_gradient": self.gradient if self.samples_authors else None,
         }
-        return chosen | ({"unit_gradient": self.gradient} if self.samples_authors else {})
 
 
 @dataclass(frozen=True)

@@ -287,3 +287,25 @@ def test_styles_are_plain_values() -> None:
         Automatic(gamma=0)
     with pytest.raises(InvalidArgument, match="quantile=1"):
         Adaptive(quantile=1)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_step_tells_which_examples_it_scaled_down(style: str) -> None:
+    own, x, clipping = model(), inputs(), STYLES[style]
+    with PrivateStep(own, configured(clipping), ledger=NoLedger(), noise=NoNoise(len(released(clipping, x)))) as step:
+        told = step.backward(losses(own, x)).clipped.tolist()
+    smaller = [
+        bool((expected(clipping, grads).abs() < torch.cat(list(grads.values())).abs() * (1 - 1e-9)).any())
+        for grads in gradients(x)
+    ]
+    assert told == smaller
+    assert set(told) == {False, True}
+
+
+def test_with_an_adaptive_clip_norm_the_steps_own_one_decides_who_was_clipped() -> None:
+    own, x, clipping = model(), inputs(), STYLES["adaptive"]
+    for clip_norm, share in ((1e-12, 1.0), (1e6, 0.0)):
+        noise = NoNoise(len(released(clipping, x)))
+        with PrivateStep(own, configured(clipping), ledger=NoLedger(), noise=noise) as step:
+            step.clip_norm = clip_norm
+            assert step.backward(losses(own, x)).clipped.double().mean() == share

@@ -16,10 +16,10 @@ from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose, epsilon
 from dptune.budget import Budget
 from scripts import generate_train_command as job
-from train_clm import GROUPS
 from utils.cli.flags import parse
 from utils.cli.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG
 from utils.files.jsonl import write_jsonl
+from utils.training.arguments import CAUSAL_LM_GROUPS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 200
@@ -52,7 +52,7 @@ def line(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, list[str]
 
 def groups_of(words: list[str]) -> dict[str, object]:
     """What train_clm.py makes of the line."""
-    filled = parse(*GROUPS, args=words[words.index(job.SCRIPT) + 1 :])
+    filled = parse(*CAUSAL_LM_GROUPS, args=words[words.index(job.SCRIPT) + 1 :])
     return {name: value for group in filled for name, value in vars(group).items()}
 
 

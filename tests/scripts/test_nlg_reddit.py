@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM
 
 from dptune import accounting
 from dptune.adapter_files import attach_adapter
+from dptune.integrations.authors import AuthorItems
 from dptune.ledger import Ledger
 from scripts.nlg_reddit import fine_tune
 from tests.dptune.integrations.runs import GradientLog, no_noise  # noqa: F401
 from tests.reference import clipped_sum, example_gradients, flat
 from tests.scripts.nlg_reddit_files import COMMAND_LINE, NOBODYS, SIZES, save_tiny_gpt2, write_corpus
 from utils.cli.old_flags import RENAMED
-from utils.training.trainer_data import AuthorRows, Rows
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "scripts" / "nlg_reddit" / "aml").glob("*-*.yml"))
@@ -157,7 +157,7 @@ def trainer_of(words: list[str]) -> Any:
     return fine_tune.make_trainer(model, tokenizer, training, privacy, data.unit, train, held_out)
 
 
-def mean_gradients(model: Any, dataset: AuthorRows) -> list[dict[str, torch.Tensor]]:
+def mean_gradients(model: Any, dataset: AuthorItems) -> list[dict[str, torch.Tensor]]:
     """Of each author, by the slow oracle."""
     found = []
     for author in range(len(dataset)):
@@ -239,7 +239,7 @@ def test_a_run_goes_on_with_the_same_authors_bound_only(line: Any, tmp_path: Pat
     how["resume_from_checkpoint"] = str(tmp_path / "run" / "checkpoint-2")
     with pytest.raises(SystemExit):
         fine_tune.main(line(**how | {"examples_per_author": 2}))
-    assert "method was" in capsys.readouterr().err
+    assert "examples_per_unit was" in capsys.readouterr().err
     (model,) = (tmp_path / "run").glob("model")
     model.rename(tmp_path / "first")
     fine_tune.main(line(**how))
@@ -288,7 +288,7 @@ def test_a_mistake_is_one_line(name: str, line: Any, capsys: Any, tmp_path: Path
 def test_rows_of_the_corpus_are_cut_and_end(line: Any) -> None:
     trainer = trainer_of(line(sequence_len=8, held_out_share=0))
     rows = trainer.train_dataset
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, RowFeatures)
     assert len(rows) == sum(SIZES) + NOBODYS
     assert max(len(row["input_ids"]) for row in (rows[n] for n in range(len(rows)))) == 8
     assert rows[len(rows) - 1] == {"input_ids": [2], "labels": [-100]}  # the empty text: a zero gradient

@@ -18,12 +18,14 @@ import torch
 import train_clm
 from dptune import accounting, ledger, step
 from dptune.ledger import Ledger
+from dptune.ranks import Ranks
+from dptune.report import publish
 from dptune.run import checkpoint
 from dptune.run.lock import FolderLock
 from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
 from tests.tiny import save_tiny
-from utils.training import loop as training_loop
+from utils.training import causal_lm
 from utils.training import outputs as run_outputs
 from utils.training.log import read_diagnostics
 from utils.training.micro_batches import MicroBatches, remember_budget
@@ -86,7 +88,7 @@ def refused(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than these runs, and are tested in `test_train_clm.py`."""
     monkeypatch.setattr(run_outputs, "plot_diagnostics", lambda *_, **__: None)
-    monkeypatch.setattr(run_outputs, "_plot_epsilon", lambda *_: None)
+    monkeypatch.setattr(publish, "_plot_curve", lambda *_: False)
 
 
 def crash(line: list[str], number: int) -> None:
@@ -176,7 +178,7 @@ def test_with_repeatable_randomness_a_stopped_run_ends_as_one_that_was_not(chang
 
 def signal_in_step(patch: pytest.MonkeyPatch, number: int, name: signal.Signals) -> None:
     """The process gets a signal in a micro-batch of the `number`th step from now."""
-    run = train_clm.MicroBatches.run
+    run = MicroBatches.run
     calls = iter(range(1, 10_000))
 
     def signalled(self, draw, *args):
@@ -184,7 +186,7 @@ def signal_in_step(patch: pytest.MonkeyPatch, number: int, name: signal.Signals)
             os.kill(os.getpid(), name)
         return run(self, draw, *args)
 
-    patch.setattr(train_clm.MicroBatches, "run", signalled)
+    patch.setattr(MicroBatches, "run", signalled)
 
 
 def test_a_stop_says_where_it_is_and_how_to_go_on(line, monkeypatch, tmp_path, capsys):
@@ -274,7 +276,7 @@ def test_the_budget_ends_a_run_before_the_step_that_would_exceed_it(line, tmp_pa
     assert report["steps"] == STEPS, "9 steps are what 3 pays for: 8 were released, so one is left"
     assert report["repeated_steps"] == 2
     assert report["epsilon"] <= 3
-    assert f"after step 7 of {STEPS}: one more would exceed --target_epsilon" in capsys.readouterr().out
+    assert f"after step 7 of {STEPS}: one more would exceed the target epsilon" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoint-7").is_dir()
 
 
@@ -332,7 +334,7 @@ def test_two_runs_do_not_share_a_folder(crashed, line, capsys):
 def test_ranks_compare_their_adapters_before_the_first_step_and_every_few(line, monkeypatch):
     """What the comparison finds is tested in `test_ranks.py`; here, that a run makes it."""
     compared = []
-    monkeypatch.setattr(training_loop, "require_equal", lambda parameters, _: compared.append(len(parameters)))
+    monkeypatch.setattr(Ranks, "require_equal", lambda _, parameters: compared.append(len(parameters)))
     train_clm.main(line(max_train_steps=11, checkpointing_steps=0))
     assert compared == [16, 16], "before steps 1 and 11: A and B of four layers in two blocks"
 
@@ -340,9 +342,44 @@ def test_ranks_compare_their_adapters_before_the_first_step_and_every_few(line, 
 def test_the_line_goes_on_with_the_budget_that_a_launch_out_of_memory_left(crashed, line, monkeypatch):
     budgets = []
     monkeypatch.setattr(
-        train_clm, "MicroBatches", lambda *args, **how: budgets.append(args[1]) or MicroBatches(*args, **how)
+        causal_lm, "MicroBatches", lambda *args, **how: budgets.append(args[1]) or MicroBatches(*args, **how)
     )
-    remember_budget(crashed, 64)
+    remember_budget(crashed, asked=192, fits=64)
     train_clm.main(line(resume_from_checkpoint="latest"))
     assert budgets == [64]
     assert report_of(crashed)["repeated_steps"] == 2
+
+
+def test_another_token_budget_given_on_purpose_is_obeyed(crashed, line, monkeypatch, capsys):
+    budgets = []
+    monkeypatch.setattr(
+        causal_lm, "MicroBatches", lambda *args, **how: budgets.append(args[1]) or MicroBatches(*args, **how)
+    )
+    remember_budget(crashed, asked=192, fits=64)
+    train_clm.main(line(resume_from_checkpoint="latest", max_tokens_per_device=384))
+    assert budgets == [384]
+    assert "which did not fit before" not in capsys.readouterr().out
+
+
+def test_a_dry_run_is_printed_where_a_run_is_already(crashed, line, capsys):
+    before = {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()}
+    train_clm.main(line(dry_run=True))
+    assert "noise multiplier       0.8" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()} == before
+
+
+def test_the_loser_of_a_race_for_a_new_folder_writes_nothing(line, tmp_path, monkeypatch, capsys):
+    """Another launch takes the folder while this one loads its model."""
+    out, other = tmp_path / "race", FolderLock()
+    own = causal_lm.CausalLMJob.load
+
+    def slow(job):
+        other.make(out)
+        (out / "run_config.json").write_text("the winner's")
+        return own(job)
+
+    monkeypatch.setattr(causal_lm.CausalLMJob, "load", slow)
+    with other:
+        assert "another process is at work in it" in refused(line(output_dir=out), capsys)
+    assert {path.name for path in out.iterdir()} == {".lock", "run_config.json"}
+    assert (out / "run_config.json").read_text() == "the winner's"

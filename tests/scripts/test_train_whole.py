@@ -17,6 +17,7 @@ from tests.tiny import save_tiny
 from train_clm import main
 from utils.models.trainable import choose_trainable, in_autocast, parameters_by_name
 from utils.training.arguments import ClippingArguments
+from utils.training.log import read_diagnostics
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.norm")
 
@@ -106,6 +107,8 @@ def test_the_report_counts_every_step_and_names_the_style(name: str, runs: dict[
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert (len({line["clip_norm"] for line in lines}) > 1) == (name == "adaptive")
     assert lines[0]["clip_norm"] == 0.5
+    rows = read_diagnostics(runs[name] / "diagnostics.jsonl")
+    assert [row["clip_norm"] for row in rows if row["step"]] == [line["clip_norm"] for line in lines]
 
 
 def test_the_held_out_loss_of_a_whole_model_falls(runs: dict[str, Path]) -> None:

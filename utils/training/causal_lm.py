@@ -58,6 +58,7 @@ class CausalLMJob:
         processes: that the logical batch is for.
         identity: what a resumed run must share and is known before the model is loaded.
         token_budget: padded tokens in one forward pass.
+        asked: the token budget that the flags ask for.
     """
 
     groups: Groups
@@ -71,6 +72,7 @@ class CausalLMJob:
     processes: int
     identity: dict[str, Any]
     token_budget: int
+    asked: int
 
     def run(self) -> End:
         """Load the model and train it."""
@@ -82,6 +84,7 @@ class CausalLMJob:
             self.folder.accelerator,
             in_step=sharding_of_launch() is not None,
             folder=self.folder.path,
+            asked=self.asked,
         )
         pace = Pace(
             groups.optimization.updates,
@@ -192,8 +195,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     clipping = groups.clipping.style(layers_of(names).values())
     num_examples = num_sampled(unit, train)
     plan = plan_run(groups.privacy, optimization, num_examples=num_examples, world_size=processes, clipping=clipping)
-    optimizer = optimization.optimizer
-    identity = {"training_data": train.fingerprint()} | ({} if optimizer == "adamw" else {"optimizer": optimizer})
+    identity = {"training_data": train.fingerprint(), "optimizer": optimization.optimizer}
     if saved is not None:
         refuse_other_beginning(saved, mechanism_identity(plan) | identity)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
@@ -207,7 +209,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     available = device_memory(accelerator.device)
     accelerator.print(*describe_model(skeleton, at_once, dtype, available=available, **limits), sep="\n")
     return CausalLMJob(
-        groups, folder, dtype, names, tokenizer, train, held_out, plan, processes, identity, token_budget
+        groups, folder, dtype, names, tokenizer, train, held_out, plan, processes, identity, token_budget, asked
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from dptune.units.batches import Batch, Part, Rows, UnitDraw, parts_of
 from utils.cli.interruption import StopRequest
 from utils.models.trainable import Losses
 
-BUDGET_NAME = "max_tokens_per_device"
+BUDGET_NAME = "max_tokens_per_device.json"
 
 
 class Accumulates(Protocol):
@@ -32,21 +33,26 @@ class Accumulates(Protocol):
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats: ...
 
 
-def remember_budget(folder: Path, tokens: int) -> None:
-    """Leave a token budget for the next launch in this folder, unless a smaller one is there."""
+def remember_budget(folder: Path, *, asked: int, fits: int) -> None:
+    """Leave for the next launch in this folder how many tokens may fit where so many were asked for and did not."""
+    least = min(fits, remembered_budget(folder, asked))  # another rank's
     with atomic_write(folder / BUDGET_NAME) as file:
-        file.write(f"{remembered_budget(folder, tokens)}\n")
+        file.write(json.dumps({"asked": asked, "fits": least}) + "\n")
 
 
 def remembered_budget(folder: Path, asked: int) -> int:
-    """`asked`, or what a launch that ran out of memory found to be too much for it, if that is less."""
+    """`asked`, or what a launch that asked for the same and ran out of memory left.
+
+    Another number than it asked for is a choice of the user's, who may have changed more, and is obeyed.
+    """
     file = folder / BUDGET_NAME
     if not file.exists():
         return asked
-    text = file.read_text().strip()
-    if not text.isdecimal() or int(text) < 1:
-        refuse("--output_dir", str(file), "holds no number of tokens; remove it")
-    return min(asked, int(text))
+    try:
+        left = json.loads(file.read_text())
+        return int(left["fits"]) if int(left["asked"]) == asked else asked
+    except (ValueError, TypeError, LookupError):
+        refuse("--output_dir", str(file), "is damaged; remove it")
 
 
 @dataclass
@@ -61,6 +67,7 @@ class MicroBatches:
         in_step: ranks must make equally many forward passes (their weights are sharded), so none can cut its
             micro-batches smaller than the others. One that runs out of memory ends the launch.
         folder: the run's, where such a rank leaves the budget that the next launch begins with.
+        asked: the token budget that the user asked for; None where it is `token_budget`.
         virtual_tokens: that the model puts before each row, a soft prompt's; they count in the budget.
         length_flag: the flag that bounds a row's tokens, for the message when not even one row fits in memory.
     """
@@ -71,6 +78,7 @@ class MicroBatches:
     accelerator: Accelerator
     in_step: bool = False
     folder: Path | None = None
+    asked: int | None = None
     virtual_tokens: int = 0
     length_flag: str = "--block_size"
 
@@ -158,7 +166,7 @@ class MicroBatches:
         self._fits = min(self._fits, tokens) // 2
         if self.in_step:
             if self.folder is not None:
-                remember_budget(self.folder, self._fits)
+                remember_budget(self.folder, asked=self.asked or self.token_budget, fits=self._fits)
             refuse(
                 "--max_tokens_per_device",
                 self.token_budget,

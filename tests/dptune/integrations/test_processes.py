@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from dptune import InvalidArgument, Ledger, PoissonSampler
-from dptune.integrations import session
-from dptune.integrations.processes import sampling_keystream
+from dptune import InvalidArgument, Ledger
+from dptune.integrations.processes import ranks_of_launch
 from dptune.integrations.transformers import TrainingArguments
+from dptune.run import session
 from dptune.run.checkpoint import LEDGER_NAME
+from dptune.run.plan import RunPlan
 from tests.dptune.integrations.runs import GradientLog, Silent, dp_trainer, lora_llama, privacy_arguments
 from tests.processes import run_processes
 
@@ -69,10 +70,10 @@ def first_gradient(rank: int, _gather: Any, folder: Path) -> torch.Tensor:
     return log.grads[0]
 
 
-def secret_draws(_rank: int, _gather: Any) -> list[list[int]]:
+def secret_draws(_rank: int, _gather: Any, folder: Path) -> list[list[int]]:
     as_launched()
     TrainingArguments(use_cpu=True)  # makes accelerate's state, as for a run
-    sampler = PoissonSampler(1000, 0.1, sampling_keystream(None))
+    sampler = session.PrivateRun(RunPlan(None, 1000, 100, 1), folder, ranks_of_launch()).sampler()
     assert sampler.keystream.secret
     return [sampler.draw().tolist() for _ in range(3)]
 
@@ -103,11 +104,11 @@ def test_the_noise_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert first.std().item() == pytest.approx(500.0 * 0.5 / 6, rel=0.1)
 
 
-def test_processes_share_one_secret_draw() -> None:
-    first, second = run_processes(2, secret_draws)
+def test_processes_share_one_secret_draw(tmp_path: Path) -> None:
+    first, second = run_processes(2, secret_draws, tmp_path)
     assert first == second
     assert len({tuple(draw) for draw in first}) == 3
-    assert run_processes(1, secret_draws)[0] != first
+    assert run_processes(1, secret_draws, tmp_path)[0] != first
 
 
 def test_what_the_main_process_refuses_is_refused_on_all(tmp_path: Path) -> None:

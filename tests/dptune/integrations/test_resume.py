@@ -75,7 +75,7 @@ def test_the_run_stops_before_the_step_that_would_exceed_the_budget(
     report = json.loads((tmp_path / "privacy_report.json").read_text())
     assert report["steps"] == 4
     assert report["epsilon"] <= 3.0
-    assert "one more would exceed --target_epsilon" in capsys.readouterr().out
+    assert "one more would exceed the target epsilon" in capsys.readouterr().out
     assert (tmp_path / "checkpoint-2").exists()
     (tmp_path / "privacy_report.json").unlink()
     spent = dp_trainer(tmp_path, **SAVING, **privacy)
@@ -89,12 +89,11 @@ def test_the_run_stops_before_the_step_that_would_exceed_the_budget(
 def test_a_step_beyond_the_budget_is_never_released(tmp_path: Path) -> None:
     trainer = dp_trainer(tmp_path, max_steps=1)
     trainer.train()
-    session = trainer._session
-    assert session is not None
-    session.begin(trainer.model)
-    with pytest.raises(RuntimeError, match="beyond the last one"):
-        session.finish_step(1)
-    session.close()
+    run = trainer._run
+    assert run is not None
+    run.prepare(trainer.model)
+    with run, pytest.raises(RuntimeError, match="beyond the last one"):
+        run.finish_step()
     assert Ledger(tmp_path / LEDGER_NAME).steps == 1
 
 

@@ -72,7 +72,7 @@ def test_without_a_guarantee_there_is_no_epsilon_to_plot(tmp_path: Path) -> None
 
 
 def test_diagnostics_decode_and_are_marked(tmp_path: Path, drawn: list[Figure]) -> None:
-    plot_diagnostics(tmp_path / "diagnostics.png", _rows(), clip_norm=1.0)
+    plot_diagnostics(tmp_path / "diagnostics.png", [row | {"clip_norm": 1.0} for row in _rows()])
     assert _pixels(tmp_path / "diagnostics.png", RED) > 20_000, "the banner"
     assert _pixels(tmp_path / "diagnostics.png", BLUE) > 1000
     texts = _texts(drawn[0])
@@ -82,7 +82,7 @@ def test_diagnostics_decode_and_are_marked(tmp_path: Path, drawn: list[Figure]) 
 
 
 def test_the_clip_norm_is_a_line_at_its_value(tmp_path: Path, drawn: list[Figure]) -> None:
-    plot_diagnostics(tmp_path / "d.png", _rows(), clip_norm=0.7)
+    plot_diagnostics(tmp_path / "d.png", [row | {"clip_norm": 0.7} for row in _rows()])
     lines = {str(line.get_label()): line for line in drawn[0].axes[1].get_lines()}
     assert set(np.asarray(lines["clip norm 0.7"].get_ydata())) == {0.7}
 
@@ -106,7 +106,7 @@ def test_what_was_not_measured_has_no_panel(tmp_path: Path, drawn: list[Figure])
     ],
 )
 def test_gaps_and_odd_values_draw_without_a_warning(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    plot_diagnostics(tmp_path / "d.png", rows, clip_norm=1.0)
+    plot_diagnostics(tmp_path / "d.png", rows)
     assert _pixels(tmp_path / "d.png", RED) > 10_000
 
 

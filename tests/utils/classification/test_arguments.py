@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from dptune import InvalidArgument
-from utils.classification.arguments import GROUPS, Settings
+from utils.classification.arguments import CLASSIFIER_GROUPS, Settings
 from utils.classification.modes import default_learning_rate
 from utils.cli.flags import parse
 
 
 def settings(*flags: str, datasets: tuple[str, ...] = ("--datasets", "sst2")) -> Settings:
-    return Settings(*parse(*GROUPS, args=[*datasets, *flags]))
+    return Settings(*parse(*CLASSIFIER_GROUPS, args=[*datasets, *flags]))
 
 
 MEASURED = 0.0625
@@ -37,7 +37,7 @@ def test_the_defaults() -> None:
     assert (given.mode.lora_r, given.mode.lora_alpha, given.mode.lora_dropout) == (16, 16.0, 0.0)
     assert (given.steps.epochs, given.steps.batch_size, given.steps.micro_batch_size) == (3.0, 256, 32)
     assert given.budget.delta == 1e-6
-    assert not given.budget.engine.private
+    assert given.budget.settings() is None
     assert given.token_budget == 32 * 128
 
 
@@ -48,22 +48,24 @@ def test_the_lines_of_the_readme() -> None:
     given = settings(*line.split(), datasets=("--datasets", "qnli", "qqp"))
     assert given.data.datasets == ["qnli", "qqp"]
     assert given.folder == Path("outputs/classifier-ia3-dp")
-    engine = given.budget.engine
-    assert engine.private
+    engine = given.budget.settings()
+    assert engine is not None
     assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm, engine.delta) == (8.0, None, 0.1, 1e-6)
 
 
 def test_privacy_defaults_to_epsilon_8() -> None:
-    engine = settings("--enable_dp", "--max_grad_norm", "2").budget.engine
+    engine = settings("--enable_dp", "--max_grad_norm", "2").budget.settings()
+    assert engine is not None
     assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm) == (8.0, None, 2.0)
-    engine = settings("--enable_dp", "--max_grad_norm", "2", "--noise_multiplier", "1.5").budget.engine
+    engine = settings("--enable_dp", "--max_grad_norm", "2", "--noise_multiplier", "1.5").budget.settings()
+    assert engine is not None
     assert (engine.target_epsilon, engine.noise_multiplier) == (None, 1.5)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--target_epsilon", "3"), ("--noise_multiplier", "0.7")])
 def test_a_budget_without_enable_dp_is_no_privacy_and_said_loudly(flag: str, value: str) -> None:
     budget = settings(flag, value).budget
-    assert not budget.engine.private
+    assert budget.settings() is None
     assert budget.warning is not None
     assert f"NONE: {flag} {value} has NO effect without --enable_dp" in budget.warning
     assert settings("--enable_dp", flag, value).budget.warning is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from tests.ranks import run_ranks
 from utils.classification import losses as classification
 from utils.classification.dataset import ClassificationDataset
 from utils.classification.losses import ClassificationLoss, check_classifier_rules, predict
+from utils.training import micro_batches
+from utils.training.micro_batches import MicroBatches
 
 CLASSES = 3
 
@@ -79,11 +82,30 @@ def test_a_model_that_couples_neighbours_is_refused_and_no_other(monkeypatch: py
 Classify = Callable[[Mapping[str, Tensor]], Tensor]
 
 
+@dataclass
+class Launch:
+    """One of the processes of a launch, as `MicroBatches` sees it."""
+
+    gather: Callable[[Tensor], Tensor] = lambda values: values
+    rank: int = 0
+    world_size: int = 1
+    device = torch.device("cpu")
+
+    @property
+    def process_index(self) -> int:
+        return self.rank
+
+    @property
+    def num_processes(self) -> int:
+        return self.world_size
+
+
 def predicted(
     classify: Classify, data: ClassificationDataset, *, budget: int = 40, **ranks: Any
 ) -> tuple[np.ndarray, float]:
-    ranks = {"gather": lambda values: values, "rank": 0, "world_size": 1} | ranks
-    return predict(classify, data, token_budget=budget, pad_token_id=0, device=torch.device("cpu"), **ranks)
+    """`ranks`: what `Launch` is told."""
+    accelerator: Any = Launch(**ranks)
+    return predict(classify, data, MicroBatches(data, budget, 0, accelerator))
 
 
 def test_predictions_and_loss_are_those_of_one_row_at_a_time() -> None:
@@ -121,9 +143,9 @@ def test_ranks_share_the_rows_and_judge_none_twice(world_size: int, count: int) 
 
 
 def test_a_row_that_is_judged_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classification, "deal", lambda rows, *_, **__: [[rows], [rows]])
+    monkeypatch.setattr(micro_batches, "deal", lambda rows, *_, **__: [[rows], [rows]])
     data = dataset(4)
-    with pytest.raises(AssertionError, match="judged twice"):
+    with pytest.raises(RuntimeError, match="judged twice"):
         run_ranks(
             2,
             lambda rank, gather: predicted(

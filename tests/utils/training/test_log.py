@@ -113,10 +113,10 @@ def test_the_tracker_gets_each_step(tmp_path: Path) -> None:
 
 def test_the_summary_of_a_step() -> None:
     norms = torch.arange(101, dtype=torch.float32)
-    summary = summarise(torch.tensor([1.0, 4.0]), norms, clip_norm=80.0)
+    summary = summarise(torch.tensor([1.0, 4.0]), norms, norms > 80, clip_norm=80.0)
     expected = {
         "loss": 2.5, "grad_norm_p10": 10, "grad_norm_p50": 50, "grad_norm_p90": 90, "grad_norm_max": 100,
-        "clipped_fraction": 20 / 101,
+        "clipped_fraction": 20 / 101, "clip_norm": 80,
     }  # fmt: skip
     assert summary == pytest.approx(expected)
     assert all(type(value) is float for value in summary.values())
@@ -125,9 +125,8 @@ def test_the_summary_of_a_step() -> None:
 
 def test_the_summary_of_an_empty_draw_and_of_a_plain_step() -> None:
     nothing = torch.empty(0)
-    assert summarise(nothing, nothing, 1.0) == {}
-    assert summarise(torch.tensor([2.0]), nothing, None) == {"loss": 2.0}
-    assert "clipped_fraction" not in summarise(torch.tensor([2.0]), torch.tensor([1.0]), None)
+    assert summarise(nothing, nothing, nothing, 1.0) == {"clip_norm": 1.0}
+    assert summarise(torch.tensor([2.0]), nothing, nothing, None) == {"loss": 2.0}
 
 
 def test_all_results_say_first_that_they_are_not_private(tmp_path: Path) -> None:

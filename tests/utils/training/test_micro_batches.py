@@ -182,13 +182,18 @@ def test_ranks_in_step_stop_and_leave_a_smaller_budget_to_the_next_launch(tmp_pa
     assert remembered_budget(tmp_path, BUDGET) == memory.failed[0] // 2
 
 
-def test_a_remembered_budget_only_ever_lowers_what_is_asked_for(tmp_path: Path) -> None:
+def test_a_budget_that_did_not_fit_is_remembered_for_the_same_request_only(tmp_path: Path) -> None:
+    """Another request is obeyed, larger or smaller: the user chose it knowing what happened."""
     assert remembered_budget(tmp_path, 512) == 512
-    remember_budget(tmp_path, 256)
-    remember_budget(tmp_path, 384)
-    assert (remembered_budget(tmp_path, 512), remembered_budget(tmp_path, 100)) == (256, 100)
-    (tmp_path / BUDGET_NAME).write_text("a lot\n")
-    with pytest.raises(InvalidArgument, match="holds no number of tokens; remove it"):
+    remember_budget(tmp_path, asked=512, fits=256)
+    remember_budget(tmp_path, asked=512, fits=384)  # of a rank that had more room
+    assert [remembered_budget(tmp_path, asked) for asked in (512, 1024, 300, 100)] == [256, 1024, 300, 100]
+
+
+@pytest.mark.parametrize("content", ["a lot", "[1]", "{}", '{"asked": 512, "fits": null}', ""])
+def test_a_damaged_budget_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / BUDGET_NAME).write_text(content)
+    with pytest.raises(InvalidArgument, match="is damaged; remove it"):
         remembered_budget(tmp_path, 512)
 
 

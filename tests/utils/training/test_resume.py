@@ -15,27 +15,28 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, get_scheduler
 
-from dptune import InvalidArgument, Ledger, PlainStep, add_lora, trainable_parameters
+from dptune import InvalidArgument, Ledger, add_lora, trainable_parameters
 from dptune.accounting import epsilon
 from dptune.budget import Budget
 from dptune.run.checkpoint import TrainingState
-from dptune.run.identity import refuse_other_run
+from dptune.run.identity import mechanism_identity, model_identity, refuse_other_run
+from dptune.run.plan import RunPlan, last_step
+from dptune.run.session import PrivateRun
 from tests.examples import randomise_adapters
 from tests.processes import run_processes
 from tests.tiny import tiny_llama
-from utils.cli.launch import Sharding, make_accelerator
+from utils.cli.launch import Sharding
 from utils.data.tokenization import TokenizedDataset
 from utils.models.loading import load_model
-from utils.training.arguments import OptimizationArguments, OutputArguments, PrivacyArguments
-from utils.training.plan import RunPlan, plan_run
+from utils.training.arguments import OptimizationArguments, OutputArguments, PrivacyFlags
+from utils.training.plan import plan_run
 from utils.training.resume import (
     Checkpoints,
     find_saved_run,
-    last_step,
-    model_identity,
     processes_of_plan,
+    refuse_other_beginning,
     restore,
-    run_identity,
+    saved_run,
 )
 
 PRIVACY = {"clip_norm": 1.0, "noise_multiplier": 0.9, "delta": 1e-4}
@@ -47,15 +48,15 @@ def dataset(seed: int = 0, count: int = NUM_EXAMPLES) -> TokenizedDataset:
     return TokenizedDataset(ids, np.arange(5 * count) % 5 > 1, np.arange(0, 5 * count + 1, 5), num_cut=0)
 
 
-def planned(privacy: PrivacyArguments, per_device: int = 10, num_examples: int = NUM_EXAMPLES) -> RunPlan:
+def planned(privacy: PrivacyFlags, per_device: int = 10, num_examples: int = NUM_EXAMPLES) -> RunPlan:
     optimization = OptimizationArguments(per_device_train_batch_size=per_device, max_train_steps=8)
     return plan_run(privacy, optimization, num_examples=num_examples, world_size=1)
 
 
 def identity_of_run(per_device: int = 10, data: TokenizedDataset | None = None, **changed: Any) -> dict[str, Any]:
     data = data or dataset()
-    privacy = PrivacyArguments(**(PRIVACY | changed))
-    return run_identity(planned(privacy, per_device, len(data)), data, privacy)
+    plan = planned(PrivacyFlags(**(PRIVACY | changed)), per_device, len(data))
+    return mechanism_identity(plan) | {"training_data": data.fingerprint()}
 
 
 # --- the run's identity ---
@@ -160,6 +161,13 @@ def test_sharding_over_ranks_changes_no_identity(tiny_model_dir: Path) -> None:
     assert found[0] == loaded_identity(tiny_model_dir, torch.float32)
 
 
+def test_what_is_known_before_the_model_is_compared_before_it_is_loaded() -> None:
+    saved = saved_state(64, 1, identity={"a": 1, "base_model": "x"})
+    refuse_other_beginning(saved, {"a": 1})
+    with pytest.raises(InvalidArgument, match="a was 1 in the checkpoint and is 2 now"):
+        refuse_other_beginning(saved, {"a": 2})
+
+
 # --- processes and steps ---
 
 
@@ -167,7 +175,7 @@ def saved_state(expected_batch_size: int, num_processes: int, **changed: Any) ->
     values: dict[str, Any] = {
         "step": 4,
         "ledger_steps": 0,
-        "identity": {"run": {"expected_batch_size": expected_batch_size}},
+        "identity": {"expected_batch_size": expected_batch_size},
         "config": {"num_processes": num_processes},
         "weights": {},
         "optimizer": {},
@@ -206,7 +214,7 @@ def test_a_new_run_counts_the_processes_there_are() -> None:
 @pytest.fixture(scope="module")
 def budget() -> tuple[RunPlan, float]:
     """A run of 8 steps that uses up its budget, and the budget."""
-    privacy = PrivacyArguments(clip_norm=1.0, target_epsilon=3.0, delta=1e-4)
+    privacy = PrivacyFlags(clip_norm=1.0, target_epsilon=3.0, delta=1e-4)
     return planned(privacy), 3.0
 
 
@@ -235,11 +243,10 @@ def ledger_of(plan: RunPlan, steps: int, path: Path) -> Ledger:
     ],
 )
 def test_repeated_steps_are_taken_off_the_end_of_a_run_with_a_budget(
-    completed: int, released: int, last: int, budget: tuple[RunPlan, float], tmp_path: Path
+    completed: int, released: int, last: int, budget: tuple[RunPlan, float]
 ) -> None:
     plan, target = budget
-    ledger = ledger_of(plan, released, tmp_path / "ledger.jsonl")
-    found = last_step(plan, ledger, target, completed)
+    found = last_step(plan, released, completed)
     assert found == last
     assert plan.privacy is not None
     spent = {"noise_multiplier": plan.privacy.noise_multiplier, "sampling_probability": plan.sampling_probability}
@@ -249,33 +256,50 @@ def test_repeated_steps_are_taken_off_the_end_of_a_run_with_a_budget(
         assert epsilon(**spent, steps=released + found - completed + 1, delta=1e-4) > target
 
 
-def test_without_a_budget_every_planned_step_is_run(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
-    plan, target = budget
-    assert last_step(plan, ledger_of(plan, 6, tmp_path / "ledger.jsonl"), None, 4) == 8
-    assert last_step(plan, None, target, 4) == 8  # on the other ranks
-    assert last_step(dataclasses.replace(plan, privacy=None), None, None, 4) == 8
+def test_without_a_budget_every_planned_step_is_run(budget: tuple[RunPlan, float]) -> None:
+    plan, _ = budget
+    assert last_step(dataclasses.replace(plan, target_epsilon=None), 6, 4) == 8
+    assert last_step(dataclasses.replace(plan, privacy=None), 6, 4) == 8
 
 
 # --- saving and restoring ---
 
 
-def checkpoints(folder: Path, *, every: int = 3, ledger: Ledger | None = None) -> Checkpoints:
-    return Checkpoints(folder, ledger, {"run": {"a": 1}}, {"num_processes": 1}, every, None, make_accelerator())
+def checkpoints(run: PrivateRun, *, every: int = 3) -> Checkpoints:
+    return Checkpoints(run, {"num_processes": 1}, every, None)
+
+
+def plain_run(folder: Path) -> PrivateRun:
+    return PrivateRun(RunPlan(None, NUM_EXAMPLES, 10, 8), folder, identity={"a": 1})
 
 
 @pytest.mark.parametrize(("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 6, 8]), (10, [8])])
 def test_checkpoints_are_due_every_few_steps_and_after_the_last(every: int, due: list[int], tmp_path: Path) -> None:
-    own = checkpoints(tmp_path, every=every)
-    assert [step for step in range(1, 9) if own.due(step, 8)] == due
+    run, found = plain_run(tmp_path), []
+    for run.completed in range(1, 9):
+        found += [run.completed] if checkpoints(run, every=every).due else []
+    assert found == due
 
 
-def in_training() -> tuple[nn.Module, Any, Any, PlainStep]:
+def in_training() -> tuple[nn.Module, Any, Any]:
     model = adapted()
     optimizer = torch.optim.AdamW(trainable_parameters(model), lr=0.01, weight_decay=0.1)
-    return model, optimizer, get_scheduler("cosine", optimizer, 2, num_training_steps=9), PlainStep(model, 4)
+    return model, optimizer, get_scheduler("cosine", optimizer, 2, num_training_steps=9)
 
 
-def train(model: nn.Module, optimizer: Any, schedule: Any, _step: PlainStep, steps: range) -> None:
+def save(run: PrivateRun, model: nn.Module, optimizer: Any, schedule: Any, *, completed: int) -> None:
+    """A checkpoint after so many steps."""
+    run.completed = completed
+    run.prepare(model)
+    with run:
+        checkpoints(run).save(model, optimizer, schedule)
+
+
+def find(folder: Path, resume: str | None = "latest") -> TrainingState | None:
+    return find_saved_run(OutputArguments(str(folder), resume_from_checkpoint=resume))
+
+
+def train(model: nn.Module, optimizer: Any, schedule: Any, steps: range) -> None:
     for step in steps:
         for number, parameter in enumerate(trainable_parameters(model)):
             generator = torch.Generator().manual_seed(100 * step + number)
@@ -287,13 +311,14 @@ def train(model: nn.Module, optimizer: Any, schedule: Any, _step: PlainStep, ste
 def test_what_is_restored_goes_on_to_the_bit_as_if_nothing_had_happened(tmp_path: Path) -> None:
     one = in_training()
     train(*one, range(4))
-    checkpoints(tmp_path).save(4, *one)
+    save(plain_run(tmp_path), *one, completed=4)
     other = in_training()
     randomise_adapters(other[0], seed=5)
-    saved = find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
+    saved = find(tmp_path)
     assert saved is not None
     before = copy.deepcopy(saved.weights)
-    assert restore(saved, *other) == 4
+    assert saved.step == 4
+    restore(saved, *other)
     assert other[2].get_last_lr() == one[2].get_last_lr()
     for mine, theirs in zip(trainable_parameters(one[0]), trainable_parameters(other[0]), strict=True):
         assert torch.equal(mine, theirs)
@@ -310,16 +335,17 @@ def test_what_is_restored_goes_on_to_the_bit_as_if_nothing_had_happened(tmp_path
 def test_nothing_saved_is_a_beginning(tmp_path: Path) -> None:
     model, *rest = in_training()
     start = [parameter.clone() for parameter in trainable_parameters(model)]
-    assert restore(None, model, *rest) == 0
+    restore(None, model, *rest)
     assert all(torch.equal(*pair) for pair in zip(start, trainable_parameters(model), strict=True))
     for asked in (None, "latest"):
-        assert find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=asked), make_accelerator()) is None
+        assert find(tmp_path, asked) is None
 
 
 def private_run(folder: Path, plan: RunPlan) -> Ledger:
     """A folder with a checkpoint after 4 steps and a ledger of 6."""
-    ledger = ledger_of(plan, 4, folder / "ledger.jsonl")
-    checkpoints(folder, ledger=ledger).save(4, *in_training())
+    run = PrivateRun(plan, folder, identity={"a": 1})
+    run.ledger = ledger_of(plan, 4, folder / "ledger.jsonl")
+    save(run, *in_training(), completed=4)
     return ledger_of(plan, 2, folder / "ledger.jsonl")
 
 
@@ -328,10 +354,12 @@ def test_a_private_run_is_found_with_the_steps_its_checkpoint_knew(
 ) -> None:
     assert private_run(tmp_path, budget[0]).steps == 6
     for asked in ("latest", str(tmp_path / "checkpoint-4")):
-        saved = find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=asked), make_accelerator())
+        saved = find(tmp_path, asked)
         assert saved is not None
         assert (saved.step, saved.ledger_steps) == (4, 4)
-        assert (saved.identity, saved.config) == ({"run": {"a": 1}}, {"num_processes": 1})
+        assert (saved.identity["a"], saved.config) == (1, {"num_processes": 1})
+        resumed = PrivateRun(budget[0], tmp_path, resume_from=saved_run(saved, tmp_path), identity={"a": 1})
+        assert (resumed.completed, resumed.last) == (4, 6)
 
 
 def test_a_ledger_that_lost_lines_is_refused(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
@@ -339,31 +367,31 @@ def test_a_ledger_that_lost_lines_is_refused(budget: tuple[RunPlan, float], tmp_
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
     with pytest.raises(InvalidArgument, match="has 3 lines, the checkpoint 4 already"):
-        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
+        find(tmp_path)
     path.unlink()
     with pytest.raises(InvalidArgument, match="has 0 lines, the checkpoint 4 already"):
-        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
+        find(tmp_path)
 
 
 def test_a_ledger_without_a_checkpoint_is_refused(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
     ledger_of(budget[0], 1, tmp_path / "ledger.jsonl")
     with pytest.raises(InvalidArgument, match=r"^--resume_from_checkpoint='latest': .*new --output_dir"):
-        find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint="latest"), make_accelerator())
+        find(tmp_path)
 
 
 def test_a_run_is_not_begun_over_another(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
     private_run(tmp_path, budget[0])
-    with pytest.raises(InvalidArgument, match=r"^--output_dir=.*holds a run already \(ledger.jsonl\)"):
-        find_saved_run(OutputArguments(str(tmp_path)), make_accelerator())
+    with pytest.raises(InvalidArgument, match=r"^folder=.*holds a run already \(ledger.jsonl\)"):
+        find(tmp_path, None)
 
 
 @pytest.mark.parametrize("resume", [None, "latest"])
 def test_a_run_begins_where_its_ledger_is_entered_in_a_budget_and_empty(resume: str | None, tmp_path: Path) -> None:
     Budget(tmp_path / "budget.jsonl").enter_training("run", tmp_path / "ledger.jsonl", unit="one example")
-    assert find_saved_run(OutputArguments(str(tmp_path), resume_from_checkpoint=resume), make_accelerator()) is None
+    assert find(tmp_path, resume) is None
 
 
 def test_an_adapter_of_layers_that_are_not_there_is_a_mistake_of_the_programs() -> None:
     state = saved_state(1, 1, weights={"model.layers.9.lora.A.weight": torch.zeros(1)})
-    with pytest.raises(AssertionError, match=r"model\.layers\.9"):
+    with pytest.raises(RuntimeError, match=r"model\.layers\.9"):
         restore(state, *in_training())
