@@ -100,7 +100,9 @@ def _draw_norms(axes: Axes, rows: Sequence[Row]) -> None:
     axes.fill_between(steps, low, high, color=_BLUE, alpha=0.2, linewidth=0, label="10% to 90% of examples")
     _line(axes, rows, "grad_norm_p50", _BLUE, "median", linewidth=1.5)
     if _has(rows, "clip_norm"):
-        _line(axes, rows, "clip_norm", _VERMILION, "clip norm", linewidth=1.5, linestyle="--", marker="")
+        fixed = {row["clip_norm"] for row in rows if row.get("clip_norm") is not None}
+        label = f"clip norm {fixed.pop():g}" if len(fixed) == 1 else "clip norm"
+        _line(axes, rows, "clip_norm", _VERMILION, label, linewidth=1.5, linestyle="--", marker="")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=10))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -25,6 +25,7 @@ from tests.dptune.integrations.runs import GradientLog, no_noise  # noqa: F401
 from tests.reference import clipped_sum, example_gradients, flat
 from tests.scripts.nlg_reddit_files import COMMAND_LINE, NOBODYS, SIZES, save_tiny_gpt2, write_corpus
 from utils.cli.old_flags import RENAMED
+from utils.data.features import RowFeatures
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "scripts" / "nlg_reddit" / "aml").glob("*-*.yml"))
