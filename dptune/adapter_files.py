@@ -21,7 +21,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from dptune._files import atomic_write
-from dptune._validate import refuse
+from dptune._validate import Described, refuse
 from dptune.lora import LoraAdapter, adapters, attach, is_conv1d, linear_layers, linear_sizes
 
 WEIGHTS_NAME = "lora_weights.bin"
@@ -57,9 +57,14 @@ def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: s
         model: a model with adapters, not necessarily merged back.
         folder: must exist.
         base_model: name or path of the base, for PEFT's configuration.
+
+    Raises:
+        InvalidArgument: adapters of several ranks or alphas; nothing is then written.
     """
     folder = Path(folder)
     found = dict(adapters(model))
+    transposed = any(is_conv1d(model.get_submodule(name)) for name in found)
+    config = _peft_config(found, base_model, transposed)  # first: it may refuse
     peft_weights = {
         f"{_PEFT_PREFIX}{name}.lora_{part}.weight": getattr(adapter, part).weight.detach().cpu().contiguous()
         for name, adapter in found.items()
@@ -70,8 +75,7 @@ def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: s
     with atomic_write(folder / PEFT_WEIGHTS_NAME, "wb") as file:
         file.write(safetensors_bytes(peft_weights, metadata={"format": "pt"}))
     with atomic_write(folder / PEFT_CONFIG_NAME) as file:
-        transposed = any(is_conv1d(model.get_submodule(name)) for name in found)
-        json.dump(_peft_config(found, base_model, transposed), file, indent=2)
+        json.dump(config, file, indent=2)
 
 
 def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
@@ -102,7 +106,9 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
 
 def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transposed: bool) -> dict[str, Any]:
     (rank, alpha), *others = {(adapter.rank, adapter.alpha) for adapter in found.values()}
-    assert not others, "adapters of several ranks in one model"
+    if others:
+        kinds = f"rank {rank} and alpha {alpha:g}, rank {others[0][0]} and alpha {others[0][1]:g}"
+        refuse("model", Described(kinds), "PEFT's file says one rank and alpha; give all adapters the same")
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

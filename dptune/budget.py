@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dptune._files import append_line
-from dptune._validate import InvalidArgument, refuse, require_positive
+from dptune._validate import InvalidArgument, present, refuse, require_positive
 from dptune.accounting import Spend, compose
 from dptune.ledger import Ledger, begin_ledger
 
@@ -118,8 +118,7 @@ class Budget:
             InvalidArgument: a training whose ledger is not there: nobody knows what it spent.
         """
         if stage.kind == _GAUSSIAN:
-            assert stage.noise_multiplier is not None  # _stage
-            return [Spend(stage.noise_multiplier, 1.0, 1)]
+            return [Spend(present(stage.noise_multiplier, "noise multiplier"), 1.0, 1)]
         if stage.kind == _WITHOUT:
             return []
         return Ledger(self._ledger_of(stage)).spends
@@ -159,8 +158,7 @@ class Budget:
         return f"epsilon {_rounded_up(compose(self.spends(stage), delta=delta))}"
 
     def _ledger_of(self, stage: Stage) -> Path:
-        assert stage.ledger is not None  # _stage
-        ledger = self.path.parent / stage.ledger
+        ledger = self.path.parent / present(stage.ledger, "ledger")
         if not ledger.is_file():
             remedy = "its ledger is not there, so what it spent is not known; put it back (empty, if it never began)"
             refuse("budget", f"{self.path}: {stage.stage} ({stage.ledger})", remedy)

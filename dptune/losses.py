@@ -151,7 +151,8 @@ class _RowNLL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_BSV, ctx.grad = ctx.grad, None
-        assert grad_BSV is not None, "a second backward pass through the same losses"
+        if grad_BSV is None:
+            raise RuntimeError("a second backward pass through the same losses: compute them anew")
         return grad_BSV.mul_(grads[0][:, None, None].to(grad_BSV.dtype)), None
 
 

@@ -124,7 +124,8 @@ class PrivacyConfig:
     @property
     def count_noise(self) -> float:
         """Standard deviation of the noise on adaptive clipping's count of examples."""
-        assert isinstance(self.clipping, Adaptive)
+        if not isinstance(self.clipping, Adaptive):
+            raise RuntimeError("only adaptive clipping releases a count")
         return self.clipping.count_noise or self.expected_batch_size / 20
 
     def count_scale(self, clip_norm: float) -> float:

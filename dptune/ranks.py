@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from dptune._validate import present, refuse
+
 Gather = Callable[[Tensor], Tensor]  # [n] on each rank -> [world_size * n] on every rank, in rank order
 Reduce = Callable[[Tensor], Tensor]  # [n] on each rank -> the sum over ranks [n], on every rank
 
@@ -32,13 +34,14 @@ def sum_over_ranks(
     """
     if world_size == 1:
         return
+    if gather is None and reduce is None:
+        refuse("gather", None, f"{world_size} processes need a way to meet; pass gather or reduce")
     size = max(1, _GATHERED_ELEMENTS // world_size)
     for start in range(0, len(flat_P), size):
         part = flat_P[start : start + size]
         if reduce is not None:
             total = reduce(part.clone())
-        else:
-            assert gather is not None, "several ranks without a way to meet"
+        elif gather is not None:
             total = torch.zeros_like(part)
             for share in gather(part.contiguous()).view(world_size, -1):
                 total += share
@@ -61,8 +64,7 @@ def fingerprint(parameters: Iterable[Tensor]) -> Tensor:
     for parameter in parameters:
         own = _checksum(parameter.detach().flatten(), place)
         total, place = own if total is None else total + own, place + parameter.numel()
-    assert total is not None, "no parameter to check"
-    return total[None]
+    return present(total, "parameter to check")[None]
 
 
 def require_equal(parameters: Iterable[Tensor], gather: Gather) -> None:

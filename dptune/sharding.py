@@ -46,9 +46,14 @@ class ShardedBytes:
     root: int
 
     def require_bound(self, ranks: int) -> None:
-        """A rank may hold total / ranks and at most the root group on top; more means that something is not sharded."""
+        """A rank may hold total / ranks and at most the root group on top; more means that something is not sharded.
+
+        Raises:
+            RuntimeError: it holds more.
+        """
         bound = self.total / ranks + self.root
-        assert self.held <= bound, f"{self.held:,} frozen bytes on this rank, more than the {bound:,.0f} of a shard"
+        if self.held > bound:
+            raise RuntimeError(f"{self.held:,} frozen bytes on this rank, more than the {bound:,.0f} of a shard")
 
 
 def shard_frozen(

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from dptune._validate import InvalidArgument, refuse, require_delta
+from dptune._validate import InvalidArgument, present, refuse, require_delta
 from dptune.accounting import Spend, planned_steps
 from dptune.accounting.selection import PrivateSelection
 from dptune.run.checkpoint import LEDGER_NAME
@@ -143,9 +143,9 @@ def plan_selection(
     require_delta(training.delta, num_train, name="--delta")
     if training.batch_size > num_train:
         refuse("--batch_size", training.batch_size, f"must be at most the {num_train} training examples there are")
-    assert choice.private_selection is not None
     of_head = partial(head_rate_of, training.model_checkpoint)
-    selection = PrivateSelection(choice.private_selection, choice.mean_trials, choice.validation_noise)
+    distribution = present(choice.private_selection, "distribution of the number of trials")
+    selection = PrivateSelection(distribution, choice.mean_trials, choice.validation_noise)
     probability = training.batch_size / num_train
     steps = planned_steps(num_examples=num_train, expected_batch_size=training.batch_size, epochs=training.epochs)
     sigma = selection.noise_multiplier(

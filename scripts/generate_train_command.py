@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune._validate import present, refuse, require_count, require_delta, require_positive
 from dptune.accounting import noise_multiplier, planned_steps
 from dptune.budget import Budget
 from dptune.run.checkpoint import LEDGER_NAME
@@ -147,8 +147,8 @@ class JobArguments:
         """Whose presence is hidden."""
         if self.privacy_unit == EXAMPLE:
             return PrivacyUnit()
-        assert self.examples_per_unit is not None  # __post_init__
-        return PrivacyUnit(self.privacy_unit, self.user_level_method, self.examples_per_unit)
+        examples = present(self.examples_per_unit, "number of examples per unit")
+        return PrivacyUnit(self.privacy_unit, self.user_level_method, examples)
 
     @property
     def folder(self) -> Path:

@@ -70,7 +70,8 @@ class DrawSampler(Sampler[_Rows]):
         self._micro_batch_size = micro_batch_size
         self._steps_per_epoch, self._steps_left = steps_per_epoch, steps_left
         self._rank, self._world_size = rank, world_size
-        assert len(rows_per_unit) == sampler.num_examples
+        if len(rows_per_unit) != sampler.num_examples:
+            refuse("rows_per_unit", len(rows_per_unit), f"give one for each of the {sampler.num_examples} examples")
         self._rows_per_unit = rows_per_unit
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from dptune._validate import HIDDEN, Described, refuse
+from dptune._validate import HIDDEN, Described, present, refuse
 from dptune.per_example.precision import full_precision
 from dptune.per_example.recorded import Recorded
 from dptune.per_example.rescaling import is_rescaling, require_one_vector, tap_rescaling, vectors_of
@@ -163,8 +163,7 @@ class PerExampleGradients:
 
     def _record(self, name: str, input: Tensor, grad: Tensor) -> None:
         self._check_same_backward()
-        layer, rule = self._layers[name], self._rules[name]
-        assert rule is not None, name
+        layer, rule = self._layers[name], present(self._rules[name], f"rule for {name}")
         if name in self._flattened and input.ndim == 2 and self._first_lookup is not None:
             input, grad = (part.unflatten(0, (self._first_lookup[1], -1)) for part in (input, grad))
         with full_precision(grad.device):

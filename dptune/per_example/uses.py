@@ -160,8 +160,7 @@ def squared_norms(own: list[Use]) -> Tensor:
     """Of the per-example gradients of one parameter, of which `own` are all the uses, `joined`; [B] float64."""
     outers = [use for use in own if isinstance(use, Outer)]
     if not outers:
-        (made,) = own
-        assert isinstance(made, Tensor)
+        (made,) = (use for use in own if not isinstance(use, Outer))
         blocks = made.flatten(1).split(_BLOCK, dim=1)
         return torch.stack([torch.linalg.vector_norm(block, dim=1).double().square() for block in blocks]).sum(0)
     found = _of_factors(outers)

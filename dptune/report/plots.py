@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from dptune._files import atomic_write
+from dptune._validate import refuse
 from dptune.report.statement import PrivacyStatement
 
 NOT_PRIVATE = "NOT PRIVATE - do not publish"
@@ -39,11 +40,15 @@ def plot_epsilon(
         path: the PNG to write.
         steps: numbers of noisy steps, ascending, as many as there are `epsilons`.
         epsilons: epsilon at `statement.delta` after so many steps.
-        statement: the run's statement; one without a guarantee has no epsilon to draw and raises `AssertionError`.
+        statement: the run's statement; one without a guarantee has no epsilon to draw.
+
+    Raises:
+        InvalidArgument: no guarantee, or another number of epsilons than of steps.
     """
     if statement.epsilon is None:
-        raise AssertionError("a run without a guarantee has no epsilon to plot")
-    assert len(steps) == len(epsilons), f"{len(steps)} steps but {len(epsilons)} epsilons"
+        refuse("statement", statement.guarantee, "a run without a guarantee has no epsilon to plot")
+    if len(steps) != len(epsilons):
+        refuse("epsilons", len(epsilons), f"give one for each of the {len(steps)} steps")
     figure, (axes,) = _figure(1, width=7, height=4.2)
     axes.plot(steps, epsilons, color=_BLUE, linewidth=2, **_marker(len(steps)))
     axes.axhline(statement.epsilon, color=_VERMILION, linewidth=1.2, linestyle="--")

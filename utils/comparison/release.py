@@ -42,7 +42,8 @@ def write_release(release: Path, source: Path | None, content: Mapping[str, Any]
     partial.mkdir(parents=True)
     if source is not None:
         models = [source / name for name in MODEL_FOLDERS if (source / name).is_dir()]
-        assert models, f"{source} holds no model"
+        if not models:
+            raise RuntimeError(f"{source} holds no model")
         for model in models:
             shutil.copytree(model, partial / model.name)
     (partial / RELEASE_NAME).write_text(json.dumps(content, indent=2) + "\n")

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from dptune._validate import InvalidArgument
 from dptune.report import plots
 from dptune.report.plots import NOT_PRIVATE, plot_diagnostics, plot_epsilon
 from tests.dptune.report.test_statement import not_private, private
@@ -66,8 +67,10 @@ def test_epsilon_decodes_and_shows_the_curve_and_the_reported_value(tmp_path: Pa
 
 
 def test_without_a_guarantee_there_is_no_epsilon_to_plot(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(InvalidArgument, match=r"^statement='none': a run without a guarantee"):
         plot_epsilon(tmp_path / "epsilon.png", [1], [0.5], not_private())
+    with pytest.raises(InvalidArgument, match=r"^epsilons=2: give one for each of the 1 steps"):
+        plot_epsilon(tmp_path / "epsilon.png", [1], [0.5, 0.6], private())
     assert list(tmp_path.iterdir()) == []
 
 
