@@ -115,20 +115,20 @@ def add_lora(
     Raises:
         InvalidArgument: a target that matches no linear layer, or a model that has adapters already.
     """
-    require_count("lora_r", rank)
-    require_positive("lora_alpha", alpha)
+    require_count("rank", rank)
+    require_positive("alpha", alpha)
     if not 0 <= dropout < 1:
-        refuse("lora_dropout", dropout, "give a number of at least 0 and below 1")
+        refuse("dropout", dropout, "give a number of at least 0 and below 1")
     if next(adapters(model), None) is not None:
         refuse("model", type(model).__name__, "has LoRA adapters already: add them once")
     layers = linear_layers(model)
     for target in targets:
         if not any(_matches(name, target) for name in layers):
             kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers})) or "none"
-            refuse("lora_target_modules", target, f"matches no linear layer; the model has: {kinds}")
+            refuse("targets", target, f"matches no linear layer; the model has: {kinds}")
     chosen = [name for name in layers if any(_matches(name, target) for target in targets)]
     if not chosen:
-        refuse("lora_target_modules", list(targets), "names no layer: give at least one")
+        refuse("targets", list(targets), "names no layer: give at least one")
     attach(model, dict.fromkeys(chosen, (rank, alpha)), dropout=dropout)
     return chosen
 

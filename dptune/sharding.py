@@ -34,7 +34,6 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
 _T = TypeVar("_T", bound=Callable[..., Any])
-_FLAG = "--model_name_or_path"
 
 
 @dataclass(frozen=True)
@@ -135,11 +134,11 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
         files = {name: folder / file for name, file in listed.items()}
         missing = sorted({str(path) for path in files.values() if not path.is_file()})
         if missing:
-            refuse(_FLAG, str(folder), f"its index names {missing[0]}, which is not there; download it again")
+            refuse("folder", str(folder), f"its index names {missing[0]}, which is not there; download it again")
         return files
     whole = folder / WEIGHTS_NAME
     if not whole.is_file():
-        refuse(_FLAG, str(folder), "no safetensors there, which sharded loading needs; save_pretrained() writes them")
+        refuse("folder", str(folder), "has no safetensors, which sharded loading needs; save_pretrained() writes them")
     with safe_open(whole, "pt") as file:
         return dict.fromkeys(file.keys(), whole)
 
@@ -189,7 +188,7 @@ def _find_key(names: Sequence[str], files: Mapping[str, Path], prefix: str) -> s
     key = next((candidate for candidate in candidates if candidate in files), None)
     if key is None:
         remedy = f"its checkpoint has no weight {names[0]}; load it with transformers and save_pretrained() it anew"
-        refuse(_FLAG, HIDDEN, remedy)
+        refuse("files", HIDDEN, remedy)
     return key
 
 
@@ -197,7 +196,7 @@ def _read(stored: Any, like: Tensor, device: torch.device, name: str) -> Tensor:
     """This rank's part of a stored tensor, in the form and dtype of `like`."""
     shape = tuple(stored.get_shape())
     if shape != tuple(like.shape):
-        refuse(_FLAG, name, f"has shape {shape} in the checkpoint where its configuration says {tuple(like.shape)}")
+        refuse("files", name, f"has shape {shape} in the checkpoint where its configuration says {tuple(like.shape)}")
     if not isinstance(like, DTensor):
         return stored[...].to(device, like.dtype)
     mesh = like.device_mesh

@@ -107,7 +107,7 @@ def _noise_if_any(**setting: Any) -> float | None:
     try:
         return noise_multiplier(**setting)
     except InvalidArgument as error:
-        if not str(error).startswith("target_epsilon="):
+        if error.name != "target_epsilon":
             raise
         return None
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from dptune._validate import HIDDEN, refuse
 
-_FLAG = "--resume_from_checkpoint"
 _MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # of an error's one line
 
 
@@ -33,8 +32,8 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, wh
         for key, (old, new) in list(differing.items())[:_MOST_DIFFERENCES]
     ]
     more = f", and {len(differing) - len(told)} more differ" if len(differing) > len(told) else ""
-    remedy = "resume with what the run began with, or begin another one in a new --output_dir"
-    refuse(_FLAG, HIDDEN, f"{', '.join(told)}{more}; {remedy}")
+    remedy = "resume with what the run began with, or begin another one in a new folder"
+    refuse("resume_from", HIDDEN, f"{', '.join(told)}{more}; {remedy}")
 
 
 _ABSENT = object()

@@ -215,7 +215,7 @@ def refused(model: nn.Module, path: Path) -> str:
         attach_adapter(model, path)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith("lora_weights_path=")
+    assert message.startswith("path=")
     return message
 
 

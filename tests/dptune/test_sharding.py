@@ -196,7 +196,7 @@ def test_a_checkpoint_of_the_backbone_alone_has_its_prefix_added(tmp_path: Path)
 
 
 def test_files_are_looked_for_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="no safetensors there"):
+    with pytest.raises(InvalidArgument, match="has no safetensors"):
         checkpoint_files(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
     with pytest.raises(InvalidArgument, match=r"gone\.safetensors, which is not there"):

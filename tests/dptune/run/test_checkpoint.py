@@ -69,7 +69,7 @@ def refusal(folder: Path) -> str:
         load_checkpoint(folder)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith("--resume_from_checkpoint=")
+    assert message.startswith("resume_from=")
     return message
 
 
@@ -207,7 +207,7 @@ def test_the_newest_are_kept_and_the_one_just_written_always_is(
 
 @pytest.mark.parametrize("keep", [0, -1])
 def test_a_limit_that_keeps_nothing_is_refused(tmp_path: Path, keep: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"--save_total_limit={keep}: "):
+    with pytest.raises(InvalidArgument, match=f"keep={keep}: "):
         saved(tmp_path, 1, keep=keep)
     assert names(tmp_path) == []
 
@@ -259,7 +259,7 @@ def test_the_offer_skips_what_is_damaged_too_and_what_is_newer(tmp_path: Path) -
     folders = saved(tmp_path, 8, 9, 10, 11)
     (folders[1] / STATE_NAME).write_text("{}")
     (folders[2] / MANIFEST_NAME).unlink()
-    assert f"give --resume_from_checkpoint {folders[0]}," in refusal(folders[2])
+    assert f"give {folders[0]}," in refusal(folders[2])
     (folders[0] / OPTIMIZER_NAME).unlink()
     assert "there is no older intact one" in refusal(folders[2])
     assert load_checkpoint(folders[3]).step == 11
@@ -269,7 +269,7 @@ def test_the_offer_is_a_path_that_can_be_given(tmp_path: Path, monkeypatch: pyte
     saved(tmp_path, 1, 2)
     (tmp_path / "checkpoint-2" / STATE_NAME).unlink()
     monkeypatch.chdir(tmp_path / "checkpoint-2")
-    offered = refusal(Path(".")).split("--resume_from_checkpoint ")[1].split(",")[0]
+    offered = refusal(Path(".")).split("give ")[1].split(",")[0]
     assert find_checkpoint(tmp_path, offered) == tmp_path / "checkpoint-1"
 
 
@@ -370,8 +370,8 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_else(tmp_path: Pat
         with largest_file(size), pytest.raises(InvalidArgument) as caught:
             saved(tmp_path, step, keep=1)
         assert str(caught.value) == (
-            f"checkpoint={str(tmp_path / f'checkpoint-{step}')!r}: not written (File too large); free space, "
-            "then --resume_from_checkpoint latest"
+            f"run_folder={str(tmp_path)!r}: checkpoint-{step} is not written (File too large); free space, "
+            "then resume from the latest"
         )
         assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
         assert [contents(tmp_path / name) for name in names(tmp_path)] == before
@@ -579,6 +579,5 @@ def test_a_path_of_something_else_is_refused_with_the_choice(
     with pytest.raises(InvalidArgument) as caught:
         find_checkpoint("run", given)
     assert str(caught.value) == (
-        f"--resume_from_checkpoint={given!r}: no checkpoint beside this run's ledger; give latest, or one in run: "
-        "run/checkpoint-1"
+        f"resume_from={given!r}: no checkpoint beside this run's ledger; give latest, or one in run: run/checkpoint-1"
     )
