@@ -98,7 +98,7 @@ Clipping = Flat | PerLayer | Automatic | Adaptive
 FLAT = Flat()
 
 
-def describe(clipping: Clipping) -> str:
+def clipping_in_words(clipping: Clipping) -> str:
     """The style in words, for the report."""
     if isinstance(clipping, PerLayer):
         return "per layer, " + ("equal shares" if clipping.clip_norms is None else "given clip norms")

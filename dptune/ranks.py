@@ -58,7 +58,7 @@ def bytes_sent(size: int, *, world_size: int, reduce: bool = False) -> int:
     return 2 * 4 * size * others // world_size if reduce else 4 * size * others
 
 
-def fingerprint(parameters: Iterable[Tensor]) -> Tensor:
+def checksum_of(parameters: Iterable[Tensor]) -> Tensor:
     """A 64-bit checksum of the parameters' bits in order, int64 [1]: equal for equal bits, else almost never."""
     total, place = None, 0
     for parameter in parameters:
@@ -69,7 +69,7 @@ def fingerprint(parameters: Iterable[Tensor]) -> Tensor:
 
 def require_equal(parameters: Iterable[Tensor], gather: Gather) -> None:
     """Raise `RuntimeError` on every rank unless all hold the same parameters, bit for bit."""
-    seen = gather(fingerprint(parameters)).tolist()
+    seen = gather(checksum_of(parameters)).tolist()
     if len(set(seen)) > 1:
         differing = ", ".join(str(rank) for rank, value in enumerate(seen) if value != seen[0])
         raise RuntimeError(

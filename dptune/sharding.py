@@ -30,8 +30,8 @@ from torch.distributed.tensor import DTensor
 
 from dptune._validate import HIDDEN, refuse
 
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+_WHOLE_NAME = "model.safetensors"
+_INDEX_NAME = "model.safetensors.index.json"
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
@@ -128,7 +128,7 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
     Raises:
         InvalidArgument: no safetensors there, or an index that names a file which is missing.
     """
-    index = folder / INDEX_NAME
+    index = folder / _INDEX_NAME
     if index.is_file():
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {name: folder / file for name, file in listed.items()}
@@ -136,7 +136,7 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
         if missing:
             refuse("folder", str(folder), f"its index names {missing[0]}, which is not there; download it again")
         return files
-    whole = folder / WEIGHTS_NAME
+    whole = folder / _WHOLE_NAME
     if not whole.is_file():
         refuse("folder", str(folder), "has no safetensors, which sharded loading needs; save_pretrained() writes them")
     with safe_open(whole, "pt") as file:

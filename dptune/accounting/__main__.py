@@ -139,7 +139,7 @@ def as_csv(table: Table) -> str:
     return file.getvalue().rstrip("\n")
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
+_WRITERS: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
 
 
 def _title(table: Table) -> str:
@@ -204,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--noise_multiplier", type=float, help="noise over the clip norm: the table shows epsilon")
     one.add_argument("--target_epsilon", type=float, help="the table shows the noise multiplier that reaches it")
     flags.add_argument("--group_size", type=int, default=1, help="most examples of one privacy unit (default 1)")
-    flags.add_argument("--format", choices=FORMATS, default="text", help="csv has a line a cell, with its steps")
+    flags.add_argument("--format", choices=_WRITERS, default="text", help="csv has a line a cell, with its steps")
     return flags
 
 
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table that the flags ask for; a mistake is one line and exit status 2."""
     args = parser().parse_args(argv)
     try:
-        print(FORMATS[args.format](make_table(args)))
+        print(_WRITERS[args.format](make_table(args)))
     except InvalidArgument as error:
         _exit_with(str(error))
 

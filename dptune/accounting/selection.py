@@ -38,7 +38,7 @@ from dptune._validate import refuse, require_count, require_delta, require_posit
 from dptune.accounting import SIGMA_RANGE, Spend, compose, round_up
 from dptune.keystream import Keystream
 
-ACCOUNTANT = "RDP (dp-accounting)"
+SELECTION_ACCOUNTANT = "RDP (dp-accounting)"
 POISSON, GEOMETRIC = "poisson", "geometric"
 DISTRIBUTIONS = (POISSON, GEOMETRIC)
 

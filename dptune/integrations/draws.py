@@ -20,7 +20,7 @@ from dptune.sampling import PoissonSampler, deal
 Collator = Callable[[list[Any]], Any]
 
 
-class Draw(TypedDict):
+class TrainerDraw(TypedDict):
     """One logical batch.
 
     Attributes:
@@ -87,7 +87,7 @@ class DrawSampler(Sampler[_Rows]):
             yield {"rows": own, "rows_per_unit": most, "drawn": len(draw)}
 
 
-class _MicroBatches(Dataset[Draw]):
+class _MicroBatches(Dataset[TrainerDraw]):
     """The training set, whose "items" are draws; collated here, in the loader's workers."""
 
     def __init__(self, examples: Any, collator: Collator) -> None:
@@ -96,7 +96,7 @@ class _MicroBatches(Dataset[Draw]):
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, share: Any) -> Draw:
+    def __getitem__(self, share: Any) -> TrainerDraw:
         micro_batches = [self._collator(fetch(self._examples, rows)) for rows in share["rows"]]
         return {
             "micro_batches": micro_batches,
@@ -153,8 +153,8 @@ def fetch(examples: Any, rows: Sequence[int] | np.ndarray) -> list[Any]:
     return [examples[number] for number in numbers]
 
 
-def draw_loader(examples: Any, collator: Collator, sampler: DrawSampler, **settings: Any) -> DataLoader[Draw]:
-    """A loader of `Draw`s; `settings` are those of `DataLoader` that change no result (workers, pinning)."""
+def draw_loader(examples: Any, collator: Collator, sampler: DrawSampler, **settings: Any) -> DataLoader[TrainerDraw]:
+    """A loader of `TrainerDraw`s; `settings` are those of `DataLoader` that change no result (workers, pinning)."""
     examples = _MicroBatches(examples, collator)
     return DataLoader(examples, sampler=sampler, batch_size=None, collate_fn=_same, **settings)
 

@@ -17,7 +17,7 @@ from dptune._validate import refuse
 from dptune.integrations.peft import PREFIX, PROMPT, class_logits, method_of
 from dptune.losses import IGNORE, CausalLMLoss
 
-Losses = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (model, inputs of a micro-batch) -> losses [B]
+TrainerLosses = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (model, inputs of a micro-batch) -> losses [B]
 
 _CAUSAL = {
     name

@@ -23,9 +23,9 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from dptune._validate import refuse, require_count
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
-from dptune.integrations.draws import Draw, DrawSampler, draw_loader
+from dptune.integrations.draws import DrawSampler, TrainerDraw, draw_loader
 from dptune.integrations.items import check_on_items
-from dptune.integrations.losses import DefaultLosses, Losses
+from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import (
     ItemUnit,
     TrainingPlan,
@@ -77,7 +77,7 @@ class DPTrainer(transformers.Trainer):
         train_dataset: Any = None,
         *,
         privacy_args: PrivacyArguments,
-        losses: Losses | None = None,
+        losses: TrainerLosses | None = None,
         rows_per_unit: int | np.ndarray = 1,
         privacy_unit: str | ItemUnit = ItemUnit(),  # noqa: B008 (immutable)
         **kwargs: Any,
@@ -88,7 +88,7 @@ class DPTrainer(transformers.Trainer):
             refuse("compute_loss_func", "given", "it gives one loss a micro-batch; pass losses= instead")
         refuse_unsafe_arguments(args)
         self.privacy_args = privacy_args
-        self._losses: Losses = losses or DefaultLosses()
+        self._losses: TrainerLosses = losses or DefaultLosses()
         self._privacy_unit = ItemUnit.of(privacy_unit)
         self._session: TrainingSession | None = None
         self._last_loss = 0.0
@@ -140,7 +140,7 @@ class DPTrainer(transformers.Trainer):
             print(*session.describe_end(self.state.global_step), sep="\n")
         return output
 
-    def get_train_dataloader(self) -> DataLoader[Draw]:
+    def get_train_dataloader(self) -> DataLoader[TrainerDraw]:
         """Poisson draws, each cut into micro-batches of at most `per_device_train_batch_size` rows, or of one item."""
         session = self._session
         if session is None:
@@ -165,7 +165,7 @@ class DPTrainer(transformers.Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
 
-    def training_step(self, model: nn.Module, inputs: Draw, _num_items: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: TrainerDraw, _num_items: Any = None) -> Tensor:
         """One logical step up to the optimizer's: the private gradient is in `.grad` afterwards."""
         session = self._session
         assert session is not None
@@ -183,7 +183,7 @@ class DPTrainer(transformers.Trainer):
         session.finish_step(self.state.global_step)
         return self._mean_loss(total, inputs["drawn"])
 
-    def get_batch_samples(self, epoch_iterator: Any, *_settings: Any) -> tuple[list[Draw], None]:
+    def get_batch_samples(self, epoch_iterator: Any, *_settings: Any) -> tuple[list[TrainerDraw], None]:
         """The next draw. There is no number of items: it is private, and nothing is divided by it."""
         return [draw for draw in [next(epoch_iterator, None)] if draw is not None], None
 

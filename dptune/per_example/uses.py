@@ -146,7 +146,7 @@ class Outer:
 Use = Tensor | Outer  # per-example gradients [B, *shape], made or unmade
 
 
-def joined(uses: list[Use]) -> list[Use]:
+def joined_uses(uses: list[Use]) -> list[Use]:
     """The uses of one parameter by as few as possible: one tensor, or at most one ordinary and one lookup `Outer`."""
     outers = [use for use in uses if isinstance(use, Outer)]
     if len(outers) < len(uses):
@@ -157,7 +157,7 @@ def joined(uses: list[Use]) -> list[Use]:
 
 
 def squared_norms(own: list[Use]) -> Tensor:
-    """Of the per-example gradients of one parameter, of which `own` are all the uses, `joined`; [B] float64."""
+    """Of the per-example gradients of one parameter, of which `own` are all the uses, `joined_uses`; [B] float64."""
     outers = [use for use in own if isinstance(use, Outer)]
     if not outers:
         (made,) = (use for use in own if not isinstance(use, Outer))

@@ -33,14 +33,14 @@ from dptune.ledger import Ledger
 
 TRAINED_NAME = "trained_weights.bin"
 OPTIMIZER_NAME = "optimizer.pt"
-STATE_NAME = "state.json"
+TRAINING_STATE_NAME = "state.json"
 LEDGER_NAME = "ledger.jsonl"
 MANIFEST_NAME = "manifest.json"
 
 _FORMAT = 1  # of the whole folder: raise it when a checkpoint can no longer be read as this module reads it
 _NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 _HIDDEN = re.compile(r"\.(checkpoint-\d+)\.[0-9a-f]+\.(tmp|replaced)")
-_ALWAYS = {OPTIMIZER_NAME, STATE_NAME}  # and one of the two files of weights
+_ALWAYS = {OPTIMIZER_NAME, TRAINING_STATE_NAME}  # and one of the two files of weights
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -156,7 +156,7 @@ def _contents(state: TrainingState, ledger: bytes | None) -> Iterator[tuple[str,
     yield WEIGHTS_NAME if is_adapter else TRAINED_NAME, torch_bytes(state.weights)
     yield OPTIMIZER_NAME, torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
     plain = {name: getattr(state, name) for name in ("step", "ledger_steps", "identity", "config", "mechanism")}
-    yield STATE_NAME, _json_bytes(plain)
+    yield TRAINING_STATE_NAME, _json_bytes(plain)
     if ledger is not None:
         yield LEDGER_NAME, ledger
 
@@ -255,7 +255,7 @@ def _read(folder: Path) -> TrainingState:
     weights, saved = (
         torch.load(folder / file, map_location="cpu", weights_only=True) for file in (name, OPTIMIZER_NAME)
     )
-    plain = json.loads((folder / STATE_NAME).read_bytes())
+    plain = json.loads((folder / TRAINING_STATE_NAME).read_bytes())
     return TrainingState(**plain, weights=weights, optimizer=saved["optimizer"], schedule=saved["schedule"])
 
 

@@ -9,7 +9,7 @@ import torch
 
 from dptune._validate import refuse, require_delta
 from dptune.accounting import noise_multiplier, planned_steps
-from dptune.clipping import FLAT, Clipping, PerLayer, describe
+from dptune.clipping import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.lora import adapters
 from dptune.mechanism import PrivacyConfig
 from dptune.units.unit import PrivacyUnit
@@ -134,7 +134,11 @@ def describe_plan(plan: RunPlan) -> list[str]:
     return [
         *lines,
         f"clip norm              {plan.privacy.clip_norm:g}",
-        *([] if plan.privacy.clipping == FLAT else [f"clipping               {describe(plan.privacy.clipping)}"]),
+        *(
+            []
+            if plan.privacy.clipping == FLAT
+            else [f"clipping               {clipping_in_words(plan.privacy.clipping)}"]
+        ),
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
         f"epsilon                {plan.privacy.planned_epsilon():.4f} at delta {plan.privacy.delta:g}",
     ]

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from dptune._validate import InvalidArgument
 from dptune.report import plots
-from dptune.report.plots import NOT_PRIVATE, plot_diagnostics, plot_epsilon
+from dptune.report.plots import DIAGNOSTICS_BANNER, plot_diagnostics, plot_epsilon
 from tests.dptune.report.test_statement import not_private, private
 
 BLUE, VERMILION, RED = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0xB0, 0x00, 0x20)
@@ -79,7 +79,7 @@ def test_diagnostics_decode_and_are_marked(tmp_path: Path, drawn: list[Figure]) 
     assert _pixels(tmp_path / "diagnostics.png", RED) > 20_000, "the banner"
     assert _pixels(tmp_path / "diagnostics.png", BLUE) > 1000
     texts = _texts(drawn[0])
-    assert any(NOT_PRIVATE in text for text in texts)
+    assert any(DIAGNOSTICS_BANNER in text for text in texts)
     assert texts.count("NOT PRIVATE") == len(drawn[0].axes) == 3
     assert {"training batch", "held out", "median", "10% to 90% of examples", "clip norm 1"} <= set(texts)
 
