@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from pathlib import Path
 from dptune._files import append_line
 from dptune._validate import InvalidArgument, present, refuse, require_positive
 from dptune.accounting import Spend, compose
+from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger, begin_ledger
 
 _TRAINING, _GAUSSIAN, _WITHOUT = "training", "gaussian", "without privacy"
@@ -141,7 +141,7 @@ class Budget:
         units = {entered.unit for entered in stages}  # one at most: see _together
         return [
             *lines,
-            f"{'together':<32} epsilon {_rounded_up(total)} at delta {delta:g}",
+            f"{'together':<32} epsilon {rounded_up(total)} at delta {delta:g}",
             *(f"for {one}" for one in units),
         ]
 
@@ -155,7 +155,7 @@ class Budget:
     def _alone(self, stage: Stage, delta: float) -> str:
         if stage.kind == _WITHOUT:
             return f"NO PRIVACY: {stage.reason}"
-        return f"epsilon {_rounded_up(compose(self.spends(stage), delta=delta))}"
+        return f"epsilon {rounded_up(compose(self.spends(stage), delta=delta))}"
 
     def _ledger_of(self, stage: Stage) -> Path:
         ledger = self.path.parent / present(stage.ledger, "ledger")
@@ -188,11 +188,6 @@ class Budget:
 
 def _reasons(stages: Sequence[Stage]) -> list[str]:
     return [f"{entered.stage}: {entered.reason}" for entered in stages if entered.kind == _WITHOUT]
-
-
-def _rounded_up(epsilon: float) -> str:
-    """Four digits behind the point; a bound is not rounded down."""
-    return f"{math.ceil(epsilon * 1e4 - 1e-6) / 1e4:.4f}"
 
 
 def _read(path: Path) -> list[Stage]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dptune._validate import refuse, require_delta
 from dptune.accounting import noise_multiplier, planned_steps
+from dptune.accounting.rounding import rounded_up
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.mechanism import PrivacyConfig
 from dptune.report.statement import METHOD_OF_EXAMPLES
@@ -134,5 +135,5 @@ def describe_plan(plan: TrainingPlan, sampled: str = "examples") -> list[str]:
         *lines,
         f"clip norm              {plan.privacy.clip_norm:g}",
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
-        f"epsilon                {plan.privacy.planned_epsilon():.4f} at delta {plan.privacy.delta:g}",
+        f"epsilon                {rounded_up(plan.privacy.planned_epsilon())} at delta {plan.privacy.delta:g}",
     ]

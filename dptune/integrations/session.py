@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import max_steps
+from dptune.accounting.rounding import rounded_up
 from dptune.dropout import draw_new_masks, forget_masks
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.integrations.planning import ItemUnit, TrainingPlan
@@ -155,7 +156,7 @@ class TrainingSession:
             lines.append(f"stopped by budget      after {steps}: one more would exceed --target_epsilon")
         if statement.epsilon is None:
             return [*lines, "privacy                NONE: " + "; ".join(statement.reasons)]
-        return [*lines, f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}"]
+        return [*lines, f"privacy                epsilon {rounded_up(statement.epsilon)} at delta {statement.delta:g}"]
 
     def statement(self, completed: int) -> PrivacyStatement:
         """What a run of so many steps guarantees. Main process only."""

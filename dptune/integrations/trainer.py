@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from dptune._validate import refuse, require_count
+from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import DrawSampler, TrainerDraw, draw_loader
@@ -196,7 +197,7 @@ class DPTrainer(transformers.Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer does, with the epsilon spent so far."""
         if self.epsilon is not None:
-            logs["epsilon"] = self.epsilon
+            logs["epsilon"] = float(rounded_up_to_figures(self.epsilon))  # transformers prints four figures
         super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -11,11 +11,11 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from dptune._files import atomic_write
+from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 from dptune.report.statement import PrivacyStatement
 
 _RECORDS = """\
@@ -170,7 +170,7 @@ def _claim_of(statement: PrivacyStatement) -> _Claim | None:
 def _private_body(
     statement: PrivacyStatement, claim: _Claim, epsilon_plot: str | None, it: str, noun: str
 ) -> list[str]:
-    claimed = f"**ε = {_rounded_up(claim.epsilon)} at δ = {float(claim.delta)!r}**"
+    claimed = f"**ε = {rounded_up(claim.epsilon, trim=True)} at δ = {float(claim.delta)!r}**"
     parts = [
         f"{it}, trained with differential privacy: {claimed}, for the presence of "
         f"{_escape(statement.privacy_unit)} in the training data.\n",
@@ -219,7 +219,7 @@ def _meaning(statement: PrivacyStatement, claim: _Claim, noun: str) -> str:
 
 def _table(statement: PrivacyStatement, claim: _Claim) -> str:
     rows = {
-        "Epsilon (ε)": _rounded_up(claim.epsilon),
+        "Epsilon (ε)": rounded_up(claim.epsilon, trim=True),
         "Delta (δ)": repr(float(claim.delta)),
         "Privacy unit": _escape(statement.privacy_unit),
         "Method": _escape(statement.method),
@@ -258,20 +258,12 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", line)
 
 
-def _rounded_up(epsilon: float) -> str:
-    """Four decimals, never below the true value: a card must not promise more than the report."""
-    return f"{Decimal(repr(float(epsilon))).quantize(Decimal('0.0001'), rounding=ROUND_CEILING).normalize():f}"
-
-
 def _factor(epsilon: float) -> str:
     """exp(epsilon), rounded up to three figures, in words where it has no meaning any more."""
     if epsilon > 20:
-        return f"e^{_rounded_up(epsilon)}"
-    factor = math.exp(epsilon)
-    digits = 2 - math.floor(math.log10(factor))
-    step = Decimal(1).scaleb(-digits)
-    return f"{Decimal(factor).quantize(step, rounding=ROUND_CEILING):f}"
+        return f"e^{rounded_up(epsilon, trim=True)}"
+    return rounded_up_to_figures(math.exp(epsilon), 3)
 
 
 def _percent(share: float) -> str:
-    return f"{Decimal(100 * share).quantize(Decimal('0.1'), rounding=ROUND_CEILING):f}%"
+    return f"{rounded_up(100 * share, 1)}%"

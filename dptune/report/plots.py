@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
+from dptune.accounting.rounding import rounded_up
 from dptune.report.statement import PrivacyStatement
 
 DIAGNOSTICS_BANNER = "NOT PRIVATE - do not publish"
@@ -52,7 +53,9 @@ def plot_epsilon(
     figure, (axes,) = _figure(1, width=7, height=4.2)
     axes.plot(steps, epsilons, color=_BLUE, linewidth=2, **_marker(len(steps)))
     axes.axhline(statement.epsilon, color=_VERMILION, linewidth=1.2, linestyle="--")
-    label = f"reported: ε = {statement.epsilon:.4g} after {statement.steps:,} step" + "s" * (statement.steps != 1)
+    label = f"reported: ε = {rounded_up(statement.epsilon, 3)} after {statement.steps:,} step" + "s" * (
+        statement.steps != 1
+    )
     axes.annotate(label, (0.02, statement.epsilon), xycoords=("axes fraction", "data"), xytext=(0, 5),
                   textcoords="offset points", color=_VERMILION, fontsize=10)  # fmt: skip
     axes.set_ylim(0, 1.15 * max(statement.epsilon, *epsilons, 1e-12))

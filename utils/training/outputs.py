@@ -14,6 +14,7 @@ from torch import nn
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import Spend, compose
+from dptune.accounting.rounding import rounded_up
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.ledger import Ledger, has_begun
 from dptune.lora import adapters
@@ -150,7 +151,7 @@ def describe_end(
     if statement.epsilon is None:
         lines.append("privacy                NONE: " + "; ".join(statement.reasons))
     else:
-        lines.append(f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}")
+        lines.append(f"privacy                epsilon {rounded_up(statement.epsilon)} at delta {statement.delta:g}")
     if statement.repeated_steps:
         lines.append(f"repeated steps         {statement.repeated_steps:,}, lost in a crash: they count in epsilon")
     if "eval_loss" in results:

@@ -9,6 +9,7 @@ import torch
 
 from dptune._validate import refuse, require_delta
 from dptune.accounting import noise_multiplier, planned_steps
+from dptune.accounting.rounding import rounded_up
 from dptune.clipping import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.lora import adapters
 from dptune.mechanism import PrivacyConfig
@@ -140,7 +141,7 @@ def describe_plan(plan: RunPlan) -> list[str]:
             else [f"clipping               {clipping_in_words(plan.privacy.clipping)}"]
         ),
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
-        f"epsilon                {plan.privacy.planned_epsilon():.4f} at delta {plan.privacy.delta:g}",
+        f"epsilon                {rounded_up(plan.privacy.planned_epsilon())} at delta {plan.privacy.delta:g}",
     ]
 
 

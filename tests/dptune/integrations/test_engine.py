@@ -78,7 +78,7 @@ def test_one_ledger_line_a_step_before_the_gradient_is_used_and_epsilon_in_the_l
     assert seen == [1, 2, 3, 4]
     logged = [row["epsilon"] for row in trainer.state.log_history if "loss" in row]
     assert logged == sorted(logged)
-    assert logged[-1] == engine.epsilon
+    assert engine.epsilon <= logged[-1] == float(f"{logged[-1]:.4g}") <= 1.001 * engine.epsilon, "as printed"
     assert json.loads((tmp_path / "privacy_report.json").read_text())["steps"] == 4
 
 

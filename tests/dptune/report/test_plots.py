@@ -61,7 +61,7 @@ def test_epsilon_decodes_and_shows_the_curve_and_the_reported_value(tmp_path: Pa
     assert _pixels(tmp_path / "epsilon.png", VERMILION) > 500
     (axes,) = drawn[0].axes
     assert axes.get_lines()[0].get_xydata() == pytest.approx(np.column_stack([steps, curve]))
-    assert any("2.257" in text and "184 steps" in text for text in _texts(drawn[0]))
+    assert any("2.258" in text and "184 steps" in text for text in _texts(drawn[0]))
     assert "1e-07" in axes.get_ylabel()
     assert [p.name for p in tmp_path.iterdir()] == ["epsilon.png"]
 
