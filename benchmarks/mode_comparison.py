@@ -44,7 +44,8 @@ def describe_settings(settings: dict[str, Any], scored: int) -> str:
         f"Made by `benchmarks/compare_modes.sh`: {model}, {settings['epochs']:g} epoch of batches of "
         f"{settings['batch_size']:,} in expectation, texts of up to {settings['max_length']} tokens, epsilon "
         f"{rounded_up(settings['target_epsilon'], trim=True)} at delta {settings['delta']:g}, "
-        f"`{' '.join(settings['trainer'])}`. The standard error of an accuracy of 0.8 on {scored} rows is {sqrt(0.8 * 0.2 / scored):.3f}."
+        f"`{' '.join(settings['trainer'])}`. The standard error of an accuracy of 0.8 on {scored} rows is "
+        f"{sqrt(0.8 * 0.2 / scored):.3f}."
     )
 
 

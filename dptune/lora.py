@@ -47,7 +47,8 @@ class LoraAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return self.B(self.A(self.dropout(x.to(self.A.weight.dtype))) * self.scale)
+            output: Tensor = self.B(self.A(self.dropout(x.to(self.A.weight.dtype))) * self.scale)
+            return output
 
 
 class _WithLora:
@@ -56,10 +57,11 @@ class _WithLora:
     lora: LoraAdapter
 
     def forward(self, x: Tensor) -> Tensor:
-        output = super().forward(x)  # type: ignore[misc]
+        output: Tensor = super().forward(x)  # type: ignore[misc]
         if self.lora.replaced_weight is not None:
             return output
-        return output + self.lora(x).to(output.dtype)
+        added: Tensor = self.lora(x)
+        return output + added.to(output.dtype)
 
 
 @cache

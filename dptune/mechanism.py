@@ -119,7 +119,7 @@ class PrivacyConfig:
         """
         if not isinstance(self.clipping, Adaptive):
             return self.noise_multiplier
-        return (self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5
+        return float((self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5)
 
     @property
     def count_noise(self) -> float:

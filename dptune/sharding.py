@@ -104,7 +104,8 @@ def as_forward(model: nn.Module, function: _T) -> _T:
     name = f"_dptune_{function.__name__}"
     setattr(model, name, function)
     register_fsdp_forward_method(model, name)
-    return getattr(model, name)
+    registered: _T = getattr(model, name)
+    return registered
 
 
 def frozen_bytes(model: nn.Module, layers: Iterable[nn.Module]) -> ShardedBytes:
@@ -198,7 +199,8 @@ def _read(stored: Any, like: Tensor, device: torch.device, name: str) -> Tensor:
     if shape != tuple(like.shape):
         refuse("files", name, f"has shape {shape} in the checkpoint where its configuration says {tuple(like.shape)}")
     if not isinstance(like, DTensor):
-        return stored[...].to(device, like.dtype)
+        whole: Tensor = stored[...].to(device, like.dtype)
+        return whole
     mesh = like.device_mesh
     rows = -(-shape[0] // mesh.size())  # torch.chunk's bounds, which FSDP shards by
     start = min(mesh.get_local_rank() * rows, shape[0])

@@ -164,7 +164,8 @@ def _announce(plan: SelectionPlan) -> None:
     print(f"{plan.dataset}: a {selection.distribution} number of trials, {selection.mean_trials:g} on average, among "
           f"{len(plan.candidates)} candidates, noise multiplier {plan.spend.noise_multiplier:g}")  # fmt: skip
     print(f"epsilon at delta {plan.delta:g}: {rounded_up(cost.selection)} for the selection, "
-          f"{rounded_up(cost.one_run)} for one such run, {rounded_up(cost.best_of)} for the best of {cost.runs} by composition")  # fmt: skip
+          f"{rounded_up(cost.one_run)} for one such run, {rounded_up(cost.best_of)} for the best of {cost.runs} "
+          "by composition")  # fmt: skip
     if nothing := selection.chance_of_nothing:
         print(f"with a chance of {nothing:.2g} no trial is drawn, and nothing is released")
     print("how many trials there are, and how long they take, is secret: publish neither", flush=True)

@@ -138,7 +138,12 @@ class PerExampleGradients:
 
     def _tap_of(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         """(what the layer computes, from what) -> the same, with its gradient recorded in the backward pass."""
-        return lambda output, input: _Tap.apply(output, input, self._anchor(output.device), self, name)
+
+        def tap(output: Tensor, input: Tensor) -> Tensor:
+            tapped: Tensor = _Tap.apply(output, input, self._anchor(output.device), self, name)  # type: ignore[no-untyped-call]
+            return tapped
+
+        return tap
 
     def _spread(self, name: str, ids: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """An embedding's ids and rows, one row an example: of a single row for the whole batch (position ids that the

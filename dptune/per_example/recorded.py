@@ -34,7 +34,8 @@ class Recorded:
         def fold(use: Use) -> Use:
             if isinstance(use, Outer):
                 return use.folded(rows_per_unit)
-            return use.unflatten(0, (-1, rows_per_unit)).sum(1)
+            summed: Tensor = use.unflatten(0, (-1, rows_per_unit)).sum(1)
+            return summed
 
         return Recorded({name: [fold(use) for use in own] for name, own in self._uses.items()})
 

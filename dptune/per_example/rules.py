@@ -59,7 +59,7 @@ def layer_input(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     """What a rule needs of the arguments of the layer's forward pass."""
     if type(layer).__name__ == "OPTLearnedPositionalEmbedding":
         return _opt_positions(layer, args, kwargs)
-    given = [*args, *kwargs.values()]
+    given: list[Tensor] = [*args, *kwargs.values()]
     return given[0]
 
 
@@ -184,4 +184,5 @@ def _opt_positions(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         mask = args[0]
         past = args[1] if len(args) > 1 else kwargs.get("past_key_values_length", 0)
         positions = (mask.cumsum(1) * mask - 1).long()[:, past:]
-    return positions + layer.offset
+    shifted: Tensor = positions + layer.offset
+    return shifted

@@ -207,7 +207,8 @@ def _lookup_squared_norms(ids_BT: Tensor, grads_BTN: Tensor, rows: int) -> Tenso
     Rows are summed before they are squared, as few as there are distinct tokens: nothing has the vocabulary's size.
     """
     first_rows = torch.arange(len(ids_BT), device=ids_BT.device)[:, None] * rows
-    distinct, place = (ids_BT + first_rows).flatten().unique(return_inverse=True)
+    found: tuple[Tensor, Tensor] = (ids_BT + first_rows).flatten().unique(return_inverse=True)
+    distinct, place = found
     sums = grads_BTN.new_zeros(len(distinct), grads_BTN.shape[2]).index_add_(0, place, grads_BTN.flatten(0, 1))
-    of_rows = torch.linalg.vector_norm(sums, dim=1).double().square()
+    of_rows: Tensor = torch.linalg.vector_norm(sums, dim=1).double().square()
     return of_rows.new_zeros(len(ids_BT)).index_add_(0, distinct // rows, of_rows)
