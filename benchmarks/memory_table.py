@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks.models import TARGETS
 from benchmarks.tables import markdown
 from dptune import add_lora
+from dptune._validate import present
 from utils.models.memory import MemoryNeeds, MemorySettings, fits, memory_needs
 from utils.models.sizes import ModelSizes, model_sizes
 
@@ -48,9 +49,7 @@ def llama_sizes(name: str) -> ModelSizes:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMAS[name], vocab_size=32000), dtype=torch.bfloat16)
     add_lora(model, rank=RANK, targets=TARGETS)
-    sizes = model_sizes(model)
-    assert sizes is not None, name
-    return sizes
+    return present(model_sizes(model), f"size of {name}")
 
 
 def needs_of(name: str, *, gpus: int, tokens: int, checkpointing: bool) -> MemoryNeeds:

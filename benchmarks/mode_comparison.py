@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import tables
 from dptune._validate import refuse
+from dptune.accounting.rounding import rounded_up
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME
 
@@ -42,8 +43,9 @@ def describe_settings(settings: dict[str, Any], scored: int) -> str:
     return (
         f"Made by `benchmarks/compare_modes.sh`: {model}, {settings['epochs']:g} epoch of batches of "
         f"{settings['batch_size']:,} in expectation, texts of up to {settings['max_length']} tokens, epsilon "
-        f"{settings['target_epsilon']:g} at delta {settings['delta']:g}, `{' '.join(settings['trainer'])}`. The "
-        f"standard error of an accuracy of 0.8 on {scored} rows is {sqrt(0.8 * 0.2 / scored):.3f}."
+        f"{rounded_up(settings['target_epsilon'], trim=True)} at delta {settings['delta']:g}, "
+        f"`{' '.join(settings['trainer'])}`. The standard error of an accuracy of 0.8 on {scored} rows is "
+        f"{sqrt(0.8 * 0.2 / scored):.3f}."
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dptune._validate import refuse
+from dptune._validate import present, refuse
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,8 +74,7 @@ def load(model: str | None, shape: str | None, *, dtype: str, device: torch.devi
     if model is not None:
         loaded = _load_saved(model, DTYPES[dtype]).to(device)
     else:
-        assert shape is not None
-        config = AutoConfig.for_model(**SHAPES[shape])
+        config = AutoConfig.for_model(**SHAPES[present(shape, "shape")])
         with torch.device(device):
             loaded = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
     return loaded.requires_grad_(False)

@@ -27,6 +27,7 @@ from benchmarks.allocations import allocated, private_step
 from benchmarks.contenders import adamw
 from benchmarks.models import TARGETS
 from dptune import CausalLMLoss, add_lora, deal, trainable_parameters
+from dptune._validate import present
 from dptune.ranks import bytes_sent
 from dptune.sharding import ShardedBytes, frozen_bytes
 from utils.cli.launch import Sharding
@@ -175,8 +176,7 @@ def _load(job: Job, folder: Path) -> Any:
 
 def _predicted(job: Job, model: Any) -> tuple[int, int]:
     """(peak, bytes sent) of one rank."""
-    sizes = model_sizes(model)
-    assert sizes is not None
+    sizes = present(model_sizes(model), "size of the model")
     settings = MemorySettings(
         torch.float32,
         job.token_budget,

@@ -20,6 +20,7 @@ import torch
 from benchmarks import tables
 from benchmarks.synthetic_text_data import ABSTRACTS_HELD_OUT, ABSTRACTS_TRAIN
 from benchmarks.topic_classifier import Labelled, Score, commonest, train_and_test
+from dptune.accounting.rounding import rounded_up
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.files.tables import read_rows
 from utils.synthetic.arguments import REAL_TRAINING
@@ -89,7 +90,7 @@ def generator_rows(data: str) -> list[list[str]]:
         rows.append(
             [
                 name,
-                f"{report['epsilon']:.3f}" if report else "none",
+                rounded_up(report["epsilon"], 3) if report else "none",
                 f"{results['steps']}" if results else "0",
                 f"{results['eval_loss'] if results else before:.3f}",
                 f"{wrote['texts']:,}",
@@ -110,7 +111,7 @@ def settings_line(data: str) -> str:
     """How the private generator was trained, from its own report."""
     report = _json(_FOLDERS[0] / f"study-{data}-private" / REPORT_NAME)
     return (
-        f"{report['num_examples']:,} training rows; with privacy epsilon {report['epsilon']:.3f} at delta "
+        f"{report['num_examples']:,} training rows; with privacy epsilon {rounded_up(report['epsilon'], 3)} at delta "
         f"{report['delta']:g} ({report['adjacency']}, {report['accountant']}), noise multiplier "
         f"{report['noise_multiplier']}, clip norm {report['clip_norm']:g}, expected batch "
         f"{report['expected_batch_size']}, {report['steps']} steps. Privacy unit: {report['privacy_unit']}."

@@ -28,7 +28,8 @@ class Labelled:
     topics: Sequence[str]
 
     def __post_init__(self) -> None:
-        assert len(self.texts) == len(self.topics), "a topic for each text"
+        if len(self.texts) != len(self.topics):
+            raise RuntimeError(f"{len(self.topics)} topics for {len(self.texts)} texts")
 
     def __len__(self) -> int:
         return len(self.texts)

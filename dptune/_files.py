@@ -47,7 +47,8 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
         path: the file, made if absent; its folder must exist.
         line: UTF-8 text without a line end.
     """
-    assert "\n" not in line, "append_line takes one line"
+    if "\n" in line:
+        raise RuntimeError(f"append_line takes one line, not {line[:80]!r}")
     path = Path(path)
     created = not path.exists()
     with path.open("ab+") as file:
@@ -72,7 +73,6 @@ def _create(path: Path, mode: Literal["w", "wb"]) -> IO[Any]:
     """Open a file that must be new. `open` obeys the umask, where `tempfile` lets the owner alone read."""
     if mode == "wb":
         return path.open("xb")
-    assert mode == "w", f"mode {mode!r} is neither 'w' nor 'wb'"
     return path.open("x", encoding="utf-8", newline="\n")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 HIDDEN: Final = object()  # stands for a value that a message must not show, or that there is none of
 
@@ -56,6 +58,13 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
 def refuse(name: str, value: object, remedy: str) -> NoReturn:
     """Raise `InvalidArgument`, which reads `name=value: remedy`."""
     raise InvalidArgument(name, value, remedy)
+
+
+def present(value: T | None, what: str) -> T:
+    """`value`, where earlier code has made sure that there is one; `RuntimeError` if that code is wrong."""
+    if value is None:
+        raise RuntimeError(f"there is no {what}, which earlier code should have made sure of")
+    return value
 
 
 def require_positive(name: str, value: float) -> None:

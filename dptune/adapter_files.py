@@ -21,7 +21,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from dptune._files import atomic_write
-from dptune._validate import refuse
+from dptune._validate import Described, refuse
 from dptune.lora import LoraAdapter, adapters, attach, is_conv1d, linear_layers, linear_sizes
 
 WEIGHTS_NAME = "lora_weights.bin"
@@ -29,7 +29,6 @@ PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_CONFIG_NAME = "adapter_config.json"
 
 _PEFT_PREFIX = "base_model.model."
-_FLAG = "lora_weights_path"
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -57,9 +56,14 @@ def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: s
         model: a model with adapters, not necessarily merged back.
         folder: must exist.
         base_model: name or path of the base, for PEFT's configuration.
+
+    Raises:
+        InvalidArgument: adapters of several ranks or alphas; nothing is then written.
     """
     folder = Path(folder)
     found = dict(adapters(model))
+    transposed = any(is_conv1d(model.get_submodule(name)) for name in found)
+    config = _peft_config(found, base_model, transposed)  # first: it may refuse
     peft_weights = {
         f"{_PEFT_PREFIX}{name}.lora_{part}.weight": getattr(adapter, part).weight.detach().cpu().contiguous()
         for name, adapter in found.items()
@@ -70,8 +74,7 @@ def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: s
     with atomic_write(folder / PEFT_WEIGHTS_NAME, "wb") as file:
         file.write(safetensors_bytes(peft_weights, metadata={"format": "pt"}))
     with atomic_write(folder / PEFT_CONFIG_NAME) as file:
-        transposed = any(is_conv1d(model.get_submodule(name)) for name in found)
-        json.dump(_peft_config(found, base_model, transposed), file, indent=2)
+        json.dump(config, file, indent=2)
 
 
 def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
@@ -91,7 +94,7 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
     for name, entry in loaded.items():
         _check_fits(model, name, entry, present)
     if present.keys() - loaded.keys():
-        refuse(_FLAG, str(path), f"has no weights for the model's adapter on {min(present.keys() - loaded.keys())}")
+        refuse("path", str(path), f"has no weights for the model's adapter on {min(present.keys() - loaded.keys())}")
     if not present:
         attach(model, {name: (len(entry.A), entry.alpha) for name, entry in loaded.items()})
     with torch.no_grad():
@@ -102,7 +105,9 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
 
 def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transposed: bool) -> dict[str, Any]:
     (rank, alpha), *others = {(adapter.rank, adapter.alpha) for adapter in found.values()}
-    assert not others, "adapters of several ranks in one model"
+    if others:
+        kinds = f"rank {rank} and alpha {alpha:g}, rank {others[0][0]} and alpha {others[0][1]:g}"
+        refuse("model", Described(kinds), "PEFT's file says one rank and alpha; give all adapters the same")
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -131,15 +136,15 @@ def _read_adapter(path: Path) -> dict[str, _Entry]:
     if path.is_dir() and (path / WEIGHTS_NAME).exists():
         path = path / WEIGHTS_NAME
     if not path.is_file():
-        refuse(_FLAG, str(path), f"no adapter there; give a {WEIGHTS_NAME} file or a PEFT folder")
+        refuse("path", str(path), f"no adapter there; give a {WEIGHTS_NAME} file or a PEFT folder")
     if path.suffix == ".safetensors":
         return _read_peft(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file fails in any way the unpickler can: KeyError, IndexError, TypeError, OSError
-        refuse(_FLAG, str(path), f"not a state dict that loads with weights_only=True; give a {WEIGHTS_NAME} file")
+        refuse("path", str(path), f"not a state dict that loads with weights_only=True; give a {WEIGHTS_NAME} file")
     if not isinstance(state, dict):
-        refuse(_FLAG, str(path), f"holds no state dict; give a {WEIGHTS_NAME} file")
+        refuse("path", str(path), f"holds no state dict; give a {WEIGHTS_NAME} file")
     return _entries(path, state, "{}.lora.A.weight", "{}.lora.B.weight", lambda name: state.get(f"{name}.lora.alpha"))
 
 
@@ -148,12 +153,12 @@ def _read_peft(path: Path) -> dict[str, _Entry]:
         state = load_file(path)
         config = json.loads((path.parent / PEFT_CONFIG_NAME).read_text())
     except (OSError, SafetensorError, ValueError) as error:
-        refuse(_FLAG, str(path.parent), f"not a readable PEFT adapter ({type(error).__name__})")
+        refuse("path", str(path.parent), f"not a readable PEFT adapter ({type(error).__name__})")
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        refuse(_FLAG, str(path.parent), f"its {PEFT_CONFIG_NAME} describes no LoRA adapter")
+        refuse("path", str(path.parent), f"its {PEFT_CONFIG_NAME} describes no LoRA adapter")
     for option in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save"):
         if config.get(option):
-            refuse(_FLAG, str(path.parent), f"PEFT's {option} is not supported; give a plain LoRA adapter")
+            refuse("path", str(path.parent), f"PEFT's {option} is not supported; give a plain LoRA adapter")
     return _entries(
         path,
         state,
@@ -170,16 +175,16 @@ def _entries(
     keys = [key for key in state if isinstance(key, str) and ".lora" in key]
     names = [key[len(before) : -len(after)] for key in keys if key.startswith(before) and key.endswith(after)]
     if not names:
-        refuse(_FLAG, str(path), "holds no LoRA weights")
+        refuse("path", str(path), "holds no LoRA weights")
     entries = {}
     for name in names:
         A, B, alpha = state[A_key.format(name)], state.get(B_key.format(name)), _number(alpha_of(name))
         if not (_is_matrix(A) and _is_matrix(B) and 0 < len(A) == B.shape[1] and alpha is not None):
-            refuse(_FLAG, str(path), f"the adapter of {name} is incomplete or damaged; save it again")
+            refuse("path", str(path), f"the adapter of {name} is incomplete or damaged; save it again")
         entries[name] = _Entry(A, B, alpha)
     known = {pattern.format(name) for name in names for pattern in (A_key, B_key, "{}.lora.alpha")}
     if unknown := sorted(set(keys) - known):
-        refuse(_FLAG, str(path), f"{unknown[0]} belongs to no plain LoRA adapter, or to an incomplete one")
+        refuse("path", str(path), f"{unknown[0]} belongs to no plain LoRA adapter, or to an incomplete one")
     return entries
 
 
@@ -197,11 +202,11 @@ def _number(value: object) -> float | None:
 def _check_fits(model: nn.Module, name: str, entry: _Entry, present: Mapping[str, LoraAdapter]) -> None:
     layer = linear_layers(model).get(name)
     if layer is None:
-        refuse(_FLAG, name, "the file adapts a layer that this model does not have: it belongs to another model")
+        refuse("path", name, "the file adapts a layer that this model does not have: it belongs to another model")
     shape, expected = (entry.A.shape[1], len(entry.B)), linear_sizes(layer)
     if shape != expected:
         refuse(
-            _FLAG,
+            "path",
             name,
             f"the file's adapter is {shape[0]} -> {shape[1]}, the layer {expected[0]} -> {expected[1]}: "
             "it belongs to another model",
@@ -209,12 +214,12 @@ def _check_fits(model: nn.Module, name: str, entry: _Entry, present: Mapping[str
     if not present:
         return
     if name not in present:
-        refuse(_FLAG, name, "the file adapts this layer, the model does not: use the same --lora_target_modules")
+        refuse("path", name, "the file adapts this layer, the model does not: use the same targets")
     known = present[name]
     if (known.rank, known.alpha) != (len(entry.A), entry.alpha):
         refuse(
-            _FLAG,
+            "path",
             name,
             f"the file has rank {len(entry.A)} and alpha {entry.alpha:g}, the model rank {known.rank} and "
-            f"alpha {known.alpha:g}: use the same --lora_r and --lora_alpha",
+            f"alpha {known.alpha:g}: use the same rank and alpha",
         )

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -26,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dptune._files import append_line
-from dptune._validate import InvalidArgument, refuse, require_positive
+from dptune._validate import InvalidArgument, present, refuse, require_positive
 from dptune.accounting import Spend, compose
+from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger, begin_ledger
 
 _TRAINING, _GAUSSIAN, _WITHOUT = "training", "gaussian", "without privacy"
@@ -118,8 +118,7 @@ class Budget:
             InvalidArgument: a training whose ledger is not there: nobody knows what it spent.
         """
         if stage.kind == _GAUSSIAN:
-            assert stage.noise_multiplier is not None  # _stage
-            return [Spend(stage.noise_multiplier, 1.0, 1)]
+            return [Spend(present(stage.noise_multiplier, "noise multiplier"), 1.0, 1)]
         if stage.kind == _WITHOUT:
             return []
         return Ledger(self._ledger_of(stage)).spends
@@ -142,7 +141,7 @@ class Budget:
         units = {entered.unit for entered in stages}  # one at most: see _together
         return [
             *lines,
-            f"{'together':<32} epsilon {_rounded_up(total)} at delta {delta:g}",
+            f"{'together':<32} epsilon {rounded_up(total)} at delta {delta:g}",
             *(f"for {one}" for one in units),
         ]
 
@@ -156,11 +155,10 @@ class Budget:
     def _alone(self, stage: Stage, delta: float) -> str:
         if stage.kind == _WITHOUT:
             return f"NO PRIVACY: {stage.reason}"
-        return f"epsilon {_rounded_up(compose(self.spends(stage), delta=delta))}"
+        return f"epsilon {rounded_up(compose(self.spends(stage), delta=delta))}"
 
     def _ledger_of(self, stage: Stage) -> Path:
-        assert stage.ledger is not None  # _stage
-        ledger = self.path.parent / stage.ledger
+        ledger = self.path.parent / present(stage.ledger, "ledger")
         if not ledger.is_file():
             remedy = "its ledger is not there, so what it spent is not known; put it back (empty, if it never began)"
             refuse("budget", f"{self.path}: {stage.stage} ({stage.ledger})", remedy)
@@ -190,11 +188,6 @@ class Budget:
 
 def _reasons(stages: Sequence[Stage]) -> list[str]:
     return [f"{entered.stage}: {entered.reason}" for entered in stages if entered.kind == _WITHOUT]
-
-
-def _rounded_up(epsilon: float) -> str:
-    """Four digits behind the point; a bound is not rounded down."""
-    return f"{math.ceil(epsilon * 1e4 - 1e-6) / 1e4:.4f}"
 
 
 def _read(path: Path) -> list[Stage]:

@@ -98,7 +98,7 @@ Clipping = Flat | PerLayer | Automatic | Adaptive
 FLAT = Flat()
 
 
-def describe(clipping: Clipping) -> str:
+def clipping_in_words(clipping: Clipping) -> str:
     """The style in words, for the report."""
     if isinstance(clipping, PerLayer):
         return "per layer, " + ("equal shares" if clipping.clip_norms is None else "given clip norms")
@@ -176,11 +176,11 @@ class Clipper:
 
 def _thresholds(clipping: PerLayer, layers: set[str]) -> dict[str, float]:
     """{layer: its threshold as a share of the clip norm of the whole}: the shares' squares add up to 1."""
-    if clipping.clip_norms is None:
+    total = clipping.total
+    if clipping.clip_norms is None or total is None:
         return dict.fromkeys(layers, 1 / sqrt(len(layers)))
     if missing := sorted(layers - set(clipping.clip_norms)):
         refuse("clip_norms", missing[0], "this trained layer has no clip norm; give one for every layer")
     if unknown := sorted(set(clipping.clip_norms) - layers):
         refuse("clip_norms", unknown[0], "there is no such trained layer")
-    assert clipping.total is not None
-    return {layer: threshold / clipping.total for layer, threshold in clipping.clip_norms.items()}
+    return {layer: threshold / total for layer, threshold in clipping.clip_norms.items()}

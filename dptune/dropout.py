@@ -2,7 +2,7 @@
 
 torch draws masks from one generator, in the order of the rows. Which of its numbers make an example's mask therefore
 depends on the examples before it: leave one out, and all behind it get other masks, other gradients and another sum.
-Whoever knew the generator's seed (a script's `--seed`) could look for that shift, and the sum would move by more than
+Whoever knew the generator's seed (a program's seed) could look for that shift, and the sum would move by more than
 one example's share. Under a seed that nobody knows every mask is just a fresh random one, drawn for its example alone,
 and the bound holds for each way in which they can fall.
 """

@@ -25,7 +25,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy.special import ndtri
 
-from dptune._validate import require_count, require_positive
+from dptune._validate import refuse, require_count, require_positive
 from dptune.keystream import Keystream
 
 SENSITIVITY = 1.0  # L2, of `votes`, to adding or removing one unit
@@ -41,11 +41,13 @@ def votes(buckets: np.ndarray, num_buckets: int, units: Sequence[Hashable] | Non
         units: of each record the privacy unit it belongs to; None where each record is one of its own.
 
     Raises:
-        InvalidArgument: K below 1.
+        InvalidArgument: K below 1, or not one bucket, and one unit if there are units, per record.
     """
     require_count("num_buckets", num_buckets)
-    assert buckets.ndim == 1, f"one bucket a record, not an array of shape {buckets.shape}"
-    assert units is None or len(units) == len(buckets), f"{len(units or ())} units for {len(buckets)} records"
+    if buckets.ndim != 1:
+        refuse("buckets", buckets.shape, "give one bucket per record, [N]")
+    if units is not None and len(units) != len(buckets):
+        refuse("units", len(units), f"give one for each of the {len(buckets)} records")
     if units is None:
         return np.bincount(buckets, minlength=num_buckets).astype(np.float64)
     records = Counter(units)

@@ -1,7 +1,8 @@
 """Random bits from a cryptographic generator: AES-256 in counter mode, keyed from the operating system.
 
-Noise and sampling that an attacker can predict give no privacy, so neither `torch.manual_seed` nor `--seed` reaches
-this file. A general-purpose generator (Mersenne twister, Philox) is predictable from its outputs; a keystream is not.
+Noise and sampling that an attacker can predict give no privacy, so neither `torch.manual_seed` nor a program's seed
+reaches this file. A general-purpose generator (Mersenne twister, Philox) is predictable from its outputs; a keystream
+is not.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Ledger:
         with self.path.open("r+b") as file:
             file.seek(self._length)
             if not self._unfinished.startswith(file.read()):
-                refuse("ledger", str(self.path), "another process writes to it; give each run its own --output_dir")
+                refuse("ledger", str(self.path), "another process writes to it; give each run a folder of its own")
             file.truncate(self._length)
 
     def epsilon(self, delta: float) -> float:

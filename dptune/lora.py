@@ -47,7 +47,8 @@ class LoraAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return self.B(self.A(self.dropout(x.to(self.A.weight.dtype))) * self.scale)
+            output: Tensor = self.B(self.A(self.dropout(x.to(self.A.weight.dtype))) * self.scale)
+            return output
 
 
 class _WithLora:
@@ -56,10 +57,11 @@ class _WithLora:
     lora: LoraAdapter
 
     def forward(self, x: Tensor) -> Tensor:
-        output = super().forward(x)  # type: ignore[misc]
+        output: Tensor = super().forward(x)  # type: ignore[misc]
         if self.lora.replaced_weight is not None:
             return output
-        return output + self.lora(x).to(output.dtype)
+        added: Tensor = self.lora(x)
+        return output + added.to(output.dtype)
 
 
 @cache
@@ -115,20 +117,20 @@ def add_lora(
     Raises:
         InvalidArgument: a target that matches no linear layer, or a model that has adapters already.
     """
-    require_count("lora_r", rank)
-    require_positive("lora_alpha", alpha)
+    require_count("rank", rank)
+    require_positive("alpha", alpha)
     if not 0 <= dropout < 1:
-        refuse("lora_dropout", dropout, "give a number of at least 0 and below 1")
+        refuse("dropout", dropout, "give a number of at least 0 and below 1")
     if next(adapters(model), None) is not None:
         refuse("model", type(model).__name__, "has LoRA adapters already: add them once")
     layers = linear_layers(model)
     for target in targets:
         if not any(_matches(name, target) for name in layers):
             kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers})) or "none"
-            refuse("lora_target_modules", target, f"matches no linear layer; the model has: {kinds}")
+            refuse("targets", target, f"matches no linear layer; the model has: {kinds}")
     chosen = [name for name in layers if any(_matches(name, target) for target in targets)]
     if not chosen:
-        refuse("lora_target_modules", list(targets), "names no layer: give at least one")
+        refuse("targets", list(targets), "names no layer: give at least one")
     attach(model, dict.fromkeys(chosen, (rank, alpha)), dropout=dropout)
     return chosen
 

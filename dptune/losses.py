@@ -55,12 +55,12 @@ class CausalLMLoss:
         head = self.model.get_output_embeddings()
         if _is_frozen_linear(head) or (type(head) is nn.Linear and not torch.is_grad_enabled()):
             rows = targets.ne(IGNORE)
-            nll_N = _FrozenHeadNLL.apply(hidden_BTD[rows], head.weight, head.bias, targets[rows])
+            nll_N = _FrozenHeadNLL.apply(hidden_BTD[rows], head.weight, head.bias, targets[rows])  # type: ignore[no-untyped-call]
             sums = torch.zeros(len(labels), dtype=nll_N.dtype, device=nll_N.device)
             sums = sums.index_add(0, rows.nonzero()[:, 0], nll_N)
         elif type(head) is nn.Linear:
             hidden_BSD, targets_BS = _labelled_first(hidden_BTD, targets)
-            sums = _RowNLL.apply(head(hidden_BSD), targets_BS)
+            sums = _RowNLL.apply(head(hidden_BSD), targets_BS)  # type: ignore[no-untyped-call]
         else:
             sums = _adapted_head_sums(head, hidden_BTD, targets)
         return sums / counts.clamp_min(1)
@@ -79,7 +79,8 @@ def _head_is_last(model: Any) -> bool:
         return False
 
     def parts(ids: Tensor) -> Tensor:
-        return head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        logits: Tensor = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        return logits
 
     # Not token 0: where it pads, its embedding is zero, and logits of zero are the same under any cap or scale.
     tried = torch.linspace(1, len(head.weight) - 1, 8, device=next(chain(model.buffers(), model.parameters())).device)
@@ -151,7 +152,8 @@ class _RowNLL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_BSV, ctx.grad = ctx.grad, None
-        assert grad_BSV is not None, "a second backward pass through the same losses"
+        if grad_BSV is None:
+            raise RuntimeError("a second backward pass through the same losses: compute them anew")
         return grad_BSV.mul_(grads[0][:, None, None].to(grad_BSV.dtype)), None
 
 

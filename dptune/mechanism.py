@@ -119,12 +119,13 @@ class PrivacyConfig:
         """
         if not isinstance(self.clipping, Adaptive):
             return self.noise_multiplier
-        return (self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5
+        return float((self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5)
 
     @property
     def count_noise(self) -> float:
         """Standard deviation of the noise on adaptive clipping's count of examples."""
-        assert isinstance(self.clipping, Adaptive)
+        if not isinstance(self.clipping, Adaptive):
+            raise RuntimeError("only adaptive clipping releases a count")
         return self.clipping.count_noise or self.expected_batch_size / 20
 
     def count_scale(self, clip_norm: float) -> float:

@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from dptune._validate import InvalidArgument
+from dptune._validate import InvalidArgument, present, refuse
 
 Gather = Callable[[Tensor], Tensor]  # [n] on each rank -> [world_size * n] on every rank, in rank order
 Reduce = Callable[[Tensor], Tensor]  # [n] on each rank -> the sum over ranks [n], on every rank
@@ -95,13 +95,14 @@ def sum_over_ranks(
     """
     if world_size == 1:
         return
+    if gather is None and reduce is None:
+        refuse("gather", None, f"{world_size} processes need a way to meet; pass gather or reduce")
     size = max(1, _GATHERED_ELEMENTS // world_size)
     for start in range(0, len(flat_P), size):
         part = flat_P[start : start + size]
         if reduce is not None:
             total = reduce(part.clone())
-        else:
-            assert gather is not None, "several ranks without a way to meet"
+        elif gather is not None:
             total = torch.zeros_like(part)
             for share in gather(part.contiguous()).view(world_size, -1):
                 total += share
@@ -118,19 +119,18 @@ def bytes_sent(size: int, *, world_size: int, reduce: bool = False) -> int:
     return 2 * 4 * size * others // world_size if reduce else 4 * size * others
 
 
-def fingerprint(parameters: Iterable[Tensor]) -> Tensor:
+def checksum_of(parameters: Iterable[Tensor]) -> Tensor:
     """A 64-bit checksum of the parameters' bits in order, int64 [1]: equal for equal bits, else almost never."""
     total, place = None, 0
     for parameter in parameters:
         own = _checksum(parameter.detach().flatten(), place)
         total, place = own if total is None else total + own, place + parameter.numel()
-    assert total is not None, "no parameter to check"
-    return total[None]
+    return present(total, "parameter to check")[None]
 
 
 def require_equal(parameters: Iterable[Tensor], gather: Gather) -> None:
     """Raise `RuntimeError` on every rank unless all hold the same parameters, bit for bit."""
-    seen = gather(fingerprint(parameters)).tolist()
+    seen = gather(checksum_of(parameters)).tolist()
     if len(set(seen)) > 1:
         differing = ", ".join(str(rank) for rank, value in enumerate(seen) if value != seen[0])
         raise RuntimeError(

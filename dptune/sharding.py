@@ -30,11 +30,10 @@ from torch.distributed.tensor import DTensor
 
 from dptune._validate import HIDDEN, refuse
 
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+_WHOLE_NAME = "model.safetensors"
+_INDEX_NAME = "model.safetensors.index.json"
 
 _T = TypeVar("_T", bound=Callable[..., Any])
-_FLAG = "--model_name_or_path"
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,14 @@ class ShardedBytes:
     root: int
 
     def require_bound(self, ranks: int) -> None:
-        """A rank may hold total / ranks and at most the root group on top; more means that something is not sharded."""
+        """A rank may hold total / ranks and at most the root group on top; more means that something is not sharded.
+
+        Raises:
+            RuntimeError: it holds more.
+        """
         bound = self.total / ranks + self.root
-        assert self.held <= bound, f"{self.held:,} frozen bytes on this rank, more than the {bound:,.0f} of a shard"
+        if self.held > bound:
+            raise RuntimeError(f"{self.held:,} frozen bytes on this rank, more than the {bound:,.0f} of a shard")
 
 
 def shard_frozen(
@@ -100,7 +104,8 @@ def as_forward(model: nn.Module, function: _T) -> _T:
     name = f"_dptune_{function.__name__}"
     setattr(model, name, function)
     register_fsdp_forward_method(model, name)
-    return getattr(model, name)
+    registered: _T = getattr(model, name)
+    return registered
 
 
 def frozen_bytes(model: nn.Module, layers: Iterable[nn.Module]) -> ShardedBytes:
@@ -124,17 +129,17 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
     Raises:
         InvalidArgument: no safetensors there, or an index that names a file which is missing.
     """
-    index = folder / INDEX_NAME
+    index = folder / _INDEX_NAME
     if index.is_file():
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {name: folder / file for name, file in listed.items()}
         missing = sorted({str(path) for path in files.values() if not path.is_file()})
         if missing:
-            refuse(_FLAG, str(folder), f"its index names {missing[0]}, which is not there; download it again")
+            refuse("folder", str(folder), f"its index names {missing[0]}, which is not there; download it again")
         return files
-    whole = folder / WEIGHTS_NAME
+    whole = folder / _WHOLE_NAME
     if not whole.is_file():
-        refuse(_FLAG, str(folder), "no safetensors there, which sharded loading needs; save_pretrained() writes them")
+        refuse("folder", str(folder), "has no safetensors, which sharded loading needs; save_pretrained() writes them")
     with safe_open(whole, "pt") as file:
         return dict.fromkeys(file.keys(), whole)
 
@@ -184,7 +189,7 @@ def _find_key(names: Sequence[str], files: Mapping[str, Path], prefix: str) -> s
     key = next((candidate for candidate in candidates if candidate in files), None)
     if key is None:
         remedy = f"its checkpoint has no weight {names[0]}; load it with transformers and save_pretrained() it anew"
-        refuse(_FLAG, HIDDEN, remedy)
+        refuse("files", HIDDEN, remedy)
     return key
 
 
@@ -192,9 +197,10 @@ def _read(stored: Any, like: Tensor, device: torch.device, name: str) -> Tensor:
     """This rank's part of a stored tensor, in the form and dtype of `like`."""
     shape = tuple(stored.get_shape())
     if shape != tuple(like.shape):
-        refuse(_FLAG, name, f"has shape {shape} in the checkpoint where its configuration says {tuple(like.shape)}")
+        refuse("files", name, f"has shape {shape} in the checkpoint where its configuration says {tuple(like.shape)}")
     if not isinstance(like, DTensor):
-        return stored[...].to(device, like.dtype)
+        whole: Tensor = stored[...].to(device, like.dtype)
+        return whole
     mesh = like.device_mesh
     rows = -(-shape[0] // mesh.size())  # torch.chunk's bounds, which FSDP shards by
     start = min(mesh.get_local_rank() * rows, shape[0])

@@ -225,7 +225,8 @@ class PrivateStep:
         for values in self.noise.parts():
             sum_P[start : start + len(values)].add_(values.to(sum_P.device), alpha=std)
             start += len(values)
-        assert start == len(sum_P), "a value without noise"
+        if start != len(sum_P):
+            raise RuntimeError(f"the noise has {start} values for {len(sum_P)} sums: this step cannot be released")
 
     def _adapt_clip_norm(self, total_P: Tensor) -> None:
         if isinstance(self.config.clipping, Adaptive):
@@ -278,18 +279,13 @@ class PlainStep:
     def finish(self) -> None:
         """Sum over ranks and divide by the expected batch size."""
         self._start()
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in self._parameters]
         if self._world_size > 1:
-            flat_P = torch.cat([parameter.grad.flatten() for parameter in self._parameters])  # type: ignore[union-attr]
+            flat_P = torch.cat([grad.flatten() for grad in grads])
             sum_over_ranks(flat_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
-            views = _views(dict(enumerate(self._parameters)), flat_P)
-            for parameter, view in zip(self._parameters, views.values(), strict=True):
-                parameter.grad = view
-        for parameter in self._parameters:
-            assert parameter.grad is not None
-            parameter.grad.div_(self._expected_batch_size * self._loss_scale)
+            grads = list(_views(dict(enumerate(self._parameters)), flat_P).values())
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            parameter.grad = grad.div_(self._expected_batch_size * self._loss_scale)
         self._fresh = True
 
     def gradient_noise_std(self) -> float:
@@ -302,7 +298,8 @@ class PlainStep:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from `state_dict()`."""
-        assert not state, "the state of a private step"
+        if state:
+            refuse("state", dict(state), "it is a private step's, and this step has no privacy; load it there")
 
     def _start(self) -> None:
         if self._fresh:

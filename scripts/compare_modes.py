@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from dptune._validate import InvalidArgument, refuse, require_delta
+from dptune._validate import InvalidArgument, present, refuse, require_delta
 from dptune.accounting import Spend, planned_steps
+from dptune.accounting.rounding import rounded_up
 from dptune.accounting.selection import PrivateSelection
 from dptune.run.checkpoint import LEDGER_NAME
 from utils.classification.files import load_classifier, load_classifier_tokenizer
@@ -129,7 +130,8 @@ def select_privately(
               "one trial")  # fmt: skip
     else:
         print(f"{dataset}: {Candidate(**content['winner'])}, noisy accuracy "
-              f"{content['noisy_accuracy']:.3f}, epsilon {content['epsilon']:.4f} in all: {release}")  # fmt: skip
+              f"{content['noisy_accuracy']:.3f}, epsilon {rounded_up(content['epsilon'])} "
+              f"in all: {release}")  # fmt: skip
 
 
 def plan_selection(
@@ -143,9 +145,9 @@ def plan_selection(
     require_delta(training.delta, num_train, name="--delta")
     if training.batch_size > num_train:
         refuse("--batch_size", training.batch_size, f"must be at most the {num_train} training examples there are")
-    assert choice.private_selection is not None
     of_head = partial(head_rate_of, training.model_checkpoint)
-    selection = PrivateSelection(choice.private_selection, choice.mean_trials, choice.validation_noise)
+    distribution = present(choice.private_selection, "distribution of the number of trials")
+    selection = PrivateSelection(distribution, choice.mean_trials, choice.validation_noise)
     probability = training.batch_size / num_train
     steps = planned_steps(num_examples=num_train, expected_batch_size=training.batch_size, epochs=training.epochs)
     sigma = selection.noise_multiplier(
@@ -161,8 +163,9 @@ def _announce(plan: SelectionPlan) -> None:
     cost, selection = plan.selection.cost(plan.spend, plan.delta), plan.selection
     print(f"{plan.dataset}: a {selection.distribution} number of trials, {selection.mean_trials:g} on average, among "
           f"{len(plan.candidates)} candidates, noise multiplier {plan.spend.noise_multiplier:g}")  # fmt: skip
-    print(f"epsilon at delta {plan.delta:g}: {cost.selection:.4f} for the selection, {cost.one_run:.4f} for one such "
-          f"run, {cost.best_of:.4f} for the best of {cost.runs} by composition")  # fmt: skip
+    print(f"epsilon at delta {plan.delta:g}: {rounded_up(cost.selection)} for the selection, "
+          f"{rounded_up(cost.one_run)} for one such run, {rounded_up(cost.best_of)} for the best of {cost.runs} "
+          "by composition")  # fmt: skip
     if nothing := selection.chance_of_nothing:
         print(f"with a chance of {nothing:.2g} no trial is drawn, and nothing is released")
     print("how many trials there are, and how long they take, is secret: publish neither", flush=True)

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune._validate import present, refuse, require_count, require_delta, require_positive
 from dptune.accounting import noise_multiplier, planned_steps
+from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.run.checkpoint import LEDGER_NAME
 from dptune.units.unit import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
@@ -147,8 +148,8 @@ class JobArguments:
         """Whose presence is hidden."""
         if self.privacy_unit == EXAMPLE:
             return PrivacyUnit()
-        assert self.examples_per_unit is not None  # __post_init__
-        return PrivacyUnit(self.privacy_unit, self.user_level_method, self.examples_per_unit)
+        examples = present(self.examples_per_unit, "number of examples per unit")
+        return PrivacyUnit(self.privacy_unit, self.user_level_method, examples)
 
     @property
     def folder(self) -> Path:
@@ -239,7 +240,8 @@ def describe_cost(job: JobArguments) -> list[str]:
         steps=steps,
         group_size=job.unit.group_size,
     )
-    return [f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps: epsilon {job.eps:g} at {job.delta:g}"]
+    epsilon = rounded_up(job.eps, trim=True)
+    return [f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps: epsilon {epsilon} at {job.delta:g}"]
 
 
 def _num_sampled(job: JobArguments) -> int:

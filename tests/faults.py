@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger
 from dptune.run.checkpoint import find_checkpoint
 from tests.tiny import save_tiny
@@ -231,7 +232,8 @@ def _table(result: Result, launch: Launch, seconds: float) -> str:
 {datetime.date.today()}, {about}, two processes (gloo), frozen weights sharded, a tiny Llama, {launch.steps} steps,
 a checkpoint every {launch.checkpointing_steps}.
 
-{len(result.kills)} kills in {seconds / 60:.0f} minutes. The run ended with epsilon {result.report["epsilon"]:.4f} over
+{len(result.kills)} kills in {seconds / 60:.0f} minutes. The run ended with epsilon
+{rounded_up(result.report["epsilon"])} over
 {result.ledger_lines} noisy steps in the ledger, {result.report["repeated_steps"]} of them repeated.
 Over all launches {result.applied} updates were applied.
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A package name covers the modules in it; the same tier may import one another, without cycles.
 TIERS: tuple[tuple[str, ...], ...] = (
-    ("dptune._validate", "dptune._files", "dptune.keystream", "dptune.accounting.groups"),
+    ("dptune._validate", "dptune._files", "dptune.keystream", "dptune.accounting.groups", "dptune.accounting.rounding"),
     ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.dropout"),
     (
         "dptune.lora",
@@ -51,6 +51,7 @@ WITHOUT_TORCH = (
     "dptune.budget",
     "dptune.histogram",
     "dptune.accounting.groups",
+    "dptune.accounting.rounding",
     "dptune.sampling",
 )
 

@@ -144,6 +144,7 @@ def test_the_whole_engine_is_installed_and_nothing_else(installed: Path) -> None
     assert top == {"dptune", f"dptune-{PROJECT['version']}.dist-info"}
     modules = {path.relative_to(installed) for path in installed.glob("dptune/**/*.py")}
     assert modules == {path.relative_to(ROOT) for path in ROOT.glob("dptune/**/*.py")}
+    assert (installed / "dptune" / "py.typed").is_file(), "type checkers would ignore the engine's annotations"
     metadata = (installed / f"dptune-{PROJECT['version']}.dist-info" / "METADATA").read_text()
     assert "License-Expression: Apache-2.0" in metadata
 

@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterable
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
-from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
-from dptune.accounting.groups import loss_range, mixture_of_gaussians
 
 ADJACENCY = "add or remove one"
 ACCOUNTANT = "PLD (dp-accounting)"
@@ -55,8 +53,13 @@ class Spend(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _one_step(noise_multiplier: float, sampling_probability: float, group_size: int, interval: float) -> Any:
+    # Imported when it is needed, here and below: dp-accounting takes up to 5 s, which not everybody should wait for.
     if group_size > 1:
+        from dptune.accounting.groups import mixture_of_gaussians
+
         return mixture_of_gaussians(noise_multiplier, sampling_probability, group_size, interval)
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     return pld.from_gaussian_mechanism(
         noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
     )
@@ -98,6 +101,8 @@ def _affordable_grid(spend: Spend) -> float:
     """The finest power of ten that is not too much work: little noise on a large group has losses in the thousands."""
     if spend.group_size == 1:
         return 0.0
+    from dptune.accounting.groups import loss_range
+
     width = _FINEST
     losses = loss_range(spend.noise_multiplier, spend.sampling_probability, spend.group_size)
     while losses / width * spend.group_size > _MOST_POINTS:

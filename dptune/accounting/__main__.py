@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,11 +25,11 @@ from dptune._validate import (
     require_positive,
 )
 from dptune.accounting import ACCOUNTANT, ADJACENCY, epsilon, noise_multiplier, planned_steps
+from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 
 _OUT_OF_REACH = "-"
 _MOST_STEPS = 1_000_000  # of a cell: the accountant takes half a minute for it, and memory without end beyond
 _LEAST_NOISE = 0.1  # the same; an epsilon of hundreds
-_DIGITS = 4  # of an epsilon that is shown
 
 Accountant = Callable[..., float | None]  # takes sampling_probability and steps
 
@@ -67,7 +66,7 @@ def make_table(args: argparse.Namespace) -> Table:
         quantity, given = "epsilon", f"at noise multiplier {args.noise_multiplier:g}"
         accountant: Accountant = partial(epsilon, noise_multiplier=args.noise_multiplier, **setting)
     else:
-        quantity, given = "noise multiplier", f"for epsilon {args.target_epsilon:g}"
+        quantity, given = "noise multiplier", f"for epsilon {rounded_up(args.target_epsilon, trim=True)}"
         accountant = partial(_noise_if_any, target_epsilon=args.target_epsilon, **setting)
     rows = [
         [_cell(args.num_examples, batch, epochs, accountant) for epochs in args.epochs] for batch in args.batch_size
@@ -107,7 +106,7 @@ def _noise_if_any(**setting: Any) -> float | None:
     try:
         return noise_multiplier(**setting)
     except InvalidArgument as error:
-        if not str(error).startswith("target_epsilon="):
+        if error.name != "target_epsilon":
             raise
         return None
 
@@ -139,7 +138,7 @@ def as_csv(table: Table) -> str:
     return file.getvalue().rstrip("\n")
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
+_WRITERS: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
 
 
 def _title(table: Table) -> str:
@@ -153,13 +152,7 @@ def _grid(table: Table) -> list[list[str]]:
 
 def _shown(cell: Cell) -> str:
     """The value, rounded up: a bound that is shown must still be one."""
-    if cell.value is None:
-        return _OUT_OF_REACH
-    if not 0 < cell.value < math.inf:
-        return f"{cell.value:g}"
-    places = _DIGITS - 1 - math.floor(math.log10(cell.value))
-    up = math.ceil(round(cell.value * 10**places, 6)) / 10**places
-    return f"{up:.{max(0, places)}f}"
+    return _OUT_OF_REACH if cell.value is None else rounded_up_to_figures(cell.value)
 
 
 def _notes(table: Table) -> list[str]:
@@ -204,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--noise_multiplier", type=float, help="noise over the clip norm: the table shows epsilon")
     one.add_argument("--target_epsilon", type=float, help="the table shows the noise multiplier that reaches it")
     flags.add_argument("--group_size", type=int, default=1, help="most examples of one privacy unit (default 1)")
-    flags.add_argument("--format", choices=FORMATS, default="text", help="csv has a line a cell, with its steps")
+    flags.add_argument("--format", choices=_WRITERS, default="text", help="csv has a line a cell, with its steps")
     return flags
 
 
@@ -212,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table that the flags ask for; a mistake is one line and exit status 2."""
     args = parser().parse_args(argv)
     try:
-        print(FORMATS[args.format](make_table(args)))
+        print(_WRITERS[args.format](make_table(args)))
     except InvalidArgument as error:
         _exit_with(str(error))
 

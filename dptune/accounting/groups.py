@@ -13,7 +13,6 @@ Python for every point of the grid and minutes on fine ones, is done here for al
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from dp_accounting.pld import pld_pmf
@@ -64,7 +63,7 @@ def _discretised(loss: MixtureGaussianPrivacyLoss, interval: float) -> pld_pmf.P
     return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, lower, upper, deltas)
 
 
-class _Loss(MixtureGaussianPrivacyLoss):
+class _Loss(MixtureGaussianPrivacyLoss):  # type: ignore[misc]  # dp-accounting has no types
     """dp-accounting's mixture, its privacy losses inverted all at once."""
 
     def inverse_privacy_losses(self, privacy_losses: np.ndarray, precision: float = 1e-6) -> np.ndarray:
@@ -84,7 +83,7 @@ class _Loss(MixtureGaussianPrivacyLoss):
     def _losses_at(self, x: np.ndarray) -> np.ndarray:
         """`privacy_loss` of many points."""
         sign = 1 if self.adjacency_type == AdjacencyType.ADD else -1
-        total: Any = -np.inf
+        total = np.full_like(x, -np.inf)
         for sensitivity, log_probability in zip(self.sensitivities, self._log_sampling_probs, strict=True):
             exponent = sensitivity * (sign * x - sensitivity / 2) / self._variance
             total = np.logaddexp(total, log_probability + exponent)

@@ -36,9 +36,10 @@ from scipy.stats import poisson
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
 from dptune.accounting import SIGMA_RANGE, Spend, compose, round_up
+from dptune.accounting.rounding import rounded_up
 from dptune.keystream import Keystream
 
-ACCOUNTANT = "RDP (dp-accounting)"
+SELECTION_ACCOUNTANT = "RDP (dp-accounting)"
 POISSON, GEOMETRIC = "poisson", "geometric"
 DISTRIBUTIONS = (POISSON, GEOMETRIC)
 
@@ -171,8 +172,8 @@ class PrivateSelection:
         """
         require_positive("target_epsilon", target_epsilon)
         if (scores := self.validation_epsilon(delta)) > target_epsilon:
-            remedy = f"the scores alone cost epsilon {scores:.4g}, more than {target_epsilon:g}; raise it"
-            refuse("validation_noise", self.validation_noise, remedy)
+            costs = f"epsilon {rounded_up(scores)}, more than {rounded_up(target_epsilon, trim=True)}"
+            refuse("validation_noise", self.validation_noise, f"the scores alone cost {costs}; raise it")
 
         def spent(sigma: float) -> float:
             return self.training_epsilon(Spend(sigma, sampling_probability, steps), delta)

@@ -16,6 +16,7 @@ from typing import Any
 import transformers
 
 from dptune._validate import InvalidArgument
+from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.integrations.engine import PrivacyEngine
 
 
@@ -42,8 +43,8 @@ class PrivacyEngineCallback(transformers.TrainerCallback):
         self._or_close(self.engine.finish)
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
-        if self.engine.epsilon is not None and logs is not None:
-            logs["epsilon"] = state.log_history[-1]["epsilon"] = self.engine.epsilon
+        if self.engine.epsilon is not None and logs is not None:  # four figures are what transformers prints
+            logs["epsilon"] = state.log_history[-1]["epsilon"] = float(rounded_up_to_figures(self.engine.epsilon))
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         self.engine.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -20,7 +20,7 @@ from dptune.sampling import PoissonSampler, deal
 Collator = Callable[[list[Any]], Any]
 
 
-class Draw(TypedDict):
+class TrainerDraw(TypedDict):
     """One logical batch.
 
     Attributes:
@@ -70,7 +70,8 @@ class DrawSampler(Sampler[_Rows]):
         self._micro_batch_size = micro_batch_size
         self._steps_per_epoch, self._steps_left = steps_per_epoch, steps_left
         self._rank, self._world_size = rank, world_size
-        assert len(rows_per_unit) == sampler.num_examples
+        if len(rows_per_unit) != sampler.num_examples:
+            refuse("rows_per_unit", len(rows_per_unit), f"give one for each of the {sampler.num_examples} examples")
         self._rows_per_unit = rows_per_unit
 
     def __len__(self) -> int:
@@ -86,7 +87,7 @@ class DrawSampler(Sampler[_Rows]):
             yield {"rows": own, "rows_per_unit": most, "drawn": len(draw)}
 
 
-class _MicroBatches(Dataset[Draw]):
+class _MicroBatches(Dataset[TrainerDraw]):
     """The training set, whose "items" are draws; collated here, in the loader's workers."""
 
     def __init__(self, examples: Any, collator: Collator) -> None:
@@ -95,7 +96,7 @@ class _MicroBatches(Dataset[Draw]):
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, share: Any) -> Draw:
+    def __getitem__(self, share: Any) -> TrainerDraw:
         micro_batches = [self._collator(fetch(self._examples, rows)) for rows in share["rows"]]
         return {
             "micro_batches": micro_batches,
@@ -152,8 +153,8 @@ def fetch(examples: Any, rows: Sequence[int] | np.ndarray) -> list[Any]:
     return [examples[number] for number in numbers]
 
 
-def draw_loader(examples: Any, collator: Collator, sampler: DrawSampler, **settings: Any) -> DataLoader[Draw]:
-    """A loader of `Draw`s; `settings` are those of `DataLoader` that change no result (workers, pinning)."""
+def draw_loader(examples: Any, collator: Collator, sampler: DrawSampler, **settings: Any) -> DataLoader[TrainerDraw]:
+    """A loader of `TrainerDraw`s; `settings` are those of `DataLoader` that change no result (workers, pinning)."""
     examples = _MicroBatches(examples, collator)
     return DataLoader(examples, sampler=sampler, batch_size=None, collate_fn=_same, **settings)
 

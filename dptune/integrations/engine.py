@@ -231,4 +231,4 @@ def _refuse_unsafe(args: Any) -> None:
 
 def _trainer_steps(args: Any, steps_per_epoch: int) -> int:
     """As the Trainer counts them."""
-    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    return int(args.max_steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)

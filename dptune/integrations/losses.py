@@ -6,7 +6,7 @@ Shapes: B examples, T tokens, V vocabulary or classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from dptune._validate import refuse
 from dptune.integrations.peft import PREFIX, PROMPT, class_logits, method_of
 from dptune.losses import IGNORE, CausalLMLoss
 
-Losses = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (model, inputs of a micro-batch) -> losses [B]
+TrainerLosses = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (model, inputs of a micro-batch) -> losses [B]
 
 _CAUSAL = {
     name
@@ -25,6 +25,16 @@ _CAUSAL = {
     for name in ([names] if isinstance(names, str) else names)
 }
 _CAUSAL_INPUTS = {"input_ids", "labels", "attention_mask", "position_ids"}
+
+
+def _refuse_task(model: Any, labels: Tensor | None) -> NoReturn:
+    shape = None if labels is None else tuple(labels.shape)
+    refuse(
+        "losses",
+        None,
+        f"no per-example loss is known for {type(_base(model)).__name__} with labels of shape {shape}; pass your own "
+        "function that gives one loss an example, [B], each from that example alone",
+    )
 
 
 class DefaultLosses:
@@ -50,7 +60,6 @@ class DefaultLosses:
             logits = class_logits(model, given) if method_of(model) in (PREFIX, PROMPT) else model(**given).logits
             return class_losses(model, logits, labels)
         _refuse_task(model, labels)
-        raise AssertionError
 
     def _causal_loss(self, model: Any) -> CausalLMLoss:
         base = _base(model)
@@ -72,7 +81,6 @@ def losses_of_outputs(model: Any, outputs: Any, labels: Tensor | None) -> Tensor
             )
         return class_losses(model, logits, labels)
     _refuse_task(model, labels)
-    raise AssertionError
 
 
 def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
@@ -103,16 +111,6 @@ def _base(model: Any) -> Any:
 def _is_causal_lm(model: Any) -> bool:
     base = _base(model)
     return type(base).__name__ in _CAUSAL and not getattr(base.config, "is_encoder_decoder", False)
-
-
-def _refuse_task(model: Any, labels: Tensor | None) -> None:
-    shape = None if labels is None else tuple(labels.shape)
-    refuse(
-        "losses",
-        None,
-        f"no per-example loss is known for {type(_base(model)).__name__} with labels of shape {shape}; pass your own "
-        "function that gives one loss an example, [B], each from that example alone",
-    )
 
 
 def _require_plain_rows(inputs: Mapping[str, Tensor]) -> None:

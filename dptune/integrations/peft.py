@@ -67,11 +67,11 @@ def class_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         refuse("gradient_checkpointing", True, "transformers then leaves the prefix out in silence; switch it off")
     if hasattr(base, "score"):
         return _decoder_logits(model, base, inputs["input_ids"], mask)
-    if method_of(model) == PROMPT:
-        return base(**prompted(model, base, inputs)).logits
     if method_of(model) == PREFIX:
         return _prefixed_encoder_logits(model, base, inputs)
-    return model(**inputs).logits
+    output = base(**prompted(model, base, inputs)) if method_of(model) == PROMPT else model(**inputs)
+    logits: Tensor = output.logits
+    return logits
 
 
 def _recomputes(base: Any) -> bool:
@@ -89,7 +89,8 @@ def _decoder_logits(model: Any, base: Any, ids: Tensor, mask: Tensor) -> Tensor:
         hidden = base.base_model(input_ids=ids, past_key_values=model.get_prompt(batch_size=len(ids)))[0]
     else:
         hidden = base.base_model(input_ids=ids, use_cache=False)[0]
-    return base.score(hidden[rows, last])
+    logits: Tensor = base.score(hidden[rows, last])
+    return logits
 
 
 def prompted(model: Any, base: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -124,6 +125,7 @@ def _prefixed_encoder_logits(model: Any, base: Any, inputs: Mapping[str, Tensor]
 
     hook = base.base_model.register_forward_pre_hook(put_prefix, with_kwargs=True)
     try:
-        return base(**inputs).logits
+        logits: Tensor = base(**inputs).logits
+        return logits
     finally:
         hook.remove()

@@ -21,12 +21,13 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from dptune._validate import refuse, renamed, require_count
+from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
-from dptune.integrations.draws import Draw, DrawSampler, draw_loader
+from dptune.integrations.draws import DrawSampler, TrainerDraw, draw_loader
 from dptune.integrations.items import check_on_items
-from dptune.integrations.losses import DefaultLosses, Losses
+from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
@@ -79,7 +80,7 @@ class DPTrainer(transformers.Trainer):
         train_dataset: Any = None,
         *,
         privacy_args: PrivacyArguments,
-        losses: Losses | None = None,
+        losses: TrainerLosses | None = None,
         rows_per_unit: int | np.ndarray = 1,
         privacy_unit: str | Unit = ItemUnit(),  # noqa: B008 (immutable)
         clipping: Clipping = FLAT,
@@ -91,7 +92,7 @@ class DPTrainer(transformers.Trainer):
             refuse("compute_loss_func", "given", "it gives one loss a micro-batch; pass losses= instead")
         refuse_unsafe_arguments(args)
         self.privacy_args = privacy_args
-        self._losses: Losses = losses or DefaultLosses()
+        self._losses: TrainerLosses = losses or DefaultLosses()
         self._privacy_unit, self._clipping = ItemUnit.of(privacy_unit), clipping
         self._run: PrivateRun | None = None
         self._last_loss = 0.0
@@ -163,9 +164,10 @@ class DPTrainer(transformers.Trainer):
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
             )
-        return super().create_optimizer(*args, **kwargs)
+        made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        return made
 
-    def get_train_dataloader(self) -> DataLoader[Draw]:
+    def get_train_dataloader(self) -> DataLoader[TrainerDraw]:
         """Poisson draws, each cut into micro-batches of at most `per_device_train_batch_size` rows, or of one item."""
         run = self._run
         if run is None:
@@ -190,7 +192,7 @@ class DPTrainer(transformers.Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
 
-    def training_step(self, model: nn.Module, inputs: Draw, _num_items: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: TrainerDraw, _num_items: Any = None) -> Tensor:
         """One logical step up to the optimizer's: the private gradient is in `.grad` afterwards."""
         run = self._begun
         model.train()
@@ -207,20 +209,20 @@ class DPTrainer(transformers.Trainer):
         run.finish_step()
         return self._mean_loss(total, inputs["drawn"])
 
-    def get_batch_samples(self, epoch_iterator: Any, *_settings: Any) -> tuple[list[Draw], None]:
+    def get_batch_samples(self, epoch_iterator: Any, *_settings: Any) -> tuple[list[TrainerDraw], None]:
         """The next draw. There is no number of items: it is private, and nothing is divided by it."""
         return [draw for draw in [next(epoch_iterator, None)] if draw is not None], None
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Of all of a draw's micro-batches on this process."""
         if "micro_batches" not in inputs:
-            return super().floating_point_ops(inputs)
+            return int(super().floating_point_ops(inputs))
         return sum(map(super().floating_point_ops, inputs["micro_batches"]))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer does, with the epsilon spent so far."""
         if self.epsilon is not None:
-            logs["epsilon"] = self.epsilon
+            logs["epsilon"] = float(rounded_up_to_figures(self.epsilon))  # transformers prints four figures
         super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from dptune._validate import HIDDEN, Described, refuse
+from dptune._validate import HIDDEN, Described, present, refuse
 from dptune.per_example.precision import full_precision
 from dptune.per_example.recorded import Recorded
 from dptune.per_example.rescaling import is_rescaling, require_one_vector, tap_rescaling, vectors_of
@@ -138,7 +138,12 @@ class PerExampleGradients:
 
     def _tap_of(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
         """(what the layer computes, from what) -> the same, with its gradient recorded in the backward pass."""
-        return lambda output, input: _Tap.apply(output, input, self._anchor(output.device), self, name)
+
+        def tap(output: Tensor, input: Tensor) -> Tensor:
+            tapped: Tensor = _Tap.apply(output, input, self._anchor(output.device), self, name)  # type: ignore[no-untyped-call]
+            return tapped
+
+        return tap
 
     def _spread(self, name: str, ids: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """An embedding's ids and rows, one row an example: of a single row for the whole batch (position ids that the
@@ -163,8 +168,7 @@ class PerExampleGradients:
 
     def _record(self, name: str, input: Tensor, grad: Tensor) -> None:
         self._check_same_backward()
-        layer, rule = self._layers[name], self._rules[name]
-        assert rule is not None, name
+        layer, rule = self._layers[name], present(self._rules[name], f"rule for {name}")
         if name in self._flattened and input.ndim == 2 and self._first_lookup is not None:
             input, grad = (part.unflatten(0, (self._first_lookup[1], -1)) for part in (input, grad))
         with full_precision(grad.device):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dptune.per_example.uses import Outer, Use, joined, squared_norms
+from dptune.per_example.uses import Outer, Use, joined_uses, squared_norms
 
 
 class HalfAdded(RuntimeError):
@@ -21,7 +21,7 @@ class Recorded:
     """
 
     def __init__(self, uses: Mapping[str, list[Use]]) -> None:
-        self._uses = {name: joined(own) for name, own in uses.items()}
+        self._uses = {name: joined_uses(own) for name, own in uses.items()}
 
     def __bool__(self) -> bool:
         return bool(self._uses)
@@ -34,7 +34,8 @@ class Recorded:
         def fold(use: Use) -> Use:
             if isinstance(use, Outer):
                 return use.folded(rows_per_unit)
-            return use.unflatten(0, (-1, rows_per_unit)).sum(1)
+            summed: Tensor = use.unflatten(0, (-1, rows_per_unit)).sum(1)
+            return summed
 
         return Recorded({name: [fold(use) for use in own] for name, own in self._uses.items()})
 

@@ -59,7 +59,7 @@ def layer_input(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     """What a rule needs of the arguments of the layer's forward pass."""
     if type(layer).__name__ == "OPTLearnedPositionalEmbedding":
         return _opt_positions(layer, args, kwargs)
-    given = [*args, *kwargs.values()]
+    given: list[Tensor] = [*args, *kwargs.values()]
     return given[0]
 
 
@@ -152,10 +152,8 @@ def _is_rms_norm(layer: nn.Module) -> bool:
     except (TypeError, RuntimeError):  # it asks for other arguments: another layer than it seems
         return False
     found = rms_norm(own, input, grad)["weight"]
-    assert isinstance(found, Tensor)
-    return torch.allclose(
-        found, torch.stack(wanted), rtol=1e-4, atol=1e-5
-    )  # it computes in float32 whatever it is given
+    # The tolerance: it computes in float32 whatever it is given.
+    return isinstance(found, Tensor) and torch.allclose(found, torch.stack(wanted), rtol=1e-4, atol=1e-5)
 
 
 def _is_scaled_embedding(layer: nn.Module) -> bool:
@@ -186,4 +184,5 @@ def _opt_positions(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         mask = args[0]
         past = args[1] if len(args) > 1 else kwargs.get("past_key_values_length", 0)
         positions = (mask.cumsum(1) * mask - 1).long()[:, past:]
-    return positions + layer.offset
+    shifted: Tensor = positions + layer.offset
+    return shifted

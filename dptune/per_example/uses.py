@@ -146,7 +146,7 @@ class Outer:
 Use = Tensor | Outer  # per-example gradients [B, *shape], made or unmade
 
 
-def joined(uses: list[Use]) -> list[Use]:
+def joined_uses(uses: list[Use]) -> list[Use]:
     """The uses of one parameter by as few as possible: one tensor, or at most one ordinary and one lookup `Outer`."""
     outers = [use for use in uses if isinstance(use, Outer)]
     if len(outers) < len(uses):
@@ -157,11 +157,10 @@ def joined(uses: list[Use]) -> list[Use]:
 
 
 def squared_norms(own: list[Use]) -> Tensor:
-    """Of the per-example gradients of one parameter, of which `own` are all the uses, `joined`; [B] float64."""
+    """Of the per-example gradients of one parameter, of which `own` are all the uses, `joined_uses`; [B] float64."""
     outers = [use for use in own if isinstance(use, Outer)]
     if not outers:
-        (made,) = own
-        assert isinstance(made, Tensor)
+        (made,) = (use for use in own if not isinstance(use, Outer))
         blocks = made.flatten(1).split(_BLOCK, dim=1)
         return torch.stack([torch.linalg.vector_norm(block, dim=1).double().square() for block in blocks]).sum(0)
     found = _of_factors(outers)
@@ -208,7 +207,8 @@ def _lookup_squared_norms(ids_BT: Tensor, grads_BTN: Tensor, rows: int) -> Tenso
     Rows are summed before they are squared, as few as there are distinct tokens: nothing has the vocabulary's size.
     """
     first_rows = torch.arange(len(ids_BT), device=ids_BT.device)[:, None] * rows
-    distinct, place = (ids_BT + first_rows).flatten().unique(return_inverse=True)
+    found: tuple[Tensor, Tensor] = (ids_BT + first_rows).flatten().unique(return_inverse=True)
+    distinct, place = found
     sums = grads_BTN.new_zeros(len(distinct), grads_BTN.shape[2]).index_add_(0, place, grads_BTN.flatten(0, 1))
-    of_rows = torch.linalg.vector_norm(sums, dim=1).double().square()
+    of_rows: Tensor = torch.linalg.vector_norm(sums, dim=1).double().square()
     return of_rows.new_zeros(len(ids_BT)).index_add_(0, distinct // rows, of_rows)

@@ -11,10 +11,11 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 from dptune._files import atomic_write
+from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 from dptune.report.statement import PrivacyStatement
 
 _RECORDS = """\
@@ -119,11 +120,11 @@ def write_model_card(
         artifact: what was trained, beside the card.
     """
     base = published_name(base_model)
-    private = statement.guarantee == "dp"
-    heading = title or f"{base}, fine-tuned " + ("with differential privacy" if private else "without privacy")
+    claim = _claim_of(statement)
+    heading = title or f"{base}, fine-tuned " + ("with differential privacy" if claim else "without privacy")
     noun, it = artifact.noun, f"A {artifact.what} `{base}`"
-    parts = [_front_matter(base, private, artifact), f"# {_escape(heading)}\n"]
-    parts += _private_body(statement, epsilon_plot, it, noun) if private else _open_body(statement, it, noun)
+    parts = [_front_matter(base, claim is not None, artifact), f"# {_escape(heading)}\n"]
+    parts += _private_body(statement, claim, epsilon_plot, it, noun) if claim else _open_body(statement, it, noun)
     parts += ["## How to load it\n", artifact.use.format(base=base), _made_with(statement)]
     with atomic_write(path) as file:
         file.write("\n".join(parts))
@@ -152,17 +153,31 @@ def _front_matter(base: str, private: bool, artifact: Artifact) -> str:
     return "\n".join(["---", *lines, "---\n"])
 
 
-def _private_body(statement: PrivacyStatement, epsilon_plot: str | None, it: str, noun: str) -> list[str]:
-    assert statement.epsilon is not None
-    assert statement.delta is not None
-    claim = f"**ε = {_rounded_up(statement.epsilon)} at δ = {float(statement.delta)!r}**"
+class _Claim(NamedTuple):
+    """The guarantee's two numbers."""
+
+    epsilon: float
+    delta: float
+
+
+def _claim_of(statement: PrivacyStatement) -> _Claim | None:
+    """None for a run without a guarantee, whose statement has no epsilon."""
+    if statement.epsilon is None or statement.delta is None:
+        return None
+    return _Claim(statement.epsilon, statement.delta)
+
+
+def _private_body(
+    statement: PrivacyStatement, claim: _Claim, epsilon_plot: str | None, it: str, noun: str
+) -> list[str]:
+    claimed = f"**ε = {rounded_up(claim.epsilon, trim=True)} at δ = {float(claim.delta)!r}**"
     parts = [
-        f"{it}, trained with differential privacy: {claim}, for the presence of "
+        f"{it}, trained with differential privacy: {claimed}, for the presence of "
         f"{_escape(statement.privacy_unit)} in the training data.\n",
         "## What this means\n",
-        _meaning(statement, noun) + "\n",
+        _meaning(statement, claim, noun) + "\n",
         "## How it was measured\n",
-        _table(statement),
+        _table(statement, claim),
     ]
     if statement.repeated_steps:
         parts.append(_repeated(statement, noun))
@@ -185,31 +200,27 @@ def _open_body(statement: PrivacyStatement, it: str, noun: str) -> list[str]:
     ]
 
 
-def _meaning(statement: PrivacyStatement, noun: str) -> str:
+def _meaning(statement: PrivacyStatement, claim: _Claim, noun: str) -> str:
     """Two sentences for somebody who never heard of epsilon.
 
     The second is the best accuracy of any test between two neighbouring data sets that are equally likely beforehand:
     (exp(epsilon) + delta) / (1 + exp(epsilon)) (Kairouz, Oh and Viswanath 2015).
     """
-    assert statement.epsilon is not None
-    assert statement.delta is not None
-    odds_against = math.exp(-statement.epsilon)
-    accuracy = (1 + statement.delta * odds_against) / (1 + odds_against)
+    odds_against = math.exp(-claim.epsilon)
+    accuracy = (1 + claim.delta * odds_against) / (1 + odds_against)
     return (
         f"Take {_escape(statement.privacy_unit)} out of the training data, or put one in: nothing that can be seen in "
-        f"this {noun} becomes more than {_factor(statement.epsilon)} times as likely or as unlikely, except with a "
-        f"probability of {float(statement.delta)!r}. So somebody who knows all the other data, and for whom it is an "
+        f"this {noun} becomes more than {_factor(claim.epsilon)} times as likely or as unlikely, except with a "
+        f"probability of {float(claim.delta)!r}. So somebody who knows all the other data, and for whom it is an "
         f"even bet whether this one was among them, guesses right at most {_percent(accuracy)} of the time after "
         f"studying the {noun}."
     )
 
 
-def _table(statement: PrivacyStatement) -> str:
-    assert statement.epsilon is not None
-    assert statement.delta is not None
+def _table(statement: PrivacyStatement, claim: _Claim) -> str:
     rows = {
-        "Epsilon (ε)": _rounded_up(statement.epsilon),
-        "Delta (δ)": repr(float(statement.delta)),
+        "Epsilon (ε)": rounded_up(claim.epsilon, trim=True),
+        "Delta (δ)": repr(float(claim.delta)),
         "Privacy unit": _escape(statement.privacy_unit),
         "Method": _escape(statement.method),
         "Adjacency": _escape(statement.adjacency),
@@ -247,20 +258,12 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", line)
 
 
-def _rounded_up(epsilon: float) -> str:
-    """Four decimals, never below the true value: a card must not promise more than the report."""
-    return f"{Decimal(repr(float(epsilon))).quantize(Decimal('0.0001'), rounding=ROUND_CEILING).normalize():f}"
-
-
 def _factor(epsilon: float) -> str:
     """exp(epsilon), rounded up to three figures, in words where it has no meaning any more."""
     if epsilon > 20:
-        return f"e^{_rounded_up(epsilon)}"
-    factor = math.exp(epsilon)
-    digits = 2 - math.floor(math.log10(factor))
-    step = Decimal(1).scaleb(-digits)
-    return f"{Decimal(factor).quantize(step, rounding=ROUND_CEILING):f}"
+        return f"e^{rounded_up(epsilon, trim=True)}"
+    return rounded_up_to_figures(math.exp(epsilon), 3)
 
 
 def _percent(share: float) -> str:
-    return f"{Decimal(100 * share).quantize(Decimal('0.1'), rounding=ROUND_CEILING):f}%"
+    return f"{rounded_up(100 * share, 1)}%"

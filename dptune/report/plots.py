@@ -18,16 +18,18 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from dptune._files import atomic_write
+from dptune._validate import refuse
+from dptune.accounting.rounding import rounded_up
 from dptune.report.statement import PrivacyStatement
 
-NOT_PRIVATE = "NOT PRIVATE - do not publish"
+DIAGNOSTICS_BANNER = "NOT PRIVATE - do not publish"
 
 _BLUE, _VERMILION, _GREY, _RED = "#0072B2", "#D55E00", "#555555", "#B00020"
 _MARKERS_UP_TO = 40  # points; with more the line itself shows where they are
 _DPI = 150
 _BANNER_INCHES = 0.5
 
-Row = Mapping[str, Any]
+DiagnosticsRow = Mapping[str, Any]
 
 
 def plot_epsilon(
@@ -39,15 +41,21 @@ def plot_epsilon(
         path: the PNG to write.
         steps: numbers of noisy steps, ascending, as many as there are `epsilons`.
         epsilons: epsilon at `statement.delta` after so many steps.
-        statement: the run's statement; one without a guarantee has no epsilon to draw and raises `AssertionError`.
+        statement: the run's statement; one without a guarantee has no epsilon to draw.
+
+    Raises:
+        InvalidArgument: no guarantee, or another number of epsilons than of steps.
     """
     if statement.epsilon is None:
-        raise AssertionError("a run without a guarantee has no epsilon to plot")
-    assert len(steps) == len(epsilons), f"{len(steps)} steps but {len(epsilons)} epsilons"
+        refuse("statement", statement.guarantee, "a run without a guarantee has no epsilon to plot")
+    if len(steps) != len(epsilons):
+        refuse("epsilons", len(epsilons), f"give one for each of the {len(steps)} steps")
     figure, (axes,) = _figure(1, width=7, height=4.2)
     axes.plot(steps, epsilons, color=_BLUE, linewidth=2, **_marker(len(steps)))
     axes.axhline(statement.epsilon, color=_VERMILION, linewidth=1.2, linestyle="--")
-    label = f"reported: ε = {statement.epsilon:.4g} after {statement.steps:,} step" + "s" * (statement.steps != 1)
+    label = f"reported: ε = {rounded_up(statement.epsilon, 3)} after {statement.steps:,} step" + "s" * (
+        statement.steps != 1
+    )
     axes.annotate(label, (0.02, statement.epsilon), xycoords=("axes fraction", "data"), xytext=(0, 5),
                   textcoords="offset points", color=_VERMILION, fontsize=10)  # fmt: skip
     axes.set_ylim(0, 1.15 * max(statement.epsilon, *epsilons, 1e-12))
@@ -60,7 +68,7 @@ def plot_epsilon(
 
 def plot_diagnostics(
     path: str | os.PathLike[str],
-    rows: Sequence[Row],
+    rows: Sequence[DiagnosticsRow],
     *,
     loss_unit: str = "nats a token",
 ) -> None:
@@ -87,14 +95,14 @@ def plot_diagnostics(
     _save(figure, path)
 
 
-def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
+def _draw_loss(axes: Axes, rows: Sequence[DiagnosticsRow]) -> None:
     _line(axes, rows, "loss", _BLUE, "training batch", linewidth=1.2)
     if _has(rows, "eval_loss"):
         _line(axes, rows, "eval_loss", _VERMILION, "held out", linewidth=2, marker="o", markersize=4)
     _legend(axes)
 
 
-def _draw_norms(axes: Axes, rows: Sequence[Row]) -> None:
+def _draw_norms(axes: Axes, rows: Sequence[DiagnosticsRow]) -> None:
     steps, low = _column(rows, "grad_norm_p10")
     high = _column(rows, "grad_norm_p90")[1]
     axes.fill_between(steps, low, high, color=_BLUE, alpha=0.2, linewidth=0, label="10% to 90% of examples")
@@ -111,7 +119,7 @@ def _draw_norms(axes: Axes, rows: Sequence[Row]) -> None:
     _legend(axes)
 
 
-def _draw_clipped(axes: Axes, rows: Sequence[Row]) -> None:
+def _draw_clipped(axes: Axes, rows: Sequence[DiagnosticsRow]) -> None:
     _line(axes, rows, "clipped_fraction", _BLUE, "clipped", linewidth=1.2)
     axes.set_ylim(-0.04, 1.04)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
@@ -135,19 +143,19 @@ def _figure(panels: int, *, width: float, height: float) -> tuple[Figure, list[A
     return figure, all_axes
 
 
-def _line(axes: Axes, rows: Sequence[Row], key: str, color: str, label: str, **style: Any) -> None:
+def _line(axes: Axes, rows: Sequence[DiagnosticsRow], key: str, color: str, label: str, **style: Any) -> None:
     """Draw the rows that hold `key`; a row that holds it without a finite value interrupts the line."""
     steps, values = _column([row for row in rows if key in row], key)
     axes.plot(steps, values, color=color, label=label, **{**_marker(len(steps)), **style})
 
 
-def _column(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _column(rows: Sequence[DiagnosticsRow], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of `key`, NaN where there is none. matplotlib leaves a gap for NaN and infinity."""
     values = [np.nan if row.get(key) is None else float(row[key]) for row in rows]
     return np.array([row["step"] for row in rows]), np.array(values, dtype=float)
 
 
-def _has(rows: Sequence[Row], key: str) -> bool:
+def _has(rows: Sequence[DiagnosticsRow], key: str) -> bool:
     return bool(np.isfinite(_column(rows, key)[1]).any())
 
 
@@ -164,8 +172,8 @@ def _mark_not_private(figure: Figure, all_axes: Sequence[Axes]) -> None:
     """A banner over the figure, and words behind each panel that stay when somebody cuts one out."""
     top = 1 - _BANNER_INCHES / figure.get_figheight()
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, 0, 1, top)))
-    figure.text(0.5, (1 + top) / 2, f"Training diagnostics: {NOT_PRIVATE}", ha="center", va="center", color="white",
-                fontsize=13, fontweight="bold",
+    figure.text(0.5, (1 + top) / 2, f"Training diagnostics: {DIAGNOSTICS_BANNER}", ha="center", va="center",
+                color="white", fontsize=13, fontweight="bold",
                 bbox={"facecolor": _RED, "edgecolor": "none", "boxstyle": "round,pad=0.4"})  # fmt: skip
     for axes in all_axes:
         axes.text(0.5, 0.5, "NOT PRIVATE", transform=axes.transAxes, ha="center", va="center", fontsize=34,

@@ -20,7 +20,7 @@ from typing import Literal, TypeGuard
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import ACCOUNTANT, ADJACENCY
-from dptune.clipping import describe
+from dptune.clipping import clipping_in_words
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
@@ -148,7 +148,7 @@ def state_privacy(
         delta=config.delta,
         noise_multiplier=config.noise_multiplier,
         clip_norm=config.clip_norm,
-        clipping=describe(config.clipping),
+        clipping=clipping_in_words(config.clipping),
         sampling_probability=config.sampling_probability,
         expected_batch_size=config.expected_batch_size,
         steps=ledger.steps,

@@ -33,15 +33,14 @@ from dptune.ledger import Ledger
 
 TRAINED_NAME = "trained_weights.bin"
 OPTIMIZER_NAME = "optimizer.pt"
-STATE_NAME = "state.json"
+TRAINING_STATE_NAME = "state.json"
 LEDGER_NAME = "ledger.jsonl"
 MANIFEST_NAME = "manifest.json"
 
-_FLAG = "--resume_from_checkpoint"
 _FORMAT = 1  # of the whole folder: raise it when a checkpoint can no longer be read as this module reads it
 _NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 _HIDDEN = re.compile(r"\.(checkpoint-\d+)\.[0-9a-f]+\.(tmp|replaced)")
-_ALWAYS = {OPTIMIZER_NAME, STATE_NAME}  # and one of the two files of weights
+_ALWAYS = {OPTIMIZER_NAME, TRAINING_STATE_NAME}  # and one of the two files of weights
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -91,8 +90,9 @@ def save_checkpoint(
         InvalidArgument: the disk is full or fails; the other checkpoints are as they were.
     """
     if keep is not None:
-        require_count("--save_total_limit", keep)
-    assert state.ledger_steps == (ledger.steps if ledger else 0), "the state is of another moment than the ledger"
+        require_count("keep", keep)
+    if state.ledger_steps != (recorded := ledger.steps if ledger else 0):
+        raise RuntimeError(f"the state counts {state.ledger_steps} steps in the ledger, which has {recorded}")
     run_folder = Path(run_folder)
     folder = run_folder / f"checkpoint-{state.step}"
     copy = ledger.content() if ledger else None
@@ -121,16 +121,16 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> TrainingState:
     except Exception as error:  # as for adapter files, what was not written by `save_checkpoint` fails in any way
         _refuse_damaged(folder, f"it cannot be read ({type(error).__name__})")
     if folder.resolve().name != f"checkpoint-{state.step}":
-        refuse(_FLAG, str(folder), f"holds step {state.step}; rename it to checkpoint-{state.step}")
+        refuse("resume_from", str(folder), f"holds step {state.step}; rename it to checkpoint-{state.step}")
     return state
 
 
-def find_checkpoint(run_folder: str | os.PathLike[str], which: str) -> Path | None:
-    """The checkpoint of a run that `which` names. It is not checked: `load_checkpoint` does. One process calls it.
+def find_checkpoint(run_folder: str | os.PathLike[str], resume_from: str) -> Path | None:
+    """The checkpoint that `resume_from` names. It is not checked: `load_checkpoint` does that. One process calls it.
 
     Args:
         run_folder: the run's.
-        which: "latest" for the one of the highest step, or the path of one that lies directly inside `run_folder`.
+        resume_from: "latest" for the one of the highest step, or the path of one directly inside `run_folder`.
 
     Returns:
         None if "latest" is asked for and there is none.
@@ -141,12 +141,13 @@ def find_checkpoint(run_folder: str | os.PathLike[str], which: str) -> Path | No
     run_folder = Path(run_folder)
     _restore_replaced(run_folder)
     found = _checkpoints(run_folder)
-    if which == "latest":
+    if resume_from == "latest":
         return found[max(found)] if found else None
-    chosen = next((path for path in found.values() if path.resolve() == Path(which).resolve()), None)
+    chosen = next((path for path in found.values() if path.resolve() == Path(resume_from).resolve()), None)
     if chosen is None:
         choice = ", ".join(str(path) for path in found.values()) or "there is none yet"
-        refuse(_FLAG, which, f"no checkpoint beside this run's ledger; give latest, or one in {run_folder}: {choice}")
+        remedy = f"no checkpoint beside this run's ledger; give latest, or one in {run_folder}: {choice}"
+        refuse("resume_from", resume_from, remedy)
     return chosen
 
 
@@ -156,7 +157,7 @@ def _contents(state: TrainingState, ledger: bytes | None) -> Iterator[tuple[str,
     yield WEIGHTS_NAME if is_adapter else TRAINED_NAME, torch_bytes(state.weights)
     yield OPTIMIZER_NAME, torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
     plain = {name: getattr(state, name) for name in ("step", "ledger_steps", "identity", "config", "mechanism")}
-    yield STATE_NAME, _json_bytes(plain)
+    yield TRAINING_STATE_NAME, _json_bytes(plain)
     if ledger is not None:
         yield LEDGER_NAME, ledger
 
@@ -255,7 +256,7 @@ def _read(folder: Path) -> TrainingState:
     weights, saved = (
         torch.load(folder / file, map_location="cpu", weights_only=True) for file in (name, OPTIMIZER_NAME)
     )
-    plain = json.loads((folder / STATE_NAME).read_bytes())
+    plain = json.loads((folder / TRAINING_STATE_NAME).read_bytes())
     return TrainingState(**plain, weights=weights, optimizer=saved["optimizer"], schedule=saved["schedule"])
 
 
@@ -297,8 +298,9 @@ def _file_damage(path: Path, *, size: int, sha256: str) -> str | None:
 
 def _refuse_unwritten(folder: Path, error: OSError) -> NoReturn:
     first = "free space" if error.errno in _FULL else "mend that"
-    then = f"then {_FLAG} latest" if _checkpoints(folder.parent) else "then start again: there is no other checkpoint"
-    refuse("checkpoint", str(folder), f"not written ({error.strerror or error}); {first}, {then}")
+    then = "resume from the latest" if _checkpoints(folder.parent) else "start again: there is no other checkpoint"
+    reason = f"{folder.name} is not written ({error.strerror or error})"
+    refuse("run_folder", str(folder.parent), f"{reason}; {first}, then {then}")
 
 
 def _refuse_damaged(folder: Path, damage: str) -> NoReturn:
@@ -306,8 +308,8 @@ def _refuse_damaged(folder: Path, damage: str) -> NoReturn:
     siblings = _checkpoints(folder.resolve().parent)
     older = [path for step, path in siblings.items() if match and step < int(match[1])]
     intact = next((path for path in reversed(older) if _damage(path) is None), None)
-    remedy = f"give {_FLAG} {intact}, the newest older one that is intact" if intact else "there is no older intact one"
-    refuse(_FLAG, str(folder), f"{damage}; {remedy}")
+    remedy = f"give {intact}, the newest older one that is intact" if intact else "there is no older intact one"
+    refuse("resume_from", str(folder), f"{damage}; {remedy}")
 
 
 def _json_bytes(value: object) -> bytes:

@@ -15,7 +15,6 @@ from dptune._validate import HIDDEN, refuse
 from dptune.lora import adapters
 from dptune.run.plan import RunPlan
 
-_FLAG = "--resume_from_checkpoint"
 _SAMPLED_VALUES = 16  # at most, of each weight: enough to tell models apart, and read in an instant
 _MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # of an error's one line
 
@@ -41,8 +40,8 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, wh
         for key, (old, new) in list(differing.items())[:_MOST_DIFFERENCES]
     ]
     more = f", and {len(differing) - len(told)} more differ" if len(differing) > len(told) else ""
-    remedy = "resume with what the run began with, or begin another one in a new --output_dir"
-    refuse(_FLAG, HIDDEN, f"{', '.join(told)}{more}; {remedy}")
+    remedy = "resume with what the run began with, or begin another one in a new folder"
+    refuse("resume_from", HIDDEN, f"{', '.join(told)}{more}; {remedy}")
 
 
 def mechanism_identity(plan: RunPlan) -> dict[str, Any]:

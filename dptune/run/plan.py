@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from dptune import accounting
 from dptune._validate import refuse, require_delta, require_positive
-from dptune.clipping import FLAT, Clipping, PerLayer, describe
+from dptune.accounting.rounding import rounded_up
+from dptune.clipping import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.mechanism import PrivacyConfig
 from dptune.units.unit import PrivacyUnit, Unit
 
@@ -177,10 +178,16 @@ def describe_plan(plan: RunPlan) -> list[str]:
         return [*lines, "privacy                NONE: clipping and noise are turned off"]
     if unit != ROW:
         lines += [f"privacy unit           {unit.name}", f"method                 {unit.how}"]
+    words = clipping_in_words(plan.privacy.clipping)
+    style = [] if plan.privacy.clipping == FLAT else [f"clipping               {words}"]
     return [
         *lines,
         f"clip norm              {plan.privacy.clip_norm:g}",
-        *([] if plan.privacy.clipping == FLAT else [f"clipping               {describe(plan.privacy.clipping)}"]),
+        *(
+            []
+            if plan.privacy.clipping == FLAT
+            else [f"clipping               {clipping_in_words(plan.privacy.clipping)}"]
+        ),
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
-        f"epsilon                {plan.privacy.planned_epsilon():.4f} at delta {plan.privacy.delta:g}",
+        f"epsilon                {rounded_up(plan.privacy.planned_epsilon())} at delta {plan.privacy.delta:g}",
     ]

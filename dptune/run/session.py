@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from dptune.accounting.rounding import rounded_up
 from dptune.dropout import draw_new_masks, forget_masks
 from dptune.keystream import Keystream, new_key
 from dptune.ledger import Ledger
@@ -296,7 +297,7 @@ def describe_end(run: PrivateRun, statement: PrivacyStatement) -> list[str]:
     if statement.epsilon is None:
         lines.append("privacy                NONE: " + "; ".join(statement.reasons))
     else:
-        lines.append(f"privacy                epsilon {statement.epsilon:.4f} at delta {statement.delta:g}")
+        lines.append(f"privacy                epsilon {rounded_up(statement.epsilon)} at delta {statement.delta:g}")
     if statement.repeated_steps:
         lines.append(f"repeated steps         {statement.repeated_steps:,}, lost in a crash: they count in epsilon")
     return lines

@@ -47,10 +47,10 @@ _FLAGS_HERE = {
     "--model_name_or_path": "--model_name",
     "--block_size": "--sequence_len",
     "--privacy_unit": "--author_column",
-    "lora_r": "--lora_dim",
-    "lora_alpha": "--lora_alpha",
-    "lora_dropout": "--lora_dropout",
-    "lora_target_modules": "--lora_target_modules",
+    "rank": "--lora_dim",
+    "alpha": "--lora_alpha",
+    "dropout": "--lora_dropout",
+    "targets": "--lora_target_modules",
 }
 
 

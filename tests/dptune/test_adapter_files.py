@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dptune import InvalidArgument, add_lora, attach_adapter, merge_lora, save_adapter
 from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME
-from dptune.lora import adapters
+from dptune.lora import adapters, attach
 from tests.dptune.test_lora import logits, tiny_gpt2
 from tests.examples import randomise_adapters
 from tests.tiny import tiny_llama
@@ -126,6 +126,14 @@ def test_we_load_what_peft_made(tmp_path: Path, kind: str) -> None:
     assert_same(logits(fresh), logits(theirs))
 
 
+def test_adapters_of_several_ranks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = tiny_llama()
+    attach(model, {"model.layers.0.self_attn.q_proj": (2, 4.0), "model.layers.0.self_attn.v_proj": (4, 4.0)})
+    with pytest.raises(InvalidArgument, match=r"^model=rank \d and alpha 4, rank \d and alpha 4: PEFT's file"):
+        save_adapter(model, tmp_path, base_model="base")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_saving_a_merged_model_saves_the_adapter(tmp_path: Path) -> None:
     model = trained("tied llama with head")
     merge_lora(model)
@@ -207,7 +215,7 @@ def refused(model: nn.Module, path: Path) -> str:
         attach_adapter(model, path)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith("lora_weights_path=")
+    assert message.startswith("path=")
     return message
 
 

@@ -143,5 +143,5 @@ def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path) -> None:
 
 
 def test_two_lines_at_once_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(RuntimeError, match="one line"):
         append_line(tmp_path / "ledger", "a\nb")

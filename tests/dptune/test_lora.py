@@ -124,20 +124,18 @@ def test_an_unknown_target_is_refused_with_what_there_is_and_nothing_changes(tar
     model = _Names()
     with pytest.raises(InvalidArgument) as caught:
         add_lora(model, targets=["proj", target])
-    assert str(caught.value) == (
-        f"lora_target_modules={target!r}: matches no linear layer; the model has: lm_head, proj, q_proj"
-    )
+    assert str(caught.value) == (f"targets={target!r}: matches no linear layer; the model has: lm_head, proj, q_proj")
     assert not any(True for _ in adapters(model))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_other_mistakes_are_refused() -> None:
     model = _Names()
-    with pytest.raises(InvalidArgument, match="lora_r=0: "):
+    with pytest.raises(InvalidArgument, match="rank=0: "):
         add_lora(model, rank=0, targets=["proj"])
-    with pytest.raises(InvalidArgument, match="lora_alpha=0: "):
+    with pytest.raises(InvalidArgument, match="alpha=0: "):
         add_lora(model, alpha=0, targets=["proj"])
-    with pytest.raises(InvalidArgument, match=r"lora_target_modules=\[\]: "):
+    with pytest.raises(InvalidArgument, match=r"targets=\[\]: "):
         add_lora(model, targets=[])
     with pytest.raises(InvalidArgument, match="the model has: none"):
         add_lora(nn.Sequential(nn.LayerNorm(2)), targets=["proj"])
@@ -313,5 +311,5 @@ def test_per_example_gradients_under_dropout_are_the_oracles_under_the_same_mask
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_dropout_out_of_range_is_refused(share: float) -> None:
-    with pytest.raises(InvalidArgument, match="lora_dropout="):
+    with pytest.raises(InvalidArgument, match="dropout="):
         with_dropout(share)

@@ -9,7 +9,15 @@ from collections.abc import Callable
 import pytest
 
 from dptune import InvalidArgument
-from dptune._validate import HIDDEN, refuse, require_count, require_delta, require_positive, require_probability
+from dptune._validate import (
+    HIDDEN,
+    present,
+    refuse,
+    require_count,
+    require_delta,
+    require_positive,
+    require_probability,
+)
 
 
 def test_the_shape_of_an_error() -> None:
@@ -79,3 +87,9 @@ def test_a_refusal_travels_to_another_process_though_its_value_cannot() -> None:
     received = pickle.loads(pickle.dumps(refusal))
     assert str(received) == str(refusal)
     assert (received.name, received.remedy) == ("model", "give a model")
+
+
+def test_what_must_be_there_is_given_back_or_missed() -> None:
+    assert present(0, "count") == 0
+    with pytest.raises(RuntimeError, match="there is no count"):
+        present(None, "count")

@@ -167,8 +167,8 @@ class Asking:
             self._problem = self._gave_up()
         if self._problem is not None:
             raise self._problem
-        if self._held and not self._stopping():
-            await self._settle_last()
+        if self._held and self._good is not None and not self._stopping():
+            await self._settle_last(self._good)
 
     async def _work(self) -> None:
         while await self._ask_next():
@@ -220,11 +220,10 @@ class Asking:
         for question, failure, _ in settled:
             self._answered(question, Reply(reason=failure.what))
 
-    async def _settle_last(self) -> None:
+    async def _settle_last(self, good: Question) -> None:
         """The last rows that failed: by themselves, if the endpoint still answers what it answered before."""
-        assert self._good is not None  # run
         try:
-            up = (await self._endpoint.ask(self._good.instruction)).answer is not None
+            up = (await self._endpoint.ask(good.instruction)).answer is not None
         except Failure:
             up = False
         if not up:

@@ -29,7 +29,8 @@ def scores(labels: Labels, predictions: Labels, metrics: Sequence[str]) -> dict[
     >>> scores([0, 1, 1, 0], [0, 1, 0, 0], ("accuracy", "f1"))
     {'accuracy': 0.75, 'f1': 0.6666666666666666}
     """
-    assert len(labels) == len(predictions) > 0
+    if not len(labels) == len(predictions) > 0:
+        raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
     return {name: float(_METRICS[name](labels, predictions)) for name in metrics}
 
 

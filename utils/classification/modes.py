@@ -119,7 +119,8 @@ def prepare_mode(
     Raises:
         InvalidArgument: the mode does not fit the model.
     """
-    assert mode in MODES, mode
+    if mode not in MODES:
+        refuse("finetune_mode", mode, f"give one of {', '.join(MODES)}")
     method, *others = mode.split("+")
     heads = [*head_modules(model), *also_trained]
     model.requires_grad_(method == "full")

@@ -49,7 +49,8 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
         kwargs = {"cpu": True, "mixed_precision": "no"} | kwargs
     accelerator = Accelerator(kwargs_handlers=[group], **kwargs)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    assert accelerator.num_processes == launched, f"{launched} processes launched, {accelerator.num_processes} joined"
+    if accelerator.num_processes != launched:
+        raise RuntimeError(f"{launched} processes launched, {accelerator.num_processes} joined")
     return accelerator
 
 

@@ -8,7 +8,6 @@ runs are treated alike. Where some were run with more seeds than others, only th
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from dptune._validate import refuse
 from dptune.accounting import Spend, compose
+from dptune.accounting.rounding import rounded_up
 from dptune.accounting.selection import POISSON, PrivateSelection
 from dptune.ledger import Ledger
 
@@ -219,21 +219,21 @@ def _cost(private: Sequence[Outcome], others: Others) -> list[str]:
     # The least noise of all: with it every trial would cost as much as the dearest.
     worst = max((spend for one in private for spend in one.spends), key=lambda spend: compose([spend], delta=delta))
     selection = PrivateSelection(POISSON, len(private), SCORE_NOISE)
-    one_mode, all_runs = (rounded_up(composed(some, delta)) for some in (of_mode + begun, every + unfinished))
+    one_mode, all_runs = (rounded_up(composed(some, delta), 2) for some in (of_mode + begun, every + unfinished))
     return [
         "### What choosing costs",
         "",
-        f"Each private run alone is ({rounded_up(alone)}, {delta:g})-DP for the records trained on. Choosing by what "
-        "the runs scored is a look at all of them:",
+        f"Each private run alone is ({rounded_up(alone, 2)}, {delta:g})-DP for the records trained on. Choosing by "
+        "what the runs scored is a look at all of them:",
         "",
         f"| published | epsilon at delta {delta:g} |",
         "| --- | ---: |",
-        f"| one run, its settings fixed beforehand | {rounded_up(alone)} |",
+        f"| one run, its settings fixed beforehand | {rounded_up(alone, 2)} |",
         f"| the best of one mode's runs ({_number(of_mode, begun)}, of {most_tried}) | {one_mode} |",
         f"| the best of all runs ({_number(every, unfinished)}), or anything else that was chosen by this table "
         f"| {all_runs} |",
         f"| one model by private selection, {selection.mean_trials:g} trials on average, the same noise "
-        f"| {rounded_up(selection.epsilon(worst, delta))} |",
+        f"| {rounded_up(selection.epsilon(worst, delta), 2)} |",
         "",
         *_selection(others),
         "These are for records that were trained on. The scores themselves are exact counts on validation records, "
@@ -252,7 +252,7 @@ def _selection(others: Others) -> list[str]:
         return []
     epsilon, delta = others.selection
     text = "A private selection on the same records is in this folder too. What it costs adds to each of these: "
-    return [f"{text}epsilon {rounded_up(epsilon)} and delta {delta:g}.", ""]
+    return [f"{text}epsilon {rounded_up(epsilon, 2)} and delta {delta:g}.", ""]
 
 
 def composed(runs: Iterable[Iterable[Spend]], delta: float) -> float:
@@ -261,8 +261,3 @@ def composed(runs: Iterable[Iterable[Spend]], delta: float) -> float:
     for spend in (spend for spends in runs for spend in spends):
         steps[spend._replace(steps=1)] += spend.steps
     return compose([setting._replace(steps=count) for setting, count in steps.items()], delta=delta)
-
-
-def rounded_up(epsilon: float) -> str:
-    """Two digits behind the point, rounded up: a bound that is shown must still be one."""
-    return f"{math.ceil(round(100 * epsilon, 6)) / 100:.2f}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dptune._files import sync_folder, sync_tree
-from utils.comparison.outcomes import rounded_up
+from dptune.accounting.rounding import rounded_up
 
 RELEASE_NAME, CARD_NAME = "selection.json", "README.md"
 _TIME = 946684800  # of everything released, 2000-01-01: when the winner was trained tells how long the selection ran on
@@ -42,7 +42,8 @@ def write_release(release: Path, source: Path | None, content: Mapping[str, Any]
     partial.mkdir(parents=True)
     if source is not None:
         models = [source / name for name in MODEL_FOLDERS if (source / name).is_dir()]
-        assert models, f"{source} holds no model"
+        if not models:
+            raise RuntimeError(f"{source} holds no model")
         for model in models:
             shutil.copytree(model, partial / model.name)
     (partial / RELEASE_NAME).write_text(json.dumps(content, indent=2) + "\n")
@@ -60,7 +61,7 @@ def _card(content: Mapping[str, Any]) -> str:
 
 
 def _title(content: Mapping[str, Any]) -> str:
-    return f"Private selection on {content['dataset']}: epsilon {rounded_up(content['epsilon'])}"
+    return f"Private selection on {content['dataset']}: epsilon {rounded_up(content['epsilon'], 2)}"
 
 
 def _result(content: Mapping[str, Any]) -> Sequence[str]:
@@ -79,7 +80,7 @@ def _result(content: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _guarantee(content: Mapping[str, Any]) -> Sequence[str]:
-    spent = f"({rounded_up(content['epsilon'])}, {content['delta']:g})"
+    spent = f"({rounded_up(content['epsilon'], 2)}, {content['delta']:g})"
     return [
         f"All of this together, the model too, is {spent}-differentially private for {content['privacy_unit']}: "
         f"{content['method']}, {content['accountant']}. A {content['distribution_of_trials']} number of trials, "

@@ -20,7 +20,7 @@ from typing import Any
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import Spend
-from dptune.accounting.selection import ACCOUNTANT, DrawnTrial, PrivateSelection, best_of
+from dptune.accounting.selection import SELECTION_ACCOUNTANT, DrawnTrial, PrivateSelection, best_of
 from dptune.ledger import Ledger
 from dptune.run.checkpoint import LEDGER_NAME
 from utils.classification.outputs import SCORES_NAME
@@ -70,7 +70,7 @@ class SelectionPlan:
             "delta": self.delta,
             "privacy_unit": "one record of the training set or of the validation set, added or removed",
             "method": "private selection (Papernot and Steinke 2022) among runs of DP-SGD",
-            "accountant": ACCOUNTANT,
+            "accountant": SELECTION_ACCOUNTANT,
             "noise_multiplier": self.spend.noise_multiplier,
             "sampling_probability": self.spend.sampling_probability,
             "steps": self.spend.steps,

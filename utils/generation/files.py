@@ -78,7 +78,8 @@ def merge(output_dir: Path, count: int) -> None:
     """Write rows 0 to `count` - 1 to `generations.jsonl` in order, then remove the files of the ranks."""
     rows = read_rows(output_dir)
     missing = [index for index in range(count) if index not in rows]
-    assert not missing, f"{len(missing)} generations are missing, the first is {missing[0]}"
+    if missing:
+        raise RuntimeError(f"{len(missing)} generations are missing, the first is {missing[0]}")
     with atomic_write(output_dir / FINAL_FILE) as file:
         file.writelines(json.dumps(rows[index], ensure_ascii=False) + "\n" for index in range(count))
     for path in output_dir.glob(_RANK_FILES):

@@ -22,7 +22,7 @@ import openai
 from openai.types import Completion
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from dptune._validate import refuse
+from dptune._validate import present, refuse
 from utils.cli.endpoints import VLLM_KEY, key_from_environment
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, cut, end_tokens
@@ -56,8 +56,8 @@ class ServerBackend:
         token: str | None = None,
         revision: str | None = None,
     ) -> None:
-        assert sampling.vllm_url is not None
-        self._client, self._url = _client(sampling.vllm_url), sampling.vllm_url
+        self._url = present(sampling.vllm_url, "server")
+        self._client = _client(self._url)
         self._sampling, self._stop = sampling, sampling.stop or []
         self._parameters = _parameters(sampling) | {"model": model}
         self._parameters["extra_body"]["stop_token_ids"] = end_tokens(_own_config(base, token, revision), tokenizer)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 
-from dptune._validate import refuse
+from dptune._validate import present, refuse
 from utils.cli.launch import compute_dtype, sharding_of_launch
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.generation.backends import Backend
@@ -107,8 +107,7 @@ def _server(
         refuse("--lora_weights_path", adapter.lora_weights_path, remedy)
     if model_args.qbits != 16:
         refuse("--qbits", model_args.qbits, "the server decides on the precision; leave it out with --backend vllm")
-    assert sampling.vllm_url is not None
-    name = find_model(sampling.vllm_url, sampling.vllm_model)
+    name = find_model(present(sampling.vllm_url, "server"), sampling.vllm_model)
     source = model_args.hub
     backend = ServerBackend(name, tokenizer, model_args.model_name_or_path, sampling, **source)
     return Source({"dtype": None, "merge_lora": None, "vllm_model": name}, lambda: backend)

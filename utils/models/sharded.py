@@ -55,7 +55,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def describe_shards(model: PreTrainedModel, ranks: int) -> str:
-    """A line about the frozen weights on this rank. `AssertionError` if they are more than a shard."""
+    """A line about the frozen weights on this rank. `RuntimeError` if they are more than a shard."""
     held = frozen_bytes(model, decoder_layers(model))
     held.require_bound(ranks)
     return _line(held, ranks)

@@ -66,7 +66,8 @@ def compare_embeddings(
         resamples: bootstrap samples for the error; at least 2.
         seed: of the clusterings and the bootstrap.
     """
-    assert len(sample) == len(real) >= 2, f"{len(sample)} texts beside {len(real)}"
+    if not len(sample) == len(real) >= 2:
+        raise RuntimeError(f"{len(sample)} texts beside {len(real)}")
     points = _project(np.concatenate([sample, real]).astype(np.float64))
     wanted = max(2, round(len(real) / _TEXTS_A_CLUSTER)) if clusters is None else clusters
     wanted = min(wanted, len(np.unique(points, axis=0)))

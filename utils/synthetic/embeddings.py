@@ -18,7 +18,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
-from dptune._validate import refuse, require_count
+from dptune._validate import present, refuse, require_count
 
 TFIDF = "tfidf"
 _FLAG = "--embedder"
@@ -75,8 +75,7 @@ class _Tfidf:
         self._directions = TruncatedSVD(rank, random_state=self._seed).fit(counts)
 
     def embed(self, texts: Sequence[str], *, alone: bool = False) -> np.ndarray:  # noqa: ARG002  # it always is
-        assert self._directions is not None, "fit() comes before embed()"
-        reduced = self._directions.transform(self._words.transform(texts))
+        reduced = present(self._directions, "fit before embed").transform(self._words.transform(texts))
         return normalize(reduced).astype(np.float32)
 
 

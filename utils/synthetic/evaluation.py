@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dptune._validate import present
 from utils.synthetic.arguments import StatisticsArguments
 from utils.synthetic.divergence import Divergence, compare_embeddings
 from utils.synthetic.embeddings import Embedder
@@ -127,17 +128,16 @@ def overlaps(
     comparison: Comparison, embedded: dict[str, np.ndarray], embedder: Embedder, passage_words: int
 ) -> dict[str, Overlap]:
     """Each column beside the training rows, its nearness compared with that of the held-out column."""
-    assert comparison.train is not None, "there are no training rows to compare with"
-    columns = comparison.columns
-    rows = embedder.embed(comparison.train.texts)
+    columns, train = comparison.columns, present(comparison.train, "training set")
+    rows = embedder.embed(train.texts)
     similarities = {name: nearest_similarity(embedded[name], rows) for name in columns}
     searched = [words for sample in columns.values() for words in sample.words()]
-    passages = iter(longest_shared_passages(searched, comparison.train.words()))
+    passages = iter(longest_shared_passages(searched, train.words()))
     found = {name: [next(passages) for _ in sample.texts] for name, sample in columns.items()}
     sizes = {name: np.array([passage.length for passage in found[name]]) for name in columns}
     result = {}
     for name, sample in columns.items():
-        copies = copied_rows(sample.texts, comparison.train.texts)
+        copies = copied_rows(sample.texts, train.texts)
         pairs = list(zip(copies, found[name], strict=True))
         result[name] = Overlap(
             texts=len(sample),
@@ -161,7 +161,7 @@ def memorised_rows(
         synthetic, synthetic_row, training_row (both counted from 1, as in the files), kind ("copy" or "passage"), words
         and passage, which quotes what may be somebody's private text.
     """
-    assert comparison.train is not None, "there are no training rows to compare with"
+    train = present(comparison.train, "training set")
     for name, sample in comparison.synthetic.items():
         pairs = enumerate(overlap[name].found)
         long = [(number, *pair) for number, pair in pairs if _is_memorised(*pair, passage_words)]
@@ -170,7 +170,7 @@ def memorised_rows(
             yield {
                 "synthetic": name,
                 "synthetic_row": sample.rows[number],
-                "training_row": comparison.train.rows[copy if copy >= 0 else passage.row],
+                "training_row": train.rows[copy if copy >= 0 else passage.row],
                 "kind": "copy" if copy >= 0 else "passage",
                 "words": passage.length,
                 "passage": text if copy >= 0 else quote(text, passage),

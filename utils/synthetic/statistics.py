@@ -60,7 +60,8 @@ class LengthComparison:
 def compare_vocabulary(sample: Texts, real: Texts) -> VocabularyComparison:
     """Compare the words of two samples that hold equally many of them, at least one."""
     ours, theirs = count_words(sample), count_words(real)
-    assert ours.total() == theirs.total() > 0, f"{ours.total()} words beside {theirs.total()}"
+    if not ours.total() == theirs.total() > 0:
+        raise RuntimeError(f"{ours.total()} words beside {theirs.total()}")
     return VocabularyComparison(
         size=len(ours),
         unseen=share_outside(ours, theirs),

@@ -47,5 +47,6 @@ def take_words(texts: Sequence[Sequence[str]], count: int, seed: int) -> list[li
             break
         taken.append(list(texts[number][:missing]))
         missing -= len(taken[-1])
-    assert missing <= 0, f"{count} words asked for, {missing} fewer are there"
+    if missing > 0:
+        raise RuntimeError(f"{count} words asked for, {missing} fewer are there")
     return taken

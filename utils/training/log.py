@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dptune._files import append_line, atomic_write
+from dptune.accounting.rounding import rounded_up
 
 DIAGNOSTICS_NAME = "diagnostics.jsonl"
 NOTICE = (
@@ -162,7 +163,7 @@ class RunLog:
             self._recent.append((metrics.tokens, metrics.seconds))
         seconds = sum(seconds for _, seconds in self._recent)
         shown = {
-            "epsilon": None if metrics.epsilon is None else f"{metrics.epsilon:.3f}",
+            "epsilon": None if metrics.epsilon is None else rounded_up(metrics.epsilon, 3),
             "loss": None if metrics.loss is None else f"{metrics.loss:.3f}",
             "held_out": None if metrics.eval_loss is None else f"{metrics.eval_loss:.3f}",
             **{

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dptune._validate import refuse
 from dptune.optimizers import DPAdam
 
 OPTIMIZERS = ("adamw", "sgd", "dp-adam")
@@ -50,7 +51,8 @@ def make_optimizer(
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, weight_decay=decay)
     if settings.optimizer == "dp-adam":
         return DPAdam(groups, noise_std, lr=rate, weight_decay=decay)
-    assert settings.optimizer == "adamw", settings.optimizer
+    if settings.optimizer != "adamw":
+        refuse("optimizer", settings.optimizer, f"give one of {', '.join(OPTIMIZERS)}")
     return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
 
 

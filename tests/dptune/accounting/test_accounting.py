@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from functools import cache
 from typing import Any
@@ -285,3 +287,9 @@ def test_a_setting_outside_its_range_is_refused(changed: dict[str, Any], named: 
     with pytest.raises(InvalidArgument) as caught:
         epsilon(**(setting | changed))
     assert str(caught.value).startswith(named)
+
+
+def test_the_module_can_be_imported_without_the_seconds_of_dp_accounting() -> None:
+    code = "import sys, dptune.accounting; print('dp_accounting' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"

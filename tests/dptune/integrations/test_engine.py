@@ -7,18 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
-from torch.utils.data import DataLoader
 
-from dptune import InvalidArgument, Keystream, PoissonSampler
-from dptune.integrations.draws import PoissonMicroBatches
+from dptune import InvalidArgument
 from dptune.integrations.transformers import PrivacyEngine, PrivacyEngineCallback
 from dptune.run.checkpoint import LEDGER_NAME
 from tests.dptune.integrations.runs import (
-    COUNT,
     Collator,
     GradientLog,
     data,
@@ -78,20 +74,8 @@ def test_one_ledger_line_a_step_before_the_gradient_is_used_and_epsilon_in_the_l
     assert seen == [1, 2, 3, 4]
     logged = [row["epsilon"] for row in trainer.state.log_history if "loss" in row]
     assert logged == sorted(logged)
-    assert logged[-1] == engine.epsilon
+    assert engine.epsilon <= logged[-1] == float(f"{logged[-1]:.4g}") <= 1.001 * engine.epsilon, "as printed"
     assert json.loads((tmp_path / "privacy_report.json").read_text())["steps"] == 4
-
-
-def test_the_micro_batches_of_a_step_are_one_fresh_draw_whatever_the_sampler_asks_for() -> None:
-    examples = PoissonMicroBatches(list(range(COUNT)), parts=3, micro_batch_size=2, steps_per_epoch=2)
-    examples.start(PoissonSampler(COUNT, 0.5, Keystream.for_tests("1 sampling")))
-    loader = DataLoader(examples, batch_size=2, shuffle=True, collate_fn=list)
-    parts = [batch for _ in range(5) for batch in loader]
-    reference = PoissonSampler(COUNT, 0.5, Keystream.for_tests("1 sampling"))
-    for step in range(10):
-        draw = reference.draw()
-        assert [len(part) for part in parts[3 * step : 3 * step + 3]] == [len(p) for p in np.array_split(draw, 3)]
-        assert [row for part in parts[3 * step : 3 * step + 3] for row in part] == draw.tolist()
 
 
 @pytest.mark.usefixtures("no_noise")

@@ -113,7 +113,8 @@ def test_epsilon_is_that_of_accounting_and_in_every_log(tmp_path: Path) -> None:
     logged = [row["epsilon"] for row in trainer.state.log_history if "loss" in row]
     exact = [accounting.epsilon(steps=steps, **settings) for steps in range(1, 5)]
     assert logged == pytest.approx(exact, rel=0.02)
-    assert all(upper >= lower for upper, lower in zip(logged, exact, strict=True))
+    # transformers prints four figures of a logged number.
+    assert all(float(f"{upper:.4g}") >= lower for upper, lower in zip(logged, exact, strict=True))
 
 
 def test_the_report_holds_the_ledgers_epsilon_where_the_noise_is_secret(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from dptune._validate import InvalidArgument
 from dptune.report import plots
-from dptune.report.plots import NOT_PRIVATE, plot_diagnostics, plot_epsilon
+from dptune.report.plots import DIAGNOSTICS_BANNER, plot_diagnostics, plot_epsilon
 from tests.dptune.report.test_statement import not_private, private
 
 BLUE, VERMILION, RED = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0xB0, 0x00, 0x20)
@@ -60,14 +61,16 @@ def test_epsilon_decodes_and_shows_the_curve_and_the_reported_value(tmp_path: Pa
     assert _pixels(tmp_path / "epsilon.png", VERMILION) > 500
     (axes,) = drawn[0].axes
     assert axes.get_lines()[0].get_xydata() == pytest.approx(np.column_stack([steps, curve]))
-    assert any("2.257" in text and "184 steps" in text for text in _texts(drawn[0]))
+    assert any("2.258" in text and "184 steps" in text for text in _texts(drawn[0]))
     assert "1e-07" in axes.get_ylabel()
     assert [p.name for p in tmp_path.iterdir()] == ["epsilon.png"]
 
 
 def test_without_a_guarantee_there_is_no_epsilon_to_plot(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(InvalidArgument, match=r"^statement='none': a run without a guarantee"):
         plot_epsilon(tmp_path / "epsilon.png", [1], [0.5], not_private())
+    with pytest.raises(InvalidArgument, match=r"^epsilons=2: give one for each of the 1 steps"):
+        plot_epsilon(tmp_path / "epsilon.png", [1], [0.5, 0.6], private())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,7 +79,7 @@ def test_diagnostics_decode_and_are_marked(tmp_path: Path, drawn: list[Figure]) 
     assert _pixels(tmp_path / "diagnostics.png", RED) > 20_000, "the banner"
     assert _pixels(tmp_path / "diagnostics.png", BLUE) > 1000
     texts = _texts(drawn[0])
-    assert any(NOT_PRIVATE in text for text in texts)
+    assert any(DIAGNOSTICS_BANNER in text for text in texts)
     assert texts.count("NOT PRIVATE") == len(drawn[0].axes) == 3
     assert {"training batch", "held out", "median", "10% to 90% of examples", "clip norm 1"} <= set(texts)
 

@@ -24,7 +24,7 @@ from dptune.run.checkpoint import (
     LEDGER_NAME,
     MANIFEST_NAME,
     OPTIMIZER_NAME,
-    STATE_NAME,
+    TRAINING_STATE_NAME,
     TrainingState,
     find_checkpoint,
     load_checkpoint,
@@ -34,7 +34,7 @@ from tests.dptune.test_lora import logits
 from tests.full_disk import largest_file
 from tests.tiny import tiny_llama
 
-FILES = [LEDGER_NAME, WEIGHTS_NAME, MANIFEST_NAME, OPTIMIZER_NAME, STATE_NAME]
+FILES = [LEDGER_NAME, WEIGHTS_NAME, MANIFEST_NAME, OPTIMIZER_NAME, TRAINING_STATE_NAME]
 NOISE: dict[str, float] = {"noise_multiplier": 0.9, "sampling_probability": 0.02, "clip_norm": 0.5}
 
 
@@ -69,7 +69,7 @@ def refusal(folder: Path) -> str:
         load_checkpoint(folder)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith("--resume_from_checkpoint=")
+    assert message.startswith("resume_from=")
     return message
 
 
@@ -207,7 +207,7 @@ def test_the_newest_are_kept_and_the_one_just_written_always_is(
 
 @pytest.mark.parametrize("keep", [0, -1])
 def test_a_limit_that_keeps_nothing_is_refused(tmp_path: Path, keep: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"--save_total_limit={keep}: "):
+    with pytest.raises(InvalidArgument, match=f"keep={keep}: "):
         saved(tmp_path, 1, keep=keep)
     assert names(tmp_path) == []
 
@@ -233,7 +233,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", [WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME, LEDGER_NAME])
+@pytest.mark.parametrize("name", [WEIGHTS_NAME, OPTIMIZER_NAME, TRAINING_STATE_NAME, LEDGER_NAME])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_named_and_the_one_before_is_offered(tmp_path: Path, name: str, damage: str) -> None:
     ledger = Ledger(tmp_path / "run.jsonl")
@@ -257,9 +257,9 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_the_offer_skips_what_is_damaged_too_and_what_is_newer(tmp_path: Path) -> None:
     folders = saved(tmp_path, 8, 9, 10, 11)
-    (folders[1] / STATE_NAME).write_text("{}")
+    (folders[1] / TRAINING_STATE_NAME).write_text("{}")
     (folders[2] / MANIFEST_NAME).unlink()
-    assert f"give --resume_from_checkpoint {folders[0]}," in refusal(folders[2])
+    assert f"give {folders[0]}," in refusal(folders[2])
     (folders[0] / OPTIMIZER_NAME).unlink()
     assert "there is no older intact one" in refusal(folders[2])
     assert load_checkpoint(folders[3]).step == 11
@@ -267,9 +267,9 @@ def test_the_offer_skips_what_is_damaged_too_and_what_is_newer(tmp_path: Path) -
 
 def test_the_offer_is_a_path_that_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, 1, 2)
-    (tmp_path / "checkpoint-2" / STATE_NAME).unlink()
+    (tmp_path / "checkpoint-2" / TRAINING_STATE_NAME).unlink()
     monkeypatch.chdir(tmp_path / "checkpoint-2")
-    offered = refusal(Path(".")).split("--resume_from_checkpoint ")[1].split(",")[0]
+    offered = refusal(Path(".")).split("give ")[1].split(",")[0]
     assert find_checkpoint(tmp_path, offered) == tmp_path / "checkpoint-1"
 
 
@@ -312,12 +312,12 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
     (folder,) = saved(tmp_path, 1)
     manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
-    manifest["files"]["../secret"] = manifest["files"][STATE_NAME]
+    manifest["files"]["../secret"] = manifest["files"][TRAINING_STATE_NAME]
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
     assert f"{MANIFEST_NAME} is damaged" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME])
+@pytest.mark.parametrize("name", [WEIGHTS_NAME, OPTIMIZER_NAME, TRAINING_STATE_NAME])
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"step": 2}', b"PK\x03\x04"])
 def test_a_file_that_cannot_be_read_is_refused_though_the_manifest_agrees(
     tmp_path: Path, name: str, content: bytes
@@ -370,8 +370,8 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_else(tmp_path: Pat
         with largest_file(size), pytest.raises(InvalidArgument) as caught:
             saved(tmp_path, step, keep=1)
         assert str(caught.value) == (
-            f"checkpoint={str(tmp_path / f'checkpoint-{step}')!r}: not written (File too large); free space, "
-            "then --resume_from_checkpoint latest"
+            f"run_folder={str(tmp_path)!r}: checkpoint-{step} is not written (File too large); free space, "
+            "then resume from the latest"
         )
         assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
         assert [contents(tmp_path / name) for name in names(tmp_path)] == before
@@ -503,7 +503,7 @@ def test_every_file_is_on_disk_before_the_folder_gets_its_name(tmp_path: Path, m
     assert hidden.startswith(".")
     synced = [event.partition(f"{hidden}/")[2].lstrip(".").rpartition(".tmp")[0] for event in events[:named]]
     order = [entry.rpartition(".")[0] for entry in synced if entry]
-    assert order == [WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME, MANIFEST_NAME]
+    assert order == [WEIGHTS_NAME, OPTIMIZER_NAME, TRAINING_STATE_NAME, MANIFEST_NAME]
     assert events[named - 1] == f"{tmp_path.name}/{hidden}"
     assert events[named + 1] == tmp_path.name
 
@@ -579,6 +579,5 @@ def test_a_path_of_something_else_is_refused_with_the_choice(
     with pytest.raises(InvalidArgument) as caught:
         find_checkpoint("run", given)
     assert str(caught.value) == (
-        f"--resume_from_checkpoint={given!r}: no checkpoint beside this run's ledger; give latest, or one in run: "
-        "run/checkpoint-1"
+        f"resume_from={given!r}: no checkpoint beside this run's ledger; give latest, or one in run: run/checkpoint-1"
     )

@@ -59,7 +59,7 @@ def test_every_difference_is_told_with_both_values(current: dict[str, Any], told
     with pytest.raises(InvalidArgument) as caught:
         refuse_other_run(IDENTITY, current)
     message = str(caught.value)
-    assert message.startswith("--resume_from_checkpoint: ")
+    assert message.startswith("resume_from: ")
     assert "\n" not in message
     for part in told:
         assert part in message

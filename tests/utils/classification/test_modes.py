@@ -178,7 +178,7 @@ def test_what_does_not_fit_the_model_is_one_line() -> None:
     electra = ElectraForSequenceClassification(ElectraConfig(**SIZES))
     with pytest.raises(InvalidArgument, match="--finetune_mode='ia3': PEFT does not put it into Electra"):
         prepare_mode(electra, "ia3")
-    with pytest.raises(InvalidArgument, match="lora_target_modules='nothing': matches no linear layer"):
+    with pytest.raises(InvalidArgument, match="targets='nothing': matches no linear layer"):
         prepare_mode(bert(), "lora", lora_target_modules=["nothing"])
     with pytest.raises(InvalidArgument, match="no classification head"):
         head_modules(_headless())

@@ -48,7 +48,7 @@ def test_the_same_words_are_no_distance_apart_and_others_are_one_bit() -> None:
 
 
 def test_samples_of_unequal_size_are_refused() -> None:
-    with pytest.raises(AssertionError, match="4 words beside 5"):
+    with pytest.raises(RuntimeError, match="4 words beside 5"):
         compare_vocabulary([["a"] * 4], REAL)
 
 

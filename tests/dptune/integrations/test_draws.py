@@ -1,0 +1,42 @@
+"""Draws for a Trainer: what its loader hands out is a Poisson draw, whole and fresh at every step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from dptune import InvalidArgument, Keystream, PoissonSampler
+from dptune.integrations.draws import DrawSampler, PoissonMicroBatches
+from tests.dptune.integrations.runs import COUNT
+
+
+def test_the_micro_batches_of_a_step_are_one_fresh_draw_whatever_the_sampler_asks_for() -> None:
+    examples = PoissonMicroBatches(list(range(COUNT)), parts=3, micro_batch_size=2, steps_per_epoch=2)
+    examples.start(PoissonSampler(COUNT, 0.5, Keystream.for_tests("1 sampling")))
+    loader = DataLoader(examples, batch_size=2, shuffle=True, collate_fn=list)
+    parts = [batch for _ in range(5) for batch in loader]
+    reference = PoissonSampler(COUNT, 0.5, Keystream.for_tests("1 sampling"))
+    for step in range(10):
+        draw = reference.draw()
+        assert [len(part) for part in parts[3 * step : 3 * step + 3]] == [len(p) for p in np.array_split(draw, 3)]
+        assert [row for part in parts[3 * step : 3 * step + 3] for row in part] == draw.tolist()
+
+
+def test_the_shares_of_all_processes_are_the_draw() -> None:
+    def shares(rank: int) -> list[list[int]]:
+        sampler = PoissonSampler(COUNT, 0.5, Keystream.for_tests("2 sampling"))
+        rows_per_unit = np.ones(COUNT, dtype=np.int64)
+        own = DrawSampler(sampler, micro_batch_size=2, rows_per_unit=rows_per_unit, steps_per_epoch=5, steps_left=4,
+                          rank=rank, world_size=2)  # fmt: skip
+        return [[int(row) for rows in step["rows"] for row in rows] for step in own]
+
+    reference = PoissonSampler(COUNT, 0.5, Keystream.for_tests("2 sampling"))
+    both = [sorted(one + other) for one, other in zip(shares(0), shares(1), strict=True)]
+    assert both == [sorted(reference.draw().tolist()) for _ in range(4)]
+
+
+def test_rows_of_other_examples_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"^rows_per_unit=3: give one for each of the 12 examples"):
+        DrawSampler(PoissonSampler(COUNT, 0.5), micro_batch_size=2, rows_per_unit=np.ones(3, dtype=np.int64),
+                    steps_per_epoch=1, steps_left=1)  # fmt: skip

@@ -1,0 +1,59 @@
+"""The engine speaks of its own parameters: what a flag is called is for the programs to say."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COMMAND_LINES = {ROOT / "dptune" / "budget.py", ROOT / "dptune" / "accounting" / "__main__.py"}
+FLAG = re.compile(r"(?<![\w-])--[a-z]\w+")
+
+
+def engine() -> list[Path]:
+    """The engine's modules but the integrations and those that are command lines themselves."""
+    return [
+        path
+        for path in (ROOT / "dptune").rglob("*.py")
+        if "integrations" not in path.parts and path not in COMMAND_LINES
+    ]
+
+
+def refused_names(tree: ast.Module) -> Iterator[str]:
+    """First arguments of `refuse` and `require_*`, where they are written out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            first, called = node.args[0], node.func.id
+            if (called == "refuse" or called.startswith("require_")) and isinstance(first, ast.Constant):
+                yield str(first.value)
+
+
+def names_of(tree: ast.Module) -> set[str]:
+    """Parameters and fields that a module has, and its classes, as one speaks of their objects."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+        elif isinstance(node, ast.ClassDef):
+            found.add(node.name.lower())
+    return found
+
+
+def test_no_flag_stands_in_the_engine() -> None:
+    assert {path.name: found for path in engine() if (found := FLAG.findall(path.read_text(encoding="utf-8")))} == {}
+
+
+def test_a_refusal_names_a_parameter_of_the_engine() -> None:
+    trees = [ast.parse(path.read_bytes()) for path in engine()]
+    known = set().union(*(names_of(tree) for tree in trees))
+    refused = {name for tree in trees for name in refused_names(tree)}
+    assert len(refused) > 20
+    assert {name for name in refused if name.partition(".")[0] not in known} == set()
+
+
+def test_a_flag_is_found() -> None:
+    assert FLAG.findall("give `--seed`, --output_dir x, but a--b and --- or -- are none") == ["--seed", "--output_dir"]
