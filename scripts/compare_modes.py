@@ -31,6 +31,7 @@ from utils.classification.files import load_classifier, load_classifier_tokenize
 from utils.classification.measured_defaults import measure_head_rate
 from utils.classification.tasks import load_task
 from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.folder_lock import FolderLock
 from utils.cli.launch_lines import split_words
 from utils.comparison.arguments import ChoiceArguments, TrainingArguments, require_free, trainer_flags
 from utils.comparison.folder import (
@@ -61,13 +62,14 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
     training, choice = parse(TrainingArguments, ChoiceArguments, args=own, description=__doc__)
     require_free(extra)
     folder = Path(training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    require_same_settings(folder, training, extra)
-    if choice.private_selection is None:
-        compare(folder, training, choice, extra, runner)
-    else:
-        for dataset in training.datasets:
-            select_privately(folder, dataset, training, choice, extra, runner, sizes or count_records)
+    with FolderLock() as lock:  # two private selections would both draw, and the second replace the first
+        lock.make(folder)
+        require_same_settings(folder, training, extra)
+        if choice.private_selection is None:
+            compare(folder, training, choice, extra, runner)
+        else:
+            for dataset in training.datasets:
+                select_privately(folder, dataset, training, choice, extra, runner, sizes or count_records)
 
 
 def compare(

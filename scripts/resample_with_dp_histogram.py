@@ -29,6 +29,7 @@ from dptune.histogram import release
 from dptune.keystream import Keystream
 from dptune.units.unit import EXAMPLE, PrivacyUnit
 from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.folder_lock import FolderLock
 from utils.data.row_authors import authors_of, refuse_unnoticed_users
 from utils.files.cells import Place, require_columns, text_of
 from utils.files.jsonl import json_line, write_jsonl
@@ -113,16 +114,18 @@ def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = Non
     buckets = cluster(synthetic_texts, given.num_buckets, embedder, given.seed, given.clusterer)
     real_texts = _texts(real, given, "real_file")
     identity = _identity(given, synthetic_texts, real_texts, buckets, units)
-    released = saved_votes(folder, identity)
-    if released is None:
-        _require_writable(folder, synthetic, given.synthetic_file)
-        budget.epsilon(given.delta)  # what cannot be stated is found before more is spent
-        released = _release(private_votes(real_texts, buckets, embedder, units), budget, given, keystream)
-        save_votes(folder, released, {"sigma": given.histogram_sigma, "unit": given.unit.name}, identity)
-    else:
-        _enter(budget, given, released.release, secret_noise=released.secret_noise)  # perhaps another budget than then
-    rows = resample(buckets, released.votes, given.num_samples or max(1, len(synthetic) // 2), given.seed)
-    write_jsonl(folder / RESAMPLED_NAME, (synthetic[row] for row in rows))
+    _require_writable(folder, synthetic, given.synthetic_file)
+    with FolderLock() as lock:  # two programs would both release votes, and keep those of one alone
+        lock.take(folder)
+        released = saved_votes(folder, identity)
+        if released is None:
+            budget.epsilon(given.delta)  # what cannot be stated is found before more is spent
+            released = _release(private_votes(real_texts, buckets, embedder, units), budget, given, keystream)
+            save_votes(folder, released, {"sigma": given.histogram_sigma, "unit": given.unit.name}, identity)
+        else:  # perhaps another budget than then
+            _enter(budget, given, released.release, secret_noise=released.secret_noise)
+        rows = resample(buckets, released.votes, given.num_samples or max(1, len(synthetic) // 2), given.seed)
+        write_jsonl(folder / RESAMPLED_NAME, (synthetic[row] for row in rows))
     print(*_describe(given, buckets, released.votes, rows, num_votes), *budget.describe(given.delta), sep="\n")
     if budget_is_new:
         print(f"NOTE: {budget.path} begins with this release: it holds no generator's training, nor does the total")

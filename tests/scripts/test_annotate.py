@@ -21,7 +21,7 @@ from scripts import annotate
 from tests.endpoint import Fault, FaultyServer, body, changed, rate_limit, status
 from utils.annotation.stub_endpoint import completion
 from utils.cli.flags import exit_on_invalid_argument
-from utils.cli.folder_lock import FolderLock
+from utils.cli.folder_lock import LOCK_NAME, FolderLock
 from utils.files.jsonl import write_jsonl
 from utils.files.tables import read_rows
 
@@ -234,6 +234,24 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidArgument, match="another process is at work in it"):
             annotate.main(flags(tmp_path, server))
     assert server.asked == []
+
+
+def test_a_new_folder_is_locked_before_anything_is_written_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_input(tmp_path, 2)
+    found, claim = [], annotate.Journal.claim
+
+    def claiming(*args: Any) -> None:
+        found.extend(path.name for path in (tmp_path / "out").iterdir())
+        with FolderLock() as other, pytest.raises(InvalidArgument, match="another process is at work in it"):
+            other.take(tmp_path / "out")
+        claim(*args)
+
+    monkeypatch.setattr(annotate.Journal, "claim", claiming)
+    with FaultyServer() as server:
+        annotate.main(flags(tmp_path, server))
+    assert found == [LOCK_NAME]
 
 
 def test_a_folder_with_other_answers_is_refused_before_anything_is_sent(tmp_path: Path) -> None:

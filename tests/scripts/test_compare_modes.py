@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.trainer_stand_in import MEASURED, TRAIN, VALIDATION, Ran, Trainer
 from utils.classification.measured_defaults import measure_head_rate
 from utils.classification.modes import default_learning_rate
 from utils.cli.flags import exit_on_invalid_argument
+from utils.cli.folder_lock import LOCK_NAME
 from utils.comparison import selection as private_selection
 
 MODES = ["--modes", "full", "lora", "last-layer"]
@@ -279,6 +281,31 @@ def files_of(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_a_second_program_in_the_folder_is_refused_before_it_draws_or_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    """It begins while the first program's first trial runs."""
+    draw(monkeypatch, (1, 0.0))
+    begin = select if private else compare
+    second = Trainer(accuracy)
+
+    class First(Trainer):
+        def __call__(self, command: Sequence[str], log: Path) -> int:
+            before = files_of(tmp_path)
+            draw(monkeypatch, (3, 0.0), (5, 0.0))
+            with pytest.raises(InvalidArgument, match="another process is at work in it"):
+                begin(tmp_path, trainer=second)
+            assert files_of(tmp_path) == before
+            return super().__call__(command, log)
+
+    begin(tmp_path, trainer=First(accuracy))
+    assert second.commands == []
+    if private:
+        content = json.loads((tmp_path / "selected" / "sst2" / "selection.json").read_text())
+        assert content["winner"]["learning_rate"] == 1e-3
+
+
 def test_only_the_winner_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates are full, lora and last-layer, each with 1e-4 and 1e-3; noise makes the second trial win."""
     draw(monkeypatch, (1, -20.0), (2, 30.0), (5, 0.0), (1, -10.0))
@@ -286,7 +313,7 @@ def test_only_the_winner_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [flags["finetune_mode"] for flags in trainer.commands] == ["full", "lora", "last-layer", "full"]
     assert all("enable_dp" in flags for flags in trainer.commands)
     selected = tmp_path / "selected" / "sst2"
-    assert files_of(tmp_path) == {
+    assert files_of(tmp_path) - {LOCK_NAME} == {
         "settings.json", "selected/sst2/selection.json", "selected/sst2/README.md", "selected/sst2/model/weights",
     }  # fmt: skip
     assert (selected / "model" / "weights").read_text() == "lora 0.0001"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from safetensors.torch import load_file, save_file
 import inference_generation_dataset
 import inference_generation_instruction
 from dptune import add_lora, save_adapter
+from dptune._validate import InvalidArgument
 from dptune.lora import adapters
 from tests.completion_server import CompletionServer, running
 from tests.tiny import save_tiny, tiny_llama
 from utils.cli.flags import exit_on_invalid_argument, parse
-from utils.cli.folder_lock import FolderLock
+from utils.cli.folder_lock import LOCK_NAME, FolderLock
+from utils.generation import run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
@@ -328,6 +331,22 @@ def test_a_folder_in_which_another_process_draws_is_left_alone(
             _run_here(inference_generation_dataset, *flags)
     assert "another process is at work in it" in capsys.readouterr().err
     _run_here(inference_generation_dataset, *flags)
+
+
+def test_a_new_folder_is_locked_before_anything_is_written_in_it(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, claim = [], run.claim
+
+    def claiming(folder: Path, identity: Mapping[str, Any]) -> None:
+        found.extend(path.name for path in folder.iterdir())
+        with FolderLock() as other, pytest.raises(InvalidArgument, match="another process is at work in it"):
+            other.take(folder)
+        claim(folder, identity)
+
+    monkeypatch.setattr(run, "claim", claiming)
+    _run_here(inference_generation_dataset, *_dataset_flags(tiny_model_dir, tmp_path / "new"), "--num_samples", 2)
+    assert found == [LOCK_NAME]
 
 
 def test_no_token_is_saved(tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,23 @@ def test_the_same_line_again_releases_nothing_new(folder: Path) -> None:
     assert len(Budget(out / "budget.jsonl").stages) == 1
 
 
+def test_a_second_program_in_the_folder_is_refused_before_it_spends_anything(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It begins when the first one enters its release into the budget, so before there are votes to find."""
+    enter = Budget.enter_gaussian
+
+    def entering(budget: Budget, *args: Any, **how: Any) -> None:
+        monkeypatch.setattr(Budget, "enter_gaussian", enter)
+        with pytest.raises(SystemExit):
+            run(folder)
+        assert "another process is at work in it" in capsys.readouterr().err
+        enter(budget, *args, **how)
+
+    monkeypatch.setattr(Budget, "enter_gaussian", entering)
+    assert len(Budget(run(folder) / "budget.jsonl").stages) == 1
+
+
 def test_votes_that_are_used_again_are_in_whichever_budget_is_given(folder: Path) -> None:
     run(folder)
     for _ in range(2):

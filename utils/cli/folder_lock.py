@@ -36,6 +36,14 @@ class FolderLock:
         if self._file is not None:
             self._file.close()
 
+    def make(self, folder: Path) -> None:
+        """Make the folder if need be and take it, before anything is written in it. Raises as `take`, and for a file."""
+        if folder.exists() and not folder.is_dir():
+            refuse("--output_dir", str(folder), "is a file; give a folder")
+        if self._enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.take(folder)
+
     def take(self, folder: Path) -> None:
         """Take the folder if it exists and is not taken yet. Raises `InvalidArgument` if another process has it."""
         if not self._enabled or self._file is not None or not folder.is_dir():

@@ -56,9 +56,7 @@ def sample_instructions(
         lock.take(folder)
         refuse_other_run(folder, identity)
         backend = source.load()
-        if is_main:
-            claim(folder, identity)
-        lock.take(folder)
+        lock.make(folder)
         rank, world, wait = accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
         path, speed = generate_all(backend, jobs, sampling, identity=identity, rank=rank, world=world, wait=wait)
         speeds = gather_object([speed])
