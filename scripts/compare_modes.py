@@ -33,7 +33,7 @@ from utils.classification.tasks import load_task
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.folder_lock import FolderLock
 from utils.cli.launch_lines import split_words
-from utils.comparison.arguments import ChoiceArguments, TrainingArguments, require_free, trainer_flags
+from utils.comparison.arguments import ChoiceArguments, TrialArguments, refuse_compared_flags, trainer_flags
 from utils.comparison.folder import (
     TRIALS_FOLDER,
     TRIALS_NAME,
@@ -47,7 +47,7 @@ from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, Outcome
 from utils.comparison.selection import SelectionPlan, select
 from utils.comparison.trials import Candidate, Runner, run_in_process, run_trial
 
-Sizes = Callable[[TrainingArguments, str], tuple[int, int]]  # data set -> (training, validation) records
+Sizes = Callable[[TrialArguments, str], tuple[int, int]]  # data set -> (training, validation) records
 
 
 def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, sizes: Sizes | None = None) -> None:
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
         sizes: how many records a data set has; another one in tests.
     """
     own, extra = split_words(sys.argv[1:] if argv is None else argv)
-    training, choice = parse(TrainingArguments, ChoiceArguments, args=own, description=__doc__)
-    require_free(extra)
+    training, choice = parse(TrialArguments, ChoiceArguments, args=own, description=__doc__)
+    refuse_compared_flags(extra)
     folder = Path(training.output_dir)
     with FolderLock() as lock:  # two private selections would both draw, and the second replace the first
         lock.make(folder)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
 
 
 def compare(
-    folder: Path, training: TrainingArguments, choice: ChoiceArguments, extra: Sequence[str], runner: Runner
+    folder: Path, training: TrialArguments, choice: ChoiceArguments, extra: Sequence[str], runner: Runner
 ) -> None:
     """Train all there is to compare and write the table and the plot, after each data set anew."""
     for dataset in training.datasets:
@@ -104,7 +104,7 @@ def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tu
 def select_privately(
     folder: Path,
     dataset: str,
-    training: TrainingArguments,
+    training: TrialArguments,
     choice: ChoiceArguments,
     extra: Sequence[str],
     runner: Runner,
@@ -135,7 +135,7 @@ def select_privately(
 
 
 def plan_selection(
-    dataset: str, training: TrainingArguments, choice: ChoiceArguments, num_train: int, num_validation: int
+    dataset: str, training: TrialArguments, choice: ChoiceArguments, num_train: int, num_validation: int
 ) -> SelectionPlan:
     """Find the noise with which the whole selection costs the target epsilon.
 
@@ -181,7 +181,7 @@ def head_rate_of(checkpoint: str) -> float:
     return measure_head_rate(model)
 
 
-def count_records(training: TrainingArguments, dataset: str) -> tuple[int, int]:
+def count_records(training: TrialArguments, dataset: str) -> tuple[int, int]:
     """(records trained on, records of the first validation split); both numbers are treated as public."""
     task = load_task(
         dataset,

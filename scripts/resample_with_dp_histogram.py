@@ -35,7 +35,7 @@ from utils.files.cells import Place, require_columns, text_of
 from utils.files.jsonl import json_line, write_jsonl
 from utils.files.tables import Row, read_rows, show_columns
 from utils.synthetic.embeddings import TFIDF, make_embedder
-from utils.synthetic.released_votes import ReleasedVotes, digest, save_votes, saved_votes
+from utils.synthetic.released_votes import ReleasedVotes, save_votes, saved_votes, texts_digest
 from utils.synthetic.resampling import CLUSTERERS, MINIBATCH, Buckets, cluster, distance, private_votes, resample
 
 RESAMPLED_NAME, BUDGET_NAME = "resampled.jsonl", "budget.jsonl"
@@ -205,9 +205,13 @@ def _identity(
     settings = {name: getattr(given, name) for name in names}
     # Another version of a library or model may cluster otherwise. Centres by themselves may differ in their last bits:
     # a vote means the synthetic texts of its cluster.
-    clusters = digest([str(bucket) for bucket in buckets.of_synthetic])
-    whose = {} if units is None else {"units": digest([repr(unit) for unit in units])}
-    return settings | {"synthetic_file": digest(synthetic), "real_file": digest(real), "clusters": clusters} | whose
+    clusters = texts_digest([str(bucket) for bucket in buckets.of_synthetic])
+    whose = {} if units is None else {"units": texts_digest([repr(unit) for unit in units])}
+    return (
+        settings
+        | {"synthetic_file": texts_digest(synthetic), "real_file": texts_digest(real), "clusters": clusters}
+        | whose
+    )
 
 
 def _describe(

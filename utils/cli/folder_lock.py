@@ -37,7 +37,7 @@ class FolderLock:
             self._file.close()
 
     def make(self, folder: Path) -> None:
-        """Make the folder if need be and take it, before anything is written in it. Raises as `take`, and for a file."""
+        """Make the folder if need be and take it before anything is written in it. A file is refused too."""
         if folder.exists() and not folder.is_dir():
             refuse("--output_dir", str(folder), "is a file; give a folder")
         if self._enabled:

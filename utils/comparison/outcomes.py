@@ -130,7 +130,7 @@ class Best(NamedTuple):
         return f"{self.accuracy:.3f}" + (f" ± {self.spread:.3f} ({self.seeds})" if self.spread is not None else "")
 
 
-class Row(NamedTuple):
+class ModeRow(NamedTuple):
     """One mode on one data set."""
 
     mode: str
@@ -156,17 +156,17 @@ def best_settings(outcomes: Iterable[Outcome]) -> Best | None:
     return max(found, key=lambda best: (best.seeds, best.accuracy), default=None)
 
 
-def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
+def mode_rows(outcomes: Sequence[Outcome]) -> list[ModeRow]:
     """One row a mode, in the order in which modes first come, for the outcomes of one data set."""
     rows = []
     for mode in dict.fromkeys(one.mode for one in outcomes):
         of_mode = [one for one in outcomes if one.mode == mode]
         private, plain = (best_settings(one for one in of_mode if one.private == which) for which in (True, False))
-        rows.append(Row(mode, of_mode[0].trained_parameters, private, plain))
+        rows.append(ModeRow(mode, of_mode[0].trained_parameters, private, plain))
     return rows
 
 
-def describe(outcomes: Sequence[Outcome], others: Others = NOTHING_ELSE) -> str:
+def comparison_section(outcomes: Sequence[Outcome], others: Others = NOTHING_ELSE) -> str:
     """Markdown on the outcomes of one data set: the table, and what choosing by these scores costs."""
     lines = [f"## {outcomes[0].dataset}", "", *_table(outcomes), "", *_how_to_read(outcomes)]
     private = [one for one in outcomes if one.private]
@@ -177,12 +177,12 @@ def _table(outcomes: Sequence[Outcome]) -> list[str]:
     head = ["mode", "trained parameters", "rate (private)", "clip norm", f"private {METRIC}"]
     head += ["rate (no privacy)", f"{METRIC} without privacy", "gap", "commonest class"]
     majority = f"{outcomes[0].majority:.3f}"
-    rows = [[*_cells(row), majority] for row in rows_of(outcomes)]
+    rows = [[*_cells(row), majority] for row in mode_rows(outcomes)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ModeRow) -> list[str]:
     private, plain = row.private, row.plain
     return [
         row.mode,

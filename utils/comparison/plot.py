@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dptune._files import atomic_write
-from utils.comparison.outcomes import METRIC, Outcome, rows_of
+from utils.comparison.outcomes import METRIC, Outcome, mode_rows
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; the marker says the mode a second time.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
@@ -41,7 +41,7 @@ def plot_modes(path: str | os.PathLike[str], by_dataset: Mapping[str, Sequence[O
 
 
 def _draw(axes: Axes, dataset: str, outcomes: Sequence[Outcome], modes: Sequence[str]) -> None:
-    for row in rows_of(outcomes):
+    for row in mode_rows(outcomes):
         color, marker = _style(modes.index(row.mode))
         points = [
             (best.accuracy, best.spread, fill) for best, fill in ((row.private, color), (row.plain, "white")) if best

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dptune._validate import refuse
 from utils.generation.arguments import SamplingArguments
-from utils.generation.batches import Job
+from utils.generation.batches import TextJob
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,8 +33,8 @@ class Backend(Protocol):
     """Draws texts, in whatever order is fastest."""
 
     def draw(
-        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
-    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
         """Finished texts of this rank's share, each once, as soon as they are there.
 
         Args:

@@ -21,7 +21,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from dptune._validate import refuse
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
-from utils.generation.batches import Job, batch_seed
+from utils.generation.batches import TextJob, batch_seed
 
 if TYPE_CHECKING:
     from transformers.generation.continuous_batching import ContinuousBatchingManager
@@ -46,8 +46,8 @@ class ContinuousBackend:
         model.generation_config = GenerationConfig()  # else its own defaults fill in what the flags leave out
 
     def draw(
-        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
-    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
         """See `Backend.draw`."""
         share = [job for job in jobs if job.index not in done][rank::world]
         if not share:

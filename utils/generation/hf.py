@@ -24,7 +24,7 @@ from dptune._validate import refuse
 from dptune.sharding import is_sharded
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
-from utils.generation.batches import Job, batch_seed, plan_batches
+from utils.generation.batches import TextJob, batch_seed, plan_batches
 from utils.models.sharded import compute_device
 
 
@@ -47,8 +47,8 @@ class GenerateBackend:
         model.generation_config = GenerationConfig()  # else its own defaults fill in what the flags leave out
 
     def draw(
-        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
-    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
         """See `Backend.draw`. A batch of which some are done is drawn whole: an uninterrupted run has the same."""
         batches = plan_batches(jobs, self._sampling.batch_size, self._spread)
         pending = [batch for batch in batches if any(job.index not in done for job in batch)]
@@ -59,7 +59,7 @@ class GenerateBackend:
             # The others have one batch more, and need this rank's weights for it: it draws along, for nothing.
             self._draw(pending[0])
 
-    def _draw(self, batch: Sequence[Job]) -> list[Drawn]:
+    def _draw(self, batch: Sequence[TextJob]) -> list[Drawn]:
         """One text for each job of `batch`, by the batch's own random numbers."""
         prompts, seed, sampling = [job.ids for job in batch], batch_seed(self._sampling.seed, batch), self._sampling
         how: dict[str, Any] = {"max_length": sampling.max_length, "seed": seed, "stop": sampling.stop or ()}

@@ -53,7 +53,7 @@ class Summary:
         return f"{counts}{self.duplicates} duplicates, {self.kept} kept{speed}"
 
 
-def write_outputs(path: Path, sampling: SamplingArguments, speeds: Sequence[Speed]) -> Summary:
+def write_sampling_outputs(path: Path, sampling: SamplingArguments, speeds: Sequence[Speed]) -> Summary:
     """Write the summary and, where it is asked for, the instructions, beside the texts of `path`.
 
     Args:

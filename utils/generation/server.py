@@ -26,7 +26,7 @@ from dptune._validate import refuse
 from utils.cli.endpoints import VLLM_KEY, key_from_environment
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, cut, end_tokens
-from utils.generation.batches import Job
+from utils.generation.batches import TextJob
 
 _RETRIES = 6  # with growing pauses, after 408, 409, 429, 5xx and lost connections
 _TIMEOUT = 600.0  # seconds for one text
@@ -63,11 +63,11 @@ class ServerBackend:
         self._parameters["extra_body"]["stop_token_ids"] = end_tokens(_own_config(base, token, revision), tokenizer)
 
     def draw(
-        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
-    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
         """See `Backend.draw`."""
         waiting = iter([job for job in jobs if job.index not in done][rank::world])
-        asked: dict[Future[Drawn], Job] = {}
+        asked: dict[Future[Drawn], TextJob] = {}
         failure: BaseException | None = None
         with ThreadPoolExecutor(self._sampling.batch_size) as pool:
             while True:
@@ -84,7 +84,7 @@ class ServerBackend:
         if failure:
             raise failure
 
-    def _ask(self, job: Job) -> Drawn:
+    def _ask(self, job: TextJob) -> Drawn:
         """One text."""
         room, seed = self._sampling.max_length - len(job.ids), job_seed(self._sampling.seed, job)
         try:
@@ -120,7 +120,7 @@ def find_model(url: str, name: str | None) -> str:
     return name
 
 
-def job_seed(seed: int, job: Job) -> int:
+def job_seed(seed: int, job: TextJob) -> int:
     """A seed (63 bits) for each text of each `--seed`."""
     return int.from_bytes(hashlib.sha256(json.dumps([seed, job.index]).encode()).digest()[:8], "big") >> 1
 

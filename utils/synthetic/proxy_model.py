@@ -150,7 +150,7 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: PreTrainedModel, windows: Windows, batch_size: int) -> Predictions:
+def predict_texts(model: PreTrainedModel, windows: Windows, batch_size: int) -> Predictions:
     """The model's predictions of every token of the texts that the windows were cut from."""
     model.eval()
     sums = np.zeros((3, windows.owners.max() + 1))
@@ -166,7 +166,7 @@ def predict(model: PreTrainedModel, windows: Windows, batch_size: int) -> Predic
     return Predictions(*sums)
 
 
-def summarise(predictions: Predictions, num_bytes: int, *, seed: int = 0) -> dict[str, float]:
+def summarise_predictions(predictions: Predictions, num_bytes: int, *, seed: int = 0) -> dict[str, float]:
     """Shares and means over all tokens.
 
     Args:
@@ -189,7 +189,7 @@ def summarise(predictions: Predictions, num_bytes: int, *, seed: int = 0) -> dic
     }
 
 
-def fingerprint(settings: ProxySettings, training: Sequence[str] | None, held_out: Sequence[str]) -> str:
+def result_name(settings: ProxySettings, training: Sequence[str] | None, held_out: Sequence[str]) -> str:
     """A name for a result: the same settings, model files and texts give the same one."""
     folders = [_folder_state(name) for name in (settings.model, settings.tokenizer) if name]
     content = json.dumps([asdict(settings), folders, training, list(held_out)], sort_keys=True)

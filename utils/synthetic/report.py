@@ -22,7 +22,7 @@ from utils.synthetic.plots import plot_accuracies, plot_curves, plot_lengths, pl
 
 _TEMPLATE_NAME = "report.html.jinja"
 
-Row = tuple[str, list[str]]
+TableRow = tuple[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Section:
     title: str
     explanation: str
     columns: list[str]
-    rows: list[Row]
+    rows: list[TableRow]
     plots: list[Plot] = field(default_factory=list)
 
 
@@ -171,7 +171,7 @@ def overlap_section(results: Mapping[str, Overlap], passage_words: int, file_nam
 
 def _nearness_rows(
     label: str, results: Mapping[str, Overlap], of: Callable[[Overlap], Nearness], show: Callable[[float], str]
-) -> list[Row]:
+) -> list[TableRow]:
     return [
         _row(f"{label}: median", results, lambda one: show(of(one).quantiles[0])),
         _row(f"{label}: 95%", results, lambda one: show(of(one).quantiles[1])),
@@ -180,7 +180,7 @@ def _nearness_rows(
     ]
 
 
-def _row(label: str, results: Mapping[str, Any], show: Callable[[Any], str]) -> Row:
+def _row(label: str, results: Mapping[str, Any], show: Callable[[Any], str]) -> TableRow:
     return label, [show(one) for one in results.values()]
 
 

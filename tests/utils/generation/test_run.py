@@ -23,7 +23,7 @@ from utils.generation import batches as generation_batches
 from utils.generation import hf as generation_hf
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, sampling_config
-from utils.generation.batches import Job, batch_seed, encode_prompt, make_jobs, plan_batches
+from utils.generation.batches import TextJob, batch_seed, encode_prompt, make_jobs, plan_batches
 from utils.generation.files import Row, append_rows, claim, merge, read_rows, refuse_other_run
 from utils.generation.hf import GenerateBackend, draw_batch, max_spread
 from utils.generation.run import generate_all
@@ -125,8 +125,8 @@ def test_a_prompt_that_leaves_no_room_is_refused(tokenizer: PreTrainedTokenizerB
         make_jobs(tokenizer, PROMPTS, length)
 
 
-def _jobs(lengths: Sequence[int]) -> list[Job]:
-    return [Job(index, "", (5,) * length) for index, length in enumerate(lengths)]
+def _jobs(lengths: Sequence[int]) -> list[TextJob]:
+    return [TextJob(index, "", (5,) * length) for index, length in enumerate(lengths)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -239,7 +239,7 @@ def test_the_models_own_sampling_defaults_do_not_count(tokenizer: PreTrainedToke
 def _generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    jobs: Sequence[Job],
+    jobs: Sequence[TextJob],
     sampling: SamplingArguments,
     **kwargs: Any,
 ) -> Path:

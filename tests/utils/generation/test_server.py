@@ -16,7 +16,7 @@ from utils.cli.endpoints import VLLM_KEY
 from utils.generation import server as generation_server
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn
-from utils.generation.batches import Job, make_jobs
+from utils.generation.batches import TextJob, make_jobs
 from utils.generation.server import ServerBackend, find_model, job_seed
 from utils.models.loading import load_tokenizer
 
@@ -43,7 +43,7 @@ def _draw(
     done: Container[int] = (),
     share: tuple[int, int] = (0, 1),
     **kwargs: Any,
-) -> dict[Job, Drawn]:
+) -> dict[TextJob, Drawn]:
     """All texts for PROMPTS that are not done."""
     settings = {"max_length": 40, "batch_size": 3, "vllm_url": server.url} | kwargs
     sampling = SamplingArguments(output_dir="unused", backend="vllm", **settings)
@@ -197,7 +197,7 @@ def test_only_the_servers_own_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_every_text_of_every_seed_has_a_seed_of_its_own() -> None:
-    seeds = {job_seed(seed, Job(index, "", (1,))) for seed in range(3) for index in range(50)}
+    seeds = {job_seed(seed, TextJob(index, "", (1,))) for seed in range(3) for index in range(50)}
     assert len(seeds) == 150
     assert all(0 <= seed < 2**63 for seed in seeds)
 
