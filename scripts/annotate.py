@@ -119,8 +119,9 @@ async def _ask_all(
         timeout=asked.timeout,
         max_retries=asked.max_retries,
     )
-    how: dict[str, Any] = {"max_concurrency": asked.max_concurrency, "stopping": lambda: stop.pending, "good": good}
-    run = Asking(endpoint, pending, answered, **how)
+    run = Asking(
+        endpoint, pending, answered, max_concurrency=asked.max_concurrency, stopping=lambda: stop.pending, good=good
+    )
     try:
         await run.run()
     finally:

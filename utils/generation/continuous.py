@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,7 +80,7 @@ class ContinuousBackend:
         )
         device = self._model.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-            manager = self._model.init_continuous_batching(GenerationConfig(**self._config), settings)
+            manager = self._model.init_continuous_batching(copy(self._config), settings)
             try:
                 yield manager
             finally:
@@ -108,4 +109,4 @@ class ContinuousBackend:
         return True
 
     def _finish(self, output: GenerationOutput) -> Drawn:
-        return finish(self._tokenizer, output.generated_tokens, self._config["eos_token_id"], self._sampling.stop or ())
+        return finish(self._tokenizer, output.generated_tokens, self._config.eos_token_id, self._sampling.stop or ())

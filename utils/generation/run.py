@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import gather_object
 from tqdm import tqdm
@@ -68,7 +67,7 @@ def sample_instructions(
 
 def sampling_identity(
     prompts: Sequence[str], model_args: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the texts follow from, as JSON values: settings, prompts, the content of the adapter, which must exist."""
     settings = public_config(model_args, adapter, sampling)
     files = [] if adapter.lora_weights_path is None else adapter_files(adapter.lora_weights_path)
@@ -86,7 +85,7 @@ def generate_all(
     jobs: Sequence[TextJob],
     sampling: SamplingArguments,
     *,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     rank: int = 0,
     world: int = 1,
     wait: Callable[[], object] = lambda: None,

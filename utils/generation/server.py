@@ -16,7 +16,7 @@ import json
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import openai
 from openai.types import Completion
@@ -59,8 +59,7 @@ class ServerBackend:
         assert sampling.vllm_url is not None
         self._client, self._url = _client(sampling.vllm_url), sampling.vllm_url
         self._sampling, self._stop = sampling, sampling.stop or []
-        self._parameters = _parameters(sampling) | {"model": model}
-        self._parameters["extra_body"]["stop_token_ids"] = end_tokens(_own_config(base, token, revision), tokenizer)
+        self._model, self._ends = model, end_tokens(_own_config(base, token, revision), tokenizer)
 
     def draw(
         self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
@@ -86,10 +85,21 @@ class ServerBackend:
 
     def _ask(self, job: TextJob) -> Drawn:
         """One text."""
-        room, seed = self._sampling.max_length - len(job.ids), job_seed(self._sampling.seed, job)
+        sampling = self._sampling
+        own = {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": sampling.repetition_penalty}
         try:
             answer = self._client.completions.create(
-                prompt=list(job.ids), max_tokens=room, seed=seed, **self._parameters
+                model=self._model,
+                prompt=list(job.ids),
+                max_tokens=sampling.max_length - len(job.ids),
+                seed=job_seed(sampling.seed, job),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                n=1,
+                presence_penalty=0.0,
+                frequency_penalty=0.0,
+                stop=sampling.stop,
+                extra_body={**own, "stop_token_ids": self._ends},  # vLLM's own
             )
         except _FAILURES as error:
             _refuse(self._url, error)
@@ -131,21 +141,12 @@ def _client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, timeout=_TIMEOUT)
 
 
-def _parameters(sampling: SamplingArguments) -> dict[str, Any]:
-    """The request's fields that all texts share; vLLM's own ones go beside OpenAI's."""
-    own = {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": sampling.repetition_penalty}
-    shared = {"temperature": sampling.temperature, "top_p": sampling.top_p, "n": 1}
-    shared |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
-    return shared | {"stop": sampling.stop, "extra_body": own}
-
-
 def _own_config(base: str, token: str | None, revision: str | None) -> GenerationConfig:
     """The base model's end tokens, from its generation settings or else from its configuration."""
-    source = {"token": token, "revision": revision}
     try:
-        return GenerationConfig.from_pretrained(base, **source)
+        return GenerationConfig.from_pretrained(base, token=token, revision=revision)
     except OSError:  # it has none
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, **source))
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, token=token, revision=revision))
 
 
 def _refuse(url: str, error: Exception) -> NoReturn:

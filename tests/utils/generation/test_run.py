@@ -186,7 +186,7 @@ def test_a_text_ends_at_any_end_token_of_model_or_tokenizer(
     stop = next(token for token in greedy.tolist() if token != greedy[0])
     monkeypatch.setattr(model.generation_config, "eos_token_id", [1, stop])
     (drawn,) = _draw(model, tokenizer, PROMPTS[:1], temperature=0, max_length=45)
-    assert sampling_config(model, tokenizer, SamplingArguments("x"))["eos_token_id"] == sorted([1, 2, stop])
+    assert sampling_config(model, tokenizer, SamplingArguments("x")).eos_token_id == sorted([1, 2, stop])
     assert drawn.ended
     assert drawn.tokens == greedy.tolist().index(stop) + 1
     assert drawn.text == tokenizer.decode(greedy[: drawn.tokens - 1]).lstrip()
