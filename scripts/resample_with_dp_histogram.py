@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -199,7 +198,7 @@ def _identity(
     real: Sequence[str],
     buckets: Buckets,
     units: Sequence[Hashable] | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What released votes follow from, JSON values. Of the private records a digest: it must not be published."""
     names = ("num_buckets", "histogram_sigma", "privacy_unit", "embedder", "embedding_dimensions", "clusterer", "seed")
     settings = {name: getattr(given, name) for name in names}

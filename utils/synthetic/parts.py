@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dptune._files import atomic_write
 from utils.files.jsonl import write_jsonl
@@ -39,7 +38,7 @@ JSON_NAME, PAGE_NAME = "evaluation.json", "evaluation.html"
 MEMORISED_NAME = "diagnostics_memorised.jsonl"
 MUST_NOT_BE_PUBLISHED = "NOT PRIVATE: these passages may be somebody's own text. This file must not be published."
 
-EvaluationPart = tuple[str, Any, list[Section]]  # name in the JSON file, its content, sections of the page
+EvaluationPart = tuple[str, object, list[Section]]  # name in the JSON file, its content, sections of the page
 
 
 def evaluate(
@@ -83,11 +82,13 @@ def proxy_part(
     yield "proxy", results, [proxy_section(results, description)]
 
 
-def write(folder: Path, comparison: Comparison, parts: Sequence[EvaluationPart], settings: dict[str, Any]) -> None:
+def write(
+    folder: Path, comparison: Comparison, parts: Sequence[EvaluationPart], settings: Mapping[str, object]
+) -> None:
     """The JSON file and the page, each whole."""
     counts = {name: {"texts": len(one), "blank": one.blank} for name, one in comparison.columns.items()}
-    content = {"not_private": EVALUATION_NOTICE, "settings": settings, "texts_a_column": comparison.texts_a_column}
-    content |= {"samples": counts} | {name: plain for name, plain, _ in parts}
+    about = {"not_private": EVALUATION_NOTICE, "settings": settings, "texts_a_column": comparison.texts_a_column}
+    content = {**about, "samples": counts, **{name: plain for name, plain, _ in parts}}
     with atomic_write(folder / JSON_NAME) as file:
         file.write(json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     sections = [section for _, _, of_part in parts for section in of_part]
@@ -112,13 +113,13 @@ def _write_memorised(path: Path, comparison: Comparison, overlap: dict[str, Over
     write_jsonl(path, [warning, *memorised_rows(comparison, overlap, passage_words)])
 
 
-def _plain_overlap(one: Overlap) -> dict[str, Any]:
+def _plain_overlap(one: Overlap) -> dict[str, object]:
     """The numbers without what is there to be drawn or quoted."""
-    content = {name: getattr(one, name) for name in ("texts", "copies", "passages")}
-    return content | {"similarity": asdict(one.similarity), "passage": asdict(one.passage)}
+    counts = {"texts": one.texts, "copies": one.copies, "passages": one.passages}
+    return {**counts, "similarity": asdict(one.similarity), "passage": asdict(one.passage)}
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(value: object) -> object:
     """Numbers that are none become null, which JSON has."""
     if isinstance(value, dict):
         return {name: _without_nan(one) for name, one in value.items()}

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -196,11 +195,11 @@ def result_name(settings: ProxySettings, training: Sequence[str] | None, held_ou
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _folder_state(name: str) -> list[Any]:
+def _folder_state(name: str) -> list[tuple[str, int, int]]:
     """What tells whether a model's folder has changed; nothing for a name on the hub."""
     folder = Path(name)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
 
 
 def _schedule(step: int, steps: int) -> float:

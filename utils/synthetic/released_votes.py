@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ def texts_digest(texts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
-def saved_votes(folder: Path, identity: Mapping[str, Any]) -> ReleasedVotes | None:
+def saved_votes(folder: Path, identity: Mapping[str, object]) -> ReleasedVotes | None:
     """The votes that an earlier call released; None where none came so far.
 
     Raises:
@@ -61,7 +60,9 @@ def saved_votes(folder: Path, identity: Mapping[str, Any]) -> ReleasedVotes | No
     return released
 
 
-def save_votes(folder: Path, released: ReleasedVotes, public: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def save_votes(
+    folder: Path, released: ReleasedVotes, public: Mapping[str, object], identity: Mapping[str, object]
+) -> None:
     """Write released votes with `public` facts about them, and, not for publishing, what they follow from.
 
     The latter first: there are votes only together with it.
