@@ -16,10 +16,9 @@ of random trials is run instead, and only the best of them is released: its mode
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -43,9 +42,10 @@ from utils.comparison.folder import (
     secret_folder,
     write_comparison,
 )
-from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, Outcome
-from utils.comparison.selection import SelectionPlan, select
-from utils.comparison.trials import Candidate, Runner, run_in_process, run_trial
+from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, Outcome, rounded_up
+from utils.comparison.release import SelectionPlan
+from utils.comparison.selection import select
+from utils.comparison.trials import Candidate, Runner, TrialResults, run_in_process, run_trial
 
 Sizes = Callable[[TrialArguments, str], tuple[int, int]]  # data set -> (training, validation) records
 
@@ -115,7 +115,7 @@ def select_privately(
     _announce(plan)
     noise = ["--noise_multiplier", repr(plan.spend.noise_multiplier)]
 
-    def train(candidate: Candidate, trial: Path) -> Mapping[str, Any]:
+    def train(candidate: Candidate, trial: Path) -> TrialResults:
         flags = trainer_flags(training, candidate, plan.seed, private=True, privacy=noise)
         try:
             return run_trial(dataset, trial, [*flags, *extra], runner)
@@ -124,14 +124,14 @@ def select_privately(
             refuse("--private_selection", choice.private_selection, remedy)
 
     release = release_folder(folder, dataset)
-    content = select(plan, secret_folder(folder, dataset), release, train)
-    if content["winner"] is None:
+    winner = select(plan, secret_folder(folder, dataset), release, train)
+    if winner is None:
         print(f"{dataset}: no trial was drawn, so nothing is released, and the budget is spent all the same: another "
               "selection on these records adds its epsilon to this one's; --private_selection geometric draws at least "
               "one trial")  # fmt: skip
     else:
-        print(f"{dataset}: {Candidate(**content['winner'])}, noisy accuracy "
-              f"{content['noisy_accuracy']:.3f}, epsilon {content['epsilon']:.4f} in all: {release}")  # fmt: skip
+        print(f"{dataset}: {winner.candidate}, noisy accuracy {winner.noisy_accuracy:.3f}, epsilon "
+              f"{rounded_up(plan.epsilon(), 4)} in all: {release}")  # fmt: skip
 
 
 def plan_selection(
@@ -163,8 +163,9 @@ def _announce(plan: SelectionPlan) -> None:
     cost, selection = plan.selection.cost(plan.spend, plan.delta), plan.selection
     print(f"{plan.dataset}: a {selection.distribution} number of trials, {selection.mean_trials:g} on average, among "
           f"{len(plan.candidates)} candidates, noise multiplier {plan.spend.noise_multiplier:g}")  # fmt: skip
-    print(f"epsilon at delta {plan.delta:g}: {cost.selection:.4f} for the selection, {cost.one_run:.4f} for one such "
-          f"run, {cost.best_of:.4f} for the best of {cost.runs} by composition")  # fmt: skip
+    whole, alone, best_of = (rounded_up(one, 4) for one in (cost.selection, cost.one_run, cost.best_of))
+    print(f"epsilon at delta {plan.delta:g}: {whole} for the selection, {alone} for one such run, {best_of} for the "
+          f"best of {cost.runs} by composition")  # fmt: skip
     if nothing := selection.chance_of_nothing:
         print(f"with a chance of {nothing:.2g} no trial is drawn, and nothing is released")
     print("how many trials there are, and how long they take, is secret: publish neither", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+import train_classifier
 from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose, epsilon
 from dptune.accounting.selection import DrawnTrial, PrivateSelection
@@ -371,7 +373,10 @@ def test_the_whole_costs_the_target_and_says_so(
     assert content["epsilon"] == PrivateSelection(name, 4, 5.0).epsilon(Spend(sigma, Q, STEPS), 1e-6)
     assert 4.99 < content["epsilon"] <= 5
     alone = epsilon(noise_multiplier=sigma, sampling_probability=Q, steps=STEPS, delta=1e-6)
-    assert f"{alone:.4f} for one such run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for value, words in ((content["epsilon"], "for the selection"), (alone, "for one such run"), (5, "in all")):
+        (shown,) = re.findall(rf"(\d+\.\d{{4}}) {words}", said)
+        assert min(value, content["epsilon"]) <= float(shown) <= value + 1e-4  # a bound is never rounded down
     assert alone < 4.5
 
 
@@ -491,13 +496,19 @@ def test_a_mistake_is_one_line(
     assert error.count("\n") == 1
 
 
+def train_here(command: Sequence[str], _: Path) -> int:
+    """A `Runner` that saves the start of a process."""
+    train_classifier.main(command[2:])
+    return 0
+
+
 def test_with_the_real_trainer(tmp_path: Path) -> None:
-    """A private training and one without privacy, then a selection of exactly one trial: nothing is stood in for."""
+    """A private training and one without privacy, in this process, then a selection of exactly one trial, launched."""
     model, data = save_bert(tmp_path / "model"), write_sst2(tmp_path / "glue")
     flags = ["--model_checkpoint", str(model), "--data_dir", str(data), "--max_length", "16", "--modes", "lora"]
     flags += ["--learning_rates", "1e-2", "--batch_size", "40", "--epochs", "1", "--delta", "1e-3"]
     out = tmp_path / "out"
-    compare_modes.main([*flags, "--output_dir", str(out), "--", "--checkpointing_steps", "0"])
+    compare_modes.main([*flags, "--output_dir", str(out), "--", "--checkpointing_steps", "0"], runner=train_here)
     lines = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
     assert [(line["mode"], line["private"]) for line in lines] == [("lora", True), ("lora", False)]
     assert all(0 <= line["scores"]["validation"]["accuracy"] <= 1 for line in lines)

@@ -58,7 +58,9 @@ def spent_besides(folder: Path, dataset: str) -> Others:
     for path in sorted((folder / TRIALS_FOLDER / dataset).glob(f"*/{dataset}/{LEDGER_NAME}")):
         if not path.with_name(SCORES_NAME).exists() and (spends := Ledger(path).spends):
             unfinished.append((path.parents[1].name.partition("_lr")[0], tuple(spends)))
-    plan = planned_selection(secret_folder(folder, dataset)) or released(release_folder(folder, dataset))
+    plan = planned_selection(secret_folder(folder, dataset))
+    if plan is None and (release := released(release_folder(folder, dataset))) is not None:
+        plan = release.plan
     return Others(unfinished, None if plan is None else (plan["epsilon"], plan["delta"]))
 
 

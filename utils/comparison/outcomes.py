@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dptune._validate import refuse
 from dptune.accounting import Spend, compose
 from dptune.accounting.selection import POISSON, PrivateSelection
 from dptune.ledger import Ledger
+from utils.comparison.trials import TrialResults
 
 COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME = "comparison.md", "comparison.png", "settings.json"  # in its folder
 METRIC = "accuracy"
@@ -60,7 +61,7 @@ class Outcome:
     scores: dict[str, dict[str, float]]
 
     @classmethod
-    def of(cls, results: Mapping[str, Any], ledger: Path) -> Outcome:
+    def of(cls, results: TrialResults, ledger: Path) -> Outcome:
         """From what `train_classifier.py` wrote about one data set, and the ledger of that run.
 
         Raises:
@@ -69,22 +70,22 @@ class Outcome:
         if not results["scores"]:
             refuse("scores", {}, f"{results['task']} has no validation split to compare on")
         split = next(iter(results["scores"]))
-        private = bool(results["private"])
+        private = results["private"]
         return cls(
             dataset=results["task"],
             mode=results["mode"],
-            learning_rate=float(results["learning_rate"]),
-            clip_norm=float(results["clip_norm"]) if private else None,
+            learning_rate=results["learning_rate"],
+            clip_norm=results["clip_norm"] if private else None,
             private=private,
-            seed=int(results["seed"]),
-            trained_parameters=int(results["trained_parameters"]),
+            seed=results["seed"],
+            trained_parameters=results["trained_parameters"],
             split=split,
-            accuracy=float(results["scores"][split][METRIC]),
-            majority=float(results["majority"][split]),
+            accuracy=results["scores"][split][METRIC],
+            majority=results["majority"][split],
             epsilon=results["epsilon"] if private else None,
             delta=results["delta"] if private else None,
             spends=_spends(ledger, results["steps"]) if private else (),
-            train_examples=int(results["train_examples"]),
+            train_examples=results["train_examples"],
             scores=results["scores"],
         )
 
@@ -263,6 +264,6 @@ def composed(runs: Iterable[Iterable[Spend]], delta: float) -> float:
     return compose([setting._replace(steps=count) for setting, count in steps.items()], delta=delta)
 
 
-def rounded_up(epsilon: float) -> str:
-    """Two digits behind the point, rounded up: a bound that is shown must still be one."""
-    return f"{math.ceil(round(100 * epsilon, 6)) / 100:.2f}"
+def rounded_up(epsilon: float, digits: int = 2) -> str:
+    """So many digits behind the point, rounded up: a bound that is shown must still be one."""
+    return f"{math.ceil(round(10**digits * epsilon, 6)) / 10**digits:.{digits}f}"
