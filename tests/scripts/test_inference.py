@@ -137,9 +137,10 @@ def _stop_after_four_texts(flags: list[object], output: Path) -> list[dict[str, 
         if (output / "generations.rank0.jsonl").read_bytes().count(b"\n") >= 4:
             raise Stopped
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "append_rows", appending)
-        _run_here(inference_generation_dataset, *flags)
+        with pytest.raises(Stopped):
+            _run_here(inference_generation_dataset, *flags)
     gc.collect()  # the error holds the drawing, which would go on beside the next run
     left = [json.loads(line) for line in (output / "generations.rank0.jsonl").read_bytes().splitlines()]
     assert 4 <= len(left) < 12
