@@ -11,7 +11,6 @@ import numpy as np
 import pandas
 import pytest
 
-from dptune._validate import InvalidArgument
 from dptune.accounting import epsilon
 from dptune.budget import Budget
 from dptune.histogram import grid
@@ -293,10 +292,3 @@ def test_a_user_that_is_a_list_is_one_line(folder: Path, capsys: pytest.CaptureF
     error = capsys.readouterr().err
     assert "row 2 (counted from 1): u is neither text nor a number" in error
     assert SECRET not in error
-
-
-def test_damaged_votes_are_refused(folder: Path) -> None:
-    out = run(folder)
-    (out / "histogram.json").write_text("{}")
-    with pytest.raises(InvalidArgument, match="damaged"):
-        script.saved_votes(out, {})
