@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import count
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,14 +71,9 @@ def _style(number: int) -> tuple[str, str]:
 
 def _legend(modes: Sequence[str]) -> list[Line2D]:
     """The modes, then what is filled and what is not."""
-    handles = []
-    for number, mode in enumerate(modes):
-        color, marker = _style(number)
-        handles.append(Line2D([], [], color=color, marker=marker, linestyle="none", markersize=7, label=mode))
-    for label, fill in (("private", "#555555"), ("without privacy", "white")):
-        handles.append(
-            Line2D(
-                [], [], color="#555555", marker="o", markerfacecolor=fill, linestyle="none", markersize=7, label=label
-            )
-        )
-    return handles
+    entries = [(mode, color, marker, color) for mode, (color, marker) in zip(modes, map(_style, count()), strict=False)]
+    entries += [("private", "#555555", "o", "#555555"), ("without privacy", "#555555", "o", "white")]
+    return [
+        Line2D([], [], label=label, color=color, marker=marker, markerfacecolor=fill, linestyle="none", markersize=7)
+        for label, color, marker, fill in entries
+    ]

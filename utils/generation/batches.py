@@ -75,8 +75,12 @@ def batch_seed(seed: int, batch: Sequence[TextJob]) -> int:
 
     It depends on the batch's size as well: a run continued with another one repeats no random numbers.
     """
-    name = json.dumps([seed, batch[0].index, len(batch)])
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    return seed_of(seed, batch[0].index, len(batch))
+
+
+def seed_of(*parts: int) -> int:
+    """A seed (63 bits) that follows from `parts` alone."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
 def _ids_before_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> list[int] | None:

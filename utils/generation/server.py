@@ -11,7 +11,6 @@ has a seed of its own, which depends on neither the other texts nor interruption
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -26,7 +25,7 @@ from dptune._validate import refuse
 from utils.cli.endpoints import VLLM_KEY, key_from_environment
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, cut, end_tokens
-from utils.generation.batches import TextJob
+from utils.generation.batches import TextJob, seed_of
 
 _RETRIES = 6  # with growing pauses, after 408, 409, 429, 5xx and lost connections
 _TIMEOUT = 600.0  # seconds for one text
@@ -92,7 +91,7 @@ class ServerBackend:
                 model=self._model,
                 prompt=list(job.ids),
                 max_tokens=sampling.max_length - len(job.ids),
-                seed=job_seed(sampling.seed, job),
+                seed=seed_of(sampling.seed, job.index),
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 n=1,
@@ -128,11 +127,6 @@ def find_model(url: str, name: str | None) -> str:
     if name is None or name not in there:
         refuse("--vllm_model", name, f"the server has {', '.join(there) or 'no model'}; give one of them")
     return name
-
-
-def job_seed(seed: int, job: TextJob) -> int:
-    """A seed (63 bits) for each text of each `--seed`."""
-    return int.from_bytes(hashlib.sha256(json.dumps([seed, job.index]).encode()).digest()[:8], "big") >> 1
 
 
 def _client(url: str) -> openai.OpenAI:

@@ -85,10 +85,8 @@ class Predictions:
 
 def make_tokenizer(settings: ProxySettings, held_out: Sequence[str]) -> PreTrainedTokenizerBase:
     """The given one, or a byte-level BPE tokenizer made from the held-out texts, which knows every character."""
-    if settings.model != TINY:
-        return load_tokenizer(settings.model)
-    if settings.tokenizer is not None:
-        return load_tokenizer(settings.tokenizer)
+    if (name := settings.tokenizer if settings.model == TINY else settings.model) is not None:
+        return load_tokenizer(name)
     return GPT2Tokenizer().train_new_from_iterator(list(held_out), vocab_size=_TINY_VOCABULARY, show_progress=False)
 
 
