@@ -294,44 +294,6 @@ def test_a_key_on_the_command_line_is_an_unknown_flag(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
-    [
-        (f"https://me:{KEY}@example.org/v1", "give scheme, host and path alone"),
-        (f"https://example.org/v1?key={KEY}", "give scheme, host and path alone"),
-        (f"https://[{KEY}", "not an address"),
-        ("example.org/v1", "give an address such as"),
-        ("ftp://example.org", "give an address such as"),
-        ("http://example.org:http/v1", "not an address"),
-    ],
-)
-def test_an_address_is_checked_and_no_key_in_it_is_shown(tmp_path: Path, url: str, told: str) -> None:
-    write_input(tmp_path, 1)
-    line = ["--input_file", str(tmp_path / "in.jsonl"), "--output_dir", str(tmp_path / "out"), "--model", "m"]
-    with pytest.raises(InvalidArgument, match=told) as caught:
-        annotate.main([*line, "--base_url", url])
-    assert KEY not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("--max_concurrency", "0"),
-        ("--max_tokens", "0"),
-        ("--max_retries", "-1"),
-        ("--timeout", "0"),
-        ("--timeout", "inf"),
-        ("--temperature", "-1"),
-        ("--price_per_million_input", "nan"),
-        ("--model", " "),
-    ],
-)
-def test_a_value_out_of_range_is_refused(tmp_path: Path, name: str, value: str) -> None:
-    write_input(tmp_path, 1)
-    with FaultyServer() as server, pytest.raises(InvalidArgument, match=name):
-        annotate.main([*flags(tmp_path, server), name, value])
-
-
-@pytest.mark.parametrize(
     ("rows", "told"),
     [
         ([{"text": "a"}], "found the columns text; one must be named instruction"),

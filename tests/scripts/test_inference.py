@@ -285,10 +285,6 @@ def _run_here(script: Any, *flags: object) -> None:
         (["--num_samples", "0"], "--num_samples=0"),
         (["--dataset_name", "other"], "--dataset_name"),
         (["--backend", "other"], "--backend"),
-        (["--backend", "vllm"], "--backend='vllm': name its server by --vllm_url"),
-        (["--vllm_url", "http://127.0.0.1:9/v1"], "--vllm_url="),
-        (["--backend", "continuous", "--repetition_penalty", "1.2"], "--repetition_penalty=1.2: --backend continuous"),
-        (["--stop", "fine", ""], "--stop="),
         (["--prompt_style", "uncond_generation"], "--prompt_style='uncond_generation': takes no instruction"),
     ],
 )
