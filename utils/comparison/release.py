@@ -21,8 +21,8 @@ from utils.comparison.trials import Candidate
 RELEASE_NAME, CARD_NAME = "selection.json", "README.md"
 _TIME = 946684800  # of everything released, 2000-01-01: when the winner was trained tells how long the selection ran on
 MODEL_FOLDERS = ("model", "adapter")  # what of a training's folder is the model
-PRIVACY_UNIT = "one record of the training set or of the validation set, added or removed"
-METHOD = "private selection (Papernot and Steinke 2022) among runs of DP-SGD"
+_PRIVACY_UNIT = "one record of the training set or of the validation set, added or removed"
+_METHOD = "private selection (Papernot and Steinke 2022) among runs of DP-SGD"
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class SelectionPlan:
             "validation_noise": self.selection.validation_noise,
             "epsilon": self.epsilon(),
             "delta": self.delta,
-            "privacy_unit": PRIVACY_UNIT,
-            "method": METHOD,
+            "privacy_unit": _PRIVACY_UNIT,
+            "method": _METHOD,
             "accountant": ACCOUNTANT,
             "noise_multiplier": self.spend.noise_multiplier,
             "sampling_probability": self.spend.sampling_probability,
@@ -157,7 +157,7 @@ def _guarantee(plan: SelectionPlan) -> list[str]:
     selection, spend = plan.selection, plan.spend
     return [
         f"All of this together, the model too, is ({rounded_up(plan.epsilon())}, {plan.delta:g})-differentially "
-        f"private for {PRIVACY_UNIT}: {METHOD}, {ACCOUNTANT}. A {selection.distribution} number of trials, "
+        f"private for {_PRIVACY_UNIT}: {_METHOD}, {ACCOUNTANT}. A {selection.distribution} number of trials, "
         f"{selection.mean_trials:g} on average, picked among {len(plan.candidates)} candidates; each trained "
         f"{spend.steps:,} steps with noise multiplier {spend.noise_multiplier:g} and sampling probability "
         f"{spend.sampling_probability:.4g}, and its number of right answers got Gaussian noise of "
