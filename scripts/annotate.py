@@ -56,9 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     questions = make_questions(read_instructions(files.input_file), asked.settings)
     folder, journal = Path(files.output_dir), Journal(Path(files.output_dir))
     with FolderLock() as lock:
-        lock.take(folder)
+        lock.make(folder)
         journal.claim(run_identity(questions, asked.settings))
-        lock.take(folder)
         stopped = ask(questions, journal, asked, key, retry=files.retry_set_aside)
         if stopped is not None:
             settled = journal.settled()
@@ -120,8 +119,9 @@ async def _ask_all(
         timeout=asked.timeout,
         max_retries=asked.max_retries,
     )
-    how: dict[str, Any] = {"max_concurrency": asked.max_concurrency, "stopping": lambda: stop.pending, "good": good}
-    run = Asking(endpoint, pending, answered, **how)
+    run = Asking(
+        endpoint, pending, answered, max_concurrency=asked.max_concurrency, stopping=lambda: stop.pending, good=good
+    )
     try:
         await run.run()
     finally:

@@ -16,10 +16,9 @@ of random trials is run instead, and only the best of them is released: its mode
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,12 +27,13 @@ from dptune.accounting import Spend, planned_steps
 from dptune.accounting.rounding import rounded_up
 from dptune.accounting.selection import PrivateSelection
 from dptune.run.checkpoint import LEDGER_NAME
+from dptune.run.lock import FolderLock
 from utils.classification.files import load_classifier, load_classifier_tokenizer
 from utils.classification.measured_defaults import measure_head_rate
 from utils.classification.tasks import load_task
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.launch_lines import split_words
-from utils.comparison.arguments import ChoiceArguments, TrainingArguments, require_free, trainer_flags
+from utils.comparison.arguments import ChoiceArguments, TrialArguments, refuse_compared_flags, trainer_flags
 from utils.comparison.folder import (
     TRIALS_FOLDER,
     TRIALS_NAME,
@@ -44,10 +44,11 @@ from utils.comparison.folder import (
     write_comparison,
 )
 from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, Outcome
-from utils.comparison.selection import SelectionPlan, select
-from utils.comparison.trials import Candidate, Runner, run_in_process, run_trial
+from utils.comparison.release import SelectionPlan
+from utils.comparison.selection import select
+from utils.comparison.trials import Candidate, Runner, TrialResults, run_in_process, run_trial
 
-Sizes = Callable[[TrainingArguments, str], tuple[int, int]]  # data set -> (training, validation) records
+Sizes = Callable[[TrialArguments, str], tuple[int, int]]  # data set -> (training, validation) records
 
 
 def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, sizes: Sizes | None = None) -> None:
@@ -59,20 +60,21 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
         sizes: how many records a data set has; another one in tests.
     """
     own, extra = split_words(sys.argv[1:] if argv is None else argv)
-    training, choice = parse(TrainingArguments, ChoiceArguments, args=own, description=__doc__)
-    require_free(extra)
+    training, choice = parse(TrialArguments, ChoiceArguments, args=own, description=__doc__)
+    refuse_compared_flags(extra)
     folder = Path(training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    require_same_settings(folder, training, extra)
-    if choice.private_selection is None:
-        compare(folder, training, choice, extra, runner)
-    else:
-        for dataset in training.datasets:
-            select_privately(folder, dataset, training, choice, extra, runner, sizes or count_records)
+    with FolderLock() as lock:  # two private selections would both draw, and the second replace the first
+        lock.make(folder)
+        require_same_settings(folder, training, extra)
+        if choice.private_selection is None:
+            compare(folder, training, choice, extra, runner)
+        else:
+            for dataset in training.datasets:
+                select_privately(folder, dataset, training, choice, extra, runner, sizes or count_records)
 
 
 def compare(
-    folder: Path, training: TrainingArguments, choice: ChoiceArguments, extra: Sequence[str], runner: Runner
+    folder: Path, training: TrialArguments, choice: ChoiceArguments, extra: Sequence[str], runner: Runner
 ) -> None:
     """Train all there is to compare and write the table and the plot, after each data set anew."""
     for dataset in training.datasets:
@@ -103,7 +105,7 @@ def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tu
 def select_privately(
     folder: Path,
     dataset: str,
-    training: TrainingArguments,
+    training: TrialArguments,
     choice: ChoiceArguments,
     extra: Sequence[str],
     runner: Runner,
@@ -114,7 +116,7 @@ def select_privately(
     _announce(plan)
     noise = ["--noise_multiplier", repr(plan.spend.noise_multiplier)]
 
-    def train(candidate: Candidate, trial: Path) -> Mapping[str, Any]:
+    def train(candidate: Candidate, trial: Path) -> TrialResults:
         flags = trainer_flags(training, candidate, plan.seed, private=True, privacy=noise)
         try:
             return run_trial(dataset, trial, [*flags, *extra], runner)
@@ -123,19 +125,18 @@ def select_privately(
             refuse("--private_selection", choice.private_selection, remedy)
 
     release = release_folder(folder, dataset)
-    content = select(plan, secret_folder(folder, dataset), release, train)
-    if content["winner"] is None:
+    winner = select(plan, secret_folder(folder, dataset), release, train)
+    if winner is None:
         print(f"{dataset}: no trial was drawn, so nothing is released, and the budget is spent all the same: another "
               "selection on these records adds its epsilon to this one's; --private_selection geometric draws at least "
               "one trial")  # fmt: skip
     else:
-        print(f"{dataset}: {Candidate(**content['winner'])}, noisy accuracy "
-              f"{content['noisy_accuracy']:.3f}, epsilon {rounded_up(content['epsilon'])} "
-              f"in all: {release}")  # fmt: skip
+        print(f"{dataset}: {winner.candidate}, noisy accuracy {winner.noisy_accuracy:.3f}, epsilon "
+              f"{rounded_up(plan.epsilon(), 4)} in all: {release}")  # fmt: skip
 
 
 def plan_selection(
-    dataset: str, training: TrainingArguments, choice: ChoiceArguments, num_train: int, num_validation: int
+    dataset: str, training: TrialArguments, choice: ChoiceArguments, num_train: int, num_validation: int
 ) -> SelectionPlan:
     """Find the noise with which the whole selection costs the target epsilon.
 
@@ -163,9 +164,9 @@ def _announce(plan: SelectionPlan) -> None:
     cost, selection = plan.selection.cost(plan.spend, plan.delta), plan.selection
     print(f"{plan.dataset}: a {selection.distribution} number of trials, {selection.mean_trials:g} on average, among "
           f"{len(plan.candidates)} candidates, noise multiplier {plan.spend.noise_multiplier:g}")  # fmt: skip
-    print(f"epsilon at delta {plan.delta:g}: {rounded_up(cost.selection)} for the selection, "
-          f"{rounded_up(cost.one_run)} for one such run, {rounded_up(cost.best_of)} for the best of {cost.runs} "
-          "by composition")  # fmt: skip
+    whole, alone, best_of = (rounded_up(one, 4) for one in (cost.selection, cost.one_run, cost.best_of))
+    print(f"epsilon at delta {plan.delta:g}: {whole} for the selection, {alone} for one such run, {best_of} for the "
+          f"best of {cost.runs} by composition")  # fmt: skip
     if nothing := selection.chance_of_nothing:
         print(f"with a chance of {nothing:.2g} no trial is drawn, and nothing is released")
     print("how many trials there are, and how long they take, is secret: publish neither", flush=True)
@@ -182,7 +183,7 @@ def head_rate_of(checkpoint: str) -> float:
     return measure_head_rate(model)
 
 
-def count_records(training: TrainingArguments, dataset: str) -> tuple[int, int]:
+def count_records(training: TrialArguments, dataset: str) -> tuple[int, int]:
     """(records trained on, records of the first validation split); both numbers are treated as public."""
     task = load_task(
         dataset,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dptune.run.lock import FolderLock
 from utils.cli.flags import exit_on_invalid_argument, parse, public_config
 from utils.synthetic.arguments import ProxyArguments, StatisticsArguments, TextArguments
 from utils.synthetic.parts import JSON_NAME, MEMORISED_NAME, PAGE_NAME, evaluate, write
@@ -29,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts, statistics, proxy = parse(TextArguments, StatisticsArguments, ProxyArguments, args=argv, description=__doc__)
     comparison = load_comparison(texts)
     folder = Path(texts.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     stages = 4 + (comparison.train is not None) + (proxy.settings(texts.seed) is not None)
     parts = []
-    with tqdm(total=stages, unit="stage") as bar:
+    with FolderLock() as lock, tqdm(total=stages, unit="stage") as bar:
+        lock.make(folder)
         for part in evaluate(folder, comparison, texts, statistics, proxy):
             parts.append(part)
             bar.update()

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from dptune._validate import refuse
+from dptune.run.lock import FolderLock
 from utils.cli.flags import exit_on_invalid_argument, parse
 
 
@@ -267,11 +268,12 @@ def main(args: DemoArguments) -> None:
     """Make both folders; what is there already stays."""
     output_dir = Path(args.output_dir)
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for leftover in output_dir.glob(".partial-*"):  # of a run that was killed
-            shutil.rmtree(leftover)
-        build("chitchat", CHITCHAT, output_dir, make_chitchat)
-        build("SmolLM2-135M", MODEL, output_dir, make_model)
+        with FolderLock() as lock:
+            lock.make(output_dir)
+            for leftover in output_dir.glob(".partial-*"):  # of a run that was killed
+                shutil.rmtree(leftover)
+            build("chitchat", CHITCHAT, output_dir, make_chitchat)
+            build("SmolLM2-135M", MODEL, output_dir, make_model)
     except OSError as error:
         if error.errno is None:  # not of the disk: transformers raises OSError for a file that it cannot read
             raise

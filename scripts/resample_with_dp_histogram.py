@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from dptune._validate import refuse, require_count, require_delta, require_posit
 from dptune.budget import Budget
 from dptune.histogram import release
 from dptune.keystream import Keystream
+from dptune.run.lock import FolderLock
 from dptune.units.unit import EXAMPLE, PrivacyUnit
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.data.row_authors import authors_of, refuse_unnoticed_users
@@ -34,7 +34,7 @@ from utils.files.cells import Place, require_columns, text_of
 from utils.files.jsonl import json_line, write_jsonl
 from utils.files.tables import Row, read_rows, show_columns
 from utils.synthetic.embeddings import TFIDF, make_embedder
-from utils.synthetic.released_votes import ReleasedVotes, digest, save_votes, saved_votes
+from utils.synthetic.released_votes import ReleasedVotes, save_votes, saved_votes, texts_digest
 from utils.synthetic.resampling import CLUSTERERS, MINIBATCH, Buckets, cluster, distance, private_votes, resample
 
 RESAMPLED_NAME, BUDGET_NAME = "resampled.jsonl", "budget.jsonl"
@@ -113,16 +113,18 @@ def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = Non
     buckets = cluster(synthetic_texts, given.num_buckets, embedder, given.seed, given.clusterer)
     real_texts = _texts(real, given, "real_file")
     identity = _identity(given, synthetic_texts, real_texts, buckets, units)
-    released = saved_votes(folder, identity)
-    if released is None:
-        _require_writable(folder, synthetic, given.synthetic_file)
-        budget.epsilon(given.delta)  # what cannot be stated is found before more is spent
-        released = _release(private_votes(real_texts, buckets, embedder, units), budget, given, keystream)
-        save_votes(folder, released, {"sigma": given.histogram_sigma, "unit": given.unit.name}, identity)
-    else:
-        _enter(budget, given, released.release, secret_noise=released.secret_noise)  # perhaps another budget than then
-    rows = resample(buckets, released.votes, given.num_samples or max(1, len(synthetic) // 2), given.seed)
-    write_jsonl(folder / RESAMPLED_NAME, (synthetic[row] for row in rows))
+    _require_writable(folder, synthetic, given.synthetic_file)
+    with FolderLock() as lock:  # two programs would both release votes, and keep those of one alone
+        lock.take(folder)
+        released = saved_votes(folder, identity)
+        if released is None:
+            budget.epsilon(given.delta)  # what cannot be stated is found before more is spent
+            released = _release(private_votes(real_texts, buckets, embedder, units), budget, given, keystream)
+            save_votes(folder, released, {"sigma": given.histogram_sigma, "unit": given.unit.name}, identity)
+        else:  # perhaps another budget than then
+            _enter(budget, given, released.release, secret_noise=released.secret_noise)
+        rows = resample(buckets, released.votes, given.num_samples or max(1, len(synthetic) // 2), given.seed)
+        write_jsonl(folder / RESAMPLED_NAME, (synthetic[row] for row in rows))
     print(*_describe(given, buckets, released.votes, rows, num_votes), *budget.describe(given.delta), sep="\n")
     if budget_is_new:
         print(f"NOTE: {budget.path} begins with this release: it holds no generator's training, nor does the total")
@@ -196,15 +198,19 @@ def _identity(
     real: Sequence[str],
     buckets: Buckets,
     units: Sequence[Hashable] | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What released votes follow from, JSON values. Of the private records a digest: it must not be published."""
     names = ("num_buckets", "histogram_sigma", "privacy_unit", "embedder", "embedding_dimensions", "clusterer", "seed")
     settings = {name: getattr(given, name) for name in names}
     # Another version of a library or model may cluster otherwise. Centres by themselves may differ in their last bits:
     # a vote means the synthetic texts of its cluster.
-    clusters = digest([str(bucket) for bucket in buckets.of_synthetic])
-    whose = {} if units is None else {"units": digest([repr(unit) for unit in units])}
-    return settings | {"synthetic_file": digest(synthetic), "real_file": digest(real), "clusters": clusters} | whose
+    clusters = texts_digest([str(bucket) for bucket in buckets.of_synthetic])
+    whose = {} if units is None else {"units": texts_digest([repr(unit) for unit in units])}
+    return (
+        settings
+        | {"synthetic_file": texts_digest(synthetic), "real_file": texts_digest(real), "clusters": clusters}
+        | whose
+    )
 
 
 def _describe(

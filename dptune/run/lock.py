@@ -59,7 +59,9 @@ class FolderLock:
         self._file = file
 
     def make(self, folder: Path) -> None:
-        """Make the folder where it is missing, and take it before anything is written to it."""
+        """Make the folder where it is missing, and take it before anything is written to it. A file is refused."""
+        if folder.exists() and not folder.is_dir():
+            refuse("folder", str(folder), "is a file; give a folder")
         if self._enabled:
             folder.mkdir(parents=True, exist_ok=True)
         self.take(folder)

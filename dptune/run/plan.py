@@ -183,11 +183,7 @@ def describe_plan(plan: RunPlan) -> list[str]:
     return [
         *lines,
         f"clip norm              {plan.privacy.clip_norm:g}",
-        *(
-            []
-            if plan.privacy.clipping == FLAT
-            else [f"clipping               {clipping_in_words(plan.privacy.clipping)}"]
-        ),
+        *style,
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
         f"epsilon                {rounded_up(plan.privacy.planned_epsilon())} at delta {plan.privacy.delta:g}",
     ]

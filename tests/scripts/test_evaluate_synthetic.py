@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dptune._validate import InvalidArgument
+from dptune.run.lock import LOCK_NAME, FolderLock
 from scripts import evaluate_synthetic
 from utils.cli.flags import exit_on_invalid_argument
 from utils.synthetic import plots as synthetic_plots
@@ -119,7 +120,15 @@ def test_without_training_rows_nothing_is_said_of_them_and_an_older_list_goes(
     (tmp_path / "diagnostics_memorised.jsonl").write_text("of an earlier run\n")
     evaluate_synthetic.main(line(files, tmp_path, "--proxy_model", "none"))
     assert not {"overlap", "proxy"} & results(tmp_path).keys()
-    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "evaluation.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK_NAME, "evaluation.json", "evaluation.html"}
+
+
+def test_a_folder_in_which_another_program_works_is_left_alone(tmp_path: Path, files: dict[str, str]) -> None:
+    with FolderLock() as other:
+        other.take(tmp_path)
+        with pytest.raises(InvalidArgument, match="another process is at work in it"):
+            evaluate_synthetic.main(line(files, tmp_path, "--proxy_model", "none"))
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK_NAME}
 
 
 def test_a_mistake_is_one_line_without_a_word_of_the_rows(tmp_path: Path, files: dict[str, str]) -> None:

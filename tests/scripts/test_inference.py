@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from safetensors.torch import load_file, save_file
 import inference_generation_dataset
 import inference_generation_instruction
 from dptune import add_lora, save_adapter
+from dptune._validate import InvalidArgument
 from dptune.lora import adapters
-from dptune.run.lock import FolderLock
+from dptune.run.lock import LOCK_NAME, FolderLock
 from tests.completion_server import CompletionServer, running
 from tests.tiny import save_tiny, tiny_llama
 from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.generation import run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
@@ -93,8 +97,8 @@ def test_the_dataset_script_writes_every_sample(whole_run: Path) -> None:
     ]
 
 
-def _kill_after_four_texts(flags: list[object], output: Path) -> list[dict[str, Any]]:
-    """Start the data set's script, kill it once it has four texts, and return the rows that it left: not all 40."""
+def _kill_after_four_texts(flags: list[object], output: Path) -> None:
+    """Start the data set's script and kill it once it has four texts, before it has all 40."""
     rank_file = output / "generations.rank0.jsonl"
     line = [*PYTHON, DATASET, *map(str, flags)]
     killed = subprocess.Popen(line, cwd=ROOT, env=_environment(), stderr=subprocess.DEVNULL)
@@ -105,9 +109,7 @@ def _kill_after_four_texts(flags: list[object], output: Path) -> list[dict[str, 
         time.sleep(0.01)
     killed.kill()
     killed.wait()
-    left = [json.loads(line) for line in rank_file.read_bytes().split(b"\n")[:-1]]
-    assert 4 <= len(left) < 40
-    return left
+    assert 4 <= rank_file.read_bytes().count(b"\n") < 40
 
 
 def test_a_killed_run_continues_on_two_ranks_to_the_same_texts(
@@ -122,23 +124,47 @@ def test_a_killed_run_continues_on_two_ranks_to_the_same_texts(
     assert not list(tmp_path.glob("generations.rank*"))
 
 
-def test_a_killed_continuous_run_loses_nothing_and_repeats_nothing(
+class Stopped(BaseException):
+    """Ends a run at once."""
+
+
+def _stop_after_four_texts(flags: list[object], output: Path) -> list[dict[str, Any]]:
+    """Run the data set's script here, stop it once it has four texts, and return the rows that it left: not all."""
+    append = run.append_rows
+
+    def appending(*args: Any) -> None:
+        append(*args)
+        if (output / "generations.rank0.jsonl").read_bytes().count(b"\n") >= 4:
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "append_rows", appending)
+        with pytest.raises(Stopped):
+            _run_here(inference_generation_dataset, *flags)
+    gc.collect()  # the error holds the drawing, which would go on beside the next run
+    left = [json.loads(line) for line in (output / "generations.rank0.jsonl").read_bytes().splitlines()]
+    assert 4 <= len(left) < 12
+    return left
+
+
+def test_a_stopped_continuous_run_loses_nothing_and_repeats_nothing(
     tiny_model_dir: Path, adapter_dir: Path, tmp_path: Path
 ) -> None:
-    flags = [*_dataset_flags(tiny_model_dir, tmp_path), "--backend", "continuous", "--lora_weights_path", adapter_dir]
-    left = _kill_after_four_texts(flags, tmp_path)
+    flags = [*_dataset_flags(tiny_model_dir, tmp_path), "--num_samples", 12]
+    flags += ["--backend", "continuous", "--lora_weights_path", adapter_dir]
+    left = _stop_after_four_texts(flags, tmp_path)
     _run_here(inference_generation_dataset, *flags)
     rows = _rows(tmp_path)
-    assert [row["index"] for row in rows] == list(range(40))
+    assert [row["index"] for row in rows] == list(range(12))
     assert all(row in rows for row in left)
-    assert len({row["text"] for row in rows}) == 40  # the second run has random numbers of its own
+    assert len({row["text"] for row in rows}) == 12  # the second run has random numbers of its own
     assert not list(tmp_path.glob("generations.rank*"))
 
 
-def test_a_killed_run_by_a_server_asks_for_no_finished_text_again(tiny_model_dir: Path, tmp_path: Path) -> None:
-    with running(CompletionServer(delay=0.1)) as server:
+def test_a_stopped_run_by_a_server_asks_for_no_finished_text_again(tiny_model_dir: Path, tmp_path: Path) -> None:
+    with running(CompletionServer(delay=0.02)) as server:
         flags = [*_dataset_flags(tiny_model_dir, tmp_path), "--backend", "vllm", "--vllm_url", server.url]
-        left = _kill_after_four_texts(flags, tmp_path)
+        left = _stop_after_four_texts(flags, tmp_path)
         _run_here(inference_generation_dataset, *flags)
     rows = _rows(tmp_path)
     assert [row["index"] for row in rows] == list(range(40))
@@ -146,7 +172,7 @@ def test_a_killed_run_by_a_server_asks_for_no_finished_text_again(tiny_model_dir
     asked = Counter(f"text of {body['seed']}" for body in server.requests)
     assert asked.keys() == {row["text"] for row in rows}
     assert {asked[row["text"]] for row in left} == {1}
-    assert len(server.requests) <= 40 + 2  # only what was in work when the run was killed is asked for again
+    assert len(server.requests) <= 40 + 2  # only what was in work when the run was stopped is asked for again
 
 
 def test_another_model_on_the_server_is_another_configuration(
@@ -259,10 +285,6 @@ def _run_here(script: Any, *flags: object) -> None:
         (["--num_samples", "0"], "--num_samples=0"),
         (["--dataset_name", "other"], "--dataset_name"),
         (["--backend", "other"], "--backend"),
-        (["--backend", "vllm"], "--backend='vllm': name its server by --vllm_url"),
-        (["--vllm_url", "http://127.0.0.1:9/v1"], "--vllm_url="),
-        (["--backend", "continuous", "--repetition_penalty", "1.2"], "--repetition_penalty=1.2: --backend continuous"),
-        (["--stop", "fine", ""], "--stop="),
         (["--prompt_style", "uncond_generation"], "--prompt_style='uncond_generation': takes no instruction"),
     ],
 )
@@ -328,6 +350,22 @@ def test_a_folder_in_which_another_process_draws_is_left_alone(
             _run_here(inference_generation_dataset, *flags)
     assert "another process is at work in it" in capsys.readouterr().err
     _run_here(inference_generation_dataset, *flags)
+
+
+def test_a_new_folder_is_locked_before_anything_is_written_in_it(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, claim = [], run.claim
+
+    def claiming(folder: Path, identity: Mapping[str, Any]) -> None:
+        found.extend(path.name for path in folder.iterdir())
+        with FolderLock() as other, pytest.raises(InvalidArgument, match="another process is at work in it"):
+            other.take(folder)
+        claim(folder, identity)
+
+    monkeypatch.setattr(run, "claim", claiming)
+    _run_here(inference_generation_dataset, *_dataset_flags(tiny_model_dir, tmp_path / "new"), "--num_samples", 2)
+    assert found == [LOCK_NAME]
 
 
 def test_no_token_is_saved(tiny_model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dptune._validate import InvalidArgument
+from dptune.run.lock import LOCK_NAME, FolderLock
 from scripts import prepare_demo
 from scripts.prepare_demo import CHITCHAT, DemoArguments, Source
 from tests.tiny import tiny_llama, tiny_tokenizer
@@ -180,7 +181,17 @@ def test_a_killed_run_is_cleared_away(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / ".partial-x" / "half").write_text("half")
     monkeypatch.setattr(prepare_demo, "build", lambda *_: None)
     prepare_demo.main(DemoArguments(output_dir=str(tmp_path)))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
+
+
+def test_what_another_process_is_making_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".partial-x").mkdir()
+    monkeypatch.setattr(prepare_demo, "build", lambda *_: None)
+    with FolderLock() as other:
+        other.take(tmp_path)
+        with pytest.raises(InvalidArgument, match="another process is at work in it"):
+            prepare_demo.main(DemoArguments(output_dir=str(tmp_path)))
+    assert (tmp_path / ".partial-x").exists()
 
 
 def test_other_bytes_than_those_pinned_are_refused(tmp_path: Path, chitchat: Source) -> None:
@@ -212,7 +223,7 @@ def test_without_a_network_the_script_says_so_on_one_line(tmp_path: Path) -> Non
     assert run.returncode == 2
     assert run.stderr.startswith("error: chitchat-dataset='0.9.0': pip could not download it")
     assert run.stderr.count("\n") == 1
-    assert list((tmp_path / "demo").iterdir()) == []
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == [LOCK_NAME]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas
 import pytest
 
-from dptune._validate import InvalidArgument
 from dptune.accounting import epsilon
 from dptune.budget import Budget
 from dptune.histogram import grid
@@ -69,6 +68,23 @@ def test_the_same_line_again_releases_nothing_new(folder: Path) -> None:
     assert (out / "histogram.json").read_bytes() == histogram
     assert (out / "resampled.jsonl").read_bytes() == kept
     assert len(Budget(out / "budget.jsonl").stages) == 1
+
+
+def test_a_second_program_in_the_folder_is_refused_before_it_spends_anything(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It begins when the first one enters its release into the budget, so before there are votes to find."""
+    enter = Budget.enter_gaussian
+
+    def entering(budget: Budget, *args: Any, **how: Any) -> None:
+        monkeypatch.setattr(Budget, "enter_gaussian", enter)
+        with pytest.raises(SystemExit):
+            run(folder)
+        assert "another process is at work in it" in capsys.readouterr().err
+        enter(budget, *args, **how)
+
+    monkeypatch.setattr(Budget, "enter_gaussian", entering)
+    assert len(Budget(run(folder) / "budget.jsonl").stages) == 1
 
 
 def test_votes_that_are_used_again_are_in_whichever_budget_is_given(folder: Path) -> None:
@@ -276,10 +292,3 @@ def test_a_user_that_is_a_list_is_one_line(folder: Path, capsys: pytest.CaptureF
     error = capsys.readouterr().err
     assert "row 2 (counted from 1): u is neither text nor a number" in error
     assert SECRET not in error
-
-
-def test_damaged_votes_are_refused(folder: Path) -> None:
-    out = run(folder)
-    (out / "histogram.json").write_text("{}")
-    with pytest.raises(InvalidArgument, match="damaged"):
-        script.saved_votes(out, {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 from dptune._validate import refuse, require_count, require_positive
@@ -61,13 +60,13 @@ class EndpointArguments:
                 require_positive(f"--{name}", value)
 
     @property
-    def request(self) -> dict[str, Any]:
+    def request(self) -> dict[str, object]:
         """What goes with every instruction, as the chat completions route names it."""
-        asked: dict[str, Any] = {"model": self.model, self.token_limit_field: self.max_tokens}
+        asked: dict[str, object] = {"model": self.model, self.token_limit_field: self.max_tokens}
         return asked if self.temperature is None else asked | {"temperature": self.temperature}
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What answers follow from besides the instruction. Not the address: a server may come back elsewhere."""
         return {**self.request, "system_prompt": self.system_prompt}
 

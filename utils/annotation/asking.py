@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import openai
+from openai.types.chat import ChatCompletionMessageParam
 
 from dptune._validate import InvalidArgument
 from utils.annotation.files import Question
@@ -67,7 +67,7 @@ class Endpoint:
         self,
         base_url: str,
         key: str | None,
-        request: Mapping[str, Any],
+        request: Mapping[str, object],
         *,
         system_prompt: str | None = None,
         timeout: float = 120.0,
@@ -77,7 +77,9 @@ class Endpoint:
         self.has_key = key is not None
         self._key = key
         self._request = dict(request)
-        self._before = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        self._before: list[ChatCompletionMessageParam] = []
+        if system_prompt is not None:
+            self._before.append({"role": "system", "content": system_prompt})
         # An endpoint that sends a byte now and then never times out by itself: this ends it.
         self._longest = (max_retries + 1) * timeout + max_retries * _LONGEST_RETRY_AFTER
         self._client = openai.AsyncOpenAI(
@@ -90,11 +92,12 @@ class Endpoint:
         Raises:
             Failure: there was none, after all retries.
         """
-        messages = [*self._before, {"role": "user", "content": instruction}]
-        create: Any = self._client.chat.completions.with_raw_response.create
+        asked: ChatCompletionMessageParam = {"role": "user", "content": instruction}
         try:
             async with asyncio.timeout(self._longest):
-                response = await create(messages=messages, **self._request)
+                response = await self._client.chat.completions.with_raw_response.create(
+                    model=str(self._request["model"]), messages=[*self._before, asked], extra_body=self._request
+                )
         except (TimeoutError, openai.APITimeoutError):
             raise Failure("timed out") from None
         except openai.APIConnectionError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 MARK = "[stub answer]"
 MODEL = "stub (no model)"
@@ -44,7 +43,7 @@ class StubHandler(BaseHTTPRequestHandler):
         """Answer one instruction; a test's server overrides it."""
         self.send_json(200, completion(instruction))
 
-    def send_json(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+    def send_json(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
         """A whole response."""
         self.send_body(status, json.dumps(content).encode(), headers)
 
@@ -57,7 +56,7 @@ class StubHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing: a line a request would bury what the caller prints."""
 
 
@@ -92,7 +91,7 @@ def last_user_message(body: bytes) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def completion(instruction: str) -> dict[str, Any]:
+def completion(instruction: str) -> dict[str, object]:
     """What the route answers: the same for the same instruction, tokens counted as words.
 
     >>> completion("Say hello.")["choices"][0]["message"]["content"]
@@ -114,5 +113,5 @@ def completion(instruction: str) -> dict[str, Any]:
     }
 
 
-def _error(message: str, code: str) -> dict[str, Any]:
+def _error(message: str, code: str) -> dict[str, object]:
     return {"error": {"message": message, "type": "stub_error", "code": code}}

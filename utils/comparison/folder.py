@@ -13,8 +13,8 @@ from dptune.ledger import Ledger
 from dptune.run.checkpoint import LEDGER_NAME
 from utils.classification.modes import MODES
 from utils.classification.outputs import SCORES_NAME
-from utils.comparison.arguments import TrainingArguments
-from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME, Others, Outcome, describe
+from utils.comparison.arguments import TrialArguments
+from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME, Others, Outcome, comparison_section
 from utils.comparison.plot import plot_modes
 from utils.comparison.release import released
 from utils.comparison.selection import planned_selection
@@ -22,7 +22,7 @@ from utils.comparison.selection import planned_selection
 TRIALS_FOLDER, TRIALS_NAME = "trials", "trials.jsonl"
 
 
-def require_same_settings(folder: Path, training: TrainingArguments, extra: Sequence[str]) -> None:
+def require_same_settings(folder: Path, training: TrialArguments, extra: Sequence[str]) -> None:
     """Trials in one folder share all settings but the data set; finished ones are not run again under others.
 
     Raises:
@@ -58,7 +58,9 @@ def spent_besides(folder: Path, dataset: str) -> Others:
     for path in sorted((folder / TRIALS_FOLDER / dataset).glob(f"*/{dataset}/{LEDGER_NAME}")):
         if not path.with_name(SCORES_NAME).exists() and (spends := Ledger(path).spends):
             unfinished.append((path.parents[1].name.partition("_lr")[0], tuple(spends)))
-    plan = planned_selection(secret_folder(folder, dataset)) or released(release_folder(folder, dataset))
+    plan = planned_selection(secret_folder(folder, dataset))
+    if plan is None and (release := released(release_folder(folder, dataset))) is not None:
+        plan = release.plan
     return Others(unfinished, None if plan is None else (plan["epsilon"], plan["delta"]))
 
 
@@ -77,7 +79,7 @@ def write_comparison(folder: Path, by_dataset: Mapping[str, Sequence[Outcome]]) 
     warning = "NOT PRIVATE where the validation data are private: exact scores."
     head = ["# Ways of fine-tuning, compared", "", warning, ""]
     with atomic_write(folder / COMPARISON_NAME) as file:
-        parts = (describe(outcomes, spent_besides(folder, name)) for name, outcomes in by_dataset.items())
+        parts = (comparison_section(outcomes, spent_besides(folder, name)) for name, outcomes in by_dataset.items())
         file.write("\n".join([*head, *parts]))
     with atomic_write(folder / TRIALS_NAME) as file:
         file.writelines(f"{one.as_line()}\n" for outcomes in by_dataset.values() for one in outcomes)

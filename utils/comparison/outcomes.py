@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dptune._validate import refuse
 from dptune.accounting import Spend, compose
 from dptune.accounting.rounding import rounded_up
 from dptune.accounting.selection import POISSON, PrivateSelection
 from dptune.ledger import Ledger
+from utils.comparison.trials import TrialResults
 
 COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME = "comparison.md", "comparison.png", "settings.json"  # in its folder
 METRIC = "accuracy"
@@ -60,7 +61,7 @@ class Outcome:
     scores: dict[str, dict[str, float]]
 
     @classmethod
-    def of(cls, results: Mapping[str, Any], ledger: Path) -> Outcome:
+    def of(cls, results: TrialResults, ledger: Path) -> Outcome:
         """From what `train_classifier.py` wrote about one data set, and the ledger of that run.
 
         Raises:
@@ -69,22 +70,22 @@ class Outcome:
         if not results["scores"]:
             refuse("scores", {}, f"{results['task']} has no validation split to compare on")
         split = next(iter(results["scores"]))
-        private = bool(results["private"])
+        private = results["private"]
         return cls(
             dataset=results["task"],
             mode=results["mode"],
-            learning_rate=float(results["learning_rate"]),
-            clip_norm=float(results["clip_norm"]) if private else None,
+            learning_rate=results["learning_rate"],
+            clip_norm=results["clip_norm"] if private else None,
             private=private,
-            seed=int(results["seed"]),
-            trained_parameters=int(results["trained_parameters"]),
+            seed=results["seed"],
+            trained_parameters=results["trained_parameters"],
             split=split,
-            accuracy=float(results["scores"][split][METRIC]),
-            majority=float(results["majority"][split]),
+            accuracy=results["scores"][split][METRIC],
+            majority=results["majority"][split],
             epsilon=results["epsilon"] if private else None,
             delta=results["delta"] if private else None,
             spends=_spends(ledger, results["steps"]) if private else (),
-            train_examples=int(results["train_examples"]),
+            train_examples=results["train_examples"],
             scores=results["scores"],
         )
 
@@ -130,7 +131,7 @@ class Best(NamedTuple):
         return f"{self.accuracy:.3f}" + (f" ± {self.spread:.3f} ({self.seeds})" if self.spread is not None else "")
 
 
-class Row(NamedTuple):
+class ModeRow(NamedTuple):
     """One mode on one data set."""
 
     mode: str
@@ -156,17 +157,17 @@ def best_settings(outcomes: Iterable[Outcome]) -> Best | None:
     return max(found, key=lambda best: (best.seeds, best.accuracy), default=None)
 
 
-def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
+def mode_rows(outcomes: Sequence[Outcome]) -> list[ModeRow]:
     """One row a mode, in the order in which modes first come, for the outcomes of one data set."""
     rows = []
     for mode in dict.fromkeys(one.mode for one in outcomes):
         of_mode = [one for one in outcomes if one.mode == mode]
         private, plain = (best_settings(one for one in of_mode if one.private == which) for which in (True, False))
-        rows.append(Row(mode, of_mode[0].trained_parameters, private, plain))
+        rows.append(ModeRow(mode, of_mode[0].trained_parameters, private, plain))
     return rows
 
 
-def describe(outcomes: Sequence[Outcome], others: Others = NOTHING_ELSE) -> str:
+def comparison_section(outcomes: Sequence[Outcome], others: Others = NOTHING_ELSE) -> str:
     """Markdown on the outcomes of one data set: the table, and what choosing by these scores costs."""
     lines = [f"## {outcomes[0].dataset}", "", *_table(outcomes), "", *_how_to_read(outcomes)]
     private = [one for one in outcomes if one.private]
@@ -177,12 +178,12 @@ def _table(outcomes: Sequence[Outcome]) -> list[str]:
     head = ["mode", "trained parameters", "rate (private)", "clip norm", f"private {METRIC}"]
     head += ["rate (no privacy)", f"{METRIC} without privacy", "gap", "commonest class"]
     majority = f"{outcomes[0].majority:.3f}"
-    rows = [[*_cells(row), majority] for row in rows_of(outcomes)]
+    rows = [[*_cells(row), majority] for row in mode_rows(outcomes)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ModeRow) -> list[str]:
     private, plain = row.private, row.plain
     return [
         row.mode,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import count
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dptune._files import atomic_write
-from utils.comparison.outcomes import METRIC, Outcome, rows_of
+from utils.comparison.outcomes import METRIC, Outcome, mode_rows
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; the marker says the mode a second time.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
@@ -41,7 +42,7 @@ def plot_modes(path: str | os.PathLike[str], by_dataset: Mapping[str, Sequence[O
 
 
 def _draw(axes: Axes, dataset: str, outcomes: Sequence[Outcome], modes: Sequence[str]) -> None:
-    for row in rows_of(outcomes):
+    for row in mode_rows(outcomes):
         color, marker = _style(modes.index(row.mode))
         points = [
             (best.accuracy, best.spread, fill) for best, fill in ((row.private, color), (row.plain, "white")) if best
@@ -70,14 +71,9 @@ def _style(number: int) -> tuple[str, str]:
 
 def _legend(modes: Sequence[str]) -> list[Line2D]:
     """The modes, then what is filled and what is not."""
-    handles = []
-    for number, mode in enumerate(modes):
-        color, marker = _style(number)
-        handles.append(Line2D([], [], color=color, marker=marker, linestyle="none", markersize=7, label=mode))
-    for label, fill in (("private", "#555555"), ("without privacy", "white")):
-        handles.append(
-            Line2D(
-                [], [], color="#555555", marker="o", markerfacecolor=fill, linestyle="none", markersize=7, label=label
-            )
-        )
-    return handles
+    entries = [(mode, color, marker, color) for mode, (color, marker) in zip(modes, map(_style, count()), strict=False)]
+    entries += [("private", "#555555", "o", "#555555"), ("without privacy", "#555555", "o", "white")]
+    return [
+        Line2D([], [], label=label, color=color, marker=marker, markerfacecolor=fill, linestyle="none", markersize=7)
+        for label, color, marker, fill in entries
+    ]

@@ -13,76 +13,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
-from dptune.accounting import Spend
-from dptune.accounting.selection import SELECTION_ACCOUNTANT, DrawnTrial, PrivateSelection, best_of
+from dptune.accounting.selection import DrawnTrial, best_of
 from dptune.ledger import Ledger
 from dptune.run.checkpoint import LEDGER_NAME
 from utils.classification.outputs import SCORES_NAME
-from utils.comparison.release import released, write_release
-from utils.comparison.trials import Candidate
+from utils.comparison.outcomes import METRIC
+from utils.comparison.release import PublicPlan, SelectionPlan, Winner, released, write_release
+from utils.comparison.trials import Candidate, TrialResults
 
 _DRAW_NAME = "draw.json"
 
-TrainTrial = Callable[[Candidate, Path], Mapping[str, Any]]  # (what, its folder) -> its results
+TrainTrial = Callable[[Candidate, Path], TrialResults]  # (what, its folder) -> its results
 
 
-@dataclass(frozen=True)
-class SelectionPlan:
-    """All that is decided before the first trial, and is public.
-
-    Attributes:
-        dataset: its name.
-        selection: how many trials on average, how noisy their scores.
-        candidates: what a trial picks from.
-        spend: the noisy steps of each trial.
-        delta: chance that the bound may fail.
-        train_examples, validation_examples: how many records there are of each.
-        seed: of every trial's new weights.
-    """
-
-    dataset: str
-    selection: PrivateSelection
-    candidates: tuple[Candidate, ...]
-    spend: Spend
-    delta: float
-    train_examples: int
-    validation_examples: int
-    seed: int
-
-    def epsilon(self) -> float:
-        """Of everything that is released, for a record of either set."""
-        return self.selection.epsilon(self.spend, self.delta)
-
-    def as_json(self) -> dict[str, Any]:
-        """What may be published about it."""
-        return {
-            "dataset": self.dataset,
-            "distribution_of_trials": self.selection.distribution,
-            "mean_trials": self.selection.mean_trials,
-            "validation_noise": self.selection.validation_noise,
-            "epsilon": self.epsilon(),
-            "delta": self.delta,
-            "privacy_unit": "one record of the training set or of the validation set, added or removed",
-            "method": "private selection (Papernot and Steinke 2022) among runs of DP-SGD",
-            "accountant": SELECTION_ACCOUNTANT,
-            "noise_multiplier": self.spend.noise_multiplier,
-            "sampling_probability": self.spend.sampling_probability,
-            "steps": self.spend.steps,
-            "train_examples": self.train_examples,
-            "validation_examples": self.validation_examples,
-            "seed": self.seed,
-            "candidates": [asdict(one) for one in self.candidates],
-        }
-
-
-def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) -> dict[str, Any]:
-    """Run the selection and release its winner; what was released is returned, its "winner" None where it is nothing.
+def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) -> Winner | None:
+    """Run the selection and release its winner, which is returned; None where no trial was drawn.
 
     Args:
         plan: what to do.
@@ -95,9 +45,9 @@ def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) 
             another plan was interrupted in `secret`.
     """
     if (earlier := released(release)) is not None:
-        _require_same(plan, earlier)
+        _require_same(plan, earlier.plan)
         shutil.rmtree(secret, ignore_errors=True)  # of a selection that was stopped behind its release
-        return earlier
+        return earlier.winner
     trials = _drawn(plan, secret)
     folders = [secret / f"trial-{number}" for number in range(len(trials))]
     scores, clip_norms = [], []
@@ -108,24 +58,21 @@ def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) 
         _require_accounted(plan, folder, results)
         scores.append(_right_answers(plan, results))
         clip_norms.append(results["clip_norm"])
-    content = plan.as_json() | {"winner": None}
-    winner = best_of(scores, trials)
-    source = None
-    if winner is not None:
-        number, score = winner
-        chosen = plan.candidates[trials[number].candidate]
-        content["winner"] = asdict(chosen) | {"clip_norm": clip_norms[number]}
-        content["noisy_accuracy"] = round(score / plan.validation_examples, 3)  # coarser than the noise's own digits
+    winner, source = None, None
+    if (best := best_of(scores, trials)) is not None:
+        number, score = best
+        chosen = replace(plan.candidates[trials[number].candidate], clip_norm=clip_norms[number])
+        winner = Winner(chosen, round(score / plan.validation_examples, 3))  # coarser than the noise's own digits
         source = folders[number] / plan.dataset
-    write_release(release, source, content)
+    write_release(release, source, plan, winner)
     shutil.rmtree(secret)
-    return content
+    return winner
 
 
-def planned_selection(secret: Path) -> dict[str, Any] | None:
+def planned_selection(secret: Path) -> PublicPlan | None:
     """What is public of a selection that has begun in this folder and has not ended; None where there is none."""
     path = secret / _DRAW_NAME
-    plan: dict[str, Any] | None = json.loads(path.read_text())["plan"] if path.exists() else None
+    plan: PublicPlan | None = json.loads(path.read_text())["plan"] if path.exists() else None
     return plan
 
 
@@ -144,7 +91,7 @@ def _drawn(plan: SelectionPlan, secret: Path) -> list[DrawnTrial]:
     return trials
 
 
-def _require_same(plan: SelectionPlan, before: Mapping[str, Any]) -> None:
+def _require_same(plan: SelectionPlan, before: Mapping[str, object]) -> None:
     """What is done, or was interrupted, was the same selection; one of an older version says nothing of its seed."""
     for name, value in plan.as_json().items():
         if before.get(name, value) != value:
@@ -153,7 +100,7 @@ def _require_same(plan: SelectionPlan, before: Mapping[str, Any]) -> None:
             )
 
 
-def _require_accounted(plan: SelectionPlan, folder: Path, results: Mapping[str, Any]) -> None:
+def _require_accounted(plan: SelectionPlan, folder: Path, results: TrialResults) -> None:
     """The trial's ledger holds the plan's noisy steps and no others, or its epsilon would be another."""
     if not results["private"] or results["epsilon"] is None:
         refuse("epsilon", None, "a trial has no guarantee; private selection is among private trainings only")
@@ -162,7 +109,7 @@ def _require_accounted(plan: SelectionPlan, folder: Path, results: Mapping[str, 
         refuse("ledger", spends, f"a trial must train with {plan.spend}, which is what epsilon is computed from")
 
 
-def _right_answers(plan: SelectionPlan, results: Mapping[str, Any]) -> int:
+def _right_answers(plan: SelectionPlan, results: TrialResults) -> int:
     """How many records of the first validation split were answered rightly: one record moves it by one at most."""
-    accuracy = next(iter(results["scores"].values()))["accuracy"]
+    accuracy = next(iter(results["scores"].values()))[METRIC]
     return round(accuracy * plan.validation_examples)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from dptune._validate import refuse
 from utils.classification.outputs import SCORES_NAME
@@ -19,6 +19,24 @@ from utils.classification.outputs import SCORES_NAME
 TRAINER = Path(__file__).resolve().parents[2] / "train_classifier.py"
 
 Runner = Callable[[Sequence[str], Path], int]  # (command line, file for what it prints) -> exit status
+
+
+class TrialResults(TypedDict):
+    """What `results.json` says of a training, as far as a comparison reads it; `scores` are by split and metric."""
+
+    task: str
+    mode: str
+    private: bool
+    epsilon: float | None
+    delta: float | None
+    clip_norm: float | None
+    learning_rate: float
+    trained_parameters: int
+    steps: int
+    train_examples: int
+    scores: dict[str, dict[str, float]]
+    majority: dict[str, float]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ def run_in_process(command: Sequence[str], log: Path) -> int:
     return run.returncode
 
 
-def run_trial(dataset: str, folder: Path, flags: Sequence[str], runner: Runner) -> dict[str, Any]:
+def run_trial(dataset: str, folder: Path, flags: Sequence[str], runner: Runner) -> TrialResults:
     """What a training on `dataset` wrote as its results; it is run unless it is there already.
 
     Args:
@@ -71,5 +89,5 @@ def run_trial(dataset: str, folder: Path, flags: Sequence[str], runner: Runner) 
             refuse("trial", folder.name, f"{remedy} (all of it in {log})")
         if not results.exists():
             refuse("trial", folder.name, f"train_classifier.py left no {results}; see {log}")
-    found: dict[str, Any] = json.loads(results.read_text())
+    found: TrialResults = json.loads(results.read_text())
     return found

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from transformers import GenerationConfig
 
 from dptune._validate import refuse
 from utils.generation.arguments import SamplingArguments
-from utils.generation.batches import Job
+from utils.generation.batches import TextJob
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SPARE_TOKENS = 8  # for tokens without text, and for a space that decoding leaves out in front
 
@@ -33,8 +35,8 @@ class Backend(Protocol):
     """Draws texts, in whatever order is fastest."""
 
     def draw(
-        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
-    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
         """Finished texts of this rank's share, each once, as soon as they are there.
 
         Args:
@@ -94,18 +96,18 @@ def end_tokens(generation_config: GenerationConfig, tokenizer: PreTrainedTokeniz
 
 def sampling_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: SamplingArguments
-) -> dict[str, Any]:
-    """Arguments of `GenerationConfig`: what the flags say, nothing of the model's own defaults but its end tokens."""
-    drawn: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature != 0:
-        drawn = {"do_sample": True, "temperature": sampling.temperature}
-        drawn |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
-    return drawn | {
-        "repetition_penalty": sampling.repetition_penalty,
-        "eos_token_id": end_tokens(model.generation_config, tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-    }
+) -> GenerationConfig:
+    """What the flags say, nothing of the model's own defaults but its end tokens."""
+    config = GenerationConfig(
+        do_sample=sampling.temperature != 0,
+        repetition_penalty=sampling.repetition_penalty,
+        eos_token_id=end_tokens(model.generation_config, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    if config.do_sample:
+        config.update(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    return config
 
 
 def require_positions(model: PreTrainedModel, max_length: int) -> int:

@@ -18,7 +18,7 @@ _ANSWER_START = "A"  # any letter: stands for the answer behind a prompt
 
 
 @dataclass(frozen=True)
-class Job:
+class TextJob:
     """One text to draw. `ids` are the prompt's tokens, at least one."""
 
     index: int
@@ -45,22 +45,22 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return ids
 
 
-def make_jobs(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> list[Job]:
+def make_jobs(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> list[TextJob]:
     """One job a prompt, indexed from 0. Raises `InvalidArgument` for a prompt that leaves no room for a new token."""
     encoded = {prompt: tuple(encode_prompt(tokenizer, prompt)) for prompt in dict.fromkeys(prompts)}
     for prompt, ids in encoded.items():
         if len(ids) >= max_length:
             which = f"prompt {prompts.index(prompt) + 1} of {len(prompts)} alone has {len(ids)} tokens"
             refuse("--max_length", max_length, f"{which}; raise it or shorten the prompt")
-    return [Job(index, prompt, encoded[prompt]) for index, prompt in enumerate(prompts)]
+    return [TextJob(index, prompt, encoded[prompt]) for index, prompt in enumerate(prompts)]
 
 
-def plan_batches(jobs: Sequence[Job], batch_size: int, max_spread: int) -> list[list[Job]]:
+def plan_batches(jobs: Sequence[TextJob], batch_size: int, max_spread: int) -> list[list[TextJob]]:
     """Batches of at most `batch_size` jobs, longest prompts first, lengths in one at most `max_spread` tokens apart.
 
     Longest first: a batch that does not fit in memory fails at once, not in the last hour.
     """
-    batches: list[list[Job]] = []
+    batches: list[list[TextJob]] = []
     for job in sorted(jobs, key=lambda job: (-len(job.ids), job.index)):
         last = batches[-1] if batches else None
         if last and len(last) < batch_size and len(last[0].ids) - len(job.ids) <= max_spread:
@@ -70,13 +70,17 @@ def plan_batches(jobs: Sequence[Job], batch_size: int, max_spread: int) -> list[
     return batches
 
 
-def batch_seed(seed: int, batch: Sequence[Job]) -> int:
+def batch_seed(seed: int, batch: Sequence[TextJob]) -> int:
     """A seed (63 bits) for each batch of each `--seed`, since equal prompts must not get equal texts.
 
     It depends on the batch's size as well: a run continued with another one repeats no random numbers.
     """
-    name = json.dumps([seed, batch[0].index, len(batch)])
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+    return seed_of(seed, batch[0].index, len(batch))
+
+
+def seed_of(*parts: int) -> int:
+    """A seed (63 bits) that follows from `parts` alone."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
 def _ids_before_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> list[int] | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from dptune._validate import refuse
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
-from utils.generation.batches import Job, batch_seed
+from utils.generation.batches import TextJob, batch_seed
 
 if TYPE_CHECKING:
     from transformers.generation.continuous_batching import ContinuousBatchingManager
@@ -46,8 +47,8 @@ class ContinuousBackend:
         model.generation_config = GenerationConfig()  # else its own defaults fill in what the flags leave out
 
     def draw(
-        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
-    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
         """See `Backend.draw`."""
         share = [job for job in jobs if job.index not in done][rank::world]
         if not share:
@@ -79,7 +80,7 @@ class ContinuousBackend:
         )
         device = self._model.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-            manager = self._model.init_continuous_batching(GenerationConfig(**self._config), settings)
+            manager = self._model.init_continuous_batching(copy(self._config), settings)
             try:
                 yield manager
             finally:
@@ -108,4 +109,4 @@ class ContinuousBackend:
         return True
 
     def _finish(self, output: GenerationOutput) -> Drawn:
-        return finish(self._tokenizer, output.generated_tokens, self._config["eos_token_id"], self._sampling.stop or ())
+        return finish(self._tokenizer, output.generated_tokens, self._config.eos_token_id, self._sampling.stop or ())

@@ -7,9 +7,9 @@ depend on neither the number of ranks nor on interruptions: they follow from the
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from copy import copy
 
 import torch
 from transformers import (
@@ -24,7 +24,7 @@ from dptune._validate import refuse
 from dptune.sharding import is_sharded
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
-from utils.generation.batches import Job, batch_seed, plan_batches
+from utils.generation.batches import TextJob, batch_seed, plan_batches
 from utils.models.sharded import compute_device
 
 
@@ -47,8 +47,8 @@ class GenerateBackend:
         model.generation_config = GenerationConfig()  # else its own defaults fill in what the flags leave out
 
     def draw(
-        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
-    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
         """See `Backend.draw`. A batch of which some are done is drawn whole: an uninterrupted run has the same."""
         batches = plan_batches(jobs, self._sampling.batch_size, self._spread)
         pending = [batch for batch in batches if any(job.index not in done for job in batch)]
@@ -59,12 +59,14 @@ class GenerateBackend:
             # The others have one batch more, and need this rank's weights for it: it draws along, for nothing.
             self._draw(pending[0])
 
-    def _draw(self, batch: Sequence[Job]) -> list[Drawn]:
+    def _draw(self, batch: Sequence[TextJob]) -> list[Drawn]:
         """One text for each job of `batch`, by the batch's own random numbers."""
-        prompts, seed, sampling = [job.ids for job in batch], batch_seed(self._sampling.seed, batch), self._sampling
-        how: dict[str, Any] = {"max_length": sampling.max_length, "seed": seed, "stop": sampling.stop or ()}
+        sampling = self._sampling
         try:
-            return draw_batch(self._model, self._tokenizer, prompts, self._config, **how)
+            return draw_batch(
+                self._model, self._tokenizer, [job.ids for job in batch], self._config,
+                max_length=sampling.max_length, seed=batch_seed(sampling.seed, batch), stop=sampling.stop or (),
+            )  # fmt: skip
         except torch.OutOfMemoryError:
             remedy = "does not fit in memory; halve it and run again, which continues this run"
             refuse("--batch_size", sampling.batch_size, remedy)
@@ -74,7 +76,7 @@ def draw_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
-    config: Mapping[str, Any],
+    config: GenerationConfig,
     *,
     max_length: int,
     seed: int,
@@ -82,24 +84,24 @@ def draw_batch(
 ) -> list[Drawn]:
     """One text for each prompt (a sequence of token ids), of at most `max_length` tokens together with its prompt.
 
-    `config` holds arguments of `GenerationConfig`. Prompts are padded on the left. The random numbers follow from
-    `seed`; the global generators are left as they were.
+    Prompts are padded on the left. The random numbers follow from `seed`; the global generators are left as they were.
     """
     width = max(map(len, prompts))
-    padded = [[config["pad_token_id"]] * (width - len(ids)) + list(ids) for ids in prompts]
+    padded = [[config.pad_token_id] * (width - len(ids)) + list(ids) for ids in prompts]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
-    device = compute_device(model)
+    device, config = compute_device(model), copy(config)
+    config.max_new_tokens = max_length - min(map(len, prompts))
     with _seeded(seed, device):
         output_BT = model.generate(
             input_ids=torch.tensor(padded, device=device),
             attention_mask=torch.tensor(mask, device=device),
-            generation_config=GenerationConfig(**config, max_new_tokens=max_length - min(map(len, prompts))),
+            generation_config=config,
             stopping_criteria=StoppingCriteriaList([StopStrings(tokenizer, stop, width)] if stop else []),
             synced_gpus=is_sharded(model),  # a rank whose texts have ended still gives its weights to the others
         )
     # Every prompt has its own room: a longer one than the batch's shortest ran beyond it.
     new = [ids[: max_length - len(prompt)] for ids, prompt in zip(output_BT[:, width:].tolist(), prompts, strict=True)]
-    return [finish(tokenizer, ids, config["eos_token_id"], stop) for ids in new]
+    return [finish(tokenizer, ids, config.eos_token_id, stop) for ids in new]
 
 
 class StopStrings(StoppingCriteria):
@@ -118,7 +120,7 @@ class StopStrings(StoppingCriteria):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], width: int) -> None:
         self._tokenizer, self._stop, self._width = tokenizer, stop, width
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:  # noqa: ARG002
         """Which rows of `input_ids` [B, T] end here, bool [B]."""
         found = [holds_stop(self._tokenizer, ids, self._stop) for ids in input_ids[:, self._width :].tolist()]
         return torch.tensor(found, dtype=torch.bool, device=input_ids.device)

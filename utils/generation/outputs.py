@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dptune._files import atomic_write
 from utils.data.instruction_files import Instruction
@@ -53,7 +52,7 @@ class Summary:
         return f"{counts}{self.duplicates} duplicates, {self.kept} kept{speed}"
 
 
-def write_outputs(path: Path, sampling: SamplingArguments, speeds: Sequence[Speed]) -> Summary:
+def write_sampling_outputs(path: Path, sampling: SamplingArguments, speeds: Sequence[Speed]) -> Summary:
     """Write the summary and, where it is asked for, the instructions, beside the texts of `path`.
 
     Args:
@@ -109,6 +108,6 @@ def _together(speeds: Sequence[Speed]) -> float | None:
     return round(tokens / max(speed.seconds for speed in speeds), 1) if tokens else None
 
 
-def _write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
+def _write_json(path: Path, content: object) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import gather_object
 from tqdm import tqdm
@@ -22,9 +21,9 @@ from utils.cli.launch import make_accelerator
 from utils.data.prompts import format_prompt
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.generation.backends import Backend, Drawn
-from utils.generation.batches import Job, make_jobs
+from utils.generation.batches import TextJob, make_jobs
 from utils.generation.files import FINAL_FILE, Row, append_rows, claim, digest, merge, read_rows, refuse_other_run
-from utils.generation.outputs import Speed, write_outputs
+from utils.generation.outputs import Speed, write_sampling_outputs
 from utils.generation.sources import find_source
 from utils.models.arguments import ModelArguments
 from utils.models.loading import adapter_files, load_tokenizer
@@ -50,27 +49,25 @@ def sample_instructions(
     prompts = [format_prompt(instruction, sampling.prompt_style, tokenizer) for instruction in instructions]
     jobs = make_jobs(tokenizer, prompts, sampling.max_length)
     source = find_source(accelerator, tokenizer, model_args, adapter, sampling)
-    identity = run_identity(prompts, model_args, adapter, sampling) | source.identity
+    identity = sampling_identity(prompts, model_args, adapter, sampling) | source.identity
     folder, is_main = Path(sampling.output_dir), accelerator.is_main_process
     with FolderLock(enabled=is_main) as lock:
         lock.take(folder)
         refuse_other_run(folder, identity)
         backend = source.load()
-        if is_main:
-            claim(folder, identity)
-        lock.take(folder)
+        lock.make(folder)
         rank, world, wait = accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
         path, speed = generate_all(backend, jobs, sampling, identity=identity, rank=rank, world=world, wait=wait)
         speeds = gather_object([speed])
         if is_main:
-            print(f"{len(jobs)} texts in {path}\n{write_outputs(path, sampling, speeds)}")
+            print(f"{len(jobs)} texts in {path}\n{write_sampling_outputs(path, sampling, speeds)}")
     accelerator.end_training()  # destroys the process group: left to the interpreter's exit it may abort
     return path if accelerator.is_main_process else None
 
 
-def run_identity(
+def sampling_identity(
     prompts: Sequence[str], model_args: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the texts follow from, as JSON values: settings, prompts, the content of the adapter, which must exist."""
     settings = public_config(model_args, adapter, sampling)
     files = [] if adapter.lora_weights_path is None else adapter_files(adapter.lora_weights_path)
@@ -85,10 +82,10 @@ def run_identity(
 
 def generate_all(
     backend: Backend,
-    jobs: Sequence[Job],
+    jobs: Sequence[TextJob],
     sampling: SamplingArguments,
     *,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     rank: int = 0,
     world: int = 1,
     wait: Callable[[], object] = lambda: None,
@@ -123,7 +120,7 @@ def generate_all(
 
 
 def _draw_share(
-    backend: Backend, jobs: Sequence[Job], done: Container[int], output_dir: Path, rank: int, world: int
+    backend: Backend, jobs: Sequence[TextJob], done: Container[int], output_dir: Path, rank: int, world: int
 ) -> Speed:
     """Draw what is missing; finished texts are on disk before the next are waited for."""
     tokens, start, missing = 0, time.monotonic(), sum(job.index not in done for job in jobs)
@@ -136,5 +133,5 @@ def _draw_share(
     return Speed(tokens, time.monotonic() - start)
 
 
-def _row(job: Job, drawn: Drawn) -> Row:
+def _row(job: TextJob, drawn: Drawn) -> Row:
     return {"prompt": job.prompt, "text": drawn.text, "index": job.index, "ended": drawn.ended}

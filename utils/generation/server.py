@@ -11,12 +11,11 @@ has a seed of its own, which depends on neither the other texts nor interruption
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import openai
 from openai.types import Completion
@@ -26,7 +25,7 @@ from dptune._validate import present, refuse
 from utils.cli.endpoints import VLLM_KEY, key_from_environment
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, cut, end_tokens
-from utils.generation.batches import Job
+from utils.generation.batches import TextJob, seed_of
 
 _RETRIES = 6  # with growing pauses, after 408, 409, 429, 5xx and lost connections
 _TIMEOUT = 600.0  # seconds for one text
@@ -59,15 +58,14 @@ class ServerBackend:
         self._url = present(sampling.vllm_url, "server")
         self._client = _client(self._url)
         self._sampling, self._stop = sampling, sampling.stop or []
-        self._parameters = _parameters(sampling) | {"model": model}
-        self._parameters["extra_body"]["stop_token_ids"] = end_tokens(_own_config(base, token, revision), tokenizer)
+        self._model, self._ends = model, end_tokens(_own_config(base, token, revision), tokenizer)
 
     def draw(
-        self, jobs: Sequence[Job], done: Container[int], *, rank: int = 0, world: int = 1
-    ) -> Iterator[Sequence[tuple[Job, Drawn]]]:
+        self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
+    ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
         """See `Backend.draw`."""
         waiting = iter([job for job in jobs if job.index not in done][rank::world])
-        asked: dict[Future[Drawn], Job] = {}
+        asked: dict[Future[Drawn], TextJob] = {}
         failure: BaseException | None = None
         with ThreadPoolExecutor(self._sampling.batch_size) as pool:
             while True:
@@ -84,12 +82,23 @@ class ServerBackend:
         if failure:
             raise failure
 
-    def _ask(self, job: Job) -> Drawn:
+    def _ask(self, job: TextJob) -> Drawn:
         """One text."""
-        room, seed = self._sampling.max_length - len(job.ids), job_seed(self._sampling.seed, job)
+        sampling = self._sampling
+        own = {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": sampling.repetition_penalty}
         try:
             answer = self._client.completions.create(
-                prompt=list(job.ids), max_tokens=room, seed=seed, **self._parameters
+                model=self._model,
+                prompt=list(job.ids),
+                max_tokens=sampling.max_length - len(job.ids),
+                seed=seed_of(sampling.seed, job.index),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                n=1,
+                presence_penalty=0.0,
+                frequency_penalty=0.0,
+                stop=sampling.stop,
+                extra_body={**own, "stop_token_ids": self._ends},  # vLLM's own
             )
         except _FAILURES as error:
             _refuse(self._url, error)
@@ -120,32 +129,18 @@ def find_model(url: str, name: str | None) -> str:
     return name
 
 
-def job_seed(seed: int, job: Job) -> int:
-    """A seed (63 bits) for each text of each `--seed`."""
-    return int.from_bytes(hashlib.sha256(json.dumps([seed, job.index]).encode()).digest()[:8], "big") >> 1
-
-
 def _client(url: str) -> openai.OpenAI:
     """The key is the environment's, never a flag's, and never the one of another service."""
     key = key_from_environment(VLLM_KEY) or "none"  # the client insists on one, a server without keys passes it over
     return openai.OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, timeout=_TIMEOUT)
 
 
-def _parameters(sampling: SamplingArguments) -> dict[str, Any]:
-    """The request's fields that all texts share; vLLM's own ones go beside OpenAI's."""
-    own = {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": sampling.repetition_penalty}
-    shared = {"temperature": sampling.temperature, "top_p": sampling.top_p, "n": 1}
-    shared |= {"presence_penalty": 0.0, "frequency_penalty": 0.0}
-    return shared | {"stop": sampling.stop, "extra_body": own}
-
-
 def _own_config(base: str, token: str | None, revision: str | None) -> GenerationConfig:
     """The base model's end tokens, from its generation settings or else from its configuration."""
-    source = {"token": token, "revision": revision}
     try:
-        return GenerationConfig.from_pretrained(base, **source)
+        return GenerationConfig.from_pretrained(base, token=token, revision=revision)
     except OSError:  # it has none
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, **source))
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, token=token, revision=revision))
 
 
 def _refuse(url: str, error: Exception) -> NoReturn:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -35,7 +34,7 @@ class Source:
         load: makes it ready to draw.
     """
 
-    identity: dict[str, Any]
+    identity: dict[str, object]
     load: Callable[[], Backend]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
@@ -88,7 +88,7 @@ class _SentenceTransformer:
         from sentence_transformers import SentenceTransformer
 
         try:
-            self._model: Any = SentenceTransformer(name)
+            self._model = SentenceTransformer(name)
         except (OSError, ValueError) as error:
             refuse(_FLAG, name, f"cannot be loaded as a sentence-transformers model ({type(error).__name__})")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-QUANTILES = (0.5, 0.95, 1.0)
+NEARNESS_QUANTILES = (0.5, 0.95, 1.0)
 _DIGITS = 5
 _SIMILARITIES_AT_ONCE = 20_000_000  # 80 MB in float32
 
@@ -21,7 +21,7 @@ class Nearness:
     """How near to the training rows a sample's texts are, by one measure of it, higher meaning nearer.
 
     Attributes:
-        quantiles: of the measure over the sample, at QUANTILES.
+        quantiles: of the measure over the sample, at NEARNESS_QUANTILES.
         nearer: chance that one of the sample's texts is nearer than a held-out text, ties counting half: 0.5 without
             memorising, 1 if every text is (the area under the ROC curve of telling them apart by the measure).
         nearer_error: its standard error.
@@ -71,7 +71,9 @@ def compare_nearness(sample: np.ndarray, held_out: np.ndarray) -> Nearness:
     above = _share_below(sample, held_out)
     below = 1 - _share_below(held_out, sample)
     variance = above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)
-    return Nearness(tuple(np.quantile(sample, QUANTILES).tolist()), float(above.mean()), float(np.sqrt(variance)))
+    return Nearness(
+        tuple(np.quantile(sample, NEARNESS_QUANTILES).tolist()), float(above.mean()), float(np.sqrt(variance))
+    )
 
 
 def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:

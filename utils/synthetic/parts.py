@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dptune._files import atomic_write
 from utils.files.jsonl import write_jsonl
@@ -23,7 +22,7 @@ from utils.synthetic.evaluation import (
     vocabularies,
 )
 from utils.synthetic.proxy_model import TINY
-from utils.synthetic.proxy_results import NOT_PRIVATE, train_proxies
+from utils.synthetic.proxy_results import EVALUATION_NOTICE, train_proxies
 from utils.synthetic.report import (
     Section,
     divergence_section,
@@ -39,12 +38,12 @@ JSON_NAME, PAGE_NAME = "evaluation.json", "evaluation.html"
 MEMORISED_NAME = "diagnostics_memorised.jsonl"
 MUST_NOT_BE_PUBLISHED = "NOT PRIVATE: these passages may be somebody's own text. This file must not be published."
 
-Part = tuple[str, Any, list[Section]]  # name in the JSON file, its content, sections of the page
+EvaluationPart = tuple[str, object, list[Section]]  # name in the JSON file, its content, sections of the page
 
 
 def evaluate(
     folder: Path, comparison: Comparison, texts: TextArguments, statistics: StatisticsArguments, proxy: ProxyArguments
-) -> Iterator[Part]:
+) -> Iterator[EvaluationPart]:
     """One part after the other; passages that look memorised go to their own file in `folder`."""
     embedder = make_embedder(statistics.embedder, dimensions=statistics.embedding_dimensions, seed=texts.seed)
     embedded = embed_columns(comparison, embedder)
@@ -69,7 +68,9 @@ def evaluate(
         yield "overlap", {name: _plain_overlap(one) for name, one in overlap.items()}, [section]
 
 
-def proxy_part(folder: Path, comparison: Comparison, proxy: ProxyArguments, texts: TextArguments) -> Iterator[Part]:
+def proxy_part(
+    folder: Path, comparison: Comparison, proxy: ProxyArguments, texts: TextArguments
+) -> Iterator[EvaluationPart]:
     """What small models learn from the samples; nothing if that is switched off."""
     settings = proxy.settings(texts.seed)
     if settings is None:
@@ -81,16 +82,18 @@ def proxy_part(folder: Path, comparison: Comparison, proxy: ProxyArguments, text
     yield "proxy", results, [proxy_section(results, description)]
 
 
-def write(folder: Path, comparison: Comparison, parts: Sequence[Part], settings: dict[str, Any]) -> None:
+def write(
+    folder: Path, comparison: Comparison, parts: Sequence[EvaluationPart], settings: Mapping[str, object]
+) -> None:
     """The JSON file and the page, each whole."""
     counts = {name: {"texts": len(one), "blank": one.blank} for name, one in comparison.columns.items()}
-    content = {"not_private": NOT_PRIVATE, "settings": settings, "texts_a_column": comparison.texts_a_column}
-    content |= {"samples": counts} | {name: plain for name, plain, _ in parts}
+    about = {"not_private": EVALUATION_NOTICE, "settings": settings, "texts_a_column": comparison.texts_a_column}
+    content = {**about, "samples": counts, **{name: plain for name, plain, _ in parts}}
     with atomic_write(folder / JSON_NAME) as file:
         file.write(json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     sections = [section for _, _, of_part in parts for section in of_part]
     with atomic_write(folder / PAGE_NAME) as file:
-        file.write(render(NOT_PRIVATE, _introduction(comparison), sections, settings))
+        file.write(render(EVALUATION_NOTICE, _introduction(comparison), sections, settings))
 
 
 def _introduction(comparison: Comparison) -> list[str]:
@@ -110,13 +113,13 @@ def _write_memorised(path: Path, comparison: Comparison, overlap: dict[str, Over
     write_jsonl(path, [warning, *memorised_rows(comparison, overlap, passage_words)])
 
 
-def _plain_overlap(one: Overlap) -> dict[str, Any]:
+def _plain_overlap(one: Overlap) -> dict[str, object]:
     """The numbers without what is there to be drawn or quoted."""
-    content = {name: getattr(one, name) for name in ("texts", "copies", "passages")}
-    return content | {"similarity": asdict(one.similarity), "passage": asdict(one.passage)}
+    counts = {"texts": one.texts, "copies": one.copies, "passages": one.passages}
+    return {**counts, "similarity": asdict(one.similarity), "passage": asdict(one.passage)}
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(value: object) -> object:
     """Numbers that are none become null, which JSON has."""
     if isinstance(value, dict):
         return {name: _without_nan(one) for name, one in value.items()}

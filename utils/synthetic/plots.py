@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,58 +26,43 @@ _INCHES = (4.8, 3.4)  # a phone's width at the page's letter size
 _MOST_POINTS = 300
 
 
+Line = tuple[np.ndarray, np.ndarray]  # x and y of its points
+
+
 def plot_curves(curves: Mapping[str, np.ndarray]) -> str:
     """MAUVE's divergence curves, [points, 2] each."""
-
-    def draw(axes: Axes) -> None:
-        for name, curve in curves.items():
-            axes.plot(curve[:, 0], curve[:, 1], **_style(name, list(curves)))
-        axes.set(xlabel="little text unlike real text →", ylabel="little real text missed →")
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
-
-    return _image(draw)
+    lines = {name: (curve[:, 0], curve[:, 1]) for name, curve in curves.items()}
+    labels = "little text unlike real text →", "little real text missed →"
+    return _plot_lines(lines, labels, lambda axes: axes.set(xlim=(0, 1.02), ylim=(0, 1.02)))
 
 
 def plot_ranks(curves: Mapping[str, np.ndarray]) -> str:
     """Word frequencies by rank, both logarithmic."""
-
-    def draw(axes: Axes) -> None:
-        for name, frequencies in curves.items():
-            ranks = np.unique(np.geomspace(1, len(frequencies), _MOST_POINTS).astype(int))
-            axes.loglog(ranks, frequencies[ranks - 1], **_style(name, list(curves)))
-        axes.set(xlabel="rank of the word", ylabel="share of all words")
-
-    return _image(draw)
+    lines = {}
+    for name, frequencies in curves.items():
+        ranks = np.unique(np.geomspace(1, len(frequencies), _MOST_POINTS).astype(int))
+        lines[name] = (ranks, frequencies[ranks - 1])
+    labels = "rank of the word", "share of all words"
+    return _plot_lines(lines, labels, lambda axes: axes.set(xscale="log", yscale="log"))
 
 
 def plot_lengths(values: Mapping[str, np.ndarray], label: str) -> str:
     """Share of texts at most so long."""
-
-    def draw(axes: Axes) -> None:
-        for name, lengths in values.items():
-            points = np.quantile(lengths, np.linspace(0, 1, _MOST_POINTS))
-            axes.plot(np.maximum(points, 1), np.linspace(0, 1, _MOST_POINTS), **_style(name, list(values)))
-        axes.set_xscale("log")
-        axes.set(xlabel=label, ylabel="share of texts at most so long", ylim=(0, 1.02))
-
-    return _image(draw)
+    shares = np.linspace(0, 1, _MOST_POINTS)
+    lines = {name: (np.maximum(np.quantile(lengths, shares), 1), shares) for name, lengths in values.items()}
+    labels = label, "share of texts at most so long"
+    return _plot_lines(lines, labels, lambda axes: axes.set(xscale="log", ylim=(0, 1.02)))
 
 
 def plot_tails(values: Mapping[str, np.ndarray], label: str, *, logarithmic: bool) -> str:
     """Share of texts at least so near to a training row; `logarithmic` has both axes so, for passages."""
-
-    def draw(axes: Axes) -> None:
-        for name, nearness in values.items():
-            points, shares = tail(nearness)
-            axes.plot(np.maximum(points, 1) if logarithmic else points, shares, **_style(name, list(values)))
-        if logarithmic:
-            axes.set(xscale="log", yscale="log")
-        axes.set(xlabel=label, ylabel="share of texts with at least that")
-
-    return _image(draw)
+    lines = {name: tail(np.maximum(nearness, 1) if logarithmic else nearness) for name, nearness in values.items()}
+    scale = "log" if logarithmic else "linear"
+    labels = label, "share of texts with at least that"
+    return _plot_lines(lines, labels, lambda axes: axes.set(xscale=scale, yscale=scale))
 
 
-def tail(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def tail(values: np.ndarray) -> Line:
     """Points of a tail, ascending, and the share of `values` that are at least each of them: all of them, or an even
     choice."""
     shares = np.linspace(1, 1 / len(values), min(_MOST_POINTS, len(values)))
@@ -93,7 +77,7 @@ def plot_accuracies(results: Mapping[str, Mapping[str, float]]) -> str:
         places = range(len(names))[::-1]
         for place, name in zip(places, names, strict=True):
             result = results[name]
-            color = "#999999" if name == UNTRAINED else _style(name, names)["color"]
+            color = "#999999" if name == UNTRAINED else _style(name, names)[0]
             error = 2 * result["accuracy_error"]
             axes.barh(place, result["accuracy"], xerr=error, color=color, height=0.6, capsize=3)
         axes.set_yticks(list(places), [_plain(name) for name in names])
@@ -101,6 +85,19 @@ def plot_accuracies(results: Mapping[str, Mapping[str, float]]) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
     return _image(draw, legend=False)
+
+
+def _plot_lines(lines: Mapping[str, Line], labels: tuple[str, str], scale: Callable[[Axes], object]) -> str:
+    """One line a sample, with `labels` at the two axes."""
+
+    def draw(axes: Axes) -> None:
+        for name, (x, y) in lines.items():
+            color, dashes, width = _style(name, list(lines))
+            axes.plot(x, y, color=color, linestyle=dashes, linewidth=width, label=_plain(name))
+        scale(axes)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+
+    return _image(draw)
 
 
 def _image(draw: Callable[[Axes], None], *, legend: bool = True) -> str:
@@ -120,14 +117,12 @@ def _image(draw: Callable[[Axes], None], *, legend: bool = True) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """Colour, dashes and legend entry of one sample."""
-    label = _plain(name)
+def _style(name: str, names: Sequence[str]) -> tuple[str, str, float]:
+    """Colour, dashes and width of one sample's line."""
     if name == HELD_OUT:
-        return {"color": "black", "linestyle": "-", "linewidth": 1.2, "label": label}
+        return "black", "-", 1.2
     number = [other for other in names if other != HELD_OUT].index(name)
-    dashes = _DASHES[number % len(_DASHES)]
-    return {"color": _COLORS[number % len(_COLORS)], "linestyle": dashes, "linewidth": 1.8, "label": label}
+    return _COLORS[number % len(_COLORS)], _DASHES[number % len(_DASHES)], 1.8
 
 
 def _plain(name: str) -> str:

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -86,10 +85,8 @@ class Predictions:
 
 def make_tokenizer(settings: ProxySettings, held_out: Sequence[str]) -> PreTrainedTokenizerBase:
     """The given one, or a byte-level BPE tokenizer made from the held-out texts, which knows every character."""
-    if settings.model != TINY:
-        return load_tokenizer(settings.model)
-    if settings.tokenizer is not None:
-        return load_tokenizer(settings.tokenizer)
+    if (name := settings.tokenizer if settings.model == TINY else settings.model) is not None:
+        return load_tokenizer(name)
     return GPT2Tokenizer().train_new_from_iterator(list(held_out), vocab_size=_TINY_VOCABULARY, show_progress=False)
 
 
@@ -150,7 +147,7 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: PreTrainedModel, windows: Windows, batch_size: int) -> Predictions:
+def predict_texts(model: PreTrainedModel, windows: Windows, batch_size: int) -> Predictions:
     """The model's predictions of every token of the texts that the windows were cut from."""
     model.eval()
     sums = np.zeros((3, windows.owners.max() + 1))
@@ -166,7 +163,7 @@ def predict(model: PreTrainedModel, windows: Windows, batch_size: int) -> Predic
     return Predictions(*sums)
 
 
-def summarise(predictions: Predictions, num_bytes: int, *, seed: int = 0) -> dict[str, float]:
+def summarise_predictions(predictions: Predictions, num_bytes: int, *, seed: int = 0) -> dict[str, float]:
     """Shares and means over all tokens.
 
     Args:
@@ -189,18 +186,18 @@ def summarise(predictions: Predictions, num_bytes: int, *, seed: int = 0) -> dic
     }
 
 
-def fingerprint(settings: ProxySettings, training: Sequence[str] | None, held_out: Sequence[str]) -> str:
+def result_name(settings: ProxySettings, training: Sequence[str] | None, held_out: Sequence[str]) -> str:
     """A name for a result: the same settings, model files and texts give the same one."""
     folders = [_folder_state(name) for name in (settings.model, settings.tokenizer) if name]
     content = json.dumps([asdict(settings), folders, training, list(held_out)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _folder_state(name: str) -> list[Any]:
+def _folder_state(name: str) -> list[tuple[str, int, int]]:
     """What tells whether a model's folder has changed; nothing for a name on the hub."""
     folder = Path(name)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()]
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -13,17 +13,17 @@ from utils.synthetic.arguments import REAL_TRAINING, UNTRAINED
 from utils.synthetic.proxy_model import (
     ProxySettings,
     cut_windows,
-    fingerprint,
     make_model,
     make_tokenizer,
-    predict,
-    summarise,
+    predict_texts,
+    result_name,
+    summarise_predictions,
     train,
 )
 from utils.synthetic.texts import Comparison
 
 FOLDER_NAME = "proxy_models"
-NOT_PRIVATE = "Not private: computed on real rows. No epsilon covers it; do not publish it."
+EVALUATION_NOTICE = "Not private: computed on real rows. No epsilon covers it; do not publish it."
 
 Result = dict[str, float]
 
@@ -40,7 +40,7 @@ def train_proxies(
         max_texts: of the training rows, so that they have no more than the synthetic samples.
 
     Yields:
-        (name, result of `summarise`): the synthetic names, REAL_TRAINING, and UNTRAINED, the model before training.
+        (name, result): the synthetic names, REAL_TRAINING, and UNTRAINED, the model before training.
     """
     samples: dict[str, Sequence[str] | None] = {name: one.texts for name, one in comparison.synthetic.items()}
     if comparison.train is not None:
@@ -48,11 +48,11 @@ def train_proxies(
     samples[UNTRAINED] = None
     (folder / FOLDER_NAME).mkdir(parents=True, exist_ok=True)
     for name, texts in samples.items():
-        kept = folder / FOLDER_NAME / f"{fingerprint(settings, texts, comparison.held_out)}.json"
+        kept = folder / FOLDER_NAME / f"{result_name(settings, texts, comparison.held_out)}.json"
         if not kept.exists():
             result = _train_one(name, texts, comparison.held_out, settings)
             with atomic_write(kept) as file:
-                file.write(json.dumps({"not_private": NOT_PRIVATE, **result}, indent=2) + "\n")
+                file.write(json.dumps({"not_private": EVALUATION_NOTICE, **result}, indent=2) + "\n")
         yield name, _read(kept)
 
 
@@ -64,8 +64,8 @@ def _train_one(name: str, texts: Sequence[str] | None, held_out: Sequence[str], 
         windows = cut_windows(texts, tokenizer, settings.max_length)
         with tqdm(total=settings.steps, desc=f"training on {name}", unit="step", leave=False) as bar:
             train(model, windows, settings, on_step=bar.update)
-    predictions = predict(model, cut_windows(held_out, tokenizer, settings.max_length), settings.batch_size)
-    return summarise(predictions, sum(len(text.encode()) for text in held_out), seed=settings.seed)
+    predictions = predict_texts(model, cut_windows(held_out, tokenizer, settings.max_length), settings.batch_size)
+    return summarise_predictions(predictions, sum(len(text.encode()) for text in held_out), seed=settings.seed)
 
 
 def _read(path: Path) -> Result:

@@ -7,14 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
 
-HISTOGRAM_NAME, STATE_NAME = "histogram.json", "private_state.json"
+HISTOGRAM_NAME, VOTES_STATE_NAME = "histogram.json", "private_state.json"
 _NOTICE = "holds a fingerprint of private records: do not publish"
 
 
@@ -33,12 +32,12 @@ class ReleasedVotes:
     secret_noise: bool
 
 
-def digest(texts: Sequence[str]) -> str:
+def texts_digest(texts: Sequence[str]) -> str:
     """SHA-256 of texts in their order."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
-def saved_votes(folder: Path, identity: Mapping[str, Any]) -> ReleasedVotes | None:
+def saved_votes(folder: Path, identity: Mapping[str, object]) -> ReleasedVotes | None:
     """The votes that an earlier call released; None where none came so far.
 
     Raises:
@@ -50,9 +49,9 @@ def saved_votes(folder: Path, identity: Mapping[str, Any]) -> ReleasedVotes | No
         found = json.loads((folder / HISTOGRAM_NAME).read_text(encoding="utf-8"))
         votes = np.array(found["noisy_votes"], dtype=np.float64)
         released = ReleasedVotes(votes, str(found["release"]), found["secret_noise"] is True)
-        saved = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))["identity"]
+        saved = json.loads((folder / VOTES_STATE_NAME).read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError, TypeError):
-        refuse("--output_dir", str(folder), f"{HISTOGRAM_NAME} or {STATE_NAME} is damaged; give a new folder")
+        refuse("--output_dir", str(folder), f"{HISTOGRAM_NAME} or {VOTES_STATE_NAME} is damaged; give a new folder")
     if differing := sorted(name for name in {**saved, **identity} if saved.get(name) != identity.get(name)):
         remedy = (
             f"its votes follow from other {', '.join(differing)}; give a new folder, where votes cost epsilon again"
@@ -61,7 +60,9 @@ def saved_votes(folder: Path, identity: Mapping[str, Any]) -> ReleasedVotes | No
     return released
 
 
-def save_votes(folder: Path, released: ReleasedVotes, public: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def save_votes(
+    folder: Path, released: ReleasedVotes, public: Mapping[str, object], identity: Mapping[str, object]
+) -> None:
     """Write released votes with `public` facts about them, and, not for publishing, what they follow from.
 
     The latter first: there are votes only together with it.
@@ -69,7 +70,7 @@ def save_votes(folder: Path, released: ReleasedVotes, public: Mapping[str, Any],
     folder.mkdir(parents=True, exist_ok=True)
     facts = {**public, "release": released.release, "secret_noise": released.secret_noise}
     contents = {
-        STATE_NAME: {"notice": _NOTICE, "identity": dict(identity)},
+        VOTES_STATE_NAME: {"notice": _NOTICE, "identity": dict(identity)},
         HISTOGRAM_NAME: {**facts, "noisy_votes": released.votes.tolist()},
     }
     for name, content in contents.items():

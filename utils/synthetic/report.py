@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -22,7 +22,8 @@ from utils.synthetic.plots import plot_accuracies, plot_curves, plot_lengths, pl
 
 _TEMPLATE_NAME = "report.html.jinja"
 
-Row = tuple[str, list[str]]
+TableRow = tuple[str, list[str]]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class Section:
     title: str
     explanation: str
     columns: list[str]
-    rows: list[Row]
+    rows: list[TableRow]
     plots: list[Plot] = field(default_factory=list)
 
 
-def render(warning: str, introduction: Sequence[str], sections: Sequence[Section], settings: Mapping[str, Any]) -> str:
+def render(
+    warning: str, introduction: Sequence[str], sections: Sequence[Section], settings: Mapping[str, object]
+) -> str:
     """The page."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -101,13 +104,7 @@ def words_section(words: Words) -> Section:
 def lengths_section(lengths: Lengths, unit: str) -> Section:
     """Lengths in one unit."""
     results = {**lengths.columns, REFERENCE: lengths.reference}
-    labels = (
-        "5% are at most",
-        "a quarter is at most",
-        "half is at most",
-        "three quarters are at most",
-        "95% are at most",
-    )
+    labels = [f"{who} at most" for who in ("5% are", "a quarter is", "half is", "three quarters are", "95% are")]
     rows = [_row("mean", results, lambda one: f"{one.mean:,.1f}")]
     for label, values in zip(labels, zip(*(one.quantiles for one in results.values()), strict=True), strict=True):
         rows.append((label, [f"{value:,.0f}" for value in values]))
@@ -171,16 +168,17 @@ def overlap_section(results: Mapping[str, Overlap], passage_words: int, file_nam
 
 def _nearness_rows(
     label: str, results: Mapping[str, Overlap], of: Callable[[Overlap], Nearness], show: Callable[[float], str]
-) -> list[Row]:
+) -> list[TableRow]:
+    found = {name: of(one) for name, one in results.items()}
     return [
-        _row(f"{label}: median", results, lambda one: show(of(one).quantiles[0])),
-        _row(f"{label}: 95%", results, lambda one: show(of(one).quantiles[1])),
-        _row(f"{label}: largest", results, lambda one: show(of(one).quantiles[2])),
-        _row(f"{label}: nearer than held out", results, lambda one: _with_error(of(one).nearer, of(one).nearer_error)),
+        _row(f"{label}: median", found, lambda one: show(one.quantiles[0])),
+        _row(f"{label}: 95%", found, lambda one: show(one.quantiles[1])),
+        _row(f"{label}: largest", found, lambda one: show(one.quantiles[2])),
+        _row(f"{label}: nearer than held out", found, lambda one: _with_error(one.nearer, one.nearer_error)),
     ]
 
 
-def _row(label: str, results: Mapping[str, Any], show: Callable[[Any], str]) -> Row:
+def _row(label: str, results: Mapping[str, _T], show: Callable[[_T], str]) -> TableRow:
     return label, [show(one) for one in results.values()]
 
 

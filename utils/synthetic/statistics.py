@@ -14,7 +14,7 @@ import numpy as np
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp, wasserstein_distance
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LENGTH_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Texts = Sequence[Sequence[str]]  # the words of each text
 
@@ -44,7 +44,7 @@ class LengthComparison:
 
     Attributes:
         mean: of the sample.
-        quantiles: of the sample, at QUANTILES.
+        quantiles: of the sample, at LENGTH_QUANTILES.
         wasserstein: by how much lengths must change on average to become the real ones, in the unit of the lengths.
         ks: Kolmogorov and Smirnov's statistic, the largest gap between the two distribution functions.
         ks_p: chance of such a gap or a larger one between samples of one distribution.
@@ -117,7 +117,7 @@ def compare_lengths(sample: Sequence[int], real: Sequence[int]) -> LengthCompari
     ks = ks_2samp(sample, real)
     return LengthComparison(
         mean=float(np.mean(sample)),
-        quantiles=tuple(np.quantile(sample, QUANTILES).tolist()),
+        quantiles=tuple(np.quantile(sample, LENGTH_QUANTILES).tolist()),
         wasserstein=float(wasserstein_distance(sample, real)),
         ks=float(ks.statistic),
         ks_p=float(ks.pvalue),

@@ -15,7 +15,7 @@ from dptune._validate import refuse
 from utils.files.cells import Place, require_columns, text_of
 from utils.files.tables import read_rows, show_columns
 from utils.synthetic.arguments import HELD_OUT, TextArguments
-from utils.synthetic.words import split_words
+from utils.synthetic.words import words_of
 
 FEWEST_TEXTS = 10
 
@@ -43,7 +43,7 @@ class Sample:
 
     def words(self) -> list[list[str]]:
         """The words of each text."""
-        return [split_words(text) for text in self.texts]
+        return [words_of(text) for text in self.texts]
 
 
 @dataclass(frozen=True)
@@ -123,5 +123,5 @@ def read_sample(path: str, flag: str, column: str, seed: int, column_flag: str) 
 
 def _require_words(sample: Sample, flag: str, path: str, what: str) -> None:
     """Words are compared: there must be one."""
-    if not any(map(split_words, sample.texts)):
+    if not any(map(words_of, sample.texts)):
         refuse(flag, path, f"{what} has no word in it; give a file of texts")

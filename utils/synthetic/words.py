@@ -20,10 +20,10 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _WORD.finditer(text)]
 
 
-def split_words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """The words of `text`, as many as `word_spans` gives, case-folded.
 
-    >>> split_words("Straße, STRASSE 你好")
+    >>> words_of("Straße, STRASSE 你好")
     ['strasse', 'strasse', '你', '好']
     """
     return [word.casefold() for word in _WORD.findall(text)]

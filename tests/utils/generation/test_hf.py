@@ -1,4 +1,4 @@
-"""Stop strings in batches by `generate`; the drawing itself is tested with the runs, in test_generation.py."""
+"""Stop strings in batches by `generate`; the drawing itself is tested with the runs, in test_run.py."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from utils.cli.endpoints import VLLM_KEY
 from utils.generation import server as generation_server
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn
-from utils.generation.batches import Job, make_jobs
-from utils.generation.server import ServerBackend, find_model, job_seed
+from utils.generation.batches import TextJob, make_jobs, seed_of
+from utils.generation.server import ServerBackend, find_model
 from utils.models.loading import load_tokenizer
 
 PROMPTS = ["Abstract: ", "Hello, how are you?\n"] * 4
@@ -43,7 +43,7 @@ def _draw(
     done: Container[int] = (),
     share: tuple[int, int] = (0, 1),
     **kwargs: Any,
-) -> dict[Job, Drawn]:
+) -> dict[TextJob, Drawn]:
     """All texts for PROMPTS that are not done."""
     settings = {"max_length": 40, "batch_size": 3, "vllm_url": server.url} | kwargs
     sampling = SamplingArguments(output_dir="unused", backend="vllm", **settings)
@@ -62,7 +62,7 @@ def test_every_job_is_asked_for_once_with_its_tokens_room_and_seed(
     asked = {body["seed"]: body for body in server.requests}
     assert len(texts) == len(asked) == len(server.requests) == len(PROMPTS)
     for job, drawn in texts.items():
-        body = asked[job_seed(7, job)]
+        body = asked[seed_of(7, job.index)]
         assert body["prompt"] == list(job.ids)
         assert body["max_tokens"] == 40 - len(job.ids)
         assert drawn == Drawn(f"text of {body['seed']}", 5, True)
@@ -197,7 +197,7 @@ def test_only_the_servers_own_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_every_text_of_every_seed_has_a_seed_of_its_own() -> None:
-    seeds = {job_seed(seed, Job(index, "", (1,))) for seed in range(3) for index in range(50)}
+    seeds = {seed_of(seed, index) for seed in range(3) for index in range(50)}
     assert len(seeds) == 150
     assert all(0 <= seed < 2**63 for seed in seeds)
 

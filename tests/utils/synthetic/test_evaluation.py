@@ -20,7 +20,7 @@ from utils.synthetic.evaluation import (
 )
 from utils.synthetic.passages import SharedPassage
 from utils.synthetic.texts import Comparison, Sample
-from utils.synthetic.words import split_words
+from utils.synthetic.words import words_of
 
 SETTINGS = StatisticsArguments(bootstrap=10)
 TOPICS = ("cat dog bird fish horse cow", "red blue green white black grey", "one two three four five six")
@@ -122,7 +122,7 @@ def test_what_is_listed_as_memorised_is_quoted_with_both_rows(comparison: Compar
         passage = str(row["passage"])
         assert passage in text
         assert passage in rows[int(str(row["training_row"]))]
-        assert len(split_words(passage)) == row["words"] >= 10
+        assert len(words_of(passage)) == row["words"] >= 10
         assert row["kind"] == ("copy" if row["synthetic"] == "copies" else "passage")
 
 

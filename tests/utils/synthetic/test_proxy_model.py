@@ -15,11 +15,11 @@ from utils.synthetic.proxy_model import (
     Predictions,
     ProxySettings,
     cut_windows,
-    fingerprint,
     make_model,
     make_tokenizer,
-    predict,
-    summarise,
+    predict_texts,
+    result_name,
+    summarise_predictions,
     train,
 )
 
@@ -54,7 +54,7 @@ def test_the_made_tokenizer_knows_every_character() -> None:
 
 def test_predictions_are_those_of_each_text_alone() -> None:
     model, tokenizer = tiny_llama(vocab_size=400), tiny_tokenizer()
-    found = predict(model, cut_windows(TEXTS, tokenizer, 100), batch_size=2)
+    found = predict_texts(model, cut_windows(TEXTS, tokenizer, 100), batch_size=2)
     for number, text in enumerate(TEXTS):
         ids = torch.tensor([[2, *tokenizer(text)["input_ids"], 2]])
         with torch.no_grad():
@@ -66,7 +66,7 @@ def test_predictions_are_those_of_each_text_alone() -> None:
 
 
 def test_the_summary_is_over_tokens() -> None:
-    found = summarise(Predictions(np.array([1.0, 3]), np.array([2.0, 8]), np.array([4.0, 6])), num_bytes=40)
+    found = summarise_predictions(Predictions(np.array([1.0, 3]), np.array([2.0, 8]), np.array([4.0, 6])), num_bytes=40)
     assert found["accuracy"] == 0.4
     assert found["nats_per_token"] == 1
     assert found["bits_per_byte"] == pytest.approx(10 / math.log(2) / 40)
@@ -83,7 +83,9 @@ def test_training_on_the_same_language_teaches_more_than_on_another() -> None:
         model = make_model(QUICK, tokenizer)
         if texts is not None:
             train(model, cut_windows(texts, tokenizer, 32), QUICK)
-        scores.append(summarise(predict(model, cut_windows(held_out, tokenizer, 32), 4), 100)["accuracy"])
+        scores.append(
+            summarise_predictions(predict_texts(model, cut_windows(held_out, tokenizer, 32), 4), 100)["accuracy"]
+        )
     assert scores[0] > 0.6
     assert scores[1] < scores[0] - 0.3
     assert scores[2] < 0.1
@@ -121,11 +123,11 @@ def test_a_given_model_is_trained_whole(tiny_model_dir: Path) -> None:
 def test_the_fingerprint_changes_with_whatever_changes_the_result(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model")
     settings = ProxySettings(model=str(folder))
-    seen = {fingerprint(settings, ["a"], ["b"])}
-    assert fingerprint(settings, ["a"], ["b"]) in seen
+    seen = {result_name(settings, ["a"], ["b"])}
+    assert result_name(settings, ["a"], ["b"]) in seen
     for field, value in (("steps", 7), ("batch_size", 3), ("max_length", 5), ("learning_rate", 0.1), ("seed", 1)):
-        seen.add(fingerprint(dataclasses.replace(settings, **{field: value}), ["a"], ["b"]))
-    seen |= {fingerprint(settings, texts, held) for texts, held in ((["a", "c"], ["b"]), (None, ["b"]), (["a"], []))}
+        seen.add(result_name(dataclasses.replace(settings, **{field: value}), ["a"], ["b"]))
+    seen |= {result_name(settings, texts, held) for texts, held in ((["a", "c"], ["b"]), (None, ["b"]), (["a"], []))}
     (folder / "model.safetensors").write_bytes(b"another model")
-    seen.add(fingerprint(settings, ["a"], ["b"]))
+    seen.add(result_name(settings, ["a"], ["b"]))
     assert len(seen) == 10

@@ -14,7 +14,6 @@ from utils.synthetic.divergence import Divergence
 from utils.synthetic.evaluation import Lengths, Overlap, Words
 from utils.synthetic.overlap import Nearness
 from utils.synthetic.passages import SharedPassage
-from utils.synthetic.plots import plot_accuracies, tail
 from utils.synthetic.report import (
     Section,
     divergence_section,
@@ -122,19 +121,3 @@ def test_every_table_has_a_column_a_sample_and_something_to_read_it_by(sections:
         assert section.rows
         assert all(len(cells) == len(section.columns) for _, cells in section.rows)
         assert section.plots
-
-
-def test_the_same_numbers_give_the_same_plot() -> None:
-    results = {UNTRAINED: {"accuracy": 0.1, "accuracy_error": 0.01}}
-    assert plot_accuracies(results) == plot_accuracies(results)
-
-
-def test_a_tail_says_how_many_texts_have_at_least_so_much() -> None:
-    points, parts = tail(np.array([3.0, 1.0, 4.0, 2.0]))
-    assert points.tolist() == [1, 2, 3, 4]
-    assert parts.tolist() == [1, 0.75, 0.5, 0.25]
-    values = np.random.default_rng(0).normal(size=1000)
-    points, parts = tail(values)
-    assert len(points) == 300
-    assert parts == pytest.approx([np.mean(values >= point) for point in points], abs=1 / 1000)
-    assert points[-1] == values.max()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from utils.synthetic.statistics import (
-    QUANTILES,
+    LENGTH_QUANTILES,
     compare_lengths,
     compare_vocabulary,
     distinct_share,
@@ -73,7 +73,7 @@ def test_lengths_beside_the_real_ones() -> None:
     real, sample = [10, 20, 30, 40], [25, 35, 45, 55]  # shifted by 15
     found = compare_lengths(sample, real)
     assert found.mean == 40
-    assert found.quantiles == pytest.approx([np.percentile(sample, 100 * share) for share in QUANTILES])
+    assert found.quantiles == pytest.approx([np.percentile(sample, 100 * share) for share in LENGTH_QUANTILES])
     assert found.wasserstein == pytest.approx(15)
     assert found.ks == pytest.approx(0.5)  # at 20: half of the real ones, none of the sample
     ways = [_gap(set(chosen)) >= 0.5 for chosen in itertools.combinations(range(8), 4)]

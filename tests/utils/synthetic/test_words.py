@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.synthetic.words import split_words, take_words, word_spans
+from utils.synthetic.words import take_words, word_spans, words_of
 
 
 def test_case_and_punctuation_fall_away_and_a_chinese_character_is_a_word() -> None:
-    assert split_words("Don't PANIC! 3.5% – Straße_1") == ["don", "t", "panic", "3", "5", "strasse_1"]
-    assert split_words("你好world こん") == ["你", "好", "world", "こ", "ん"]
-    assert split_words(" …\n") == []
+    assert words_of("Don't PANIC! 3.5% – Straße_1") == ["don", "t", "panic", "3", "5", "strasse_1"]
+    assert words_of("你好world こん") == ["你", "好", "world", "こ", "ん"]
+    assert words_of(" …\n") == []
 
 
 @given(st.text())
 def test_spans_are_those_of_the_words(text: str) -> None:
-    assert [text[start:end].casefold() for start, end in word_spans(text)] == split_words(text)
+    assert [text[start:end].casefold() for start, end in word_spans(text)] == words_of(text)
 
 
 def test_a_sample_has_the_words_asked_for_and_cuts_its_last_text_alone() -> None:
