@@ -16,7 +16,6 @@ after an interruption and asks nothing twice; --retry_set_aside asks again for w
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import signal
 import sys
@@ -36,6 +35,7 @@ from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.folder_lock import FolderLock
 from utils.cli.interruption import StopRequest
 from utils.files.cells import Place, require_columns, text_of
+from utils.files.jsonl import json_line
 from utils.files.tables import Row, read_rows, show_columns
 
 INPUT = "--input_file"
@@ -137,9 +137,9 @@ def _checked(row: Row, place: Place) -> Row:
     known = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
     named = {**row, "id": str(given) if known else f"row-{place.row}"}
     try:
-        json.dumps(named, ensure_ascii=False).encode()
-    except (TypeError, ValueError):  # such as a date of a Parquet file, or half a surrogate pair
-        place.refuse("holds a value that JSON cannot; give texts, numbers, lists and dictionaries")
+        json_line(named)
+    except (TypeError, ValueError):  # such as a date of a Parquet file, an infinite number, half a surrogate pair
+        place.refuse("holds a value that JSON cannot; give texts, finite numbers, lists and dictionaries")
     return named
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -320,6 +321,7 @@ def test_a_value_out_of_range_is_refused(tmp_path: Path, name: str, value: str) 
         ([{"instruction": "a"}, {"text": "b"}], r"row 2 .*instruction is missing"),
         ([{"instruction": "a"}, {"instruction": None}], r"row 2 .*is not text \(no value\)"),
         ([{"instruction": " \n"}], "row 1 .*is blank"),
+        ([{"instruction": "a", "score": math.inf}], "row 1 .*a value that JSON cannot"),
         ([{"instruction": "a", "note": "half \ud800 a pair"}], "row 1 .*a value that JSON cannot"),
     ],
 )

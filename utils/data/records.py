@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from jinja2 import TemplateError
 
 from dptune._validate import refuse
@@ -159,7 +158,7 @@ def _record(row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTraine
 
 def _messages(value: object, place: Place) -> list[dict[str, str]]:
     """A list of {"role": str, "content": str}; other keys are dropped."""
-    turns = list(value) if isinstance(value, (list, np.ndarray)) else []
+    turns = list(value) if isinstance(value, list) else []
     if not turns or not all(isinstance(turn, dict) for turn in turns):
         place.refuse(f"messages must be a list of {{role, content}} with one at least, not {type(value).__name__}")
     for number, turn in enumerate(turns, start=1):
