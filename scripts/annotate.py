@@ -28,7 +28,14 @@ from tqdm import tqdm
 from dptune._validate import refuse
 from utils.annotation.arguments import AnnotationArguments, EndpointArguments
 from utils.annotation.asking import Answered, Asking, Endpoint
-from utils.annotation.files import ANNOTATED_NAME, Journal, Question, make_questions, run_identity, write_outputs
+from utils.annotation.files import (
+    ANNOTATED_NAME,
+    Question,
+    ReplyJournal,
+    annotation_identity,
+    make_questions,
+    write_annotations,
+)  # fmt: skip
 from utils.annotation.replies import Reply
 from utils.cli.endpoints import OPENAI_KEY, key_from_environment
 from utils.cli.flags import exit_on_invalid_argument, parse
@@ -54,17 +61,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     files, asked = parse(AnnotationArguments, EndpointArguments, args=argv, description=__doc__)
     key = key_from_environment(OPENAI_KEY)
     questions = make_questions(read_instructions(files.input_file), asked.settings)
-    folder, journal = Path(files.output_dir), Journal(Path(files.output_dir))
+    folder, journal = Path(files.output_dir), ReplyJournal(Path(files.output_dir))
     with FolderLock() as lock:
         lock.take(folder)
-        journal.claim(run_identity(questions, asked.settings))
+        journal.claim(annotation_identity(questions, asked.settings))
         lock.take(folder)
         stopped = ask(questions, journal, asked, key, retry=files.retry_set_aside)
         if stopped is not None:
             settled = journal.settled()
             count = sum(question.key in settled for question in questions)
             _say_how_to_go_on(stopped, f"{count} of {len(questions)} rows are settled and kept", argv)
-        summary = write_outputs(folder, questions, journal, asked.settings, asked.prices)
+        summary = write_annotations(folder, questions, journal, asked.settings, asked.prices)
     _report(summary, folder)
 
 
@@ -82,7 +89,7 @@ def read_instructions(path: str) -> list[Row]:
 
 
 def ask(
-    questions: Sequence[Question], journal: Journal, asked: EndpointArguments, key: str | None, *, retry: bool
+    questions: Sequence[Question], journal: ReplyJournal, asked: EndpointArguments, key: str | None, *, retry: bool
 ) -> str | None:
     """Ask for what is not settled, noting each reply; returns the name of the signal that cut it short, if one did."""
     settled = journal.settled(answered_only=retry)

@@ -117,10 +117,10 @@ def load_texts(
     return records
 
 
-def joined(prompt: str, answer: str) -> Record:
+def prompt_and_answer(prompt: str, answer: str) -> Record:
     """The record of one prompt and its answer.
 
-    >>> joined("Abstract: ", "We show.")
+    >>> prompt_and_answer("Abstract: ", "We show.")
     Record(text='Abstract: We show.', answers=((10, 18),))
     """
     text = prompt + answer
@@ -151,9 +151,9 @@ def _record(row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTraine
     if columns == ("messages",):
         return _conversation(_messages(row["messages"], place), tokenizer, place)
     if columns == _INSTRUCTIONS_ALONE:
-        return joined(format_prompt("", style), text_of(row, "instruction", place))
+        return prompt_and_answer(format_prompt("", style), text_of(row, "instruction", place))
     prompt, answer = (text_of(row, name, place) for name in columns)
-    return joined(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
+    return prompt_and_answer(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
 
 
 def _messages(value: object, place: Place) -> list[dict[str, str]]:

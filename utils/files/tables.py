@@ -18,14 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow
-from pyarrow import parquet
-
 from dptune._validate import InvalidArgument, refuse
 from utils.files.jsonl import without_nan
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # programs import this module before they parse their flags; libraries are loaded to read
     import datasets
+    import pyarrow
 
 Row = dict[str, object]
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
@@ -54,6 +52,8 @@ def stream_rows(path: str | Path, flag: str, split: str = "train") -> Iterator[R
         InvalidArgument: the file is missing, unreadable or of an unknown kind, names a column twice, or the folder has
             no such split. Raised when the reading gets there.
     """
+    import pyarrow
+
     path = Path(path)
     if not path.exists():
         refuse(flag, str(path), "no such file or folder; check the path")
@@ -195,6 +195,8 @@ def _next_of_csv(reader: csv.DictReader[str]) -> Row | None:
 
 
 def _stream_parquet(path: Path, flag: str) -> Iterator[Row]:
+    from pyarrow import parquet
+
     with parquet.ParquetFile(path) as file:
         _require_unique_fields(list(file.schema_arrow), flag, path)
         for batch in file.iter_batches(batch_size=_BATCH_ROWS):
@@ -223,7 +225,7 @@ def _stream_folder(path: Path, flag: str, split: str) -> Iterator[Row]:
 
 def _load_folder(path: Path, flag: str) -> datasets.DatasetDict | datasets.Dataset:
     """Map a saved folder; nothing is copied."""
-    import datasets  # takes seconds, and most programs read no folder
+    import datasets
 
     try:
         return datasets.load_from_disk(str(path))
