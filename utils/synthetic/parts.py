@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dptune._files import atomic_write
-from utils.files.jsonl import write_jsonl
+from utils.files.jsonl import without_nan, write_json, write_jsonl
 from utils.synthetic.arguments import HELD_OUT, REFERENCE, ProxyArguments, StatisticsArguments, TextArguments
 from utils.synthetic.embeddings import make_embedder
 from utils.synthetic.evaluation import (
@@ -86,8 +84,7 @@ def write(folder: Path, comparison: Comparison, parts: Sequence[Part], settings:
     counts = {name: {"texts": len(one), "blank": one.blank} for name, one in comparison.columns.items()}
     content = {"not_private": NOT_PRIVATE, "settings": settings, "texts_a_column": comparison.texts_a_column}
     content |= {"samples": counts} | {name: plain for name, plain, _ in parts}
-    with atomic_write(folder / JSON_NAME) as file:
-        file.write(json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(folder / JSON_NAME, {name: without_nan(part) for name, part in content.items()})
     sections = [section for _, _, of_part in parts for section in of_part]
     with atomic_write(folder / PAGE_NAME) as file:
         file.write(render(NOT_PRIVATE, _introduction(comparison), sections, settings))
@@ -114,12 +111,3 @@ def _plain_overlap(one: Overlap) -> dict[str, Any]:
     """The numbers without what is there to be drawn or quoted."""
     content = {name: getattr(one, name) for name in ("texts", "copies", "passages")}
     return content | {"similarity": asdict(one.similarity), "passage": asdict(one.passage)}
-
-
-def _without_nan(value: Any) -> Any:
-    """Numbers that are none become null, which JSON has."""
-    if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
