@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from utils.cli.flags import exit_on_invalid_argument, parse
-from utils.data.instruction_files import FORMATS, read_instructions
+from utils.data.instruction_files import INSTRUCTION_FORMATS, read_instructions
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.generation.outputs import write_alpaca_eval
 from utils.generation.run import sample_instructions
@@ -38,7 +38,7 @@ class InstructionArguments:
         metadata={"help": "text with a line `instruction #### repetitions` or an instruction each, or JSON"}
     )
     instruction_format: str = field(
-        default="auto", metadata={"help": "of the file; auto decides by its content", "choices": FORMATS}
+        default="auto", metadata={"help": "of the file; auto decides by its content", "choices": INSTRUCTION_FORMATS}
     )
     alpaca_eval_output: bool = field(
         default=False,

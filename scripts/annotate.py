@@ -16,7 +16,6 @@ after an interruption and asks nothing twice; --retry_set_aside asks again for w
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import signal
 import sys
@@ -30,12 +29,20 @@ from dptune._validate import refuse
 from dptune.run.lock import FolderLock
 from utils.annotation.arguments import AnnotationArguments, EndpointArguments
 from utils.annotation.asking import Answered, Asking, Endpoint
-from utils.annotation.files import ANNOTATED_NAME, Journal, Question, make_questions, run_identity, write_outputs
+from utils.annotation.files import (
+    ANNOTATED_NAME,
+    Question,
+    ReplyJournal,
+    annotation_identity,
+    make_questions,
+    write_annotations,
+)  # fmt: skip
 from utils.annotation.replies import Reply
 from utils.cli.endpoints import OPENAI_KEY, key_from_environment
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.interruption import StopRequest
 from utils.files.cells import Place, require_columns, text_of
+from utils.files.jsonl import json_line
 from utils.files.tables import Row, read_rows, show_columns
 
 INPUT = "--input_file"
@@ -54,16 +61,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     files, asked = parse(AnnotationArguments, EndpointArguments, args=argv, description=__doc__)
     key = key_from_environment(OPENAI_KEY)
     questions = make_questions(read_instructions(files.input_file), asked.settings)
-    folder, journal = Path(files.output_dir), Journal(Path(files.output_dir))
+    folder, journal = Path(files.output_dir), ReplyJournal(Path(files.output_dir))
     with FolderLock() as lock:
         lock.make(folder)
-        journal.claim(run_identity(questions, asked.settings))
+        journal.claim(annotation_identity(questions, asked.settings))
         stopped = ask(questions, journal, asked, key, retry=files.retry_set_aside)
         if stopped is not None:
             settled = journal.settled()
             count = sum(question.key in settled for question in questions)
             _say_how_to_go_on(stopped, f"{count} of {len(questions)} rows are settled and kept", argv)
-        summary = write_outputs(folder, questions, journal, asked.settings, asked.prices)
+        summary = write_annotations(folder, questions, journal, asked.settings, asked.prices)
     _report(summary, folder)
 
 
@@ -81,7 +88,7 @@ def read_instructions(path: str) -> list[Row]:
 
 
 def ask(
-    questions: Sequence[Question], journal: Journal, asked: EndpointArguments, key: str | None, *, retry: bool
+    questions: Sequence[Question], journal: ReplyJournal, asked: EndpointArguments, key: str | None, *, retry: bool
 ) -> str | None:
     """Ask for what is not settled, noting each reply; returns the name of the signal that cut it short, if one did."""
     settled = journal.settled(answered_only=retry)
@@ -137,9 +144,9 @@ def _checked(row: Row, place: Place) -> Row:
     known = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
     named = {**row, "id": str(given) if known else f"row-{place.row}"}
     try:
-        json.dumps(named, ensure_ascii=False).encode()
-    except (TypeError, ValueError):  # such as a date of a Parquet file, or half a surrogate pair
-        place.refuse("holds a value that JSON cannot; give texts, numbers, lists and dictionaries")
+        json_line(named)
+    except (TypeError, ValueError):  # such as a date of a Parquet file, an infinite number, half a surrogate pair
+        place.refuse("holds a value that JSON cannot; give texts, finite numbers, lists and dictionaries")
     return named
 
 

@@ -27,14 +27,12 @@ from tqdm import tqdm
 
 from dptune._validate import refuse
 from utils.cli.flags import exit_on_invalid_argument, parse
-from utils.data.conversation_texts import FORMATS
-from utils.data.conversations import Selection, instructions
+from utils.data.conversations import TURN_COLUMNS, Selection, instructions
 from utils.data.languages import LanguageFilter
 from utils.data.row_authors import refuse_unnoticed_users
 from utils.files.cells import Place
 from utils.files.jsonl import write_jsonl
-from utils.files.row_streams import stream_rows
-from utils.files.tables import Row, show_columns
+from utils.files.tables import Row, show_columns, stream_rows
 
 INPUT = "--input_file"
 
@@ -45,7 +43,7 @@ class ConversationArguments:
 
     _argument_group_name = "conversations"
 
-    input_file: list[str] = field(metadata={"help": "one file or more: .json, .jsonl or .parquet"})
+    input_file: list[str] = field(metadata={"help": "one file or more: .json, .jsonl, .parquet or a saved DatasetDict"})
     output_file: str = field(metadata={"help": "JSONL; takes its name once it is whole"})
     language: str | None = field(default=None, metadata={"help": "keep this one: English, or en; default: all"})
     min_chars: int = field(default=1, metadata={"help": "shortest instruction, in characters"})
@@ -122,8 +120,8 @@ def read(args: ConversationArguments) -> Iterator[tuple[Place, Row]]:
 def _check_columns(row: Row, path: str, args: ConversationArguments) -> None:
     """What the first row of a file must have."""
     shown = show_columns(row)
-    if not any(name in row for name in FORMATS):
-        refuse(INPUT, path, f"found the columns {shown}; one must be {' or '.join(FORMATS)}")
+    if not any(name in row for name in TURN_COLUMNS):
+        refuse(INPUT, path, f"found the columns {shown}; one must be {' or '.join(TURN_COLUMNS)}")
     if args.user_column is not None and args.user_column not in row:
         refuse("--user_column", args.user_column, f"no such column in {path}, which has {shown}; name one of them")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas
+import pyarrow
+from pyarrow import parquet
 
 HEADERS = {
     "sst2": "sentence label",
@@ -77,7 +78,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
             writer.writeheader()
             writer.writerows(rows)
     elif path.suffix == ".parquet":
-        pandas.DataFrame(rows).to_parquet(path)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(path)
     return path

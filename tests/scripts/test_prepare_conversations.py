@@ -7,8 +7,9 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import pandas
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from dptune._validate import InvalidArgument
 from dptune.units.unit import PrivacyUnit
@@ -25,7 +26,7 @@ def lmsys(number: int, question: str, **more: Any) -> dict[str, Any]:
 def prepare(tmp_path: Path, rows: list[Any], *more: str, name: str = "in.jsonl") -> list[dict[str, Any]]:
     path = tmp_path / name
     if path.suffix == ".parquet":
-        pandas.DataFrame(rows).to_parquet(path)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         path.write_text(lines if path.suffix == ".jsonl" else json.dumps(rows))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from dptune.accounting import epsilon
 from dptune.budget import Budget
@@ -240,9 +243,9 @@ def test_mistakes_are_one_line_and_cost_nothing(
     assert not (folder / "out" / "budget.jsonl").exists()
 
 
-def lists_in_parquet(folder: Path) -> list[str]:
-    rows = [{"instruction": text, "words": text.split()} for text in ANIMALS + MONEY]
-    pandas.DataFrame(rows).to_parquet(folder / "synthetic.parquet")
+def dates_in_parquet(folder: Path) -> list[str]:
+    rows = [{"instruction": text, "day": date(2023, 8, 1)} for text in ANIMALS + MONEY]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "synthetic.parquet")
     return ["--synthetic_file", str(folder / "synthetic.parquet")]
 
 
@@ -250,6 +253,12 @@ def half_a_pair(folder: Path) -> list[str]:
     rows = [{"instruction": text, "note": "\ud800"} for text in ANIMALS + MONEY]
     (folder / "surrogates.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return ["--synthetic_file", str(folder / "surrogates.jsonl")]
+
+
+def infinity(folder: Path) -> list[str]:
+    rows = [{"instruction": text, "score": math.inf} for text in ANIMALS + MONEY]
+    (folder / "infinite.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return ["--synthetic_file", str(folder / "infinite.jsonl")]
 
 
 def a_file_for_a_folder(folder: Path) -> list[str]:
@@ -260,8 +269,9 @@ def a_file_for_a_folder(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lists_in_parquet, "row 1 (counted from 1): cannot be written as JSON (TypeError)"),
+        (dates_in_parquet, "row 1 (counted from 1): cannot be written as JSON (TypeError)"),
         (half_a_pair, "row 1 (counted from 1): cannot be written as JSON (UnicodeEncodeError)"),
+        (infinity, "row 1 (counted from 1): cannot be written as JSON (ValueError)"),
         (a_file_for_a_folder, "cannot be written to"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where replies are kept while an endpoint is asked: a run that was stopped goes on, and nothing is asked twice.
+"""Where replies are kept while an endpoint is asked: a run that was stopped resumes, and nothing is asked twice.
 
 Every reply is a line of `answers.jsonl`, on disk before the next one is asked for; `annotation_config.json` says with
 what was asked, so that a folder never holds answers to two inputs, or of two models or settings. `annotated.jsonl`,
@@ -15,16 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dptune._files import append_line, atomic_write
-from dptune._validate import refuse
 from utils.annotation.replies import Reply
-from utils.files.jsonl import write_jsonl
+from utils.files.journal import Journal
+from utils.files.jsonl import write_json, write_jsonl
 from utils.files.tables import Row
 
-CONFIG_NAME, JOURNAL_NAME = "annotation_config.json", "answers.jsonl"
+JOURNAL_NAME = "answers.jsonl"
 ANNOTATED_NAME, SET_ASIDE_NAME, SUMMARY_NAME = "annotated.jsonl", "set_aside.jsonl", "summary.json"
 _TOKENS_A_PRICE = 1_000_000
-_LONGEST_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -70,53 +68,34 @@ def make_questions(rows: Iterable[Row], settings: Mapping[str, Any]) -> list[Que
     return [Question(_digest([row["id"], row["instruction"], shared]), row) for row in rows]
 
 
-def run_identity(questions: Sequence[Question], settings: Mapping[str, Any]) -> dict[str, Any]:
+def annotation_identity(questions: Sequence[Question], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the answers in a folder follow from, as JSON values."""
     keys = [question.key for question in questions]
     return {**settings, "num_rows": len(questions), "input_sha256": _digest(keys)}
 
 
-class Journal:
+class ReplyJournal:
     """The replies of a folder.
 
     Args:
-        folder: of the run; made by `claim`.
+        folder: what --output_dir names.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._path = folder / JOURNAL_NAME
+        self._journal = Journal(folder, "annotation_config.json", (JOURNAL_NAME,), "answers")
 
     def claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the folder if need be and note what its answers follow from; what a run that got none noted is replaced.
-
-        Raises:
-            InvalidArgument: the folder holds answers to something else; names what differs.
-        """
-        config = self._folder / CONFIG_NAME
-        if self._folder.exists() and not self._folder.is_dir():
-            refuse("--output_dir", str(self._folder), "is a file; give a folder")
-        if self._path.exists() and config.exists():
-            _require_same(self._folder, config, identity)
-        elif self._path.exists():
-            refuse("--output_dir", str(self._folder), f"holds answers but no {CONFIG_NAME}; give another folder")
-        else:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(config) as file:
-                file.write(json.dumps(dict(identity), indent=2, ensure_ascii=False) + "\n")
+        """`utils.files.journal.Journal.claim`."""
+        self._journal.claim(identity)
 
     def add(self, question: Question, reply: Reply) -> None:
         """Note a reply; it is on disk when this returns."""
-        line = {"key": question.key, "id": question.row["id"], **asdict(reply)}
-        append_line(self._path, json.dumps(line, ensure_ascii=False))
+        self._journal.append(JOURNAL_NAME, {"key": question.key, "id": question.row["id"], **asdict(reply)})
 
     def entries(self) -> Iterator[tuple[str, Reply]]:
         """(key, reply) of every whole line, in the order in which they were written."""
-        # Not splitlines(): a text may hold characters such as U+2028 that it would also split at.
-        for line in self._path.read_bytes().split(b"\n") if self._path.exists() else ():
-            entry = _entry_or_none(line)
-            if entry is not None:
-                yield entry
+        for row in self._journal.rows():
+            yield row["key"], Reply(**{name: row[name] for name in Reply.__dataclass_fields__})
 
     def settled(self, *, answered_only: bool = False) -> dict[str, Reply]:
         """The last reply to each question; those with an answer only, where the others shall be asked again."""
@@ -124,8 +103,8 @@ class Journal:
         return {key: reply for key, reply in last.items() if not answered_only or reply.answer is not None}
 
 
-def write_outputs(
-    folder: Path, questions: Sequence[Question], journal: Journal, settings: Mapping[str, Any], prices: Prices
+def write_annotations(
+    folder: Path, questions: Sequence[Question], journal: ReplyJournal, settings: Mapping[str, Any], prices: Prices
 ) -> dict[str, Any]:
     """Write the rows with their answers, those set aside, and the summary, which is returned.
 
@@ -152,8 +131,7 @@ def write_outputs(
         "reasons": dict(reasons.most_common()),
         **count_tokens((reply for _, reply in journal.entries()), prices),
     }
-    with atomic_write(folder / SUMMARY_NAME) as file:
-        file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / SUMMARY_NAME, summary)
     return summary
 
 
@@ -171,37 +149,6 @@ def count_tokens(replies: Iterable[Reply], prices: Prices) -> dict[str, Any]:
         "price_per_million_input": prices.prompt,
         "price_per_million_output": prices.completion,
     }
-
-
-def _entry_or_none(line: bytes) -> tuple[str, Reply] | None:
-    """What a whole line says; None for what a crash tore off (no beginning of a JSON object is a JSON value)."""
-    try:
-        content = json.loads(line)
-    except ValueError:  # not JSON, or cut inside a character
-        return None
-    return content["key"], Reply(**{name: content[name] for name in Reply.__dataclass_fields__})
-
-
-def _require_same(folder: Path, config: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse a folder whose answers follow from something else."""
-    try:
-        there = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
-        there = None
-    if not isinstance(there, dict):
-        refuse("--output_dir", str(folder), f"its {CONFIG_NAME} is not a JSON object; give another folder")
-    differing = [name for name in {**there, **identity} if there.get(name) != identity.get(name)]
-    if differing:
-        told = ", ".join(
-            f"{name} was {_shown(there.get(name))} and is {_shown(identity.get(name))}" for name in differing
-        )
-        remedy = "give another folder, or the same input and settings to go on"
-        refuse("--output_dir", str(folder), f"holds answers to something else ({told}); {remedy}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def _digest(value: object) -> str:

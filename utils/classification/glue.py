@@ -16,7 +16,7 @@ import numpy as np
 
 from dptune._validate import refuse
 from utils.classification.labelled_texts import LabelledTexts
-from utils.files.tables import show_columns
+from utils.files.tables import require_unique, show_columns
 
 Splits = dict[str, LabelledTexts]
 TRAIN = "train"
@@ -129,6 +129,7 @@ def _read_tsv(task: GlueTask, path: Path) -> LabelledTexts:
     """One file."""
     lines = _lines(path)
     header = lines[0].split("\t") if lines else []
+    require_unique(header, _FLAG, path)
     *texts_at, label_at = (header.index(column) for column in _columns(task, header, _FLAG, str(path)))
     texts: tuple[list[str], ...] = tuple([] for _ in texts_at)
     labels: list[int] = []

@@ -19,18 +19,75 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dptune._validate import refuse, require_count
-from utils.data.conversation_texts import Unusable, first_question
 from utils.data.languages import LanguageFilter
-from utils.files.cells import Place, author_of
+from utils.files.cells import Place, author_of, is_text
 from utils.files.tables import Row
 
 LANGUAGE_COLUMN = "language"
+# Column of the turns: (who says it, what is said). LMSYS-Chat-1M has the first, ShareGPT the second.
+TURN_COLUMNS = {"conversation": ("role", "content"), "conversations": ("from", "value")}
+_USER = ("user", "human")
+_ASSISTANT = ("assistant", "gpt", "chatgpt", "model", "bing", "bard")
+_BLANK_LINES = re.compile(r"\n{3,}")
 _ID_DIGITS = 24  # 96 bits: no two of a billion rows get the same
+
+
+class Unusable(Exception):
+    """A row that gives no question; its text is the reason, and quotes nothing."""
+
+
+@dataclass(frozen=True)
+class FirstTurn:
+    """What a user said first.
+
+    Attributes:
+        text: normalised.
+        reply: of the assistant, as it stands; None where none follows at once, or a blank one.
+    """
+
+    text: str
+    reply: str | None
+
+
+def normalised(text: str) -> str:
+    """`text` in Unicode's composed form (NFC), without white space that nobody sees.
+
+    Inner runs of spaces and tabs become one space, ends of lines and of the text are stripped, three line ends or more
+    become two. Indentation stays, for code needs it.
+
+    >>> normalised("Sort \\t this:\\r\\n\\r\\n\\r\\n    x  =  1 \\n")
+    'Sort this:\\n\\n    x = 1'
+    """
+    lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return _BLANK_LINES.sub("\n\n", "\n".join(map(_one_spaced, lines))).strip()
+
+
+def first_question(row: Row) -> FirstTurn:
+    """What the user asked first.
+
+    Raises:
+        Unusable: there are no turns, a turn is damaged, no user speaks, or the first question is blank.
+    """
+    column = next((name for name in TURN_COLUMNS if row.get(name) is not None), None)
+    turns = row[column] if column is not None else None
+    if column is None or not isinstance(turns, list) or not turns:
+        raise Unusable("no conversation")
+    said = [_turn(turn, *TURN_COLUMNS[column]) for turn in turns]
+    first = next((place for place, (who, _) in enumerate(said) if who in _USER), None)
+    if first is None:
+        raise Unusable("no turn of a user")
+    text = normalised(said[first][1])
+    if not text:
+        raise Unusable("a blank question")
+    who, reply = said[first + 1] if first + 1 < len(said) else ("", "")
+    return FirstTurn(text, reply if who in _ASSISTANT and reply.strip() else None)
 
 
 @dataclass(frozen=True)
@@ -105,3 +162,17 @@ def _identity(selected: Row) -> bytes:
     """Rows with one digest are copies: of one user the same question, of nobody the same row."""
     compared = {name: value for name, value in selected.items() if name != "answer" or "user" not in selected}
     return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).digest()[:16]
+
+
+def _one_spaced(line: str) -> str:
+    """A line with its indentation, one space between words, and nothing after the last."""
+    indentation = line[: len(line) - len(line.lstrip())]
+    words = line.split()
+    return indentation + " ".join(words) if words else ""
+
+
+def _turn(turn: object, who: str, what: str) -> tuple[str, str]:
+    """(who, what) of one turn."""
+    if not isinstance(turn, Mapping) or not is_text(turn.get(who)) or not is_text(turn.get(what)):
+        raise Unusable("a damaged turn")
+    return str(turn[who]).strip().lower(), str(turn[what])

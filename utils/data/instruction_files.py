@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dptune._validate import refuse
 from utils.files.cells import is_text
@@ -55,8 +54,8 @@ def read_instructions(path: str, kind: str = "auto") -> InstructionFile:
 
     Args:
         path: UTF-8 text.
-        kind: one of FORMATS. "auto" takes what parses as JSON for JSON, other text with a `####` in any line for
-            "repeated" (so every line must have it) and the rest for "lines".
+        kind: one of INSTRUCTION_FORMATS. "auto" reads what parses as JSON as JSON, other text with a
+            `####` in any line as "repeated" (so every line must have it) and the rest as "lines".
 
     Raises:
         InvalidArgument: the file cannot be read as UTF-8, is not of its format (named with the line or the entry), or
@@ -76,7 +75,7 @@ def read_instructions(path: str, kind: str = "auto") -> InstructionFile:
 def _recognise(path: str, text: str) -> str:
     """The format that the content shows. Text may begin with a bracket, but a file named .json must be JSON."""
     if text.lstrip()[:1] in ("[", "{") or Path(path).suffix.lower() in _JSON_SUFFIXES:
-        entries = _parse(text)
+        entries = _parse(path, text)
         if entries is not None:
             marked = any(isinstance(entry, dict) and entry.keys() & {"dataset", "generator"} for entry in entries)
             return "alpaca_eval" if marked and text.lstrip().startswith("[") else "json"
@@ -120,24 +119,25 @@ def _read_alpaca_eval(path: str, text: str) -> list[Instruction]:
     ]
 
 
-def _entries(path: str, text: str) -> list[tuple[int, Any]]:
+def _entries(path: str, text: str) -> list[tuple[int, object]]:
     """(number from 1, entry) of a JSON list or JSONL."""
-    entries = _parse(text)
+    entries = _parse(path, text)
     if entries is None:
-        refuse(FLAG, path, "neither a JSON list nor one JSON object a line; mend it, or see --instruction_format")
+        refuse(FLAG, path, "neither a JSON list nor one JSON object a line; fix it, or see --instruction_format")
     return list(enumerate(entries, start=1))
 
 
-def _parse(text: str) -> list[Any] | None:
+def _parse(path: str, text: str) -> list[object] | None:
     """The entries of a JSON list, or of JSONL; None if it is neither."""
     try:
-        content = parse_json(text)
+        content = parse_json(text, FLAG, path)
     except json.JSONDecodeError:
         pass
     else:
         return content if isinstance(content, list) else [content] if isinstance(content, dict) else None
+    lines = enumerate(text.split("\n"), start=1)
     try:
-        entries = [parse_json(line) for line in text.split("\n") if line.strip()]
+        entries = [parse_json(line, FLAG, path, number) for number, line in lines if line.strip()]
     except json.JSONDecodeError:
         return None
     return entries if all(isinstance(entry, dict) for entry in entries) else None
@@ -147,7 +147,7 @@ def _text_of(path: str, number: int, entry: object) -> str:
     """A string, or an object's `instruction`."""
     text = entry.get("instruction") if isinstance(entry, dict) else entry
     if not is_text(text):
-        refuse(FLAG, path, f"entry {number} is neither text nor an object with text as its instruction; mend it")
+        refuse(FLAG, path, f"entry {number} is neither text nor an object with text as its instruction; fix it")
     return str(text)
 
 
@@ -164,4 +164,4 @@ _READERS: dict[str, Callable[[str, str], list[Instruction]]] = {
     "json": _read_json,
     "alpaca_eval": _read_alpaca_eval,
 }
-FORMATS = ("auto", *_READERS)
+INSTRUCTION_FORMATS = ("auto", *_READERS)

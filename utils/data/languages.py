@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-import py3langid
-
 from dptune._validate import refuse
 from utils.files.cells import Place
 
@@ -22,6 +20,8 @@ def identify(text: str) -> str:
     >>> identify("What is the capital of France, and who lives there?")
     'en'
     """
+    import py3langid  # takes half a second
+
     code, _ = py3langid.classify(text)
     return str(code)
 
@@ -58,4 +58,6 @@ class LanguageFilter:
 @cache
 def _codes() -> frozenset[str]:
     """All that py3langid knows."""
+    import py3langid
+
     return frozenset(str(code) for code, _ in py3langid.rank("any text ranks all of them"))

@@ -10,7 +10,7 @@ from dptune._validate import refuse
 from dptune.units.unit import PrivacyUnit, bound_authors, group_by_author
 from utils.data.prompts import PUBMED_PROMPT, format_prompt
 from utils.data.pubmed import FIRST_DAY, LAST_DAY, DayRange, load_abstracts, load_validation_abstracts
-from utils.data.records import Record, joined, load_records
+from utils.data.records import Record, load_records, prompt_and_answer
 from utils.data.tokenization import TokenizedDataset, tokenize
 from utils.files.tables import has_validation_split
 
@@ -112,9 +112,9 @@ def load_dataset_by_name(
         refuse("--dataset_name", name, f"give one of {', '.join(DATASET_NAMES)}, or --train_file for your own data")
     folder = Path(data_dir) / "pubmed"
     prompt = format_prompt(PUBMED_PROMPT, prompt_style, tokenizer)
-    train = [joined(prompt, abstract) for abstract in load_abstracts(folder, days)]
+    train = [prompt_and_answer(prompt, abstract) for abstract in load_abstracts(folder, days)]
     validation = load_validation_abstracts(folder, days)
-    return train, None if validation is None else [joined(prompt, abstract) for abstract in validation]
+    return train, None if validation is None else [prompt_and_answer(prompt, abstract) for abstract in validation]
 
 
 def _load_file(

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from jinja2 import TemplateError
 
 from dptune._validate import refuse
@@ -118,10 +117,10 @@ def load_texts(
     return records
 
 
-def joined(prompt: str, answer: str) -> Record:
+def prompt_and_answer(prompt: str, answer: str) -> Record:
     """The record of one prompt and its answer.
 
-    >>> joined("Abstract: ", "We show.")
+    >>> prompt_and_answer("Abstract: ", "We show.")
     Record(text='Abstract: We show.', answers=((10, 18),))
     """
     text = prompt + answer
@@ -152,14 +151,14 @@ def _record(row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTraine
     if columns == ("messages",):
         return _conversation(_messages(row["messages"], place), tokenizer, place)
     if columns == _INSTRUCTIONS_ALONE:
-        return joined(format_prompt("", style), text_of(row, "instruction", place))
+        return prompt_and_answer(format_prompt("", style), text_of(row, "instruction", place))
     prompt, answer = (text_of(row, name, place) for name in columns)
-    return joined(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
+    return prompt_and_answer(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
 
 
 def _messages(value: object, place: Place) -> list[dict[str, str]]:
     """A list of {"role": str, "content": str}; other keys are dropped."""
-    turns = list(value) if isinstance(value, (list, np.ndarray)) else []
+    turns = list(value) if isinstance(value, list) else []
     if not turns or not all(isinstance(turn, dict) for turn in turns):
         place.refuse(f"messages must be a list of {{role, content}} with one at least, not {type(value).__name__}")
     for number, turn in enumerate(turns, start=1):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dptune._validate import refuse
-from utils.data.conversation_texts import normalised
+from utils.data.conversations import normalised
 from utils.data.records import Record
 from utils.files.tables import Row
 

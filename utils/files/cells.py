@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-import numpy as np
-
 from dptune._validate import refuse
 from dptune.units.unit import author_name
 from utils.files.tables import Row
@@ -68,6 +66,6 @@ def text_of(row: Row, name: str, place: Place) -> str:
 
 def kind_of(value: object) -> str:
     """What a value is, without showing it."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if value is None:
         return "no value"
     return "half a surrogate pair in it" if isinstance(value, str) else type(value).__name__

@@ -1,36 +1,56 @@
-"""JSONL files written whole: all rows or none."""
+"""JSON and JSONL files written whole, or not at all. Nothing is written that other programs cannot read as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dptune._files import atomic_write
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
-    """Write one JSON object a line, in UTF-8; returns how many.
+    """Write one JSON object per line, in UTF-8; returns how many.
 
-    The file appears, or takes the place of an older one, only when every row is written and on disk.
+    The file appears, or replaces an older one, only when every row is written and on disk.
 
     Args:
         path: the file; its folder must exist.
         rows: JSON values by name; may be a generator, which is not held in memory.
+
+    Raises:
+        TypeError, ValueError, RecursionError: see `json_line`.
     """
     count = 0
     with atomic_write(path) as file:
         for count, row in enumerate(rows, start=1):  # noqa: B007  # the count is what is wanted
-            file.write(json_line(row))
+            file.write(json_line(row) + "\n")
     return count
 
 
 def json_line(row: Mapping[str, object]) -> str:
-    """One row as it is written.
+    """One row as it is written, without the line end.
 
     Raises:
-        TypeError, ValueError, RecursionError: it holds what JSON or UTF-8 does not.
+        TypeError, ValueError, RecursionError: the row holds what JSON or UTF-8 does not, such as a date, NaN, an
+            infinite number, or half a surrogate pair.
     """
-    line = json.dumps(dict(row), ensure_ascii=False) + "\n"
-    line.encode()  # half a surrogate pair is found here, by the row that has it
+    line = json.dumps(dict(row), ensure_ascii=False, allow_nan=False)
+    line.encode()  # finds half a surrogate pair here, in the row that has it
     return line
+
+
+def write_json(path: str | Path, content: Mapping[str, object] | Sequence[object]) -> None:
+    """Write one indented JSON value, in UTF-8; the file appears, or replaces an older one, only when it is whole."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def without_nan(value: object) -> object:
+    """The value with None for every NaN, also within lists and dictionaries."""
+    if isinstance(value, dict):
+        return {name: without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

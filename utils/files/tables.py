@@ -1,7 +1,10 @@
-"""Files of rows: JSON, JSONL, CSV, Parquet and saved `datasets` folders, each read into a list of dictionaries.
+"""Files of rows: JSON, JSONL, CSV, Parquet and saved `datasets` folders, each read as one dictionary per row.
 
-Every format is read in place. `datasets.load_dataset` would do all of them, but it leaves a converted copy of what may
-be private text in a cache in the home directory; `datasets.load_from_disk` maps the folder itself and copies nothing.
+The same table gives the same rows in every format, except that a CSV holds text only. A cell without a value is None,
+and so is a NaN. A column that is named twice is refused: one of its two values would be lost.
+
+JSONL, CSV, Parquet and folders are read row by row, so a large file stays on the disk. Every format is read in place:
+`datasets.load_dataset` would leave a converted copy of what may be private text in a cache in the home directory.
 Errors name the flag, the file and the row or line. They never show what a row holds: error messages end up in logs.
 """
 
@@ -10,41 +13,63 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pandas
+from typing import TYPE_CHECKING
 
 from dptune._validate import InvalidArgument, refuse
+from utils.files.jsonl import without_nan
+
+if TYPE_CHECKING:  # programs import this module before they parse their flags; libraries are loaded to read
+    import datasets
+    import pyarrow
 
 Row = dict[str, object]
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
 _LONGEST_COLUMN_NAME = 40
+_BATCH_ROWS = 1000
 
 
 def read_rows(path: str | Path, flag: str, split: str = "train") -> list[Row]:
-    """All rows of a file, or of one split of a folder that `DatasetDict.save_to_disk` wrote.
+    """All rows of `stream_rows`, at least one; a file without rows is refused too."""
+    rows = list(stream_rows(path, flag, split))
+    if not rows:
+        refuse(flag, str(path), "is empty; give a file with at least one row")
+    return rows
+
+
+def stream_rows(path: str | Path, flag: str, split: str = "train") -> Iterator[Row]:
+    """The rows of a file, or of one split of a folder that `DatasetDict.save_to_disk` wrote, in their order.
 
     Args:
-        path: a .json, .jsonl, .csv or .parquet file, or a folder.
+        path: a .json, .jsonl, .csv or .parquet file, or a folder. A .json file holds a list of rows, or a dictionary
+            of equally long columns; it is read whole.
         flag: the command-line flag that gave `path`; errors name it.
         split: "train" or "validation"; a file is read whole whichever it is.
 
-    Returns:
-        At least one row, in file order. JSON dictionaries of equally long lists become rows too.
-
     Raises:
-        InvalidArgument: the file is missing, empty, unreadable or of an unknown kind, or the folder has no such split.
+        InvalidArgument: the file is missing, unreadable or of an unknown kind, names a column twice, or the folder has
+            no such split. Raised when the reading gets there.
     """
+    import pyarrow
+
     path = Path(path)
     if not path.exists():
         refuse(flag, str(path), "no such file or folder; check the path")
-    rows = _read_folder(path, flag, split) if path.is_dir() else _read_file(path, flag)
-    if not rows:
-        refuse(flag, str(path), "there are no rows in it; give a file with at least one")
-    return rows
+    reader = partial(_stream_folder, split=split) if path.is_dir() else _READERS.get(path.suffix.lower())
+    if reader is None:
+        refuse(flag, str(path), f"unknown kind of file; give one of {', '.join(_READERS)}, or a saved DatasetDict")
+    try:
+        yield from reader(path, flag)
+    except UnicodeDecodeError:
+        refuse(flag, str(path), "not UTF-8 text; save it as UTF-8")
+    except pyarrow.ArrowException as error:
+        refuse(flag, str(path), f"not a Parquet file, or damaged ({type(error).__name__}); write it again")
+    except OSError as error:  # also what pyarrow raises for damaged pages
+        refuse(
+            flag, str(path), f"cannot be read ({error.strerror or type(error).__name__}); check it or write it again"
+        )
 
 
 def has_validation_split(path: str | Path, flag: str) -> bool:
@@ -53,7 +78,7 @@ def has_validation_split(path: str | Path, flag: str) -> bool:
     if not path.is_dir():
         return False
     saved = _load_folder(path, flag)
-    return isinstance(saved, datasets.DatasetDict) and any(name in saved for name in SPLITS["validation"])
+    return isinstance(saved, dict) and any(name in saved for name in SPLITS["validation"])
 
 
 def show_columns(names: Iterable[object]) -> str:
@@ -65,20 +90,44 @@ def show_columns(names: Iterable[object]) -> str:
     return ", ".join(shown) or "none"
 
 
-def _read_jsonl(path: Path, flag: str) -> list[Row]:
-    """One JSON object a line; blank lines are passed over."""
-    rows: list[Row] = []
+def parse_json(text: str, flag: str, path: str | Path, line: int | None = None) -> object:
+    """`json.loads` for files of users; a NaN becomes None.
+
+    Raises:
+        JSONDecodeError: `text` is not JSON, or it is JSON that Python cannot hold.
+        InvalidArgument: an object has a key twice; names `flag`, `path`, the line if given, and the key.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> Row:
+        require_unique([key for key, _ in pairs], flag, path, "" if line is None else f"line {line}: ")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=lambda name: without_nan(float(name)))
+    except (json.JSONDecodeError, InvalidArgument):
+        raise
+    except (ValueError, RecursionError):
+        raise json.JSONDecodeError("a number of thousands of digits, or nested too deeply", "", 0) from None
+
+
+def require_unique(names: Sequence[str], flag: str, path: str | Path, where: str = "") -> None:
+    """Refuse columns, or keys of one object, of which two have one name."""
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        refuse(flag, str(path), f"{where}{show_columns([twice])} is named twice; rename one of the two or remove it")
+
+
+def _stream_jsonl(path: Path, flag: str) -> Iterator[Row]:
+    """One JSON object per line; blank lines are skipped."""
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                rows.append(json_object(line, path, flag, number))
-    return rows
+                yield _json_object(line, path, flag, number)
 
 
-def json_object(line: str, path: Path, flag: str, number: int) -> Row:
-    """One line of a JSONL file; anything but an object is refused by its number."""
+def _json_object(line: str, path: Path, flag: str, number: int) -> Row:
     try:
-        row = parse_json(line)
+        row = parse_json(line, flag, path, number)
     except json.JSONDecodeError as error:
         refuse(flag, str(path), f"line {number} is not JSON ({error.msg}); put one whole JSON object on each line")
     if not isinstance(row, dict):
@@ -86,43 +135,18 @@ def json_object(line: str, path: Path, flag: str, number: int) -> Row:
     return row
 
 
-def parse_json(text: str) -> Any:
-    """`json.loads`, which raises JSONDecodeError alone: also for what is JSON, but more than Python takes."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except (ValueError, RecursionError):
-        raise json.JSONDecodeError("a number of thousands of digits, or nested too deeply", "", 0) from None
-
-
-def _read_file(path: Path, flag: str) -> list[Row]:
-    """Dispatch on the suffix; turns what the operating system or the decoder refuses into one line."""
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        refuse(flag, str(path), f"unknown kind of file; give one of {', '.join(_READERS)}, or a saved DatasetDict")
-    if path.stat().st_size == 0:
-        refuse(flag, str(path), "the file is empty; give one with at least one row")
-    try:
-        return reader(path, flag)
-    except UnicodeDecodeError:
-        refuse(flag, str(path), "not UTF-8 text; save it as UTF-8")
-    except OSError as error:
-        refuse(flag, str(path), f"cannot be read ({error.strerror or type(error).__name__}); check its permissions")
-
-
-def _read_json(path: Path, flag: str) -> list[Row]:
+def _read_json(path: Path, flag: str) -> Iterator[Row]:
     """A dictionary of columns, or a list of rows."""
     try:
-        content = parse_json(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"), flag, path)
     except json.JSONDecodeError as error:
         where = f"not JSON at line {error.lineno}, column {error.colno} ({error.msg})"
-        refuse(flag, str(path), f"{where}; mend it, or name it .jsonl if it has one object a line")
+        refuse(flag, str(path), f"{where}; fix it, or name the file .jsonl if it has one object per line")
     if isinstance(content, dict):
-        return _columns_to_rows(content, path, flag)
+        content = _columns_to_rows(content, path, flag)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        refuse(flag, str(path), "must hold a dictionary of lists, or a list of dictionaries (one a row)")
-    return content
+        refuse(flag, str(path), "must hold a dictionary of lists, or a list of dictionaries (one per row)")
+    yield from content
 
 
 def _columns_to_rows(columns: dict[str, object], path: Path, flag: str) -> list[Row]:
@@ -138,62 +162,81 @@ def _columns_to_rows(columns: dict[str, object], path: Path, flag: str) -> list[
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
-def _read_csv(path: Path, flag: str) -> list[Row]:
-    """Comma-separated with a header line, every value a string ("NA" too).
+def _stream_csv(path: Path, flag: str) -> Iterator[Row]:
+    """Comma-separated values with a header line; every value is a string ("NA" too).
 
-    The standard library rather than pandas, which takes a surplus first column for an index and shifts the others in
-    silence. Here a surplus value is refused, and a missing one is None, which `records` refuses by row.
+    A surplus value is refused by its line. A missing one is None.
     """
-    limit = csv.field_size_limit(sys.maxsize)  # the default of 131,072 characters is short for a document
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            rows: list[Row] = []
-            for row in reader:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            header = list(reader.fieldnames or ())
+            require_unique(header, flag, path)
+            unnamed = next((number for number, name in enumerate(header, start=1) if not name.strip()), None)
+            if unnamed is not None:
+                remedy = "name it or leave it out (pandas: index=False)"
+                refuse(flag, str(path), f"column {unnamed} of the header has no name; {remedy}")
+            while (row := _next_of_csv(reader)) is not None:
                 if None in row:
                     refuse(flag, str(path), f"line {reader.line_num} has more values than the header; quote commas")
-                rows.append(dict(row))
-            return rows
-    except csv.Error as error:
-        refuse(flag, str(path), f"not CSV near line {reader.line_num} ({error}); check its quotes")
+                yield row
+        except csv.Error as error:
+            refuse(flag, str(path), f"not CSV near line {reader.line_num} ({error}); check its quotes")
+
+
+def _next_of_csv(reader: csv.DictReader[str]) -> Row | None:
+    """The next row, however long its values: the limit of 131,072 characters is too short for a document."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        row = next(reader, None)
+        return None if row is None else dict(row)
     finally:
         csv.field_size_limit(limit)
 
 
-def _read_parquet(path: Path, flag: str) -> list[Row]:
-    """A Parquet file; a list column comes as an array, which `records` accepts."""
-    try:
-        return pandas.read_parquet(path).to_dict("records")
-    except ValueError as error:  # what pyarrow raises for a file that is something else
-        refuse(flag, str(path), f"not a Parquet file ({type(error).__name__}); write it anew")
+def _stream_parquet(path: Path, flag: str) -> Iterator[Row]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        _require_unique_fields(list(file.schema_arrow), flag, path)
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            yield from map(without_nan, batch.to_pylist())
 
 
-def _read_folder(path: Path, flag: str, split: str) -> list[Row]:
+def _require_unique_fields(fields: list[pyarrow.Field], flag: str, path: Path) -> None:
+    """The same for the columns of a Parquet file and for the fields within them."""
+    require_unique([field.name for field in fields], flag, path)
+    for field in fields:
+        inner = [field.type.field(number) for number in range(field.type.num_fields)]
+        _require_unique_fields(inner, flag, path)
+
+
+def _stream_folder(path: Path, flag: str, split: str) -> Iterator[Row]:
     """One split of a saved DatasetDict, or the whole of a saved Dataset."""
     saved = _load_folder(path, flag)
-    if not isinstance(saved, datasets.DatasetDict):
-        return saved.to_list()
-    name = next((name for name in SPLITS[split] if name in saved), None)
-    if name is None:
-        refuse(flag, str(path), f"has no split {' or '.join(SPLITS[split])} (it has {', '.join(saved)}); add it")
-    return saved[name].to_list()
+    if isinstance(saved, dict):
+        name = next((name for name in SPLITS[split] if name in saved), None)
+        if name is None:
+            refuse(flag, str(path), f"has no split {' or '.join(SPLITS[split])} (it has {', '.join(saved)}); add it")
+        saved = saved[name]
+    for batch in saved.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        yield from map(without_nan, batch.to_pylist())
 
 
 def _load_folder(path: Path, flag: str) -> datasets.DatasetDict | datasets.Dataset:
-    """Map a saved folder."""
+    """Map a saved folder; nothing is copied."""
+    import datasets
+
     try:
         return datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, InvalidArgument):
-            raise
-        refuse(
-            flag, str(path), f"not a readable DatasetDict.save_to_disk folder ({type(error).__name__}); save it anew"
-        )
+    except (OSError, ValueError, LookupError) as error:  # IndexError: the library's own, for a split without rows
+        remedy = f"not a readable DatasetDict.save_to_disk folder with rows in every split ({type(error).__name__})"
+        refuse(flag, str(path), f"{remedy}; save it again")
 
 
-_READERS: dict[str, Callable[[Path, str], list[Row]]] = {
+_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".jsonl": _stream_jsonl,
+    ".csv": _stream_csv,
+    ".parquet": _stream_parquet,
 }

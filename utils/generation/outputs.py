@@ -11,7 +11,7 @@ from dptune._files import atomic_write
 from utils.data.instruction_files import Instruction
 from utils.files.jsonl import write_jsonl
 from utils.generation.arguments import SamplingArguments
-from utils.generation.files import Row, read_rows
+from utils.generation.files import Generation, read_generations
 
 INSTRUCTIONS_FILE = "instructions.jsonl"
 SUMMARY_FILE = "summary.json"
@@ -63,7 +63,7 @@ def write_sampling_outputs(path: Path, sampling: SamplingArguments, speeds: Sequ
     rows = _in_order(path)
     ended = [row for row in rows if row["ended"]]
     texts = [row for row in ended if row["text"].strip()]
-    first: dict[str, Row] = {}
+    first: dict[str, Generation] = {}
     for row in texts:
         first.setdefault(row["text"], row)
     kept = list(first.values())
@@ -92,13 +92,13 @@ def write_alpaca_eval(path: Path, instructions: Sequence[Instruction], generator
     return path.with_name(ALPACA_EVAL_FILE)
 
 
-def _alpaca_row(instruction: Instruction, row: Row, generator: str) -> dict[str, str]:
+def _alpaca_row(instruction: Instruction, row: Generation, generator: str) -> dict[str, str]:
     named = {} if instruction.dataset is None else {"dataset": instruction.dataset}
     return {"instruction": instruction.text, "output": row["text"], "generator": generator, **named}
 
 
-def _in_order(path: Path) -> list[Row]:
-    rows = read_rows(path.parent)
+def _in_order(path: Path) -> list[Generation]:
+    rows = read_generations(path.parent)
     return [rows[index] for index in sorted(rows)]
 
 

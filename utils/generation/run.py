@@ -22,7 +22,15 @@ from utils.data.prompts import format_prompt
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.generation.backends import Backend, Drawn
 from utils.generation.batches import TextJob, make_jobs
-from utils.generation.files import FINAL_FILE, Row, append_rows, claim, digest, merge, read_rows, refuse_other_run
+from utils.generation.files import (
+    FINAL_FILE,
+    Generation,
+    append_generations,
+    digest_of_files,
+    generation_journal,
+    merge_generations,
+    read_generations,
+)
 from utils.generation.outputs import Speed, write_sampling_outputs
 from utils.generation.sources import find_source
 from utils.models.arguments import ModelArguments
@@ -53,7 +61,7 @@ def sample_instructions(
     folder, is_main = Path(sampling.output_dir), accelerator.is_main_process
     with FolderLock(enabled=is_main) as lock:
         lock.take(folder)
-        refuse_other_run(folder, identity)
+        generation_journal(folder).refuse_other_run(identity)
         backend = source.load()
         lock.make(folder)
         rank, world, wait = accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
@@ -74,7 +82,7 @@ def sampling_identity(
     if settings["backend"] == "hf":
         settings["backend"] = None  # folders from before there was another go on
     return {name: value for name, value in settings.items() if name not in _NOT_IDENTITY} | {
-        "adapter_sha256": digest(*files) if files else None,
+        "adapter_sha256": digest_of_files(*files) if files else None,
         "num_prompts": len(prompts),
         "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
     }
@@ -108,14 +116,14 @@ def generate_all(
     """
     output_dir = Path(sampling.output_dir)
     if rank == 0:
-        claim(output_dir, identity)
+        generation_journal(output_dir).claim(identity)
     wait()
-    done = read_rows(output_dir).keys()
+    done = read_generations(output_dir).keys()
     wait()  # all ranks must deal from the same rows, so none appends before all have read
     speed = _draw_share(backend, jobs, done, output_dir, rank, world)
     wait()
     if rank == 0:
-        merge(output_dir, len(jobs))
+        merge_generations(output_dir, len(jobs))
     return output_dir / FINAL_FILE, speed
 
 
@@ -126,12 +134,12 @@ def _draw_share(
     tokens, start, missing = 0, time.monotonic(), sum(job.index not in done for job in jobs)
     with tqdm(total=-(-missing // world), unit="text", disable=rank != 0) as bar:
         for finished in backend.draw(jobs, done, rank=rank, world=world):
-            append_rows(output_dir, rank, [_row(job, drawn) for job, drawn in finished])
+            append_generations(output_dir, rank, [_row(job, drawn) for job, drawn in finished])
             tokens += sum(drawn.tokens for _, drawn in finished)
             bar.set_postfix_str(f"{tokens / (time.monotonic() - start):.0f} tokens/s", refresh=False)
             bar.update(len(finished))
     return Speed(tokens, time.monotonic() - start)
 
 
-def _row(job: TextJob, drawn: Drawn) -> Row:
+def _row(job: TextJob, drawn: Drawn) -> Generation:
     return {"prompt": job.prompt, "text": drawn.text, "index": job.index, "ended": drawn.ended}

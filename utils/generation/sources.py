@@ -18,7 +18,7 @@ from utils.cli.launch import compute_dtype, sharding_of_launch
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.generation.backends import Backend
 from utils.generation.continuous import ContinuousBackend
-from utils.generation.files import digest
+from utils.generation.files import digest_of_files
 from utils.generation.hf import GenerateBackend
 from utils.models.arguments import ModelArguments
 from utils.models.loading import load_adapter, load_model
@@ -89,7 +89,7 @@ def _local(
 def _digest_of_weights(folder: Path) -> str | None:
     """Of a model in a folder, which may be trained anew under its name; None for one of the hub."""
     files = [path for suffix in ("*.safetensors", "*.bin", "config.json") for path in sorted(folder.glob(suffix))]
-    return digest(*files) if files else None
+    return digest_of_files(*files) if files else None
 
 
 def _server(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from dptune._files import atomic_write
-from utils.files.jsonl import write_jsonl
+from utils.files.jsonl import without_nan, write_json, write_jsonl
 from utils.synthetic.arguments import HELD_OUT, REFERENCE, ProxyArguments, StatisticsArguments, TextArguments
 from utils.synthetic.embeddings import make_embedder
 from utils.synthetic.evaluation import (
@@ -89,8 +87,7 @@ def write(
     counts = {name: {"texts": len(one), "blank": one.blank} for name, one in comparison.columns.items()}
     about = {"not_private": EVALUATION_NOTICE, "settings": settings, "texts_a_column": comparison.texts_a_column}
     content = {**about, "samples": counts, **{name: plain for name, plain, _ in parts}}
-    with atomic_write(folder / JSON_NAME) as file:
-        file.write(json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(folder / JSON_NAME, {name: without_nan(part) for name, part in content.items()})
     sections = [section for _, _, of_part in parts for section in of_part]
     with atomic_write(folder / PAGE_NAME) as file:
         file.write(render(EVALUATION_NOTICE, _introduction(comparison), sections, settings))
@@ -117,12 +114,3 @@ def _plain_overlap(one: Overlap) -> dict[str, object]:
     """The numbers without what is there to be drawn or quoted."""
     counts = {"texts": one.texts, "copies": one.copies, "passages": one.passages}
     return {**counts, "similarity": asdict(one.similarity), "passage": asdict(one.passage)}
-
-
-def _without_nan(value: object) -> object:
-    """Numbers that are none become null, which JSON has."""
-    if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from dptune._files import atomic_write
+from utils.files.jsonl import write_json
 from utils.synthetic.arguments import REAL_TRAINING, UNTRAINED
 from utils.synthetic.proxy_model import (
     ProxySettings,
@@ -51,8 +52,8 @@ def train_proxies(
         kept = folder / FOLDER_NAME / f"{result_name(settings, texts, comparison.held_out)}.json"
         if not kept.exists():
             result = _train_one(name, texts, comparison.held_out, settings)
-            with atomic_write(kept) as file:
-                file.write(json.dumps({"not_private": EVALUATION_NOTICE, **result}, indent=2) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in result.items()}
+            write_json(kept, {"not_private": EVALUATION_NOTICE, **finite})
         yield name, _read(kept)
 
 
@@ -69,6 +70,6 @@ def _train_one(name: str, texts: Sequence[str] | None, held_out: Sequence[str], 
 
 
 def _read(path: Path) -> Result:
-    """A kept result without its warning."""
-    content: Mapping[str, float] = json.loads(path.read_text())
-    return {name: value for name, value in content.items() if name != "not_private"}
+    """A kept result without its warning; NaN for a number that was not finite."""
+    content: Mapping[str, float | None] = json.loads(path.read_text())
+    return {name: math.nan if value is None else value for name, value in content.items() if name != "not_private"}

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from dptune._validate import InvalidArgument
-from utils.annotation.files import Journal, Prices, Question, make_questions, run_identity, write_outputs
+from utils.annotation.files import (
+    Prices,
+    Question,
+    ReplyJournal,
+    annotation_identity,
+    make_questions,
+    write_annotations,
+)
 from utils.annotation.replies import Reply
 from utils.files.tables import read_rows
 
@@ -16,10 +23,10 @@ SETTINGS = {"model": "m", "max_tokens": 16, "system_prompt": None}
 ROWS = [{"id": str(number), "instruction": text, "topic": number} for number, text in enumerate(["a\u2028b", "c", "d"])]
 
 
-def folder_with(tmp_path: Path, replies: dict[int, Reply]) -> tuple[Journal, list[Question]]:
+def folder_with(tmp_path: Path, replies: dict[int, Reply]) -> tuple[ReplyJournal, list[Question]]:
     questions = make_questions(ROWS, SETTINGS)
-    journal = Journal(tmp_path / "out")
-    journal.claim(run_identity(questions, SETTINGS))
+    journal = ReplyJournal(tmp_path / "out")
+    journal.claim(annotation_identity(questions, SETTINGS))
     for number, reply in replies.items():
         journal.add(questions[number], reply)
     return journal, questions
@@ -28,7 +35,7 @@ def folder_with(tmp_path: Path, replies: dict[int, Reply]) -> tuple[Journal, lis
 def test_a_reply_is_read_back_and_the_last_one_counts(tmp_path: Path) -> None:
     journal, questions = folder_with(tmp_path, {0: Reply("Größe\u2028 1\n", None, "m", 3, 4), 1: Reply(reason="no")})
     journal.add(questions[1], Reply("better"))
-    settled = Journal(tmp_path / "out").settled()
+    settled = ReplyJournal(tmp_path / "out").settled()
     assert settled == {questions[0].key: Reply("Größe\u2028 1\n", None, "m", 3, 4), questions[1].key: Reply("better")}
 
 
@@ -73,23 +80,11 @@ def test_rows_with_one_id_and_text_are_one_question_and_all_else_matters() -> No
 )
 def test_a_folder_holds_answers_to_one_thing(tmp_path: Path, rows: list, settings: dict, told: str) -> None:
     journal, questions = folder_with(tmp_path, {})
-    journal.claim(run_identity(make_questions(rows, settings), settings))  # there are no answers yet
-    journal.claim(run_identity(questions, SETTINGS))
+    journal.claim(annotation_identity(make_questions(rows, settings), settings))  # there are no answers yet
+    journal.claim(annotation_identity(questions, SETTINGS))
     journal.add(questions[0], Reply("one"))
     with pytest.raises(InvalidArgument, match=f"--output_dir=.*{told}.*give another folder"):
-        journal.claim(run_identity(make_questions(rows, settings), settings))
-
-
-def test_a_folder_that_is_somebody_elses_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "answers.jsonl").write_text("")
-    with pytest.raises(InvalidArgument, match="is a file"):
-        Journal(tmp_path / "file").claim({})
-    with pytest.raises(InvalidArgument, match=r"holds answers but no annotation_config\.json"):
-        Journal(tmp_path).claim({})
-    (tmp_path / "annotation_config.json").write_text("{")
-    with pytest.raises(InvalidArgument, match="is not a JSON object"):
-        Journal(tmp_path).claim({})
+        journal.claim(annotation_identity(make_questions(rows, settings), settings))
 
 
 def test_outputs_carry_rows_along_in_order_and_count_what_was_paid(tmp_path: Path) -> None:
@@ -98,7 +93,7 @@ def test_outputs_carry_rows_along_in_order_and_count_what_was_paid(tmp_path: Pat
         tmp_path, {2: Reply("two", None, "m-2"), 1: cut, 0: Reply("zero", None, "m", 1, 2)}
     )
     journal.add(questions[1], cut)
-    summary = write_outputs(tmp_path / "out", questions, journal, SETTINGS, Prices(0.5, 2.0))
+    summary = write_annotations(tmp_path / "out", questions, journal, SETTINGS, Prices(0.5, 2.0))
     answered = [{**ROWS[0], "answer": "zero"}, {**ROWS[2], "answer": "two"}]
     assert read_rows(tmp_path / "out" / "annotated.jsonl", "--file") == answered
     assert read_rows(tmp_path / "out" / "set_aside.jsonl", "--file") == [{**ROWS[1], "reason": "cut"}]

@@ -62,6 +62,11 @@ def test_a_folder_of_ones_own_goes_before_files_beside_it(tmp_path: Path) -> Non
     assert len(read_folder("sst2", tmp_path)["train"]) == 5
 
 
+def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"^--data_dir=.*train\.tsv.*: label is named twice"):
+        sst2_of(tmp_path, b"label\tsentence\tlabel\n0\tsecret\t1\n")
+
+
 @pytest.mark.parametrize(
     "sentence", ['"', '"a b', 'a "b" c', "a \\ b", " a ", "a, b", "", "#", "NA", "a\x0bb\x85c d\re"]
 )

@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 
 import datasets
-import pandas
+import pyarrow
 import pytest
+from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_tokenizer
 from utils.data.records import Record, load_records, load_texts
-from utils.data.splits import hold_out
 
 ROWS = [{"instruction": "Add 2, 3.", "answer": "NA"}, {"instruction": 'Say "é"\nnow ', "answer": ""}]
 EXPECTED = [Record("Add 2, 3.\nNA", ((10, 12),)), Record('Say "é"\nnow ', ((12, 12),))]
@@ -52,7 +52,7 @@ def write_rows(path: Path, kind: str) -> Path:
     if kind in ("json", "jsonl"):
         return write(path / f"d.{kind}", ROWS)
     if kind == "parquet":
-        pandas.DataFrame(ROWS).to_parquet(path / "d.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), path / "d.parquet")
         return path / "d.parquet"
     if kind == "csv":
         with (path / "d.csv").open("w", encoding="utf-8-sig", newline="") as file:  # Excel begins with a byte mark
@@ -100,7 +100,7 @@ def test_every_assistant_turn_is_an_answer_with_its_end(
     if kind == "jsonl":
         write(path, [{"messages": CHAT}])
     else:
-        pandas.DataFrame([{"messages": CHAT}]).to_parquet(path)
+        parquet.write_table(pyarrow.Table.from_pylist([{"messages": CHAT}]), path)
     (record,) = load(path, tokenizer)
     assert [record.text[a:b] for a, b in record.answers] == ["Yes?</s>", "Bye you</s>"]
     assert record.text.endswith("Bye you</s>")  # a user's last turn, which nothing answers, is left out
@@ -157,8 +157,8 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
         ("d.json", '{"instruction": ["a"],\n "answer": ["' + SECRET + '"]', "not JSON at line 2, column 36"),
         ("d.json", json.dumps({"a": SECRET}) + "\n" + json.dumps({"a": SECRET}), r"line 2.*\.jsonl"),
         ("d.json", [SECRET], "a list of dictionaries"),
-        ("d.json", [], "no rows"),
-        ("d.json", {}, "no rows"),
+        ("d.json", [], "empty"),
+        ("d.json", {}, "empty"),
         ("d.jsonl", [{"question": SECRET}], "found the columns question; name them instruction/answer, or prompt/comp"),
         ("d.jsonl", [{SECRET: SECRET}], r"columns \(name not shown\)"),
         ("d.jsonl", [*ROWS, {"instruction": SECRET}], "row 3 .*answer is missing"),
@@ -167,7 +167,7 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
         ("d.jsonl", '{"instruction": "a", "answer": "\\ud800"}', "row 1 .*surrogate"),
         ("d.jsonl", '{"instruction": "a", "answer": "b"}\n{"instruction": "' + SECRET, "line 2 is not JSON"),
         ("d.jsonl", f'"{SECRET}"', "line 1 is not a JSON object"),
-        ("d.jsonl", "\n\n", "no rows"),
+        ("d.jsonl", "\n\n", "empty"),
         ("d.jsonl", "", "empty"),
         ("d.jsonl", [{"messages": SECRET}], "row 1 .*messages must be a list"),
         ("d.jsonl", [{"messages": []}], "row 1 .*messages must be a list"),
@@ -176,7 +176,7 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
             [{"messages": [CHAT[0], {"role": "assistant", "content": None}]}],
             "message 2 has no text as its con",
         ),
-        ("d.csv", f"{SECRET},{SECRET}\n", "no rows"),
+        ("d.csv", f"{SECRET},b\n", "empty"),
         ("d.csv", f'"{SECRET}",b\nc,d\n', r"\(name not shown\), b"),
         ("d.csv", f"instruction,answer\na,b,{SECRET}\n", "line 2 has more values than the header"),
         ("d.csv", f"instruction,answer\na,b\n{SECRET}\n", "row 2 .*answer is not text .no value"),
@@ -203,24 +203,6 @@ def test_missing_file_and_other_encoding(tmp_path: Path, tokenizer: PreTrainedTo
     (tmp_path / "latin.jsonl").write_bytes('{"instruction": "é", "answer": "b"}'.encode("latin-1"))
     with pytest.raises(InvalidArgument, match="UTF-8"):
         load(tmp_path / "latin.jsonl", tokenizer)
-
-
-def test_long_csv_values_are_read_and_the_limit_restored(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    before = csv.field_size_limit()
-    path = write(tmp_path / "d.csv", "instruction,answer\na," + "b" * 2 * before + "\n")
-    assert len(load(path, tokenizer)[0].text) == 2 + 2 * before
-    assert csv.field_size_limit() == before
-
-
-def test_folders_without_the_split_or_of_another_kind_are_refused(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    saved = write_rows(tmp_path, "folder")
-    with pytest.raises(InvalidArgument, match=r"has no split validation or val \(it has train\)"):
-        load(saved, tokenizer, split="validation")
-    (tmp_path / "plain").mkdir()
-    with pytest.raises(InvalidArgument, match="not a readable DatasetDict"):
-        load(tmp_path / "plain", tokenizer)
 
 
 def test_no_copy_of_the_data_is_left_elsewhere(
@@ -253,25 +235,3 @@ def test_a_row_without_a_text_is_refused_and_not_shown(tmp_path: Path) -> None:
         texts(path, column="text")
     with pytest.raises(InvalidArgument, match="--author_column='name': no such column"):
         texts(path, author_column="name")
-
-
-def some_records(count: int) -> list[Record]:
-    return [Record(f"text {n}", ((0, 1),), None if n % 3 else f"author {n % 30}") for n in range(count)]
-
-
-def test_what_is_held_out_is_a_share_and_whole_authors() -> None:
-    records = some_records(3000)
-    train, held_out = hold_out(records, 0.2, seed=1)
-    assert len(train) + len(held_out) == 3000
-    alone = [record for record in held_out if record.author is None]
-    assert 0.15 < len(alone) / 2000 < 0.25
-    assert not {record.author for record in held_out if record.author} & {record.author for record in train}
-    assert hold_out(records, 0.2, seed=2)[1] != held_out
-    assert hold_out(records, 0.0, seed=1) == (records, [])
-
-
-def test_one_authors_rows_decide_nobody_elses_side() -> None:
-    records = some_records(300)
-    without = [record for record in records if record.author != "author 3"]
-    for whole, rest in zip(hold_out(records, 0.3, seed=1), hold_out(without, 0.3, seed=1), strict=True):
-        assert [record for record in whole if record.author != "author 3"] == rest

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dptune._validate import InvalidArgument
-from utils.data.splits import Shares, split_rows
+from utils.data.records import Record
+from utils.data.splits import Shares, hold_out, split_rows
 
 SHARES = Shares(0.2, 0.1)
 
@@ -55,3 +56,25 @@ def test_taking_a_row_out_moves_no_other(taken: int) -> None:
 def test_shares_that_leave_a_side_empty_are_refused(val: float, test: float) -> None:
     with pytest.raises(InvalidArgument, match="_share"):
         Shares(val, test)
+
+
+def some_records(count: int) -> list[Record]:
+    return [Record(f"text {n}", ((0, 1),), None if n % 3 else f"author {n % 30}") for n in range(count)]
+
+
+def test_what_is_held_out_is_a_share_and_whole_authors() -> None:
+    records = some_records(3000)
+    train, held_out = hold_out(records, 0.2, seed=1)
+    assert len(train) + len(held_out) == 3000
+    alone = [record for record in held_out if record.author is None]
+    assert 0.15 < len(alone) / 2000 < 0.25
+    assert not {record.author for record in held_out if record.author} & {record.author for record in train}
+    assert hold_out(records, 0.2, seed=2)[1] != held_out
+    assert hold_out(records, 0.0, seed=1) == (records, [])
+
+
+def test_one_authors_rows_decide_nobody_elses_side() -> None:
+    records = some_records(300)
+    without = [record for record in records if record.author != "author 3"]
+    for whole, rest in zip(hold_out(records, 0.3, seed=1), hold_out(without, 0.3, seed=1), strict=True):
+        assert [record for record in whole if record.author != "author 3"] == rest

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_llama, tiny_tokenizer
 from utils.data.prompts import format_prompt
-from utils.data.records import Record, joined
+from utils.data.records import Record, prompt_and_answer
 from utils.data.tokenization import TokenizedDataset, tokenize
 
 TOKENIZER = tiny_tokenizer()
@@ -36,7 +36,7 @@ def learned(record: Record, tokenizer: PreTrainedTokenizerFast = TOKENIZER, bloc
 
 def test_a_token_across_the_border_is_learned() -> None:
     """'Abstract: The' has one token for ' The': tokenised apart, the prompt would end in a space of its own."""
-    record = joined("Abstract: ", "The cat")
+    record = prompt_and_answer("Abstract: ", "The cat")
     assert [TOKENIZER.decode([i]) for i in TOKENIZER(record.text)["input_ids"]][:3] == ["Abstract", ":", " The"]
     assert "".join(learned(record)) == " The cat</s>"
     assert learned(record)[0] == " The"
@@ -46,7 +46,7 @@ def test_a_token_across_the_border_is_learned() -> None:
 @given(prompt=st.text(max_size=20), answer=st.text(max_size=20))
 def test_learned_tokens_against_characters_one_by_one(prompt: str, answer: str) -> None:
     """Oracle: a token is learned when one of the characters it covers is the answer's, but never as the first."""
-    record = joined("x" + prompt, answer)
+    record = prompt_and_answer("x" + prompt, answer)
     assume(not record.text.rstrip().endswith("</s>"))
     offsets = TOKENIZER(record.text, return_offsets_mapping=True)["offset_mapping"]
     spans = [set(range(start, end)) & set(range(*record.answers[0])) for start, end in offsets]
@@ -59,7 +59,7 @@ def test_runs_of_spaces_are_learned_where_offsets_are_trimmed() -> None:
     """GPT-2 and Llama 3 give tokens of spaces no width; indentation is part of an answer all the same."""
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    record = joined("a    b ", "c    d  ")
+    record = prompt_and_answer("a    b ", "c    d  ")
     widths = [end - start for start, end in tokenizer(record.text, return_offsets_mapping=True)["offset_mapping"]]
     assert 0 in widths
     assert "".join(learned(record, tokenizer)) == " c    d  </s>"
@@ -69,7 +69,7 @@ def test_runs_of_spaces_are_learned_where_offsets_are_trimmed() -> None:
 @pytest.mark.parametrize("answer", ["The cat", "The cat</s>", "The cat</s>\n", "", "The cat </s></s>"])
 def test_exactly_one_learned_end_token_and_no_learned_start(single: str, answer: str) -> None:
     tokenizer = with_bos(tiny_tokenizer(), single)
-    data = tokenize([joined("Hello\n", answer)], tokenizer, 512)
+    data = tokenize([prompt_and_answer("Hello\n", answer)], tokenizer, 512)
     batch = data.batch([0], 0)
     ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
     assert ids.count(EOS) == 1
@@ -88,16 +88,16 @@ def test_training_prefix_is_the_prompt_of_inference() -> None:
     """What stands before the first learned token is what inference feeds (but for a space merged into the answer)."""
     for style in ("plain", "chat"):
         prompt = format_prompt("Hello, how are you", style, TOKENIZER)
-        data = tokenize([joined(prompt, "I am fine")], TOKENIZER, 512)
+        data = tokenize([prompt_and_answer(prompt, "I am fine")], TOKENIZER, 512)
         first = int(np.argmax(data.is_answer))
         assert data.ids[:first].tolist() == TOKENIZER(prompt)["input_ids"]
 
 
 def test_cutting_keeps_answerless_examples() -> None:
     records = [
-        joined("The cat sat on the mat. ", "A dog"),
-        joined("Hello", "!"),
-        joined("Hello", "A dog ran over the hill"),
+        prompt_and_answer("The cat sat on the mat. ", "A dog"),
+        prompt_and_answer("Hello", "!"),
+        prompt_and_answer("Hello", "A dog ran over the hill"),
     ]
     whole = tokenize(records, TOKENIZER, 512)
     data = tokenize(records, TOKENIZER, 4)
@@ -111,14 +111,14 @@ def test_cutting_keeps_answerless_examples() -> None:
 
 
 def test_an_example_without_any_answer_has_no_learned_end() -> None:
-    data = tokenize([Record("<|user|>\nHi</s>\n", ()), Record("", ()), joined("", "")], TOKENIZER, 512)
+    data = tokenize([Record("<|user|>\nHi</s>\n", ()), Record("", ()), prompt_and_answer("", "")], TOKENIZER, 512)
     assert data.num_answer_tokens.tolist() == [0, 0, 0]  # the last one's end token is its first: nothing precedes it
     assert data.lengths.min() >= 1
     assert len(data) == data.num_without_answer == 3
 
 
 def test_lengths_and_counts_equal_the_labels() -> None:
-    data = tokenize([joined("Hello ", "you " * n) for n in (0, 3, 1)], TOKENIZER, 512)
+    data = tokenize([prompt_and_answer("Hello ", "you " * n) for n in (0, 3, 1)], TOKENIZER, 512)
     assert data.lengths.dtype == np.int64
     for i in range(3):
         batch = data.batch([i], 0)
@@ -128,7 +128,7 @@ def test_lengths_and_counts_equal_the_labels() -> None:
 
 
 def test_batch_pads_right_and_keeps_order() -> None:
-    data = tokenize([joined("Hello ", "you " * n) for n in (1, 6, 3)], TOKENIZER, 512)
+    data = tokenize([prompt_and_answer("Hello ", "you " * n) for n in (1, 6, 3)], TOKENIZER, 512)
     batch = data.batch([2, 1, 2], pad_token_id=7)
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
     assert batch["input_ids"].shape == batch["labels"].shape == (3, data.lengths[1])
@@ -143,7 +143,7 @@ def test_batch_pads_right_and_keeps_order() -> None:
 
 def test_padding_changes_no_real_token_without_a_mask() -> None:
     """The claim that lets the batch do without an attention mask."""
-    data = tokenize([joined("Hello ", "you"), joined("Hello ", "you " * 9)], TOKENIZER, 512)
+    data = tokenize([prompt_and_answer("Hello ", "you"), prompt_and_answer("Hello ", "you " * 9)], TOKENIZER, 512)
     model, size = tiny_llama(), int(data.lengths[0])
     with torch.no_grad():
         alone = model(input_ids=data.batch([0], 0)["input_ids"]).logits
@@ -153,7 +153,7 @@ def test_padding_changes_no_real_token_without_a_mask() -> None:
 
 @pytest.mark.parametrize("indices", [[], np.array([], dtype=np.int64)])
 def test_no_indices_give_a_dummy_row_with_nothing_to_learn(indices: list[int] | np.ndarray) -> None:
-    batch = tokenize([joined("Hello ", "you")], TOKENIZER, 512).batch(indices, pad_token_id=3)
+    batch = tokenize([prompt_and_answer("Hello ", "you")], TOKENIZER, 512).batch(indices, pad_token_id=3)
     assert batch["input_ids"].tolist() == [[3, 3]]
     assert batch["labels"].tolist() == [[-100, -100]]
 
@@ -162,9 +162,14 @@ def test_fingerprint_depends_on_ids_labels_borders_and_order() -> None:
     def print_of(*records: Record) -> str:
         return tokenize(records, TOKENIZER, 512).fingerprint()
 
-    a, b = joined("Hello ", "you"), joined("The ", "cat")
+    a, b = prompt_and_answer("Hello ", "you"), prompt_and_answer("The ", "cat")
     assert print_of(a, b) == print_of(a, b)
-    others = [print_of(b, a), print_of(a), print_of(a, joined("The cat", "")), print_of(a, joined("The ", "dog"))]
+    others = [
+        print_of(b, a),
+        print_of(a),
+        print_of(a, prompt_and_answer("The cat", "")),
+        print_of(a, prompt_and_answer("The ", "dog")),
+    ]
     assert len({print_of(a, b), *others}) == 5
     data = tokenize([a, b], TOKENIZER, 512)
     merged = TokenizedDataset(data.ids, data.is_answer, data.starts[[0, 2]], data.num_cut)
@@ -172,18 +177,18 @@ def test_fingerprint_depends_on_ids_labels_borders_and_order() -> None:
 
 
 def test_more_records_than_one_chunk_stay_in_order() -> None:
-    data = tokenize([joined("", f"The cat {i}") for i in range(2050)], TOKENIZER, 512)
+    data = tokenize([prompt_and_answer("", f"The cat {i}") for i in range(2050)], TOKENIZER, 512)
     assert len(data) == 2050
     assert TOKENIZER.decode(data.batch([2049], 0)["input_ids"][0]) == "<s>The cat 2049</s>"
 
 
 def test_tokenizers_and_block_sizes_that_cannot_work_are_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"--block_size=1: .*at least 2"):
-        tokenize([joined("a", "b")], TOKENIZER, 1)
+        tokenize([prompt_and_answer("a", "b")], TOKENIZER, 1)
     endless = tiny_tokenizer()
     endless.eos_token = None
     with pytest.raises(InvalidArgument, match=r"--model_name_or_path.*end token"):
-        tokenize([joined("a", "b")], endless, 8)
+        tokenize([prompt_and_answer("a", "b")], endless, 8)
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:
@@ -192,4 +197,4 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
         eos_token_id = 2
 
     with pytest.raises(InvalidArgument, match=r"--model_name_or_path='Slow'.*tokenizer\.json"):
-        tokenize([joined("a", "b")], Slow(), 8)
+        tokenize([prompt_and_answer("a", "b")], Slow(), 8)

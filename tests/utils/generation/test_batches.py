@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from dptune._validate import InvalidArgument
 from tests.tiny import CORPUS, tiny_tokenizer
 from utils.data.prompts import format_prompt
-from utils.data.records import joined
+from utils.data.records import prompt_and_answer
 from utils.data.tokenization import tokenize
 from utils.generation import batches as generation_batches
 from utils.generation.batches import TextJob, batch_seed, encode_prompt, make_jobs, plan_batches
@@ -75,7 +75,7 @@ def test_a_prompt_is_the_tokens_before_the_answer_in_training(
     make: Callable[[], PreTrainedTokenizerFast], prompt: str, answer: str
 ) -> None:
     tokenizer = _made(make)
-    trained = tokenize([joined(prompt, answer)], tokenizer, block_size=512)
+    trained = tokenize([prompt_and_answer(prompt, answer)], tokenizer, block_size=512)
     before_answer = trained.ids[: int(trained.is_answer.argmax())].tolist()
     # Several spaces in front of an answer may be apart in training: the model then writes the ones that were left out.
     ids = encode_prompt(tokenizer, prompt)

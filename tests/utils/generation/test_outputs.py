@@ -10,7 +10,7 @@ import pytest
 
 from utils.data.instruction_files import Instruction
 from utils.generation.arguments import SamplingArguments
-from utils.generation.files import Row, append_rows, merge
+from utils.generation.files import Generation, append_generations, merge_generations
 from utils.generation.outputs import Speed, Summary, write_alpaca_eval, write_sampling_outputs
 
 TEXTS = [
@@ -29,12 +29,12 @@ TEXTS = [
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    rows: list[Row] = [
+    rows: list[Generation] = [
         {"prompt": f"p{index}", "text": text, "index": index, "ended": ended}
         for index, (text, ended) in enumerate(TEXTS)
     ]
-    append_rows(tmp_path, 0, rows[::-1])
-    merge(tmp_path, len(rows))
+    append_generations(tmp_path, 0, rows[::-1])
+    merge_generations(tmp_path, len(rows))
     return tmp_path / "generations.jsonl"
 
 

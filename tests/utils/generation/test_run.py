@@ -19,7 +19,6 @@ from utils.generation import hf as generation_hf
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, sampling_config
 from utils.generation.batches import TextJob, encode_prompt, make_jobs
-from utils.generation.files import Row, append_rows, claim, merge, read_rows, refuse_other_run
 from utils.generation.hf import GenerateBackend, draw_batch, max_spread
 from utils.generation.run import generate_all
 from utils.models.loading import load_tokenizer
@@ -263,50 +262,3 @@ def test_lengths_mix_only_as_far_as_the_models_positions_and_the_penalty_let_the
     assert max_spread(model, _sampling(tmp_path, max_length=200)) == 56
     assert max_spread(model, _sampling(tmp_path, max_length=256)) == 0
     assert max_spread(model, _sampling(tmp_path, max_length=200, repetition_penalty=1.1)) == 0
-
-
-def test_texts_of_another_configuration_are_refused_by_name(tmp_path: Path) -> None:
-    claim(tmp_path, {**IDENTITY, "top_p": 0.1})  # by a run that drew nothing
-    claim(tmp_path, IDENTITY)
-    append_rows(tmp_path, 0, [{"prompt": "p", "text": "t", "index": 0, "ended": True}])
-    claim(tmp_path, IDENTITY)
-    with pytest.raises(InvalidArgument, match=r"top_p was 0\.9 and is 0\.5"):
-        claim(tmp_path, {**IDENTITY, "top_p": 0.5})
-    with pytest.raises(InvalidArgument, match="seed was None and is 1"):
-        claim(tmp_path, {**IDENTITY, "seed": 1})
-    with pytest.raises(InvalidArgument, match=r"top_p was 0\.9 and is None"):
-        claim(tmp_path, {"model": "tiny"})
-
-
-def test_folders_that_cannot_be_continued_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("")
-    with pytest.raises(InvalidArgument, match="is a file"):
-        refuse_other_run(file, IDENTITY)
-    (tmp_path / "generations.jsonl").write_text("{}\n")
-    with pytest.raises(InvalidArgument, match=r"no generation_config\.json"):
-        refuse_other_run(tmp_path, IDENTITY)
-    (tmp_path / "generation_config.json").write_text("[1")
-    with pytest.raises(InvalidArgument, match="not a JSON object"):
-        refuse_other_run(tmp_path, IDENTITY)
-
-
-def test_rows_survive_odd_characters_and_torn_lines(tmp_path: Path) -> None:
-    texts = ["two\nlines", "a\u2028b\x85c", 'quote " and \\', "é 漢 🙂", ""]
-    rows: list[Row] = [{"prompt": "p", "text": text, "index": index, "ended": True} for index, text in enumerate(texts)]
-    append_rows(tmp_path, 0, rows[:2])
-    with (tmp_path / "generations.rank0.jsonl").open("ab") as file:
-        file.write('{"prompt": "p", "text": "é'.encode()[:-1])  # cut within a character
-    append_rows(tmp_path, 0, rows[2:3])
-    append_rows(tmp_path, 7, rows[3:])
-    assert read_rows(tmp_path) == dict(enumerate(rows))
-    merge(tmp_path, 5)
-    assert read_rows(tmp_path) == dict(enumerate(rows))
-    assert [path.name for path in tmp_path.iterdir()] == ["generations.jsonl"]
-
-
-def test_a_merge_without_every_row_keeps_the_ranks_files(tmp_path: Path) -> None:
-    append_rows(tmp_path, 0, [{"prompt": "p", "text": "t", "index": 0, "ended": True}])
-    with pytest.raises(RuntimeError, match="1 generations are missing, the first is 1"):
-        merge(tmp_path, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["generations.rank0.jsonl"]

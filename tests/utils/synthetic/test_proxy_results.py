@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,14 @@ def test_other_settings_are_trained_anew(tmp_path: Path, trained: list[int]) -> 
         settings = ProxySettings(steps=2, batch_size=2, max_length=8, seed=seed)
         dict(train_proxies(tmp_path, comparison(), settings, max_texts=20))
     assert trained == [5, 5, 5, 5]
+
+
+def test_a_model_that_diverged_is_kept_as_json_and_is_no_number_when_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_results, "summarise", lambda *_, **__: {"accuracy": math.nan, "nats_per_token": math.inf})
+    for _ in range(2):  # as it is trained, and as it is found again
+        results = dict(train_proxies(tmp_path, comparison(), SETTINGS, max_texts=20))
+        assert all(math.isnan(value) for result in results.values() for value in result.values())
+    for path in (tmp_path / "proxy_models").iterdir():
+        assert json.loads(path.read_text(), parse_constant=pytest.fail)["accuracy"] is None

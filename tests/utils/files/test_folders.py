@@ -1,0 +1,43 @@
+"""A folder is whole or not there, also when writing it fails or a crash left a piece of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from utils.files.folders import write_folder
+
+
+def filling(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / text).write_text(text)
+
+    return write
+
+
+def content(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        write_folder(tmp_path / "out", filling(text))
+        assert content(tmp_path / "out") == [text]
+    assert content(tmp_path) == ["out"]
+
+
+def test_an_error_halfway_leaves_the_old_folder(tmp_path: Path) -> None:
+    def failing(folder: Path) -> None:
+        filling("new")(folder)
+        raise RuntimeError("halfway")
+
+    write_folder(tmp_path / "out", filling("old"))
+    with pytest.raises(RuntimeError, match="halfway"):
+        write_folder(tmp_path / "out", failing)
+    assert content(tmp_path / "out") == ["old"]
+    write_folder(tmp_path / "out", filling("newest"))  # the piece that is left is in nobody's way
+    assert content(tmp_path / "out") == ["newest"]
+    assert content(tmp_path) == ["out"]

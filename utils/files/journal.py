@@ -1,0 +1,105 @@
+"""Rows that take time or money to make, kept as they come: an interrupted run resumes and makes no row twice.
+
+A journal is one or more JSONL files in the folder of a run. A JSON file beside them says what the rows follow from, so
+that a folder never holds the rows of two runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dptune._files import append_line
+from dptune._validate import refuse
+from utils.files.jsonl import json_line, write_json
+
+_FLAG = "--output_dir"
+_LONGEST_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The rows of one run.
+
+    Attributes:
+        folder: what --output_dir names.
+        config_name: the file that says what the rows follow from.
+        row_files: names of the files of rows, or patterns of names. They are read in this order.
+        noun: what the rows are, in the plural, for messages.
+    """
+
+    folder: Path
+    config_name: str
+    row_files: tuple[str, ...]
+    noun: str
+
+    def files(self) -> list[Path]:
+        """The files of rows that are there, in the order in which they are read."""
+        return [path for name in self.row_files for path in sorted(self.folder.glob(name))]
+
+    def refuse_other_run(self, identity: Mapping[str, object]) -> None:
+        """Do nothing if a run of this identity may write into the folder.
+
+        Args:
+            identity: what the rows follow from, JSON values by name. An absent name and None are the same.
+
+        Raises:
+            InvalidArgument: the folder holds rows that follow from something else; names what differs.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            refuse(_FLAG, str(self.folder), "is a file; give a folder")
+        if not self.files():
+            return
+        there = self._read_config()
+        changes = ", ".join(
+            f"{name} was {_shown(there.get(name))} and is {_shown(identity.get(name))}"
+            for name in {**there, **identity}
+            if there.get(name) != identity.get(name)
+        )
+        if changes:
+            remedy = "give another folder, or resume with the same input and settings"
+            refuse(_FLAG, str(self.folder), f"holds {self.noun} of another run ({changes}); {remedy}")
+
+    def claim(self, identity: Mapping[str, object]) -> None:
+        """Make the folder if needed and write down what its rows follow from. Raises like `refuse_other_run`.
+
+        A run that left no row does not count: its identity is replaced.
+        """
+        self.refuse_other_run(identity)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.files():
+            write_json(self.folder / self.config_name, identity)
+
+    def append(self, name: str, row: Mapping[str, object]) -> None:
+        """Add a row to the file `name`; it is on disk when this returns."""
+        append_line(self.folder / name, json_line(row))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every whole row, file by file. What a crash tore off is skipped: no beginning of a JSON object is JSON."""
+        for path in self.files():
+            with path.open("rb") as lines:  # as bytes: only a line feed ends a row, and a row may be cut in a character
+                for line in lines:
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        continue
+
+    def _read_config(self) -> dict[str, object]:
+        path = self.folder / self.config_name
+        if not path.exists():
+            refuse(_FLAG, str(self.folder), f"holds {self.noun} but no {self.config_name}; give another folder")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            config = None
+        if not isinstance(config, dict):
+            refuse(_FLAG, str(self.folder), f"its {self.config_name} is not a JSON object; give another folder")
+        return config
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
