@@ -6,6 +6,8 @@ one only lowers it. Adjacency: add or remove one privacy unit, which is what is 
 many of it (`group_accounting.py`). Sampling: Poisson. No torch in this file.
 
 `python -m dptune.accounting` prints tables of it, for planning before training (`__main__.py`).
+
+dp-accounting and scipy take seconds to import. Functions import them when they compute, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -15,11 +17,7 @@ from collections.abc import Callable, Iterable
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
-from dp_accounting.pld import privacy_loss_distribution as pld
-from scipy.optimize import brentq
-
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
-from dptune.accounting.groups import loss_range, mixture_of_gaussians
 
 ADJACENCY = "add or remove one"
 ACCOUNTANT = "PLD (dp-accounting)"
@@ -56,7 +54,11 @@ class Spend(NamedTuple):
 @lru_cache(maxsize=64)
 def _one_step(noise_multiplier: float, sampling_probability: float, group_size: int, interval: float) -> Any:
     if group_size > 1:
+        from dptune.accounting.groups import mixture_of_gaussians
+
         return mixture_of_gaussians(noise_multiplier, sampling_probability, group_size, interval)
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     return pld.from_gaussian_mechanism(
         noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
     )
@@ -98,6 +100,8 @@ def _affordable_grid(spend: Spend) -> float:
     """The finest power of ten that is not too much work: little noise on a large group has losses in the thousands."""
     if spend.group_size == 1:
         return 0.0
+    from dptune.accounting.groups import loss_range
+
     width = _FINEST
     losses = loss_range(spend.noise_multiplier, spend.sampling_probability, spend.group_size)
     while losses / width * spend.group_size > _MOST_POINTS:
@@ -146,6 +150,7 @@ def noise_multiplier(
     require_positive("target_epsilon", target_epsilon)
     require_count("steps", steps)
     require_count("group_size", group_size)
+    from scipy.optimize import brentq
 
     def excess(log_sigma: float, interval: float) -> float:
         spend = Spend(math.exp(log_sigma), sampling_probability, steps, group_size)
@@ -224,6 +229,8 @@ def max_steps(
 
 def _last_that_fits(excess: Callable[[int], float], fits: int, stride: int, most: int) -> int:
     """The number of steps, from `fits` up to `most`, at which `excess` is not above 0 but after one more is."""
+    from scipy.optimize import brentq
+
     beyond = min(fits + stride, most)
     while excess(beyond) <= 0:
         if beyond == most:

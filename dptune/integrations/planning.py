@@ -11,7 +11,7 @@ from dptune._validate import refuse, require_delta
 from dptune.accounting import noise_multiplier, planned_steps
 from dptune.integrations.arguments import PrivacyArguments
 from dptune.mechanism import PrivacyConfig
-from dptune.report.statement import METHOD_OF_EXAMPLES
+from dptune.sampling import METHOD_OF_EXAMPLES
 
 PRIVACY_UNIT = "one training example (one item of the data set)"
 

@@ -24,9 +24,7 @@ from dptune.clipping import describe
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
-from dptune.sampling import SAMPLER
-
-METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped by itself"
+from dptune.sampling import METHOD_OF_EXAMPLES, SAMPLER
 
 
 def versions(extra: Iterable[str] = ()) -> dict[str, str]:

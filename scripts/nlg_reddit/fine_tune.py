@@ -29,7 +29,8 @@ from dptune._validate import HIDDEN, InvalidArgument, refuse, require_count
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.integrations.planning import ItemUnit
 from dptune.integrations.transformers import DPTrainer, PrivacyArguments, TrainingArguments
-from dptune.lora import DEFAULT_TARGETS, linear_layers
+from dptune.lora import linear_layers
+from dptune.lora_targets import DEFAULT_TARGETS
 from dptune.units.unit import PrivacyUnit, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.old_flags import with_new_names

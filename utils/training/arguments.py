@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.clipping import FLAT, Adaptive, Automatic, Clipping, PerLayer
-from dptune.lora import DEFAULT_TARGETS
+from dptune.lora_targets import DEFAULT_TARGETS
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
 from utils.cli.trackers import REPORT_TO_CHOICES, check_report_to
 from utils.data.load import DATA_DIR, DATASET_NAMES
