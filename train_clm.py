@@ -54,7 +54,7 @@ def run_training(groups: Groups, accelerator: Accelerator, lock: FolderLock) -> 
     started = {"private": job.plan.privacy is not None, "is_main": accelerator.is_main_process}
     ledger = start_run(folder, config, group_size=groups.privacy.unit.group_size, **started)
     lock.take(folder)
-    start_trackers(accelerator, groups.output.report_to, "dptune", config, logging_dir=folder / "tracking")
+    start_trackers(accelerator, groups.output.trackers, "dptune", config, logging_dir=folder / "tracking")
     end, rows = training_loop(job, model, ledger, config).run(job.saved, track=accelerator.log)
     accelerator.end_training()
     if end.stopped_by is not None:

@@ -20,7 +20,7 @@ from scripts import compare_modes
 from tests.classifier_folders import save_bert, write_sst2
 from tests.trainer_stand_in import MEASURED, TRAIN, VALIDATION, Ran, Trainer
 from utils.classification.measured_defaults import measure_head_rate
-from utils.classification.modes import default_learning_rate
+from utils.classification.mode_defaults import default_learning_rate
 from utils.cli.flags import exit_on_invalid_argument
 from utils.comparison import selection as private_selection
 

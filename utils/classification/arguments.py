@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
-from utils.classification.modes import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
+from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.training.arguments import LR_SCHEDULERS, OutputArguments, PrivacyArguments
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 

@@ -12,12 +12,12 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pandas
+from typing import TYPE_CHECKING, Any
 
 from dptune._validate import InvalidArgument, refuse
+
+if TYPE_CHECKING:  # programs import this module before they parse their flags: it loads libraries when it reads
+    import datasets
 
 Row = dict[str, object]
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
@@ -52,6 +52,8 @@ def has_validation_split(path: str | Path, flag: str) -> bool:
     path = Path(path)
     if not path.is_dir():
         return False
+    import datasets
+
     saved = _load_folder(path, flag)
     return isinstance(saved, datasets.DatasetDict) and any(name in saved for name in SPLITS["validation"])
 
@@ -162,6 +164,8 @@ def _read_csv(path: Path, flag: str) -> list[Row]:
 
 def _read_parquet(path: Path, flag: str) -> list[Row]:
     """A Parquet file; a list column comes as an array, which `records` accepts."""
+    import pandas
+
     try:
         return pandas.read_parquet(path).to_dict("records")
     except ValueError as error:  # what pyarrow raises for a file that is something else
@@ -170,6 +174,8 @@ def _read_parquet(path: Path, flag: str) -> list[Row]:
 
 def _read_folder(path: Path, flag: str, split: str) -> list[Row]:
     """One split of a saved DatasetDict, or the whole of a saved Dataset."""
+    import datasets
+
     saved = _load_folder(path, flag)
     if not isinstance(saved, datasets.DatasetDict):
         return saved.to_list()
@@ -181,6 +187,8 @@ def _read_folder(path: Path, flag: str, split: str) -> list[Row]:
 
 def _load_folder(path: Path, flag: str) -> datasets.DatasetDict | datasets.Dataset:
     """Map a saved folder."""
+    import datasets
+
     try:
         return datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:

@@ -22,8 +22,8 @@ from utils.synthetic.evaluation import (
     overlaps,
     vocabularies,
 )
-from utils.synthetic.proxy_model import TINY
 from utils.synthetic.proxy_results import NOT_PRIVATE, train_proxies
+from utils.synthetic.proxy_settings import TINY
 from utils.synthetic.report import (
     Section,
     divergence_section,

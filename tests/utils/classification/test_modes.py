@@ -26,14 +26,8 @@ from dptune import InvalidArgument
 from dptune.lora import adapters
 from tests.classifier_folders import SIZES
 from utils.classification import modes as finetune_modes
-from utils.classification.modes import (
-    MODES,
-    default_learning_rate,
-    head_modules,
-    head_parameters,
-    prepare_mode,
-    virtual_tokens,
-)
+from utils.classification.mode_defaults import MODES, default_learning_rate, virtual_tokens
+from utils.classification.modes import head_modules, head_parameters, prepare_mode
 
 LAYERS = range(SIZES["num_hidden_layers"])
 SELF = "bert.encoder.layer.{}.attention.self"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dptune._validate import InvalidArgument, refuse
-from utils.cli import flags as arguments
+from utils.cli import parser
 from utils.cli.flags import exit_on_invalid_argument, parse, public_config
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.models.arguments import ModelArguments
@@ -209,7 +209,7 @@ def test_another_rank_lets_the_main_process_speak_first(
 ) -> None:
     printed_before_waiting: list[str] = []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(arguments.time, "sleep", lambda _: printed_before_waiting.append(capsys.readouterr().err))
+    monkeypatch.setattr(parser.time, "sleep", lambda _: printed_before_waiting.append(capsys.readouterr().err))
     with pytest.raises(SystemExit) as exit_, exit_on_invalid_argument():
         _fail()
     assert exit_.value.code == 2
