@@ -22,6 +22,7 @@ from tests.trainer_stand_in import MEASURED, TRAIN, VALIDATION, Ran, Trainer
 from utils.classification.measured_defaults import measure_head_rate
 from utils.classification.mode_defaults import default_learning_rate
 from utils.cli.flags import exit_on_invalid_argument
+from utils.comparison import run
 from utils.comparison import selection as private_selection
 
 MODES = ["--modes", "full", "lora", "last-layer"]
@@ -144,7 +145,7 @@ def test_a_checkpoint_without_a_pooler_measures_the_same_in_every_process(tmp_pa
     for seed in range(10):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        found.add(compare_modes.head_rate_of.__wrapped__(str(checkpoint)))
+        found.add(run.head_rate_of.__wrapped__(str(checkpoint)))
         assert torch.equal(torch.get_rng_state(), before)
     assert len(found) == 1
 

@@ -30,7 +30,7 @@ _SET_BY_THE_COMPARISON = (
 
 
 @dataclass
-class TrainingArguments:
+class TrialArguments:
     """What all trials share."""
 
     _argument_group_name = "training"
@@ -115,7 +115,7 @@ class ChoiceArguments:
 
 
 def trainer_flags(
-    training: TrainingArguments, candidate: Candidate, seed: int, *, private: bool, privacy: Sequence[str]
+    training: TrialArguments, candidate: Candidate, seed: int, *, private: bool, privacy: Sequence[str]
 ) -> list[str]:
     """The trainer's flags for one trial but for its data set and folder; `privacy` says how much noise."""
     flags = [*candidate.flags, "--model_checkpoint", training.model_checkpoint, "--seed", str(seed)]
@@ -129,9 +129,9 @@ def trainer_flags(
     return flags
 
 
-def require_free(extra: Sequence[str]) -> None:
+def refuse_compared_flags(extra: Sequence[str]) -> None:
     """Refuse flags behind `--` that would change what is compared, or what epsilon is computed from."""
-    taken = {*TrainingArguments.__dataclass_fields__, *_SET_BY_THE_COMPARISON}
+    taken = {*TrialArguments.__dataclass_fields__, *_SET_BY_THE_COMPARISON}
     for word in extra:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in taken:

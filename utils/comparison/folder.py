@@ -13,7 +13,7 @@ from dptune.ledger import Ledger
 from dptune.run.checkpoint import LEDGER_NAME
 from utils.classification.mode_defaults import MODES
 from utils.classification.outputs import SCORES_NAME
-from utils.comparison.arguments import TrainingArguments
+from utils.comparison.arguments import TrialArguments
 from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME, Others, Outcome, describe
 from utils.comparison.plot import plot_modes
 from utils.comparison.release import released
@@ -22,7 +22,7 @@ from utils.comparison.selection import planned_selection
 TRIALS_FOLDER, TRIALS_NAME = "trials", "trials.jsonl"
 
 
-def require_same_settings(folder: Path, training: TrainingArguments, extra: Sequence[str]) -> None:
+def require_same_settings(folder: Path, training: TrialArguments, extra: Sequence[str]) -> None:
     """Trials in one folder share all settings but the data set; finished ones are not run again under others.
 
     Raises:
