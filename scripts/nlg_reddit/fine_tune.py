@@ -128,7 +128,8 @@ class TrainerParser(HfArgumentParser, OneLineParser):
     """transformers' own parser: its TrainingArguments have types that `utils.cli.parser` does not take."""
 
     def __init__(self, groups: Sequence[type], description: str | None = None) -> None:
-        super().__init__(groups, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        how: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        HfArgumentParser.__init__(self, groups, description=description, **how)
 
     def parse_groups(self, args: Sequence[str] | None) -> tuple[list[Any], list[str]]:
         """(one filled instance of each dataclass in order, words that belong to no flag)."""
