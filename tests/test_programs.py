@@ -51,6 +51,13 @@ def test_help_waits_for_no_heavy_library(program: str) -> None:
     assert run.stdout.splitlines()[-1].split() == ["heavy:"]
 
 
+@pytest.mark.parametrize("module", ["utils.training.arguments", "utils.classification.arguments"])
+def test_the_flags_of_training_wait_for_no_heavy_library(module: str) -> None:
+    code = f"import sys, {module}; print(*({HEAVY} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "\n"), run.stderr
+
+
 def test_all_programs_are_found() -> None:
     assert {"train_clm", "inference_generation_dataset", "scripts.annotate", WITH_TRANSFORMERS} <= set(SCRIPTS)
 
@@ -70,7 +77,8 @@ def test_renamed_parameters_have_a_flag_of_the_program(program: str) -> None:
     groups = getattr(module, "GROUPS", None) or groups_of(program)
     flags = {spelling for group in groups for one in dataclasses.fields(group) for spelling in spellings(one.name)}
     assert flags
-    assert set(getattr(module, "FLAGS", getattr(module, "SAMPLING_FLAGS", {})).values()) <= flags
+    for renamed in (table for name, table in vars(module).items() if name.endswith("FLAGS")):
+        assert set(renamed.values()) <= flags
 
 
 def readers(module: ast.AST) -> Iterator[ast.AST]:

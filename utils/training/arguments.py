@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 CLIPPING_STYLES = ("flat", "per-layer", "automatic", "adaptive")
 # Those of transformers.get_scheduler that need no setting of their own.
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+# What the engine and shared code call the settings of train_clm.py.
+TRAINING_FLAGS = {
+    **dict.fromkeys(("model", "folder", "files"), "--model_name_or_path"),
+    "rank": "--lora_r",
+    "alpha": "--lora_alpha",
+    "dropout": "--lora_dropout",
+    "targets": "--lora_target_modules",
+    "clip_norms": "--layer_clip_norms",
+    "group_size": "--examples_per_unit",
+    "expected_batch_size": "--gradient_accumulation_steps",
+    "run_folder": "--output_dir",
+    "resume_from": "--resume_from_checkpoint",
+    "keep": "--save_total_limit",
+}
 
 
 @dataclass
