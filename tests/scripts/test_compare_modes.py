@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose, epsilon
@@ -22,7 +21,6 @@ from tests.trainer_stand_in import MEASURED, TRAIN, VALIDATION, Ran, Trainer
 from utils.classification.measured_defaults import measure_head_rate
 from utils.classification.mode_defaults import default_learning_rate
 from utils.cli.flags import exit_on_invalid_argument
-from utils.comparison import run
 from utils.comparison import selection as private_selection
 
 MODES = ["--modes", "full", "lora", "last-layer"]
@@ -134,20 +132,6 @@ def test_a_head_alone_is_tried_around_what_its_checkpoint_measures(tmp_path: Pat
     compare_modes.main([*words, "--rate_factors", "1", "3", "--output_dir", str(tmp_path / "out")], runner=trainer)
     rate = measure_head_rate(AutoModelForSequenceClassification.from_pretrained(checkpoint))
     assert [float(flags["learning_rate"]) for flags in trainer.commands] == pytest.approx([rate, 3 * rate] * 2)
-
-
-def test_a_checkpoint_without_a_pooler_measures_the_same_in_every_process(tmp_path: Path) -> None:
-    """Its pooler is new, and what the head reads is the pooler's."""
-    checkpoint = save_bert(tmp_path / "bert", hidden_size=4, initializer_range=0.4)
-    model = AutoModel.from_pretrained(checkpoint, add_pooling_layer=False)
-    model.save_pretrained(checkpoint)
-    found = set()
-    for seed in range(10):
-        torch.manual_seed(seed)
-        before = torch.get_rng_state()
-        found.add(run.head_rate_of.__wrapped__(str(checkpoint)))
-        assert torch.equal(torch.get_rng_state(), before)
-    assert len(found) == 1
 
 
 def test_clip_norms_are_tried_in_private_runs_and_the_best_is_shown(tmp_path: Path) -> None:
