@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from dptune._validate import require_count
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.data.prompts import PUBMED_PROMPT
-from utils.generation.arguments import AdapterArguments, SamplingArguments
-from utils.generation.run import sample_instructions
+from utils.generation.arguments import SAMPLING_FLAGS, AdapterArguments, SamplingArguments
 from utils.models.arguments import ModelArguments
 
 PROMPTS = {"pubmed_generation": PUBMED_PROMPT}
@@ -38,13 +37,18 @@ class DatasetPromptArguments:
         require_count("--num_samples", self.num_samples)
 
 
+GROUPS = (DatasetPromptArguments, ModelArguments, AdapterArguments, SamplingArguments)
+
+
 def main(
     prompts: DatasetPromptArguments, model: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
 ) -> None:
     """Draw `num_samples` texts from the data set's prompt."""
+    from utils.generation.run import sample_instructions
+
     sample_instructions([PROMPTS[prompts.dataset_name]] * prompts.num_samples, model, adapter, sampling)
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
-        main(*parse(DatasetPromptArguments, ModelArguments, AdapterArguments, SamplingArguments, description=__doc__))
+    with exit_on_invalid_argument(*GROUPS, flags=SAMPLING_FLAGS):
+        main(*parse(*GROUPS, description=__doc__))

@@ -22,9 +22,7 @@ from dataclasses import dataclass, field
 
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.data.instruction_files import INSTRUCTION_FORMATS, read_instructions
-from utils.generation.arguments import AdapterArguments, SamplingArguments
-from utils.generation.outputs import write_alpaca_eval
-from utils.generation.run import sample_instructions
+from utils.generation.arguments import SAMPLING_FLAGS, AdapterArguments, SamplingArguments
 from utils.models.arguments import ModelArguments
 
 
@@ -49,10 +47,16 @@ class InstructionArguments:
     )
 
 
+GROUPS = (InstructionArguments, ModelArguments, AdapterArguments, SamplingArguments)
+
+
 def main(
     prompts: InstructionArguments, model: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
 ) -> None:
     """Draw the texts that the instruction file asks for."""
+    from utils.generation.outputs import write_alpaca_eval
+    from utils.generation.run import sample_instructions
+
     file = read_instructions(prompts.instruction_file, prompts.instruction_format)
     path = sample_instructions(file.texts, model, adapter, sampling)
     if path is not None and (prompts.alpaca_eval_output or file.format == "alpaca_eval"):
@@ -60,5 +64,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
-        main(*parse(InstructionArguments, ModelArguments, AdapterArguments, SamplingArguments, description=__doc__))
+    with exit_on_invalid_argument(*GROUPS, flags=SAMPLING_FLAGS):
+        main(*parse(*GROUPS, description=__doc__))

@@ -13,17 +13,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.classification.arguments import CLASSIFIER_GROUPS, Settings
+from utils.classification.arguments import CLASSIFIER_FLAGS, Settings
+from utils.classification.arguments import CLASSIFIER_GROUPS as GROUPS
 from utils.cli.flags import exit_on_invalid_argument, parse
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-@exit_on_invalid_argument()
+@exit_on_invalid_argument(*GROUPS, flags=CLASSIFIER_FLAGS)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train on one task after another."""
-    settings = Settings(*parse(*CLASSIFIER_GROUPS, args=argv, description=__doc__))
+    settings = Settings(*parse(*GROUPS, args=argv, description=__doc__))
     # Here and not above: --help and a mistyped flag need neither torch nor transformers.
     from utils.cli.launch import make_accelerator
 

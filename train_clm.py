@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from utils.cli.flags import exit_on_invalid_argument, parse
-from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
+from utils.training.arguments import CAUSAL_LM_GROUPS as GROUPS
+from utils.training.arguments import TRAINING_FLAGS, Groups
 
 
-@exit_on_invalid_argument()
+@exit_on_invalid_argument(*GROUPS, flags=TRAINING_FLAGS)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train, alone in the output folder."""
-    groups = Groups(*parse(*CAUSAL_LM_GROUPS, args=argv, description=__doc__))
+    groups = Groups(*parse(*GROUPS, args=argv, description=__doc__))
     # Here and not above: --help and a mistyped flag need neither torch nor transformers.
     from utils.cli.launch import make_accelerator
     from utils.training.causal_lm import plan_job

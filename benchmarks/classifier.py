@@ -28,7 +28,8 @@ from benchmarks.measure import alternate
 from dptune import Ledger, PlainStep, PrivacyConfig, PrivateStep, trainable_parameters
 from dptune._validate import refuse, require_count, require_positive
 from dptune.integrations.peft import class_logits
-from utils.classification.modes import MODES, prepare_mode
+from utils.classification.mode_defaults import MODES
+from utils.classification.modes import prepare_mode
 from utils.cli.flags import exit_on_invalid_argument, parse
 
 CLASSES = 2

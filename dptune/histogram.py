@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.special import ndtri
 
 from dptune._validate import refuse, require_count, require_positive
 from dptune.keystream import Keystream
@@ -86,4 +85,6 @@ def _standard_normals(keystream: Keystream, size: int) -> np.ndarray:
     uniforms = keystream.uniforms(size)
     uniforms += 2.0**-53 * (keystream.uniforms(size) + 2.0**-54)  # above 0, where the quantile function is infinite
     signs = 1.0 - 2.0 * (keystream.words(size) & np.uint64(1))
+    from scipy.special import ndtri  # slow to import: not before it computes
+
     return np.asarray(signs * ndtri(uniforms / 2))

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune._validate import refuse, require_count, require_positive
-
-DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+from dptune.lora_targets import DEFAULT_TARGETS
 
 
 class LoraAdapter(nn.Module):

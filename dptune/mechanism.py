@@ -11,7 +11,7 @@ from math import isclose, sqrt
 
 from dptune import accounting
 from dptune._validate import refuse, require_count, require_delta, require_positive
-from dptune.clipping import FLAT, Adaptive, Clipping, PerLayer
+from dptune.clipping_styles import FLAT, Adaptive, Clipping, PerLayer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dptune._validate import require_count, require_probability
 from dptune.keystream import Keystream
 
 SAMPLER = "Poisson"
+METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped by itself"
 
 
 class PoissonSampler:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from dptune._validate import HIDDEN, refuse
-from dptune.clipping import Adaptive, Clipper, whole_norms
+from dptune.clipping import Clipper, whole_norms
+from dptune.clipping_styles import Adaptive
 from dptune.ledger import Ledger
 from dptune.lora import trainable_parameters
 from dptune.mechanism import PrivacyConfig

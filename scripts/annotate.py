@@ -21,14 +21,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
 from dptune._validate import refuse
 from dptune.run.lock import FolderLock
 from utils.annotation.arguments import AnnotationArguments, EndpointArguments
-from utils.annotation.asking import Answered, Asking, Endpoint
 from utils.annotation.files import (
     ANNOTATED_NAME,
     Question,
@@ -37,7 +36,6 @@ from utils.annotation.files import (
     make_questions,
     write_annotations,
 )  # fmt: skip
-from utils.annotation.replies import Reply
 from utils.cli.endpoints import OPENAI_KEY, key_from_environment
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.interruption import StopRequest
@@ -45,6 +43,11 @@ from utils.files.cells import Place, require_columns, text_of
 from utils.files.jsonl import json_line
 from utils.files.tables import Row, read_rows, show_columns
 
+if TYPE_CHECKING:
+    from utils.annotation.asking import Answered
+    from utils.annotation.replies import Reply
+
+GROUPS = (AnnotationArguments, EndpointArguments)
 INPUT = "--input_file"
 
 
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InvalidArgument: naming the flag, its value and the remedy.
         SystemExit: the run was stopped; 128 and the signal's number.
     """
-    files, asked = parse(AnnotationArguments, EndpointArguments, args=argv, description=__doc__)
+    files, asked = parse(*GROUPS, args=argv, description=__doc__)
     key = key_from_environment(OPENAI_KEY)
     questions = make_questions(read_instructions(files.input_file), asked.settings)
     folder, journal = Path(files.output_dir), ReplyJournal(Path(files.output_dir))
@@ -118,6 +121,8 @@ async def _ask_all(
     stop: StopRequest,
     good: Question | None,
 ) -> None:
+    from utils.annotation.asking import Asking, Endpoint  # the openai library is slow to import
+
     endpoint = Endpoint(
         asked.base_url,
         key,
@@ -172,5 +177,5 @@ def _report(summary: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
+    with exit_on_invalid_argument(*GROUPS):
         main()

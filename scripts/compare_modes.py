@@ -16,39 +16,21 @@ of random trials is run instead, and only the best of them is released: its mode
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from dptune._validate import InvalidArgument, present, refuse, require_delta
-from dptune.accounting import Spend, planned_steps
-from dptune.accounting.rounding import rounded_up
-from dptune.accounting.selection import PrivateSelection
-from dptune.run.checkpoint import LEDGER_NAME
 from dptune.run.lock import FolderLock
-from utils.classification.files import load_classifier, load_classifier_tokenizer
-from utils.classification.measured_defaults import measure_head_rate
-from utils.classification.tasks import load_task
 from utils.cli.flags import exit_on_invalid_argument, parse
-from utils.cli.launch_lines import split_words
-from utils.comparison.arguments import ChoiceArguments, TrialArguments, refuse_compared_flags, trainer_flags
-from utils.comparison.folder import (
-    TRIALS_FOLDER,
-    TRIALS_NAME,
-    finished_trials,
-    release_folder,
-    require_same_settings,
-    secret_folder,
-    write_comparison,
-)
-from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, Outcome
-from utils.comparison.release import SelectionPlan
-from utils.comparison.selection import select
-from utils.comparison.trials import Candidate, Runner, TrialResults, run_in_process, run_trial
+from utils.cli.launch_lines import split_at_dashes
+from utils.comparison.arguments import ChoiceArguments, TrialArguments, refuse_compared_flags
+from utils.comparison.trials import Runner, run_in_process
 
-Sizes = Callable[[TrialArguments, str], tuple[int, int]]  # data set -> (training, validation) records
+if TYPE_CHECKING:
+    from utils.comparison.run import Sizes
+
+GROUPS = (TrialArguments, ChoiceArguments)
+FLAGS = {"distribution": "--private_selection"}
 
 
 def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, sizes: Sizes | None = None) -> None:
@@ -59,9 +41,12 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
         runner: starts a training; another one in tests.
         sizes: how many records a data set has; another one in tests.
     """
-    own, extra = split_words(sys.argv[1:] if argv is None else argv)
-    training, choice = parse(TrialArguments, ChoiceArguments, args=own, description=__doc__)
+    own, extra = split_at_dashes(sys.argv[1:] if argv is None else argv)
+    training, choice = parse(*GROUPS, args=own, description=__doc__)
     refuse_compared_flags(extra)
+    from utils.comparison.folder import require_same_settings
+    from utils.comparison.run import compare, count_records, select_privately
+
     folder = Path(training.output_dir)
     with FolderLock() as lock:  # two private selections would both draw, and the second replace the first
         lock.make(folder)
@@ -73,128 +58,6 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
                 select_privately(folder, dataset, training, choice, extra, runner, sizes or count_records)
 
 
-def compare(
-    folder: Path, training: TrialArguments, choice: ChoiceArguments, extra: Sequence[str], runner: Runner
-) -> None:
-    """Train all there is to compare and write the table and the plot, after each data set anew."""
-    for dataset in training.datasets:
-        planned = list(trials(choice, partial(head_rate_of, training.model_checkpoint)))
-        for number, (candidate, private, seed) in enumerate(planned, start=1):
-            name = f"{candidate}_{'private' if private else 'plain'}_seed{seed}"
-            trial = folder / TRIALS_FOLDER / dataset / name
-            spent = ["--target_epsilon", repr(training.target_epsilon)]
-            flags = trainer_flags(training, candidate, seed, private=private, privacy=spent)
-            flags += ["--resume_from_checkpoint", "latest", *extra]
-            outcome = Outcome.of(run_trial(dataset, trial, flags, runner), trial / dataset / LEDGER_NAME)
-            print(f"{dataset} {number}/{len(planned)}: {name}: {outcome.accuracy:.3f}", flush=True)
-        write_comparison(folder, finished_trials(folder))
-    print(
-        f"{folder / COMPARISON_NAME} and {PLOT_NAME}; {TRIALS_NAME} and {TRIALS_FOLDER}/ hold exact scores: NOT PRIVATE"
-    )
-
-
-def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tuple[Candidate, bool, int]]:
-    """(what, whether privately, seed) of every training of a comparison on one data set; for `of_head` see
-    `ChoiceArguments.rates_of`."""
-    for mode in choice.modes:
-        for private in (True, False) if choice.baseline else (True,):
-            candidates = choice.candidates(mode, of_head, private=private)
-            yield from ((candidate, private, seed) for candidate in candidates for seed in choice.seeds)
-
-
-def select_privately(
-    folder: Path,
-    dataset: str,
-    training: TrialArguments,
-    choice: ChoiceArguments,
-    extra: Sequence[str],
-    runner: Runner,
-    sizes: Sizes,
-) -> None:
-    """Run a private selection on one data set, unless that is done, and say what was released."""
-    plan = plan_selection(dataset, training, choice, *sizes(training, dataset))
-    _announce(plan)
-    noise = ["--noise_multiplier", repr(plan.spend.noise_multiplier)]
-
-    def train(candidate: Candidate, trial: Path) -> TrialResults:
-        flags = trainer_flags(training, candidate, plan.seed, private=True, privacy=noise)
-        try:
-            return run_trial(dataset, trial, [*flags, *extra], runner)
-        except InvalidArgument:  # it names the trial, so it bounds their secret number, and may quote what it scored
-            remedy = f"a trial failed; its log is in {secret_folder(folder, dataset)}: publish nothing of it"
-            refuse("--private_selection", choice.private_selection, remedy)
-
-    release = release_folder(folder, dataset)
-    winner = select(plan, secret_folder(folder, dataset), release, train)
-    if winner is None:
-        print(f"{dataset}: no trial was drawn, so nothing is released, and the budget is spent all the same: another "
-              "selection on these records adds its epsilon to this one's; --private_selection geometric draws at least "
-              "one trial")  # fmt: skip
-    else:
-        print(f"{dataset}: {winner.candidate}, noisy accuracy {winner.noisy_accuracy:.3f}, epsilon "
-              f"{rounded_up(plan.epsilon(), 4)} in all: {release}")  # fmt: skip
-
-
-def plan_selection(
-    dataset: str, training: TrialArguments, choice: ChoiceArguments, num_train: int, num_validation: int
-) -> SelectionPlan:
-    """Find the noise with which the whole selection costs the target epsilon.
-
-    Raises:
-        InvalidArgument: the target is out of reach, delta is too large, or a batch larger than the data set.
-    """
-    require_delta(training.delta, num_train, name="--delta")
-    if training.batch_size > num_train:
-        refuse("--batch_size", training.batch_size, f"must be at most the {num_train} training examples there are")
-    of_head = partial(head_rate_of, training.model_checkpoint)
-    distribution = present(choice.private_selection, "distribution of the number of trials")
-    selection = PrivateSelection(distribution, choice.mean_trials, choice.validation_noise)
-    probability = training.batch_size / num_train
-    steps = planned_steps(num_examples=num_train, expected_batch_size=training.batch_size, epochs=training.epochs)
-    sigma = selection.noise_multiplier(
-        target_epsilon=training.target_epsilon, delta=training.delta, sampling_probability=probability, steps=steps
-    )
-    candidates = tuple(one for mode in choice.modes for one in choice.candidates(mode, of_head, private=True))
-    spend = Spend(sigma, probability, steps)
-    sizes = num_train, num_validation
-    return SelectionPlan(dataset, selection, candidates, spend, training.delta, *sizes, seed=choice.seeds[0])
-
-
-def _announce(plan: SelectionPlan) -> None:
-    cost, selection = plan.selection.cost(plan.spend, plan.delta), plan.selection
-    print(f"{plan.dataset}: a {selection.distribution} number of trials, {selection.mean_trials:g} on average, among "
-          f"{len(plan.candidates)} candidates, noise multiplier {plan.spend.noise_multiplier:g}")  # fmt: skip
-    whole, alone, best_of = (rounded_up(one, 4) for one in (cost.selection, cost.one_run, cost.best_of))
-    print(f"epsilon at delta {plan.delta:g}: {whole} for the selection, {alone} for one such run, {best_of} for the "
-          f"best of {cost.runs} by composition")  # fmt: skip
-    if nothing := selection.chance_of_nothing:
-        print(f"with a chance of {nothing:.2g} no trial is drawn, and nothing is released")
-    print("how many trials there are, and how long they take, is secret: publish neither", flush=True)
-
-
-@cache
-def head_rate_of(checkpoint: str) -> float:
-    """The rate of a head that trains alone on this checkpoint. What the checkpoint lacks, such as a pooler, begins the
-    same in every call: candidates must not vary, or no selection could go on."""
-    pad_token_id = load_classifier_tokenizer(checkpoint).pad_token_id
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        model, _ = load_classifier(checkpoint, ("0", "1"), pad_token_id=pad_token_id)
-    return measure_head_rate(model)
-
-
-def count_records(training: TrialArguments, dataset: str) -> tuple[int, int]:
-    """(records trained on, records of the first validation split); both numbers are treated as public."""
-    task = load_task(
-        dataset,
-        tokenizer=load_classifier_tokenizer(training.model_checkpoint),
-        max_length=training.max_length,
-        data_dir=training.data_dir,
-        max_train_examples=training.max_train_examples,
-    )
-    return len(task.train), len(next(iter(task.validation.values())))
-
-
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
+    with exit_on_invalid_argument(*GROUPS, flags=FLAGS):
         main()

@@ -21,13 +21,17 @@ from tqdm import tqdm
 from dptune.run.lock import FolderLock
 from utils.cli.flags import exit_on_invalid_argument, parse, public_config
 from utils.synthetic.arguments import ProxyArguments, StatisticsArguments, TextArguments
-from utils.synthetic.parts import JSON_NAME, MEMORISED_NAME, PAGE_NAME, evaluate, write
-from utils.synthetic.texts import load_comparison
+
+GROUPS = (TextArguments, StatisticsArguments, ProxyArguments)
+FLAGS = {"dimensions": "--embedding_dimensions"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare; `argv` is the command line, `sys.argv[1:]` if None."""
-    texts, statistics, proxy = parse(TextArguments, StatisticsArguments, ProxyArguments, args=argv, description=__doc__)
+    texts, statistics, proxy = parse(*GROUPS, args=argv, description=__doc__)
+    from utils.synthetic.parts import JSON_NAME, MEMORISED_NAME, PAGE_NAME, evaluate, write
+    from utils.synthetic.texts import load_comparison
+
     comparison = load_comparison(texts)
     folder = Path(texts.output_dir)
     stages = 4 + (comparison.train is not None) + (proxy.settings(texts.seed) is not None)
@@ -45,5 +49,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
+    with exit_on_invalid_argument(*GROUPS, flags=FLAGS):
         main()

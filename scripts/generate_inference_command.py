@@ -21,7 +21,7 @@ from pathlib import Path
 
 from utils.cli.endpoints import VLLM_KEY, require_address
 from utils.cli.flags import exit_on_invalid_argument, parse
-from utils.cli.launch_lines import as_command, as_line, launch_words, require_free, require_job, split_words
+from utils.cli.launch_lines import as_command, as_line, launch_words, require_job, require_not_taken, split_at_dashes
 from utils.data.prompts import PROMPT_STYLES
 from utils.generation.arguments import BACKENDS
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the command line; `sys.argv[1:]` if None.
     """
-    own, extra = split_words(sys.argv[1:] if argv is None else argv)
+    own, extra = split_at_dashes(sys.argv[1:] if argv is None else argv)
     (job,) = parse(JobArguments, args=own, description=__doc__)
     words = inference_launch(job, extra)
     print(as_line(words), flush=True)
@@ -95,7 +95,7 @@ def inference_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         job: what is sampled.
         extra: more flags of the inference script. Raises `InvalidArgument` for one that a job's own flag sets.
     """
-    require_free(extra, {theirs: f"--{own}" for own, theirs in _NAMES.items()} | {"output_dir": "--job_sess"})
+    require_not_taken(extra, {theirs: f"--{own}" for own, theirs in _NAMES.items()} | {"output_dir": "--job_sess"})
     flags = ["--output_dir", str(OUTPUTS / job.job_sess)]
     for own, theirs in _NAMES.items():
         if (value := getattr(job, own)) is not None:
@@ -104,5 +104,5 @@ def inference_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
+    with exit_on_invalid_argument(JobArguments):
         main()

@@ -26,10 +26,9 @@ from dptune._validate import present, refuse, require_count, require_delta, requ
 from dptune.accounting import noise_multiplier, planned_steps
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
-from dptune.run.checkpoint import LEDGER_NAME
 from dptune.units.unit import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, parse
-from utils.cli.launch_lines import as_command, as_line, launch_words, require_free, require_job, split_words
+from utils.cli.launch_lines import as_command, as_line, launch_words, require_job, require_not_taken, split_at_dashes
 from utils.data.prompts import PROMPT_STYLES, UNCONDITIONAL
 from utils.data.row_authors import authors_of, refuse_unnoticed_users
 from utils.data.splits import LABELLED
@@ -39,6 +38,15 @@ SCRIPT = "train_clm.py"
 OUTPUTS = Path("outputs")
 BUDGET_NAME = "budget.jsonl"
 _SUFFIXES = ("", ".jsonl", ".json", ".csv", ".parquet")
+# What the engine calls this program's settings.
+FLAGS = {
+    "target_epsilon": "--eps",
+    "steps": "--num_epochs",
+    "group_size": "--examples_per_unit",
+    "unit": "--privacy_unit",
+    "budget": "--budget_file",
+    "ledger": "--job_sess",
+}
 # Of train_clm.py's flags those that a job's own flags decide.
 _TAKEN = {
     "train_file": "--dataset_name",
@@ -168,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the command line; `sys.argv[1:]` if None.
     """
-    own, extra = split_words(sys.argv[1:] if argv is None else argv)
+    own, extra = split_at_dashes(sys.argv[1:] if argv is None else argv)
     (job,) = parse(JobArguments, args=own, description=__doc__)
     words = training_launch(job, extra)
     print(*describe_cost(job), *describe_entry(job), as_line(words), sep="\n", flush=True)
@@ -194,7 +202,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         job: what is trained.
         extra: more flags of train_clm.py. Raises `InvalidArgument` for one that a job's own flag sets.
     """
-    require_free(extra, _TAKEN)
+    require_not_taken(extra, _TAKEN)
     privacy = ["--target_epsilon", repr(job.eps), "--clip_norm", repr(job.clip), "--delta", repr(job.delta)]
     without = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
     flags = [
@@ -271,6 +279,8 @@ def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
     """
     if job.synthetic_data:
         return
+    from dptune.run.checkpoint import LEDGER_NAME  # torch: not while flags are parsed
+
     budget = Budget(job.budget_path)
     stage = f"{'generator' if job.prompt_style == UNCONDITIONAL else 'assistant'} {job.job_sess}"
     if any(word.partition("=")[0].replace("-", "_") == "__insecure_test_seed" for word in extra):
@@ -282,5 +292,5 @@ def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
+    with exit_on_invalid_argument(JobArguments, flags=FLAGS):
         main()

@@ -136,5 +136,5 @@ def _refuse_nothing_kept(args: ConversationArguments, counts: Counter[str]) -> N
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
+    with exit_on_invalid_argument(ConversationArguments):
         main()

@@ -281,5 +281,5 @@ def main(args: DemoArguments) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
+    with exit_on_invalid_argument(DemoArguments):
         main(*parse(DemoArguments, description=__doc__))

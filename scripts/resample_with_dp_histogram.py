@@ -39,6 +39,13 @@ from utils.synthetic.resampling import CLUSTERERS, MINIBATCH, Buckets, cluster, 
 
 RESAMPLED_NAME, BUDGET_NAME = "resampled.jsonl", "budget.jsonl"
 STAGE = "histogram of the private records"
+# What the engine calls this program's settings.
+FLAGS = {
+    "noise_multiplier": "--histogram_sigma",
+    "dimensions": "--embedding_dimensions",
+    "unit": "--privacy_unit",
+    "budget": "--budget_file",
+}
 
 
 @dataclass
@@ -92,7 +99,7 @@ class ResamplingArguments:
         return PrivacyUnit() if self.privacy_unit == EXAMPLE else PrivacyUnit(self.privacy_unit)
 
 
-@exit_on_invalid_argument()
+@exit_on_invalid_argument(ResamplingArguments, flags=FLAGS)
 def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = None) -> None:
     """Parse the command line, release the votes, choose.
 

@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
-
 from dptune._validate import refuse
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.data.row_authors import refuse_unnoticed_users
@@ -114,6 +112,8 @@ def read_pairs(path: str, user_column: str | None, *, ignore_users: bool = False
 def write(folder: Path, splits: Mapping[str, Sequence[Row]], record: Mapping[str, object]) -> None:
     """Save the splits, with a note of what they were made from."""
 
+    import datasets  # slow to import: not before it is needed
+
     def fill(partial: Path) -> None:
         saved = {name: datasets.Dataset.from_list(list(rows)) for name, rows in splits.items()}
         datasets.DatasetDict(saved).save_to_disk(str(partial))
@@ -152,5 +152,5 @@ def _is_done(folder: Path, record: Mapping[str, object]) -> bool:
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
+    with exit_on_invalid_argument(SplitArguments):
         main()

@@ -69,5 +69,5 @@ def _listen(port: int) -> StubServer:
 
 
 if __name__ == "__main__":
-    with exit_on_invalid_argument():
+    with exit_on_invalid_argument(StubArguments):
         main()

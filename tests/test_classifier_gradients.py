@@ -7,7 +7,8 @@ import pytest
 
 from tests.classifiers import classifier, rows, shake
 from tests.dptune.integrations.test_peft import assert_equals_the_oracle
-from utils.classification.modes import MODES, prepare_mode
+from utils.classification.mode_defaults import MODES
+from utils.classification.modes import prepare_mode
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from tests.classifiers import PAD, classifier, rows, shake
 from tests.private_sum import config_for
 from tests.reference import Example
 from tests.test_neighbours import ROUNDING, moved
-from utils.classification.modes import MODES, prepare_mode
+from utils.classification.mode_defaults import MODES
+from utils.classification.modes import prepare_mode
 
 
 def losses(model: Any, ids: Tensor, labels: Tensor) -> Tensor:

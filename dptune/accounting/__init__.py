@@ -6,6 +6,8 @@ one only lowers it. Adjacency: add or remove one privacy unit, which is what is 
 many of it (`group_accounting.py`). Sampling: Poisson. No torch in this file.
 
 `python -m dptune.accounting` prints tables of it, for planning before training (`__main__.py`).
+
+dp-accounting and scipy take seconds to import. Functions import them when they compute, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ import math
 from collections.abc import Callable, Iterable
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
-
-from scipy.optimize import brentq
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
 
@@ -151,6 +151,7 @@ def noise_multiplier(
     require_positive("target_epsilon", target_epsilon)
     require_count("steps", steps)
     require_count("group_size", group_size)
+    from scipy.optimize import brentq
 
     def excess(log_sigma: float, interval: float) -> float:
         spend = Spend(math.exp(log_sigma), sampling_probability, steps, group_size)
@@ -229,6 +230,8 @@ def max_steps(
 
 def _last_that_fits(excess: Callable[[int], float], fits: int, stride: int, most: int) -> int:
     """The number of steps, from `fits` up to `most`, at which `excess` is not above 0 but after one more is."""
+    from scipy.optimize import brentq
+
     beyond = min(fits + stride, most)
     while excess(beyond) <= 0:
         if beyond == most:

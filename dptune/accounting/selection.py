@@ -15,7 +15,7 @@ So the whole costs the larger of two selections: one of trainings, one of Gaussi
 - K, the order of the trials, or anything of a loser is published: models, scores, logs, how long it all took;
 - K is cut off because it is inconvenient, or drawn again because it was 0.
 
-No torch in this file.
+No torch in this file. As in `dptune.accounting`, functions import dp-accounting and scipy when they compute.
 """
 
 from __future__ import annotations
@@ -25,19 +25,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
-
-from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
-from dp_accounting.dp_event import RepeatAndSelectDpEvent
-from dp_accounting.rdp import RdpAccountant
-from scipy.optimize import brentq
-from scipy.special import ndtri
-from scipy.stats import poisson
+from typing import TYPE_CHECKING, NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
 from dptune.accounting import SIGMA_RANGE, Spend, compose, round_up
 from dptune.accounting.rounding import rounded_up
 from dptune.keystream import Keystream
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 SELECTION_ACCOUNTANT = "RDP (dp-accounting)"
 POISSON, GEOMETRIC = "poisson", "geometric"
@@ -114,6 +110,8 @@ class PrivateSelection:
             num_candidates: to pick from.
             keystream: for tests alone; by default a fresh one of the operating system's. No seed reaches it.
         """
+        from scipy.special import ndtri
+
         require_count("num_candidates", num_candidates)
         stream = keystream or Keystream.from_os()
         (uniform,) = _inside(stream.uniforms(1))
@@ -130,6 +128,8 @@ class PrivateSelection:
     def _number_of(self, uniform: float) -> int:
         """How many trials a uniform value in (0, 1) stands for."""
         if self.distribution == POISSON:
+            from scipy.stats import poisson
+
             return int(poisson.ppf(uniform, self.mean_trials))
         # Each trial is the last with a chance of 1 / mean, so more than k trials have one of (1 - 1 / mean)^k.
         return 1 if self.mean_trials == 1 else 1 + int(math.log(uniform) / math.log1p(-1 / self.mean_trials))
@@ -150,14 +150,20 @@ class PrivateSelection:
         require_count("steps", spend.steps)
         if spend.group_size != 1:
             refuse("group_size", spend.group_size, "private selection accounts for single examples only; give 1")
+        from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+
         step = PoissonSampledDpEvent(spend.sampling_probability, GaussianDpEvent(spend.noise_multiplier))
         return self._epsilon_of(SelfComposedDpEvent(step, spend.steps), delta)
 
     def validation_epsilon(self, delta: float) -> float:
         """Epsilon for a record that scores are computed on: it moves a number of right answers by 1."""
+        from dp_accounting import GaussianDpEvent
+
         return self._epsilon_of(GaussianDpEvent(self.validation_noise), delta)
 
     def _epsilon_of(self, trial: DpEvent, delta: float) -> float:
+        from dp_accounting.dp_event import RepeatAndSelectDpEvent
+
         require_delta(delta)
         return _epsilon_of(RepeatAndSelectDpEvent(trial, self.mean_trials, _SHAPES[self.distribution]), delta)
 
@@ -183,6 +189,8 @@ class PrivateSelection:
             refuse("target_epsilon", target_epsilon, "out of reach: lower mean_trials, or take fewer steps")
         if spent(smallest) <= target_epsilon:
             refuse("target_epsilon", target_epsilon, "out of reach: so large that it would protect nobody")
+        from scipy.optimize import brentq
+
         found = brentq(
             lambda log_sigma: math.log(max(spent(math.exp(log_sigma)), _NOTHING) / target_epsilon),
             math.log(smallest),
@@ -220,6 +228,8 @@ def best_of(scores: Sequence[float], trials: Sequence[DrawnTrial]) -> tuple[int,
 
 @lru_cache(maxsize=256)
 def _epsilon_of(event: DpEvent, delta: float) -> float:
+    from dp_accounting.rdp import RdpAccountant
+
     accountant = RdpAccountant()
     # Little noise makes a series for the lowest orders diverge. Each such order is left out with a warning, one a
     # question; leaving orders out can only raise the bound.

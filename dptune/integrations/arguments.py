@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import transformers
 
 from dptune._validate import renamed
-from dptune.clipping import FLAT, Clipping
+from dptune.clipping_styles import FLAT, Clipping
 from dptune.run.plan import PrivacySettings
 
 # What the engine calls the parameters that these flags set.
@@ -17,7 +17,7 @@ FLAGS = {
     "target_epsilon": "--target_epsilon",
     "delta": "--target_delta",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
-    "folder": "--output_dir",
+    "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
 }
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dptune._validate import refuse, renamed
-from dptune.clipping import FLAT, Clipping
+from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import PoissonMicroBatches

@@ -7,7 +7,7 @@ from typing import Any
 
 from dptune._validate import refuse, renamed
 from dptune.accounting import planned_steps
-from dptune.clipping import FLAT, Clipping
+from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.run.plan import RunPlan, expected_batch, make_plan
 from dptune.units.unit import Unit
@@ -25,7 +25,7 @@ def logical_batch(args: Any, num_examples: int) -> int:
     with renamed(FLAGS):
         return expected_batch(
             per_device=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
             world_size=args.world_size,
             num_examples=num_examples,
             sampled="examples",

@@ -22,7 +22,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from dptune._validate import refuse, renamed, require_count
 from dptune.accounting.rounding import rounded_up_to_figures
-from dptune.clipping import FLAT, Clipping
+from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import DrawSampler, TrainerDraw, draw_loader

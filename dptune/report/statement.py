@@ -20,14 +20,13 @@ from typing import Literal, TypeGuard
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import ACCOUNTANT, ADJACENCY
-from dptune.clipping import clipping_in_words
+from dptune.clipping_styles import clipping_in_words
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
-from dptune.sampling import SAMPLER
+from dptune.sampling import METHOD_OF_EXAMPLES, SAMPLER
 
 REPORT_NAME = "privacy_report.json"
-METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped by itself"
 
 
 def versions(extra: Iterable[str] = ()) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dptune import accounting
 from dptune._validate import refuse, require_delta, require_positive
 from dptune.accounting.rounding import rounded_up
-from dptune.clipping import FLAT, Clipping, PerLayer, clipping_in_words
+from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.mechanism import PrivacyConfig
 from dptune.units.unit import PrivacyUnit, Unit
 
@@ -126,17 +126,19 @@ def make_plan(
     return RunPlan(config, num_examples, batch, steps, unit, settings.target_epsilon, test_seed)
 
 
-def expected_batch(*, per_device: int, accumulation: int, world_size: int, num_examples: int, sampled: str) -> int:
+def expected_batch(
+    *, per_device: int, gradient_accumulation_steps: int, world_size: int, num_examples: int, sampled: str
+) -> int:
     """The average batch size that Hugging Face's names stand for: per device x processes x accumulation steps.
 
     Raises:
         InvalidArgument: more than there are examples.
     """
-    batch = per_device * accumulation * world_size
+    batch = per_device * gradient_accumulation_steps * world_size
     if batch > num_examples:
         refuse(
             "gradient_accumulation_steps",
-            accumulation,
+            gradient_accumulation_steps,
             f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
             f"{sampled} there are (sampling probability over 1); lower it",
         )

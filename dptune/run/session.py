@@ -23,8 +23,8 @@ from dptune.noise import GaussianNoise
 from dptune.ranks import ALONE, Ranks
 from dptune.report.statement import PrivacyStatement, state_no_privacy, state_privacy
 from dptune.run.checkpoint import LEDGER_NAME
+from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, refuse_other_run
-from dptune.run.lock import refuse_existing_run
 from dptune.run.plan import RunPlan, last_step
 from dptune.sampling import PoissonSampler
 from dptune.step import MicroBatchStats, PlainStep, PrivateStep, released_size
@@ -65,7 +65,7 @@ class PrivateRun:
 
     Args:
         plan: how the run samples and how long it lasts; without privacy its step clips and noises nothing.
-        folder: holds the ledger; made if it is not there.
+        run_folder: holds the ledger; made if it is not there.
         ranks: the processes of the run.
         resume_from: the checkpoint to resume; its weights are the caller's to load.
         identity: what a resumed run must share beside the mechanism, as JSON values.
@@ -84,13 +84,13 @@ class PrivateRun:
     def __init__(
         self,
         plan: RunPlan,
-        folder: str | Path,
+        run_folder: str | Path,
         ranks: Ranks = ALONE,
         *,
         resume_from: SavedRun | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        self.plan, self.folder, self.ranks = plan, Path(folder), ranks
+        self.plan, self.folder, self.ranks = plan, Path(run_folder), ranks
         self.identity = {**(identity or {}), **mechanism_identity(plan)}
         self.ledger: Ledger | None = None
         self.step: PrivateStep | PlainStep | None = None

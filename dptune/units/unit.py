@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from dptune.report.statement import METHOD_OF_EXAMPLES
+from dptune.sampling import METHOD_OF_EXAMPLES
 
 EXAMPLE = "example"
 USER_LEVEL, EXAMPLE_LEVEL = "user-level", "example-level"

@@ -6,13 +6,13 @@ r"""Fine-tune a GPT-2 style model on a corpus of texts, whole or with LoRA, priv
 
 All flags of transformers' TrainingArguments work but those that would break the guarantee, which are refused; README.md
 beside this file has more launch lines. `--disable_dp` trains without privacy, `--dry_run` prints the plan and stops.
+--help takes some seconds: it imports transformers, whose flags it lists.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # torchrun puts th
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import set_seed
+from transformers import HfArgumentParser, set_seed
 
 from dptune import CausalLMLoss, add_lora
 from dptune._validate import HIDDEN, InvalidArgument, refuse, require_count
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.integrations.authors import AuthorCollator, AuthorItems, AuthorLosses
 from dptune.integrations.transformers import DPTrainer, PrivacyArguments, TrainingArguments
-from dptune.lora import DEFAULT_TARGETS, linear_layers
+from dptune.lora import linear_layers
+from dptune.lora_targets import DEFAULT_TARGETS
 from dptune.units.unit import PrivacyUnit, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.old_flags import with_new_names
+from utils.cli.parser import HelpFormatter, OneLineParser
 from utils.data.features import RowFeatures
 from utils.data.records import Record, load_texts
 from utils.data.splits import hold_out
@@ -42,16 +44,6 @@ from utils.models.trainable import MODEL_NAME, check_rules, choose_trainable, sa
 
 _SAMPLE, _AUTHOR = "sample", "author"
 _GPT2_TARGET = "c_attn"
-# What shared code calls these flags in its refusals.
-_FLAGS_HERE = {
-    "--model_name_or_path": "--model_name",
-    "--block_size": "--sequence_len",
-    "--privacy_unit": "--author_column",
-    "rank": "--lora_dim",
-    "alpha": "--lora_alpha",
-    "dropout": "--lora_dropout",
-    "targets": "--lora_target_modules",
-}
 
 
 @dataclass
@@ -115,23 +107,53 @@ class DataArguments:
 
 
 GROUPS = (TrainingArguments, PrivacyArguments, ModelArguments, DataArguments)
+# What the engine and shared code call this program's settings.
+FLAGS = {
+    **dict.fromkeys(("model", "model_name_or_path", "folder", "files"), "--model_name"),
+    "block_size": "--sequence_len",
+    "privacy_unit": "--author_column",
+    "rank": "--lora_dim",
+    "alpha": "--lora_alpha",
+    "dropout": "--lora_dropout",
+    "targets": "--lora_target_modules",
+    "resume_from": "--resume_from_checkpoint",
+    "run_folder": "--output_dir",
+    "keep": "--save_total_limit",
+    "clip_norm": "--per_sample_max_grad_norm",
+    "delta": "--target_delta",
+}
 
 
-@exit_on_invalid_argument()
+class TrainerParser(HfArgumentParser, OneLineParser):
+    """transformers' own parser: its TrainingArguments have types that `utils.cli.parser` does not take."""
+
+    def __init__(self, groups: Sequence[type], description: str | None = None) -> None:
+        how: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        HfArgumentParser.__init__(self, groups, description=description, **how)
+
+    def parse_groups(self, args: Sequence[str] | None) -> tuple[list[Any], list[str]]:
+        """(one filled instance of each dataclass in order, words that belong to no flag)."""
+        # A file next to the script named like it is not read: what ran should be what the command line says.
+        *filled, unknown = self.parse_args_into_dataclasses(
+            args=args, return_remaining_strings=True, look_for_args_file=False
+        )
+        return filled, unknown
+
+
+@exit_on_invalid_argument(*GROUPS, flags=FLAGS)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
     training, privacy, model_args, data_args = read_flags(sys.argv[1:] if argv is None else argv)
     is_main = PartialState().is_main_process
-    with speaking_of(_FLAGS_HERE):
-        tokenizer = load_tokenizer(model_args.model_name)
-        train, held_out = load_corpus(data_args, tokenizer, model_args.sequence_len, training.seed)
-        _check_evaluation(training, data_args, held_out)
-        if is_main:
-            print(*_describe_corpus(train, held_out), sep="\n")
-        set_seed(training.seed)  # the adapters' start; noise and sampling are keyed from the operating system
-        model = prepared_model(model_args, check=not (privacy.disable_dp or training.dry_run))
-        trainer = make_trainer(model, tokenizer, training, privacy, data_args.unit, train, held_out)
-        output = trainer.train(resume_from_checkpoint=_checkpoint(training))
+    tokenizer = load_tokenizer(model_args.model_name)
+    train, held_out = load_corpus(data_args, tokenizer, model_args.sequence_len, training.seed)
+    _check_evaluation(training, data_args, held_out)
+    if is_main:
+        print(*_describe_corpus(train, held_out), sep="\n")
+    set_seed(training.seed)  # the adapters' start; noise and sampling are keyed from the operating system
+    model = prepared_model(model_args, check=not (privacy.disable_dp or training.dry_run))
+    trainer = make_trainer(model, tokenizer, training, privacy, data_args.unit, train, held_out)
+    output = trainer.train(resume_from_checkpoint=_checkpoint(training))
     if training.dry_run:
         return
     results = {"train loss": output.training_loss, "run time [s]": output.metrics["train_runtime"]}
@@ -149,7 +171,7 @@ def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
     if not torch.accelerator.is_available() and not any(word.startswith(("--use_cpu", "--use-cpu")) for word in words):
         words.append("--use_cpu")  # or each of several processes would take itself for the only one
     try:
-        groups = parse(*GROUPS, args=words, description=__doc__)
+        groups = parse(*GROUPS, args=words, description=__doc__, parser=TrainerParser)
     except InvalidArgument:
         raise
     except ValueError as error:  # transformers' own complaints
@@ -157,15 +179,6 @@ def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
     if PartialState().is_main_process:
         print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
     return groups
-
-
-@contextmanager
-def speaking_of(names: dict[str, str]) -> Iterator[None]:
-    """Call flags in refusals by this script's names for them."""
-    try:
-        yield
-    except InvalidArgument as error:
-        raise InvalidArgument(names.get(error.name, error.name), error.value, error.remedy) from error
 
 
 def load_corpus(

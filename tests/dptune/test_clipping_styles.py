@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dptune import InvalidArgument, PrivacyConfig, PrivateStep
 from dptune.accounting import epsilon
-from dptune.clipping import FLAT, Adaptive, Automatic, Clipping, Flat, PerLayer, layers_of
+from dptune.clipping import layers_of
+from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, Flat, PerLayer
 from tests.private_sum import NoNoise, config_for
 from tests.ranks import run_ranks
 from tests.whole_models import squared_outputs, whole_model

@@ -29,7 +29,8 @@ from train_classifier import main
 from utils.classification.files import load_classifier, load_classifier_tokenizer
 from utils.classification.losses import ClassificationLoss
 from utils.classification.measured_defaults import measure_clip_norm
-from utils.classification.modes import MODES, prepare_mode
+from utils.classification.mode_defaults import MODES
+from utils.classification.modes import prepare_mode
 from utils.classification.setup import dtype_of_launch
 from utils.classification.tasks import load_task
 from utils.training import outputs as run_outputs

@@ -86,6 +86,7 @@ def test_a_launched_run_leaves_all_that_is_promised(launched):
         *("lora_weights.bin", "adapter_model.safetensors", "adapter_config.json", "privacy_report.json", "README.md"),
         *("all_results.json", "diagnostics.jsonl", "diagnostics.png", "epsilon.png", "ledger.jsonl", "run_config.json"),
     }
+    assert list((out / "tracking" / "dptune").glob("events.*")), "--with_tracking leaves TensorBoard files"
     assert "epsilon" in result.stdout
     assert "epsilon=" in result.stderr, "the progress bar shows epsilon"
 

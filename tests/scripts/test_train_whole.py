@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dptune import InvalidArgument
-from dptune.clipping import PerLayer
+from dptune.clipping_styles import PerLayer
 from dptune.run.checkpoint import TRAINED_NAME, load_checkpoint
 from tests.tiny import save_tiny
 from train_clm import main

@@ -10,10 +10,24 @@ from typing import NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.run.plan import PrivacySettings
-from utils.classification.modes import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
+from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.training.arguments import LR_SCHEDULERS, OutputArguments
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
+# What the engine and shared code call the settings of train_classifier.py.
+CLASSIFIER_FLAGS = {
+    **dict.fromkeys(("model", "model_name_or_path"), "--model_checkpoint"),
+    "block_size": "--max_length",
+    "max_tokens_per_device": "--micro_batch_size",
+    "rank": "--lora_r",
+    "alpha": "--lora_alpha",
+    "dropout": "--lora_dropout",
+    "targets": "--lora_target_modules",
+    "clip_norm": "--max_grad_norm",
+    "expected_batch_size": "--batch_size",
+    "run_folder": "--output_dir",
+    "resume_from": "--resume_from_checkpoint",
+}
 _EPSILON = 8.0
 
 

@@ -16,8 +16,8 @@ from dptune._validate import refuse
 from dptune.accounting import planned_steps
 from dptune.integrations.peft import class_logits
 from dptune.report.card import Artifact
+from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
-from dptune.run.lock import refuse_existing_run
 from dptune.run.plan import RunPlan, make_plan
 from utils.classification.arguments import Settings
 from utils.classification.dataset import ClassificationDataset
@@ -285,12 +285,7 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         logits = in_autocast(partial(class_logits, trained.model), dtype, accelerator.device)
         budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, settings.token_budget))
         micro_batches = MicroBatches(
-            task.train,
-            budget,
-            tokenizer.pad_token_id,
-            accelerator,
-            virtual_tokens=settings.virtual_tokens,
-            length_flag="--max_length",
+            task.train, budget, tokenizer.pad_token_id, accelerator, virtual_tokens=settings.virtual_tokens
         )
         epoch = max(1, round(1 / plan.sampling_probability))
         eval_freq, clip = settings.results.eval_freq or epoch, settings.budget.plain_max_grad_norm

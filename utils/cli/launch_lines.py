@@ -51,7 +51,7 @@ def require_job(job_sess: str, outputs: Path, *, gpus: int, shard: bool) -> None
         refuse("--shard", True, "spreads the model over several GPUs; give --gpus 2 or more, or leave it out")
 
 
-def require_free(extra: Sequence[str], taken: Mapping[str, str]) -> None:
+def require_not_taken(extra: Sequence[str], taken: Mapping[str, str]) -> None:
     """Refuse flags behind `--` that a job's own flags decide: {name of the launched script's flag: the job's flag}.
 
     Secrets too, for the line is printed.
@@ -64,7 +64,7 @@ def require_free(extra: Sequence[str], taken: Mapping[str, str]) -> None:
             refuse(f"--{name}", "behind --", f"give {taken[name]} before -- instead")
 
 
-def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """(this program's words, the trainer's), which `--` divides."""
     words = list(argv)
     place = words.index("--") if "--" in words else len(words)

@@ -1,44 +1,61 @@
-"""Experiment trackers (`--report_to`), started through accelerate, and kept from seeing any token.
+"""Experiment trackers (`--with_tracking`, `--report_to`), started through accelerate and kept from seeing any token.
 
-What a tracker gets is not private, and some send it to another machine: that is said once when they start, and nothing
-is tracked unless the user named a tracker.
+What a tracker gets is not private, and some send it to another machine. This is said once when they start. Without
+either flag nothing is tracked; the diagnostics file in the output folder is written in any case.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
+from typing import TYPE_CHECKING, Any
 
 from dptune._validate import InvalidArgument, refuse
 
+if TYPE_CHECKING:  # flags import this module, and do not wait for accelerate
+    from accelerate import Accelerator
+
 TRACKERS = ("wandb", "tensorboard", "trackio")
 REPORT_TO_CHOICES = (*TRACKERS, "all", "none")
+LOCAL = "tensorboard"  # writes files and sends nothing
 
 _FLAG = "--report_to"
 _SECRET_KEYS = ("token", "secret", "password", "api_key")
 _SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
-def check_report_to(report_to: str | None) -> list[str]:
-    """The trackers that `--report_to` asks for, all of them installed.
+def choose_trackers(report_to: str | None, *, with_tracking: bool = False) -> list[str]:
+    """The trackers that the flags ask for, all of them installed.
 
     Args:
-        report_to: one of `REPORT_TO_CHOICES`; "all" is every installed one of `TRACKERS`. None, as with
-            `--with_tracking` alone, and "none" keep metrics in local files and give an empty list.
+        report_to: one of `REPORT_TO_CHOICES`; "all" is every installed one of `TRACKERS`; None and "none" are no more
+            than what `with_tracking` asks for.
+        with_tracking: write local files (`LOCAL`), whatever `report_to` says.
 
     Raises:
         InvalidArgument: no such tracker, or one whose package is missing.
     """
+    local = []
+    if with_tracking:
+        if LOCAL not in _installed():
+            refuse("--with_tracking", True, f"writes {LOCAL} files; pip install {LOCAL}, or leave --with_tracking out")
+        local = [LOCAL]
+    return [*local, *(name for name in _reported_to(report_to) if name not in local)]
+
+
+def _installed() -> set[str]:
+    from accelerate.tracking import get_available_trackers
+
+    return {str(tracker) for tracker in get_available_trackers()}
+
+
+def _reported_to(report_to: str | None) -> list[str]:
     if report_to in (None, "none"):
         return []
     if report_to not in REPORT_TO_CHOICES:
         refuse(_FLAG, report_to, f"give one of {', '.join(REPORT_TO_CHOICES)}")
-    installed = {str(tracker) for tracker in get_available_trackers()}
+    installed = _installed()
     names = [name for name in TRACKERS if name in installed and report_to in (name, "all")]
     if not names:
         package = "wandb" if report_to == "all" else report_to
@@ -48,17 +65,17 @@ def check_report_to(report_to: str | None) -> list[str]:
 
 def start_trackers(
     accelerator: Accelerator,
-    report_to: str | None,
+    names: Sequence[str],
     project: str,
     config: Mapping[str, Any],
     *,
     logging_dir: str | os.PathLike[str],
 ) -> None:
-    """Start what `--report_to` asks for; afterwards `accelerator.log(values, step)` reaches it.
+    """Start trackers; afterwards `accelerator.log(values, step)` reaches them.
 
     Args:
         accelerator: this process's; all ranks call this.
-        report_to: see `check_report_to`.
+        names: see `choose_trackers`; none starts nothing.
         project: name under which a tracker files the run.
         config: settings to show beside the curves; tokens are taken out.
         logging_dir: folder for the trackers' own files, which are as little private as the diagnostics.
@@ -66,23 +83,23 @@ def start_trackers(
     Raises:
         InvalidArgument: a tracker that is missing, or that does not start.
     """
-    names = check_report_to(report_to)
     if not names:
         return
-    folder = Path(logging_dir)
+    folder, told = Path(logging_dir), ", ".join(names)
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator.log_with = names
+    accelerator.log_with = list(names)
     accelerator.project_configuration.logging_dir = str(folder)
+    where = f"stay in {folder}" if list(names) == [LOCAL] else "may leave this machine"
     accelerator.print(
-        f"{_FLAG} {report_to}: {', '.join(names)} will receive losses, gradient norms and clipped fractions, which are "
-        "NOT private and may leave this machine; the privacy guarantee does not cover them."
+        f"tracking: {told} will receive losses, gradient norms and clipped fractions. These are NOT private and "
+        f"{where}; the privacy guarantee does not cover them."
     )
     try:
         accelerator.init_trackers(project, public_settings(config), _init_kwargs(names, folder))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        remedy = f"could not be started ({reason}); set the tracker up, or leave {_FLAG} out"
-        raise InvalidArgument(_FLAG, report_to, remedy) from error
+        remedy = f"could not be started ({reason}); set the tracker up, or give another {_FLAG}"
+        raise InvalidArgument("trackers", told, remedy) from error
 
 
 def public_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +134,7 @@ def _blot(value: Any, hidden: set[str]) -> Any:
     return text
 
 
-def _init_kwargs(names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
+def _init_kwargs(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
     """Settings that keep trackers from collecting more than they are given.
 
     wandb's metadata hold the command line, `--access_token` included, and its console capture whatever is printed.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.accounting.selection import DISTRIBUTIONS
-from utils.classification.modes import MODES, default_learning_rate
+from utils.classification.mode_defaults import MODES, default_learning_rate
 from utils.comparison.outcomes import SCORE_NOISE
 from utils.comparison.trials import Candidate
 

@@ -11,7 +11,7 @@ from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.ledger import Ledger
 from dptune.run.checkpoint import LEDGER_NAME
-from utils.classification.modes import MODES
+from utils.classification.mode_defaults import MODES
 from utils.classification.outputs import SCORES_NAME
 from utils.comparison.arguments import TrialArguments
 from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME, Others, Outcome, comparison_section

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypedDict
 
 from dptune._validate import refuse
-from utils.classification.outputs import SCORES_NAME
 
 TRAINER = Path(__file__).resolve().parents[2] / "train_classifier.py"
 
@@ -78,6 +77,8 @@ def run_trial(dataset: str, folder: Path, flags: Sequence[str], runner: Runner) 
     Raises:
         InvalidArgument: the training failed, or left no results.
     """
+    from utils.classification.outputs import SCORES_NAME  # torch: not while flags are parsed
+
     results = folder / dataset / SCORES_NAME
     if not results.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from dptune._validate import refuse
 from dptune.units.unit import PrivacyUnit, bound_authors, group_by_author
+from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
 from utils.data.prompts import PUBMED_PROMPT, format_prompt
-from utils.data.pubmed import FIRST_DAY, LAST_DAY, DayRange, load_abstracts, load_validation_abstracts
+from utils.data.pubmed import DayRange, load_abstracts, load_validation_abstracts
 from utils.data.records import Record, load_records, prompt_and_answer
 from utils.data.tokenization import TokenizedDataset, tokenize
 from utils.files.tables import has_validation_split
@@ -17,8 +18,6 @@ from utils.files.tables import has_validation_split
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DATASET_NAMES = ("pubmed_generation",)
-DATA_DIR = Path(__file__).resolve().parents[2] / "data"
 _ROW = PrivacyUnit()
 _Splits = tuple[list[Record], list[Record] | None]
 

@@ -19,10 +19,10 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from dptune._validate import InvalidArgument, refuse
+from utils.data.named_sets import FIRST_DAY, LAST_DAY
 from utils.files.cells import is_text
 from utils.files.tables import Row, read_rows, show_columns
 
-FIRST_DAY, LAST_DAY = "2023-08-01", "2023-08-07"
 _FLAG = "--dataset_name"
 _ROOT = "PubmedArticleSet"
 # The day on which PubMed took the paper in. Every citation has one, to the day; a journal's own date often lacks the

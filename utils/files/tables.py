@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # programs import this module before they parse their flags; 
     import datasets
     import pyarrow
 
+if TYPE_CHECKING:  # programs import this module before they parse their flags: it loads libraries when it reads
+    import datasets
+
 Row = dict[str, object]
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
 _LONGEST_COLUMN_NAME = 40
@@ -77,6 +80,7 @@ def has_validation_split(path: str | Path, flag: str) -> bool:
     path = Path(path)
     if not path.is_dir():
         return False
+
     saved = _load_folder(path, flag)
     return isinstance(saved, dict) and any(name in saved for name in SPLITS["validation"])
 
@@ -213,6 +217,7 @@ def _require_unique_fields(fields: list[pyarrow.Field], flag: str, path: Path) -
 
 def _stream_folder(path: Path, flag: str, split: str) -> Iterator[Row]:
     """One split of a saved DatasetDict, or the whole of a saved Dataset."""
+
     saved = _load_folder(path, flag)
     if isinstance(saved, dict):
         name = next((name for name in SPLITS[split] if name in saved), None)

@@ -9,6 +9,11 @@ from utils.cli.endpoints import VLLM_KEY, require_address
 from utils.data.prompts import PROMPT_STYLES
 
 BACKENDS = ("hf", "continuous", "vllm")
+# What the engine and shared code call the settings of sampling.
+SAMPLING_FLAGS = {
+    "path": "--lora_weights_path",
+    **dict.fromkeys(("model", "folder", "files"), "--model_name_or_path"),
+}
 
 
 @dataclass

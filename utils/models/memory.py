@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from dptune._validate import refuse, require_count
+from utils.models.quantization import BITS
 from utils.models.sizes import ModelSizes
 
 RESERVE = 1 << 30  # workspaces of the CUDA libraries and fragmentation; an assumption, not a measurement
-BITS = (4, 8, 16)
 
 _FLOAT32 = 4
 _CHUNK_LOGITS = 1 << 24  # logits that dptune.losses makes at a time

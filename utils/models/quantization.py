@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
-from typing import Any
-
-import torch
-from torch import nn
-from transformers import BitsAndBytesConfig
+from typing import TYPE_CHECKING, Any
 
 from dptune._validate import refuse
+
+if TYPE_CHECKING:  # flags import this module, and do not wait for torch
+    import torch
+    from torch import nn
 
 BITS = (4, 8, 16)
 
@@ -31,6 +31,9 @@ def quantized_loading(bits: int, dtype: torch.dtype, device: torch.device | str)
     """Arguments of `from_pretrained` for a base of so many bits that computes in `dtype`; none for 16 bits."""
     if bits == 16:
         return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+
     require_available(bits)
     if bits == 4:
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

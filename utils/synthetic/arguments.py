@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dptune._validate import refuse, require_count, require_positive
-from utils.synthetic.proxy_model import TINY, ProxySettings
+from utils.synthetic.proxy_settings import TINY, ProxySettings
 
 NO_PROXY = "none"
 HELD_OUT = "real, held out"

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.preprocessing import normalize
 
 from dptune._validate import present, refuse, require_count
+
+if TYPE_CHECKING:  # programs import this module before they parse their flags: scikit-learn is loaded when it is used
+    from sklearn.decomposition import TruncatedSVD
 
 TFIDF = "tfidf"
 _FLAG = "--embedder"
@@ -61,12 +61,16 @@ class _Tfidf:
     """TF-IDF over words, then the leading singular directions of what was fitted."""
 
     def __init__(self, dimensions: int, seed: int) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         self._dimensions, self._seed = dimensions, seed
         # Sublinear counts: a word said ten times is not ten times as telling. One-letter words count too.
         self._words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
         self._directions: TruncatedSVD | None = None
 
     def fit(self, texts: Sequence[str]) -> None:
+        from sklearn.decomposition import TruncatedSVD
+
         try:
             counts = self._words.fit_transform(texts)
         except ValueError:  # scikit-learn's empty vocabulary
@@ -75,6 +79,8 @@ class _Tfidf:
         self._directions = TruncatedSVD(rank, random_state=self._seed).fit(counts)
 
     def embed(self, texts: Sequence[str], *, alone: bool = False) -> np.ndarray:  # noqa: ARG002  # it always is
+        from sklearn.preprocessing import normalize
+
         reduced = present(self._directions, "fit before embed").transform(self._words.transform(texts))
         return normalize(reduced).astype(np.float32)
 

@@ -19,8 +19,8 @@ from utils.synthetic.evaluation import (
     overlaps,
     vocabularies,
 )
-from utils.synthetic.proxy_model import TINY
 from utils.synthetic.proxy_results import EVALUATION_NOTICE, train_proxies
+from utils.synthetic.proxy_settings import TINY
 from utils.synthetic.report import (
     Section,
     divergence_section,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
 
 from dptune._validate import refuse
 from dptune.histogram import votes
@@ -63,6 +62,8 @@ def cluster(
 
 
 def _minibatch(vectors: np.ndarray, num_buckets: int, seed: int) -> np.ndarray:
+    from sklearn.cluster import MiniBatchKMeans  # slow to import: not before it is used
+
     return np.asarray(MiniBatchKMeans(num_buckets, random_state=seed, n_init=3).fit(vectors).cluster_centers_)
 
 

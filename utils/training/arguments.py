@@ -8,20 +8,34 @@ from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 from dptune._validate import refuse, require_count, require_positive
-from dptune.clipping import FLAT, Adaptive, Automatic, Clipping, PerLayer
-from dptune.lora import DEFAULT_TARGETS
+from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, PerLayer
+from dptune.lora_targets import DEFAULT_TARGETS
 from dptune.run.plan import PrivacySettings
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
-from utils.cli.trackers import REPORT_TO_CHOICES, check_report_to
-from utils.data.load import DATA_DIR, DATASET_NAMES
+from utils.cli.flags import naming
+from utils.cli.trackers import REPORT_TO_CHOICES, choose_trackers
+from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
 from utils.data.prompts import PROMPT_STYLES
-from utils.data.pubmed import FIRST_DAY, LAST_DAY
 from utils.models.arguments import ModelArguments
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
 CLIPPING_STYLES = ("flat", "per-layer", "automatic", "adaptive")
 # Those of transformers.get_scheduler that need no setting of their own.
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+# What the engine and shared code call the settings of train_clm.py.
+TRAINING_FLAGS = {
+    **dict.fromkeys(("model", "folder", "files"), "--model_name_or_path"),
+    "rank": "--lora_r",
+    "alpha": "--lora_alpha",
+    "dropout": "--lora_dropout",
+    "targets": "--lora_target_modules",
+    "clip_norms": "--layer_clip_norms",
+    "group_size": "--examples_per_unit",
+    "expected_batch_size": "--gradient_accumulation_steps",
+    "run_folder": "--output_dir",
+    "resume_from": "--resume_from_checkpoint",
+    "keep": "--save_total_limit",
+}
 
 
 @dataclass
@@ -170,10 +184,13 @@ class ClippingArguments:
             return PerLayer(
                 None if self.layer_clip_norms is None else _by_layer(self.layer_clip_norms, sorted(set(layers)))
             )
-        if self.clipping == "automatic":
-            return Automatic(self.automatic_gamma)
-        if self.clipping == "adaptive":
-            return Adaptive(self.adaptive_quantile, self.adaptive_learning_rate, self.adaptive_count_noise)
+        flags = {"gamma": "--automatic_gamma"}
+        flags |= {name: f"--adaptive_{name}" for name in ("quantile", "learning_rate", "count_noise")}
+        with naming(flags):
+            if self.clipping == "automatic":
+                return Automatic(self.automatic_gamma)
+            if self.clipping == "adaptive":
+                return Adaptive(self.adaptive_quantile, self.adaptive_learning_rate, self.adaptive_count_noise)
         return FLAT
 
 
@@ -313,10 +330,11 @@ class OutputArguments:
         default=True, metadata={"help": "measure the held-out loss before the first step; --no_eval_at_start: do not"}
     )
     with_tracking: bool = field(
-        default=False, metadata={"help": "metrics go to the output folder, and to --report_to if that is given"}
+        default=False, metadata={"help": "write the (not private) metrics as TensorBoard files to the output folder"}
     )
     report_to: str | None = field(
-        default=None, metadata={"help": "tracker that receives the (not private) metrics", "choices": REPORT_TO_CHOICES}
+        default=None,
+        metadata={"help": "another tracker that receives the (not private) metrics", "choices": REPORT_TO_CHOICES},
     )
     dry_run: bool = field(
         default=False, metadata={"help": "print epsilon, noise, steps and memory; train and write nothing"}
@@ -327,7 +345,12 @@ class OutputArguments:
         require_count("--checkpointing_steps", self.checkpointing_steps, minimum=0)
         if self.save_total_limit is not None:
             require_count("--save_total_limit", self.save_total_limit)
-        check_report_to(self.report_to)
+        _ = self.trackers
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers that receive metrics."""
+        return choose_trackers(self.report_to, with_tracking=self.with_tracking)
 
 
 class Groups(NamedTuple):

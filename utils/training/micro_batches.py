@@ -69,7 +69,6 @@ class MicroBatches:
         folder: the run's, where such a rank leaves the budget that the next launch begins with.
         asked: the token budget that the user asked for; None where it is `token_budget`.
         virtual_tokens: that the model puts before each row, a soft prompt's; they count in the budget.
-        length_flag: the flag that bounds a row's tokens, for the message when not even one row fits in memory.
     """
 
     data: Rows
@@ -80,7 +79,6 @@ class MicroBatches:
     folder: Path | None = None
     asked: int | None = None
     virtual_tokens: int = 0
-    length_flag: str = "--block_size"
 
     def __post_init__(self) -> None:
         self._fits = self.token_budget  # halved whenever this rank runs out of memory
@@ -162,13 +160,13 @@ class MicroBatches:
         """Half the budget of what just failed, so that it is cut next time."""
         tokens = int(part.lengths[items].max()) * len(items)
         if len(items) == 1:
-            _refuse_too_large(part, tokens, self.length_flag)
+            _refuse_too_large(part, tokens)
         self._fits = min(self._fits, tokens) // 2
         if self.in_step:
             if self.folder is not None:
                 remember_budget(self.folder, asked=self.asked or self.token_budget, fits=self._fits)
             refuse(
-                "--max_tokens_per_device",
+                "max_tokens_per_device",
                 self.token_budget,
                 "out of memory, and ranks with sharded weights cannot cut one micro-batch differently; "
                 f"--resume_from_checkpoint latest goes on with {self._fits}",
@@ -200,12 +198,10 @@ def _backward_of(batch: Batch, rows_per_unit: int, step: Accumulates, losses: Te
     return replace(stats, losses=losses.detach()[batch.is_row])
 
 
-def _refuse_too_large(part: Part, tokens: int, length_flag: str) -> NoReturn:
-    remedy = "give --gradient_ckpt, a smaller --block_size, or a launch configuration with FSDP"
-    if length_flag != "--block_size":
-        remedy = f"give a smaller {length_flag}"
-    if part.authors is None:
-        refuse(length_flag, HIDDEN, f"out of memory on a single example of {tokens} tokens; {remedy}")
+def _refuse_too_large(part: Part, tokens: int) -> NoReturn:
     k = part.rows_per_unit
+    remedy = "give shorter blocks, activation checkpointing, or a launch configuration that shards the model"
+    if part.authors is None:
+        refuse("block_size", HIDDEN, f"out of memory on a single example of {tokens} tokens; {remedy}")
     what = f"out of memory on one author's {k} rows of {tokens // k} tokens"
-    refuse("--examples_per_unit", HIDDEN, f"{what}; lower it, {remedy}")
+    refuse("examples_per_unit", HIDDEN, f"{what}; lower it, {remedy}")

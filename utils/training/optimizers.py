@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from dptune._validate import refuse
-from dptune.optimizers import DPAdam
+
+if TYPE_CHECKING:  # flags import this module, and do not wait for torch
+    import torch
+    from torch import nn
 
 OPTIMIZERS = ("adamw", "sgd", "dp-adam")
 
@@ -45,6 +45,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of `settings` for these parameters, those of a classification head among them; for `noise_std` see
     `dptune.optimizers.DPAdam`."""
+    import torch
+
+    from dptune.optimizers import DPAdam
+
     groups = _groups(settings, parameters, {id(parameter) for parameter in head})
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":

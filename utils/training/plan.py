@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dptune.accounting import planned_steps
-from dptune.clipping import FLAT, Clipping
+from dptune.clipping_styles import FLAT, Clipping
 from dptune.lora import adapters
 from dptune.run.plan import RunPlan, expected_batch, make_plan
 from dptune.units.unit import PrivacyUnit
@@ -41,7 +41,7 @@ def plan_run(
     """
     batch = expected_batch(
         per_device=optimization.per_device_train_batch_size,
-        accumulation=optimization.gradient_accumulation_steps,
+        gradient_accumulation_steps=optimization.gradient_accumulation_steps,
         world_size=world_size,
         num_examples=num_examples,
         sampled=privacy.unit.sampled,

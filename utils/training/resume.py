@@ -19,8 +19,8 @@ from dptune._validate import refuse
 from dptune.adapter_files import adapter_state_dict
 from dptune.ledger import Ledger, has_begun
 from dptune.run.checkpoint import LEDGER_NAME, TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
+from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import refuse_other_run
-from dptune.run.lock import refuse_existing_run
 from dptune.run.session import PrivateRun, SavedRun
 from utils.models.trainable import MODEL_NAME, parameters_by_name
 from utils.training.arguments import OptimizationArguments, OutputArguments

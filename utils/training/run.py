@@ -75,7 +75,7 @@ def train(
     run = PrivateRun(plan, folder.path, ranks, resume_from=resumed, identity=task.identity)
     if ranks.is_main:
         write_config(folder.path, config)
-    start_trackers(accelerator, output.report_to, "dptune", config, logging_dir=folder.path / "tracking")
+    start_trackers(accelerator, output.trackers, "dptune", config, logging_dir=folder.path / "tracking")
     checkpoints = Checkpoints(run, config, output.checkpointing_steps, output.save_total_limit, task.trained)
     end, rows = TrainingLoop(run, task, micro_batches, checkpoints, pace).train(folder.saved, track=accelerator.log)
     if end.stopped_by is not None:

@@ -218,7 +218,7 @@ def test_a_run_without_privacy_has_no_ledger_and_guarantees_nothing(tmp_path: Pa
 
 def test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused(tmp_path: Path) -> None:
     run = trained(tmp_path, plan(), 1)
-    with pytest.raises(InvalidArgument, match=r"^folder=.*holds a run already \(ledger.jsonl\)"):
+    with pytest.raises(InvalidArgument, match=r"^run_folder=.*holds a run already \(ledger.jsonl\)"):
         PrivateRun(plan(), run.folder)
     copy = tmp_path / "copy"
     copy.write_bytes((run.folder / LEDGER_NAME).read_bytes())

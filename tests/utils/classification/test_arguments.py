@@ -8,7 +8,7 @@ import pytest
 
 from dptune import InvalidArgument
 from utils.classification.arguments import CLASSIFIER_GROUPS, Settings
-from utils.classification.modes import default_learning_rate
+from utils.classification.mode_defaults import default_learning_rate
 from utils.cli.flags import parse
 
 

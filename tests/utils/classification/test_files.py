@@ -29,7 +29,8 @@ from utils.classification.files import (
     load_classifier_tokenizer,
     save_classifier,
 )
-from utils.classification.modes import MODES, prepare_mode
+from utils.classification.mode_defaults import MODES
+from utils.classification.modes import prepare_mode
 
 CLASSES = ("no", "maybe", "yes")
 IDS = torch.tensor([[2, 6, 7, 9, 3], [2, 8, 3, 0, 0]])

@@ -26,14 +26,8 @@ from dptune import InvalidArgument
 from dptune.lora import adapters
 from tests.classifier_folders import SIZES
 from utils.classification import modes as finetune_modes
-from utils.classification.modes import (
-    MODES,
-    default_learning_rate,
-    head_modules,
-    head_parameters,
-    prepare_mode,
-    virtual_tokens,
-)
+from utils.classification.mode_defaults import MODES
+from utils.classification.modes import head_modules, head_parameters, prepare_mode
 
 LAYERS = range(SIZES["num_hidden_layers"])
 SELF = "bert.encoder.layer.{}.attention.self"
@@ -120,14 +114,6 @@ def test_the_heads_parameters_are_known_in_every_mode(mode: str, make: Any) -> N
     wanted = {"classifier.weight", "classifier.bias"} if make is bert else {"score.weight"}
     assert {re.sub(r"^base_model\.(model\.)?|modules_to_save\.default\.", "", name) for name in head} == wanted
     assert set(head) <= set(names)
-
-
-def test_every_mode_has_a_learning_rate_and_a_known_number_of_virtual_tokens() -> None:
-    for mode in MODES:
-        for private in (True, False):
-            assert 1e-5 < default_learning_rate(mode, lambda: 0.05, private=private) < 0.1
-        prompt = OF_BERT[mode] & PROMPT
-        assert virtual_tokens(mode, 5) == (5 if prompt else 0)
 
 
 def test_the_number_of_virtual_tokens_and_the_adapters_settings_arrive() -> None:

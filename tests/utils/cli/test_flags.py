@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from dptune._validate import InvalidArgument, refuse
-from utils.cli import flags as arguments
-from utils.cli.flags import exit_on_invalid_argument, parse, public_config
+from dptune._validate import HIDDEN, InvalidArgument, refuse
+from utils.cli import parser
+from utils.cli.flags import exit_on_invalid_argument, naming, parse, public_config
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.models.arguments import ModelArguments
 
@@ -173,6 +173,50 @@ def test_it_decorates_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: --top_p=3: give less\n"
 
 
+@dataclass
+class LoraArguments:
+    """Flags that the engine knows by other names."""
+
+    lora_r: int = 4
+    learning_rate: float = 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("learning_rate", "--learning_rate"),  # a field of the flags
+        ("rank", "--lora_r"),  # renamed by the program
+        ("--rank", "--lora_r"),  # shared code that knows it as another program's flag
+        ("--learning_rate", "--learning_rate"),
+        ("ledger", "ledger"),  # no flag at all
+    ],
+)
+def test_a_parameter_of_the_engine_is_shown_as_the_programs_flag(
+    name: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), exit_on_invalid_argument(LoraArguments, flags={"rank": "--lora_r"}):
+        refuse(name, 0, "give more than rank 0")
+    assert capsys.readouterr().err == f"error: {shown}=0: give more than rank 0\n"
+
+
+def test_an_inner_naming_comes_before_the_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(SystemExit),
+        exit_on_invalid_argument(LoraArguments),
+        naming({"learning_rate": "--adaptive_learning_rate"}),
+    ):
+        refuse("learning_rate", HIDDEN, "give more")
+    assert capsys.readouterr().err == "error: --adaptive_learning_rate: give more\n"
+
+
+def test_naming_leaves_other_names_and_other_errors_alone() -> None:
+    with pytest.raises(InvalidArgument) as caught, naming({"rank": "--lora_r"}):
+        refuse("alpha", 2, "give 1")
+    assert (caught.value.name, caught.value.value, caught.value.remedy) == ("alpha", 2, "give 1")
+    with pytest.raises(ValueError, match="rank"), naming({"rank": "--lora_r"}):
+        raise ValueError("rank")
+
+
 def test_other_errors_keep_their_traceback() -> None:
     with pytest.raises(ValueError, match="a mistake of the program"), exit_on_invalid_argument():
         raise ValueError("a mistake of the program")
@@ -209,7 +253,7 @@ def test_another_rank_lets_the_main_process_speak_first(
 ) -> None:
     printed_before_waiting: list[str] = []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(arguments.time, "sleep", lambda _: printed_before_waiting.append(capsys.readouterr().err))
+    monkeypatch.setattr(parser.time, "sleep", lambda _: printed_before_waiting.append(capsys.readouterr().err))
     with pytest.raises(SystemExit) as exit_, exit_on_invalid_argument():
         _fail()
     assert exit_.value.code == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dptune._validate import InvalidArgument
-from utils.cli.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG, as_command, as_line, launch_words, require_free
+from utils.cli.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG, as_command, as_line, launch_words, require_not_taken
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,13 +37,13 @@ def test_the_line_and_the_command_are_the_same_launch() -> None:
 @pytest.mark.parametrize("words", [["--access_token", "hf_SECRET"], ["--access-token=hf_SECRET"], ["--hub_token", "x"]])
 def test_a_secret_is_refused_before_the_line_is_printed(words: list[str]) -> None:
     with pytest.raises(InvalidArgument, match="HF_TOKEN in the environment") as caught:
-        require_free(words, {})
+        require_not_taken(words, {})
     assert "SECRET" not in str(caught.value)
 
 
 def test_only_flags_that_the_job_decides_are_refused() -> None:
     words, taken = ["--max_tokens_per_device", "4096", "--stop", "a token", "--seed=3"], {"delta": "--delta"}
-    require_free(words, taken)
+    require_not_taken(words, taken)
     with pytest.raises(InvalidArgument) as caught:
-        require_free([*words, "--delta=1"], taken)
+        require_not_taken([*words, "--delta=1"], taken)
     assert str(caught.value) == "--delta='behind --': give --delta before -- instead"

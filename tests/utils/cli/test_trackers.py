@@ -9,11 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 
 from dptune._validate import InvalidArgument
 from utils.cli import trackers
-from utils.cli.trackers import check_report_to, public_settings, start_trackers
+from utils.cli.trackers import choose_trackers, public_settings, start_trackers
+from utils.training.arguments import OutputArguments
 
 TOKEN = "hf_TopSecretToken"
 
@@ -22,16 +23,16 @@ TOKEN = "hf_TopSecretToken"
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The trackers that accelerate finds; a test changes the list."""
     names = ["wandb", "tensorboard"]
-    monkeypatch.setattr(trackers, "get_available_trackers", lambda: names)
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: names)
     return names
 
 
 @pytest.mark.parametrize("report_to", [None, "none"])
-def test_metrics_stay_local_unless_a_tracker_is_named(
+def test_nothing_is_tracked_unless_it_is_asked_for(
     report_to: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     accelerator = Accelerator(cpu=True)
-    start_trackers(accelerator, report_to, "project", {}, logging_dir=tmp_path / "logs")
+    start_trackers(accelerator, choose_trackers(report_to), "project", {}, logging_dir=tmp_path / "logs")
     assert accelerator.trackers == []
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
@@ -39,8 +40,32 @@ def test_metrics_stay_local_unless_a_tracker_is_named(
 
 def test_all_means_the_installed_ones_that_we_name(installed: list[str]) -> None:
     installed.append("mlflow")
-    assert check_report_to("all") == ["wandb", "tensorboard"]
-    assert check_report_to("tensorboard") == ["tensorboard"]
+    assert choose_trackers("all") == ["wandb", "tensorboard"]
+    assert choose_trackers("tensorboard") == ["tensorboard"]
+
+
+@pytest.mark.parametrize(
+    ("report_to", "expected"),
+    [
+        (None, ["tensorboard"]),
+        ("none", ["tensorboard"]),
+        ("tensorboard", ["tensorboard"]),
+        ("wandb", ["tensorboard", "wandb"]),
+        ("all", ["tensorboard", "wandb"]),
+    ],
+)
+@pytest.mark.usefixtures("installed")
+def test_with_tracking_writes_local_files_and_report_to_adds_to_them(
+    report_to: str | None, expected: list[str]
+) -> None:
+    assert choose_trackers(report_to, with_tracking=True) == expected
+    assert OutputArguments("out", with_tracking=True, report_to=report_to).trackers == expected
+
+
+def test_with_tracking_names_the_package_that_it_needs(installed: list[str]) -> None:
+    installed.remove("tensorboard")
+    with pytest.raises(InvalidArgument, match=r"--with_tracking=True: .*pip install tensorboard"):
+        OutputArguments("out", with_tracking=True)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +82,7 @@ def test_a_tracker_that_is_not_there_is_refused(
 ) -> None:
     installed[:] = present
     with pytest.raises(InvalidArgument) as error:
-        check_report_to(report_to)
+        choose_trackers(report_to)
     message = str(error.value)
     assert message.startswith(f"--report_to={report_to!r}: ")
     assert remedy in message
@@ -71,8 +96,8 @@ def test_a_tracker_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: 
         raise RuntimeError("api_key not configured\n(no-tty)")
 
     monkeypatch.setattr(accelerator, "init_trackers", fail)
-    with pytest.raises(InvalidArgument, match=r"--report_to='tensorboard'.*api_key not configured \(no-tty\)"):
-        start_trackers(accelerator, "tensorboard", "project", {}, logging_dir=tmp_path)
+    with pytest.raises(InvalidArgument, match=r"trackers='tensorboard'.*api_key not configured \(no-tty\)"):
+        start_trackers(accelerator, ["tensorboard"], "project", {}, logging_dir=tmp_path)
 
 
 def test_tensorboard_gets_the_steps_and_no_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,13 +105,16 @@ def test_tensorboard_gets_the_steps_and_no_token(tmp_path: Path, capsys: pytest.
 
     accelerator = Accelerator(cpu=True)
     config = {"access_token": TOKEN, "lr": 3e-4, "modules": ["q", "k"], "none": None, "line": f"--access_token {TOKEN}"}
-    start_trackers(accelerator, "tensorboard", "project", config, logging_dir=tmp_path / "logs")
+    start_trackers(
+        accelerator, choose_trackers(None, with_tracking=True), "project", config, logging_dir=tmp_path / "logs"
+    )
     accelerator.log({"loss": 2.5, "epsilon": 0.5}, step=1)
     accelerator.log({"loss": 2.0}, step=2)
     accelerator.end_training()
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert "NOT private" in said
+    assert f"stay in {tmp_path / 'logs'}" in said
     events = EventAccumulator(str(tmp_path / "logs" / "project"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2.5), (2, 2.0)]
@@ -101,7 +129,7 @@ def test_wandb_gets_no_token_not_even_from_the_command_line(tmp_path: Path) -> N
         "import sys; from accelerate import Accelerator; from utils.cli.trackers import start_trackers\n"
         "a = Accelerator(cpu=True)\n"
         "config = {'access_token': sys.argv[2], 'marker': 'a-setting-to-find'}\n"
-        "start_trackers(a, 'wandb', 'project', config, logging_dir=sys.argv[1])\n"
+        "start_trackers(a, ['wandb'], 'project', config, logging_dir=sys.argv[1])\n"
         "a.log({'loss': 2.5}, step=1); print('printed', sys.argv[2]); a.end_training()"
     )
     env = {**os.environ, "WANDB_MODE": "offline", "HF_TOKEN": TOKEN, "WANDB_SILENT": "true"}

@@ -11,7 +11,8 @@ import pytest
 
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_tokenizer
-from utils.data.load import DATA_DIR, load_training_data
+from utils.data.load import load_training_data
+from utils.data.named_sets import DATA_DIR
 from utils.data.tokenization import TokenizedDataset
 
 TOKENIZER = tiny_tokenizer()

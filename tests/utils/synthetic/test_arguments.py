@@ -9,7 +9,7 @@ import pytest
 from dptune._validate import InvalidArgument
 from utils.cli.flags import parse
 from utils.synthetic.arguments import HELD_OUT, ProxyArguments, StatisticsArguments, TextArguments
-from utils.synthetic.proxy_model import TINY, ProxySettings
+from utils.synthetic.proxy_settings import TINY, ProxySettings
 
 NEEDED = ["--held_out_file", "h.jsonl", "--output_dir", "out"]
 

@@ -11,8 +11,8 @@ import pytest
 
 from utils.synthetic import proxy_results
 from utils.synthetic.arguments import HELD_OUT, REAL_TRAINING, UNTRAINED
-from utils.synthetic.proxy_model import ProxySettings
 from utils.synthetic.proxy_results import train_proxies
+from utils.synthetic.proxy_settings import ProxySettings
 from utils.synthetic.texts import Comparison, Sample
 
 SETTINGS = ProxySettings(steps=2, batch_size=2, max_length=8)

@@ -165,7 +165,7 @@ def test_an_example_that_does_not_fit_alone_is_refused_with_the_remedy(where: st
     Memory(model, LONGEST - 1, where)
     with (
         a_step(model, tmp_path) as step,
-        pytest.raises(InvalidArgument, match=rf"--block_size: .*single example of {LONGEST} tokens"),
+        pytest.raises(InvalidArgument, match=rf"block_size: .*single example of {LONGEST} tokens"),
     ):
         micro_batches().run(ALL, step, losses, StopRequest())
 
@@ -174,9 +174,9 @@ def test_ranks_in_step_stop_and_leave_a_smaller_budget_to_the_next_launch(tmp_pa
     model = adapted()
     losses = CausalLMLoss(model)
     memory = Memory(model, BUDGET // 2)
-    with a_step(model, tmp_path) as step, pytest.raises(InvalidArgument, match="--max_tokens_per_device") as error:
+    with a_step(model, tmp_path) as step, pytest.raises(InvalidArgument, match="max_tokens_per_device") as error:
         micro_batches(in_step=True, folder=tmp_path).run(ALL, step, losses, StopRequest())
-    assert str(error.value).startswith(f"--max_tokens_per_device={BUDGET}: out of memory")
+    assert str(error.value).startswith(f"max_tokens_per_device={BUDGET}: out of memory")
     assert str(error.value).endswith(f"--resume_from_checkpoint latest goes on with {memory.failed[0] // 2}")
     assert len(memory.failed) == 1
     assert remembered_budget(tmp_path, BUDGET) == memory.failed[0] // 2
@@ -336,14 +336,3 @@ def test_virtual_tokens_count_in_the_budget(expected: Tensor, tmp_path: Path) ->
         assert (found - expected).norm() < 1e-6 * expected.norm()
     assert all(rows * (tokens + LONGEST) <= BUDGET for rows, tokens in shapes[LONGEST])
     assert any(rows * (tokens + LONGEST) > BUDGET for rows, tokens in shapes[0])
-
-
-def test_a_row_that_does_not_fit_names_the_flag_of_its_length(tmp_path: Path) -> None:
-    model = adapted()
-    losses = CausalLMLoss(model)
-    Memory(model, LONGEST - 1)
-    with (
-        a_step(model, tmp_path) as step,
-        pytest.raises(InvalidArgument, match=r"--max_length: .*; give a smaller --max_length"),
-    ):
-        micro_batches(length_flag="--max_length").run(ALL, step, losses, StopRequest())

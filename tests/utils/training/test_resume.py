@@ -381,7 +381,7 @@ def test_a_ledger_without_a_checkpoint_is_refused(budget: tuple[RunPlan, float],
 
 def test_a_run_is_not_begun_over_another(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
     private_run(tmp_path, budget[0])
-    with pytest.raises(InvalidArgument, match=r"^folder=.*holds a run already \(ledger.jsonl\)"):
+    with pytest.raises(InvalidArgument, match=r"^run_folder=.*holds a run already \(ledger.jsonl\)"):
         find(tmp_path, None)
 
 

@@ -1,0 +1,47 @@
+"""Flags of training: renamed parameters exist, and a clipping style names the flag that it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from utils.training.setup import GROUPS
+
+from dptune._validate import InvalidArgument
+from dptune.clipping_styles import FLAT, Adaptive, Automatic
+from utils.classification import arguments as classification
+from utils.training.arguments import TRAINING_FLAGS, ClippingArguments
+
+
+@pytest.mark.parametrize(
+    ("given", "style"),
+    [
+        ({}, FLAT),
+        ({"clipping": "automatic", "automatic_gamma": 0.1}, Automatic(0.1)),
+        ({"clipping": "adaptive", "adaptive_quantile": 0.3}, Adaptive(0.3)),
+    ],
+)
+def test_flags_make_a_clipping_style(given: dict[str, Any], style: object) -> None:
+    assert ClippingArguments(**given).style([]) == style
+
+
+@pytest.mark.parametrize(
+    ("clipping", "flag"),
+    [
+        ("automatic", "automatic_gamma"),
+        ("adaptive", "adaptive_quantile"),
+        ("adaptive", "adaptive_learning_rate"),  # --learning_rate is the optimizer's
+        ("adaptive", "adaptive_count_noise"),
+    ],
+)
+def test_a_style_names_its_own_flag(clipping: str, flag: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^--{flag}=-1.0: "):
+        ClippingArguments(clipping=clipping, **{flag: -1.0}).style([])
+
+
+@pytest.mark.parametrize(
+    ("groups", "renamed"), [(GROUPS, TRAINING_FLAGS), (classification.GROUPS, classification.CLASSIFIER_FLAGS)]
+)
+def test_every_renamed_parameter_has_a_flag(groups: tuple[type, ...], renamed: dict[str, str]) -> None:
+    assert set(renamed.values()) <= {f"--{one.name}" for group in groups for one in dataclasses.fields(group)}

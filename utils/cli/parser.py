@@ -1,0 +1,116 @@
+"""A command line from dataclasses, on argparse: each field is a flag, each dataclass a titled group of --help.
+
+transformers' HfArgumentParser does the same, but takes seconds to import. A field is a str, int, float or bool, a list
+of one of those, or one of them or None. Its metadata may hold `help` and `choices`. A field without a default is
+required. `--flag_name` and `--flag-name` are the same flag. A bool is `--x`, or `--x false`; one that is on by default
+has `--no_x` too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+
+_TRUE, _FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
+# Seconds another rank gives the main process to print the same mistake, and the launcher to end all ranks after it.
+_MAIN_PROCESS_FIRST = 3.0
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Prints a mistake on one line, without the usage of all flags around it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        exit_with(f"{' '.join(message.split())} (--help lists the flags)")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows a default where there is one, and keeps the line breaks of the description."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action, argparse._StoreFalseAction):
+            return f"turns off --{action.dest}"
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class DataclassParser(OneLineParser):
+    """Flags for the fields of `groups`.
+
+    Args:
+        groups: dataclasses; a class attribute `_argument_group_name` titles each.
+        description: printed above the flags; line breaks are kept.
+    """
+
+    def __init__(self, groups: Sequence[type], description: str | None = None) -> None:
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        self._groups = groups
+        for group in groups:
+            section = self.add_argument_group(getattr(group, "_argument_group_name", group.__name__))
+            types = get_type_hints(group)
+            for field in dataclasses.fields(group):
+                _add_flag(section, field, types[field.name])
+
+    def parse_groups(self, args: Sequence[str] | None) -> tuple[list[Any], list[str]]:
+        """(one filled instance of each dataclass in order, words that belong to no flag)."""
+        given, unknown = self.parse_known_args(args)
+        values = vars(given)
+        return [one(**{f.name: values[f.name] for f in dataclasses.fields(one)}) for one in self._groups], unknown
+
+
+def exit_with(message: str) -> NoReturn:
+    """Print `error: message` and exit with status 2; ranks other than the first let the first speak."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        # When rank 0 fails too, the launcher ends this process while it sleeps; exiting first could end rank 0 unheard.
+        time.sleep(_MAIN_PROCESS_FIRST)
+        print(f"error on rank {rank}: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def spellings(name: str) -> list[str]:
+    """The ways to write the flag of a field: with underscores and with hyphens."""
+    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
+
+
+def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], type_: Any) -> None:
+    kind, is_list = _kind_of(type_)
+    how: dict[str, Any] = dict(field.metadata)
+    if field.default_factory is not dataclasses.MISSING:
+        how["default"] = field.default_factory()
+    elif field.default is not dataclasses.MISSING:
+        how["default"] = field.default
+    else:
+        how["required"] = True
+    if kind is bool:
+        how |= {"nargs": "?", "const": True}
+    elif is_list:
+        how["nargs"] = "+"
+    section.add_argument(*spellings(field.name), type=_bool if kind is bool else kind, **how)
+    if kind is bool and field.default is True:
+        off = f"turns off --{field.name}"
+        section.add_argument(*spellings(f"no_{field.name}"), dest=field.name, action="store_false", help=off)
+
+
+def _kind_of(type_: Any) -> tuple[Callable[[str], Any], bool]:
+    """(what converts one word, whether the flag takes several) of a field's type."""
+    if get_origin(type_) in (Union, UnionType):
+        (type_,) = (one for one in get_args(type_) if one is not type(None))
+    is_list = get_origin(type_) is list
+    kind = get_args(type_)[0] if is_list else type_
+    if kind not in (str, int, float, bool):
+        raise TypeError(f"{type_} is no type of a flag")
+    return kind, is_list
+
+
+def _bool(word: str) -> bool:
+    if word.lower() not in (*_TRUE, *_FALSE):
+        raise argparse.ArgumentTypeError(f"give true or false, not {word!r}")
+    return word.lower() in _TRUE
