@@ -7,7 +7,8 @@ many of it (`group_accounting.py`). Sampling: Poisson. No torch in this file.
 
 `python -m dptune.accounting` prints tables of it, for planning before training (`__main__.py`).
 
-dp-accounting and scipy take seconds to import. Functions import them when they compute, so that `--help` is quick.
+dp-accounting and scipy take seconds to import. Functions import them when they compute, so that a command line is
+parsed at once.
 """
 
 from __future__ import annotations

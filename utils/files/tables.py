@@ -63,6 +63,8 @@ def stream_rows(path: str | Path, flag: str, split: str = "train") -> Iterator[R
     reader = partial(_stream_folder, split=split) if path.is_dir() else _READERS.get(path.suffix.lower())
     if reader is None:
         refuse(flag, str(path), f"unknown kind of file; give one of {', '.join(_READERS)}, or a saved DatasetDict")
+    if path.is_file() and path.stat().st_size == 0:
+        refuse(flag, str(path), "is empty; give a file with at least one row")
     try:
         yield from reader(path, flag)
     except UnicodeDecodeError:

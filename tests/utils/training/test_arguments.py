@@ -6,12 +6,11 @@ import dataclasses
 from typing import Any
 
 import pytest
-from utils.training.setup import GROUPS
 
 from dptune._validate import InvalidArgument
 from dptune.clipping_styles import FLAT, Adaptive, Automatic
 from utils.classification import arguments as classification
-from utils.training.arguments import TRAINING_FLAGS, ClippingArguments
+from utils.training.arguments import CAUSAL_LM_GROUPS, TRAINING_FLAGS, ClippingArguments
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,8 @@ def test_a_style_names_its_own_flag(clipping: str, flag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "renamed"), [(GROUPS, TRAINING_FLAGS), (classification.GROUPS, classification.CLASSIFIER_FLAGS)]
+    ("groups", "renamed"),
+    [(CAUSAL_LM_GROUPS, TRAINING_FLAGS), (classification.CLASSIFIER_GROUPS, classification.CLASSIFIER_FLAGS)],
 )
 def test_every_renamed_parameter_has_a_flag(groups: tuple[type, ...], renamed: dict[str, str]) -> None:
     assert set(renamed.values()) <= {f"--{one.name}" for group in groups for one in dataclasses.fields(group)}
