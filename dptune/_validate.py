@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, NoReturn, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 HIDDEN: Final = object()  # stands for a value that a message must not show, or that there is none of
 
@@ -60,7 +60,7 @@ def refuse(name: str, value: object, remedy: str) -> NoReturn:
     raise InvalidArgument(name, value, remedy)
 
 
-def present(value: T | None, what: str) -> T:
+def present(value: _T | None, what: str) -> _T:
     """`value`, where earlier code has made sure that there is one; `RuntimeError` if that code is wrong."""
     if value is None:
         raise RuntimeError(f"there is no {what}, which earlier code should have made sure of")

@@ -21,7 +21,7 @@ Reduce = Callable[[Tensor], Tensor]  # [n] on each rank -> the sum over ranks [n
 
 Broadcast = Callable[[object], object]  # any object on each rank -> rank 0's, on every rank
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _GATHERED_ELEMENTS = 1 << 24  # of all ranks together, at a time: 64 MB, however many ranks there are
 _CHECKED_AT_ONCE = 1 << 20
@@ -57,20 +57,20 @@ class Ranks:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
-    def from_main(self, work: Callable[[], T]) -> T:
+    def from_main(self, work: Callable[[], _T]) -> _T:
         """What `work()` gives on rank 0, on every rank. What it refuses is refused on all of them, so that none waits.
 
         Every rank calls it.
         """
         if self.broadcast is None:
             return work()
-        outcome: tuple[T | None, InvalidArgument | None] = (None, None)
+        outcome: tuple[_T | None, InvalidArgument | None] = (None, None)
         if self.is_main:
             try:
                 outcome = (work(), None)
             except InvalidArgument as error:
                 outcome = (None, error)
-        value, refusal = cast("tuple[T, InvalidArgument | None]", self.broadcast(outcome))
+        value, refusal = cast("tuple[_T, InvalidArgument | None]", self.broadcast(outcome))
         if refusal is not None:
             raise refusal
         return value

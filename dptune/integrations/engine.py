@@ -25,7 +25,7 @@ from dptune.integrations.losses import losses_of_outputs
 from dptune.integrations.planning import count_examples, logical_batch, plan_training
 from dptune.integrations.processes import ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
-from dptune.integrations.trainer import finish
+from dptune.integrations.trainer import publish_run
 from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.run.session import PrivateRun
@@ -170,7 +170,7 @@ class PrivacyEngine:
     def end(self) -> None:
         """Stop recording and write the privacy report."""
         self.close()
-        print(*finish(self._begun, self.model), sep="\n")
+        print(*publish_run(self._begun, self.model), sep="\n")
 
     def close(self) -> None:
         """Take the hooks off the model, after an error too."""

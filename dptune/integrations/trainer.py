@@ -147,7 +147,7 @@ class DPTrainer(transformers.Trainer):
             finally:
                 run.close()
             if ranks.is_main:
-                print(*finish(run, self.model), sep="\n")
+                print(*publish_run(run, self.model), sep="\n")
         return output
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -296,7 +296,7 @@ def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
         refuse("rows_per_unit", f"{len(losses)} losses", remedy)
 
 
-def finish(run: PrivateRun, model: nn.Module) -> list[str]:
+def publish_run(run: PrivateRun, model: nn.Module) -> list[str]:
     """Write the report, the card and the plot of epsilon; what was guaranteed, in lines for a person. Rank 0 only."""
     statement = run.statement(_PACKAGES)
     name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__

@@ -24,7 +24,7 @@ USER_LEVEL, EXAMPLE_LEVEL = "user-level", "example-level"
 USER_LEVEL_METHODS = (USER_LEVEL, EXAMPLE_LEVEL)
 UNIT_GRADIENTS = ("mean", "sum")
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Unit(Protocol):
@@ -212,7 +212,7 @@ def group_by_author(names: Sequence[str | None]) -> Authors:
     return Authors(np.array(of_row, dtype=np.int64), largest=int(np.bincount(of_row).max()))
 
 
-def bound_authors(rows: Sequence[T], names: Sequence[str | None], most: int, seed: int) -> tuple[list[T], Authors]:
+def bound_authors(rows: Sequence[_T], names: Sequence[str | None], most: int, seed: int) -> tuple[list[_T], Authors]:
     """At most `most` rows of each author, in order, and who wrote them.
 
     Which ones is decided by hashes of the seed, the author's name and the row's number among theirs: all subsets are

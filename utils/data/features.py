@@ -7,10 +7,9 @@ from typing import overload
 
 import numpy as np
 
+from dptune.integrations.authors import Feature
 from dptune.losses import IGNORE
 from utils.data.tokenization import TokenizedDataset
-
-Feature = dict[str, list[int]]
 
 
 class RowFeatures(Sequence[Feature]):

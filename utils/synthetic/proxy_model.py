@@ -96,7 +96,7 @@ def cut_windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_le
     return Windows(ids, np.array(owners))
 
 
-def train(
+def train_proxy(
     model: PreTrainedModel, windows: Windows, settings: ProxySettings, on_step: Callable[[], object] = lambda: None
 ) -> None:
     """Train all parameters with AdamW on random batches of windows, each epoch in a new order."""

@@ -19,7 +19,7 @@ from utils.synthetic.proxy_model import (
     predict_texts,
     result_name,
     summarise_predictions,
-    train,
+    train_proxy,
 )
 from utils.synthetic.texts import Comparison
 
@@ -64,7 +64,7 @@ def _train_one(name: str, texts: Sequence[str] | None, held_out: Sequence[str], 
     if texts is not None:
         windows = cut_windows(texts, tokenizer, settings.max_length)
         with tqdm(total=settings.steps, desc=f"training on {name}", unit="step", leave=False) as bar:
-            train(model, windows, settings, on_step=bar.update)
+            train_proxy(model, windows, settings, on_step=bar.update)
     predictions = predict_texts(model, cut_windows(held_out, tokenizer, settings.max_length), settings.batch_size)
     return summarise_predictions(predictions, sum(len(text.encode()) for text in held_out), seed=settings.seed)
 

@@ -20,7 +20,7 @@ from utils.synthetic.proxy_model import (
     predict_texts,
     result_name,
     summarise_predictions,
-    train,
+    train_proxy,
 )
 
 TEXTS = ["The cat sat on the mat.", "A dog ran over the hill to see the sun go down.", "Hi"]
@@ -82,7 +82,7 @@ def test_training_on_the_same_language_teaches_more_than_on_another() -> None:
     for texts in (held_out, other, None):
         model = make_model(QUICK, tokenizer)
         if texts is not None:
-            train(model, cut_windows(texts, tokenizer, 32), QUICK)
+            train_proxy(model, cut_windows(texts, tokenizer, 32), QUICK)
         scores.append(
             summarise_predictions(predict_texts(model, cut_windows(held_out, tokenizer, 32), 4), 100)["accuracy"]
         )
@@ -98,7 +98,7 @@ def test_the_seed_decides_the_model_and_its_training_and_disturbs_no_other_rando
     def trained(seed: int) -> torch.Tensor:
         settings = dataclasses.replace(QUICK, steps=3, seed=seed)
         model = make_model(settings, tokenizer)
-        train(model, windows, settings)
+        train_proxy(model, windows, settings)
         return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
     torch.manual_seed(5)
@@ -115,7 +115,7 @@ def test_a_given_model_is_trained_whole(tiny_model_dir: Path) -> None:
     assert settings.peak_rate == 5e-5
     tokenizer = make_tokenizer(settings, TEXTS)
     before, model = make_model(settings, tokenizer), make_model(settings, tokenizer)
-    train(model, cut_windows(TEXTS, tokenizer, 16), settings)
+    train_proxy(model, cut_windows(TEXTS, tokenizer, 16), settings)
     for one, other in zip(before.parameters(), model.parameters(), strict=True):
         assert not torch.equal(one, other)
 
