@@ -194,7 +194,7 @@ def test_long_csv_values_are_read_and_the_limit_is_never_left_changed(tmp_path: 
         ("a.csv", b"a\n\xff\n", "not UTF-8"),
         ("a.csv", b'a\n"secret\n', "not CSV near line"),
         ("a.parquet", b"secret", "not a Parquet file"),
-        ("a.parquet", b"", "not a Parquet file"),
+        ("a.parquet", b"", "is empty"),
         ("a.txt", b"secret", r"unknown kind of file; give one of \.json, \.jsonl, \.csv, \.parquet, or a saved"),
         ("a.json", b"{", "not JSON"),
         ("a.jsonl", b"", "empty"),
