@@ -183,8 +183,8 @@ class Authors:
 def author_name(value: object) -> str | None:
     """The author that a cell names, or None where it names nobody (nothing, NaN, white space).
 
-    7, 7.0, " 7 " and "7.0" are one author: formats differ in what they make of a column of numbers, and to take two people for
-    one only ever protects them better.
+    7, 7.0, " 7 " and "7.0" are one author: formats differ in what they make of a column of numbers, and to take two
+    people for one only ever protects them better.
 
     Raises:
         TypeError: neither text nor a number.
