@@ -1,23 +1,23 @@
 # make test | lint | demo | pipeline | faults | clean. Needs Python 3.11 or newer with pip and venv; everything else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
-# One thread a worker (OMP_NUM_THREADS below): more than cores only slows both down.
+# One thread per worker (OMP_NUM_THREADS below): more threads than cores slow both down.
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
-# What the demo and the scripts need, and what the tests and checks need on top. A stamp is older than the file it was
-# made from when that file changed.
+# What the demo and the scripts need, and what the tests and checks need on top. Make installs again when the file that a
+# stamp was made from is newer than the stamp.
 RUNTIME := $(VENV)/.runtime-installed
 TOOLS := $(VENV)/.tools-installed
 
 .PHONY: help test lint demo pipeline faults clean
 
 help:
-	@echo "make test    install what is missing, run the tests (PYTEST_FLAGS='tests/x.py -n 0' for one file)"
-	@echo "make lint    ruff and mypy"
-	@echo "make demo    fine-tune a real 135M-parameter Llama with a stated epsilon and sample from it"
-	@echo "make pipeline  private synthetic chat messages, from a generator to an assistant, with one composed epsilon"
-	@echo "make faults  kill a real launch 30 times, resume it each time, and check that nothing was lost"
-	@echo "make clean   remove $(VENV), build leftovers and caches (the demo's downloads in .demo stay)"
+	@echo "make test      install what is missing and run the tests (PYTEST_FLAGS='tests/x.py -n 0' for one file)"
+	@echo "make lint      run ruff and mypy"
+	@echo "make demo      fine-tune a real 135M-parameter Llama at epsilon 8 and sample from it"
+	@echo "make pipeline  make private synthetic messages and train an assistant on them, with one epsilon"
+	@echo "make faults    kill a real launch 30 times, resume it each time, and check that nothing was lost"
+	@echo "make clean     remove $(VENV), build leftovers and caches (the demo's downloads in .demo stay)"
 
 test: $(TOOLS)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
