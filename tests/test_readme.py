@@ -1,4 +1,4 @@
-"""The training loops of docs/, run as they are printed."""
+"""The training loops and the computed example of docs/, run as they are printed."""
 
 from __future__ import annotations
 
@@ -45,3 +45,10 @@ def test_the_loop_of_the_page_on_whole_models_runs(tmp_path: Path, monkeypatch: 
     names: dict[str, Any] = {"model": tiny_llama(layers=1, hidden=16)}
     exec(block + LOOP, names)
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_selection_of_the_page_on_choosing_keeps_its_target(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "choosing.md").read_text(), flags=re.DOTALL)
+    exec(block, {})
+    (epsilon,) = re.findall(r"selection=([\d.]+)", capsys.readouterr().out)
+    assert 7.9 < float(epsilon) <= 8
