@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from torch import nn
 
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
@@ -79,26 +77,13 @@ def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) ->
     return [*lines, f"held out               {len(held_out):,} examples, {int(held_out.lengths.sum()):,} tokens"]
 
 
-def describe_model(
-    model: Any,
-    token_budget: int,
-    dtype: torch.dtype,
-    *,
-    checkpointing: bool,
-    block_size: int | None = None,
-    available: int | None = None,
-    **settings: Any,
-) -> list[str]:
-    """Parameters and an estimate of memory a device, in lines for a person.
+def describe_model(model: nn.Module, settings: MemorySettings, available: int | None = None) -> list[str]:
+    """Parameters and an estimate of memory per device, in lines for a person.
 
     Args:
         model: a transformers model with its adapters; may be on the meta device.
-        token_budget: padded tokens in one forward pass.
-        dtype: of the base model.
-        checkpointing: whether activations are recomputed.
-        block_size: tokens of the longest example; None for as many as the budget.
+        settings: what memory depends on besides the model.
         available: bytes of the device, if they are known (`utils.models.memory.device_memory`).
-        settings: the rest of `utils.models.memory.MemorySettings`: world_size, sharded, offload, bits, lengths.
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in model.parameters())
@@ -109,5 +94,4 @@ def describe_model(
     sizes = model_sizes(model)
     if sizes is None:
         return [*lines, f"memory a device        not estimated: {type(model).__name__} has no list of decoder layers"]
-    needed = MemorySettings(dtype, token_budget, block_size or token_budget, checkpointing, **settings)
-    return [*lines, *describe_memory(sizes, needed, available)]
+    return [*lines, *describe_memory(sizes, settings, available)]
