@@ -37,7 +37,7 @@ TRAINING_STATE_NAME = "state.json"
 LEDGER_NAME = "ledger.jsonl"
 MANIFEST_NAME = "manifest.json"
 
-_FORMAT = 1  # of the whole folder: raise it when a checkpoint can no longer be read as this module reads it
+_FORMAT = 2  # of the whole folder: raise it when a checkpoint can no longer be read as this module reads it
 _NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 _HIDDEN = re.compile(r"\.(checkpoint-\d+)\.[0-9a-f]+\.(tmp|replaced)")
 _ALWAYS = {OPTIMIZER_NAME, TRAINING_STATE_NAME}  # and one of the two files of weights

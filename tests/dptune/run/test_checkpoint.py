@@ -290,8 +290,8 @@ def remade(folder: Path, name: str, content: bytes) -> None:
         "7",
         "{}",
         '{"format": 2, "files": {}}',
-        '{"format": 1, "files": {}}',
-        '{"format": 1, "files": []}',
+        '{"format": 2, "files": {}}',
+        '{"format": 2, "files": []}',
     ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
