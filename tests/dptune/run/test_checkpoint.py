@@ -244,7 +244,7 @@ def test_a_damaged_file_is_named_and_the_one_before_is_offered(tmp_path: Path, n
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     message = refusal(tmp_path / "checkpoint-3")
     assert f"{name} is damaged" in message
-    assert f"{tmp_path / 'checkpoint-2'}, the newest older one that is intact" in message
+    assert f"{tmp_path / 'checkpoint-2'}, the newest older intact one" in message
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -252,7 +252,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     ledger = Ledger(tmp_path / "run.jsonl")
     folder = save_checkpoint(tmp_path, state_at(1), ledger, keep=None)
     (folder / name).unlink()
-    assert refusal(folder).endswith(f"{name} is missing; there is no older intact one")
+    assert refusal(folder).endswith(f"{name} is missing; there is no older intact checkpoint")
 
 
 def test_the_offer_skips_what_is_damaged_too_and_what_is_newer(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_the_offer_skips_what_is_damaged_too_and_what_is_newer(tmp_path: Path) -
     (folders[2] / MANIFEST_NAME).unlink()
     assert f"give {folders[0]}," in refusal(folders[2])
     (folders[0] / OPTIMIZER_NAME).unlink()
-    assert "there is no older intact one" in refusal(folders[2])
+    assert "there is no older intact checkpoint" in refusal(folders[2])
     assert load_checkpoint(folders[3]).step == 11
 
 
@@ -370,7 +370,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_else(tmp_path: Pat
         with largest_file(size), pytest.raises(InvalidArgument) as caught:
             saved(tmp_path, step, keep=1)
         assert str(caught.value) == (
-            f"run_folder={str(tmp_path)!r}: checkpoint-{step} is not written (File too large); free space, "
+            f"run_folder={str(tmp_path)!r}: checkpoint-{step} could not be written (File too large); free space, "
             "then resume from the latest"
         )
         assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
@@ -379,7 +379,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_else(tmp_path: Pat
     assert names(tmp_path) == ["checkpoint-3"]
 
 
-@pytest.mark.parametrize(("code", "remedy"), [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space"), (5, "mend")])
+@pytest.mark.parametrize(("code", "remedy"), [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space"), (5, "fix")])
 @pytest.mark.parametrize("call", ["fsync", "rename", "replace"])
 @pytest.mark.parametrize("good_calls", [0, 1, 3])
 def test_whatever_call_the_disk_refuses_the_checkpoint_of_before_is_whole(
@@ -402,7 +402,7 @@ def test_whatever_call_the_disk_refuses_the_checkpoint_of_before_is_whole(
         written, message = False, str(error)
     assert written == (call == "rename" and good_calls == 3)  # there are three: aside, in place, away
     if not written:
-        assert f"not written ({os.strerror(code)}); {remedy}" in message
+        assert f"could not be written ({os.strerror(code)}); {remedy}" in message
     config = {"course": "another"} if written else {"name": "ε"}
     assert load_checkpoint(tmp_path / "checkpoint-1").config == config
     assert names(tmp_path) == ["checkpoint-1"]
@@ -579,5 +579,5 @@ def test_a_path_of_something_else_is_refused_with_the_choice(
     with pytest.raises(InvalidArgument) as caught:
         find_checkpoint("run", given)
     assert str(caught.value) == (
-        f"resume_from={given!r}: no checkpoint beside this run's ledger; give latest, or one in run: run/checkpoint-1"
+        f"resume_from={given!r}: not a checkpoint of this run; give latest, or one in run: run/checkpoint-1"
     )

@@ -69,7 +69,7 @@ def test_every_difference_is_told_with_both_values(current: dict[str, Any], told
 
 def test_many_differences_and_long_values_stay_one_readable_line() -> None:
     saved_identity, current = ({f"key{i}": letter * 1000 for i in range(12)} for letter in "ab")
-    with pytest.raises(InvalidArgument, match="and 7 more differ; resume with what the run began with") as caught:
+    with pytest.raises(InvalidArgument, match="and 7 more differ; resume with the settings") as caught:
         refuse_other_run(saved_identity, current)
     assert str(caught.value).count(" was ") == 5
     assert len(str(caught.value)) < 1200

@@ -170,11 +170,11 @@ def test_a_step_beyond_the_last_one_is_neither_begun_nor_released(tmp_path: Path
         run.begin_step()
         run.backward(model(torch.ones(4, 3)).sum(1))
         run.finish_step()
-        with pytest.raises(RuntimeError, match=r"step 2 is beyond the last one, 1"):
+        with pytest.raises(RuntimeError, match=r"step 2 is beyond the last step that the budget allows, 1"):
             run.begin_step()
         model.weight.grad = None
         run.backward(model(torch.ones(4, 3)).sum(1))
-        with pytest.raises(RuntimeError, match=r"step 2 is beyond the last one, 1"):
+        with pytest.raises(RuntimeError, match=r"step 2 is beyond the last step that the budget allows, 1"):
             run.finish_step()
         assert model.weight.grad is None
     assert Ledger(run.folder / LEDGER_NAME).steps == 1
