@@ -138,9 +138,9 @@ def test_a_run_whose_ledger_is_entered_in_a_budget_begins(tmp_path: Path) -> Non
 
 def test_a_checkpoint_of_another_folder_or_without_a_ledger_is_refused(tmp_path: Path) -> None:
     crash(tmp_path / "run", 1)
-    with pytest.raises(InvalidArgument, match="no checkpoint beside this run's ledger"):
+    with pytest.raises(InvalidArgument, match="not a checkpoint of this run"):
         dp_trainer(tmp_path / "other", **SAVING).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
-    with pytest.raises(InvalidArgument, match="no checkpoint beside this run's ledger"):
+    with pytest.raises(InvalidArgument, match="not a checkpoint of this run"):
         dp_trainer(tmp_path / "other", **SAVING).train(resume_from_checkpoint=True)
     (tmp_path / "run" / "checkpoint-1" / "privacy_state.json").unlink()
     with pytest.raises(InvalidArgument, match=r"privacy_state\.json"):
