@@ -32,7 +32,7 @@ _NOT_GUARANTEED = """\
 - **Choices made by looking at private data.** Hyper-parameters (and the number of steps) reveal something about the
   training data if they were chosen on it. So does the choice of the best of several runs. ε does not count that.
 - **Other releases.** The epsilons of several releases from the same data add up.
-- **Other data.** Validation examples and the base model's own training data are not protected.
+- **Other data.** The validation examples and the base model's own training data are not protected.
 - **The number of training {sampled}.** This card publishes it.
 - **Companion files.** Publish only the {noun}, this card, its plot and `privacy_report.json`. The files `diagnostics*`
   and `all_results.json` of the same run, and anything a tracker stored, are not private: they hold losses and gradient

@@ -278,9 +278,9 @@ def test_another_models_adapter_is_refused(saved: Path, other: Callable[[], nn.M
 @pytest.mark.parametrize(
     ("rank", "alpha", "targets", "named"),
     [
-        (4, 7.0, KINDS["llama"][1], "the file has rank 3 and alpha 7, the model rank 4 and alpha 7"),
-        (3, 8.0, KINDS["llama"][1], "the file has rank 3 and alpha 7, the model rank 3 and alpha 8"),
-        (3, 7.0, ("q_proj",), "the file adapts this layer, the model does not"),
+        (4, 7.0, KINDS["llama"][1], "the file has rank 3 and alpha 7, but the model has rank 4 and alpha 7"),
+        (3, 8.0, KINDS["llama"][1], "the file has rank 3 and alpha 7, but the model has rank 3 and alpha 8"),
+        (3, 7.0, ("q_proj",), "the file adapts this layer, but the model does not"),
         (3, 7.0, (*KINDS["llama"][1], "down_proj"), "has no weights for the model's adapter on model.layers.0.mlp"),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_count_with_too_little_noise_is_refused() -> None:
 
 
 def test_layers_clip_norms_must_fit_the_model_and_the_whole() -> None:
-    with pytest.raises(InvalidArgument, match=r"clip_norm=0\.5: the layers' clip norms make 5\.0"):
+    with pytest.raises(InvalidArgument, match=r"clip_norm=0\.5: the layers' clip norms combine to 5\.0"):
         configured(PerLayer({"0": 3.0, "2": 4.0}))
     for given, message in (
         ({"0": 0.5}, "clip_norms='2': this trained layer has no"),

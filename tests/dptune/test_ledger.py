@@ -197,7 +197,7 @@ def test_a_file_that_loses_lines_while_in_use_is_refused(path: Path, spoil: Call
     ledger = written(path, 2)
     spoil(path)
     for call in (lambda: ledger.record(**STEP), ledger.content):
-        with pytest.raises(InvalidArgument, match="lost lines while it was in use; epsilon would be understated"):
+        with pytest.raises(InvalidArgument, match="lost lines while it was in use; epsilon would be too small"):
             call()
     assert ledger.steps == 2
 
@@ -259,13 +259,13 @@ def test_a_ledger_with_fewer_steps_than_the_checkpoint_is_refused(path: Path, co
     path.write_bytes(b"".join(lines[:left]))
     with pytest.raises(InvalidArgument) as caught:
         Ledger(path).require_continues(copy, 3)
-    assert f"has {left} lines, the checkpoint 3 already; epsilon would be understated" in str(caught.value)
+    assert f"has {left} lines, but the checkpoint already has 3; epsilon would be too small" in str(caught.value)
     assert path.read_bytes() == b"".join(lines[:left])
 
 
 def test_a_missing_ledger_is_refused(path: Path, copy: Path) -> None:
     path.unlink()
-    with pytest.raises(InvalidArgument, match="has 0 lines, the checkpoint 3 already"):
+    with pytest.raises(InvalidArgument, match="has 0 lines, but the checkpoint already has 3"):
         Ledger(path).require_continues(copy, 3)
 
 
@@ -282,10 +282,10 @@ def test_a_line_that_reads_otherwise_is_refused_with_its_number(
     with pytest.raises(InvalidArgument) as caught:
         Ledger(path).require_continues(copy, 3)
     assert f"{path}:{number}" in str(caught.value)
-    assert "reads otherwise than in the checkpoint" in str(caught.value)
+    assert "differs from the checkpoint's copy" in str(caught.value)
 
 
 @pytest.mark.parametrize("steps", [0, 2, 4])
 def test_a_copy_that_is_not_of_the_checkpoints_step_is_refused(path: Path, copy: Path, steps: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"has 3 lines, but its checkpoint {steps};"):
+    with pytest.raises(InvalidArgument, match=f"has 3 lines, but its checkpoint counts {steps};"):
         Ledger(path).require_continues(copy, steps)

@@ -267,7 +267,7 @@ def test_mistakes_are_refused(tmp_path):
         PrivateStep(tiny_llama().requires_grad_(False), config, ledger=ledger)
     losses = CausalLMLoss(model)(*padded(EXAMPLES))
     with PrivateStep(model, config, ledger=ledger) as step:
-        with pytest.raises(InvalidArgument, match="one loss an example"):
+        with pytest.raises(InvalidArgument, match="one loss per example"):
             step.backward(losses.mean())
         with pytest.raises(RuntimeError, match="2 losses but 12 examples"):
             step.backward(CausalLMLoss(model)(*padded(EXAMPLES)).view(2, 6).sum(1))

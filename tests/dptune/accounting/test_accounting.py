@@ -251,7 +251,7 @@ def test_the_ledgers_epsilon_is_the_accountants(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"target_epsilon": 1e-9}, "target_epsilon=1e-09: out of reach: take fewer steps"),
+        ({"target_epsilon": 1e-9}, "target_epsilon=1e-09: out of reach: use fewer steps"),
         ({"target_epsilon": 1e9}, "target_epsilon=1000000000.0: out of reach: so large"),
         ({"target_epsilon": 0.0}, "target_epsilon=0.0: "),
         ({"target_epsilon": math.nan}, "target_epsilon=nan: "),

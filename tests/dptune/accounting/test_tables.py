@@ -63,7 +63,9 @@ def test_text_and_markdown_hold_the_same_table(capsys: pytest.CaptureFixture[str
     assert cells_of(text) == cells_of(markdown)
     title, _, header, rule, *rows = markdown.splitlines()
     assert title == text.splitlines()[0]
-    assert title.startswith("epsilon at noise multiplier 2, delta 1e-06, 67,349 examples; add or remove one, PLD")
+    assert title.startswith(
+        "epsilon at noise multiplier 2, delta 1e-06, 67,349 examples; add or remove one privacy unit, PLD"
+    )
     assert (header, rule) == ("| batch size | 1 epoch | 3 epochs |", "| ---: | ---: | ---: |")
     assert len(rows) == 2
     assert len({len(line) for line in text.splitlines()[2:]}) == 1  # columns line up
@@ -102,7 +104,7 @@ def test_what_is_shown_is_never_below_the_bound(value: float | None, shown: str)
         (["--noise_multiplier", "0.09"], "--noise_multiplier=0.09: protects nobody; give at least 0.1"),
         (
             ["--epochs", "1", "1e9", "--batch_size", "1000", "--noise_multiplier", "1"],
-            "--epochs=1000000000.0: 67,349,000,000 steps of batches of 1000; give what takes 1,000,000 at most",
+            "--epochs=1000000000.0: 67,349,000,000 steps with batches of 1000; the maximum is 1,000,000, so lower it",
         ),
         (["--target_epsilon", "inf"], "--target_epsilon=inf: give"),
         (["--group_size", "0", "--target_epsilon", "1"], "--group_size=0: give"),

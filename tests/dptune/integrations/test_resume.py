@@ -92,7 +92,7 @@ def test_a_step_beyond_the_budget_is_never_released(tmp_path: Path) -> None:
     run = trainer._run
     assert run is not None
     run.prepare(trainer.model)
-    with run, pytest.raises(RuntimeError, match="beyond the last one"):
+    with run, pytest.raises(RuntimeError, match="beyond the last step"):
         run.finish_step()
     assert Ledger(tmp_path / LEDGER_NAME).steps == 1
 
@@ -119,7 +119,7 @@ def test_a_ledger_that_lost_lines_is_refused(tmp_path: Path) -> None:
     crash(tmp_path, 2)
     ledger = tmp_path / LEDGER_NAME
     ledger.write_text(ledger.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(InvalidArgument, match="epsilon would be understated"):
+    with pytest.raises(InvalidArgument, match="epsilon would be too small"):
         dp_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
 
 

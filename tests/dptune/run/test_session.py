@@ -226,7 +226,7 @@ def test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused(tmp_path: P
     with pytest.raises(InvalidArgument, match=r"noise_multiplier was 2\.0 in the checkpoint and is 1\.0 now"):
         PrivateRun(plan(), run.folder, resume_from=other)
     (run.folder / LEDGER_NAME).write_text("")
-    with pytest.raises(InvalidArgument, match="has 0 lines, the checkpoint 1 already"):
+    with pytest.raises(InvalidArgument, match="has 0 lines, but the checkpoint already has 1"):
         PrivateRun(plan(), run.folder, resume_from=SavedRun(1, copy, 1, run.identity))
 
 
