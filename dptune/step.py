@@ -143,7 +143,7 @@ class PrivateStep:
         recorded = self._recorder.take()
         if not recorded:
             raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
-        if self._sum_P is None:  # once a step
+        if self._sum_P is None:  # once per step
             self._recorder.require_nothing_else(losses)
         with full_precision(losses.device):
             return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit)
