@@ -1,4 +1,4 @@
-"""The training loops of the README and of docs/, run as they are printed."""
+"""The training loops in the README and in docs/ run as printed."""
 
 from __future__ import annotations
 

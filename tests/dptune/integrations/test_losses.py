@@ -1,4 +1,4 @@
-"""Default losses: one a row, each its own; tasks and inputs that they do not know are refused."""
+"""Default losses: one per row, each from that row alone; unknown tasks and inputs are refused."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def classifier() -> Any:
 
 
 def test_a_soft_prompt_is_classified_by_its_own_tokens() -> None:
-    """A Trainer's loss too; a loop that calls the model itself is refused, since it pools where padding is."""
+    """Also the loss of `DPTrainer`. A loop that calls the model itself is refused: it would pool over padding."""
     model = peft_classifier("Llama", "soft prompt")
     inputs = batch([[5, 6], [7, 8, 9, 10]]) | {"labels": torch.tensor([0, 1])}
     alone = DefaultLosses()(model, batch([[5, 6]]) | {"labels": torch.tensor([0])})
@@ -188,7 +188,7 @@ def padded_on_the_left(features: list[dict[str, Any]]) -> dict[str, torch.Tensor
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_an_encoder_whose_padding_is_not_masked_is_refused(tmp_path: Path, plain: bool) -> None:
-    """Each row's loss would depend on how long its longest neighbour is."""
+    """Each row's loss would depend on the length of its longest neighbour."""
     make = (lambda *given, **how: plain_trainer(*given, **how)[0]) if plain else dp_trainer
     settings = {"train_dataset": rows(), "data_collator": without_a_mask}
     trainer = make(
@@ -202,7 +202,7 @@ def test_an_encoder_whose_padding_is_not_masked_is_refused(tmp_path: Path, plain
 
 
 def test_a_language_model_whose_rows_are_padded_on_the_left_is_refused(tmp_path: Path) -> None:
-    """In a loop that calls the model itself: its positions would count from the longest neighbour's start."""
+    """If a loop calls the model itself, positions would count from the start of the longest neighbour."""
     features = [{"input_ids": ids, "labels": ids} for ids, _ in random_examples(12)]
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=64, n_embd=16, n_layer=1, n_head=2))

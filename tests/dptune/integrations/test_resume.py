@@ -1,4 +1,4 @@
-"""Checkpoints of `DPTrainer`: a resumed run goes on, its ledger counts everything, and the budget holds."""
+"""Checkpoints of `DPTrainer`: a run resumes, its ledger counts all steps, and the budget holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parameters(model: Any) -> torch.Tensor:
 
 
 class Crash(transformers.TrainerCallback):
-    """Dies after a step."""
+    """Raises an error after a step."""
 
     def __init__(self, step: int) -> None:
         self._step = step

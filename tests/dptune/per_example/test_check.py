@@ -1,4 +1,4 @@
-"""The check before training finds a model that the rules do not describe, and passes one that they do."""
+"""The check before training refuses a model that the rules do not describe, and passes one that they describe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run goes on as itself only: every difference is named."""
+"""A run resumes only from its own checkpoint; the error names every difference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDENTITY: dict[str, Any] = {
     ("saved", "current"),
     [
         (IDENTITY, json.loads(json.dumps(IDENTITY))),
-        (IDENTITY, IDENTITY | {"targets": ("q_proj", "v_proj")}),  # JSON writes both alike
+        (IDENTITY, IDENTITY | {"targets": ("q_proj", "v_proj")}),  # both have the same JSON
         ({}, {}),
     ],
 )
