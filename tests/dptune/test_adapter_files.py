@@ -129,7 +129,7 @@ def test_we_load_what_peft_made(tmp_path: Path, kind: str) -> None:
 def test_adapters_of_several_ranks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     model = tiny_llama()
     attach(model, {"model.layers.0.self_attn.q_proj": (2, 4.0), "model.layers.0.self_attn.v_proj": (4, 4.0)})
-    with pytest.raises(InvalidArgument, match=r"^model=rank \d and alpha 4, rank \d and alpha 4: PEFT's file"):
+    with pytest.raises(InvalidArgument, match=r"^model=rank \d and alpha 4, rank \d and alpha 4: PEFT's format"):
         save_adapter(model, tmp_path, base_model="base")
     assert list(tmp_path.iterdir()) == []
 

@@ -292,7 +292,7 @@ def test_a_whole_models_sum_that_breaks_off_is_tried_again_or_never_used(done, a
         assert not (done and should_reduce_batch_size(raised.value))  # not an error that allows a retry
         if done:
             for use in (step.finish, lambda: step.backward(losses(*padded(EXAMPLES[4:])))):
-                with pytest.raises(RuntimeError, match="was added in part"):
+                with pytest.raises(RuntimeError, match="was only added in part"):
                     use()
         else:
             assert torch.equal(step._begun(), kept)

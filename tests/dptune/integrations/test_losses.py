@@ -91,7 +91,7 @@ def test_an_unknown_task_is_refused_with_the_remedy(model: Any, labels: Any) -> 
 
 def test_a_language_model_that_sees_ahead_is_refused() -> None:
     batch = Collator()([{"input_ids": [5, 6, 7]}])
-    with pytest.raises(InvalidArgument, match="see later ones"):
+    with pytest.raises(InvalidArgument, match="see later tokens"):
         DefaultLosses()(BertLMHeadModel(bert_config()), batch)
 
 

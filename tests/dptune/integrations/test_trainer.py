@@ -299,7 +299,7 @@ def test_rows_that_were_not_announced_are_refused(tmp_path: Path) -> None:
     def doubled(features: list[Any]) -> Any:
         return Collator()([feature for feature in features for _ in range(2)])
 
-    with pytest.raises(InvalidArgument, match=r"rows_per_unit='\d+ losses': of \d+ items with 1 rows each"):
+    with pytest.raises(InvalidArgument, match=r"rows_per_unit='\d+ losses': for \d+ items with 1 rows each"):
         dp_trainer(tmp_path, data_collator=doubled).train()
     assert not (tmp_path / LEDGER_NAME).exists() or not lines(tmp_path)
 
