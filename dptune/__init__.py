@@ -1,10 +1,9 @@
 """dptune: differentially private fine-tuning of large language models.
 
-The engine: everything that can change epsilon, and nothing else. Start with `PrivacyConfig`, `add_lora`,
+This package holds everything that can change epsilon, and nothing else. Start with `PrivacyConfig`, `add_lora`,
 `PoissonSampler`, `deal`, `CausalLMLoss` and `PrivateStep`; README.md shows them in one loop.
 
-Names are imported when they are first used (PEP 562). So `import dptune.accounting`, or a command line that is only
-parsed, does not wait for torch.
+Names are imported when they are first used (PEP 562), so `import dptune.accounting` does not wait for torch.
 """
 
 from importlib import import_module
@@ -70,7 +69,7 @@ _HOMES = {
 _HOME_OF = {name: f"dptune.{module}" for module, names in _HOMES.items() for name in names}
 
 
-if not TYPE_CHECKING:  # a type checker that sees it would take any misspelt name for one of these
+if not TYPE_CHECKING:  # a type checker that sees this function would accept any misspelt name
 
     def __getattr__(name: str) -> object:
         """Import a name of `__all__` from its module, once."""

@@ -1,6 +1,6 @@
-"""Files that are whole or not there: what a crash may interrupt is written aside and renamed, or appended and synced.
+"""Crash-safe files: a file is written under another name and renamed, or a line is appended and synced.
 
-A reader never sees half a report or half a checkpoint, and a ledger line that was acknowledged survives a power cut.
+A reader never sees half a report or half a checkpoint. A ledger line survives a power cut once `append_line` returns.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import IO, Any, Literal
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
-    """Open a file that takes the name `path` only when the block ends without an error.
+    """Open a file that gets the name `path` only when the block ends without an error.
 
-    Until then `path` is absent or holds what it held before. The data are on disk before the name changes, because a
-    rename that reaches the disk first would leave an empty file after a power cut.
+    Until then `path` is absent or keeps its old content. The data are on disk before the name changes, because a rename
+    that reaches the disk first would leave an empty file after a power cut.
 
     Args:
-        path: where the file shall be; its folder must exist.
+        path: the file to write; its folder must exist.
         mode: "w" for UTF-8 text with Unix line ends, "wb" for bytes.
     """
     path = Path(path)
@@ -40,12 +40,12 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w") -
 def append_line(path: str | os.PathLike[str], line: str) -> None:
     """Append `line` and a line end to `path`, and return once both are on disk.
 
-    What a crash tore off in the middle of a line gets a line end first, so the torn piece stays a line of its own that
-    a reader can recognise instead of swallowing the beginning of the new one.
+    If a crash cut the last line short, it gets a line end first. So the torn piece stays a separate line that a reader
+    can recognise.
 
     Args:
         path: the file, made if absent; its folder must exist.
-        line: UTF-8 text without a line end.
+        line: text without a line end, written as UTF-8.
     """
     if "\n" in line:
         raise RuntimeError(f"append_line takes one line, not {line[:80]!r}")
@@ -59,7 +59,7 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Hand all files below `folder`, and their names, to the disk: before a rename makes them count."""
+    """Flush all files below `folder`, and their names, to disk. Call it before a rename makes them valid."""
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
@@ -70,14 +70,14 @@ def sync_tree(folder: Path) -> None:
 
 
 def _create(path: Path, mode: Literal["w", "wb"]) -> IO[Any]:
-    """Open a file that must be new. `open` obeys the umask, where `tempfile` lets the owner alone read."""
+    """Open a file that must be new. `open` obeys the umask; `tempfile` would let only the owner read."""
     if mode == "wb":
         return path.open("xb")
     return path.open("x", encoding="utf-8", newline="\n")
 
 
 def _missing_line_end(file: IO[bytes]) -> bytes:
-    """The line end that the last line of `file` lacks, or nothing."""
+    """A line end if the last line of `file` lacks one, otherwise nothing."""
     if file.seek(0, os.SEEK_END) == 0:
         return b""
     file.seek(-1, os.SEEK_END)
@@ -85,13 +85,13 @@ def _missing_line_end(file: IO[bytes]) -> bytes:
 
 
 def _sync(file: IO[Any]) -> None:
-    """Hand the file's content to the disk itself, past the buffers of Python and of the system."""
+    """Flush the file's content to disk, past the buffers of Python and of the operating system."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Hand a new name to the disk. Only POSIX systems open folders."""
+    """Flush new names in `folder` to disk. Only POSIX systems can open folders."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

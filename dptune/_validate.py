@@ -1,4 +1,4 @@
-"""Named-argument checks: every error is one line with the argument's name, its value and the remedy."""
+"""Checks of arguments. Every error is one line with the argument's name, its value and the remedy."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final, NoReturn, TypeVar
 
 _T = TypeVar("_T")
 
-HIDDEN: Final = object()  # stands for a value that a message must not show, or that there is none of
+HIDDEN: Final = object()  # stands for a value that a message must not show, or for no value at all
 
 
 class InvalidArgument(ValueError):
-    """A mistake of the caller's, not of the program's: programs print it on one line and exit with status 2.
+    """The caller's mistake, not the program's. Programs print it on one line and exit with status 2.
 
     Attributes:
-        name: the parameter as whoever raises it knows it; a program translates it into its own flag.
-        value: what was given, or HIDDEN.
-        remedy: what is wrong with it and what to do, without the name.
+        name: the parameter, by the name it has where the error is raised; programs translate it into their flag.
+        value: the given value, or HIDDEN.
+        remedy: what is wrong and what to do, without the name.
     """
 
     def __init__(self, name: str, value: object, remedy: str) -> None:
@@ -29,12 +29,12 @@ class InvalidArgument(ValueError):
         return f"{self.name}: {self.remedy}" if self.value is HIDDEN else f"{self.name}={self.value!r}: {self.remedy}"
 
     def __reduce__(self) -> tuple[Callable[..., InvalidArgument], tuple[str, str | None, str]]:
-        """As it reads, for another process: the value itself may not travel."""
+        """For another process: the value is sent as text, because the value itself may not be picklable."""
         return _received, (self.name, None if self.value is HIDDEN else repr(self.value), self.remedy)
 
 
 class Described(str):
-    """Words that stand for a value in a message, without quotes: a type's name, or the `repr` of another process."""
+    """A value that messages show without quotes: a type's name, or the `repr` from another process."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -46,7 +46,7 @@ def _received(name: str, shown: str | None, remedy: str) -> InvalidArgument:
 
 @contextmanager
 def renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Refusals from inside speak of the caller's own parameters: {name inside: the caller's name}."""
+    """Rename the parameters of `InvalidArgument`s raised inside the block: {name inside: the caller's name}."""
     try:
         yield
     except InvalidArgument as error:
@@ -61,9 +61,9 @@ def refuse(name: str, value: object, remedy: str) -> NoReturn:
 
 
 def present(value: _T | None, what: str) -> _T:
-    """`value`, where earlier code has made sure that there is one; `RuntimeError` if that code is wrong."""
+    """`value`, if earlier code made sure that it is not None; `RuntimeError` if that code is wrong."""
     if value is None:
-        raise RuntimeError(f"there is no {what}, which earlier code should have made sure of")
+        raise RuntimeError(f"there is no {what}; earlier code should have made sure that there is one")
     return value
 
 
@@ -80,9 +80,9 @@ def require_probability(name: str, value: float) -> None:
 
 
 def require_delta(value: float, num_examples: int | None = None, *, name: str = "delta") -> None:
-    """delta must be in (0, 1), and below 1/n where the number of examples is known.
+    """delta must be in (0, 1), and below 1/n if the number of examples n is known.
 
-    At 1/n or more, publishing one record at random satisfies the definition (Dwork and Roth 2014, section 2.3).
+    At 1/n or more, even publishing one random record satisfies the definition (Dwork and Roth 2014, section 2.3).
     """
     if not 0 < value < 1:
         refuse(name, value, "give a number above 0 and below 1")

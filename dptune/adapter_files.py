@@ -1,7 +1,7 @@
 """Adapter files: `lora_weights.bin`, a plain state dict, and the same adapter in the PEFT library's format.
 
-Keys of the plain one: `<layer>.lora.A.weight` [R, I], `<layer>.lora.B.weight` [O, R] and `<layer>.lora.alpha` [], so
-that rank, scale and adapted layers come back from the file alone.
+The plain file has the keys `<layer>.lora.A.weight` [R, I], `<layer>.lora.B.weight` [O, R] and `<layer>.lora.alpha` [].
+So rank, scale and adapted layers can be read from the file alone.
 """
 
 from __future__ import annotations
@@ -42,23 +42,22 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def torch_bytes(value: object) -> memoryview:
-    """What `torch.save` writes. Straight into a file it would hide a full disk behind an error of its own."""
+    """The bytes that `torch.save` writes. On a full disk, `torch.save` to a file would raise a misleading error."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getbuffer()
 
 
 def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: str) -> None:
-    """Write `lora_weights.bin`, `adapter_model.safetensors` and `adapter_config.json` to `folder`, each whole or not
-    at all.
+    """Write `lora_weights.bin`, `adapter_model.safetensors` and `adapter_config.json`, each whole or not at all.
 
     Args:
-        model: a model with adapters, not necessarily merged back.
-        folder: must exist.
-        base_model: name or path of the base, for PEFT's configuration.
+        model: a model with adapters, merged or not.
+        folder: where the files go; must exist.
+        base_model: name or path of the base model, for PEFT's configuration.
 
     Raises:
-        InvalidArgument: adapters of several ranks or alphas; nothing is then written.
+        InvalidArgument: the adapters differ in rank or alpha; nothing is written then.
     """
     folder = Path(folder)
     found = dict(adapters(model))
@@ -78,14 +77,15 @@ def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: s
 
 
 def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
-    """Load an adapter file into `model`, attaching adapters of the file's rank and layers where it has none.
+    """Load an adapter file into `model`. If the model has no adapters, they are attached as the file describes them.
 
     Args:
-        model: the base model, or one whose adapters have the file's layers and shapes.
-        path: `lora_weights.bin`, or a PEFT folder, or the `adapter_model.safetensors` in one.
+        model: the base model, or a model whose adapters have the file's layers and shapes.
+        path: `lora_weights.bin`, a PEFT folder, or the `adapter_model.safetensors` in one.
 
     Raises:
-        InvalidArgument: no such file, not an adapter file, or one of another model or rank. `model` is then unchanged.
+        InvalidArgument: there is no such file, it is not an adapter file, or it is for another model or rank. `model`
+            is unchanged then.
     """
     loaded = _read_adapter(Path(path))
     present = dict(adapters(model))
@@ -107,7 +107,7 @@ def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transpos
     (rank, alpha), *others = {(adapter.rank, adapter.alpha) for adapter in found.values()}
     if others:
         kinds = f"rank {rank} and alpha {alpha:g}, rank {others[0][0]} and alpha {others[0][1]:g}"
-        refuse("model", Described(kinds), "PEFT's file says one rank and alpha; give all adapters the same")
+        refuse("model", Described(kinds), "PEFT's format has one rank and alpha; give all adapters the same")
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -115,7 +115,7 @@ def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transpos
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "fan_in_fan_out": any_transposed,  # for PEFT's merging; A and B are stored alike either way
+        "fan_in_fan_out": any_transposed,  # only for PEFT's merging; A and B are stored the same way
         "bias": "none",
         "target_modules": sorted(found),
         "inference_mode": True,
@@ -123,7 +123,7 @@ def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transpos
 
 
 class _Entry(NamedTuple):
-    """One layer's adapter as found in a file: A [R, I], B [O, R]."""
+    """The adapter of one layer in a file: A [R, I], B [O, R]."""
 
     A: Tensor
     B: Tensor
@@ -141,7 +141,7 @@ def _read_adapter(path: Path) -> dict[str, _Entry]:
         return _read_peft(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged file fails in any way the unpickler can: KeyError, IndexError, TypeError, OSError
+    except Exception:  # the unpickler fails on a damaged file with KeyError, IndexError, TypeError, OSError and others
         refuse("path", str(path), f"not a state dict that loads with weights_only=True; give a {WEIGHTS_NAME} file")
     if not isinstance(state, dict):
         refuse("path", str(path), f"holds no state dict; give a {WEIGHTS_NAME} file")
@@ -193,7 +193,7 @@ def _is_matrix(value: object) -> TypeGuard[Tensor]:
 
 
 def _number(value: object) -> float | None:
-    """A finite number above 0, plain or in a tensor; else None."""
+    """`value` if it is a finite number above 0, plain or in a tensor; otherwise None."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None
@@ -214,12 +214,12 @@ def _check_fits(model: nn.Module, name: str, entry: _Entry, present: Mapping[str
     if not present:
         return
     if name not in present:
-        refuse("path", name, "the file adapts this layer, the model does not: use the same targets")
+        refuse("path", name, "the file adapts this layer, but the model does not: use the same targets")
     known = present[name]
     if (known.rank, known.alpha) != (len(entry.A), entry.alpha):
         refuse(
             "path",
             name,
-            f"the file has rank {len(entry.A)} and alpha {entry.alpha:g}, the model rank {known.rank} and "
+            f"the file has rank {len(entry.A)} and alpha {entry.alpha:g}, but the model has rank {known.rank} and "
             f"alpha {known.alpha:g}: use the same rank and alpha",
         )

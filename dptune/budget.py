@@ -1,15 +1,15 @@
-r"""What several stages spend on the same private data, in one append-only file, and what they cost together.
+r"""An append-only file of what several stages spend on the same private data, and their epsilon together.
 
-A generator trained with DP-SGD and a histogram of the data it was trained on are two releases: each has an epsilon, and
-whoever sees both learns what both tell. Their privacy loss distributions are composed (dp-accounting), which is less
-than adding the epsilons and more than the larger of the two.
+A generator trained with DP-SGD and a histogram of its training data are two releases. Each has an epsilon, and anyone
+who sees both learns from both. Their privacy loss distributions are composed (dp-accounting). The result is less than
+the sum of the epsilons and more than the larger one.
 
     python -m dptune.budget budget.jsonl --delta 5e-7
 
-prints each stage and the whole. A stage is entered before it spends anything, so that a crash can make the file count
-what was never released, but not the other way round. A training is entered as the path of its ledger, which is read
-when epsilon is asked for: its steps count as they are taken, repeated ones too. The ledger is there from then on, empty
-before the first step: where it is missing, what the training spent is not known.
+prints each stage and the total. A stage is entered before it spends anything. So after a crash the file may count a
+release that never happened, but never misses one. A training is entered as the path of its ledger, which is read when
+epsilon is computed, so all its steps count, including repeated ones. Entering a training makes an empty ledger. If the
+ledger is missing later, nobody knows what the training spent, and the file is refused.
 
 No torch in this file.
 """
@@ -38,13 +38,13 @@ class Stage:
     """One line of the file.
 
     Attributes:
-        stage: its name, for a person.
+        stage: the stage's name, shown to the user.
         unit: whose presence its epsilon hides.
         kind: "training" (see `ledger`), "gaussian" (see `noise_multiplier`) or "without privacy" (see `reason`).
-        ledger: a training's ledger, relative to the budget file's folder.
-        noise_multiplier: of one Gaussian release: the noise's standard deviation over what one unit can move it by.
-        reason: why a stage voids the whole guarantee.
-        release: what was released, by an id of its own; None where nothing asks whether it is entered.
+        ledger: path of a training's ledger, relative to the budget file's folder.
+        noise_multiplier: of one Gaussian release: the noise's standard deviation, divided by the sensitivity.
+        reason: why the stage voids the whole guarantee.
+        release: unique id of the release, so that it is entered only once; None if it needs no id.
     """
 
     stage: str
@@ -56,17 +56,17 @@ class Stage:
     release: str | None = None
 
     def is_same_as(self, other: Stage) -> bool:
-        """Whether both are one ledger, one release or one reason, so that they count once."""
+        """Whether both have the same ledger, release or reason, so that they count only once."""
         one_ledger = self.ledger is not None and self.ledger == other.ledger
         one_release = self.release is not None and self.release == other.release
         return one_ledger or one_release or (self.kind == _WITHOUT and self == other)
 
 
 class Budget:
-    """The stages entered in the file at `path`; made by the first one.
+    """The stages entered in the file at `path`. Entering the first stage makes the file.
 
     Raises:
-        InvalidArgument: a line that is no entry. A torn last line is an entry of something that was never released.
+        InvalidArgument: a line is not an entry. A torn last line is ignored, because its stage released nothing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -75,15 +75,15 @@ class Budget:
 
     @property
     def stages(self) -> list[Stage]:
-        """What is entered by now: other programs may enter stages of their own at any time."""
+        """The stages entered so far, read anew each time, because other programs may enter stages too."""
         return _read(self.path)
 
     def enter_training(self, stage: str, ledger: str | os.PathLike[str], *, unit: str) -> None:
-        """Enter a DP-SGD training before its first step; once for each ledger, so resuming it enters nothing.
+        """Enter a DP-SGD training before its first step. Each ledger is entered once, so resuming enters nothing.
 
         Raises:
-            InvalidArgument: another stage, or what was entered for this ledger, protects another unit, or its ledger
-                is no longer there: a training that took its place would hide what was spent.
+            InvalidArgument: a stage in the file protects another unit; or the ledger was entered before and is now
+                missing, so a new training would hide what was spent.
         """
         where = Path(os.path.relpath(Path(ledger).absolute(), self.path.absolute().parent)).as_posix()
         entry = Stage(stage, unit, _TRAINING, ledger=where)
@@ -94,28 +94,28 @@ class Budget:
             self._ledger_of(entry)
 
     def enter_gaussian(self, stage: str, noise_multiplier: float, *, unit: str, release: str | None = None) -> None:
-        """Enter one Gaussian release before it is made; each is a line of its own, but one `release` id once only.
+        """Enter one Gaussian release before it is made. Each call counts, but a `release` id counts only once.
 
         Raises:
-            InvalidArgument: a noise multiplier that is not above 0, or another stage protects another unit.
+            InvalidArgument: the noise multiplier is not above 0, or a stage in the file protects another unit.
         """
         require_positive("noise_multiplier", noise_multiplier)
         self._enter(Stage(stage, unit, _GAUSSIAN, noise_multiplier=float(noise_multiplier), release=release))
 
     def enter_without_privacy(self, stage: str, reason: str, *, release: str | None = None) -> None:
-        """Enter something that was computed from private data with no bound: no epsilon can be stated from here on."""
+        """Enter something computed from private data without any bound. From then on there is no epsilon."""
         self._enter(Stage(stage, "nobody", _WITHOUT, reason=reason, release=release))
 
     @property
     def reasons(self) -> list[str]:
-        """Why there is no guarantee; empty where there is one."""
+        """Why there is no guarantee; empty if there is one."""
         return _reasons(self.stages)
 
     def spends(self, stage: Stage) -> list[Spend]:
-        """What one stage has spent by now.
+        """What one stage has spent so far.
 
         Raises:
-            InvalidArgument: a training whose ledger is not there: nobody knows what it spent.
+            InvalidArgument: the ledger of a training is missing, so nobody knows what it spent.
         """
         if stage.kind == _GAUSSIAN:
             return [Spend(present(stage.noise_multiplier, "noise multiplier"), 1.0, 1)]
@@ -124,21 +124,21 @@ class Budget:
         return Ledger(self._ledger_of(stage)).spends
 
     def epsilon(self, delta: float) -> float | None:
-        """Epsilon of all stages together at `delta`, or None where there is no guarantee (see `reasons`).
+        """Epsilon of all stages together at `delta`; None if there is no guarantee (see `reasons`).
 
         Raises:
-            InvalidArgument: see `spends`; or stages of two units, which were entered at one time.
+            InvalidArgument: see `spends`; or the file has stages of two units, which were entered at the same time.
         """
         return self._together(self.stages, delta)
 
     def describe(self, delta: float) -> list[str]:
-        """Each stage with the epsilon that it would have alone, and the whole, in lines for a person."""
+        """Each stage with its epsilon alone, and the total, as lines of text for the user."""
         stages = self.stages
         lines = [f"{entered.stage:<32} {self._alone(entered, delta)}" for entered in stages]
         total = self._together(stages, delta)
         if total is None:
             return [*lines, f"{'together':<32} NO GUARANTEE ({'; '.join(_reasons(stages))})"]
-        units = {entered.unit for entered in stages}  # one at most: see _together
+        units = {entered.unit for entered in stages}  # at most one: see _together
         return [
             *lines,
             f"{'together':<32} epsilon {rounded_up(total)} at delta {delta:g}",
@@ -160,18 +160,18 @@ class Budget:
     def _ledger_of(self, stage: Stage) -> Path:
         ledger = self.path.parent / present(stage.ledger, "ledger")
         if not ledger.is_file():
-            remedy = "its ledger is not there, so what it spent is not known; put it back (empty, if it never began)"
+            remedy = "its ledger is missing, so what it spent is not known; put it back (empty, if it never began)"
             refuse("budget", f"{self.path}: {stage.stage} ({stage.ledger})", remedy)
         return ledger
 
     def _require_one_unit(self, stage: Stage, entered: Sequence[Stage]) -> None:
         others = {one.unit for one in entered if one.kind != _WITHOUT} - {stage.unit}
         if others and stage.kind != _WITHOUT:
-            known = f"{self.path} has stages that protect {sorted(others)[0]}; epsilons of two units do not add up"
+            known = f"{self.path} has stages that protect {sorted(others)[0]}; epsilons of two units cannot be added"
             refuse("unit", stage.unit, f"{known}: keep to that unit, or begin a new file for other data")
 
     def _is_new(self, stage: Stage) -> bool:
-        """Whether nothing is entered that `stage` would count again."""
+        """Whether `stage` is not entered yet."""
         entered = self.stages
         self._require_one_unit(stage, entered)
         return not any(one.is_same_as(stage) for one in entered)
@@ -199,7 +199,7 @@ def _read(path: Path) -> list[Stage]:
         try:
             stages.append(_stage(json.loads(line)))
         except (ValueError, TypeError):
-            refuse("budget", f"{path}:{number}", "not an entry; epsilon would be understated: restore the file")
+            refuse("budget", f"{path}:{number}", "is not an entry, so epsilon would be too small; restore the file")
     return stages
 
 
@@ -211,7 +211,7 @@ def _content(path: Path) -> bytes:
 
 
 def _torn(path: Path) -> bytes:
-    """What a crash left of a last line; nothing where only its line end is lacking."""
+    """The rest of a last line that a crash cut short; empty if only its line end is missing."""
     last = _content(path).rpartition(b"\n")[2]
     try:
         _stage(json.loads(last))
@@ -221,13 +221,13 @@ def _torn(path: Path) -> bytes:
 
 
 def _cut_torn(path: Path) -> None:
-    """Make room for a whole line. Before one is appended only: who reads a file leaves it as it is."""
+    """Remove a torn last line. Only called before a line is appended; readers leave the file as it is."""
     if path.exists() and (torn := _torn(path)):
         os.truncate(path, path.stat().st_size - len(torn))
 
 
 def _stage(entry: dict[str, object]) -> Stage:
-    """An entry; ValueError or TypeError where it cannot be one."""
+    """The stage of an entry; ValueError or TypeError if it is not a valid one."""
     stage = Stage(**entry)  # type: ignore[arg-type]
     needed = {_TRAINING: stage.ledger, _GAUSSIAN: stage.noise_multiplier, _WITHOUT: stage.reason}
     if needed[stage.kind] is None if stage.kind in needed else True:
@@ -238,14 +238,14 @@ def _stage(entry: dict[str, object]) -> Stage:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print what the stages of a file spent."""
+    """Print the epsilon of each stage of a budget file, and of all together."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("budget_file", help="budget.jsonl of a pipeline")
-    parser.add_argument("--delta", type=float, required=True, help="chance that the bound may fail")
+    parser.add_argument("budget_file", help="the budget.jsonl of a pipeline")
+    parser.add_argument("--delta", type=float, required=True, help="probability with which the bound may fail")
     given = parser.parse_args(argv)
     try:
         if not Path(given.budget_file).is_file():
-            refuse("budget_file", given.budget_file, "no such file; give the budget.jsonl of a pipeline")
+            refuse("budget_file", given.budget_file, "there is no such file; give the budget.jsonl of a pipeline")
         print(*Budget(given.budget_file).describe(given.delta), sep="\n")
     except InvalidArgument as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Per-example norms -> clipping factors (Abadi et al. 2016, algorithm 1), in four styles.
 
-Whatever the style, what is summed is what was measured, scaled, and one privacy unit moves the sum by at most C (if
-that is adaptive, the step's). `PrivacyConfig.sensitivity` says by how much it moves everything that a step releases.
+In every style, the gradients that are summed are the measured ones, scaled, and one privacy unit changes the sum by at
+most C (with adaptive clipping, the current step's C). `PrivacyConfig.sensitivity` covers all that a step releases.
 
 Shapes: B examples.
 """
@@ -19,38 +19,38 @@ from dptune.clipping_styles import Automatic, Clipping, PerLayer
 
 
 def layers_of(parameters: Iterable[str]) -> dict[str, str]:
-    """{parameter: the layer that it is clipped with}: the module that owns it, both matrices of an adapter together."""
+    """{parameter: the layer that it is clipped with}: the module that owns it. An adapter's A and B are one layer."""
     return {name: name.rpartition(".")[0].removesuffix(".A").removesuffix(".B") for name in parameters}
 
 
 def clip_factors(norms_B: Tensor, clip_norm: float) -> Tensor:
-    """min(1, clip_norm / norm), [B]; 0 for a norm that is not finite, so that no example can spoil the sum."""
+    """min(1, clip_norm / norm), [B]; 0 if the norm is not finite, so that no example can spoil the sum."""
     require_positive("clip_norm", clip_norm)
     factors = (clip_norm / norms_B.clamp_min(torch.finfo(norms_B.dtype).tiny)).clamp(max=1.0)
     return torch.where(norms_B.isfinite(), factors, torch.zeros_like(factors))
 
 
 def normalising_factors(norms_B: Tensor, clip_norm: float, gamma: float) -> Tensor:
-    """clip_norm / (norm + gamma), [B]; 0 for a norm that is not finite."""
+    """clip_norm / (norm + gamma), [B]; 0 if the norm is not finite."""
     require_positive("clip_norm", clip_norm)
     factors = clip_norm / (norms_B + gamma)
     return torch.where(norms_B.isfinite(), factors, torch.zeros_like(factors))
 
 
 def whole_norms(squared_norms: Mapping[str, Tensor]) -> Tensor:
-    """Norms over all parameters together, [B] float64, of {parameter: squared norms [B]}."""
+    """Norms over all parameters together, [B] float64, from {parameter: squared norms [B]}."""
     return torch.stack(list(squared_norms.values())).sum(0).sqrt()
 
 
 class Clipper:
-    """Factors in one style for one set of parameters.
+    """Computes the factors of one clipping style for one set of parameters.
 
     Args:
-        clipping: the style.
-        parameters: names of all that are trained, whether or not a micro-batch uses them.
+        clipping: the clipping style.
+        parameters: names of all trained parameters, whether or not a micro-batch uses them.
 
     Raises:
-        InvalidArgument: clip norms for other layers than there are.
+        InvalidArgument: the per-layer clip norms are for other layers.
     """
 
     def __init__(self, clipping: Clipping, parameters: Iterable[str]) -> None:
@@ -59,7 +59,7 @@ class Clipper:
         self._thresholds = _thresholds(clipping, set(self._layers.values())) if isinstance(clipping, PerLayer) else {}
 
     def factors(self, squared_norms: Mapping[str, Tensor], clip_norm: float) -> dict[str, Tensor]:
-        """{parameter: factors [B]} of {parameter: squared norms [B] float64}."""
+        """{parameter: factors [B]} from {parameter: squared norms [B] float64}."""
         norms = whole_norms(squared_norms)
         if isinstance(self._clipping, PerLayer):
             return self._by_layer(squared_norms, clip_norm, norms.isfinite())
@@ -72,7 +72,7 @@ class Clipper:
         for name, squared in squared_norms.items():
             layer = self._layers[name]
             totals[layer] = totals[layer] + squared if layer in totals else squared
-        # One layer's overflow says that the others are no better.
+        # If the norm of one layer overflows, the other layers of that example cannot be trusted either.
         factors = {
             layer: clip_factors(total.sqrt(), self._thresholds[layer] * clip_norm) * finite_B
             for layer, total in totals.items()
@@ -81,12 +81,12 @@ class Clipper:
 
 
 def _thresholds(clipping: PerLayer, layers: set[str]) -> dict[str, float]:
-    """{layer: its threshold as a share of the clip norm of the whole}: the shares' squares add up to 1."""
+    """{layer: its threshold as a share of the total clip norm}; the squares of the shares add up to 1."""
     total = clipping.total
     if clipping.clip_norms is None or total is None:
         return dict.fromkeys(layers, 1 / sqrt(len(layers)))
     if missing := sorted(layers - set(clipping.clip_norms)):
         refuse("clip_norms", missing[0], "this trained layer has no clip norm; give one for every layer")
     if unknown := sorted(set(clipping.clip_norms) - layers):
-        refuse("clip_norms", unknown[0], "there is no such trained layer")
+        refuse("clip_norms", unknown[0], "there is no such trained layer; leave it out")
     return {layer: threshold / total for layer, threshold in clipping.clip_norms.items()}

@@ -1,6 +1,6 @@
-"""How gradients may be clipped, as values. No torch in this file: flags and plans name a style before a model is there.
+"""The clipping styles, as values. `dptune.clipping` computes their factors.
 
-`dptune.clipping` computes the factors.
+No torch in this file, because flags and plans name a style before a model is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dptune._validate import refuse, require_positive, require_probability
 
 @dataclass(frozen=True)
 class Flat:
-    """One factor an example, min(1, C / |g|): its whole gradient is at most C long."""
+    """One factor per example, min(1, C / |g|), so that the norm of its whole gradient is at most C."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class PerLayer:
     """Each layer's part of the gradient is clipped on its own.
 
     Attributes:
-        clip_norms: {layer: C_l}, for every trained layer; None gives each of K layers C / sqrt(K). The root of their
-            sum of squares is the clip norm of the whole.
+        clip_norms: {layer: C_l} for every trained layer; None gives each of K layers C / sqrt(K). The total clip norm
+            is the square root of the sum of their squares.
     """
 
     clip_norms: Mapping[str, float] | None = None
@@ -35,7 +35,7 @@ class PerLayer:
 
     @property
     def total(self) -> float | None:
-        """The root of the given clip norms' sum of squares: how far one privacy unit can move the sum."""
+        """The total clip norm, by which one privacy unit can change the sum; None if no clip norms are given."""
         if self.clip_norms is None:
             return None
         return sqrt(sum(threshold**2 for threshold in self.clip_norms.values()))
@@ -43,11 +43,11 @@ class PerLayer:
 
 @dataclass(frozen=True)
 class Automatic:
-    """Every gradient is normalised, C / (|g| + gamma), so that C is a scale and no longer a threshold (Bu et al. 2023,
+    """Every gradient is normalised, C g / (|g| + gamma), so C is a scale and not a threshold (Bu et al. 2023,
     "Automatic clipping").
 
     Attributes:
-        gamma: above 0, keeps tiny gradients tiny.
+        gamma: above 0; keeps tiny gradients tiny.
     """
 
     gamma: float = 0.01
@@ -58,16 +58,16 @@ class Automatic:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Flat, with a C that follows a quantile of the norms, estimated privately (Andrew et al. 2021, "Differentially
-    private learning with adaptive clipping").
+    """Flat clipping with a C that follows a quantile of the norms, estimated privately (Andrew et al. 2021,
+    "Differentially private learning with adaptive clipping").
 
-    Each step also releases how many examples were not longer than C, with noise of its own. Both releases together cost
-    what one with the configured noise multiplier costs; the gradient gets the more noise for it.
+    Each step also releases the number of examples with a norm of at most C, with separate noise. Both releases together
+    cost as much as one release with the configured noise multiplier; in return, the gradient gets more noise.
 
     Attributes:
-        quantile: the share of examples that shall not be clipped, in (0, 1).
-        learning_rate: of log C.
-        count_noise: standard deviation of the noise on that number of examples; None: a 20th of the expected batch.
+        quantile: the share of examples that should not be clipped, in (0, 1).
+        learning_rate: step size for log C, above 0.
+        count_noise: standard deviation of the noise on that number of examples; None for a 20th of the expected batch.
     """
 
     quantile: float = 0.5
@@ -77,15 +77,15 @@ class Adaptive:
     def __post_init__(self) -> None:
         require_probability("quantile", self.quantile)
         if self.quantile == 1:
-            refuse("quantile", self.quantile, "must be below 1: C would grow without end")
+            refuse("quantile", self.quantile, "must be below 1, because C would grow forever")
         require_positive("learning_rate", self.learning_rate)
         if self.count_noise is not None:
             require_positive("count_noise", self.count_noise)
 
     def next_clip_norm(self, clip_norm: float, unclipped_share: float) -> float:
-        """C for the next step, from the noisy share of examples that were not longer than this step's."""
+        """C for the next step, from the noisy share of examples that this step did not clip."""
         change = -self.learning_rate * (unclipped_share - self.quantile)
-        # The share is noisy: where the noise is larger than the batch a step may not move C by more than e.
+        # The share is noisy. Even if the noise exceeds the batch, a step changes C by at most a factor of e.
         return clip_norm * math.exp(min(max(change, -1.0), 1.0))
 
 

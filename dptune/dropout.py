@@ -1,10 +1,9 @@
-"""Dropout whose masks nobody can foretell.
+"""Dropout with masks that nobody can predict.
 
-torch draws masks from one generator, in the order of the rows. Which of its numbers make an example's mask therefore
-depends on the examples before it: leave one out, and all behind it get other masks, other gradients and another sum.
-Whoever knew the generator's seed (a program's seed) could look for that shift, and the sum would move by more than
-one example's share. Under a seed that nobody knows every mask is just a fresh random one, drawn for its example alone,
-and the bound holds for each way in which they can fall.
+torch draws all masks from one generator, row by row. So an example's mask depends on the examples before it: removing
+one example changes the masks, the gradients and the sum of all later ones. Anyone who knows the generator's seed (a
+program's seed) could look for that shift, and the sum would change by more than one example's share. With a secret
+seed, every mask is an independent random mask of its example alone, and the bound holds for every outcome of the masks.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ _SEED_BITS = 63
 
 
 def draw_new_masks(rank: int, step: int, *, test_seed: int | None) -> None:
-    """Give torch's generators a fresh secret seed; call it before the first forward pass of every private step.
+    """Give torch's generators a new secret seed. Call it before the first forward pass of every private step.
 
     Args:
-        rank: this process, so that ranks draw different masks under a test seed too.
-        step: its number, from 1.
-        test_seed: makes the masks repeatable; for tests, it protects nobody.
+        rank: number of this process, so that ranks draw different masks with a test seed too.
+        step: number of the step, from 1.
+        test_seed: makes the masks repeatable. For tests only: it protects nobody.
     """
     seed = secrets.randbits(_SEED_BITS)
     if test_seed is not None:
@@ -34,5 +33,5 @@ def draw_new_masks(rank: int, step: int, *, test_seed: int | None) -> None:
 
 
 def forget_masks() -> None:
-    """Put another secret in the place of the last step's, which checkpoints with torch's generator would tell."""
+    """Replace the seed of the last step, because a checkpoint with torch's generator state would reveal it."""
     torch.manual_seed(secrets.randbits(_SEED_BITS))

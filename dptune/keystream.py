@@ -1,8 +1,8 @@
 """Random bits from a cryptographic generator: AES-256 in counter mode, keyed from the operating system.
 
-Noise and sampling that an attacker can predict give no privacy, so neither `torch.manual_seed` nor a program's seed
-reaches this file. A general-purpose generator (Mersenne twister, Philox) is predictable from its outputs; a keystream
-is not.
+Noise and sampling that an attacker can predict give no privacy, so neither `torch.manual_seed` nor a program's seed has
+an effect here. A general-purpose generator (Mersenne twister, Philox) is predictable from its outputs; a keystream is
+not.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 
 KEY_BYTES = 32
 _LOW_BITS = (1 << 53) - 1
-_SLACK = 15  # bytes that the cipher wants behind its output
+_SLACK = 15  # extra bytes that the cipher needs behind its output
 
 
 class Keystream:
-    """An endless stream of random 64-bit words under one key. Not for sharing between threads.
+    """An endless stream of random 64-bit words under one key. Not safe to share between threads.
 
-    Make one with `from_os` (the default everywhere), `shared` (ranks that must agree on one secret draw) or `for_tests`
-    (reproducible; whoever uses it has no guarantee, and the report says so).
+    Make one with `from_os` (the default everywhere), `shared` (for ranks that must agree on one secret draw) or
+    `for_tests` (reproducible; a run that uses it has no guarantee, and its report says so).
     """
 
     def __init__(self, key: bytes, *, secret: bool, start: int = 0) -> None:
@@ -30,26 +30,26 @@ class Keystream:
             raise ValueError(f"key of {len(key)} bytes: give {KEY_BYTES}")
         self.secret = secret
         # The counter starts at zero: one key makes one stream, and a key is never used for two purposes.
-        self._key, self._place = key, start  # the place of the next word
+        self._key, self._place = key, start  # the position of the next word
         self._cipher = _cipher_at(key, start)
 
     @classmethod
     def from_os(cls) -> Keystream:
-        """A stream under a fresh key of the operating system's."""
+        """A stream under a new key from the operating system."""
         return cls(new_key(), secret=True)
 
     @classmethod
     def shared(cls, key: bytes) -> Keystream:
-        """A stream under a `new_key()` that the ranks of one job share and nobody else knows."""
+        """A stream under a `new_key()` that only the ranks of one job know."""
         return cls(key, secret=True)
 
     @classmethod
     def for_tests(cls, seed: int | str) -> Keystream:
-        """A reproducible stream, another one for each seed: for tests only, it protects nobody."""
+        """A reproducible stream for `seed`. For tests only: it protects nobody."""
         return cls(hashlib.sha256(f"dptune test {seed}".encode()).digest(), secret=False)
 
     def split(self, count: int) -> Keystream:
-        """A stream of the next `count` words, which this one then passes over: for another thread to read."""
+        """A stream of the next `count` words for another thread; this stream then skips them."""
         part = Keystream(self._key, secret=self.secret, start=self._place)
         self._place += count
         self._cipher = _cipher_at(self._key, self._place)
@@ -72,7 +72,7 @@ class Keystream:
 
 
 def _cipher_at(key: bytes, word: int) -> CipherContext:
-    """AES-256-CTR, standing before a word of its stream; a block has two."""
+    """AES-256-CTR positioned before word `word` of its stream; a block has two words."""
     block, odd = divmod(word, 2)
     cipher = Cipher(algorithms.AES(key), modes.CTR(block.to_bytes(16, "big"))).encryptor()
     cipher.update(bytes(8 * odd))
@@ -80,5 +80,5 @@ def _cipher_at(key: bytes, word: int) -> CipherContext:
 
 
 def new_key() -> bytes:
-    """A fresh secret key from the operating system."""
+    """A new secret key of `KEY_BYTES` bytes from the operating system."""
     return secrets.token_bytes(KEY_BYTES)

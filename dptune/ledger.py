@@ -1,7 +1,7 @@
 """An append-only record of every noisy step, from which epsilon is computed.
 
-A line is on disk before the gradient it stands for leaves the mechanism, so a crash can make the ledger count a step
-that was never used, but not the other way round.
+The line of a step is on disk before its gradient leaves the mechanism. So after a crash the ledger may count a step
+that was never used, but never misses one.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from dptune.accounting import Spend
 
 
 class Ledger:
-    """The steps recorded at `path`; opening a file that has entries counts them.
+    """The steps recorded at `path`, including those that are already in the file.
 
     Args:
-        path: the file; made by the first step.
-        group_size: most examples of one privacy unit among those that are sampled (`accounting.Spend`), of the steps
-            that will be recorded. A line says it unless it is 1; those in the file keep their own.
+        path: the file; the first step makes it.
+        group_size: maximum number of examples per privacy unit (see `accounting.Spend`) of the steps to record. A line
+            states it unless it is 1; lines that are already in the file keep their own.
 
     Raises:
-        InvalidArgument: a line that is no entry. A torn last line is not counted: its gradient was never used. The
-            next step is written in its place; who only reads a ledger leaves it as it is.
+        InvalidArgument: a line is not an entry. A torn last line is not counted, because its gradient was never used;
+            the next step replaces it. Reading a ledger never changes the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, group_size: int = 1) -> None:
         require_count("group_size", group_size)
         self.path, self.group_size = Path(path), group_size
-        # The bytes of the lines that are counted, and what a `record` that failed may have left behind them.
+        # Length of the counted lines in bytes, and what a failed `record` may have left behind them.
         self._counts, self._length, self._unfinished = _read(self.path)
 
     @property
@@ -49,10 +49,11 @@ class Ledger:
     def record(self, *, noise_multiplier: float, sampling_probability: float, clip_norm: float) -> None:
         """Append one step and wait until it is on disk.
 
-        A call that fails (a full disk, say) counts nothing, and the next one writes in its place.
+        If a call fails, for example because the disk is full, nothing is counted, and the next call overwrites the
+        rest of its line.
 
         Raises:
-            InvalidArgument: the file is not as the last call left it.
+            InvalidArgument: something else changed the file since the last call.
         """
         entry = {
             "step": self.steps + 1,
@@ -71,7 +72,7 @@ class Ledger:
         self._counts[noise_multiplier, sampling_probability, self.group_size] += 1
 
     def content(self) -> bytes:
-        """The lines that are counted, as they stand in the file: what a checkpoint keeps a copy of.
+        """The counted lines as bytes, for the copy in a checkpoint.
 
         Raises:
             InvalidArgument: the file lost some of them.
@@ -82,29 +83,31 @@ class Ledger:
         return content[: self._length]
 
     def require_continues(self, saved: str | os.PathLike[str], steps: int) -> None:
-        """Refuse a ledger that does not begin with what a checkpoint recorded: its epsilon would be too small.
+        """Refuse a ledger that does not begin with the lines of a checkpoint's copy, because its epsilon would be too
+        small.
 
-        Steps beyond the checkpoint's may follow. They were released, though a crash threw their result away.
+        More steps may follow. They were released, though a crash threw their result away.
 
         Args:
             saved: the checkpoint's copy of the ledger.
-            steps: lines that the copy must have.
+            steps: number of lines that the copy must have.
 
         Raises:
-            InvalidArgument: lines of the checkpoint are missing here or read otherwise, or the copy is not of `steps`.
+            InvalidArgument: lines of the copy are missing here or differ, or the copy does not have `steps` lines.
         """
         theirs, ours = (lines.splitlines(keepends=True) for lines in (Path(saved).read_bytes(), self.content()))
         if len(theirs) != steps:
-            refuse("ledger", str(saved), f"has {len(theirs)} lines, but its checkpoint {steps}; take another one")
+            remedy = f"has {len(theirs)} lines, but its checkpoint counts {steps}; use another checkpoint"
+            refuse("ledger", str(saved), remedy)
         if len(ours) < steps:
-            refuse("ledger", str(self.path), f"has {len(ours)} lines, the checkpoint {steps} already; {_RESTORE}")
+            remedy = f"has {len(ours)} lines, but the checkpoint already has {steps}; {_RESTORE}"
+            refuse("ledger", str(self.path), remedy)
         for number, (own, copied) in enumerate(zip(ours, theirs, strict=False), start=1):
             if own != copied:
-                refuse("ledger", f"{self.path}:{number}", f"reads otherwise than in the checkpoint; {_RESTORE}")
+                refuse("ledger", f"{self.path}:{number}", f"differs from the checkpoint's copy; {_RESTORE}")
 
     def _cut_unfinished(self) -> None:
-        """Take off what a failed `record` left, this process's or an earlier one's; anything else that is there or not
-        there is somebody else's doing."""
+        """Cut off what a failed `record` left, of this process or an earlier one. Refuse any other change."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size == self._length:
             return
@@ -113,7 +116,7 @@ class Ledger:
         with self.path.open("r+b") as file:
             file.seek(self._length)
             if not self._unfinished.startswith(file.read()):
-                refuse("ledger", str(self.path), "another process writes to it; give each run a folder of its own")
+                refuse("ledger", str(self.path), "another process writes to it; give each run a separate folder")
             file.truncate(self._length)
 
     def epsilon(self, delta: float) -> float:
@@ -121,22 +124,22 @@ class Ledger:
         return accounting.compose(self.spends, delta=delta)
 
     def running_epsilon(self, delta: float) -> float:
-        """A slightly larger bound in milliseconds, for a progress bar."""
+        """A slightly larger bound, within milliseconds, for a progress bar."""
         return accounting.running_epsilon(self.spends, delta=delta)
 
 
-# Not from a checkpoint: its copy lacks the steps that ran after it, and they were released.
-_RESTORE = "epsilon would be understated; restore the file from a backup that has every line"
+# Not from a checkpoint: its copy lacks the steps that were released after it.
+_RESTORE = "epsilon would be too small; restore the file from a backup that has every line"
 
 
 _Settings = tuple[float, float, int]  # noise multiplier, sampling probability, group size
 
 
 def _settings(entry: dict[str, float], number: int) -> _Settings:
-    """What the entry on line `number` says; an error where it cannot be one."""
+    """The settings in the entry on line `number`; raises an error if it is not a valid entry."""
     sigma, q = float(entry["noise_multiplier"]), float(entry["sampling_probability"])
     group_size = entry.get("group_size", 1)
-    if not (sigma > 0 and 0 < q <= 1 and entry["step"] == number):  # another step's number: lines are missing or double
+    if not (sigma > 0 and 0 < q <= 1 and entry["step"] == number):  # another number: lines are missing or doubled
         raise ValueError
     if type(group_size) is not int or group_size < 1:
         raise ValueError
@@ -144,8 +147,10 @@ def _settings(entry: dict[str, float], number: int) -> _Settings:
 
 
 def begin_ledger(path: str | os.PathLike[str]) -> None:
-    """Make the empty file in which a run's steps will be recorded, so that one that is lost can be told from one that
-    has not begun; what is there stays."""
+    """Make the empty file for a run's steps, so that a lost ledger differs from a run that has not begun.
+
+    An existing file stays as it is.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -153,13 +158,13 @@ def begin_ledger(path: str | os.PathLike[str]) -> None:
 
 
 def has_begun(path: str | os.PathLike[str]) -> bool:
-    """Whether a step may have been recorded there: an empty file is from `begin_ledger`."""
+    """Whether a step may have been recorded at `path`; an empty file comes from `begin_ledger`."""
     path = Path(path)
     return path.exists() and path.stat().st_size > 0
 
 
 def _read(path: Path) -> tuple[Counter[_Settings], int, bytes]:
-    """Steps by their settings, the bytes that they fill, and what a crash tore off behind them."""
+    """(number of steps by settings, length of their lines in bytes, torn bytes behind them)."""
     counts: Counter[_Settings] = Counter()
     if not path.exists():
         return counts, 0, b""
@@ -169,5 +174,5 @@ def _read(path: Path) -> tuple[Counter[_Settings], int, bytes]:
         try:
             counts[_settings(json.loads(line), number)] += 1
         except (ValueError, KeyError, TypeError):
-            refuse("ledger", f"{path}:{number}", f"not a ledger entry; {_RESTORE}")
+            refuse("ledger", f"{path}:{number}", f"is not a ledger entry; {_RESTORE}")
     return counts, len(whole), content[len(whole) :]

@@ -1,10 +1,10 @@
 """Low-rank adaptation (Hu et al. 2021): y = W x + (alpha / r) B A x, with W frozen and A, B trained.
 
-Shapes: B examples, T tokens, I inputs, O outputs, R rank. A is [R, I], B is [O, R] and zero at the start, so that the
-model begins as the base. The adapter computes in float32 whatever the base's dtype; while it trains, its input may
-pass through dropout, whose mask is drawn for every number by itself and so couples no two examples. It is attached by
-swapping the layer's class: the layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`),
-the adapter hangs below it as `.lora`.
+Shapes: I inputs, O outputs, R rank. A is [R, I]; B is [O, R] and zero at the start, so the model begins as the base.
+The adapter computes in float32, whatever the base's dtype. In training its input may pass through dropout, which draws
+a mask for each number independently, so it couples no examples. An adapter is attached by changing the layer's class:
+the layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`), and the adapter is its child
+`.lora`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LoraAdapter(nn.Module):
         self.B = nn.Linear(rank, outputs, bias=False, device=device, dtype=torch.float32)
         nn.init.kaiming_uniform_(self.A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.B.weight)
-        self.replaced_weight: nn.Parameter | None = None  # the base's own weight, while the adapter is merged
+        self.replaced_weight: nn.Parameter | None = None  # the base's weight, while the adapter is merged
 
     @property
     def rank(self) -> int:
@@ -51,7 +51,7 @@ class LoraAdapter(nn.Module):
 
 
 class _WithLora:
-    """Mixed into the class of a linear layer by `add_lora`."""
+    """Mixin that `attach` adds to the class of a linear layer."""
 
     lora: LoraAdapter
 
@@ -69,7 +69,7 @@ def _with_lora(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's linear layer, whose weight is [I, O]; known by name, since the engine does not import transformers."""
+    """Whether it is GPT-2's linear layer, with weight [I, O]. The engine does not import transformers, so by name."""
     return type(module).__name__.removeprefix("Lora") == "Conv1D" and hasattr(module, "nf")
 
 
@@ -81,7 +81,7 @@ def linear_sizes(module: Any) -> tuple[int, int]:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """{name: layer} of all layers of `model` that can be adapted, leaving out the adapters' own."""
+    """{name: layer} of all layers of `model` that can be adapted, without the layers of adapters."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -106,15 +106,15 @@ def add_lora(
     Args:
         model: any module; changed in place.
         rank: R, at least 1.
-        alpha: the adapter's output is scaled by alpha / R.
-        targets: whole module names (`model.layers.0.self_attn.q_proj`) or their endings (`q_proj`, `self_attn.q_proj`).
-        dropout: share of an adapter's inputs set to zero in training mode, in [0, 1).
+        alpha: above 0; the adapter's output is scaled by alpha / R.
+        targets: full module names (`model.layers.0.self_attn.q_proj`) or their endings (`q_proj`, `self_attn.q_proj`).
+        dropout: share of an adapter's inputs that is set to zero in training mode, in [0, 1).
 
     Returns:
         The names of the adapted layers, in the model's order.
 
     Raises:
-        InvalidArgument: a target that matches no linear layer, or a model that has adapters already.
+        InvalidArgument: a target matches no linear layer, the model already has adapters, or a value is out of range.
     """
     require_count("rank", rank)
     require_positive("alpha", alpha)
@@ -135,7 +135,7 @@ def add_lora(
 
 
 def attach(model: nn.Module, adapted: dict[str, tuple[int, float]], *, dropout: float = 0.0) -> None:
-    """Freeze `model` and attach an adapter of (rank, alpha) to each layer of `adapted`, by its whole name."""
+    """Freeze `model` and attach an adapter to each layer of `adapted`, {full name: (rank, alpha)}."""
     model.requires_grad_(False)
     for name, (rank, alpha) in adapted.items():
         layer: Any = model.get_submodule(name)
@@ -146,7 +146,7 @@ def attach(model: nn.Module, adapted: dict[str, tuple[int, float]], *, dropout: 
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraAdapter]]:
-    """(name of the adapted layer, its adapter), in the model's order."""
+    """Yields (name of the adapted layer, its adapter), in the model's order."""
     for name, module in model.named_modules():
         if isinstance(module, LoraAdapter):
             yield name.removesuffix("lora").removesuffix("."), module
@@ -159,11 +159,13 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
-    """Fold every adapter into its layer's weight, for inference at the base's speed; `unmerge_lora` takes it back
-    exactly.
+    """Fold every adapter into its layer's weight, for inference at the base's speed. `unmerge_lora` undoes it exactly.
 
-    The layer gets a new weight of the base's dtype and the old one is kept, so a weight tied to another layer (an
-    embedding under an adapted lm_head) stays as it was there.
+    The layer gets a new weight of the base's dtype, and the old one is kept. So a weight that is tied to another layer
+    (the embedding of an adapted lm_head) does not change there.
+
+    Raises:
+        InvalidArgument: an adapter is already merged.
     """
     for name, adapter in adapters(model):
         if adapter.replaced_weight is not None:
@@ -175,7 +177,11 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def unmerge_lora(model: nn.Module) -> None:
-    """Give every merged layer its base weight back, bit for bit."""
+    """Give every merged layer its base weight back, bit for bit.
+
+    Raises:
+        InvalidArgument: an adapter is not merged.
+    """
     for name, adapter in adapters(model):
         if adapter.replaced_weight is None:
             refuse("model", name, "its adapter is not merged")

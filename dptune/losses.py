@@ -1,11 +1,11 @@
-"""One loss an example: the mean negative log-likelihood of its own answer tokens.
+"""One loss per example: the mean negative log-likelihood of its own answer tokens.
 
-The losses that models return average over all tokens of the micro-batch, which couples an example to its neighbours
-and voids the bound; so nothing here divides by anything but an example's own number of tokens. Logits are computed
-only where a label counts, in chunks, and never kept: with 50,000 words they would outweigh everything else in memory.
+Models return losses that average over all tokens of the micro-batch. This couples examples and voids the privacy bound,
+so each loss here is divided only by its own example's number of tokens. Logits are computed only where a label counts,
+in chunks, and never kept: with a vocabulary of 50,000 they would take more memory than everything else.
 
-Shapes: B examples, T tokens, D hidden size, V vocabulary, N tokens that carry a label, S most labelled tokens of one
-example.
+Shapes: B examples, T tokens, D hidden size, V vocabulary, N tokens with a label, S maximum number of labelled tokens
+per example.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ _CHUNK_LOGITS = 1 << 24  # logits made at a time: 64 MB in float32
 class CausalLMLoss:
     """(input_ids [B, T], labels [B, T]) -> losses [B] of a causal language model.
 
-    `labels[b, t]` is the id of token t, or -100 where it does not count; the shift by one happens here. Rows are
-    padded on the right: under causal attention padding is never seen by a real token, so there is no attention mask.
-    An example without any label has loss and gradient exactly zero.
+    `labels[b, t]` is the id of token t, or -100 if it does not count; this class shifts them by one. Rows are padded
+    on the right. With causal attention, no real token sees that padding, so there is no attention mask. An example
+    without labels has a loss and a gradient of exactly zero. Losses are in nats.
 
     Args:
-        model: a model of the transformers library's shape: `base_model`, `get_output_embeddings()`, `logits`. A model
-        that
-            does anything after its output layer (soft caps, scaling) is noticed and run whole.
+        model: a model with the interface of the transformers library: `base_model`, `get_output_embeddings()`,
+            `logits`. A model that does anything after its output layer (soft caps, scaling) is detected and run whole.
     """
 
     def __init__(self, model: Any) -> None:
@@ -49,7 +48,7 @@ class CausalLMLoss:
         return _row_sums(logits, targets) / counts.clamp_min(1)
 
     def _losses_through_head(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """The same from the backbone's last hidden states: logits only where a token is labelled, in chunks."""
+        """The same losses from the backbone's last hidden states, with logits only at labelled tokens, in chunks."""
         targets, counts = labels[:, 1:], labels[:, 1:].ne(IGNORE).sum(1)
         hidden_BTD = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
         head = self.model.get_output_embeddings()
@@ -67,13 +66,13 @@ class CausalLMLoss:
 
 
 def _is_frozen_linear(head: nn.Module) -> bool:
-    """While per-example gradients are recorded no weight needs a gradient: then a trained layer is one with a hook."""
+    """Whether the head is frozen. While gradients are recorded, no weight needs one; trained layers have hooks."""
     return type(head) is nn.Linear and not head.weight.requires_grad and not head._forward_hooks
 
 
 @torch.no_grad()
 def _head_is_last(model: Any) -> bool:
-    """Whether `model(...)` is its output layer applied to its backbone's last hidden state, tried on a few tokens."""
+    """Whether `model(...)` equals its output layer on its backbone's last hidden state, tested on a few tokens."""
     head = model.get_output_embeddings()
     if not hasattr(head, "weight") or model.base_model is model:
         return False
@@ -82,7 +81,7 @@ def _head_is_last(model: Any) -> bool:
         logits: Tensor = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
         return logits
 
-    # Not token 0: where it pads, its embedding is zero, and logits of zero are the same under any cap or scale.
+    # Not token 0: if it pads, its embedding is zero, and logits of zero are the same under any cap or scale.
     tried = torch.linspace(1, len(head.weight) - 1, 8, device=next(chain(model.buffers(), model.parameters())).device)
     ids = tried.long()[None]
     was_training = model.training
@@ -101,7 +100,7 @@ def _row_sums(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _labelled_first(hidden_BTD: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(hidden [B, S, D], targets [B, S]): each example's labelled positions first, in order; the rest is ignored."""
+    """(hidden [B, S, D], targets [B, S]): labelled positions of each example first, in order; the rest is ignored."""
     longest = int(targets.ne(IGNORE).sum(1).max())
     order_BS = targets.eq(IGNORE).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(longest, 1)]
     hidden_BSD = hidden_BTD.gather(1, order_BS[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
@@ -109,11 +108,11 @@ def _labelled_first(hidden_BTD: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 
 
 def _adapted_head_sums(head: Any, hidden_BTD: Tensor, targets: Tensor) -> Tensor:
-    """Row sums through an output layer with an adapter: rows keep their example, for its per-example gradient."""
+    """Row sums [B] through an output layer with an adapter. Rows stay apart, for their per-example gradients."""
     hidden_BSD, targets_BS = _labelled_first(hidden_BTD, targets)
     columns = max(1, _CHUNK_LOGITS // (head.weight.shape[0] * len(targets)))
     sums = hidden_BSD.new_zeros(len(targets), dtype=torch.promote_types(hidden_BSD.dtype, torch.float32))
-    for start in range(0, max(targets_BS.shape[1], 1), columns):  # rows of one token too need a graph for backward
+    for start in range(0, max(targets_BS.shape[1], 1), columns):  # rows of a single token need a graph for backward too
         part = slice(start, start + columns)
         sums = sums + checkpoint(
             lambda hidden, targets: _row_sums(head(hidden), targets),
@@ -125,10 +124,10 @@ def _adapted_head_sums(head: Any, hidden_BTD: Tensor, targets: Tensor) -> Tensor
 
 
 class _RowNLL(torch.autograd.Function):
-    """(logits [B, S, V], targets [B, S]) -> sums of negative log-likelihoods [B], of labelled tokens.
+    """(logits [B, S, V], targets [B, S]) -> sums of negative log-likelihoods of the labelled tokens [B].
 
-    For an output layer that trains as a whole. Its gradient needs the logits' gradient, so that is kept, but nothing
-    else of their size: it is written where the logits were. They must be used by nobody else.
+    For an output layer whose weight is trained. Its gradient needs the logits' gradient, which overwrites the logits to
+    save memory. So no other code may use these logits.
     """
 
     @staticmethod
@@ -153,15 +152,15 @@ class _RowNLL(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_BSV, ctx.grad = ctx.grad, None
         if grad_BSV is None:
-            raise RuntimeError("a second backward pass through the same losses: compute them anew")
+            raise RuntimeError("a second backward pass through the same losses: compute the losses again")
         return grad_BSV.mul_(grads[0][:, None, None].to(grad_BSV.dtype)), None
 
 
 class _FrozenHeadNLL(torch.autograd.Function):
     """(hidden [N, D], weight [V, D], bias [V] or None, targets [N]) -> negative log-likelihoods [N].
 
-    The gradient with respect to the hidden rows is made while a chunk's logits are at hand, so the logits are neither
-    kept nor made twice: the arithmetic of an ordinary step, at the memory of one chunk.
+    The gradient of the hidden rows is computed together with each chunk's logits, so logits are neither kept nor
+    computed twice: the arithmetic of an ordinary step, with the memory of one chunk.
     """
 
     @staticmethod

@@ -1,7 +1,6 @@
-"""The one place where sampling probability, noise multiplier, clip norm and divisor meet.
+"""The only place that combines sampling probability, noise multiplier, clip norm and divisor.
 
-What a step releases is (sum over a Poisson draw of clipped per-example gradients + N(0, (sigma C)^2)) / expected batch
-size.
+A step releases (sum over a Poisson draw of clipped per-example gradients + N(0, (sigma C)^2)) / expected batch size.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ class PrivacyConfig:
     """Everything that decides epsilon, and nothing else.
 
     Attributes:
-        num_examples: in the data set; treated as public. An example is what is sampled and clipped as one: a row, or
-            all that an author contributes to a step.
-        expected_batch_size: sampling probability times `num_examples`; need not be whole.
+        num_examples: size of the data set; treated as public. An example is whatever is sampled and clipped as one: a
+            row, or everything that an author contributes to a step.
+        expected_batch_size: sampling probability times `num_examples`; need not be a whole number.
         steps: planned number of steps.
-        clip_norm: C, the largest norm of one example's contribution.
-        noise_multiplier: sigma, the noise's standard deviation over the sensitivity.
+        clip_norm: C, the maximum norm of one example's contribution; with adaptive clipping, that of the first step.
+        noise_multiplier: sigma, the noise's standard deviation divided by the sensitivity.
         delta: the probability with which the bound may fail; below 1 / num_examples.
-        clipping: the style; flat by default. With adaptive clipping `clip_norm` is the first step's.
-        group_size: most examples of one privacy unit. Above 1 each is still sampled and clipped by itself, and the
-            accounting hides all of a unit's together.
+        clipping: the clipping style; flat by default.
+        group_size: maximum number of examples per privacy unit. Above 1, each example is still sampled and clipped on
+            its own, and the accounting covers all examples of a unit together.
 
     Raises:
         InvalidArgument: a value outside its range.
@@ -58,7 +57,9 @@ class PrivacyConfig:
     def _check_clipping(self) -> None:
         total = self.clipping.total if isinstance(self.clipping, PerLayer) else None
         if total is not None and not isclose(self.clip_norm, total, rel_tol=1e-9):
-            refuse("clip_norm", self.clip_norm, f"the layers' clip norms make {total!r}; give that")
+            refuse(
+                "clip_norm", self.clip_norm, f"the layers' clip norms combine to {total!r} (root of squares); give that"
+            )
         if isinstance(self.clipping, Adaptive) and 2 * self.count_noise <= self.noise_multiplier:
             refuse(
                 "count_noise", self.count_noise, f"must be above {self.noise_multiplier / 2}, half the noise multiplier"
@@ -77,7 +78,11 @@ class PrivacyConfig:
         clipping: Clipping = FLAT,
         group_size: int = 1,
     ) -> PrivacyConfig:
-        """The configuration with the least noise whose epsilon after `steps` is at most `target_epsilon`."""
+        """The configuration with the least noise whose epsilon after `steps` is at most `target_epsilon`.
+
+        Raises:
+            InvalidArgument: a value outside its range, or a target that no useful noise reaches.
+        """
         sigma = accounting.noise_multiplier(
             target_epsilon=target_epsilon,
             delta=delta,
@@ -98,24 +103,25 @@ class PrivacyConfig:
 
     @property
     def sampling_probability(self) -> float:
-        """q: the chance of one example to be in one draw."""
+        """q, the probability that one draw contains a given example."""
         return sampling_probability(self.expected_batch_size, self.num_examples)
 
     @property
     def sensitivity(self) -> float:
-        """How far adding or removing one example moves what a step releases before noise, in Euclidean norm, while the
-        clip norm is `clip_norm`: the clipped sum, with adaptive clipping also the scaled count beside it.
+        """Maximum change, in Euclidean norm, of what a step releases before noise if one example is added or removed.
 
-        A privacy unit of `group_size` examples moves it by this for each of its examples that is drawn.
+        This is the clipped sum at `clip_norm`; with adaptive clipping, also the scaled count next to it. A privacy unit
+        of `group_size` examples can change it by this much for each of its examples that is drawn.
         """
         return self.noise_std / self.noise_multiplier
 
     @property
     def gradient_noise_multiplier(self) -> float:
-        """Standard deviation of the noise on the clipped sum over the clip norm.
+        """Standard deviation of the noise on the clipped sum, divided by the clip norm.
 
-        The noise multiplier that is accounted, unless a count is released too: then z_g with 1 / z^2 = 1 / z_g^2 +
-        1 / (2 s)^2, for a count noise of s and a contribution of +-1/2 to the count (Andrew et al. 2021, theorem 1).
+        This is the noise multiplier z that is accounted, unless a count is released too. Then it is z_g with
+        1 / z^2 = 1 / z_g^2 + 1 / (2 s)^2, for a count noise of s and a contribution of +-1/2 to the count (Andrew et
+        al. 2021, theorem 1).
         """
         if not isinstance(self.clipping, Adaptive):
             return self.noise_multiplier
@@ -129,7 +135,7 @@ class PrivacyConfig:
         return self.clipping.count_noise or self.expected_batch_size / 20
 
     def count_scale(self, clip_norm: float) -> float:
-        """What the count is multiplied by to stand beside the clipped sum under the same noise."""
+        """The factor that lets the count be released together with the clipped sum, under the same noise."""
         return self.gradient_noise_multiplier * clip_norm / self.count_noise
 
     @property
@@ -138,13 +144,17 @@ class PrivacyConfig:
         return self.gradient_noise_multiplier * self.clip_norm
 
     def noise_std_per_rank(self, world_size: int, clip_norm: float | None = None) -> float:
-        """Each rank's share: independent shares of this size add up to the noise on the sum. `clip_norm` is the step's
-        own where it is adaptive."""
+        """Standard deviation of each rank's noise; independent noises of all ranks add up to the noise on the sum.
+
+        Args:
+            world_size: number of ranks.
+            clip_norm: the current step's clip norm, if it is adaptive; None for `self.clip_norm`.
+        """
         return self.gradient_noise_multiplier * (clip_norm or self.clip_norm) / sqrt(world_size)
 
     @property
     def divisor(self) -> float:
-        """What the noisy sum is divided by: a constant, never the number drawn, which is private."""
+        """The divisor of the noisy sum: a constant, never the number of drawn examples, which is private."""
         return self.expected_batch_size
 
     def planned_epsilon(self) -> float:
@@ -159,7 +169,7 @@ class PrivacyConfig:
 
 
 def sampling_probability(expected_batch_size: float, num_examples: int) -> float:
-    """expected_batch_size / num_examples, refused above 1."""
+    """expected_batch_size / num_examples; `InvalidArgument` if it is above 1."""
     require_positive("expected_batch_size", expected_batch_size)
     if expected_batch_size > num_examples:
         refuse("expected_batch_size", expected_batch_size, f"must be at most the {num_examples} examples there are")

@@ -1,10 +1,10 @@
 """Standard Gaussian noise from a cryptographic keystream.
 
-An adapter's is prepared one step ahead in a background thread; a whole model's, which would fill as much memory as the
-gradient, is made in parts when it is needed.
+The noise of an adapter is prepared one step ahead in a background thread. The noise of a whole model would take as much
+memory as the gradient, so it is made in parts when it is needed.
 
-Box-Muller in float64 on 53-bit uniforms: the largest value it can give is 8.57 standard deviations, a truncation whose
-total variation distance from the Gaussian (1e-17 a value) is far below any delta in use.
+Box-Muller in float64 with 53-bit uniforms gives at most 8.57 standard deviations. The total variation distance of this
+truncation from the Gaussian (1e-17 per value) is far below any delta in use.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 from dptune._validate import require_count
 from dptune.keystream import Keystream
 
-# Values made at a time: their float64 scratch memory stays in a processor's cache, and below 32,768 pairs torch takes
-# one thread only. More would wait for the cores that the training step computes on.
+# Values made at a time. Their float64 scratch memory fits in a processor's cache, and below 32,768 pairs torch uses a
+# single thread; more threads would compete with the training step for cores.
 _CHUNK = (1 << 16) - 2
-_AHEAD = 1 << 24  # values kept ready for the next step: 64 MB; more are made when they are asked for, in parts
+_AHEAD = 1 << 24  # maximum number of values prepared for the next step: 64 MB; more are made in parts, on demand
 
 
 def standard_normals(keystream: Keystream, size: int) -> Tensor:
-    """`size` independent N(0, 1) values, computed in float64 (Box and Muller 1958), returned in float32."""
+    """[size] independent N(0, 1) values, computed in float64 (Box and Muller 1958), returned in float32."""
     values = torch.empty(size, dtype=torch.float32)
     for part in values.split(_CHUNK):
         _fill(part, keystream)
@@ -35,18 +35,18 @@ def standard_normals(keystream: Keystream, size: int) -> Tensor:
 
 
 def _standard_normals_by(threads: ThreadPoolExecutor, keystream: Keystream, size: int) -> Tensor:
-    """The same values, made on several threads: each reads its own stretch of the stream."""
+    """The same values, made by several threads, each from its own part of the stream."""
     values = torch.empty(size, dtype=torch.float32)
     parts = values.split(_CHUNK)
     stretches = [keystream.split(2 * _pairs(part)) for part in parts]
     for _ in threads.map(_fill, parts, stretches):
-        pass  # raises what a thread raised
+        pass  # raises the errors of the threads
     return values
 
 
 def _fill(part: Tensor, keystream: Keystream) -> None:
     pairs = _pairs(part)
-    # 1 - u is in (0, 1], and exact: the logarithm is finite.
+    # 1 - u is exact and in (0, 1], so the logarithm is finite.
     radius = torch.from_numpy(keystream.uniforms(pairs)).neg_().add_(1).log_().mul_(-2).sqrt_()
     angle = torch.from_numpy(keystream.uniforms(pairs)).mul_(2 * math.pi)
     part[:pairs] = angle.cos().mul_(radius)
@@ -58,10 +58,10 @@ def _pairs(part: Tensor) -> int:
 
 
 class GaussianNoise:
-    """Vectors of `size` fresh N(0, 1) values, each used once; close it (or use `with`) to end its thread.
+    """Vectors of `size` new N(0, 1) values, each used once. Close it (or use `with`) to end its threads.
 
     Args:
-        size: number of values a step.
+        size: number of values per step.
         keystream: secret randomness, by default keyed from the operating system. Each rank needs its own.
     """
 
@@ -69,7 +69,7 @@ class GaussianNoise:
         require_count("size", size)
         self.size = size
         self.keystream = keystream or Keystream.from_os()
-        # One thread beside a training step, or all cores between two steps.
+        # One thread in parallel with a training step, or all cores between two steps.
         workers = 1 if size <= _AHEAD else torch.get_num_threads()
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="dptune-noise")
         self._next = self._prepare()
@@ -77,22 +77,24 @@ class GaussianNoise:
 
     @property
     def source(self) -> str:
-        """Where the noise comes from, for the report."""
+        """Where the noise comes from, in words for the report."""
         kind = "keyed from the operating system" if self.keystream.secret else "under a FIXED key (tests only)"
         return f"AES-256-CTR keystream {kind}, Box-Muller in float64"
 
     def parts(self) -> Iterator[Tensor]:
-        """The next vector, float32 on the CPU, in parts that make [size] together. Take all of them: values left over
-        would be the next step's."""
+        """The next vector, float32 on the CPU, in parts that are [size] together.
+
+        Take all of them; otherwise the next step gets the values that are left.
+        """
         for start in range(0, self.size, _AHEAD):
             yield self._part(min(_AHEAD, self.size - start))
 
     def take(self) -> Tensor:
-        """The next vector whole, [size]."""
+        """The next vector in one piece, float32 [size] on the CPU."""
         return torch.cat(list(self.parts()))
 
     def close(self) -> None:
-        """End the background thread."""
+        """End the background threads."""
         self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
 

@@ -14,18 +14,21 @@ from dptune._validate import refuse, require_positive
 class DPAdam(torch.optim.Optimizer):
     """AdamW without the noise's bias in the second moment (Tang et al. 2023, "DP-AdamBC").
 
-    Noise of variance s^2 adds s^2 to the mean of squared gradients, so that under much noise Adam divides every
-    coordinate by nearly the same number. Here s^2 is taken out again: the step is m / sqrt(v - s^2), m and v being
-    Adam's moments with their start corrected. Post-processing of private gradients: it costs no privacy.
+    Noise of variance s^2 adds s^2 to the mean of squared gradients. With much noise, Adam then divides every coordinate
+    by nearly the same number. Here s^2 is subtracted again: the update is m / sqrt(v - s^2), where m and v are Adam's
+    bias-corrected moments. This post-processes private gradients, so it costs no privacy.
 
     Args:
-        params: what to train, or groups of it with settings of their own, as torch takes them.
-        noise_std: () -> s, the standard deviation of the noise on each coordinate of the gradient in this step
+        params: parameters to train, or groups of parameters with their own settings, as torch takes them.
+        noise_std: () -> s, the standard deviation of the noise on each coordinate of this step's gradient
             (`PrivateStep.gradient_noise_std`).
         lr: learning rate.
-        betas: of the moments.
-        floor: least divisor; where the gradient hides in the noise, v - s^2 is near zero or below, and this decides.
-        weight_decay: decoupled, as in AdamW.
+        betas: decay rates of the two moments.
+        floor: minimum divisor. It applies where noise hides the gradient, so that v - s^2 is near zero or below.
+        weight_decay: decoupled weight decay, as in AdamW.
+
+    Raises:
+        InvalidArgument: a value outside its range.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class DPAdam(torch.optim.Optimizer):
         require_positive("floor", floor)
         for beta in betas:
             if not 0 <= beta < 1:
-                refuse("betas", betas, "must be in [0, 1)")
+                refuse("betas", betas, "give two numbers of at least 0 and below 1")
         super().__init__(params, {"lr": lr, "betas": betas, "floor": floor, "weight_decay": weight_decay})
         self._noise_std = noise_std
 
@@ -64,7 +67,7 @@ class DPAdam(torch.optim.Optimizer):
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
             state["step"] = 0
-            # The bias is an average like v itself: the noise may differ from step to step.
+            # The bias is averaged like v itself, because the noise may differ between steps.
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             state["noise_sq"] = 0.0
         state["step"] += 1

@@ -1,6 +1,6 @@
-"""Where ranks meet: the sum of their noisy gradients, and the check that they still hold the same adapters.
+"""Communication between ranks: the sum of their noisy gradients, and the check that they hold the same parameters.
 
-The engine knows no launcher. Whoever launched the ranks hands it a `Ranks` value.
+The engine knows no launcher. The program that launches the ranks gives it a `Ranks` value.
 
 P: all trainable parameters, flat.
 """
@@ -23,7 +23,7 @@ Broadcast = Callable[[object], object]  # any object on each rank -> rank 0's, o
 
 _T = TypeVar("_T")
 
-_GATHERED_ELEMENTS = 1 << 24  # of all ranks together, at a time: 64 MB, however many ranks there are
+_GATHERED_ELEMENTS = 1 << 24  # gathered from all ranks together at a time: 64 MB, for any number of ranks
 _CHECKED_AT_ONCE = 1 << 20
 # SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"): (shift, odd multiplier).
 _PLACE = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -33,13 +33,16 @@ _LAST_SHIFT = 31
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of one run, as one of them sees them. The defaults stand for a single process.
+    """The processes of one run, as seen by one of them. The defaults are for a single process.
 
     Attributes:
-        rank: this process, from 0; rank 0 writes the files.
+        rank: number of this process, from 0; rank 0 writes the files.
         world_size: number of processes.
-        gather, broadcast: how they meet; needed where there are several.
-        reduce: sums over ranks; needed only for a run that asks for it instead of `gather`.
+        gather, broadcast: communication functions; required for several processes.
+        reduce: sums over ranks; only needed by a run that uses it instead of `gather`.
+
+    Raises:
+        InvalidArgument: several processes without `gather` and `broadcast`.
     """
 
     rank: int = 0
@@ -58,9 +61,9 @@ class Ranks:
         return self.rank == 0
 
     def from_main(self, work: Callable[[], _T]) -> _T:
-        """What `work()` gives on rank 0, on every rank. What it refuses is refused on all of them, so that none waits.
+        """Run `work` on rank 0 and return its result on every rank. Every rank must call this.
 
-        Every rank calls it.
+        If `work` raises `InvalidArgument`, it is raised on all ranks, so that none waits forever.
         """
         if self.broadcast is None:
             return work()
@@ -76,7 +79,7 @@ class Ranks:
         return value
 
     def require_equal(self, parameters: Iterable[Tensor]) -> None:
-        """Raise `RuntimeError` on every rank unless all hold the same parameters, bit for bit."""
+        """Raise `RuntimeError` on every rank unless all ranks hold the same parameters, bit for bit."""
         if self.gather is not None and self.world_size > 1:
             require_equal(parameters, self.gather)
 
@@ -87,16 +90,19 @@ ALONE = Ranks()
 def sum_over_ranks(
     flat_P: Tensor, *, world_size: int = 1, gather: Gather | None = None, reduce: Reduce | None = None
 ) -> None:
-    """Put the sum of every rank's vector in its place, in slices of bounded size.
+    """Replace `flat_P` [P] on every rank by the sum over ranks, in slices of bounded size.
 
-    With `reduce` it is an all-reduce: 2 P values sent a rank, whatever the number of ranks. With `gather` every rank
-    sends P values to each other one and adds in rank order, so the result is the same to the bit everywhere whatever
-    the library beneath does, and the same as on one process that adds the ranks' shares.
+    With `reduce`, this is an all-reduce: each rank sends 2 P values, for any number of ranks. With `gather`, each rank
+    sends P values to every other rank, and all add in rank order. So the result is the same on every rank to the bit,
+    and the same as on one process that adds the ranks' shares.
+
+    Raises:
+        InvalidArgument: several ranks with neither `gather` nor `reduce`.
     """
     if world_size == 1:
         return
     if gather is None and reduce is None:
-        refuse("gather", None, f"{world_size} processes need a way to meet; pass gather or reduce")
+        refuse("gather", None, f"{world_size} processes must communicate; pass gather or reduce")
     size = max(1, _GATHERED_ELEMENTS // world_size)
     for start in range(0, len(flat_P), size):
         part = flat_P[start : start + size]
@@ -110,9 +116,9 @@ def sum_over_ranks(
 
 
 def bytes_sent(size: int, *, world_size: int, reduce: bool = False) -> int:
-    """What one rank sends in one step to sum `size` float32 values over the ranks, with ring algorithms.
+    """Bytes that one rank sends per step to sum `size` float32 values over the ranks, with ring algorithms.
 
-    A ring all-gather passes every other rank's share on once; a ring all-reduce sends 2 (N - 1) / N of the vector
+    In a ring all-gather each rank sends N - 1 vectors; in a ring all-reduce it sends 2 (N - 1) / N of one vector
     (Patarasuk and Yuan 2009).
     """
     others = world_size - 1
@@ -120,7 +126,7 @@ def bytes_sent(size: int, *, world_size: int, reduce: bool = False) -> int:
 
 
 def checksum_of(parameters: Iterable[Tensor]) -> Tensor:
-    """A 64-bit checksum of the parameters' bits in order, int64 [1]: equal for equal bits, else almost never."""
+    """A 64-bit checksum of the parameters' bits in order, int64 [1]. Different bits almost never give the same one."""
     total, place = None, 0
     for parameter in parameters:
         own = _checksum(parameter.detach().flatten(), place)
@@ -129,18 +135,18 @@ def checksum_of(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def require_equal(parameters: Iterable[Tensor], gather: Gather) -> None:
-    """Raise `RuntimeError` on every rank unless all hold the same parameters, bit for bit."""
+    """Raise `RuntimeError` on every rank unless all ranks hold the same parameters, bit for bit."""
     seen = gather(checksum_of(parameters)).tolist()
     if len(set(seen)) > 1:
         differing = ", ".join(str(rank) for rank, value in enumerate(seen) if value != seen[0])
         raise RuntimeError(
             f"the trained parameters of rank {differing} differ from rank 0's: the ranks no longer train one model. "
-            "Resume from the last checkpoint; if it happens again, look for a faulty device"
+            "Resume from the last checkpoint; if this happens again, look for a faulty device"
         )
 
 
 def _checksum(flat: Tensor, place: int) -> Tensor:
-    """Sum of the values' bits, each mixed with its place among all parameters, in wrapping int64 arithmetic, []."""
+    """Sum of the values' bits, each mixed with its place among all parameters, in wrapping int64 arithmetic; []."""
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for start in range(0, len(flat), _CHECKED_AT_ONCE):
         part = flat[start : start + _CHECKED_AT_ONCE]
@@ -152,7 +158,7 @@ def _checksum(flat: Tensor, place: int) -> Tensor:
 
 
 def _mixed(words: Tensor) -> Tensor:
-    """Another word for each word, so scattered that small changes of several do not cancel when they are summed."""
+    """Scramble each word, so that small changes of several words do not cancel in the sum."""
     for shift, factor in _ROUNDS:
         words = _folded(words, shift) * factor
     return _folded(words, _LAST_SHIFT)

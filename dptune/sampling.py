@@ -1,7 +1,7 @@
-"""Poisson draws, and dealing a draw over ranks and micro-batches. No torch in this file.
+"""Poisson draws, and how a draw is distributed over ranks and micro-batches. No torch in this file.
 
-The accounting holds for Poisson sampling only: every example enters a batch independently with probability q, at every
-step. Shuffled epochs with the same q have a larger epsilon (Chua et al. 2024, "How private are DP-SGD
+The accounting holds only for Poisson sampling: at every step, each example enters the batch independently with
+probability q. Shuffled epochs with the same q have a larger epsilon (Chua et al. 2024, "How private are DP-SGD
 implementations?").
 """
 
@@ -17,14 +17,16 @@ METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped
 
 
 class PoissonSampler:
-    """Draws index sets in which each of `num_examples` is present independently with probability
-    `sampling_probability`.
+    """Draws sets of indices that contain each example independently with probability `sampling_probability`.
 
     Args:
-        num_examples: size of the whole data set, including examples that will contribute a zero gradient.
+        num_examples: size of the whole data set, including examples with a zero gradient.
         sampling_probability: q, in (0, 1].
-        keystream: secret randomness, by default keyed from the operating system; ranks that must see the same
-            draws share one key (`Keystream.shared`).
+        keystream: secret randomness, by default keyed from the operating system. Ranks that need the same draws share
+            one key (`Keystream.shared`).
+
+    Raises:
+        InvalidArgument: a value outside its range.
     """
 
     def __init__(self, num_examples: int, sampling_probability: float, keystream: Keystream | None = None) -> None:
@@ -35,30 +37,33 @@ class PoissonSampler:
         self.keystream = keystream or Keystream.from_os()
 
     def draw(self) -> np.ndarray:
-        """The indices of one fresh draw, ascending, int64; possibly none."""
+        """The indices of one new draw, ascending, int64 [n]; possibly none."""
         return np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)
 
 
 def deal(
     draw: np.ndarray, lengths: np.ndarray, *, token_budget: int, ranks: int = 1, max_padding: float = 0.05
 ) -> list[list[np.ndarray]]:
-    """Cut one draw into micro-batches, the same number on every rank, each of similar lengths.
+    """Cut one draw into micro-batches of similar lengths, with the same number of micro-batches on every rank.
 
-    The draw is sorted by length and written in rows of `ranks` examples, one for each rank, the longest of a row to the
-    rank with the fewest tokens so far: ranks end with nearly equal tokens. A micro-batch is a run of rows. A new one
-    starts when the padded rows would exceed `token_budget` or when more than `max_padding` of them would be padding.
-    Dealing changes no result beyond rounding, only time and memory.
+    The draw is sorted by length and cut into rows of `ranks` examples, one for each rank. The longest example of a row
+    goes to the rank with the fewest tokens so far, so all ranks get nearly the same number of tokens. A micro-batch is
+    a sequence of rows. A new one starts when the padded rows would exceed `token_budget`, or when more than
+    `max_padding` of them would be padding. This changes time and memory, but no result beyond rounding.
 
     Args:
-        draw: indices of one Poisson draw, shape [n].
-        lengths: tokens of every example of the data set, shape [num_examples].
-        token_budget: padded tokens that fit on one rank at a time; a longer single example goes alone.
-        ranks: processes that share the draw.
-        max_padding: largest share of padding in a micro-batch, in [0, 1]; at 1 padding starts no new one.
+        draw: indices of one Poisson draw, [n].
+        lengths: tokens of every example of the data set, [num_examples].
+        token_budget: maximum padded tokens on one rank at a time; a longer single example goes alone.
+        ranks: number of processes that share the draw.
+        max_padding: maximum share of padding in a micro-batch, in [0, 1]; with 1, padding is ignored.
 
     Returns:
         [rank][micro_batch] arrays of indices. An empty array stands for a dummy row: that rank has no example left, but
-        must run as many forward passes as the others. An empty draw gives no micro-batch at all.
+        must run as many forward passes as the others. An empty draw gives no micro-batches.
+
+    Raises:
+        InvalidArgument: `token_budget` or `ranks` is below 1.
     """
     require_count("token_budget", token_budget)
     require_count("ranks", ranks)
@@ -77,7 +82,7 @@ def deal(
 
 
 def _cut(row_lengths: list[np.ndarray], token_budget: int, ranks: int, max_padding: float) -> list[tuple[int, int]]:
-    """(start, stop) runs of rows, greedily; row lengths are descending, so a run's first length is its padded width."""
+    """(start, stop) of each run of rows, greedily. Lengths are descending: the first of a run is its padded width."""
     cuts: list[tuple[int, int]] = []
     start, tokens = 0, 0
     for number, row in enumerate(row_lengths):

@@ -1,9 +1,9 @@
-"""Frozen weights sharded over ranks with FSDP2 (Zhao et al. 2023), the trained adapters whole on every rank.
+"""Frozen weights sharded over ranks with FSDP2 (Zhao et al. 2023); every rank holds the trained adapters whole.
 
-Each decoder layer is one group that is gathered when it computes and dropped after it; what is left of the model
-(embeddings, last norm, output layer) is the root group. A rank reads from the checkpoint's safetensors files only the
-rows that it keeps, so no process ever holds a whole copy. Adapters are attached after sharding and stay ordinary
-tensors: FSDP neither shards nor averages them, their gradients meet in `dptune.step`.
+Each decoder layer is one group, which is gathered when it computes and dropped afterwards. The rest of the model
+(embeddings, last norm, output layer) is the root group. Each rank reads only its own rows from the checkpoint's
+safetensors files, so no process ever holds a whole copy. Adapters are attached after sharding and stay ordinary
+tensors: FSDP neither shards nor averages them, and `dptune.step` adds up their gradients.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _T = TypeVar("_T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class ShardedBytes:
-    """Bytes of frozen weights: `held` by this rank, `total` over the whole model, `root` in the root group."""
+    """Bytes of frozen weights: `held` by this rank, `total` of the whole model, `root` in the root group."""
 
     held: int
     total: int
     root: int
 
     def require_bound(self, ranks: int) -> None:
-        """A rank may hold total / ranks and at most the root group on top; more means that something is not sharded.
+        """Check that this rank holds at most total / ranks plus the root group; otherwise something is not sharded.
 
         Raises:
             RuntimeError: it holds more.
@@ -63,22 +63,22 @@ def shard_frozen(
     cpu_offload: bool = False,
     reshard_after_forward: bool = True,
 ) -> None:
-    """Make every layer of `layers` a group that is sharded over all ranks, and the rest of `model` the root group.
+    """Shard each of `layers` as a group over all ranks, and the rest of `model` as the root group.
 
     Args:
-        model: every parameter frozen, on the meta device (then `load_slices` fills it) or in memory. Changed in place;
-            attach adapters afterwards.
+        model: a model with all parameters frozen, on the meta device (`load_slices` fills it later) or in memory. It is
+            changed in place; attach adapters afterwards.
         layers: the decoder layers.
-        device: where it computes.
-        cpu_offload: keep the shards in the CPU's memory and copy a layer to the GPU when it computes.
-        reshard_after_forward: drop a layer's gathered weights until the backward pass needs them again.
+        device: the device that computes.
+        cpu_offload: keep the shards in CPU memory and copy a layer to the GPU when it computes.
+        reshard_after_forward: drop a layer's gathered weights until the backward pass needs them.
 
     Raises:
-        InvalidArgument: a parameter that trains (it would be sharded and averaged over the ranks), or no layer.
+        InvalidArgument: a parameter is trainable (FSDP would shard it and average its gradient), or there is no layer.
     """
     trained = next((name for name, parameter in model.named_parameters() if parameter.requires_grad), None)
     if trained is not None:
-        refuse("model", trained, "is trained: shard a frozen model and attach adapters afterwards")
+        refuse("model", trained, "is trainable: shard a frozen model and attach adapters afterwards")
     if not layers:
         refuse("model", type(model).__name__, "has no decoder layer that could be sharded; train it without FSDP")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -94,10 +94,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def as_forward(model: nn.Module, function: _T) -> _T:
-    """`function`, run as if it were `model.forward`: within it the root group's weights are whole.
+    """`function`, run as if it were `model.forward`, so that it sees the whole weights of the root group.
 
-    FSDP gathers a module's weights when the module is called. A function that calls parts of the model (its backbone,
-    then its output layer) would find the root's weights in pieces.
+    FSDP gathers a module's weights when that module is called. A function that only calls parts of the model (its
+    backbone, then its output layer) would see sharded root weights.
     """
     if not isinstance(model, FSDPModule):
         return function
@@ -109,7 +109,7 @@ def as_forward(model: nn.Module, function: _T) -> _T:
 
 
 def frozen_bytes(model: nn.Module, layers: Iterable[nn.Module]) -> ShardedBytes:
-    """What this rank holds of the frozen weights; a weight used twice (tied) counts once."""
+    """Bytes of frozen weights that this rank holds; a weight that is used twice (tied) counts once."""
     in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
     held = total = root = 0
     for parameter in model.parameters():
@@ -127,7 +127,7 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
     """{name of a tensor: safetensors file that holds it} of a checkpoint folder, sharded or in one file.
 
     Raises:
-        InvalidArgument: no safetensors there, or an index that names a file which is missing.
+        InvalidArgument: the folder has no safetensors files, or its index names a missing file.
     """
     index = folder / _INDEX_NAME
     if index.is_file():
@@ -135,26 +135,26 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
         files = {name: folder / file for name, file in listed.items()}
         missing = sorted({str(path) for path in files.values() if not path.is_file()})
         if missing:
-            refuse("folder", str(folder), f"its index names {missing[0]}, which is not there; download it again")
+            refuse("folder", str(folder), f"its index names {missing[0]}, which is missing; download it again")
         return files
     whole = folder / _WHOLE_NAME
     if not whole.is_file():
-        refuse("folder", str(folder), "has no safetensors, which sharded loading needs; save_pretrained() writes them")
+        refuse("folder", str(folder), "has no safetensors, which sharding needs; write them with save_pretrained()")
     with safe_open(whole, "pt") as file:
         return dict.fromkeys(file.keys(), whole)
 
 
 def load_slices(model: nn.Module, files: Mapping[str, Path], *, device: torch.device, prefix: str = "") -> None:
-    """Fill a sharded model on the meta device: this rank reads its rows of every weight, and nothing else.
+    """Fill a sharded model on the meta device. This rank reads only its own rows of every weight.
 
     Args:
-        model: as `shard_frozen` leaves it. Buffers that are in no checkpoint must have their values already.
-        files: where each tensor is, from `checkpoint_files`.
-        device: where the shards live: the CPU if they are offloaded.
-        prefix: of names that the checkpoint may lack (a checkpoint of the backbone alone), such as "model.".
+        model: a model from `shard_frozen`. Buffers that are not in the checkpoint must already have their values.
+        files: the file of each tensor, from `checkpoint_files`.
+        device: the device of the shards: the CPU if they are offloaded.
+        prefix: a prefix of names, such as "model.", that a checkpoint of the backbone alone lacks.
 
     Raises:
-        InvalidArgument: a weight that the checkpoint lacks, or has in another shape.
+        InvalidArgument: the checkpoint lacks a weight or has it in another shape.
     """
     owners = _owners(model)
     wanted: dict[Path, list[tuple[str, str]]] = {}
@@ -176,7 +176,7 @@ def load_slices(model: nn.Module, files: Mapping[str, Path], *, device: torch.de
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """{id of a tensor of the state: all names it has}: parameters, and buffers that are saved."""
+    """{id: all names} of each tensor of the state dict: parameters and persistent buffers."""
     owners: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         owners.setdefault(id(tensor), []).append(name)
@@ -184,29 +184,29 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _find_key(names: Sequence[str], files: Mapping[str, Path], prefix: str) -> str:
-    """What the checkpoint calls the tensor that the model knows as `names`."""
+    """The checkpoint's name of the tensor that the model calls `names`."""
     candidates = [*names, *(name.removeprefix(prefix) for name in names), *(prefix + name for name in names)]
     key = next((candidate for candidate in candidates if candidate in files), None)
     if key is None:
-        remedy = f"its checkpoint has no weight {names[0]}; load it with transformers and save_pretrained() it anew"
+        remedy = f"the checkpoint has no weight {names[0]}; load it with transformers and save it again"
         refuse("files", HIDDEN, remedy)
     return key
 
 
 def _read(stored: Any, like: Tensor, device: torch.device, name: str) -> Tensor:
-    """This rank's part of a stored tensor, in the form and dtype of `like`."""
+    """This rank's part of a stored tensor, with the sharding and dtype of `like`."""
     shape = tuple(stored.get_shape())
     if shape != tuple(like.shape):
-        refuse("files", name, f"has shape {shape} in the checkpoint where its configuration says {tuple(like.shape)}")
+        refuse("files", name, f"has shape {shape} in the checkpoint, but {tuple(like.shape)} by its configuration")
     if not isinstance(like, DTensor):
         whole: Tensor = stored[...].to(device, like.dtype)
         return whole
     mesh = like.device_mesh
-    rows = -(-shape[0] // mesh.size())  # torch.chunk's bounds, which FSDP shards by
+    rows = -(-shape[0] // mesh.size())  # FSDP shards with the bounds of torch.chunk
     start = min(mesh.get_local_rank() * rows, shape[0])
     part = stored[start : min(start + rows, shape[0])].to(device, like.dtype)
     return DTensor.from_local(
-        part.clone() if part.device.type == "cpu" else part,  # out of the mapped file: what stays is this rank's alone
+        part.clone() if part.device.type == "cpu" else part,  # a copy, so that the mapped file does not stay in memory
         mesh,
         like.placements,
         run_check=False,

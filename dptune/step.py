@@ -1,11 +1,9 @@
-"""One private step: clip -> sum -> noise -> ledger -> gather over ranks -> divide, in that order, here and nowhere
-else.
+"""One private step: clip -> sum -> noise -> ledger -> sum over ranks -> divide. Only this file does so, in this order.
 
 A logical step is any number of micro-batches (`backward`), then one `finish`, which writes the private gradient to
-`.grad` for an ordinary optimizer. `PlainStep` has the same face without clipping and noise, so that the two can be
-compared.
+`.grad` for an ordinary optimizer. `PlainStep` has the same interface without clipping and noise, for comparison.
 
-P: all trainable parameters, flat.
+Shapes: B examples; P all trainable parameters, flat.
 """
 
 from __future__ import annotations
@@ -37,9 +35,9 @@ class MicroBatchStats:
     """What one rank saw in one micro-batch. NOT private: for diagnostics only.
 
     Attributes:
-        losses: one an example, [B].
-        norms: per-example gradient norms before clipping, [B]; empty in a plain step.
-        clipped: whether any part of an example's gradient was scaled down, bool [B]; empty in a plain step.
+        losses: one loss per row, [B].
+        norms: gradient norm per example (or unit) before clipping; empty in a plain step.
+        clipped: whether any part of its gradient was scaled down, bool; empty in a plain step.
     """
 
     losses: Tensor
@@ -51,18 +49,18 @@ class PrivateStep:
     """Turns backward passes into private gradients. Use it as a context manager around the training loop.
 
     Args:
-        model: its trainable parameters are what the bound covers; must be the same on every rank.
+        model: must be the same on every rank. The guarantee covers its trainable parameters.
         config: the mechanism.
-        ledger: where each step is recorded before its gradient is used; required on rank 0, ignored on the others.
-        noise: this rank's noise, by default keyed from the operating system.
-        gather, rank, world_size: how ranks meet (`accelerator.gather`); not needed for one process.
-        reduce: sums over ranks in the place of `gather` (`accelerator.reduce`), which sends less with many ranks.
-        loss_scale: what losses are multiplied by before and gradients divided by after the backward pass, so that
-            gradients do not vanish in an fp16 base. A power of two: neither changes anything else. A constant: a
-            scale that follows the data would couple examples.
+        ledger: records each step before its gradient is used; required on rank 0, ignored on other ranks.
+        noise: this rank's noise; by default keyed from the operating system.
+        gather, rank, world_size: communication between ranks (`accelerator.gather`); not needed for one process.
+        reduce: sums over ranks instead of `gather` (`accelerator.reduce`), which sends less with many ranks.
+        loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards, so
+            that gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and
+            constant, because a scale that follows the data would couple examples.
 
     Raises:
-        InvalidArgument: nothing to train, a layer type without a per-example rule, or a scale that is no power of two.
+        InvalidArgument: nothing is trainable, a trainable layer has no per-example rule, or an argument does not fit.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class PrivateStep:
         if world_size > 1 and gather is None and reduce is None:
             refuse("gather", None, f"{world_size} processes need one; pass accelerator.gather")
         if not (loss_scale > 0 and frexp(loss_scale)[0] == 0.5):
-            refuse("loss_scale", loss_scale, "must be a power of two, such as 4096: dividing by another one rounds")
+            refuse("loss_scale", loss_scale, "must be a power of two, such as 4096: other scales add rounding errors")
         self.config = config
         self.clip_norm = self._last_clip_norm = config.clip_norm  # of the current step, and of the last
         self._ledger = ledger if rank == 0 else None
@@ -94,7 +92,7 @@ class PrivateStep:
         self._loss_scale = loss_scale
         self._recorder = PerExampleGradients(model)
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
-        self._sum_P: Tensor | None = None  # while a step is under way
+        self._sum_P: Tensor | None = None  # None between two steps
         self._is_spoiled = False
         self.noise = noise or GaussianNoise(released_size(model, config))
         if self.noise.size != (size := released_size(model, config)):
@@ -111,37 +109,41 @@ class PrivateStep:
         self.noise.close()
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
-        """Run the backward pass of one micro-batch and `collect` it.
+        """Run the backward pass of one micro-batch and `collect` its gradients.
 
         Args:
-            losses: one an example, [B], each depending on that example alone; B examples in every trainable layer.
-            rows_per_unit: how many neighbouring rows belong to one privacy unit; see `collect`.
+            losses: one loss per example, [B], each from that example alone. Every trainable layer must see B examples.
+            rows_per_unit: number of neighbouring rows that belong to one privacy unit; see `collect`.
         """
         _require_losses(losses, rows_per_unit)
         try:
             (losses.sum() * self._loss_scale).backward()
         except BaseException:
-            self._recorder.take()  # out of memory, say: a retry must find the recorder empty
+            self._recorder.take()  # a retry, for example after running out of memory, needs an empty recorder
             raise
         return self.collect(losses, rows_per_unit=rows_per_unit)
 
     def collect(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
-        """Clip what the last backward pass recorded, and add it to the step's sum.
+        """Clip the gradients that the last backward pass recorded, and add them to the step's sum.
 
-        For loops in which somebody else calls `backward()`, on `losses.sum()` times the loss scale. All of it counts
-        or, if an error is raised, nothing, so that a micro-batch that did not fit in memory can be tried again; only
-        after `HalfAdded` (whole models, memory that runs out in the very last part) the step is lost.
+        For loops in which other code calls `backward()`, on `losses.sum()` times the loss scale. If an error is raised,
+        nothing was added, so a micro-batch that did not fit in memory can be tried again. The exception is `HalfAdded`
+        (whole models that run out of memory in the last part), after which the step is lost.
 
         Args:
-            losses: what the backward pass was for, [B].
-            rows_per_unit: k rows in a row are one privacy unit, such as an author: their gradients are summed and
-                then clipped once. Fill a unit of fewer with rows without labels; scale its losses for their mean.
+            losses: the losses of that backward pass, [B].
+            rows_per_unit: k. Every k neighbouring rows are one privacy unit, such as an author: their gradients are
+                summed, and the sum is clipped once. Fill up smaller units with rows without labels. For the mean over
+                a unit, scale its losses.
+
+        Raises:
+            RuntimeError: nothing was recorded, or the number of losses is not the number of recorded examples.
         """
         _require_losses(losses, rows_per_unit)
         recorded = self._recorder.take()
         if not recorded:
             raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
-        if self._sum_P is None:  # once a step
+        if self._sum_P is None:  # once per step
             self._recorder.require_nothing_else(losses)
         with full_precision(losses.device):
             return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit)
@@ -166,15 +168,19 @@ class PrivateStep:
         return MicroBatchStats(losses, norms, clipped)
 
     def finish(self) -> None:
-        """Noise the sum, record the step, sum over ranks, divide by the expected batch size, write `.grad`.
+        """Add noise to the sum, record the step, sum over ranks, divide by the expected batch size, write `.grad`.
 
-        A step whose draw was empty is finished like any other: noise alone. `.grad` stays until the next step begins.
+        A step with an empty draw is finished like any other, and releases noise alone. `.grad` stays until the next
+        step begins.
+
+        Raises:
+            InvalidArgument: a parameter that is not recorded has a gradient, or the ledger cannot record the step.
         """
         total_P = self._begun()
         self._refuse_other_gradients()
         self._add_noise(total_P)
         if self._ledger is not None:
-            # Before the gather: without rank 0's share no rank has the gradient, so none uses it unrecorded.
+            # Before the sum over ranks: without rank 0's share no rank has the gradient, so none uses it unrecorded.
             self._ledger.record(
                 noise_multiplier=self.config.noise_multiplier,
                 sampling_probability=self.config.sampling_probability,
@@ -194,17 +200,17 @@ class PrivateStep:
         return self.config.noise_std_per_rank(1, self._last_clip_norm) / self.config.divisor
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs: the clip norm of the next step."""
+        """The state that a resumed run needs: the clip norm of the next step."""
         return {"clip_norm": self.clip_norm}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from `state_dict()`."""
+        """Resume from `state_dict()`."""
         self.clip_norm = state["clip_norm"]
 
     def _begun(self) -> Tensor:
-        """The step's sum so far. It never is where a gradient stood: who kept that would see sums without noise."""
+        """The step's sum so far, never stored in `.grad`: code that keeps `.grad` would see sums without noise."""
         if self._is_spoiled:
-            raise RuntimeError("a micro-batch was added in part: this step cannot go on; go on from a checkpoint")
+            raise RuntimeError("a micro-batch was only added in part, so this step is lost; resume from a checkpoint")
         if self._sum_P is None:
             for parameter in self._recorder.parameters.values():
                 parameter.grad = None
@@ -217,7 +223,7 @@ class PrivateStep:
         for name, parameter in self._recorder.model.named_parameters():
             if parameter.grad is not None and name not in self._recorder.parameters:
                 remedy = (
-                    "its gradient is neither clipped nor noised; set it to None, and freeze it before the step is made"
+                    "has a gradient without clipping and noise; set it to None, and freeze it before making the step"
                 )
                 refuse(name, f"of shape {tuple(parameter.shape)}", remedy)
 
@@ -227,7 +233,7 @@ class PrivateStep:
             sum_P[start : start + len(values)].add_(values.to(sum_P.device), alpha=std)
             start += len(values)
         if start != len(sum_P):
-            raise RuntimeError(f"the noise has {start} values for {len(sum_P)} sums: this step cannot be released")
+            raise RuntimeError(f"there are {start} noise values for {len(sum_P)} sums: this step cannot be released")
 
     def _adapt_clip_norm(self, total_P: Tensor) -> None:
         if isinstance(self.config.clipping, Adaptive):
@@ -267,8 +273,10 @@ class PlainStep:
             parameter.grad = None
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
-        """Add one micro-batch's gradients to `.grad`: all of them or, if an error is raised, none. Units change
-        nothing: their gradients are not clipped."""
+        """Add the gradients of one micro-batch, losses [B], to `.grad`; if an error is raised, nothing was added.
+
+        `rows_per_unit` changes nothing, because nothing is clipped.
+        """
         _require_losses(losses, rows_per_unit)
         self._start()
         grads = torch.autograd.grad(losses.sum() * self._loss_scale, self._parameters, allow_unused=True)
@@ -290,17 +298,17 @@ class PlainStep:
         self._fresh = True
 
     def gradient_noise_std(self) -> float:
-        """There is no noise."""
+        """0, because there is no noise."""
         return 0.0
 
     def state_dict(self) -> dict[str, float]:
-        """Nothing has to be kept from step to step."""
+        """Empty: this step has no state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from `state_dict()`."""
+        """Resume from `state_dict()`, which must be empty."""
         if state:
-            refuse("state", dict(state), "it is a private step's, and this step has no privacy; load it there")
+            refuse("state", dict(state), "is the state of a private step, but this step has no privacy; give {}")
 
     def _start(self) -> None:
         if self._fresh:
@@ -311,7 +319,7 @@ class PlainStep:
 
 def _require_losses(losses: Tensor, rows_per_unit: int) -> None:
     if losses.ndim != 1:
-        remedy = "give one loss an example, [B]; a mean over the micro-batch couples examples and voids the bound"
+        remedy = "give one loss per example, [B]; a mean over the micro-batch couples examples and voids the bound"
         refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
     if len(losses) % rows_per_unit:
         refuse("rows_per_unit", rows_per_unit, f"must divide the {len(losses)} rows; fill units with empty rows")
@@ -322,16 +330,19 @@ def _scaled(values: Mapping[str, Tensor], by: float) -> dict[str, Tensor]:
 
 
 def _unclipped_over_half(norms_B: Tensor, clip_norm: float) -> Tensor:
-    """Sum over examples of 1/2 for one that is not clipped, -1/2 for one that is, and 0 for one without a gradient,
-    such as the dummy of a rank that has run out of examples."""
+    """Sum over examples: 1/2 if the example is not clipped, -1/2 if it is clipped.
+
+    An example without a gradient, such as the dummy of a rank without examples, counts 0.
+    """
     return (norms_B.le(clip_norm).to(norms_B.dtype) - 0.5).where(norms_B != 0, torch.zeros_like(norms_B)).sum()
 
 
 def released_size(model: nn.Module, config: PrivacyConfig) -> int:
-    """How many values a step releases, each with noise: the trainable parameters', and adaptive clipping's count.
+    """Number of values that a step releases, each with noise: one per trainable parameter value, plus the count of
+    adaptive clipping.
 
     Raises:
-        InvalidArgument: nothing to train.
+        InvalidArgument: nothing is trainable.
     """
     size = sum(parameter.numel() for parameter in trainable_parameters(model))
     if size == 0:
@@ -340,7 +351,7 @@ def released_size(model: nn.Module, config: PrivacyConfig) -> int:
 
 
 def _views(parameters: Mapping[K, nn.Parameter], flat_P: Tensor) -> dict[K, Tensor]:
-    """{parameter: its place in the flat vector, in its shape}, in the model's order."""
+    """{parameter: its part of the flat vector, in its shape}, in the model's order."""
     views, start = {}, 0
     for name, parameter in parameters.items():
         views[name] = flat_P[start : start + parameter.numel()].view_as(parameter)

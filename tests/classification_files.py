@@ -1,4 +1,4 @@
-"""Small files to classify: GLUE's own (the same columns in the same order, tab-separated, no quoting) and a user's."""
+"""Small classification files: in GLUE's format (same columns and order, tab-separated, no quoting) and a user's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FILES = {
 
 
 def fields_of(kind: str, texts: Sequence[str], label: str) -> list[str]:
-    """A row's fields: what is neither a text nor the label is filled with what must not be taken for one."""
+    """The fields of a row. Fields that are neither text nor label hold values that must not be mistaken for them."""
     fields = [f"filling {at}" for at in range(len(HEADERS[kind].split()))]
     for at, text in zip(TEXTS[kind], texts, strict=True):
         fields[at] = text
@@ -67,7 +67,7 @@ def write_task(folder: Path, task: str, count: int = 6) -> Path:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Rows in the format that the suffix asks for; none is a saved DatasetDict."""
+    """Rows in the format of the suffix; no suffix means a saved DatasetDict."""
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif path.suffix == ".json":

@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
 
 
 def word_tokenizer(*, encoder: bool) -> PreTrainedTokenizerFast:
-    """One token a word; an encoder's has BERT's special tokens, a decoder's an end token alone."""
+    """One token per word; an encoder's tokenizer has BERT's special tokens, a decoder's only an end token."""
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if not encoder:

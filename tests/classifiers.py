@@ -62,7 +62,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 
 
 def classifier(name: str, *, seed: int = 0) -> Any:
-    """In float64, away from its start, in evaluation mode."""
+    """A classifier in float64 and evaluation mode, with parameters away from their start."""
     torch.manual_seed(seed)
     model = CLASSIFIERS[name]().double().eval()
     shake(model)
@@ -70,7 +70,7 @@ def classifier(name: str, *, seed: int = 0) -> Any:
 
 
 def peft_classifier(name: str, method: str, *, seed: int = 0) -> Any:
-    """The same under a PEFT method, away from its start: at it, an (IA)^3 vector is 1 and shows no missing factor."""
+    """The same with a PEFT method, away from its start, where an (IA)^3 vector is 1 and hides a missing factor."""
     model = get_peft_model(classifier(name, seed=seed), METHODS[method]()).double().eval()
     shake(model)
     return model
@@ -92,7 +92,7 @@ def rows(count: int, *, seed: int = 0, longest: int = 9) -> tuple[list[list[int]
 
 
 def batch(ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Padded on the right."""
+    """The rows, padded on the right."""
     longest = max(map(len, ids))
     padded = [list(row) + [PAD] * (longest - len(row)) for row in ids]
     mask = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
@@ -100,13 +100,13 @@ def batch(ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 def alone(model: Any, row: Sequence[int], label: int) -> Tensor:
-    """The oracle's loss: one row without padding through the model's own forward pass. Nothing of ours is in it."""
+    """The oracle's loss: one row without padding through the model's own forward pass, without code of dptune."""
     logits = model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long)).logits
     return F.cross_entropy(logits, torch.tensor([label]))
 
 
 def gradients_alone(model: Any, ids: Sequence[Sequence[int]], labels: Sequence[int]) -> list[dict[str, Tensor]]:
-    """One {parameter: gradient} a row."""
+    """One {parameter: gradient} per row."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found = []
     for row, label in zip(ids, labels, strict=True):

@@ -1,4 +1,4 @@
-"""`scripts/compare_modes.py` run here with a stand-in for the trainings, and what it leaves, for tests."""
+"""Runs `scripts/compare_modes.py` in this process with a stand-in for the trainings, and reads its output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS, Q = 20, 0.1
 
 
 def accuracy(ran: Ran) -> float:
-    """Private runs like the high rate, the others the low one; a later seed does a little better."""
+    """Private runs score better with the high rate, the others with the low one; later seeds score a little better."""
     private = ran.clip_norm is not None
     good = ran.rate == (1e-3 if private else 1e-4)
     best = {"full": 0.9, "lora": 0.86, "last-layer": 0.7}[ran.mode]
@@ -37,7 +37,7 @@ def table(folder: Path) -> dict[str, list[str]]:
 
 
 def best_of_all(folder: Path) -> tuple[str, float]:
-    """(how many runs, their epsilon) in the report."""
+    """(number of runs, their epsilon) in the report."""
     lines = (folder / "comparison.md").read_text().splitlines()
     (cells,) = (line.strip("| ").split("|") for line in lines if "the best of all runs" in line)
     return cells[0].partition("(")[2].partition(")")[0], float(cells[1])
@@ -51,7 +51,7 @@ def select(folder: Path, *flags: str, trainer: Trainer | None = None, name: str 
 
 
 def draw(monkeypatch: pytest.MonkeyPatch, *trials: tuple[int, float]) -> None:
-    """Let the next draws be these (candidate, noise)."""
+    """Make the next draws these (candidate, noise)."""
     drawn = [DrawnTrial(*trial) for trial in trials]
     monkeypatch.setattr(PrivateSelection, "draw_trials", lambda *_: drawn)
 

@@ -1,4 +1,4 @@
-"""A stand-in for an OpenAI-compatible server: real HTTP on 127.0.0.1, texts that name what they were asked with."""
+"""A stand-in for an OpenAI-compatible server: real HTTP on 127.0.0.1, with texts that repeat the request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEB_PAGE: Answer = (200, {"Content-Type": "text/html"}, b"<html>")
 
 @dataclass
 class CompletionServer:
-    """What it serves, and what it was asked.
+    """What the server serves, and what it was asked.
 
     Attributes:
         models: the names that it lists; None for a web page.
@@ -26,8 +26,8 @@ class CompletionServer:
         delay: seconds that a text takes.
         requests: bodies of the requests that were answered with a text.
         tokens: the bearer tokens that came.
-        asked: how many requests came, the troubled ones too.
-        at_once: most texts that were in work at the same time.
+        asked: number of requests, including those answered with trouble.
+        at_once: maximum number of texts in work at the same time.
     """
 
     models: Sequence[str] | None = ("dptune",)
@@ -59,7 +59,7 @@ class CompletionServer:
 
 
 def completion(text: str | None, finish_reason: str | None = "stop") -> dict[str, Any]:
-    """An answer as the API describes it."""
+    """An answer in the API's format."""
     choice = {"index": 0, "text": text, "finish_reason": finish_reason, "logprobs": None}
     usage = {"prompt_tokens": 1, "completion_tokens": 5, "total_tokens": 6}
     head = {"id": "cmpl-1", "object": "text_completion", "created": 0, "model": "dptune"}
@@ -90,7 +90,7 @@ def running(server: CompletionServer) -> Iterator[CompletionServer]:
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
-            with suppress(BrokenPipeError):  # who asked did not wait
+            with suppress(BrokenPipeError):  # the client did not wait
                 self.end_headers()
                 self.wfile.write(body)
 

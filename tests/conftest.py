@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may contact a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests.tiny import save_tiny

@@ -17,7 +17,7 @@ Fault = Callable[[StubHandler], None]
 
 
 class FaultyHandler(StubHandler):
-    """Misbehaves as its server says, once for each fault, and answers like the stub from then on."""
+    """Misbehaves as its server says, once per fault, then answers like the stub."""
 
     def reply(self, instruction: str) -> None:
         assert isinstance(self.server, FaultyServer)
@@ -34,8 +34,8 @@ class FaultyServer(StubServer):
     """Serves in a thread while entered.
 
     Args:
-        faults: for an instruction, what happens at each time it is asked, in turn; None is an answer.
-        always: happens to whatever has no fault of its own left.
+        faults: {instruction: what happens each time it is asked, in turn}; None is a normal answer.
+        always: happens to every request without a remaining fault.
         delay: seconds before each response.
     """
 
@@ -85,7 +85,7 @@ class FaultyServer(StubServer):
                 self._now -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed is part of the test."""
+        """A killed client is part of the test."""
 
     def __enter__(self) -> FaultyServer:
         self._thread.start()
@@ -108,7 +108,7 @@ def status(number: int, message: str = "", code: str | None = None) -> Fault:
 
 
 def hang(seconds: float) -> Fault:
-    """No byte for so long."""
+    """Send no byte for this long."""
     return lambda _: time.sleep(seconds)
 
 
@@ -119,14 +119,14 @@ def drop(handler: StubHandler) -> None:
 
 
 def drop_halfway(handler: StubHandler) -> None:
-    """The connection ends within the body."""
+    """The connection ends in the middle of the body."""
     handler.send_body(200, b'{"choices": [', {"Content-Length": "1000"})
     handler.wfile.flush()
     drop(handler)
 
 
 def body(content: bytes) -> Fault:
-    """HTTP 200 with whatever is wanted."""
+    """HTTP 200 with any body."""
     return lambda handler: handler.send_body(200, content)
 
 

@@ -1,4 +1,4 @@
-"""Random ragged examples, and what turns them into the batches that the engine takes."""
+"""Random examples of different lengths, and the batches that the engine takes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def padded(examples: Sequence[Example], pad: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def randomise_adapters(model: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> None:
-    """Adapters away from their start: with B at zero the gradients of A are all zero and test nothing."""
+    """Adapters away from their start. With B at zero, the gradients of A are all zero and test nothing."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

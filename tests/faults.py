@@ -51,7 +51,7 @@ class Launch:
     mark: str = field(default_factory=secrets.token_hex)  # in the environment of every process of it
 
     def start(self) -> subprocess.Popen[str]:
-        """Begin, or go on: the same line both times."""
+        """Begin or resume the run, with the same command line."""
         settings: dict[str, object] = {
             "model_name_or_path": self.model,
             "train_file": self.data,
@@ -86,7 +86,7 @@ class Launch:
         return (self.out.parent / f"{self.out.name}.log").read_text()
 
     def ledger_lines(self) -> int:
-        """Noisy steps on record."""
+        """Number of recorded noisy steps."""
         path = self.out / "ledger.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -98,7 +98,7 @@ class Launch:
         return path.stat().st_ctime_ns, max((row["step"] for row in read_diagnostics(path)), default=0)
 
     def saved_step(self) -> int:
-        """The step that a resumed run starts behind."""
+        """The step after which a resumed run starts."""
         found = find_checkpoint(self.out, "latest")
         return int(found.name.rpartition("-")[2]) if found else 0
 
@@ -124,7 +124,7 @@ class Result:
 
 
 def run_with_kills(launch: Launch, kills: int, *, seed: int) -> Result:
-    """Launch, kill, resume, and at last let it end; every claim that can be checked on the way is."""
+    """Launch, kill and resume, then let the run end; check every claim that can be checked on the way."""
     chance, result = random.Random(seed), Result()
     while len(result.kills) < kills:
         start, before, (former, _) = launch.saved_step(), launch.ledger_lines(), launch.diagnostics()
@@ -174,7 +174,7 @@ def _wait_for_steps(launch: Launch, process: subprocess.Popen[str], lines: int) 
 
 
 def _kill(launch: Launch, process: subprocess.Popen[str], target: str, chance: random.Random) -> str:
-    """SIGKILL to every process of the launch, or to one worker; returns which."""
+    """Send SIGKILL to every process of the launch or to one worker; returns which."""
     workers = [pid for pid in _processes(launch) if pid != process.pid]
     if target == "one" and workers:
         os.kill(chance.choice(workers), signal.SIGKILL)
@@ -193,19 +193,19 @@ def _kill_if_there(pid: int) -> None:
 
 
 def _processes(launch: Launch) -> list[int]:
-    """The launcher and its workers, which have sessions of their own (Linux)."""
+    """The launcher and its workers, which have separate sessions (Linux)."""
     found, mark = [], f"{_MARK}={launch.mark}".encode()
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit() and mark in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it ended meanwhile, or is another user's
+            continue  # it has ended, or belongs to another user
     return found
 
 
 def _require_gone(launch: Launch) -> None:
-    """No process of the launch may be left: it would write into the next one's folder."""
+    """Wait until no process of the launch is left, because it would write into the next launch's folder."""
     deadline = time.monotonic() + _ENDS_WITHIN
     while left := _processes(launch):
         assert time.monotonic() < deadline, f"processes {left} outlived the launch"

@@ -1,4 +1,4 @@
-"""A disk that runs full, by a limit on the size of the files that this process writes."""
+"""Simulates a full disk by a limit on the size of this process's files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """What is written beyond `size` bytes of a file fails, after the part that fits."""
+    """Writing beyond `size` bytes of a file fails, after the part that fits was written."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -57,7 +57,7 @@ def private_sum(
     losses: Losses = own_mean,
     cut: Callable[..., list[list[np.ndarray]]] = deal,
 ) -> Tensor:
-    """What a step releases times the expected batch size, without noise: the clipped sum over `draw`, flat float64."""
+    """The clipped sum over `draw`, flat float64: a step's release without noise, times the expected batch size."""
     lengths = np.array([len(ids) for ids, _ in examples])
     size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     with (

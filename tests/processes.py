@@ -1,4 +1,4 @@
-"""Several real processes in one gloo group, forked from a server that has imported everything already."""
+"""Several real processes in one gloo group, forked from a server that has already imported everything."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run_processes(world_size: int, work: Callable[..., Any], *args: Any) -> list
             failure = Path(folder, f"{rank}.txt")
             assert not failure.exists(), failure.read_text()
         assert all(ended), f"still running after {_TIMEOUT:.0f} s: {ended}"
-        # Judged by what they wrote: gloo sometimes aborts a process at its exit, after it is done.
+        # Judged by their results, because gloo sometimes aborts a process at its exit.
         return [pickle.loads(Path(folder, f"{rank}.pkl").read_bytes()) for rank in range(world_size)]
 
 

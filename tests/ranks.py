@@ -1,4 +1,4 @@
-"""Several ranks in one process: a thread each, meeting in a gather of `accelerator.gather`'s shape."""
+"""Several ranks in one process, one thread each, with a gather like `accelerator.gather`."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ def example_loss(model: nn.Module, example: Example) -> Tensor:
 
 
 def oracle(model: nn.Module) -> nn.Module:
-    """A float64 copy of `model`, untouched by what is done to the model later."""
+    """A float64 copy of `model`, independent of later changes to the model."""
     return copy.deepcopy(model).double()
 
 
 def example_gradients(model: nn.Module, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
-    """One {parameter: gradient} an example, in float64."""
+    """One {parameter: gradient} per example, in float64."""
     double = oracle(model)
     trained = {name: parameter for name, parameter in double.named_parameters() if parameter.requires_grad}
     found = []
@@ -49,7 +49,7 @@ def example_gradients(model: nn.Module, examples: Sequence[Example]) -> list[dic
 
 
 def flat(grads: dict[str, Tensor]) -> Tensor:
-    """All parameters of one example's gradient in one vector."""
+    """One example's gradient of all parameters in one vector."""
     return torch.cat([grad.flatten().double() for grad in grads.values()])
 
 

@@ -1,4 +1,4 @@
-r"""Record small seeded runs of every front door, to check that a refactor changes no result.
+r"""Record small seeded runs of every program and API, to check that a refactoring changes no result.
 
     python -m tests.seeded_runs before.json                   # on the commit before the change
     python -m tests.seeded_runs after.json --against before.json
@@ -66,7 +66,7 @@ CLASSIFIER: dict[str, dict[str, object]] = {
 
 
 def write_rows(path: Path) -> Path:
-    """60 instructions of nine authors, one of whom has twenty rows, and four rows of nobody."""
+    """60 instructions of nine authors, one of whom has twenty rows, and four rows without an author."""
     users = [f"u{author}" for author, rows in enumerate([1, 2, 2, 3, 5, 9, 6, 8, 20]) for _ in range(rows)]
     users = [*users[::2], "", None, " ", None, *users[1::2]]
     rows = [
@@ -90,7 +90,7 @@ def launch(line: list[str], log: Path) -> None:
 
 
 def recording_of(folder: Path, log: Path) -> dict[str, Any]:
-    """What a finished run left in its folder, without times."""
+    """The results in the folder of a finished run, without times."""
     report = folder / "privacy_report.json"
     if not report.exists():
         raise RuntimeError(f"{folder.name}: left no report\n{log.read_text()[-3000:]}")
@@ -104,7 +104,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _sha256(path: Path) -> str:
-    """Of the values by name; what else stands in a file's header may change."""
+    """Checksum of the values by name; other parts of a file's header may change."""
     digest = hashlib.sha256()
     for name, value in sorted(load_file(path).items()):
         digest.update(name.encode() + value.float().numpy().tobytes())

@@ -1,6 +1,6 @@
-"""The neighbour test for authors: taking one author out moves the noiseless sum by at most C, whatever they wrote.
+"""The neighbour test for authors: removing one author changes the noiseless sum by at most C, whatever they wrote.
 
-And the sum is the one that float64 finds with one example at a time. Both go through what a run goes through:
+The sum also equals the one from float64 with one example at a time. Both tests use the same code as a run:
 `AuthorDraw`, `MicroBatches` and `PrivateStep`.
 """
 
@@ -35,7 +35,7 @@ SIZES = range(1, K + 4)  # rows of each author
 EXAMPLES = random_examples(sum(SIZES), seed=4, vocab_size=60, longest=14)
 ROWS = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
 EVERYBODY = AuthorSampler(PoissonSampler(len(SIZES), 1.0, Keystream.for_tests(0)), ROWS, K, mean=True).draw()
-OWN = EVERYBODY.rows  # up to k of each; three of one, who is filled up to four
+OWN = EVERYBODY.rows  # up to k rows of each; an author with three is filled up to four
 ROUNDING = 1e-5
 
 
@@ -57,7 +57,7 @@ DATA = as_data(EXAMPLES)
 
 
 class ClipsEveryRow(PrivateStep):
-    """Broken: each row is clipped by itself, and then an author's are added."""
+    """Broken on purpose: each row is clipped on its own before an author's rows are added."""
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> Any:
         del rows_per_unit
@@ -75,7 +75,7 @@ def summed(
     limit: float = float("inf"),
     **ranks: Any,
 ) -> tuple[Tensor, list[Any], Memory]:
-    """(clipped sum over the authors, what was seen, what memory was taken)."""
+    """(clipped sum over the authors, statistics, memory used)."""
     model = model or adapted()
     losses = CausalLMLoss(model)
     memory = Memory(model, limit, "backward")
@@ -94,7 +94,7 @@ def summed(
 
 
 def oracle(rows: Sequence[np.ndarray], clip_norm: float, mean: bool) -> tuple[Tensor, list[float]]:
-    """Float64, one example at a time: an author's gradients are added or averaged, then clipped once."""
+    """The oracle, in float64 with one example at a time: add or average an author's gradients, then clip once."""
     gradients = [flat(grads) for grads in example_gradients(adapted(), EXAMPLES)]
     total, norms = torch.zeros_like(gradients[0]), []
     for own in rows:
@@ -125,7 +125,7 @@ def test_the_sum_is_the_oracles(mean: bool, quantile: float, budget: int) -> Non
 
 
 def moved(mean: bool, clip_norm: float, **how: Any) -> list[float]:
-    """How far the sum moves without each author, over C."""
+    """Change of the sum without each author, divided by C."""
     whole, _, _ = summed(AuthorDraw(OWN, mean), clip_norm, **how)
     others = [[own for own in OWN if own is not gone] for gone in OWN]
     without = [summed(AuthorDraw(rows, mean), clip_norm, **how)[0] for rows in others]
@@ -143,7 +143,7 @@ def test_one_author_moves_the_sum_by_at_most_c(mean: bool) -> None:
 
 @pytest.mark.parametrize("mean", [True, False])
 def test_rows_clipped_one_by_one_break_the_bound(mean: bool) -> None:
-    """With C below every row's norm, an author of five alike rows moves the sum by up to 5 C."""
+    """With C below every row's norm, an author of five similar rows would change the sum by up to 5 C."""
     alike = as_data([EXAMPLES[0]] * len(EXAMPLES))
     with pytest.raises(AssertionError):
         assert max(moved(mean, 1e-3, step_type=ClipsEveryRow, data=alike)) <= 1 + ROUNDING

@@ -1,5 +1,5 @@
-"""The neighbour test for classifiers, in each way of fine-tuning: without any one row the noiseless sum moves by at
-most C. Pooling as transformers does it for embeddings, at the last position, padding or not, must fail it."""
+"""The neighbour test for classifiers, in each mode: removing any one row changes the noiseless sum by at
+most C. Pooling as transformers does it for embeddings, at the last position, even of padding, must fail this test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.classification.modes import prepare_mode
 
 
 def losses(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
-    """The first of a row's labels is its class."""
+    """The first label of a row is its class."""
     logits = class_logits(model, {"input_ids": ids, "attention_mask": ids.ne(PAD).long()})
     return F.cross_entropy(logits, labels[:, 0], reduction="none")
 
@@ -37,7 +37,7 @@ def pooled_at_the_end(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
 
 
 def trained(name: str, mode: str, seed: int) -> Any:
-    """In float64, away from its start; as `train_classifier.py` prepares it."""
+    """A classifier as `train_classifier.py` prepares it, in float64, with parameters away from their start."""
     model, _ = prepare_mode(classifier(name, seed=seed), mode, lora_r=2, num_prepend_tokens=3)
     model.double().eval()
     shake(model)
@@ -70,7 +70,7 @@ def test_one_row_moves_the_sum_by_at_most_the_sensitivity(
 
 
 def test_a_class_that_depends_on_padding_is_caught() -> None:
-    """With two short rows and a long one: leaving the long one out changes the others' gradients."""
+    """With two short rows and a long one, removing the long row would change the others' gradients."""
     model, config = trained("Llama", "soft-prompt", 0), config_for(3, clip_norm=1e-2)
     ragged = [([5, 6], [0, 0]), ([7, 8, 9], [1, 1, 1]), (list(range(3, 25)), [2] * 22)]
     how: dict[str, Any] = {"token_budget": 1000, "cut": one_micro_batch}
@@ -79,7 +79,7 @@ def test_a_class_that_depends_on_padding_is_caught() -> None:
 
 
 def one_micro_batch(draw: Any, *_: Any, **__: Any) -> list[list[Any]]:
-    """Everything side by side, padded to the longest."""
+    """All rows in one batch, padded to the longest."""
     return [[draw]]
 
 

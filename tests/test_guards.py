@@ -1,4 +1,4 @@
-"""Guards hold however Python is started: product code has no `assert`, which `python -O` and PYTHONOPTIMIZE remove."""
+"""Guards hold with every way to start Python: product code has no `assert`, which `python -O` removes."""
 
 from __future__ import annotations
 
@@ -86,4 +86,4 @@ def test_a_guard_holds_under_optimisation(tmp_path: Path, guarded: str, complain
     assert complaint in last
     assert last.startswith(("RuntimeError", "dptune._validate.InvalidArgument"))
     if guarded == NOISE:
-        assert run.stdout == "None 0\n"  # no gradient, and nothing counted
+        assert run.stdout == "None 0\n"  # no gradient, and no step is counted

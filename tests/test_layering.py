@@ -1,6 +1,6 @@
-"""Imports go down only: every import of the project, those inside functions too, is read from the source and judged.
+"""Imports go down only. Every import of the project is read from the source, including those in functions.
 
-The order is the house's plan. A new module needs a line in `TIERS`, which is where its author decides what it may see.
+A new module needs a line in `TIERS`, where its author decides what it may import.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("dptune.step", "dptune.optimizers", "dptune.budget", "dptune.histogram", "dptune.report"),
     ("dptune.units",),
     ("dptune.run",),
-    ("dptune",),  # the re-exports: no module of the engine goes through them
+    ("dptune",),  # the re-exports, which no module of the engine uses
     ("dptune.integrations",),
-    ("utils",),  # its __init__ alone
+    ("utils",),  # only its __init__
     ("utils.files", "utils.cli"),
     ("utils.data", "utils.models", "utils.annotation"),
     ("utils.training", "utils.generation", "utils.synthetic"),
@@ -72,7 +72,7 @@ Graph = dict[str, set[str]]  # module name -> the project's modules and the libr
 
 
 def read_project(root: Path) -> Sources:
-    """Every module of the project but the tests; programs get the prefix `scripts.`, `train_clm` and all."""
+    """Every module of the project except the tests; all programs get the prefix `scripts.`, even `train_clm`."""
     engine = [*root.glob("dptune/**/*.py"), *root.glob("utils/**/*.py")]
     programs = [*root.glob("*.py"), *root.glob("scripts/**/*.py"), *root.glob("benchmarks/**/*.py")]
     names = {_module_name(path.relative_to(root)): path for path in [*engine, *programs]}
@@ -100,7 +100,7 @@ def imports_of(name: str, tree: ast.Module, *, is_package: bool) -> Iterator[str
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and _is_import_call(node.func) and node.args:
             (target, *_) = node.args
-            if name == "dptune":  # tests/dptune/test_init.py holds its table to imports that are read here
+            if name == "dptune":  # tests/dptune/test_init.py checks its table against imports that are read here
                 continue
             assert isinstance(target, ast.Constant), f"{name}:{node.lineno} imports a name that cannot be read here"
             yield str(target.value)
@@ -113,7 +113,7 @@ def _is_import_call(function: ast.expr) -> bool:
 
 
 def import_graph(sources: Sources) -> Graph:
-    """Edges to the deepest module of the project that an import names, or to the library's top name."""
+    """The targets of imports: the deepest module of the project that an import names, or the library's top name."""
     packages = {name.rpartition(".")[0] for name in sources} | {"dptune", "utils"}
     return {
         name: {
@@ -137,9 +137,9 @@ def _resolve(target: str, sources: Sources) -> str:
 
 
 def tier(name: str) -> int | None:
-    """The tier of a module of the project; None for one that has no place.
+    """The tier of a module of the project; None if it has none.
 
-    Each module of the engine, and each package of `utils`, needs a place of its own.
+    Each module of the engine, and each package of `utils`, needs a separate entry.
     """
     candidates = [name]
     while "." in candidates[-1]:
@@ -148,18 +148,18 @@ def tier(name: str) -> int | None:
         if name.startswith(f"{package}."):
             candidates.remove(package)
     found = [index for candidate in candidates for index, members in enumerate(TIERS) if candidate in members]
-    return found[0] if found else None  # the place of the module itself comes before its package's
+    return found[0] if found else None  # the entry of the module itself comes before that of its package
 
 
 def steps_up(graph: Graph) -> list[str]:
-    """Imports of a higher tier, programs that import programs, and modules that have no tier."""
+    """Imports of a higher tier, programs that import programs, and modules without a tier."""
     wrong = [f"{name} has no place in TIERS" for name in graph if tier(name) is None]
     for name, targets in graph.items():
         for target in sorted(targets & graph.keys()):
             here, there = tier(name), tier(target)
             if here is not None and there is not None and there > here:
                 wrong.append(f"{name} imports {target}, which is above it")
-            # Benchmarks may share a helper among themselves: there is no other place for one.
+            # Benchmarks may import a helper from each other, because there is no other place for one.
             private = name.startswith("scripts.benchmarks.") and target.startswith("scripts.benchmarks.")
             side = {".".join(module.split(".")[:2]) for module in (name, target) if module.startswith("utils.")}
             if len(side) == 2 and here == there:
@@ -170,7 +170,7 @@ def steps_up(graph: Graph) -> list[str]:
 
 
 def cycles(graph: Graph) -> list[str]:
-    """The first ring of modules that import one another, if there is one."""
+    """The first import cycle, if there is one."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -179,13 +179,13 @@ def cycles(graph: Graph) -> list[str]:
 
 
 def stray_libraries(graph: Graph) -> list[str]:
-    """Imports of transformers and its kin in the engine outside `integrations`."""
+    """Imports of transformers and related libraries in the engine outside `integrations`."""
     engine = {n: t for n, t in graph.items() if n.startswith("dptune") and not n.startswith("dptune.integrations")}
     return [f"{name} imports {lib}" for name, t in engine.items() for lib in sorted(t & LIBRARIES_OF_INTEGRATIONS)]
 
 
 def stray_torch(graph: Graph) -> list[str]:
-    """Ways from a module that must do without torch to torch, through the project's modules too."""
+    """Import paths to torch, also through other modules, from modules that must not import it."""
     wrong = []
     for name in WITHOUT_TORCH:
         reached, waiting = set(), [name]
@@ -236,7 +236,7 @@ CLEAN = {
 
 
 def judge_with(tmp_path: Path, **changed: str) -> list[str]:
-    """What all checks say about the clean tree in which some files were replaced ('/' written as '__', no suffix)."""
+    """Findings of all checks for the clean tree with some files replaced ('/' written as '__', no suffix)."""
     replaced = {f"{name.replace('__', '/')}.py": text for name, text in changed.items()}
     for name, text in (CLEAN | replaced).items():
         path = tmp_path / name

@@ -1,6 +1,6 @@
-"""The neighbour test: taking out any one example moves the noiseless global sum by at most C.
+"""The neighbour test: removing any one example changes the noiseless global sum by at most C.
 
-This is the sensitivity that the noise is scaled to; if it fails, every epsilon that is printed is false. Three
+This is the sensitivity that the noise is scaled to. If this test fails, every printed epsilon is false. Three
 deliberately broken variants show that it can fail.
 """
 
@@ -24,7 +24,7 @@ ROUNDING = 1e-5  # float32 sums of a few gradients
 
 
 def moved(model, examples, config, without: int, **variant) -> float:
-    """How far the released sum moves when `without` leaves the draw, in units of the sensitivity."""
+    """Change of the released sum without the example `without`, in units of the sensitivity."""
     everyone = list(range(len(examples)))
     others = [index for index in everyone if index != without]
     with_it = private_sum(model, examples, everyone, config, **variant)
@@ -59,7 +59,7 @@ def test_one_example_moves_the_sum_by_at_most_the_sensitivity(
 
 
 def averaged_over_tokens(model, ids, labels):
-    """What models return, spread over the rows: the mean over all labelled tokens of the micro-batch."""
+    """The loss that models return, the mean over all labelled tokens of the micro-batch, divided among the rows."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     nll = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none")
     return nll.sum(1) / labels[:, 1:].ne(-100).sum() * len(ids)
@@ -72,7 +72,7 @@ def counting_the_first_twice(draw, lengths, **kwargs):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DividedByTheNumberDrawn(PrivacyConfig):
-    """Its divisor is what was drawn: six rows in `moved`'s first step, five in its second."""
+    """Broken: divides by the number of drawn rows, which is six in `moved`'s first step and five in its second."""
 
     drawn: list[float] = dataclasses.field(default_factory=lambda: [6.0, 5.0])
 
@@ -82,13 +82,13 @@ class DividedByTheNumberDrawn(PrivacyConfig):
 
 
 def one_long_answer_among_short_ones():
-    """Six rows of 20 tokens: 19 labels in the first, one label in each of five equal others, whose gradients add up."""
+    """Six rows of 20 tokens: one with 19 labels, and five equal ones with one label each, whose gradients add up."""
     (long, _), (short, _) = random_examples(2, seed=3, vocab_size=60, shortest=20, longest=20)
     return [(long, [-100, *long[1:]])] + [(short, [-100] * 19 + short[19:])] * 5
 
 
 def worst_move(config_type=PrivacyConfig, **variant) -> float:
-    """The largest move over all examples and a range of clip norms, with all six rows in one micro-batch."""
+    """The maximum change over all examples and a range of clip norms, with all six rows in one micro-batch."""
     examples, worst = one_long_answer_among_short_ones(), 0.0
     for clip_norm in (0.01, 0.1, 1.0):
         for without in range(6):

@@ -1,4 +1,4 @@
-"""What a stranger gets: dependency lists that agree, an engine that installs and needs nothing else, a small clone."""
+"""What a new user gets: consistent dependency lists, an engine that installs on its own, a small clone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 
 def by_name(lines: list[str]) -> dict[str, Requirement]:
-    """Requirements by canonical name; a name that occurs twice is an error."""
+    """{canonical name: requirement}; a duplicate name is an error."""
     requirements = [Requirement(line) for line in lines]
     named = {str(canonicalize_name(one.name)): one for one in requirements}
     assert len(named) == len(requirements), f"a name twice in {lines}"
@@ -32,13 +32,13 @@ IMPORTED_AS = {"scikit-learn": "sklearn"}
 
 
 def pins() -> dict[str, Requirement]:
-    """requirements.txt by name."""
+    """{name: requirement} of requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     return by_name([line for line in lines if line.strip() and not line.startswith("#")])
 
 
 def disagreements(pinned: dict[str, Requirement], ranges: dict[str, Requirement]) -> list[str]:
-    """Names in one list only, lines that pin no version, and pins outside their range."""
+    """Names in only one list, lines without a pinned version, and pins outside their range."""
     wrong = [f"{name} is in one list only" for name in sorted(pinned.keys() ^ ranges.keys())]
     for name in sorted(pinned.keys() & ranges.keys()):
         exact = [spec for spec in pinned[name].specifier if spec.operator == "=="]
@@ -73,7 +73,7 @@ def test_the_tools_of_the_tests_are_pinned() -> None:
 
 
 def third_party(path: Path) -> Iterator[str]:
-    """Top names of what a module imports from outside the standard library and the project, functions included."""
+    """Top names of a module's third-party imports, including those in functions."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -94,11 +94,11 @@ def test_the_engine_imports_only_what_it_declares() -> None:
 def test_the_scripts_import_only_what_is_pinned() -> None:
     declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in pins()}
     programs = [*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py"), *ROOT.glob("scripts/**/*.py")]
-    optional = {"sentence_transformers", "faiss"}  # extras, asked for by name
+    optional = {"sentence_transformers", "faiss"}  # extras, which users request by name
     assert {name for path in programs for name in third_party(path)} <= declared | optional
 
 
-# Imports fail for what the engine's list leaves out, though the tests' environment has it.
+# Libraries that are not in the engine's list cannot be imported, even if the tests' environment has them.
 IMPORT_ALONE = """
 import importlib.abc, sys
 hidden = set(sys.argv[2].split(","))
@@ -117,7 +117,7 @@ print(dptune.__file__)
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which `pip install .` put the engine and nothing else, from a copy of the sources."""
+    """A folder with only the engine, installed by `pip install .` from a copy of the sources."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -150,7 +150,7 @@ def test_the_whole_engine_is_installed_and_nothing_else(installed: Path) -> None
 
 
 def repository_files() -> list[Path]:
-    """Files that git tracks or would take."""
+    """Files that git tracks or would add."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: there is no list of the repository's files")
     command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -170,7 +170,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.$}~-])(?:" + "|".join(map(re.escape, sorted(
 
 
 def machine_paths(path: Path) -> list[str]:
-    """Paths in a file that exist on somebody's machine only."""
+    """Paths in a file that exist only on the author's machine."""
     return MACHINE_PATH.findall(path.read_text(encoding="utf-8", errors="replace"))
 
 

@@ -1,4 +1,4 @@
-"""Every program: --help waits for no heavy library, every flag is read, every renamed parameter has a flag."""
+"""Every program: --help imports no heavy library, every flag is read, every renamed parameter has a flag."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITH_TRANSFORMERS = "scripts.nlg_reddit.fine_tune"
 MODULES = ("dptune.accounting", "dptune.budget")
 PATHS = [path.relative_to(ROOT) for path in (*ROOT.glob("*.py"), *ROOT.glob("scripts/**/*.py"))]
 SCRIPTS = sorted(".".join(path.with_suffix("").parts) for path in PATHS)
-# Runs a program as `python -m` does and says what it imported.
+# Runs a program as `python -m` does and prints what it imported.
 RUN = """
 import json, runpy, sys
 sys.argv = [sys.argv[1], "--help"]
@@ -58,7 +58,7 @@ def test_all_programs_are_found() -> None:
 
 
 def groups_of(program: str) -> list[type]:
-    """The dataclasses of a program's flags that are the project's."""
+    """The project's dataclasses of a program's flags."""
     module = importlib.import_module(program)
     if hasattr(module, "GROUPS"):
         return [group for group in module.GROUPS if not group.__module__.startswith("dptune.")]
@@ -77,7 +77,7 @@ def test_renamed_parameters_have_a_flag_of_the_program(program: str) -> None:
 
 
 def readers(module: ast.AST) -> Iterator[ast.AST]:
-    """All code but the functions that only check values."""
+    """All code except functions that only check values."""
     for node in ast.iter_child_nodes(module):
         if not (isinstance(node, ast.FunctionDef) and node.name.startswith(("__post_init__", "_check", "_require"))):
             yield node
@@ -85,7 +85,7 @@ def readers(module: ast.AST) -> Iterator[ast.AST]:
 
 
 def reads(module: ast.Module) -> Iterator[str]:
-    """What a module reads of objects: attributes, names for `getattr`, and the argument of each `vars`.
+    """What a module reads from objects: attributes, names for `getattr`, and the argument of each `vars`.
 
     Names for `getattr` are the strings of a function that calls it, and of constants that such a function uses.
     """
@@ -103,7 +103,7 @@ def reads(module: ast.Module) -> Iterator[str]:
 
 
 def read_names() -> set[str]:
-    """All that the product's code reads."""
+    """Everything that the product's code reads."""
     paths = [path for folder in ("dptune", "utils", "scripts") for path in ROOT.glob(f"{folder}/**/*.py")]
     return {name for path in [*ROOT.glob("*.py"), *paths] for name in reads(ast.parse(path.read_bytes()))}
 
@@ -113,7 +113,7 @@ SPREAD = {"DataArguments": "vars(groups.data)", "ModeArguments": "vars(settings.
 
 
 def unread(groups: list[Any], names: set[str]) -> list[str]:
-    """Fields that no code reads."""
+    """The fields that no code reads."""
     return [
         f"{group.__name__}.{one.name}"
         for group in groups

@@ -1,4 +1,4 @@
-"""The step on 1, 2 and 4 real processes, with the frozen weights sharded or not, against one process without either."""
+"""The step on 1, 2 and 4 real processes, with or without sharded frozen weights, equals the step on one process."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def adapted(
 
 
 def released(parameters: list[nn.Parameter]) -> Tensor:
-    """What the last step wrote, flat."""
+    """The gradients that the last step wrote, flat."""
     return torch.cat([parameter.grad.flatten() for parameter in parameters])
 
 
 def draws(seed: int = 5) -> list[np.ndarray]:
-    """Poisson draws and, among them, an empty one and one smaller than the number of ranks."""
+    """Poisson draws, including an empty one and one smaller than the number of ranks."""
     sampler = PoissonSampler(COUNT, 0.5, Keystream.for_tests(seed))
     return [sampler.draw(), np.array([], dtype=np.int64), np.array([7]), *(sampler.draw() for _ in range(STEPS - 3))]
 
@@ -81,7 +81,7 @@ def one_run(
             sums.append(released(parameters) * config.divisor)
     shares, totals = [], []
     with PrivateStep(model, config, ledger=Ledger(ledger), noise=Recorded(size, shares), **ranks) as step:
-        for _ in range(STEPS):  # empty draws: what is released is noise alone
+        for _ in range(STEPS):  # empty draws release noise alone
             step.finish()
             totals.append(released(parameters) * config.divisor)
     require_equal(parameters, gather)
@@ -89,7 +89,7 @@ def one_run(
 
 
 class Recorded(GaussianNoise):
-    """Real noise that remembers what it gave."""
+    """Real noise that keeps its values."""
 
     def __init__(self, size: int, shares: list[Tensor]) -> None:
         super().__init__(size)

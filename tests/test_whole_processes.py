@@ -23,7 +23,7 @@ DRAWS = (np.arange(11), np.array([3]), np.array([], dtype=np.int64))
 
 
 def _sums(rank: int, world_size: int, gather: Any, folder: Path, name: str, noisy: bool) -> list[Tensor]:
-    """What each of DRAWS released times the expected batch size, flat."""
+    """The release of each of DRAWS times the expected batch size, flat."""
     torch.set_num_threads(1)
     model, config = whole_model(name), config_for(11, clip_norm=0.2)
     size = sum(parameter.numel() for parameter in trainable_parameters(model))

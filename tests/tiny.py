@@ -1,4 +1,4 @@
-"""A Llama of a few thousand parameters and a tokenizer for it, made on the spot: the tests need no download."""
+"""A Llama of a few thousand parameters and its tokenizer, made on the fly, so that tests download nothing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def tiny_llama(
 
 
 def save_tiny(folder: Path, **kwargs: int) -> Path:
-    """Write model and tokenizer to `folder` as `from_pretrained` reads them."""
+    """Write model and tokenizer to `folder` for `from_pretrained`."""
     tokenizer = tiny_tokenizer()
     tiny_llama(vocab_size=len(tokenizer), **kwargs).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -68,7 +68,7 @@ def save_tiny(folder: Path, **kwargs: int) -> Path:
 
 
 def tiny_pair_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Whole words of CORPUS and `words`, with [CLS] and [SEP] around one text or two, as BERT's tokenizer has them."""
+    """A tokenizer of whole words (CORPUS and `words`), with [CLS] and [SEP] around one or two texts, like BERT's."""
     texts = [*CORPUS, *words]
     known = sorted({word for text in texts for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text)})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -1,4 +1,4 @@
-"""What stands in for `train_classifier.py` where trials are tested: it trains nothing and leaves the same files."""
+"""A stand-in for `train_classifier.py` in tests of trials: it trains nothing and writes the same files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from dptune.accounting import epsilon, planned_steps
 
 TRAIN, VALIDATION = 1000, 200
-MEASURED = 7.0  # the clip norm where none is given
+MEASURED = 7.0  # the clip norm if none is given
 PARAMETERS = {"full": 1_000_000, "lora": 8_000, "last-layer": 130}
 
 
 class Ran(NamedTuple):
-    """What a training was asked to do; no clip norm without privacy."""
+    """The settings of a training; no clip norm without privacy."""
 
     mode: str
     rate: float
@@ -28,11 +28,11 @@ Accuracy = Callable[[Ran], float]  # on the validation split
 
 
 class Trainer:
-    """A `utils.comparison.trials.Runner` that counts its calls."""
+    """A `utils.comparison.trials.Runner` that records its calls."""
 
     def __init__(self, accuracy: Accuracy, *, stop_after: int | None = None, **changed: Any) -> None:
         self.commands: list[dict[str, str]] = []
-        self.found: list[bool] = []  # whether an earlier attempt's folder was there
+        self.found: list[bool] = []  # whether the folder of an earlier attempt existed
         self.accuracy, self.stop_after, self.changed = accuracy, stop_after, changed
 
     def __call__(self, command: Sequence[str], log: Path) -> int:

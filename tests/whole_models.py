@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that train whole, without dropout, away from their symmetric start."""
+"""Tiny random models of the architectures that can be trained whole, without dropout, away from their start."""
 
 from __future__ import annotations
 
@@ -82,6 +82,6 @@ def whole_model(name: str) -> Any:
 
 
 def squared_outputs(model: Any, ids: Tensor) -> Tensor:
-    """A loss an example for models that are no causal language models: the mean square of its outputs, [B]."""
+    """One loss per example for models that are not causal language models: the mean square of the outputs, [B]."""
     squares: Tensor = model(input_ids=ids).logits.square()
     return squares.flatten(1).mean(1)

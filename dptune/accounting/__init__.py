@@ -1,14 +1,13 @@
-"""What a run of the subsampled Gaussian mechanism costs: (sigma, q, steps, delta) <-> epsilon.
+"""The cost of a run of the subsampled Gaussian mechanism: (sigma, q, steps, delta) <-> epsilon.
 
-The arithmetic is dp-accounting's privacy loss distributions (PLD): Koskela et al. 2020; Doroshenko et al. 2022,
-"Connect the Dots". Its discretisation is pessimistic, so every epsilon here is an upper bound at any interval: a finer
-one only lowers it. Adjacency: add or remove one privacy unit, which is what is sampled or, with a group size, up to so
-many of it (`group_accounting.py`). Sampling: Poisson. No torch in this file.
+dp-accounting computes privacy loss distributions (PLD): Koskela et al. 2020; Doroshenko et al. 2022, "Connect the
+Dots". Its discretisation is pessimistic, so every epsilon here is an upper bound; a finer grid only lowers it.
+Adjacency: add or remove one privacy unit. A unit is one sampled example, or up to `group_size` of them (`groups.py`).
+Sampling: Poisson. No torch in this file.
 
-`python -m dptune.accounting` prints tables of it, for planning before training (`__main__.py`).
+`python -m dptune.accounting` prints tables for planning before training (`__main__.py`).
 
-dp-accounting and scipy take seconds to import. Functions import them when they compute, so that a command line is
-parsed at once.
+dp-accounting and scipy take seconds to import, so functions import them only when they compute.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ from typing import Any, NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
 
-ADJACENCY = "add or remove one"
+ADJACENCY = "add or remove one privacy unit"
 ACCOUNTANT = "PLD (dp-accounting)"
 
-# Grid widths. What is reported: _FINE, or _COARSE below a noise multiplier of 1, where epsilon is large and the fine
-# grid would change its fifth digit for ten times the time. What is searched and shown while running: _COARSE. A
-# report and a search go to finer powers of ten (each grid holds the points of the coarser ones), down to _FINEST,
-# while the grid's error shows: a width of h adds about h sqrt(steps), which at 0.02 epsilon makes epsilon 0.1% too
-# large, at 0.5 epsilon half too large (measured).
+# Grid widths. Reports start with _FINE, or with _COARSE below a noise multiplier of 1: there epsilon is large, and the
+# fine grid would take ten times as long to change its fifth digit. Searches and progress displays use _COARSE. Reports
+# and searches go on to finer powers of ten, down to _FINEST, while the grid's error matters (each grid contains the
+# points of the coarser ones). A width of h spreads the losses by about h sqrt(steps). A spread of 0.02 epsilon makes
+# epsilon 0.1% too large, a spread of 0.5 epsilon 50% (measured).
 _FINEST, _FINE, _COARSE = 1e-5, 1e-4, 1e-3
 _UNSEEN = 0.02
-_MOST_POINTS = 4_000_000  # of a group's grid times its size, two seconds' work: beyond, the grid is widened
-_MOST_STEPS = 1_000_000  # searched for a budget's end: beyond any run, and the accountant takes ten seconds a question
-SIGMA_RANGE = (0.2, 1e4)  # below, one step alone costs an epsilon of tens; above, the gradient is noise
+_MOST_POINTS = 4_000_000  # grid points times group size, two seconds of work; beyond it, the grid is widened
+_MOST_STEPS = 1_000_000  # maximum in a search for the budget's end: beyond any run, and one query takes ten seconds
+SIGMA_RANGE = (0.2, 1e4)  # below, a single step costs an epsilon of tens; above, the gradient is pure noise
 
 
 class Spend(NamedTuple):
     """`steps` releases of a Poisson-subsampled Gaussian mechanism with the same settings.
 
     Attributes:
-        noise_multiplier: standard deviation of the noise over the norm to which each example is clipped.
-        sampling_probability: of each example.
-        steps: how many releases.
-        group_size: most examples of one privacy unit. An example is what is sampled and clipped as one, so where that
-            is all that an author contributes to a step, the group size is 1.
+        noise_multiplier: standard deviation of the noise, divided by the norm to which each example is clipped.
+        sampling_probability: probability of each example, per step.
+        steps: number of releases.
+        group_size: maximum number of examples of one privacy unit. An example is whatever is sampled and clipped as
+            one. If that is everything that an author contributes to a step, the group size is 1.
     """
 
     noise_multiplier: float
@@ -54,7 +53,7 @@ class Spend(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _one_step(noise_multiplier: float, sampling_probability: float, group_size: int, interval: float) -> Any:
-    # Imported when it is needed, here and below: dp-accounting takes up to 5 s, which not everybody should wait for.
+    # Imported only when needed, here and below, because importing dp-accounting takes up to 5 s.
     if group_size > 1:
         from dptune.accounting.groups import mixture_of_gaussians
 
@@ -67,12 +66,12 @@ def _one_step(noise_multiplier: float, sampling_probability: float, group_size: 
 
 
 def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = None) -> float:
-    """Epsilon of everything in `spends` together, at `delta`; 0 when nothing was released.
+    """Epsilon of everything in `spends` together, at `delta`; 0 if nothing was released.
 
     Args:
         spends: mechanisms released on the same data, in any order.
         delta: the probability with which the bound may fail, in (0, 1).
-        interval: width of the PLD's grid, chosen by the spends when not given; any width gives an upper bound.
+        interval: width of the PLD's grid; None chooses it. Any width gives an upper bound.
 
     Raises:
         InvalidArgument: a setting outside its range.
@@ -99,7 +98,7 @@ def _on_grid(spends: list[Spend], delta: float, interval: float) -> float:
 
 @lru_cache(maxsize=256)
 def _affordable_grid(spend: Spend) -> float:
-    """The finest power of ten that is not too much work: little noise on a large group has losses in the thousands."""
+    """The finest affordable grid, a power of ten: a large group with little noise has losses in the thousands."""
     if spend.group_size == 1:
         return 0.0
     from dptune.accounting.groups import loss_range
@@ -112,7 +111,7 @@ def _affordable_grid(spend: Spend) -> float:
 
 
 def _widest_grid(epsilon: float, steps: int) -> float:
-    """The widest grid whose error does not show in `epsilon` after `steps` steps, or the finest there is."""
+    """The widest grid whose error is negligible in `epsilon` after `steps` steps, or else the finest grid."""
     fits = (width for width in (_COARSE, _FINE) if width * math.sqrt(steps) <= _UNSEEN * epsilon)
     return next(fits, _FINEST)
 
@@ -137,14 +136,14 @@ def epsilon(
 
 
 def running_epsilon(spends: Iterable[Spend], *, delta: float) -> float:
-    """`compose` on a coarser grid: a slightly larger bound in milliseconds, for progress bars and curves."""
+    """`compose` on a coarser grid: a slightly larger bound, within milliseconds, for progress bars and curves."""
     return compose(spends, delta=delta, interval=_COARSE)
 
 
 def noise_multiplier(
     *, target_epsilon: float, delta: float, sampling_probability: float, steps: int, group_size: int = 1
 ) -> float:
-    """The smallest noise multiplier (to four digits, rounded up) whose epsilon is at most `target_epsilon`.
+    """The smallest noise multiplier (rounded up to four decimals) whose epsilon is at most `target_epsilon`.
 
     Raises:
         InvalidArgument: a setting outside its range, or a target that no useful noise reaches.
@@ -159,10 +158,10 @@ def noise_multiplier(
         spent = compose([spend], delta=delta, interval=interval)
         return math.log(max(spent, 1e-12) / target_epsilon)
 
-    # A rough grid finds enough noise quickly; being pessimistic, what it finds is enough on the finer grid too.
+    # A rough grid finds enough noise quickly. It is pessimistic, so that noise is enough on the finer grid too.
     interval = _widest_grid(target_epsilon, steps)
     rough, fine = partial(excess, interval=10 * interval), partial(excess, interval=interval)
-    # Where many steps act like one Gaussian release (Dong et al. 2019), this is about right; elsewhere it is a start.
+    # About right where many steps act like one Gaussian release (Dong et al. 2019); elsewhere only a starting point.
     start = math.log(max(1.0, 5 * group_size * sampling_probability * math.sqrt(steps) / target_epsilon))
     low, high = _bracket(rough, start, target_epsilon, group_size)
     enough = brentq(rough, low, high, xtol=1e-3) + 2e-3
@@ -170,19 +169,19 @@ def noise_multiplier(
     while fine(low) <= 0:
         low, enough = low - 0.05, low
     sigma = round_up(math.exp(brentq(fine, low, enough, xtol=2e-5)))
-    # What will be reported decides.
+    # The reported epsilon decides.
     while compose([Spend(sigma, sampling_probability, steps, group_size)], delta=delta) > target_epsilon:
         sigma = round_up(sigma * (1 + 2e-5))
     return sigma
 
 
 def planned_steps(*, num_examples: int, expected_batch_size: float, epochs: float) -> int:
-    """Steps in which an example is drawn `epochs` times in expectation, rounded up; at least one.
+    """Steps in which each example is drawn `epochs` times on average, rounded up; at least 1.
 
     >>> planned_steps(num_examples=67349, expected_batch_size=1024, epochs=3)
     198
     """
-    # An epoch of batches that divide the data set is so many steps: what rounding adds to the quotient is no step.
+    # Subtract 1e-9, so that a rounding error in the quotient does not add a step.
     return max(1, math.ceil(epochs * num_examples / expected_batch_size - 1e-9))
 
 
@@ -195,18 +194,18 @@ def max_steps(
     at_least: int = 0,
     group_size: int = 1,
 ) -> int:
-    """The largest number of steps whose `epsilon` is at most `target_epsilon`; 0 where one step costs more.
+    """The largest number of steps whose `epsilon` is at most `target_epsilon`; 0 if a single step costs more.
 
     Args:
         target_epsilon, delta: the budget.
-        noise_multiplier, sampling_probability: of every step.
-        at_least: a number of steps that is thought to fit, such as the one that the noise was calibrated for. If it
-            does fit, the answer is not below it: epsilon can fall by a tenth of a percent from one number of steps to
-            the next, where a finer grid sets in.
+        noise_multiplier, sampling_probability: settings of every step.
+        at_least: a number of steps that is expected to fit, such as the one that the noise was calibrated for. If it
+            fits, the result is not below it. This matters because epsilon can fall by 0.1% from one number of steps to
+            the next, where a finer grid starts.
         group_size: see `Spend`.
 
     Returns:
-        At most a million, or `at_least` where that is more.
+        The number of steps, at most a million or `at_least`, whichever is larger.
 
     Raises:
         InvalidArgument: a setting outside its range.
@@ -220,17 +219,17 @@ def max_steps(
         return spent - target_epsilon
 
     exact, most = cache(excess), max(_MOST_STEPS, at_least)
-    # The rough grid answers in milliseconds; being pessimistic, what fits there fits what will be reported.
+    # The rough grid answers in milliseconds. It is pessimistic: a number of steps that fits there fits the report too.
     fits = _last_that_fits(partial(excess, interval=_COARSE), 0, max(1, at_least), most)
     if fits < at_least and exact(at_least) <= 0:
         fits = at_least
-    # Epsilon seldom grows more slowly than the square root of the steps: mostly one stride goes beyond the answer.
+    # Epsilon rarely grows more slowly than the square root of the steps, so one stride usually passes the answer.
     share = 1 + exact(fits) / target_epsilon
     return _last_that_fits(exact, fits, max(1, math.ceil(fits * (share**-2 - 1))) if fits else 1, most)
 
 
 def _last_that_fits(excess: Callable[[int], float], fits: int, stride: int, most: int) -> int:
-    """The number of steps, from `fits` up to `most`, at which `excess` is not above 0 but after one more is."""
+    """The number of steps, from `fits` to `most`, at which `excess` is at most 0, but above 0 after one more step."""
     from scipy.optimize import brentq
 
     beyond = min(fits + stride, most)
@@ -248,20 +247,20 @@ def _last_that_fits(excess: Callable[[int], float], fits: int, stride: int, most
 def _bracket(
     excess: Callable[[float], float], start: float, target_epsilon: float, group_size: int
 ) -> tuple[float, float]:
-    """Logarithms of (too little, enough) noise, a factor of 2 apart, searched from `start`."""
+    """Logarithms of (too little noise, enough noise), a factor of 2 apart, searched from `start`."""
     smallest, largest = math.log(SIGMA_RANGE[0]), math.log(SIGMA_RANGE[1] * group_size)
     sigma, double = min(start, largest), math.log(2)
     while excess(sigma) > 0:
         sigma += double
         if sigma > largest:
-            refuse("target_epsilon", target_epsilon, "out of reach: take fewer steps or a smaller sampling probability")
+            refuse("target_epsilon", target_epsilon, "out of reach: use fewer steps or a smaller sampling probability")
     while excess(sigma - double) <= 0:
         sigma -= double
         if sigma < smallest:
-            refuse("target_epsilon", target_epsilon, "out of reach: so large that it would protect nobody")
+            refuse("target_epsilon", target_epsilon, "out of reach: so large that it protects nobody; lower it")
     return sigma - double, sigma
 
 
 def round_up(value: float) -> float:
-    """A noise multiplier to four digits, never below it."""
+    """A noise multiplier, rounded up to four decimals."""
     return math.ceil(value * 1e4 - 1e-6) / 1e4

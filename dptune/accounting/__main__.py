@@ -1,9 +1,10 @@
-r"""Plan before training: what given noise costs, or the noise for a given epsilon, over batch sizes and epochs.
+r"""Plan before training: a table of epsilon for given noise, or of the noise for a given epsilon.
 
     python -m dptune.accounting --num_examples 67349 --batch_size 256 512 1024 --epochs 1 3 10 --delta 1e-6 \
         --target_epsilon 8
 
-The steps of a cell are those that a training run with the same settings takes. No data are read and nothing is trained.
+The table has one row per batch size and one column per number of epochs. Each cell stands for a training run with these
+settings and counts its steps. The program reads no data and trains nothing.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from dptune.accounting import ACCOUNTANT, ADJACENCY, epsilon, noise_multiplier, 
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 
 _OUT_OF_REACH = "-"
-_MOST_STEPS = 1_000_000  # of a cell: the accountant takes half a minute for it, and memory without end beyond
-_LEAST_NOISE = 0.1  # the same; an epsilon of hundreds
+_MOST_STEPS = 1_000_000  # per cell: the accountant takes half a minute, and too much memory beyond
+_LEAST_NOISE = 0.1  # for the same reason; it means an epsilon of hundreds
 
 Accountant = Callable[..., float | None]  # takes sampling_probability and steps
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run that might be: `value` is its epsilon or its noise multiplier, None where no useful noise reaches it."""
+    """A possible run: `value` is its epsilon or its noise multiplier; None if no useful noise reaches the target."""
 
     batch_size: int
     epochs: float
@@ -47,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by batch size (rows) and epochs (columns), with what they show and what all of them share."""
+    """Cells by batch size (rows) and epochs (columns), the quantity that they show, and their common settings."""
 
     quantity: str
     given: str
@@ -71,7 +72,7 @@ def make_table(args: argparse.Namespace) -> Table:
     rows = [
         [_cell(args.num_examples, batch, epochs, accountant) for epochs in args.epochs] for batch in args.batch_size
     ]
-    unit = "" if args.group_size == 1 else f", {args.group_size} examples a privacy unit"
+    unit = "" if args.group_size == 1 else f", {args.group_size} examples per privacy unit"
     return Table(quantity, f"{given}, delta {args.delta:g}, {args.num_examples:,} examples{unit}", rows)
 
 
@@ -91,7 +92,7 @@ def _check(args: argparse.Namespace) -> None:
         if batch > args.num_examples:
             refuse("--batch_size", batch, f"must be at most the {args.num_examples} examples there are")
         if (steps := args.num_examples / batch * max(args.epochs)) > _MOST_STEPS:
-            remedy = f"{steps:,.0f} steps of batches of {batch}; give what takes {_MOST_STEPS:,} at most"
+            remedy = f"{steps:,.0f} steps with batches of {batch}; the maximum is {_MOST_STEPS:,}, so lower it"
             refuse("--epochs", max(args.epochs), remedy)
 
 
@@ -102,7 +103,7 @@ def _cell(num_examples: int, batch_size: int, epochs: float, accountant: Account
 
 
 def _noise_if_any(**setting: Any) -> float | None:
-    """`noise_multiplier`, None for a target that is out of reach: one such cell leaves the others standing."""
+    """`noise_multiplier`, or None for a target that is out of reach, so that the other cells are still computed."""
     try:
         return noise_multiplier(**setting)
     except InvalidArgument as error:
@@ -112,7 +113,7 @@ def _noise_if_any(**setting: Any) -> float | None:
 
 
 def as_text(table: Table) -> str:
-    """Columns that line up, for a terminal."""
+    """The table with aligned columns, for a terminal."""
     lines = _grid(table)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     body = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in lines]
@@ -120,7 +121,7 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """A table of Markdown under a line that says what it shows."""
+    """A Markdown table under a line that says what it shows."""
     head, *body = _grid(table)
     lines = [head, ["---:"] * len(head), *body]
     notes = ["", *notes] if (notes := _notes(table)) else []
@@ -128,7 +129,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """A line a cell, with its steps and sampling probability; the value is empty where it is out of reach."""
+    """One line per cell, with its steps and sampling probability; the value is empty if it is out of reach."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["batch_size", "epochs", "steps", "sampling_probability", table.quantity.replace(" ", "_")])
@@ -151,18 +152,18 @@ def _grid(table: Table) -> list[list[str]]:
 
 
 def _shown(cell: Cell) -> str:
-    """The value, rounded up: a bound that is shown must still be one."""
+    """The value, rounded up, because a bound must stay a bound when it is shown."""
     return _OUT_OF_REACH if cell.value is None else rounded_up_to_figures(cell.value)
 
 
 def _notes(table: Table) -> list[str]:
     if all(cell.value is not None for row in table.rows for cell in row):
         return []
-    return [f"{_OUT_OF_REACH}: out of reach of any useful noise; take other batches or epochs, or another epsilon"]
+    return [f"{_OUT_OF_REACH}: out of reach of any useful noise; try other batch sizes, epochs or epsilons"]
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """Prints a mistake alone, without the usage of all flags around it."""
+    """Prints only the mistake, without the usage of all flags."""
 
     def error(self, message: str) -> NoReturn:
         _exit_with(f"{' '.join(message.split())} (--help lists the flags)")
@@ -174,7 +175,7 @@ def _exit_with(message: str) -> NoReturn:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The parser of the program's flags."""
     flags = _OneLineParser(
         "python -m dptune.accounting",
         description=__doc__,
@@ -187,22 +188,27 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         nargs="+",
         required=True,
-        help="expected logical batch, over all processes: a row each",
+        help="average batch size over all processes; one row each",
     )
-    flags.add_argument("--epochs", type=float, nargs="+", required=True, help="a column each")
+    flags.add_argument("--epochs", type=float, nargs="+", required=True, help="number of epochs; one column each")
     flags.add_argument(
-        "--delta", type=float, required=True, help="chance that the bound may fail; below 1/num_examples"
+        "--delta",
+        type=float,
+        required=True,
+        help="probability with which the bound may fail; below 1/num_examples",
     )
     one = flags.add_mutually_exclusive_group(required=True)
-    one.add_argument("--noise_multiplier", type=float, help="noise over the clip norm: the table shows epsilon")
-    one.add_argument("--target_epsilon", type=float, help="the table shows the noise multiplier that reaches it")
-    flags.add_argument("--group_size", type=int, default=1, help="most examples of one privacy unit (default 1)")
-    flags.add_argument("--format", choices=_WRITERS, default="text", help="csv has a line a cell, with its steps")
+    one.add_argument("--noise_multiplier", type=float, help="show the epsilon of this noise, over the clip norm")
+    one.add_argument("--target_epsilon", type=float, help="show the noise multiplier that reaches this epsilon")
+    flags.add_argument("--group_size", type=int, default=1, help="maximum examples per privacy unit (default 1)")
+    flags.add_argument(
+        "--format", choices=_WRITERS, default="text", help="output format (default text); csv has one line per cell"
+    )
     return flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table that the flags ask for; a mistake is one line and exit status 2."""
+    """Print the table for the flags `argv`. A mistake prints one line and exits with status 2."""
     args = parser().parse_args(argv)
     try:
         print(_WRITERS[args.format](make_table(args)))

@@ -1,13 +1,14 @@
-"""One step's privacy loss where a privacy unit has up to k examples, each sampled and clipped by itself.
+"""The privacy loss of one step if a privacy unit has up to k examples, each sampled and clipped on its own.
 
-How many of a unit's examples a Poisson draw holds is Binomial(k, q), and each moves the sum by at most C: the step is
+The number of a unit's examples in a Poisson draw is Binomial(k, q), and each moves the sum by at most C. So the step is
 no worse than a mixture of Gaussians with sensitivities 0, C, ..., kC under those probabilities (Ganesh 2024, "Tight
 group-level DP guarantees for DP-SGD with sampling via mixture of Gaussians mechanisms"; used for language models by
-Charles et al. 2024, "Fine-tuning large language models with user-level differential privacy"). Group privacy from
-one example's epsilon, k times as large, is far looser.
+Charles et al. 2024, "Fine-tuning large language models with user-level differential privacy"). Group privacy derived
+from the epsilon of one example, k times as large, is far looser.
 
-The mixture and the discretisation are dp-accounting's. Only its inversion of the privacy loss, one recursive search in
-Python for every point of the grid and minutes on fine ones, is done here for all points at once. No torch in this file.
+dp-accounting makes the mixture and discretises it. Only the inversion of the privacy loss is done here, for all points
+of the grid at once: dp-accounting searches each point recursively in Python, which takes minutes on fine grids. No
+torch in this file.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType, MixtureGaussianPrivacyLoss
 from scipy.stats import binom
 
-_TABLE, _HALVINGS = 4096, 40  # what brackets every point, and how often its bracket is halved: to 1e-14 of the range
+_TABLE, _HALVINGS = 4096, 40  # points of the table of brackets; halvings of a bracket, to 1e-14 of the range
 
 
 def mixture_of_gaussians(
     noise_multiplier: float, sampling_probability: float, group_size: int, interval: float
 ) -> PrivacyLossDistribution:
-    """The pessimistic privacy loss distribution of one step, adding or removing a unit of up to `group_size` examples.
+    """The pessimistic privacy loss distribution of one step, for adding or removing a unit of up to k examples.
 
     Args:
-        noise_multiplier: standard deviation of the noise over the sensitivity of one example.
-        sampling_probability: of one example.
-        group_size: k, at least 1.
+        noise_multiplier: standard deviation of the noise, divided by the sensitivity of one example.
+        sampling_probability: probability of one example.
+        group_size: k, the maximum number of examples per unit, at least 1.
         interval: width of the grid.
     """
     losses = _losses(noise_multiplier, sampling_probability, group_size)
@@ -39,13 +40,13 @@ def mixture_of_gaussians(
 
 
 def loss_range(noise_multiplier: float, sampling_probability: float, group_size: int) -> float:
-    """How far the privacy losses of one step spread, in nats: over the grid's width, the points that it takes."""
+    """The range of the privacy losses of one step, in nats. Divided by the grid's width, it is the number of points."""
     bounds = [loss.connect_dots_bounds() for loss in _losses(noise_multiplier, sampling_probability, group_size)]
     return max(float(one.epsilon_upper - one.epsilon_lower) for one in bounds)
 
 
 def _losses(noise_multiplier: float, sampling_probability: float, group_size: int) -> tuple[_Loss, _Loss]:
-    """Of a removal and of an addition."""
+    """The privacy losses of (a removal, an addition)."""
     sensitivities = np.arange(group_size + 1, dtype=np.float64)
     probabilities = binom.pmf(sensitivities, group_size, sampling_probability)
     remove, add = (
@@ -56,7 +57,7 @@ def _losses(noise_multiplier: float, sampling_probability: float, group_size: in
 
 
 def _discretised(loss: MixtureGaussianPrivacyLoss, interval: float) -> pld_pmf.PLDPmf:
-    """Connect the dots: exact at each point of the grid, and above the true curve between them."""
+    """Connect the dots: exact at each point of the grid, above the true curve between points."""
     bounds = loss.connect_dots_bounds()
     lower, upper = math.floor(bounds.epsilon_lower / interval), math.ceil(bounds.epsilon_upper / interval)
     deltas = loss.get_delta_for_epsilon(np.arange(lower, upper + 1) * interval)
@@ -64,11 +65,11 @@ def _discretised(loss: MixtureGaussianPrivacyLoss, interval: float) -> pld_pmf.P
 
 
 class _Loss(MixtureGaussianPrivacyLoss):  # type: ignore[misc]  # dp-accounting has no types
-    """dp-accounting's mixture, its privacy losses inverted all at once."""
+    """dp-accounting's mixture, with an inversion of many privacy losses at once."""
 
     def inverse_privacy_losses(self, privacy_losses: np.ndarray, precision: float = 1e-6) -> np.ndarray:
-        """Where the privacy loss, which falls with x, has each of the ascending values; +-inf where it has none."""
-        del precision  # finer than asked for
+        """The x at which the privacy loss has each of the ascending values; +-inf if there is none. It falls with x."""
+        del precision  # the result is more precise
         tail = self.privacy_loss_tail()
         spread = tail.upper_x_truncation - tail.lower_x_truncation
         table = np.linspace(tail.lower_x_truncation - spread, tail.upper_x_truncation + spread, _TABLE)
@@ -81,7 +82,7 @@ class _Loss(MixtureGaussianPrivacyLoss):  # type: ignore[misc]  # dp-accounting 
         return np.where(above == 0, -np.inf, np.where(above == _TABLE, np.inf, high))
 
     def _losses_at(self, x: np.ndarray) -> np.ndarray:
-        """`privacy_loss` of many points."""
+        """`privacy_loss` at many points."""
         sign = 1 if self.adjacency_type == AdjacencyType.ADD else -1
         total = np.full_like(x, -np.inf)
         for sensitivity, log_probability in zip(self.sensitivities, self._log_sampling_probs, strict=True):

@@ -1,20 +1,20 @@
-"""Epsilons as people see them: rounded up, because a bound that is shown must still be a bound."""
+"""Epsilons for display, rounded up, because a bound must stay a bound when it is shown."""
 
 from __future__ import annotations
 
 import math
 from decimal import ROUND_CEILING, Context, Decimal
 
-_EXACT = Context(prec=400)  # holds every float's digits, so that only the rounding below changes a value
+_EXACT = Context(prec=400)  # enough digits for every float, so only the rounding below changes a value
 
 
 def rounded_up(epsilon: float, digits: int = 4, *, trim: bool = False) -> str:
-    """`epsilon` with so many digits behind the point, never below it and less than one unit of the last digit above.
+    """`epsilon` as text, rounded up to `digits` decimals.
 
     Args:
-        epsilon: a number as a float prints it; infinity is "inf".
-        digits: behind the point; below 0, whole tens and so on.
-        trim: leave out zeros at the end.
+        epsilon: the value; infinity becomes "inf".
+        digits: number of decimals; -1 rounds to tens, and so on.
+        trim: drop zeros at the end.
 
     >>> rounded_up(2.25711), rounded_up(8.0, 2), rounded_up(8.0, 2, trim=True)
     ('2.2572', '8.00', '8')
@@ -27,7 +27,7 @@ def rounded_up(epsilon: float, digits: int = 4, *, trim: bool = False) -> str:
 
 
 def rounded_up_to_figures(epsilon: float, figures: int = 4) -> str:
-    """The same with so many significant figures, where the number is above 0.
+    """`epsilon` as text, rounded up to `figures` significant figures.
 
     >>> rounded_up_to_figures(0.0123411), rounded_up_to_figures(12341.1)
     ('0.01235', '12350')

@@ -1,21 +1,21 @@
-"""Private selection: the best of a random number of private trainings costs little more than one.
+"""Private selection: the best of a random number of private trainings costs little more than one training.
 
-Choosing hyper-parameters by what private runs score is one more look at the data: the best of m runs costs what all m
-cost together. Papernot and Steinke 2022 ("Hyperparameter Tuning with Renyi Differential Privacy", arXiv 2110.03620)
-draw the number of trials K from a Poisson or a geometric distribution; each trial picks a candidate at random, trains
-it and scores it; the best one's candidate, model and score are released, and nothing else ever is. Their bounds are
-dp-accounting's `RepeatAndSelectDpEvent`, in Renyi accounting.
+Choosing hyper-parameters by the scores of private runs uses the data once more: the best of m runs costs as much as all
+m together. Papernot and Steinke 2022 ("Hyperparameter Tuning with Renyi Differential Privacy", arXiv 2110.03620) draw
+the number of trials K from a Poisson or a geometric distribution. Each trial picks a candidate at random, trains it and
+scores it. Only the best trial is released: its candidate, model and score. dp-accounting's `RepeatAndSelectDpEvent`
+computes the bound, in Renyi accounting.
 
-What one trial is. A record is for training or for validation, never for both, and adding or removing one
+Each record is used for training or for validation, never for both. Adding or removing one record
 - for training changes the trial's noisy steps, and the score only through the model that they release;
-- for validation changes no model, and the number of right answers by 1 at most; the score is that number plus Gaussian
-  noise of `validation_noise` records.
-So the whole costs the larger of two selections: one of trainings, one of Gaussian releases. The bound is void if
-- a score has no noise (or another one) and the validation records are private;
-- K, the order of the trials, or anything of a loser is published: models, scores, logs, how long it all took;
+- for validation changes no model, and the number of right answers by at most 1; the score is that number plus Gaussian
+  noise with a standard deviation of `validation_noise` records.
+So the total cost is the larger of two selections: one of trainings, one of Gaussian releases. The bound is void if
+- a score has no noise, or other noise, and the validation records are private;
+- K, the order of the trials or anything about a loser is published: models, scores, logs, running times;
 - K is cut off because it is inconvenient, or drawn again because it was 0.
 
-No torch in this file. As in `dptune.accounting`, functions import dp-accounting and scipy when they compute.
+No torch in this file. As in `dptune.accounting`, functions import dp-accounting and scipy only when they compute.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ SELECTION_ACCOUNTANT = "RDP (dp-accounting)"
 POISSON, GEOMETRIC = "poisson", "geometric"
 DISTRIBUTIONS = (POISSON, GEOMETRIC)
 
-# dp-accounting's names for them: the truncated negative binomial's shape, of which the Poisson is the limit.
+# dp-accounting knows them as shapes of the truncated negative binomial; the Poisson distribution is its limit.
 _SHAPES = {POISSON: math.inf, GEOMETRIC: 1.0}
-_NOTHING = 1e-12  # stands for an epsilon of 0, which much noise has at a large delta
-_SMALLEST_UNIFORM = 2.0**-54  # stands for 0, where quantile functions are infinite
+_NOTHING = 1e-12  # replaces an epsilon of 0, which occurs with much noise and a large delta
+_SMALLEST_UNIFORM = 2.0**-54  # replaces 0, where quantile functions are infinite
 
 
 class DrawnTrial(NamedTuple):
-    """One trial of a selection, before it runs. Secret, as is how many there are.
+    """One trial of a selection, before it runs. Secret, like the number of trials.
 
     Attributes:
-        candidate: which of the candidates to train, from 0.
-        score_noise: what is added to its number of right answers, in records.
+        candidate: number of the candidate to train, from 0.
+        score_noise: the noise to add to its number of right answers, in records.
     """
 
     candidate: int
@@ -58,14 +58,14 @@ class DrawnTrial(NamedTuple):
 
 
 class SelectionCost(NamedTuple):
-    """Epsilon of ways to publish a model, for the records trained on.
+    """The epsilon of several ways to publish a model.
 
     Attributes:
-        one_run: one training with settings that were fixed without a look at the data.
-        selection: the winner of a private selection (for whoever is worse off, a record of training or of validation).
-        best_of: the best of `runs` trainings as they are usually reported, by composition; what their scores tell about
-            validation records is not bounded by any epsilon.
-        runs: how many.
+        one_run: one training with settings that were fixed without looking at the data.
+        selection: the winner of a private selection, for training and validation records, whichever is larger.
+        best_of: the best of `runs` trainings, by composition, for training records. No epsilon bounds what the scores
+            reveal about validation records.
+        runs: the number of trainings in `best_of`.
     """
 
     one_run: float
@@ -76,17 +76,17 @@ class SelectionCost(NamedTuple):
 
 @dataclass(frozen=True)
 class PrivateSelection:
-    """How many trials a selection has on average, and how noisy its scores are.
+    """The number of trials that a selection has on average, and the noise of its scores.
 
     Attributes:
-        distribution: of the number of trials: "poisson" (cheaper, but may be 0, and then nothing is released) or
-            "geometric" (at least 1).
-        mean_trials: its mean, at least 1.
-        validation_noise: standard deviation of the noise on the number of right answers, in records.
+        distribution: distribution of the number of trials: "geometric" (at least 1) or "poisson" (cheaper, but it can
+            be 0, and then nothing is released).
+        mean_trials: mean of that distribution, at least 1.
+        validation_noise: standard deviation of the noise on the number of right answers, in records; above 0.
 
     Raises:
-        InvalidArgument: a value outside its range. Scores without noise are refused: no epsilon would cover the
-            validation records.
+        InvalidArgument: a value outside its range. Scores without noise are refused, because no epsilon would cover
+            the validation records.
     """
 
     distribution: str
@@ -101,14 +101,14 @@ class PrivateSelection:
         require_positive("validation_noise", self.validation_noise)
 
     def draw_trials(self, num_candidates: int, keystream: Keystream | None = None) -> list[DrawnTrial]:
-        """Draw how many trials there are, their candidates (uniform, independent) and the noise of their scores.
+        """Draw the number of trials, their candidates (uniform, independent) and the noise of their scores.
 
-        Run all of them, whatever their number; none at all is an outcome as well: then nothing is released, and the
-        budget is spent. All of it is drawn before anything runs, so that it cannot depend on the data.
+        Run all of them, whatever their number. If there are none, nothing is released, but the budget is spent.
+        Everything is drawn before anything runs, so that it cannot depend on the data.
 
         Args:
-            num_candidates: to pick from.
-            keystream: for tests alone; by default a fresh one of the operating system's. No seed reaches it.
+            num_candidates: number of candidates to choose from.
+            keystream: for tests only; by default a new one, keyed from the operating system.
         """
         from scipy.special import ndtri
 
@@ -122,29 +122,32 @@ class PrivateSelection:
 
     @property
     def chance_of_nothing(self) -> float:
-        """How likely it is that there is no trial at all."""
+        """The probability that there is no trial at all."""
         return math.exp(-self.mean_trials) if self.distribution == POISSON else 0.0
 
     def _number_of(self, uniform: float) -> int:
-        """How many trials a uniform value in (0, 1) stands for."""
+        """The number of trials for a uniform value in (0, 1)."""
         if self.distribution == POISSON:
             from scipy.stats import poisson
 
             return int(poisson.ppf(uniform, self.mean_trials))
-        # Each trial is the last with a chance of 1 / mean, so more than k trials have one of (1 - 1 / mean)^k.
+        # Each trial is the last with probability 1 / mean, so P(more than k trials) = (1 - 1 / mean)^k.
         return 1 if self.mean_trials == 1 else 1 + int(math.log(uniform) / math.log1p(-1 / self.mean_trials))
 
     def epsilon(self, spend: Spend, delta: float) -> float:
-        """Epsilon of releasing the winner, where each trial's training is `spend`: for a record of the training set
-        or of the validation set, whichever is larger.
+        """Epsilon of releasing the winner: for a training or a validation record, whichever is larger.
+
+        Args:
+            spend: the training of each trial.
+            delta: the probability with which the bound may fail.
 
         Raises:
-            InvalidArgument: a setting outside its range; a group size above 1, which Renyi accounting cannot do.
+            InvalidArgument: a setting outside its range, or a group size above 1, which Renyi accounting cannot handle.
         """
         return max(self.training_epsilon(spend, delta), self.validation_epsilon(delta))
 
     def training_epsilon(self, spend: Spend, delta: float) -> float:
-        """Epsilon for a record that is trained on."""
+        """Epsilon for a training record; see `epsilon`."""
         require_positive("noise_multiplier", spend.noise_multiplier)
         require_probability("sampling_probability", spend.sampling_probability)
         require_count("steps", spend.steps)
@@ -156,7 +159,7 @@ class PrivateSelection:
         return self._epsilon_of(SelfComposedDpEvent(step, spend.steps), delta)
 
     def validation_epsilon(self, delta: float) -> float:
-        """Epsilon for a record that scores are computed on: it moves a number of right answers by 1."""
+        """Epsilon for a validation record, which changes the number of right answers by at most 1."""
         from dp_accounting import GaussianDpEvent
 
         return self._epsilon_of(GaussianDpEvent(self.validation_noise), delta)
@@ -170,11 +173,11 @@ class PrivateSelection:
     def noise_multiplier(
         self, *, target_epsilon: float, delta: float, sampling_probability: float, steps: int
     ) -> float:
-        """The smallest noise multiplier (to four digits, rounded up) of each trial with which the whole selection
-        costs at most `target_epsilon`.
+        """The smallest noise multiplier per trial (rounded up to four decimals) that keeps the selection's epsilon at
+        or below `target_epsilon`.
 
         Raises:
-            InvalidArgument: a setting outside its range, or a target that is out of reach.
+            InvalidArgument: a setting outside its range, or a target that no useful noise reaches.
         """
         require_positive("target_epsilon", target_epsilon)
         if (scores := self.validation_epsilon(delta)) > target_epsilon:
@@ -186,9 +189,9 @@ class PrivateSelection:
 
         smallest, largest = SIGMA_RANGE
         if spent(largest) > target_epsilon:
-            refuse("target_epsilon", target_epsilon, "out of reach: lower mean_trials, or take fewer steps")
+            refuse("target_epsilon", target_epsilon, "out of reach: lower mean_trials, or use fewer steps")
         if spent(smallest) <= target_epsilon:
-            refuse("target_epsilon", target_epsilon, "out of reach: so large that it would protect nobody")
+            refuse("target_epsilon", target_epsilon, "out of reach: so large that it protects nobody; lower it")
         from scipy.optimize import brentq
 
         found = brentq(
@@ -203,7 +206,7 @@ class PrivateSelection:
         return sigma
 
     def cost(self, spend: Spend, delta: float, runs: int | None = None) -> SelectionCost:
-        """What the selection costs, beside one run and beside the best of `runs` (by default its mean number)."""
+        """The epsilon of the selection, compared with one run and the best of `runs` (by default its mean number)."""
         runs = math.ceil(self.mean_trials) if runs is None else runs
         require_count("runs", runs)
         together = spend._replace(steps=runs * spend.steps)
@@ -213,11 +216,11 @@ class PrivateSelection:
 
 
 def best_of(scores: Sequence[float], trials: Sequence[DrawnTrial]) -> tuple[int, float] | None:
-    """The trial that wins, from 0, and its noisy score; None where there are no trials.
+    """(number of the winning trial from 0, its noisy score); None if there are no trials.
 
     Args:
-        scores: of each trial the number of right answers, from 0 to all validation records.
-        trials: as they were drawn, in the same order.
+        scores: number of right answers of each trial.
+        trials: the trials as they were drawn, in the same order.
     """
     noisy = [score + trial.score_noise for score, trial in zip(scores, trials, strict=True)]
     if not noisy:
@@ -231,8 +234,8 @@ def _epsilon_of(event: DpEvent, delta: float) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant()
-    # Little noise makes a series for the lowest orders diverge. Each such order is left out with a warning, one a
-    # question; leaving orders out can only raise the bound.
+    # With little noise, a series diverges for the lowest orders. dp-accounting skips such orders with a warning on each
+    # query, which is silenced here: skipping orders can only raise the bound.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -244,5 +247,5 @@ def _epsilon_of(event: DpEvent, delta: float) -> float:
 
 
 def _inside(uniforms: Iterable[float]) -> list[float]:
-    """Uniforms of [0, 1) with 0 replaced: quantiles are infinite there."""
+    """Uniform values of [0, 1) with 0 replaced, because quantiles are infinite there."""
     return [max(float(value), _SMALLEST_UNIFORM) for value in uniforms]

@@ -1,1 +1,1 @@
-"""The engine where users of other training libraries are; each module needs the library that it is named after."""
+"""Support for transformers' Trainer and for PEFT. `dptune.integrations.transformers` lists the public names."""

@@ -1,4 +1,4 @@
-"""Flags of a private Trainer, for `transformers.HfArgumentParser`."""
+"""The flags of a private Trainer, for `transformers.HfArgumentParser`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dptune._validate import renamed
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.run.plan import PrivacySettings
 
-# What the engine calls the parameters that these flags set.
+# {the engine's name of a parameter: the flag that sets it}
 FLAGS = {
     "clip_norm": "--per_sample_max_grad_norm",
     "noise_multiplier": "--noise_multiplier",
@@ -24,30 +24,37 @@ FLAGS = {
 
 @dataclass
 class PrivacyArguments:
-    """Everything that decides epsilon, with the logical batch and the number of steps of `TrainingArguments`.
+    """The privacy settings. Together with the logical batch and the steps of `TrainingArguments` they decide epsilon.
 
     Raises:
-        InvalidArgument: both or none of the noise multiplier and the target epsilon, or a value outside its range.
+        InvalidArgument: both or neither of the noise multiplier and the target epsilon, or a value outside its range.
     """
 
     per_sample_max_grad_norm: float = field(
-        default=1.0, metadata={"help": "C: the largest gradient norm of one example's contribution"}
+        default=1.0, metadata={"help": "C, the maximum gradient norm per example. Default 1."}
     )
     noise_multiplier: float | None = field(
-        default=None, metadata={"help": "standard deviation of the noise over the largest gradient norm"}
+        default=None,
+        metadata={"help": "Standard deviation of the noise, divided by C. Give this or --target_epsilon."},
     )
     target_epsilon: float | None = field(
-        default=None, metadata={"help": "find the noise multiplier for this epsilon instead; the run never exceeds it"}
+        default=None,
+        metadata={"help": "Find the noise multiplier for this epsilon, which the run never exceeds. No default."},
     )
     target_delta: float = field(
-        default=1e-7, metadata={"help": "chance that the bound may fail; below 1 / number of examples"}
+        default=1e-7,
+        metadata={"help": "Probability with which the bound may fail; below 1 / number of examples. Default 1e-7."},
     )
     disable_dp: bool = field(
-        default=False, metadata={"help": "no clipping and no noise: the same sampling and losses without privacy"}
+        default=False,
+        metadata={"help": "Train without clipping and noise, with the same sampling and losses. Off by default."},
     )
     insecure_test_seed: int | None = field(
         default=None,
-        metadata={"help": "FOR TESTS: repeatable sampling and noise, which protect nobody; the report says so"},
+        metadata={
+            "help": "FOR TESTS ONLY: make sampling and noise repeatable. The run then protects nobody, and its report "
+            "says so. Off by default."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -55,7 +62,7 @@ class PrivacyArguments:
             self.settings()
 
     def settings(self, clipping: Clipping = FLAT) -> PrivacySettings | None:
-        """The same for the engine; None without privacy."""
+        """The same settings as the engine takes them; None without privacy."""
         if self.disable_dp:
             return None
         return PrivacySettings(
@@ -69,10 +76,11 @@ class PrivacyArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' arguments, without its clipping of the whole gradient, and with `dry_run`."""
+    """transformers' arguments with `dp_adam` and `dry_run`, and without clipping of the whole gradient."""
 
     max_grad_norm: float = field(
-        default=0.0, metadata={"help": "must stay 0: each example's gradient is clipped, --per_sample_max_grad_norm"}
+        default=0.0,
+        metadata={"help": "Must stay 0, the default: --per_sample_max_grad_norm clips each example's gradient."},
     )
     dp_adam: bool = field(
         default=False,
@@ -82,5 +90,6 @@ class TrainingArguments(transformers.TrainingArguments):
         },
     )
     dry_run: bool = field(
-        default=False, metadata={"help": "print examples, batch, steps, noise and epsilon; train and write nothing"}
+        default=False,
+        metadata={"help": "Print examples, batch, steps, noise and epsilon, without training. Off by default."},
     )

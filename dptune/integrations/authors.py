@@ -1,9 +1,9 @@
-"""Authors as items of a Trainer's data set: an item is the list of the rows chosen of one author.
+"""Authors as items of a Trainer's data set: an item is the list of rows chosen for one author.
 
-The collator fills authors up to the one with the most rows in a micro-batch, by rows without a label. It weighs each
-row so that an author's losses add up to their mean.
+The collator adds rows without a label, so that all authors of a micro-batch have the same number of rows. It weights
+the rows so that an author's losses add up to their mean.
 
-Shapes: U items, k rows for each of them in a micro-batch, T tokens (padded).
+Shapes: U items, k rows per item in a micro-batch, T tokens (padded).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _WEIGHTS = "weights"
 
 
 class AuthorItems(Dataset[list[Feature]]):
-    """Up to k rows of each author, chosen uniformly and afresh whenever an author is asked for.
+    """Up to k rows of each author, chosen uniformly and anew each time the author is read.
 
-    Chosen from the operating system's randomness, also under a test's seed, so that each of a loader's workers chooses
-    for itself.
+    The choice uses the operating system's randomness (even with a test seed), so every worker of a loader chooses
+    independently.
 
     Args:
-        rows: of all authors.
+        rows: the rows of all authors.
         authors: who wrote which row.
-        most: k.
+        most: k, the maximum number of rows per author.
     """
 
     def __init__(self, rows: Sequence[Feature], authors: Authors, most: int) -> None:
@@ -44,7 +44,7 @@ class AuthorItems(Dataset[list[Feature]]):
 
     @property
     def counts(self) -> np.ndarray:
-        """Rows of each item, int64 [authors]."""
+        """Number of rows of each item, int64 [authors]."""
         return np.array([min(len(rows), self._most) for rows in self._of_author], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ def _secret_numbers(count: int) -> np.ndarray:
 class AuthorCollator(DataCollatorForPrivateCausalLanguageModeling):
     """[rows of an author] -> input_ids, attention_mask, position_ids and labels, each [U * k, T], and weights [U * k].
 
-    Rows that are no author's, as in evaluation, are collated as they are.
+    Plain rows, as in evaluation, are collated without weights.
     """
 
     def __call__(self, features: Sequence[Any]) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ class AuthorCollator(DataCollatorForPrivateCausalLanguageModeling):
 
 
 class AuthorLosses:
-    """(model, inputs) -> losses [U * k], of which an author's add up to the mean over their rows."""
+    """(model, inputs) -> losses [U * k]. The losses of an author add up to the mean over their rows."""
 
     def __init__(self) -> None:
         self._losses = DefaultLosses()

@@ -4,7 +4,7 @@
     trainer = Trainer(model, args, train_dataset=engine.dataset, data_collator=collator,
                       compute_loss_func=engine.loss, callbacks=[PrivacyEngineCallback(engine)])
 
-It clips after each of the Trainer's backward passes and writes the private gradient before the optimizer's step.
+The callback clips after each backward pass of the Trainer and writes the private gradient before the optimizer's step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from dptune.integrations.engine import PrivacyEngine
 
 
 class PrivacyEngineCallback(transformers.TrainerCallback):
-    """Makes the Trainer that it is passed to private, as `privacy_engine` says, or refuses to train."""
+    """Makes a Trainer private, or refuses to train.
+
+    Args:
+        privacy_engine: made with the Trainer's model, arguments and training set.
+
+    Raises:
+        InvalidArgument: when training begins, if the Trainer's settings break the guarantee.
+    """
 
     def __init__(self, privacy_engine: PrivacyEngine) -> None:
         self.engine = privacy_engine
@@ -43,7 +50,7 @@ class PrivacyEngineCallback(transformers.TrainerCallback):
         self._or_close(self.engine.finish)
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
-        if self.engine.epsilon is not None and logs is not None:  # four figures are what transformers prints
+        if self.engine.epsilon is not None and logs is not None:  # transformers prints four figures
             logs["epsilon"] = state.log_history[-1]["epsilon"] = float(rounded_up_to_figures(self.engine.epsilon))
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -53,7 +60,7 @@ class PrivacyEngineCallback(transformers.TrainerCallback):
         self.engine.end()
 
     def _or_close(self, work: Callable[..., None], *args: Any) -> None:
-        """A refusal ends the Trainer's loop: the hooks must not stay on the model."""
+        """Run `work`. An error ends the Trainer's loop, so remove the hooks from the model first."""
         try:
             work(*args)
         except (InvalidArgument, RuntimeError):

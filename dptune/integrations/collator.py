@@ -1,7 +1,7 @@
-"""Rows for private causal language modelling: padded on the right, with a row of position ids for each example.
+"""Rows for private causal language modelling: padded on the right, with one row of position ids per example.
 
-A model that makes its own position ids makes one row for all examples, [1, T]; its position embedding then sees one
-example where there are B, and no gradient belongs to one of them.
+A model that makes its own position ids makes a single row for all examples, [1, T]. Its position embedding would then
+have one gradient for all B examples instead of one per example.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dptune.losses import IGNORE
 class DataCollatorForPrivateCausalLanguageModeling:
     """[{input_ids, labels?, attention_mask?}] -> input_ids, attention_mask, position_ids and labels, each [B, T].
 
-    Labels are the input ids where a feature has none, and -100 on padding, also on that which a feature brings along
-    (attention_mask 0). Everything else in a feature is left out.
+    A feature without labels gets its input ids as labels. Labels are -100 on padding, including padding that a feature
+    already has (attention_mask 0). All other keys of a feature are dropped.
 
     Args:
-        tokenizer: its padding token fills rows, or its end token if it has none.
+        tokenizer: rows are padded with its padding token, or with its end token if it has none.
         pad_to_multiple_of: T is rounded up to a multiple of this.
     """
 

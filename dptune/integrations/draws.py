@@ -1,8 +1,8 @@
-"""Poisson draws for a Trainer: as a loader of its own (`draw_loader`) or behind the Trainer's (`PoissonMicroBatches`).
+"""Poisson draws for a Trainer: in a separate loader (`draw_loader`) or behind the Trainer's (`PoissonMicroBatches`).
 
-An item of `draw_loader` is one whole draw, cut for this process into micro-batches. That loader must not go through
-`accelerator.prepare`, which would give each process another draw of the same step.
-Processes need not run equally many micro-batches: their weights are whole, and they meet only when a step is finished.
+An item of `draw_loader` is one whole draw, with this process's share cut into micro-batches. That loader must not go
+through `accelerator.prepare`, which would give each process another draw for the same step.
+Processes may run different numbers of micro-batches: each holds all weights, and they communicate once per step.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class TrainerDraw(TypedDict):
 
     Attributes:
         micro_batches: this process's share, collated.
-        rows_per_unit: for each of them, how many neighbouring rows the collator makes of one item.
-        items: for each of them, how many items it has.
-        drawn: examples in the whole draw. NOT private.
+        rows_per_unit: for each micro-batch, the number of neighbouring rows that the collator makes per item.
+        items: for each micro-batch, its number of items.
+        drawn: number of examples in the whole draw. NOT private.
     """
 
     micro_batches: list[Any]
@@ -43,16 +43,19 @@ class _Rows(TypedDict):
 
 
 class DrawSampler(Sampler[_Rows]):
-    """Yields what this process runs in each step: numbers of examples, in micro-batches.
+    """Yields this process's share of each draw: arrays of example numbers, one per micro-batch.
 
     Args:
         sampler: makes the draws; the same on every process.
-        micro_batch_size: most rows in one forward pass, where a single example has no more.
-        rows_per_unit: rows of each example, int64 [num_examples]. Examples of a micro-batch are filled up to the one
-            with the most, so they are put together by it; their tokens are not known.
-        steps_per_epoch: draws in one pass of a loop over the loader.
-        steps_left: draws after which there are no more, whatever the epoch.
-        rank, world_size: which share to take.
+        micro_batch_size: maximum number of rows in one forward pass; a single example with more rows goes alone.
+        rows_per_unit: rows of each example, int64 [num_examples]. All examples of a micro-batch are filled up to the
+            one with the most rows, so examples with similar numbers are put together.
+        steps_per_epoch: draws in one pass over the loader.
+        steps_left: maximum number of draws over all passes.
+        rank, world_size: this process, and the number of processes.
+
+    Raises:
+        InvalidArgument: `rows_per_unit` does not have one value per example.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class DrawSampler(Sampler[_Rows]):
 
 
 class _MicroBatches(Dataset[TrainerDraw]):
-    """The training set, whose "items" are draws; collated here, in the loader's workers."""
+    """The training set with whole draws as "items", so that the loader's workers collate them."""
 
     def __init__(self, examples: Any, collator: Collator) -> None:
         self._examples, self._collator = examples, collator
@@ -107,9 +110,15 @@ class _MicroBatches(Dataset[TrainerDraw]):
 
 
 class PoissonMicroBatches(Dataset[Any]):
-    """Hands a `DataLoader` the examples of the next micro-batch, whichever items it asks for.
+    """Gives a `DataLoader` the examples of the next micro-batch, no matter which items it asks for.
 
-    Its length is not the number of examples but what makes each epoch whole steps of `parts` micro-batches.
+    Its length is not the number of examples. It makes each epoch consist of whole steps.
+
+    Args:
+        examples: the training set.
+        parts: micro-batches per step.
+        micro_batch_size: rows that the `DataLoader` asks for at a time.
+        steps_per_epoch: steps per epoch.
     """
 
     def __init__(self, examples: Any, *, parts: int, micro_batch_size: int, steps_per_epoch: int) -> None:
@@ -117,7 +126,7 @@ class PoissonMicroBatches(Dataset[Any]):
         self._length = steps_per_epoch * parts * micro_batch_size
         self._sampler: PoissonSampler | None = None
         self._pending: deque[np.ndarray] = deque()
-        self.handed: deque[int] = deque()  # examples in each micro-batch that was handed out and not yet clipped
+        self.handed: deque[int] = deque()  # number of examples of each micro-batch handed out and not yet clipped
 
     def __len__(self) -> int:
         return self._length
@@ -126,7 +135,7 @@ class PoissonMicroBatches(Dataset[Any]):
         refuse("train_dataset", "privacy_engine.dataset", f"has no item {item}: let the Trainer's DataLoader read it")
 
     def __getitems__(self, items: list[int]) -> list[Any]:
-        """The next micro-batch's examples; the first example alone, whose loss will not count, if it has none."""
+        """The examples of the next micro-batch. An empty one gives the first example, whose loss will not count."""
         if self._sampler is None:
             refuse("privacy_engine", "not started", "pass callbacks=[PrivacyEngineCallback(privacy_engine)]")
         if not self._pending:
@@ -136,17 +145,17 @@ class PoissonMicroBatches(Dataset[Any]):
         return fetch(self.examples, rows if len(rows) else [0])
 
     def start(self, sampler: PoissonSampler) -> None:
-        """Draw from now on."""
+        """Use the draws of `sampler` from now on."""
         self._sampler = sampler
 
     def restart(self) -> None:
-        """Begin with a fresh draw: what was fetched ahead and never trained on was not released."""
+        """Begin with a new draw. Examples that were only prefetched are dropped; nothing of them was released."""
         self._pending.clear()
         self.handed.clear()
 
 
 def fetch(examples: Any, rows: Sequence[int] | np.ndarray) -> list[Any]:
-    """The examples of these numbers, in one go where the data set can do that."""
+    """The examples with these numbers, read in one call if the data set supports that."""
     numbers = [int(row) for row in rows]
     if hasattr(examples, "__getitems__"):
         return list(examples.__getitems__(numbers))
@@ -154,7 +163,14 @@ def fetch(examples: Any, rows: Sequence[int] | np.ndarray) -> list[Any]:
 
 
 def draw_loader(examples: Any, collator: Collator, sampler: DrawSampler, **settings: Any) -> DataLoader[TrainerDraw]:
-    """A loader of `TrainerDraw`s; `settings` are those of `DataLoader` that change no result (workers, pinning)."""
+    """A loader of `TrainerDraw`s.
+
+    Args:
+        examples: the training set.
+        collator: list of examples -> inputs of a micro-batch.
+        sampler: the draws.
+        settings: arguments of `DataLoader` that change no result (workers, pinning).
+    """
     examples = _MicroBatches(examples, collator)
     return DataLoader(examples, sampler=sampler, batch_size=None, collate_fn=_same, **settings)
 

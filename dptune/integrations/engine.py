@@ -1,8 +1,8 @@
-"""What makes one plain Trainer private: its data set, its loss, and what a callback does at each of its steps.
+"""Makes a plain Trainer private: its data set, its loss, and what the callback does at each of the Trainer's events.
 
-`PrivacyEngine.dataset` ignores which items the Trainer's sampler asks for: a logical step's micro-batches are together
-one Poisson draw. `PrivacyEngine.loss` gives the sum of per-example losses and finds out in the backward pass whether
-anything multiplied it. What does not fit together is refused before any weight moves.
+`PrivacyEngine.dataset` ignores which items the Trainer's sampler asks for: the micro-batches of a logical step together
+are one Poisson draw. `PrivacyEngine.loss` gives the sum of per-example losses, and the backward pass reveals whether
+anything scaled it. Settings that do not fit together are refused before any weight changes.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ OutputLosses = Callable[[Any, Any, Tensor | None], Tensor]  # (model, outputs, l
 
 
 class PrivacyEngine:
-    """What makes one plain Trainer private; give the Trainer its `dataset`, its `loss` and a `PrivacyEngineCallback`.
+    """Makes one plain Trainer private: give the Trainer its `dataset`, its `loss` and a `PrivacyEngineCallback`.
 
     Args:
-        model: the Trainer's.
-        args: the Trainer's, with `max_grad_norm=0`. The expected logical batch is per_device_train_batch_size x
-            gradient_accumulation_steps; one process.
-        train_dataset: each item is one privacy unit.
-        privacy_args: everything else that decides epsilon.
+        model: the Trainer's model.
+        args: the Trainer's arguments, with `max_grad_norm=0`, for one process. The expected logical batch size is
+            per_device_train_batch_size x gradient_accumulation_steps.
+        train_dataset: the training set; each item is one privacy unit.
+        privacy_args: all other settings that decide epsilon.
         losses: (model, outputs, labels) -> losses [B]; by default those of `DPTrainer`.
         privacy_unit: see `DPTrainer`.
         clipping: the clipping style.
 
     Raises:
-        InvalidArgument: what would break the guarantee, naming what to change.
+        InvalidArgument: a setting would break the guarantee; the message says what to change.
     """
 
     def __init__(
@@ -88,34 +88,38 @@ class PrivacyEngine:
         self._run: PrivateRun | None = None
         self._lock = FolderLock()
         self._seen: Tensor | None = None  # losses of the last forward pass
-        self._scales: list[float] = []  # what the Trainer multiplied them by
+        self._scales: list[float] = []  # the factors by which the Trainer scaled them
         self._collected = 0
 
     @property
     def epsilon(self) -> float | None:
-        """Spent so far; None before the first step."""
+        """Epsilon spent so far; None before the first step."""
         return self._run.epsilon if self._run is not None else None
 
     def loss(self, outputs: Any, labels: Tensor | None, **_: Any) -> Tensor:
-        """For the Trainer's `compute_loss_func`.
+        """Pass this to the Trainer as `compute_loss_func`.
 
         Returns:
-            In evaluation the mean of the losses. In training what has the gradient of their sum, and the value of that
-            sum over the expected batch, so that what the Trainer logs for a step is about their mean.
+            A scalar. In evaluation it is the mean of the losses. In training its gradient is that of their sum, and its
+            value is that sum divided by the expected batch size, so the Trainer logs approximately their mean.
         """
         losses = self._losses(self.model, outputs, labels)
         if not torch.is_grad_enabled():
             return losses.mean()
         handed = self.dataset.handed
         if handed and handed[0] == 0:
-            losses = losses * 0.0  # the row that stands for an empty micro-batch
+            losses = losses * 0.0  # this row only stands for an empty micro-batch
         self._seen, self._scales = losses, []
         total = losses.sum()
         total.register_hook(lambda grad: self._scales.append(grad.item()))
         return total.detach() / self.plan.expected_batch_size + (total - total.detach())
 
     def begin(self, args: Any, state: Any, model: Any, train_dataloader: Any) -> None:
-        """Check the Trainer and start recording."""
+        """Check the Trainer, open the run and start recording per-example gradients.
+
+        Raises:
+            InvalidArgument: the Trainer does not fit this engine, or the budget is already spent.
+        """
         _refuse_unsafe(args)
         self._check_trainer(args, state, model, train_dataloader)
         resumed = state.global_step > 0
@@ -125,7 +129,8 @@ class PrivacyEngine:
             saved = None if checkpoint is None else read_privacy_state(checkpoint)
             run = PrivateRun(self.plan, args.output_dir, ranks_of_launch(), resume_from=saved)
         if run.last <= run.completed:
-            refuse("--target_epsilon", self._privacy_args.target_epsilon, "is spent: there is no step left to take")
+            remedy = "is spent: no step is left; use the last checkpoint"
+            refuse("--target_epsilon", self._privacy_args.target_epsilon, remedy)
         print(*describe_plan(self.plan), sep="\n")
         self._check_rules(train_dataloader.collate_fn)
         run.prepare(model)
@@ -135,36 +140,44 @@ class PrivacyEngine:
         state.max_steps = run.last
 
     def begin_step(self) -> None:
-        """Before the forward passes of a logical step."""
+        """Call this before the forward passes of a logical step."""
         self._begun.begin_step()
 
     def collect(self) -> None:
-        """Clip what the Trainer's backward pass recorded."""
+        """Clip the gradients that the Trainer's last backward pass recorded, and add them to the step's sum.
+
+        Raises:
+            InvalidArgument: the Trainer used another loss, scaled it, or its collator made another number of rows.
+        """
         losses, scales, self._seen = self._seen, self._scales, None
         if losses is None:
             refuse(
                 "compute_loss_func", None, "the Trainer's loss is a mean over the micro-batch: pass privacy_engine.loss"
             )
         if scales != [1.0]:
-            remedy = "the Trainer must pass it to backward once and as it is; take no Trainer that scales its loss"
+            remedy = "the Trainer must call backward() on it once, unscaled; use a Trainer that does not scale its loss"
             refuse("privacy_engine.loss", f"multiplied by {scales}", remedy)
         handed = self.dataset.handed.popleft() if self.dataset.handed else 0
         if len(losses) != max(handed, 1):
-            remedy = f"for a micro-batch of {handed} examples: the collator must give one row an example"
+            remedy = f"for a micro-batch of {handed} examples: the collator must make one row per example"
             refuse("data_collator", f"{len(losses)} rows", remedy)
         self._step.collect(losses)
         self._collected += 1
 
     def finish(self) -> None:
-        """Write the private gradient of a logical step."""
+        """Write the private gradient of a logical step to `.grad`.
+
+        Raises:
+            InvalidArgument: the Trainer ran another number of micro-batches than `gradient_accumulation_steps`.
+        """
         if self._collected != self._parts:
-            remedy = "all of them are one Poisson draw; take no Trainer that cuts steps short"
+            remedy = "together they are one Poisson draw; use a Trainer that does not shorten steps"
             refuse("gradient_accumulation_steps", self._parts, f"{self._collected} micro-batches in a step: {remedy}")
         self._collected = 0
         self._begun.finish_step()
 
     def save(self, checkpoint: Path) -> None:
-        """Add the ledger and the run's settings to a checkpoint."""
+        """Add a copy of the ledger and the run's settings to a checkpoint folder."""
         save_privacy_state(self._begun, checkpoint)
 
     def end(self) -> None:
@@ -173,7 +186,7 @@ class PrivacyEngine:
         print(*publish_run(self._begun, self.model), sep="\n")
 
     def close(self) -> None:
-        """Take the hooks off the model, after an error too."""
+        """Remove the hooks from the model and unlock the folder; also needed after an error."""
         if self._run is not None:
             self._run.close()
         self._lock.release()
@@ -182,7 +195,7 @@ class PrivacyEngine:
     def _step(self) -> PrivateStep:
         step = self._begun.step
         if not isinstance(step, PrivateStep):
-            raise RuntimeError("the callback is at work outside of training")
+            raise RuntimeError("the callback was called outside of training")
         return step
 
     @property
@@ -192,7 +205,7 @@ class PrivacyEngine:
         return self._run
 
     def _check_rules(self, collate: Callable[[list[Any]], Any]) -> None:
-        """Compare the engine's gradients with autograd's on a few items, before one is released."""
+        """Compare the engine's gradients with autograd's on a few items, before anything is released."""
         device = next(self.model.parameters()).device
 
         def losses(inputs: Mapping[str, Any]) -> Tensor:
@@ -208,7 +221,7 @@ class PrivacyEngine:
         if model is not self.model:
             refuse("model", type(model).__name__, "is not the one that the PrivacyEngine was made with; pass the same")
         if getattr(loader, "dataset", None) is not self.dataset:
-            remedy = "a pass over shuffled data is no Poisson sampling: pass train_dataset=privacy_engine.dataset"
+            remedy = "passes over shuffled data are not Poisson sampling; pass train_dataset=privacy_engine.dataset"
             refuse("train_dataset", type(getattr(loader, "dataset", None)).__name__, remedy)
         shape = (args.gradient_accumulation_steps, args.per_device_train_batch_size)
         if shape != (self._parts, self._micro_batch_size):
@@ -216,9 +229,9 @@ class PrivacyEngine:
         batches = self.plan.steps_per_epoch * self._parts
         if len(loader) != batches or state.max_steps != self.plan.steps:
             remedy = f"the engine planned {batches} and {self.plan.steps}: make it with the Trainer's own args"
-            refuse("args", f"{len(loader)} batches an epoch and {state.max_steps} steps", remedy)
+            refuse("args", f"{len(loader)} batches per epoch and {state.max_steps} steps", remedy)
         if state.global_step > 0 and not args.ignore_data_skip:
-            refuse("--ignore_data_skip", False, "a resumed run takes fresh draws: give --ignore_data_skip")
+            refuse("--ignore_data_skip", False, "a resumed run makes new draws: give --ignore_data_skip")
 
 
 def _refuse_unsafe(args: Any) -> None:
@@ -226,9 +239,9 @@ def _refuse_unsafe(args: Any) -> None:
     if args.world_size > 1:
         refuse("torchrun", args.world_size, "a plain Trainer averages gradients before they are clipped: use DPTrainer")
     if args.dataloader_num_workers:
-        refuse("--dataloader_num_workers", args.dataloader_num_workers, "a draw is made in one place; give 0")
+        refuse("--dataloader_num_workers", args.dataloader_num_workers, "only the main process can draw; give 0")
 
 
 def _trainer_steps(args: Any, steps_per_epoch: int) -> int:
-    """As the Trainer counts them."""
+    """The number of steps, as the Trainer counts them."""
     return int(args.max_steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Whether items that a collator puts together stay apart in the model: tried on a few before training begins."""
+"""Checks on a few items, before training begins, that items of one micro-batch do not affect each other's gradients."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def check_on_items(
     collate: Callable[[list[Any]], Mapping[str, Any]],
     examples: Any,
 ) -> None:
-    """Compare the engine's gradients of some items together with autograd's of each by itself.
+    """Compare the engine's gradients of some items in one micro-batch with autograd's of each item alone.
 
     Args:
-        model: what is trained.
+        model: the model that is trained.
         losses: inputs of a micro-batch -> losses [B].
-        collate: items -> inputs, padded as they are in training.
-        examples: the training set; of its first items the shortest and the longest are taken. Where the collator makes
-            several rows of an item, rows are compared as it pads them.
+        collate: items -> inputs, padded as in training.
+        examples: the training set; a few of its first items are used, with the shortest and the longest. If the
+            collator makes several rows per item, rows are compared as it pads them.
 
     Raises:
-        InvalidArgument: they differ: a rule is wrong, or items reach each other, or each other's padding.
+        InvalidArgument: they differ, because a rule is wrong or an item affects others by its tokens or its padding.
     """
     items = _of_all_lengths(fetch(examples, range(min(_LOOKED_AT, len(examples)))))
     together = collate(items)
@@ -48,13 +48,13 @@ def check_on_items(
 
 
 def _of_all_lengths(items: list[Any]) -> list[Any]:
-    """A few, the shortest and the longest among them, each once."""
+    """A few of the items, each once, including the shortest and the longest."""
     lengths = [_length(item) for item in items]
     chosen = {*range(len(items))[:_AT_LEAST], lengths.index(min(lengths)), lengths.index(max(lengths))}
     return [items[index] for index in sorted(chosen)]
 
 
 def _length(item: Any) -> int:
-    """Of its token ids, where it has them."""
+    """Number of token ids; 0 if the item has none."""
     ids = item.get("input_ids", ()) if isinstance(item, Mapping) else ()
     return len(ids)

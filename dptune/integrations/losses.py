@@ -1,4 +1,4 @@
-"""One loss an example, for the models that a Trainer most often trains.
+"""One loss per example, for the models that a Trainer trains most often.
 
 Shapes: B examples, T tokens, V vocabulary or classes.
 """
@@ -33,18 +33,18 @@ def _refuse_task(model: Any, labels: Tensor | None) -> NoReturn:
         "losses",
         None,
         f"no per-example loss is known for {type(_base(model)).__name__} with labels of shape {shape}; pass your own "
-        "function that gives one loss an example, [B], each from that example alone",
+        "function that gives one loss per example, [B], each from that example alone",
     )
 
 
 class DefaultLosses:
     """(model, inputs) -> losses [B]: causal language modelling for labels [B, T], classification for labels [B].
 
-    A language model's inputs are `input_ids` and `labels`, padded on the right; an attention mask and position ids
-    may be there, if they say just that.
+    The inputs of a language model are `input_ids` and `labels`, padded on the right. An attention mask and position ids
+    are allowed if they describe that padding.
 
     Raises:
-        InvalidArgument: anything else; pass a function of your own.
+        InvalidArgument: other models or inputs, which need your own function.
     """
 
     def __init__(self) -> None:
@@ -70,21 +70,19 @@ class DefaultLosses:
 
 
 def losses_of_outputs(model: Any, outputs: Any, labels: Tensor | None) -> Tensor:
-    """The same losses [B] from what `model` gave for a micro-batch, for a loop that calls the model itself."""
+    """The same losses [B] from the outputs of `model` for a micro-batch, for a loop that calls the model itself."""
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
     if labels is not None and labels.ndim == 2 and _is_causal_lm(model):
         return token_losses(logits, labels)
     if labels is not None and _are_classes(labels):
         if method_of(model) in (PREFIX, PROMPT):
-            refuse(
-                "model", method_of(model), "its own pooling sees a row's padding, so rows are coupled; use DPTrainer"
-            )
+            refuse("model", method_of(model), "its pooling sees a row's padding, which couples the rows; use DPTrainer")
         return class_losses(model, logits, labels)
     _refuse_task(model, labels)
 
 
 def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each example's own labelled tokens, [B]; labels are shifted here."""
+    """Mean negative log-likelihood over the labelled tokens of each example, [B], in nats; labels are shifted here."""
     targets = labels_BT[:, 1:]
     logits_BVT = logits_BTV[:, :-1].to(torch.promote_types(logits_BTV.dtype, torch.float32)).transpose(1, 2)
     sums = F.cross_entropy(logits_BVT, targets, ignore_index=IGNORE, reduction="none").sum(1)
@@ -92,7 +90,11 @@ def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 
 
 def class_losses(model: Any, logits_BV: Tensor, labels_B: Tensor) -> Tensor:
-    """Each example's own cross-entropy, [B]."""
+    """Cross-entropy of each example, [B], in nats.
+
+    Raises:
+        InvalidArgument: the logits are not [B, V] with at least two classes.
+    """
     if logits_BV.ndim != 2 or logits_BV.shape[1] < 2:
         _refuse_task(model, labels_B)
     dtype = torch.promote_types(logits_BV.dtype, torch.float32)
@@ -104,7 +106,7 @@ def _are_classes(labels: Tensor) -> bool:
 
 
 def _base(model: Any) -> Any:
-    """The transformers model inside a PEFT one, whose layers it shares."""
+    """The transformers model inside a PEFT model; both share their layers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -114,15 +116,15 @@ def _is_causal_lm(model: Any) -> bool:
 
 
 def _require_plain_rows(inputs: Mapping[str, Tensor]) -> None:
-    """`CausalLMLoss` runs on the ids alone: what else there is must not say otherwise."""
+    """Refuse inputs that `CausalLMLoss` would ignore wrongly, since it uses the ids alone."""
     unknown = sorted(inputs.keys() - _CAUSAL_INPUTS)
     if unknown:
-        refuse("inputs", ", ".join(unknown), "not known to the default loss; drop the columns or pass losses=")
+        refuse("inputs", ", ".join(unknown), "not supported by the default loss; drop the columns or pass losses=")
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     if mask is not None and (mask.ndim != 2 or bool((mask[:, 1:] > mask[:, :-1]).any())):
         refuse("attention_mask", tuple(mask.shape), "rows must be padded on the right: set padding_side to right")
     if mask is not None and bool((inputs["labels"].ne(IGNORE) & mask.eq(0)).any()):
-        refuse("labels", tuple(mask.shape), "a label where the attention mask is 0; set it to -100")
+        refuse("labels", tuple(mask.shape), "there is a label where the attention mask is 0; set it to -100")
     if positions is not None and not bool(
         (positions == torch.arange(positions.shape[-1], device=positions.device)).all()
     ):
@@ -131,7 +133,7 @@ def _require_plain_rows(inputs: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def _require_only_past(model: Any) -> None:
-    """Refuse a model whose tokens see later ones: they would see padding, which is as long as the longest neighbour."""
+    """Refuse a model whose tokens see later tokens. They would see padding, whose length depends on other examples."""
     device = next(model.parameters()).device
     first = torch.tensor([[1, 2, 3, 4]], device=device)
     second = torch.tensor([[1, 2, 3, 5]], device=device)
@@ -140,4 +142,4 @@ def _require_only_past(model: Any) -> None:
     one, other = (model(input_ids=ids, use_cache=False).logits[:, :3].float() for ids in (first, second))
     model.train(was_training)
     if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
-        refuse("model", type(model).__name__, "its tokens see later ones; set config.is_decoder or pass losses=")
+        refuse("model", type(model).__name__, "its tokens see later tokens; set config.is_decoder or pass losses=")

@@ -1,11 +1,11 @@
-"""Classification with PEFT's methods: which of them the engine knows, and logits that depend on their own row alone.
+"""Classification with PEFT: which of its methods the engine supports, and logits that depend on their own row alone.
 
-transformers' decoders take the last position of every row for its class when they are given embeddings, as a soft
-prompt makes them: a row padded to its neighbour's length would then be classified by padding, and its gradient would
-depend on that neighbour. PEFT's prefixes reach encoders with an attention mask that leaves the prefix out, which fails
-as soon as a row is padded. Both are done here instead, with PEFT's modules and with its files.
+Two faults of the libraries are avoided here. transformers' decoders classify every row by its last position when they
+are given embeddings, as with a soft prompt. A shorter row would be classified by its padding, and its gradient would
+depend on its neighbours. PEFT gives encoders an attention mask without the prefix, which fails if a row is padded.
+This module computes both cases itself, with PEFT's modules and file format.
 
-Shapes: B rows, T tokens, P virtual tokens, H hidden size, C classes.
+Shapes: B rows, T tokens, C classes.
 """
 
 from __future__ import annotations
@@ -23,48 +23,49 @@ KNOWN_METHODS = ("IA3", "LORA", PREFIX, PROMPT)
 
 
 def method_of(model: Any) -> str | None:
-    """The name of the PEFT method around `model`; None for a plain model."""
+    """Name of the PEFT method of `model`, such as "LORA"; None for a plain model."""
     config = getattr(model, "active_peft_config", None)
     return None if config is None else config.peft_type.value
 
 
 def require_known_method(model: Any) -> None:
-    """Refuse a PEFT method whose per-example gradients the engine does not know.
+    """Refuse a PEFT method or configuration without known per-example gradients.
 
     Raises:
-        InvalidArgument: naming it.
+        InvalidArgument: the method, and what to use instead.
     """
     method = method_of(model)
     if method is None:
         return
     if method not in KNOWN_METHODS:
-        refuse(
-            "peft_type", method, f"no per-example gradients are known for it; take one of {', '.join(KNOWN_METHODS)}"
-        )
+        refuse("peft_type", method, f"no per-example gradients are known for it; use one of {', '.join(KNOWN_METHODS)}")
     if len(model.peft_config) != 1:
         refuse("peft_config", ", ".join(model.peft_config), "several PEFT adapters; train one at a time")
     if model.active_peft_config.inference_mode:
-        refuse("inference_mode", True, f"PEFT's {method} does not train in it; set it to False")
+        refuse("inference_mode", True, f"PEFT's {method} does not train in this mode; set it to False")
     if getattr(model.active_peft_config, "num_transformer_submodules", None) == 2:
-        refuse("peft_type", method, "not for encoder-decoder models; take LoRA or (IA)^3")
+        refuse("peft_type", method, "not supported for encoder-decoder models; use LoRA or (IA)^3")
 
 
 def class_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits [B, C] of a sequence classifier of the transformers library, plain or inside a PEFT model.
 
     Args:
-        model: an encoder classifies as its class does; a decoder (its head is called `score`) by the last token of each
-            row that the mask does not leave out.
+        model: an encoder classifies in its usual way. A decoder (a model with a head called `score`) classifies by the
+            last token of each row that the mask includes.
         inputs: "input_ids" and "attention_mask" [B, T], padded on the right, and "token_type_ids" for an encoder.
+
+    Raises:
+        InvalidArgument: there is no mask, rows are padded on the left, or gradient checkpointing meets a prefix.
     """
     mask = inputs.get("attention_mask")
     if mask is None:
-        refuse("attention_mask", None, "without it padding cannot be told from text; let the tokenizer return it")
+        refuse("attention_mask", None, "padding cannot be told from text without it; let the tokenizer return it")
     if bool((mask[:, 1:] > mask[:, :-1]).any()):
         refuse("attention_mask", tuple(mask.shape), "rows must be padded on the right: set padding_side to right")
     base = model.get_base_model() if method_of(model) is not None else model
     if method_of(model) == PREFIX and base.training and _recomputes(base):
-        refuse("gradient_checkpointing", True, "transformers then leaves the prefix out in silence; switch it off")
+        refuse("gradient_checkpointing", True, "transformers would silently drop the prefix; switch it off")
     if hasattr(base, "score"):
         return _decoder_logits(model, base, inputs["input_ids"], mask)
     if method_of(model) == PREFIX:
@@ -79,7 +80,7 @@ def _recomputes(base: Any) -> bool:
 
 
 def _decoder_logits(model: Any, base: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """No mask is needed: under causal attention padding on the right is never seen by a real token."""
+    """No mask is needed: with causal attention, no real token sees padding on the right."""
     method, last, rows = method_of(model), mask.sum(1) - 1, torch.arange(len(ids), device=ids.device)
     if method == PROMPT:
         embedded = prompted(model, base, {"input_ids": ids})["inputs_embeds"]
@@ -94,9 +95,10 @@ def _decoder_logits(model: Any, base: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def prompted(model: Any, base: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same inputs as embeddings behind the soft prompt, with the mask and the token types that they then have.
+    """The inputs as embeddings behind the soft prompt, with mask and token types extended to match.
 
-    PEFT looks the prompt up once and repeats the rows; here every row looks it up, so that each has a gradient."""
+    PEFT looks the prompt up once and repeats it; here every row looks it up, so that each row has its own gradient.
+    """
     embedded = base.get_input_embeddings()(inputs["input_ids"])
     tokens = model.prompt_tokens[model.active_adapter].to(embedded.device).expand(len(embedded), -1)
     prompts = model.prompt_encoder[model.active_adapter](tokens).to(embedded.dtype)
@@ -111,7 +113,7 @@ def prompted(model: Any, base: Any, inputs: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _prefixed_encoder_logits(model: Any, base: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The backbone gets the prefix, and a mask that has it; pooling and head stay the model's own."""
+    """Give the backbone the prefix and a mask that includes it; pooling and head stay the model's own."""
     mask = inputs["attention_mask"]
     prefix = model.get_prompt(batch_size=len(mask))
     seen = torch.cat([mask.new_ones(len(mask), model.active_peft_config.num_virtual_tokens), mask], 1)

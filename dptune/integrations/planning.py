@@ -14,14 +14,22 @@ from dptune.units.unit import Unit
 
 
 def count_examples(train_dataset: object) -> int:
-    """Size of a data set that can be sampled from, refused where it has none."""
+    """Number of examples of a training set.
+
+    Raises:
+        InvalidArgument: it has no length or no items by number, so it cannot be sampled from.
+    """
     if not isinstance(train_dataset, Sized) or not hasattr(train_dataset, "__getitem__"):
         refuse("train_dataset", type(train_dataset).__name__, "give a data set with a length and items by number")
     return len(train_dataset)
 
 
 def logical_batch(args: Any, num_examples: int) -> int:
-    """The expected batch size that transformers' flags stand for: per device x processes x accumulation steps."""
+    """The expected batch size of transformers' flags: per device x processes x accumulation steps.
+
+    Raises:
+        InvalidArgument: it is larger than the number of examples.
+    """
     with renamed(FLAGS):
         return expected_batch(
             per_device=args.per_device_train_batch_size,
@@ -33,7 +41,7 @@ def logical_batch(args: Any, num_examples: int) -> int:
 
 
 def steps_of(args: Any, *, num_examples: int, batch: int) -> int:
-    """`max_steps`, or as many as `num_train_epochs` need at this sampling probability, rounded up."""
+    """`max_steps` if it is set; otherwise the steps of `num_train_epochs` at this sampling probability, rounded up."""
     if args.max_steps > 0:
         return int(args.max_steps)
     return planned_steps(num_examples=num_examples, expected_batch_size=batch, epochs=args.num_train_epochs)
@@ -42,10 +50,10 @@ def steps_of(args: Any, *, num_examples: int, batch: int) -> int:
 def plan_training(
     privacy: PrivacyArguments, *, num_examples: int, batch: int, steps: int, unit: Unit, clipping: Clipping = FLAT
 ) -> RunPlan:
-    """Find the noise and couple it to the sampling.
+    """Find the noise and make the plan; `batch` is the expected batch size.
 
     Raises:
-        InvalidArgument: a delta of 1/n or more, or a target epsilon out of reach.
+        InvalidArgument: a delta of 1/n or more, or a target epsilon that no useful noise reaches.
     """
     with renamed(FLAGS):
         return make_plan(

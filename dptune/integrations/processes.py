@@ -1,4 +1,4 @@
-"""The processes of one training run, through accelerate's state, which `TrainingArguments` makes."""
+"""The processes of one training run, from accelerate's state, which `TrainingArguments` sets up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dptune.ranks import Ranks
 
 
 def ranks_of_launch() -> Ranks:
-    """The ranks that accelerate knows of."""
+    """The processes that accelerate knows; a single rank if there is one process."""
     state = PartialState()
     if state.num_processes == 1:
         return Ranks()
@@ -25,7 +25,7 @@ def _broadcast(value: object) -> object:
 
 @torch.no_grad()
 def copy_from_main(model: nn.Module) -> None:
-    """Give every process the main one's weights: a head that each drew for itself would make two models."""
+    """Copy the main process's weights to all others, because each process initialised new layers at random."""
     if PartialState().num_processes > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
             torch.distributed.broadcast(tensor, src=0)

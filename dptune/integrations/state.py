@@ -1,4 +1,4 @@
-"""What makes transformers' checkpoints resumable as private ones: the run's identity and a copy of its ledger."""
+"""Adds to transformers' checkpoints what a private run needs to resume: its identity and a copy of its ledger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRIVACY_STATE_NAME = "privacy_state.json"
 
 
 def save_privacy_state(run: PrivateRun, checkpoint: str | Path) -> None:
-    """Add to a checkpoint what says which run it is of, and a copy of the ledger. Main process only."""
+    """Write the run's identity and a copy of its ledger to the folder `checkpoint`. Main process only."""
     folder, steps = Path(checkpoint), 0
     if run.ledger is not None:
         steps = run.ledger.steps
@@ -27,7 +27,7 @@ def save_privacy_state(run: PrivateRun, checkpoint: str | Path) -> None:
 
 
 def read_privacy_state(checkpoint: str | Path) -> SavedRun:
-    """What `save_privacy_state` wrote.
+    """Read what `save_privacy_state` wrote to the folder `checkpoint`.
 
     Raises:
         InvalidArgument: the checkpoint is not of a private run, or is damaged.

@@ -1,8 +1,8 @@
 """A transformers Trainer whose gradients are private: Poisson draws, per-example losses, clipping, noise, ledger.
 
-What stays the Trainer's: arguments, optimizer and schedule, evaluation, logging, checkpoints. What is taken from it:
-sampling, the loss, gradient accumulation, and the wrapping of the model for several processes, whose averaging of
-gradients comes before clipping. A logical step is one call of `training_step`, so its accumulation is 1.
+The Trainer keeps its arguments, optimizer and schedule, evaluation, logging and checkpoints. This class replaces
+sampling, the loss, gradient accumulation and the model's wrapper for several processes, which would average gradients
+before they are clipped. A logical step is one call of `training_step`, so the Trainer's own accumulation is 1.
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ _MODEL = Artifact(
     "fine-tuned copy of",
     "transformers",
     (),
-    "As any model of transformers or adapter of PEFT, in this folder.\n",
+    "Load it from this folder, like any model of transformers or adapter of PEFT.\n",
 )
 
 
 class DPTrainer(transformers.Trainer):
-    """`transformers.Trainer` under differential privacy.
+    """`transformers.Trainer` with differential privacy.
 
-    The expected logical batch is per_device_train_batch_size x processes x gradient_accumulation_steps; the number of
-    steps is `max_steps`, or `num_train_epochs` over the sampling probability. Losses in its log and in
+    The expected logical batch size is per_device_train_batch_size x processes x gradient_accumulation_steps. The number
+    of steps is `max_steps`, or `num_train_epochs` divided by the sampling probability. Losses in its log and in
     `trainer_state.json` are not private.
 
     Args:
-        model, args, data_collator, train_dataset, **kwargs: the Trainer's. `train_dataset` has a length, and each item
-            is one privacy unit.
-        privacy_args: everything else that decides epsilon.
-        losses: (model, inputs of a micro-batch) -> one loss a row, [B], each from that row alone; by default those of
-            causal language modelling for labels [B, T] and of classification for labels [B].
-        rows_per_unit: rows that the collator makes of each item of `train_dataset`, neighbours: their gradients are
-            summed and then clipped once. Or such a number for every item, int64 [items]: the collator then makes of
-            all items of a micro-batch as many rows as the largest of their numbers.
-        privacy_unit: what an item is, for the report; an `ItemUnit` with a group size where a unit has several items.
+        model, args, data_collator, train_dataset, **kwargs: the Trainer's arguments. `train_dataset` must have a
+            length, and each item is one privacy unit.
+        privacy_args: all other settings that decide epsilon.
+        losses: (model, inputs of a micro-batch) -> one loss per row, [B], each from that row alone. The default
+            handles causal language modelling for labels [B, T] and classification for labels [B].
+        rows_per_unit: number of neighbouring rows that the collator makes per item. Their gradients are summed, and
+            the sum is clipped once. It may differ per item, int64 [items]; the collator must then fill all items of a
+            micro-batch up to the largest number.
+        privacy_unit: what an item is, for the report; an `ItemUnit` with a group size if a unit has several items.
         clipping: the clipping style.
 
     Raises:
-        InvalidArgument: what would break the guarantee, naming what to change.
+        InvalidArgument: a setting would break the guarantee; the message says what to change.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class DPTrainer(transformers.Trainer):
         if args is None:
             refuse("args", None, "give dptune's TrainingArguments")
         if kwargs.get("compute_loss_func") is not None:
-            refuse("compute_loss_func", "given", "it gives one loss a micro-batch; pass losses= instead")
+            refuse("compute_loss_func", "given", "it gives one loss per micro-batch; pass losses= instead")
         refuse_unsafe_arguments(args)
         self.privacy_args = privacy_args
         self._losses: TrainerLosses = losses or DefaultLosses()
@@ -98,7 +98,7 @@ class DPTrainer(transformers.Trainer):
         self._last_loss = 0.0
         self._num_examples = count_examples(train_dataset) if train_dataset is not None else 0
         self._rows_per_unit = _of_each(rows_per_unit, self._num_examples)
-        # Of an item with a fixed number of rows each row counts; others are averaged by whoever filled them up.
+        # With a fixed number of rows per item, each row counts; otherwise the caller has already averaged them.
         self._losses_per_item = rows_per_unit if isinstance(rows_per_unit, int) else 1
         self._batch = logical_batch(args, self._num_examples) if self._num_examples else 0
         super().__init__(model, self._own_arguments(args), data_collator, train_dataset, **kwargs)
@@ -108,7 +108,7 @@ class DPTrainer(transformers.Trainer):
 
     @functools.cached_property
     def plan(self) -> RunPlan:
-        """Sampling, steps and noise; the noise multiplier is searched for on first use."""
+        """Sampling, steps and noise; the first use finds the noise multiplier."""
         if not self._batch:
             refuse("train_dataset", None, "give one to train on")
         return plan_training(
@@ -122,17 +122,17 @@ class DPTrainer(transformers.Trainer):
 
     @property
     def epsilon(self) -> float | None:
-        """Spent so far, on the main process; None before the first step and without privacy."""
+        """Epsilon spent so far; None before the first step, without privacy and on all processes but the main one."""
         return self._run.epsilon if self._run is not None else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> TrainOutput:
-        """Train, or with `dry_run` print the plan; afterwards `privacy_report.json` is in the output folder.
+        """Train and write report, plot and model card to the output folder; with `dry_run`, only print the plan.
 
         Raises:
-            InvalidArgument: an output folder that holds another run, or a checkpoint that this run does not continue.
+            InvalidArgument: the output folder holds another run, or the checkpoint is of another run.
         """
         if trial is not None:
-            refuse("trial", "given", "each trial would spend a budget of its own; search on public data")
+            refuse("trial", "given", "each trial would spend a separate budget; search on public data")
         if self.args.should_log:
             print(*describe_plan(self.plan), sep="\n")
         if getattr(self.args, "dry_run", False):
@@ -151,7 +151,7 @@ class DPTrainer(transformers.Trainer):
         return output
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The Trainer's; with `dp_adam` the one that knows the noise."""
+        """The Trainer's optimizer, or `DPAdam` with `dp_adam`."""
         if getattr(self, "optimizer", None) is None and getattr(self.args, "dp_adam", False):
             decayed = set(self.get_decay_parameter_names(self.model))
             trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -168,7 +168,11 @@ class DPTrainer(transformers.Trainer):
         return made
 
     def get_train_dataloader(self) -> DataLoader[TrainerDraw]:
-        """Poisson draws, each cut into micro-batches of at most `per_device_train_batch_size` rows, or of one item."""
+        """A loader of Poisson draws, cut into micro-batches of `per_device_train_batch_size` rows, or of one item.
+
+        Raises:
+            InvalidArgument: called before `train()`.
+        """
         run = self._run
         if run is None:
             refuse("get_train_dataloader", "before train()", "draws belong to a run; iterate over train_dataset")
@@ -193,11 +197,11 @@ class DPTrainer(transformers.Trainer):
         )
 
     def training_step(self, model: nn.Module, inputs: TrainerDraw, _num_items: Any = None) -> Tensor:
-        """One logical step up to the optimizer's: the private gradient is in `.grad` afterwards."""
+        """Run one logical step and write its private gradient to `.grad`; returns the loss, which is not private."""
         run = self._begun
         model.train()
         if callable(train := getattr(self.optimizer, "train", None)):
-            train()  # optimizers without a schedule have modes
+            train()  # schedule-free optimizers have a training mode
         run.begin_step()
         total = torch.zeros((), device=self.args.device)
         shapes = zip(inputs["micro_batches"], inputs["items"], inputs["rows_per_unit"], strict=True)
@@ -210,29 +214,31 @@ class DPTrainer(transformers.Trainer):
         return self._mean_loss(total, inputs["drawn"])
 
     def get_batch_samples(self, epoch_iterator: Any, *_settings: Any) -> tuple[list[TrainerDraw], None]:
-        """The next draw. There is no number of items: it is private, and nothing is divided by it."""
+        """The next draw. It has no number of items: that number is private, and nothing is divided by it."""
         return [draw for draw in [next(epoch_iterator, None)] if draw is not None], None
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Of all of a draw's micro-batches on this process."""
+        """Sum over this process's micro-batches of a draw."""
         if "micro_batches" not in inputs:
             return int(super().floating_point_ops(inputs))
         return sum(map(super().floating_point_ops, inputs["micro_batches"]))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the Trainer does, with the epsilon spent so far."""
+        """Log as the Trainer does, and add the epsilon spent so far."""
         if self.epsilon is not None:
             logs["epsilon"] = float(rounded_up_to_figures(self.epsilon))  # transformers prints four figures
         super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the card that `train` writes from the privacy report: the Trainer's own card would list losses, which
-        are not private. A run without privacy gets the Trainer's."""
+        """Keep the card that `train` writes, because the Trainer's card lists losses, which are not private.
+
+        A run without privacy gets the Trainer's card.
+        """
         if self._run is None or self._run.plan.privacy is None:
             super().create_model_card(*args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Keep the model unwrapped: gradients of processes meet after clipping and noise, not before."""
+        """Keep the model unwrapped, because processes must add up their gradients after clipping and noise."""
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
@@ -243,7 +249,7 @@ class DPTrainer(transformers.Trainer):
         return self._run
 
     def _own_arguments(self, args: Any) -> Any:
-        """The caller's arguments as this class uses the Trainer: a draw a step, and none skipped when it resumes."""
+        """A copy of the arguments with one draw per step, and without skipped draws when the run resumes."""
         own = copy.copy(args)
         own.gradient_accumulation_steps = 1
         own.ignore_data_skip = True
@@ -252,7 +258,7 @@ class DPTrainer(transformers.Trainer):
         return own
 
     def _check_rules(self) -> None:
-        """Compare the engine's gradients with autograd's on a few items, before one is released."""
+        """Compare the engine's gradients with autograd's on a few items, before anything is released."""
         if self.privacy_args.disable_dp:
             return
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
@@ -268,11 +274,14 @@ class DPTrainer(transformers.Trainer):
             return None
         found = get_last_checkpoint(self.args.output_dir) if asked is True else str(asked)
         if found is None or Path(found).resolve().parent != Path(self.args.output_dir).resolve():
-            refuse("resume_from_checkpoint", asked, f"no checkpoint beside this run's ledger in {self.args.output_dir}")
+            refuse("resume_from_checkpoint", asked, f"not a checkpoint of this run; give one in {self.args.output_dir}")
         return found
 
     def _mean_loss(self, total: Tensor, drawn: int) -> Tensor:
-        """For the log, whose mean over processes is then the mean over the draw; an empty one repeats the last."""
+        """This process's loss for the log: the mean over processes is the mean over the draw.
+
+        An empty draw repeats the last value.
+        """
         if drawn:
             self._last_loss = total.item() * self.args.world_size / (drawn * self._losses_per_item)
         return torch.tensor(self._last_loss, device=self.args.device)
@@ -290,14 +299,14 @@ def _of_each(rows_per_unit: int | np.ndarray, num_examples: int) -> np.ndarray:
 
 
 def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
-    """Rows that nobody announced would be clipped by themselves, each to C: an item of two could move the sum by 2C."""
+    """Refuse rows that were not announced. Each would be clipped to C alone, so two of one item could add 2C."""
     if losses.ndim == 1 and len(losses) != items * rows_per_unit:
-        remedy = f"of {items} items with {rows_per_unit} rows each: say how many rows the collator makes of an item"
+        remedy = f"for {items} items with {rows_per_unit} rows each: say how many rows the collator makes per item"
         refuse("rows_per_unit", f"{len(losses)} losses", remedy)
 
 
 def publish_run(run: PrivateRun, model: nn.Module) -> list[str]:
-    """Write the report, the card and the plot of epsilon; what was guaranteed, in lines for a person. Rank 0 only."""
+    """Write report, card and plot of epsilon; returns the guarantee as lines of text for the user. Rank 0 only."""
     statement = run.statement(_PACKAGES)
     name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
     publish(run.folder, statement, base_model=name, artifact=_MODEL)
@@ -305,7 +314,7 @@ def publish_run(run: PrivateRun, model: nn.Module) -> list[str]:
 
 
 class _RunCallback(transformers.TrainerCallback):
-    """Begins to record where the Trainer is ready, and adds the ledger to its checkpoints."""
+    """Starts the recording when the Trainer is ready, and adds the ledger to its checkpoints."""
 
     def __init__(self, trainer: DPTrainer) -> None:
         self._trainer = trainer

@@ -1,5 +1,5 @@
-"""Per-example gradients: what records them (hooks), how each layer type makes them (rules), and what is kept of them
-until the norms are known (uses, recorded), and whether all that is right for a model (check)."""
+"""Per-example gradients: `hooks` record them, `rules` compute them per layer type, `uses` and `recorded` keep them
+until the norms are known, and `check` tests whether they are right for a model."""
 
 from dptune.per_example.check import require_exact_gradients
 from dptune.per_example.hooks import PerExampleGradients

@@ -1,9 +1,9 @@
-"""Whether the recorded gradients are a model's own: tried on a few examples against autograd, before training begins.
+"""Checks the recorded gradients of a model against autograd on a few examples, before training begins.
 
-A rule sees one layer's input and output. A model that uses a weight elsewhere too (`F.linear(x, embedding.weight)`), or
-that puts tokens where examples belong, would be wrong in silence; here it is not. Nor is a model in which an example's
-gradient depends on what else is in the micro-batch: on the padding that a longer neighbour brings along (attention
-without a mask, position embeddings that change with the longest row), or on the neighbour itself.
+A rule only sees the input and output of one layer. It would be silently wrong for a model that also uses a weight
+elsewhere (`F.linear(x, embedding.weight)`), or that puts tokens where examples belong. It would also be wrong for a
+model in which an example's gradient depends on the rest of the micro-batch: on the padding that a longer neighbour
+causes (attention without a mask, position embeddings that change with the longest row), or on the neighbour itself.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from dptune._validate import HIDDEN, refuse
 from dptune.per_example.hooks import PerExampleGradients
 
-# Tolerated error over a parameter's own norm, and over the whole gradient's. A base in lower precision rounds by the
-# shape of its batch: in bfloat16 a row's gradient alone and beside another differed by 0.17 of its norm (30 layers).
+# Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
+# rounding depends on the shape of the batch: in bfloat16, a row's gradient alone and next to another row differed by
+# 0.17 of its norm (30 layers).
 _TOLERATED = {torch.float32: (1e-2, 1e-5), torch.float64: (1e-2, 1e-5)}
 _TOLERATED_OF_LESS = (0.5, 0.2)
 
@@ -29,17 +30,17 @@ def require_exact_gradients(
     *batch: Tensor,
     alone: Callable[[int], Sequence[Tensor]] | None = None,
 ) -> None:
-    """Compare per-example norms and a weighted sum of per-example gradients with autograd's, dropout off.
+    """Compare per-example norms and a weighted sum of per-example gradients with autograd's, without dropout.
 
     Args:
-        model: its trainable parameters are compared.
+        model: the model whose trainable parameters are compared.
         losses: (*batch) -> losses [B].
-        batch: tensors of B examples, such as token ids and labels [B, T] of random tokens; T other than B.
-        alone: number of an example -> the same of that example by itself, as it is without neighbours, so without what
-            `batch` pads it with; by default its rows of `batch`.
+        batch: tensors of B examples, such as token ids and labels [B, T] of random tokens, with T different from B.
+        alone: index of an example -> the tensors of that example alone, without the padding that `batch` adds; by
+            default its rows of `batch`.
 
     Raises:
-        InvalidArgument: they differ, naming the parameter; or there is not one loss an example.
+        InvalidArgument: they differ (the message names the parameter), or there is not one loss per example.
     """
     was_training = model.training
     model.eval()
@@ -56,7 +57,7 @@ def require_exact_gradients(
         for index in range(count):
             one = [part[index : index + 1] for part in batch] if alone is None else alone(index)
             wanted = _gradients(parameters, losses(*one).sum())
-            reason = "an example's depends on what it is padded with or on its neighbours"
+            reason = "an example's gradient depends on its padding or on its neighbours"
             _compare(each[index], wanted, tolerated, reason)
             found = {name: norms[name][index] for name in norms}
             _compare(found, {name: wanted[name].norm() for name in norms}, tolerated, reason)
@@ -67,9 +68,9 @@ def require_exact_gradients(
 def _recorded(
     recorder: PerExampleGradients, losses: Tensor, weights_of: Callable[[int], Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Norms [B] and the weighted sum of the per-example gradients, by parameter."""
+    """(norms [B], weighted sum of the per-example gradients), each by parameter."""
     if losses.ndim != 1:
-        remedy = "give one loss an example, [B]; a mean over the micro-batch couples examples and voids the bound"
+        remedy = "give one loss per example, [B]; a mean over the micro-batch couples examples and voids the bound"
         refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
     losses.sum().backward()
     recorded = recorder.take()
@@ -95,7 +96,7 @@ def _gradients(parameters: dict[str, nn.Parameter], loss: Tensor) -> dict[str, T
 
 
 def _tolerated(model: nn.Module) -> tuple[float, float]:
-    """By the lowest precision of the model's parameters; quantised ones, in whole numbers, are of the lowest."""
+    """Tolerances for the lowest precision of the model's parameters; quantised (integer) ones count as the lowest."""
     return max(_TOLERATED.get(parameter.dtype, _TOLERATED_OF_LESS) for parameter in model.parameters())
 
 
@@ -105,5 +106,5 @@ def _compare(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerated: tup
         error, own = (found[name] - values).double().norm(), values.double().norm()
         if not error <= tolerated[0] * own + tolerated[1] * whole:
             size = f"off by {error / whole:.1e} of the whole gradient"
-            wrong = f"its per-example gradients are not autograd's ({size})"
+            wrong = f"its per-example gradients differ from autograd's ({size})"
             refuse(name, HIDDEN, f"{wrong}: {reason}, or its losses couple examples")

@@ -1,9 +1,9 @@
-"""Per-example gradients of every trainable parameter, caught during one ordinary backward pass.
+"""Records per-example gradients of every trainable parameter during one ordinary backward pass.
 
 A forward hook passes each trainable layer's output through `_Tap`, an identity that saves the layer's input with
-`save_for_backward`; its backward receives the output's gradient and applies the layer's rule. Saved tensors are freed
-and recomputed by activation checkpointing; tensors kept on the module are not. While recording, the weights themselves
-need no gradient, so the per-example product replaces the ordinary one instead of adding to it.
+`save_for_backward`. Its backward receives the output's gradient and applies the layer's rule. Activation checkpointing
+frees and recomputes saved tensors, but not tensors that are kept on the module. While recording, the weights themselves
+need no gradient, so the per-example product replaces the ordinary product and is not extra work.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from dptune.per_example.uses import Outer, Use
 
 _DISTANCES = "relative_attention_bias"  # T5's embedding of distances between tokens, looked up once for all examples
 
-# Modules of the transformers library that hold the bias of the linear layer below them under a name of their own, and
-# do not compute with it.
+# Modules of the transformers library that hold the bias of a linear layer below them under a second name, and do not
+# compute with it.
 _SECOND_NAMES = ("BertLMPredictionHead", "RobertaLMHead")
-# Layers of the transformers library whose own layers are given all examples' tokens in one row, [B * T, D].
+# Layers of the transformers library that flatten the tokens of all examples into [B * T, D] for their child layers.
 _FLATTENING = ("OPTDecoderLayer",)
 
 
 class _Tap(torch.autograd.Function):
-    """output -> output; in backward, hands (layer, input, output gradient) to the recorder."""
+    """output -> output; the backward pass gives (layer, input, output gradient) to the recorder."""
 
     @staticmethod
     def forward(
@@ -53,15 +53,14 @@ class _Tap(torch.autograd.Function):
 
 
 class PerExampleGradients:
-    """Records per-example gradients of `model`'s trainable parameters inside a `with` block, and leaves nothing behind.
+    """Records per-example gradients of `model`'s trainable parameters inside a `with` block, then removes its hooks.
 
-    The first dimension of every trainable layer's input must be the examples (position ids of one row, which a model
-    makes for the whole batch, are spread over it). After each backward pass `take()` the gradients; a second backward
-    pass before that raises, since its gradients would add up in silence.
+    The first dimension of every trainable layer's input must be the examples. (A single row of position ids, which a
+    model makes for the whole batch, is expanded.) Call `take()` after each backward pass: a second backward pass before
+    that raises `RuntimeError`, because its gradients would silently add up.
 
     Raises:
-        InvalidArgument: a trainable parameter that no rule covers, or a layer that mixes examples (batch
-        normalisation).
+        InvalidArgument: no rule covers a trainable parameter, or a layer mixes examples (batch normalisation).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,15 +84,15 @@ class PerExampleGradients:
             id(parameter) for layer in self._layers.values() for parameter in _own_parameters(layer).values()
         )
         self._uses: dict[str, list[Use]] = {}
-        self._examples: int | None = None  # of the backward pass that is being recorded
-        self._first_lookup: tuple[str, int] | None = None  # of the forward pass: its name, and its examples
+        self._examples: int | None = None  # number of examples in the backward pass that is being recorded
+        self._first_lookup: tuple[str, int] | None = None  # (name, number of examples) of the forward pass's first one
         self._backward_pass: int | None = None
         self._handles: list[RemovableHandle] = []
         self._anchors: dict[torch.device, Tensor] = {}
 
     def __enter__(self) -> PerExampleGradients:
         if self._handles:
-            raise RuntimeError("PerExampleGradients is recording already: leave its `with` block first")
+            raise RuntimeError("PerExampleGradients is already recording: leave its `with` block first")
         for name, layer in (self._lookups | self._layers).items():
             if is_rescaling(layer):
                 require_one_vector(layer, name)
@@ -115,7 +114,7 @@ class PerExampleGradients:
             parameter.requires_grad_(True)
 
     def take(self) -> Recorded:
-        """What the last backward pass recorded, and forget it; parameters that it did not use are left out."""
+        """Return and forget what the last backward pass recorded; parameters that it did not use are left out."""
         recorded = Recorded({name: self._uses[name] for name in self.parameters if name in self._uses})
         self._reset()
         return recorded
@@ -137,7 +136,7 @@ class PerExampleGradients:
         return tap
 
     def _tap_of(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """(what the layer computes, from what) -> the same, with its gradient recorded in the backward pass."""
+        """(output, input) of a layer -> the output, whose gradient the backward pass records."""
 
         def tap(output: Tensor, input: Tensor) -> Tensor:
             tapped: Tensor = _Tap.apply(output, input, self._anchor(output.device), self, name)  # type: ignore[no-untyped-call]
@@ -146,9 +145,11 @@ class PerExampleGradients:
         return tap
 
     def _spread(self, name: str, ids: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """An embedding's ids and rows, one row an example: of a single row for the whole batch (position ids that the
-        model made) the gradient would be summed over it. The first lookup of a forward pass, the tokens', counts the
-        examples."""
+        """(ids, output) of an embedding with one row per example.
+
+        A model may make a single row of position ids for the whole batch, whose gradient would be summed over the
+        batch; it is expanded. The first lookup of a forward pass, of the tokens, tells the number of examples.
+        """
         if ids.ndim != 2:
             if name not in self._layers:
                 return ids, output
@@ -161,7 +162,7 @@ class PerExampleGradients:
         return ids, output
 
     def _anchor(self, device: torch.device) -> Tensor:
-        """Without an input that needs a gradient autograd would not visit the tap: the anchor is that input."""
+        """An input of the tap that needs a gradient; without one, autograd would skip the tap."""
         if device not in self._anchors:
             self._anchors[device] = torch.zeros((), device=device, requires_grad=True)
         return self._anchors[device]
@@ -181,18 +182,19 @@ class PerExampleGradients:
             if owner is None:  # frozen: a linear layer's bias under a trained weight
                 continue
             self._check_examples(name, len(use.right) if isinstance(use, Outer) else len(use))
-            # A layer used twice, or a tensor shared by two layers: one parameter, its uses add up. One that is shared
-            # is kept in factors, since its other use may be an embedding's.
+            # If a layer is used twice, or two layers share a tensor, the uses add up. A shared tensor is kept as
+            # factors, because its other use may be an embedding.
             if isinstance(use, Outer) and self._owners[id(parameter)] == 1 and use.worth_materialising():
                 use = use.materialised()
             self._uses.setdefault(owner, []).append(use)
 
     def require_nothing_else(self, losses: Tensor) -> None:
-        """Refuse losses that depend on a parameter whose gradient is not recorded: it would get its own, neither
-        clipped nor noised. Those that are recorded ask for none.
+        """Refuse losses that depend on a parameter that is not recorded, whose gradient would get no clipping or noise.
+
+        Recorded parameters do not require a gradient, so they are not found here.
 
         Raises:
-            InvalidArgument: naming it, if it is the model's.
+            InvalidArgument: there is such a parameter; the message names it if it is part of the model.
         """
         seen: set[Any] = set()
         nodes = [losses.grad_fn]
@@ -201,14 +203,14 @@ class PerExampleGradients:
             if node is None or node in seen:
                 continue
             seen.add(node)
-            leaf = getattr(node, "variable", None)  # of a node that adds to a leaf's `.grad`
+            leaf = getattr(node, "variable", None)  # set on nodes that add to the `.grad` of a leaf
             if isinstance(leaf, nn.Parameter):
                 names = [name for name, parameter in self.model.named_parameters() if parameter is leaf]
                 refuse(
                     names[0] if names else "a parameter outside the model",
                     Described(f"of shape {tuple(leaf.shape)}"),
-                    "the losses depend on it, but its per-example gradients are not recorded; let it need a gradient "
-                    "before the recording begins, as a part of the model, or freeze it",
+                    "the losses depend on it, but its per-example gradients are not recorded; freeze it, or make it a "
+                    "trainable part of the model before the recording begins",
                 )
             nodes.extend(following for following, _ in node.next_functions)
 
@@ -217,7 +219,7 @@ class PerExampleGradients:
             self._examples = examples
         elif self._examples != examples:
             raise RuntimeError(
-                f"{name}: saw {examples} examples where another layer saw {self._examples}; "
+                f"{name}: saw {examples} examples, but another layer saw {self._examples}; "
                 "the first dimension of every trainable layer's input must be the examples"
             )
 
@@ -228,19 +230,23 @@ class PerExampleGradients:
         elif self._backward_pass != current:
             raise RuntimeError(
                 "a second backward pass began before take(): its per-example gradients would add to the first's. "
-                "Take after each backward pass, and use non-reentrant activation checkpointing"
+                "Call take() after each backward pass, and use non-reentrant activation checkpointing"
             )
 
 
 def _covered_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """{name: layer} of the layers that own a trainable parameter, each with a rule."""
+    """{name: layer} of the layers that own a trainable parameter; each has a rule.
+
+    Raises:
+        InvalidArgument: a layer mixes examples or has no rule.
+    """
     layers: dict[str, nn.Module] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm):
-            remedy = "mixes the examples of a batch, so no example's gradient is its own; use LayerNorm or GroupNorm"
+            remedy = "mixes the examples of a batch, so it has no per-example gradients; use LayerNorm or GroupNorm"
             refuse(name, Described(type(layer).__name__), remedy)
         trained = [key for key, parameter in _own_parameters(layer).items() if parameter.requires_grad]
-        # A dictionary of parameters computes nothing; whoever computes with them is a layer of its own.
+        # A dictionary of parameters computes nothing; the layer that computes with them is listed separately.
         if not trained or type(layer).__name__ in _SECOND_NAMES or isinstance(layer, nn.ParameterDict):
             continue
         if reason := _reason_to_refuse(layer, name):
@@ -253,12 +259,12 @@ def _covered_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """{name below the layer: parameter} of what the layer itself computes with."""
+    """{name below the layer: parameter} of the parameters that the layer itself computes with."""
     return dict(layer.named_parameters(recurse=False)) | vectors_of(layer)
 
 
 def _require_no_other_names(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """A module that gives a parameter a second name does not compute with it only where another one does."""
+    """Refuse a trainable parameter that is in none of `layers`, which compute with their parameters."""
     covered = {id(parameter) for layer in layers.values() for parameter in _own_parameters(layer).values()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in covered:
@@ -268,7 +274,7 @@ def _require_no_other_names(model: nn.Module, layers: Mapping[str, nn.Module]) -
 def _reason_to_refuse(layer: nn.Module, name: str) -> str | None:
     if isinstance(layer, nn.Embedding):
         if name.endswith(_DISTANCES):
-            return "looks up distances, which all examples share, so no example's gradient is its own"
+            return "looks up distances, which all examples share, so it has no per-example gradients"
         if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
             return "max_norm, scale_grad_by_freq and sparse make one example's gradient depend on others"
     return "no per-example rule for this layer type" if find_rule(layer) is None else None

@@ -1,7 +1,7 @@
-"""Float32 that is float32: what norms and sums of per-example gradients are computed in.
+"""True float32 precision for norms and sums of per-example gradients.
 
-A loop may run its step in `torch.autocast`, and a process may let matrix products of float32 tensors be computed in
-TF32 or bfloat16. Both are for forward and backward passes: a norm that is 0.4% too small clips to 1.004 C.
+A training loop may use `torch.autocast`, and a process may allow TF32 or bfloat16 in matrix products of float32
+tensors. That is fine for forward and backward passes, but a norm that is 0.4% too small clips to 1.004 C.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _EXACT = "ieee"
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute in the tensors' own precision, whatever is set around this; afterwards all is as it was."""
+    """Compute in the tensors' own precision inside the block, and restore all settings afterwards."""
     cpu: Any = torch.backends.mkldnn
     backends = (torch.backends.cuda.matmul, cpu.matmul)
     before = [backend.fp32_precision for backend in backends]

@@ -1,4 +1,4 @@
-"""What one backward pass recorded: per-example gradients of all parameters, to be measured, weighted and added up."""
+"""The per-example gradients of all parameters from one backward pass: their norms and their weighted sums."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dptune.per_example.uses import Outer, Use, joined_uses, squared_norms
 
 
 class HalfAdded(RuntimeError):
-    """A weighted sum broke off after part of it had been added: the sum is spoiled and must not be used."""
+    """A weighted sum failed after part of it was added. The sum is spoiled and must not be used."""
 
 
 class Recorded:
     """Per-example gradients of one micro-batch of B examples (or privacy units), by parameter.
 
     Args:
-        uses: what each layer contributed, as the rules gave it.
+        uses: {parameter: the contributions of each layer that uses it}, as the rules return them.
     """
 
     def __init__(self, uses: Mapping[str, list[Use]]) -> None:
@@ -27,7 +27,7 @@ class Recorded:
         return bool(self._uses)
 
     def folded(self, rows_per_unit: int) -> Recorded:
-        """Every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum."""
+        """The same with every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum."""
         if rows_per_unit == 1:
             return self
 
@@ -40,11 +40,11 @@ class Recorded:
         return Recorded({name: [fold(use) for use in own] for name, own in self._uses.items()})
 
     def squared_norms(self) -> dict[str, Tensor]:
-        """{parameter: squared Euclidean norms [B] float64}; a tied parameter's is of the sum of its uses."""
+        """{parameter: squared Euclidean norms [B] float64}; for a tied parameter, of the sum over its uses."""
         return {name: squared_norms(own) for name, own in self._uses.items()}
 
     def materialised(self) -> dict[str, Tensor]:
-        """{parameter: gradients [B, *shape]}: for small models and tests, since it is B times the model."""
+        """{parameter: gradients [B, *shape]}. For small models and tests: it takes B times the model's memory."""
         made = {
             name: [use.materialised() if isinstance(use, Outer) else use for use in own]
             for name, own in self._uses.items()
@@ -52,14 +52,14 @@ class Recorded:
         return {name: sum(own[1:], start=own[0]) for name, own in made.items()}
 
     def add_weighted_sums(self, totals: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-        """totals[name] += sum over b of weights[name][b] times example b's gradient; what was recorded is then gone.
+        """totals[name] += sum over b of weights[name][b] times example b's gradient, which is consumed.
 
-        An example whose weight is 0 is left out rather than multiplied: 0 * inf is not 0. What was materialised is
-        summed first and added when nothing can fail any more; factors are multiplied straight into the total, so
-        memory that runs out there leaves it spoiled.
+        An example with weight 0 is skipped, because 0 * inf is not 0. Materialised gradients are summed first and added
+        last, when nothing can fail any more. Products of factors are added to the total directly, so running out of
+        memory there spoils it.
 
         Raises:
-            HalfAdded: an error after the first product had been added.
+            HalfAdded: an error after the first product was added.
         """
         sums: list[tuple[str, Tensor]] = []
         outers: list[tuple[str, Outer]] = []
@@ -83,7 +83,7 @@ class Recorded:
         except (RuntimeError, MemoryError) as error:
             if begun:
                 raise HalfAdded(
-                    "memory ran out while gradients were added up: the step cannot be finished; go on from the last "
+                    "memory ran out while gradients were added up, so the step is lost; resume from the last "
                     f"checkpoint with smaller micro-batches ({type(error).__name__})"
                 ) from None
             raise

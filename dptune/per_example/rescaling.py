@@ -1,8 +1,8 @@
-"""(IA)^3 (Liu et al. 2022): y = W (l * x) or y = l * (W x), W frozen, the vector l trained.
+"""(IA)^3 (Liu et al. 2022): y = W (l * x) or y = l * (W x), where W is frozen and the vector l is trained.
 
-PEFT keeps l in a dictionary of parameters that is no layer of its own and multiplies by it inside the layer that wraps
-W. What is multiplied, and the gradient at the product, are therefore caught at W: at its input, or behind its output.
-Known by name, since the engine does not import PEFT.
+PEFT keeps l in a dictionary of parameters, which is not a layer, and multiplies by it inside the layer that wraps W. So
+the hooks are put on W: they catch the factor and the gradient of the product at W's input or behind its output.
+PEFT's layer is recognised by name, because the engine does not import PEFT.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from dptune._validate import refuse
 from dptune.per_example.uses import Use
 
-Tap = Callable[[Tensor, Tensor], Tensor]  # (product, what was multiplied) -> the product
+Tap = Callable[[Tensor, Tensor], Tensor]  # (product, the tensor multiplied by l) -> the product
 _VECTORS = "ia3_l"
 
 
@@ -28,17 +28,17 @@ def is_rescaling(layer: nn.Module) -> bool:
 
 
 def vectors_of(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """{name below `layer`: l} of a rescaling layer; empty for others."""
+    """{name below `layer`: l} of a rescaling layer; empty for other layers."""
     if not is_rescaling(layer):
         return {}
     return {f"{_VECTORS}.{name}": vector for name, vector in getattr(layer, _VECTORS).items()}
 
 
 def require_one_vector(layer: Any, name: str) -> None:
-    """One l, in use: a product of several, or one that is folded into W, has another gradient.
+    """Check that the layer has exactly one active l. Several, or one that is folded into W, have another gradient.
 
     Raises:
-        InvalidArgument: otherwise.
+        InvalidArgument: it has several, or it is merged or switched off.
     """
     active = [adapter for adapter in layer.active_adapters if adapter in layer.ia3_l]
     if len(active) != 1 or len(layer.ia3_l) != 1:
@@ -48,7 +48,7 @@ def require_one_vector(layer: Any, name: str) -> None:
 
 
 def rescaling(layer: Any, factor: Tensor, grad: Tensor) -> dict[str, Use]:
-    """Of p = l * z, the gradient of l is the sum over tokens of z_t g_t, [B, *shape of l]."""
+    """p = l * z: the gradient of l is the sum over tokens of z_t g_t, [B, *shape of l]."""
     dtype = torch.promote_types(factor.dtype, torch.float32)
     products = factor.to(dtype) * grad.to(dtype)
     summed = products.reshape(len(products), -1, products.shape[-1]).sum(1)
@@ -56,8 +56,8 @@ def rescaling(layer: Any, factor: Tensor, grad: Tensor) -> dict[str, Use]:
 
 
 def tap_rescaling(layer: Any, tap: Tap) -> list[RemovableHandle]:
-    """Hooks that pass every product of `layer` through `tap` with what was multiplied; only where gradients are on."""
-    held: list[Tensor] = []  # between two hooks of one forward pass
+    """Add hooks that pass every product of `layer` through `tap`, if gradients are enabled. Returns the hooks."""
+    held: list[Tensor] = []  # passed between two hooks of one forward pass
 
     def hold(value: Tensor) -> None:
         held[:] = [value] if torch.is_grad_enabled() else []

@@ -1,9 +1,9 @@
 """One pure function per layer type: (layer, input, output gradient) -> {parameter name: its per-example gradients}.
 
-Shapes: B examples, T tokens (any number of dimensions between the first and the last, also none), I inputs, O outputs,
-D features. Matrices are given as `Outer`, vectors as tensors [B, D]. A rule is looked up by the layer's exact type: a
-subclass may compute something else, and a wrong rule would be silent. Types of the transformers library are known by
-name, since the engine does not import it; a normalisation is also tried on numbers against autograd.
+Shapes: B examples, T tokens (zero or more dimensions between the first and the last), I inputs, O outputs, D features.
+Gradients of matrices are `Outer`s, those of vectors are tensors [B, D]. A rule is looked up by the layer's exact type,
+because a subclass may compute something else, and a wrong rule would be silent. Types of the transformers library are
+recognised by name, because the engine does not import it; normalisations are also tested on numbers against autograd.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RULES: dict[type[nn.Module], Rule] = {}
 
 
 def rule_for(kind: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Decorator: register the rule of one layer type."""
+    """Decorator that registers the rule of one layer type."""
 
     def register(rule: Rule) -> Rule:
         _RULES[kind] = rule
@@ -37,7 +37,7 @@ def rule_for(kind: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 
 def find_rule(layer: nn.Module) -> Rule | None:
-    """The rule of `layer`'s exact type, or None."""
+    """The rule of `layer`'s exact type, or None if there is none."""
     known = _RULES.get(type(layer)) or _NAMED.get(type(layer).__name__)
     if known is not None:
         return known
@@ -56,7 +56,7 @@ def known_layers() -> list[str]:
 
 
 def layer_input(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """What a rule needs of the arguments of the layer's forward pass."""
+    """The input that a rule needs, from the arguments of the layer's forward pass."""
     if type(layer).__name__ == "OPTLearnedPositionalEmbedding":
         return _opt_positions(layer, args, kwargs)
     given: list[Tensor] = [*args, *kwargs.values()]
@@ -84,7 +84,7 @@ def conv1d(layer: Any, input_BTI: Tensor, grad_BTO: Tensor) -> dict[str, Use]:
 
 @rule_for(nn.Embedding)
 def embedding(layer: nn.Embedding, ids_BT: Tensor, grad_BTD: Tensor) -> dict[str, Use]:
-    """Row v's gradient is the sum of g_t over the tokens t with id v; the padding row never has one."""
+    """The gradient of row v is the sum of g_t over the tokens t with id v; the padding row never has a gradient."""
     ids, grads = ids_BT.flatten(1), _tokens(grad_BTD)
     if layer.padding_idx is not None:
         grads = grads.masked_fill(ids.eq(layer.padding_idx)[..., None], 0)
@@ -141,23 +141,22 @@ def _epsilon(layer: Any) -> float | None:
 
 
 def _is_rms_norm(layer: nn.Module) -> bool:
-    """Whether a layer of the transformers library that is named so computes what `rms_norm` differentiates: tried on
-    numbers, against autograd."""
+    """Whether a layer with such a name computes what `rms_norm` differentiates, tested on numbers against autograd."""
     if not type(layer).__name__.endswith(("RMSNorm", "T5LayerNorm")) or set(layer._parameters) != {"weight"}:
         return False
     own, generator = _copy_with_weights(layer)
     input, grad = torch.randn(2, 2, 3, *own.weight.shape, generator=generator, dtype=torch.float64)
     try:
         wanted = [torch.autograd.grad(own(one), own.weight, of)[0] for one, of in zip(input, grad, strict=True)]
-    except (TypeError, RuntimeError):  # it asks for other arguments: another layer than it seems
+    except (TypeError, RuntimeError):  # it needs other arguments, so it is another kind of layer
         return False
     found = rms_norm(own, input, grad)["weight"]
-    # The tolerance: it computes in float32 whatever it is given.
+    # Tolerance, because the layer computes in float32 for any input.
     return isinstance(found, Tensor) and torch.allclose(found, torch.stack(wanted), rtol=1e-4, atol=1e-5)
 
 
 def _is_scaled_embedding(layer: nn.Module) -> bool:
-    """Whether a subclass of the embedding gives its rows times `embed_scale`: tried on numbers."""
+    """Whether a subclass of the embedding returns its rows times `embed_scale`, tested on numbers."""
     if not (isinstance(layer, nn.Embedding) and isinstance(getattr(layer, "embed_scale", None), Tensor)):
         return False
     own, _ = _copy_with_weights(layer)
@@ -170,7 +169,7 @@ def _is_scaled_embedding(layer: nn.Module) -> bool:
 
 
 def _copy_with_weights(layer: nn.Module) -> tuple[Any, torch.Generator]:
-    """A copy with random weights in float64, so that a layer whose weights are on the meta device can be tried."""
+    """A copy with random weights in float64, so that layers on the meta device can be tested too."""
     generator, own = torch.Generator().manual_seed(0), copy.copy(layer)
     shape = own._parameters["weight"].shape  # type: ignore[union-attr]
     own._parameters = {"weight": nn.Parameter(torch.rand(shape, generator=generator, dtype=torch.float64))}
@@ -178,7 +177,7 @@ def _copy_with_weights(layer: nn.Module) -> tuple[Any, torch.Generator]:
 
 
 def _opt_positions(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """OPT looks up its positions after a shift, and can work them out from a mask."""
+    """The rows that OPT looks up: its positions after a shift. OPT can derive positions from the mask."""
     positions = kwargs.get("position_ids", args[2] if len(args) > 2 else None)
     if positions is None:
         mask = args[0]

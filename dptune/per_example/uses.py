@@ -1,17 +1,16 @@
-"""What one layer contributed to one parameter's per-example gradients, and the two things that clipping asks of it: its
-squared norms, and its weighted sum over the examples.
+"""One layer's contribution to the per-example gradients of one parameter: its squared norms and its weighted sum.
 
-A matrix's gradient is a sum of outer products over tokens. `Outer` keeps the two factors, which book-keeping needs for
-one weighted product after the norms are known (Bu et al. 2022, "Differentially private optimization on large model at
-small cost"), and takes its norm from the factors' own products (Goodfellow 2015; Li et al. 2022, "Large language models
-can be strong differentially private learners": ghost norms), or materialises, whichever is cheaper.
+A matrix's gradient is a sum of outer products over tokens. `Outer` keeps the two factors. After the norms are known,
+they give the weighted sum in one product (book-keeping: Bu et al. 2022, "Differentially private optimization on large
+model at small cost"). The norm comes from products of the factors (ghost norms: Goodfellow 2015; Li et al. 2022, "Large
+language models can be strong differentially private learners") or from the gradient itself, whichever is cheaper.
 
-Shapes: B examples, T tokens, M rows and N columns of the parameter. All sums are in float32 or better whatever the
-factors' dtype: in bfloat16 a norm can be 0.5% too small, and what it clips 0.5% too long.
+Shapes: B examples, T tokens, M rows and N columns of the parameter. All sums are in float32 or better, whatever the
+factors' dtype: in bfloat16 a norm can be 0.5% too small, so that the clipped gradient is 0.5% too long.
 
-Where an example's tokens cancel, its norm is a small difference of large products, and in float32 it may even come out
-as 0: nothing would then be clipped. Such a norm is computed again in float64, and none is taken to be below a
-4,096th of its terms' lengths, since their sum, made in float32, is not exact below that either.
+If an example's tokens cancel, its norm is a small difference of large products. In float32 it may even be 0, and then
+nothing would be clipped. Such a norm is computed again in float64. In addition, no norm counts as less than a 4,096th
+of the sum of its tokens' lengths, because the gradient's sum in float32 is not exact below that either.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A materialised gradient of this many times the bytes of the two factors is still the better bargain: it costs the
-# weighted product that an ordinary step needs anyway, ghost norms cost more than that when T is not small.
+# A gradient is materialised up to this many times the size of its two factors. It costs about one weighted product,
+# which an ordinary step needs anyway; ghost norms cost more unless T is small.
 _WORTH = 2
-_CAST_ELEMENTS = 1 << 24  # of a factor in lower precision, cast at a time: 64 MB
-# How many squares are summed in float32 (error 2e-7) before float64 takes over. Summing 2 million of them in float32
-# gave norms 3e-5 too small on a CPU, 20 million 1e-3: what is clipped by too small a norm is longer than the
-# sensitivity says.
+_CAST_ELEMENTS = 1 << 24  # elements of a lower-precision factor that are cast at a time: 64 MB
+# Number of squares that are summed in float32 (error 2e-7) before float64 takes over. Summing 2 million in float32 gave
+# norms that were 3e-5 too small on a CPU, 20 million 1e-3. With too small a norm, the clipped gradient exceeds the
+# sensitivity.
 _BLOCK = 1 << 16
-# Tokens that cancel: a squared norm below a 16th of what it would be if the tokens' gradients were as long as they are
-# but perpendicular. In float64 the products of any factors that a model gives are exact enough.
+# Tokens cancel if the squared norm is below a 16th of that of perpendicular token gradients with the same lengths. In
+# float64, the products of any factors from a model are exact enough.
 _CANCELLED = 1 / 16
-_SHORTEST = 2.0**-12  # of a norm, over the sum of its tokens' lengths
+_SHORTEST = 2.0**-12  # minimum norm, relative to the sum of its tokens' lengths
 
 
 @dataclass(frozen=True)
 class Outer:
-    """Per-example gradients of a matrix [M, N], unmade: example b's is the sum over t of left[b, t] right[b, t]^T.
+    """Per-example gradients of a matrix [M, N] as factors: for example b, the sum over t of left[b, t] right[b, t]^T.
 
     Attributes:
-        left: [B, T, M], or whole numbers [B, T] that stand for one-hot rows (an embedding's tokens).
+        left: [B, T, M], or whole numbers [B, T] that stand for one-hot rows (the tokens of an embedding).
         right: [B, T, N].
         rows: M.
     """
@@ -55,7 +54,7 @@ class Outer:
         return not self.left.is_floating_point()
 
     def worth_materialising(self) -> bool:
-        """Whether the gradients [B, M, N] are cheaper to make and to keep than the factors and a ghost norm."""
+        """Whether the gradients [B, M, N] are cheaper than the factors and a ghost norm."""
         tokens, columns = self.right.shape[1:]
         return not self.is_lookup and self.rows * columns <= _WORTH * tokens * (self.rows + columns)
 
@@ -71,12 +70,12 @@ class Outer:
         return made.view(examples, self.rows, columns)
 
     def folded(self, rows_per_unit: int) -> Outer:
-        """The same with every `rows_per_unit` neighbouring examples as one: their tokens, side by side."""
+        """The same with every `rows_per_unit` neighbouring examples joined into one, which has all their tokens."""
         left, right = (part.unflatten(0, (-1, rows_per_unit)).flatten(1, 2) for part in (self.left, self.right))
         return Outer(left, right, self.rows)
 
     def chosen(self, examples: Tensor) -> Outer:
-        """Of some examples: a mask [B], or their numbers."""
+        """The factors of some examples, given as a mask [B] or as indices."""
         return Outer(self.left[examples], self.right[examples], self.rows)
 
     def exactly(self) -> Outer:
@@ -84,13 +83,13 @@ class Outer:
         return Outer(self.left if self.is_lookup else self.left.double(), self.right.double(), self.rows)
 
     def squared_norms(self) -> Tensor:
-        """[B] float64, off by rounding that is small beside `lengths()` squared, but not beside themselves."""
+        """[B] float64. The rounding error is small relative to `lengths()` squared, but maybe not to the norms."""
         if self.is_lookup:
             return _lookup_squared_norms(self.left, _exact(self.right), self.rows)
         return torch.cat([_products(left, right) for left, right in self._parts()])
 
     def lengths(self) -> Tensor:
-        """Sum over an example's tokens of the norms of their outer products, [B] float64: no norm is larger."""
+        """Sum over an example's tokens of the norms of their outer products, [B] float64; no norm is larger."""
         found = []
         for left, right in self._parts():
             of_tokens = torch.linalg.vector_norm(right, dim=2).double()
@@ -100,10 +99,10 @@ class Outer:
         return torch.cat(found)
 
     def inner_products(self, lookup: Outer) -> Tensor:
-        """<this gradient, a lookup's gradient of the same matrix> of each example, [B] float64.
+        """<this gradient, a lookup's gradient of the same matrix> per example, [B] float64.
 
-        A tied embedding's squared norm has it twice. Of the lookup only its rows matter: with s its tokens, it is the
-        sum over t, s of left[t, token_s] <right_t, lookup_s>.
+        The squared norm of a tied embedding contains it twice. With the lookup's tokens s, it is the sum over t, s of
+        left[t, token_s] <right_t, lookup_s>.
         """
         found = []
         for start, (left, right) in zip(self._starts(), self._parts(), strict=True):
@@ -114,8 +113,10 @@ class Outer:
         return torch.cat(found)
 
     def adding_weighted_sum(self, total_MN: Tensor, weights_B: Tensor) -> Iterator[None]:
-        """total_MN += sum over b of weights_B[b] times example b's gradient, by products, nothing of size B M N; yields
-        after each of them, so that an error can be told from one before anything was added."""
+        """total_MN += sum over b of weights_B[b] times example b's gradient, without a tensor of size B M N.
+
+        Yields after each product, so that the caller knows whether an error came before anything was added.
+        """
         weights = weights_B.to(total_MN.dtype)
         for start, (left, right) in zip(self._starts(), self._parts(), strict=True):
             own = weights[start : start + len(left), None, None]
@@ -137,7 +138,7 @@ class Outer:
         return range(0, len(self.right), self._examples_at_once())
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(left, right) of a few examples at a time, in float32 or better (a lookup's numbers as they are)."""
+        """(left, right) of a few examples at a time, in float32 or better (a lookup's numbers stay as they are)."""
         for start in self._starts():
             part = slice(start, start + self._examples_at_once())
             yield (self.left[part] if self.is_lookup else _exact(self.left[part])), _exact(self.right[part])
@@ -147,7 +148,7 @@ Use = Tensor | Outer  # per-example gradients [B, *shape], made or unmade
 
 
 def joined_uses(uses: list[Use]) -> list[Use]:
-    """The uses of one parameter by as few as possible: one tensor, or at most one ordinary and one lookup `Outer`."""
+    """The same sum with as few uses as possible: one tensor, or at most one ordinary and one lookup `Outer`."""
     outers = [use for use in uses if isinstance(use, Outer)]
     if len(outers) < len(uses):
         made = [use.materialised() if isinstance(use, Outer) else use for use in uses]
@@ -157,7 +158,7 @@ def joined_uses(uses: list[Use]) -> list[Use]:
 
 
 def squared_norms(own: list[Use]) -> Tensor:
-    """Of the per-example gradients of one parameter, of which `own` are all the uses, `joined_uses`; [B] float64."""
+    """Squared norms of one parameter's per-example gradients, [B] float64, from all its uses after `joined_uses`."""
     outers = [use for use in own if isinstance(use, Outer)]
     if not outers:
         (made,) = (use for use in own if not isinstance(use, Outer))
@@ -202,9 +203,9 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _lookup_squared_norms(ids_BT: Tensor, grads_BTN: Tensor, rows: int) -> Tensor:
-    """Squared norms of gradients whose row v is the sum of grads[t] over the tokens t with ids[t] = v, [B] float64.
+    """Squared norms [B] float64 of gradients whose row v is the sum of grads[t] over the tokens t with ids[t] = v.
 
-    Rows are summed before they are squared, as few as there are distinct tokens: nothing has the vocabulary's size.
+    Only rows of tokens that occur are summed, so no tensor has the vocabulary's size.
     """
     first_rows = torch.arange(len(ids_BT), device=ids_BT.device)[:, None] * rows
     found: tuple[Tensor, Tensor] = (ids_BT + first_rows).flatten().unique(return_inverse=True)

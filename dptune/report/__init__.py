@@ -1,1 +1,1 @@
-"""What a run guarantees, as a value, a report, a model card and plots."""
+"""What a run guarantees: as a value, a report, a model card and plots."""

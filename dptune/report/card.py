@@ -1,7 +1,7 @@
-"""The model card (README.md) that travels with an adapter or a model: what it promises, what not, and how to load it.
+"""The model card (README.md) of an adapter or a model: what is guaranteed, what is not, and how to load it.
 
-A card is published with what was trained, so it is written from the `PrivacyStatement` alone. Names that the user typed
-are reduced to what can neither break the Markdown nor give away where things lie on the user's machine.
+A card is published together with the weights, so it is written from the `PrivacyStatement` alone. Names that the user
+typed are shortened and escaped: they can neither break the Markdown nor reveal paths on the user's machine.
 """
 
 from __future__ import annotations
@@ -19,31 +19,30 @@ from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 from dptune.report.statement import PrivacyStatement
 
 _RECORDS = """\
-- **Several records of one person.** The numbers hold for one privacy unit. For somebody whose data fill k units they
-  grow to an epsilon of k·ε and a delta of k·exp((k−1)·ε)·δ."""
+- **Several records of one person.** ε and δ hold for one privacy unit. For a person whose data fill k units, they grow
+  to an epsilon of k·ε and a delta of k·exp((k−1)·ε)·δ."""
 _AUTHORS = """\
-- **One person under several names.** The numbers hold for one privacy unit. For somebody who goes by k names, or whose
-  rows have none, they grow to an epsilon of k·ε and a delta of k·exp((k−1)·ε)·δ.
-- **What others wrote.** A row belongs to one author. Somebody's words quoted, answered or told about in the rows of
-  others are protected as those others' words are."""
+- **One person under several names.** ε and δ hold for one privacy unit. For a person with k names, or with k rows
+  without a name, they grow to an epsilon of k·ε and a delta of k·exp((k−1)·ε)·δ.
+- **What others wrote.** Each row belongs to one author. If others quote, answer or describe a person, those words are
+  protected as data of their authors, not of that person."""
 
 _NOT_GUARANTEED = """\
 {several}
-- **Choices made by looking at private data.** Hyper-parameters, the number of steps or the best of several runs, if
-  chosen on the training data, tell something about it that is not counted here. Several releases from the same data
-  add up.
-- **Anything but the training set.** Held-out or validation examples and the base model's own training data are not
-  covered.
-- **The number of training {sampled}.** It is published in this card.
-- **Companion files.** The {noun}, this card, its plot and `privacy_report.json` are all that may be published.
-  `diagnostics*` and `all_results.json` of the same run, and what a tracker stored, hold losses and gradient norms
-  measured on the data: they are not private.
-- **The machine.** Timing and other side channels, and attacks on floating-point rounding of the noise, are outside the
-  analysis.
+- **Choices made by looking at private data.** Hyper-parameters (and the number of steps) reveal something about the
+  training data if they were chosen on it. So does the choice of the best of several runs. ε does not count that.
+- **Other releases.** The epsilons of several releases from the same data add up.
+- **Other data.** The validation examples and the base model's own training data are not protected.
+- **The number of training {sampled}.** This card publishes it.
+- **Companion files.** Publish only the {noun}, this card, its plot and `privacy_report.json`. The files `diagnostics*`
+  and `all_results.json` of the same run, and anything a tracker stored, are not private: they hold losses and gradient
+  norms measured on the data.
+- **The machine.** The analysis does not cover timing, other side channels, or attacks on the floating-point rounding of
+  the noise.
 """
 
 _USE = """\
-With dptune, in the folder of this card:
+With dptune, run in the folder of this card:
 
 ```python
 import dptune
@@ -53,7 +52,7 @@ model = AutoModelForCausalLM.from_pretrained("{base}")
 dptune.attach_adapter(model, "lora_weights.bin")
 ```
 
-With PEFT:
+With PEFT, run in the same folder:
 
 ```python
 from peft import PeftModel
@@ -66,7 +65,7 @@ model = PeftModel.from_pretrained(model, ".")
 
 
 _USE_WHOLE = """\
-In the folder of this card:
+Run in the folder of this card:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,13 +78,13 @@ tokenizer = AutoTokenizer.from_pretrained("model")
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a card goes with.
+    """What a card describes.
 
     Attributes:
-        noun: what it is called in running text.
-        what: what it is, up to the base model's name: "LoRA adapter for".
-        library: that reads it, as model hubs name libraries.
-        tags: for model hubs, beside those of every card.
+        noun: its name in running text: "adapter".
+        what: the words before the base model's name: "LoRA adapter for".
+        library: the library that reads it, as model hubs name it.
+        tags: for model hubs, in addition to those of every card.
         use: how to load it, in Markdown; {base} stands for the base model's name.
     """
 
@@ -109,15 +108,15 @@ def write_model_card(
     epsilon_plot: str | None = None,
     artifact: Artifact = LORA_ADAPTER,
 ) -> None:
-    """Write README.md for what was trained, at once or not at all.
+    """Write the card to `path`, whole or not at all.
 
     Args:
-        path: the file to write.
-        statement: what was guaranteed; nothing else about the run enters the card.
-        base_model: hub name or local path of the model that was adapted; of a path only the last part is shown.
-        title: the heading; made from the base model's name if None.
-        epsilon_plot: file name of the plot of epsilon by step, beside the card; None for no plot.
-        artifact: what was trained, beside the card.
+        path: the file to write, usually README.md.
+        statement: the run's guarantee; nothing else about the run enters the card.
+        base_model: hub name or local path of the base model; only the last part of a path is shown.
+        title: the heading; None makes one from the base model's name.
+        epsilon_plot: file name of the plot of epsilon by step, in the same folder; None for no plot.
+        artifact: what was trained.
     """
     base = published_name(base_model)
     claim = _claim_of(statement)
@@ -131,9 +130,9 @@ def write_model_card(
 
 
 def published_name(model: str) -> str:
-    """The part of a model's name that may be published: a hub name whole, a path's last component.
+    """The part of a model's name that may be published: all of a hub name, the last component of a path.
 
-    Characters that mean something in YAML, Markdown or Python strings become underscores.
+    Characters with a meaning in YAML, Markdown or Python strings become underscores.
 
     >>> published_name("meta-llama/Llama-2-7b-hf"), published_name("/home/ann/models/my llama/")
     ('meta-llama/Llama-2-7b-hf', 'my_llama')
@@ -146,7 +145,7 @@ def published_name(model: str) -> str:
 
 
 def _front_matter(base: str, private: bool, artifact: Artifact) -> str:
-    """YAML that model hubs read. A JSON string is a YAML string, whatever it holds."""
+    """YAML that model hubs read. Every JSON string is also a YAML string."""
     tags = ["dptune", *artifact.tags, *(["differential-privacy", "dp-sgd"] if private else [])]
     library = f"library_name: {artifact.library}"
     lines = [f"base_model: {json.dumps(base)}", library, "tags:", *(f"- {tag}" for tag in tags)]
@@ -172,7 +171,7 @@ def _private_body(
 ) -> list[str]:
     claimed = f"**ε = {rounded_up(claim.epsilon, trim=True)} at δ = {float(claim.delta)!r}**"
     parts = [
-        f"{it}, trained with differential privacy: {claimed}, for the presence of "
+        f"{it}, trained with differential privacy. The guarantee is {claimed}, for the presence of "
         f"{_escape(statement.privacy_unit)} in the training data.\n",
         "## What this means\n",
         _meaning(statement, claim, noun) + "\n",
@@ -189,31 +188,31 @@ def _private_body(
 
 
 def _open_body(statement: PrivacyStatement, it: str, noun: str) -> list[str]:
-    """The body for a run without a guarantee: no figure that could be mistaken for one."""
+    """The body for a run without a guarantee. It has no figure that could be mistaken for one."""
     reasons = "\n".join(f"> - {_escape(reason)}" for reason in statement.reasons)
     return [
-        "> **There is no privacy guarantee.** Texts of the training data, or facts about the people in it, may be",
-        f"> recovered from this {noun}. Why there is none:\n>\n{reasons}\n",
-        f"{it}. Handle it as you would handle the training data themselves.",
-        "`diagnostics*` and `all_results.json` of the same run were measured on the data: they must not be published",
-        "either.\n",
+        f"> **There is no privacy guarantee.** Anyone who has this {noun} may recover texts of the training data, or",
+        f"> facts about the people in it. The reasons:\n>\n{reasons}\n",
+        f"{it}. Handle it as carefully as the training data themselves.",
+        "Do not publish `diagnostics*` and `all_results.json` of the same run either: they were measured on that data.",
+        "",
     ]
 
 
 def _meaning(statement: PrivacyStatement, claim: _Claim, noun: str) -> str:
-    """Two sentences for somebody who never heard of epsilon.
+    """What epsilon means, for a reader who never heard of it.
 
-    The second is the best accuracy of any test between two neighbouring data sets that are equally likely beforehand:
-    (exp(epsilon) + delta) / (1 + exp(epsilon)) (Kairouz, Oh and Viswanath 2015).
+    The percentage is the best accuracy of any test between two neighbouring data sets that are equally likely
+    beforehand: (exp(epsilon) + delta) / (1 + exp(epsilon)) (Kairouz, Oh and Viswanath 2015).
     """
     odds_against = math.exp(-claim.epsilon)
     accuracy = (1 + claim.delta * odds_against) / (1 + odds_against)
     return (
-        f"Take {_escape(statement.privacy_unit)} out of the training data, or put one in: nothing that can be seen in "
-        f"this {noun} becomes more than {_factor(claim.epsilon)} times as likely or as unlikely, except with a "
-        f"probability of {float(claim.delta)!r}. So somebody who knows all the other data, and for whom it is an "
-        f"even bet whether this one was among them, guesses right at most {_percent(accuracy)} of the time after "
-        f"studying the {noun}."
+        f"Suppose that {_escape(statement.privacy_unit)} is removed from the training data, or added to it. Nothing "
+        f"that can be observed in this {noun} becomes more than {_factor(claim.epsilon)} times as likely or as "
+        f"unlikely, except with a probability of {float(claim.delta)!r}.\n\n"
+        "Now suppose that an attacker knows all the other data, and that for this one a coin decided whether it was "
+        f"used. After studying the {noun}, the attacker guesses right at most {_percent(accuracy)} of the time."
     )
 
 
@@ -241,10 +240,10 @@ def _table(statement: PrivacyStatement, claim: _Claim) -> str:
 
 def _repeated(statement: PrivacyStatement, noun: str) -> str:
     number = statement.repeated_steps
-    which = "1 of these steps is" if number == 1 else f"{number:,} of these steps are"
+    which, lost = ("1 of these steps is", "it") if number == 1 else (f"{number:,} of these steps are", "them")
     return (
-        f"{which} not part of the {noun}: an interruption lost what came of them, and the training went on from an "
-        "earlier state. ε counts every step all the same.\n"
+        f"{which} not part of the {noun}: an interruption lost {lost}, and the training resumed from an earlier state. "
+        "ε counts every step, including these.\n"
     )
 
 
@@ -253,13 +252,13 @@ def _made_with(statement: PrivacyStatement) -> str:
 
 
 def _escape(text: str) -> str:
-    """`text` on one line, with whatever Markdown, HTML or a table would take for its own made plain."""
+    """`text` on one line, with every character escaped that Markdown, HTML or a table would interpret."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", line)
 
 
 def _factor(epsilon: float) -> str:
-    """exp(epsilon), rounded up to three figures, in words where it has no meaning any more."""
+    """exp(epsilon), rounded up to three figures; as a power of e where the number would mean nothing to a reader."""
     if epsilon > 20:
         return f"e^{rounded_up(epsilon, trim=True)}"
     return rounded_up_to_figures(math.exp(epsilon), 3)

@@ -1,7 +1,7 @@
-"""Two plots: epsilon by step, which may be published, and what was measured on the data, which may not.
+"""Two plots: epsilon by step, which may be published, and measurements on the data, which may not.
 
-Figures are made through matplotlib's objects and the Agg canvas: pyplot would keep state for the whole process and look
-for a screen. Colours are those of Okabe and Ito, which people with any colour vision tell apart.
+The figures use matplotlib's objects and the Agg canvas, because pyplot keeps state for the whole process and looks for
+a screen. The colours are those of Okabe and Ito, which people with any colour vision can tell apart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dptune.report.statement import PrivacyStatement
 DIAGNOSTICS_BANNER = "NOT PRIVATE - do not publish"
 
 _BLUE, _VERMILION, _GREY, _RED = "#0072B2", "#D55E00", "#555555", "#B00020"
-_MARKERS_UP_TO = 40  # points; with more the line itself shows where they are
+_MARKERS_UP_TO = 40  # points; with more, the line itself shows where they are
 _DPI = 150
 _BANNER_INCHES = 0.5
 
@@ -35,16 +35,16 @@ DiagnosticsRow = Mapping[str, Any]
 def plot_epsilon(
     path: str | os.PathLike[str], steps: Sequence[int], epsilons: Sequence[float], statement: PrivacyStatement
 ) -> None:
-    """Draw epsilon after each of `steps` as a PNG, with the reported epsilon as a line. It may be published.
+    """Draw epsilon by step as a PNG, with a line at the reported epsilon. It may be published.
 
     Args:
         path: the PNG to write.
-        steps: numbers of noisy steps, ascending, as many as there are `epsilons`.
-        epsilons: epsilon at `statement.delta` after so many steps.
-        statement: the run's statement; one without a guarantee has no epsilon to draw.
+        steps: numbers of noisy steps, ascending.
+        epsilons: epsilon at `statement.delta` after each of `steps`; same length.
+        statement: the run's statement, with a guarantee.
 
     Raises:
-        InvalidArgument: no guarantee, or another number of epsilons than of steps.
+        InvalidArgument: there is no guarantee, or the two lengths differ.
     """
     if statement.epsilon is None:
         refuse("statement", statement.guarantee, "a run without a guarantee has no epsilon to plot")
@@ -70,19 +70,19 @@ def plot_diagnostics(
     path: str | os.PathLike[str],
     rows: Sequence[DiagnosticsRow],
     *,
-    loss_unit: str = "nats a token",
+    loss_unit: str = "nats per token",
 ) -> None:
     """Draw loss, gradient norms and clipped fraction by step as a PNG that says it is not private.
 
-    What no row holds gets no panel, so a run without clipping has only its losses. A value that is absent, None or not
-    finite leaves a gap.
+    A quantity that no row holds gets no panel, so a run without clipping shows only its losses. A value that is absent,
+    None or not finite leaves a gap.
 
     Args:
         path: the PNG to write.
-        rows: one mapping a line of `diagnostics.jsonl`, each with "step" and any of "loss" and "eval_loss" (nats a
-            token, or `loss_unit`), "grad_norm_p10", "grad_norm_p50", "grad_norm_p90" (of examples, before clipping),
+        rows: one mapping per line of `diagnostics.jsonl`. Each has "step" and any of "loss", "eval_loss" (in
+            `loss_unit`), "grad_norm_p10", "grad_norm_p50", "grad_norm_p90" (over examples, before clipping),
             "clip_norm" (of the step) and "clipped_fraction" (0 to 1).
-        loss_unit: of the losses.
+        loss_unit: unit of the losses.
     """
     panels = [(key, draw) for key, draw in _PANELS.items() if _has(rows, key)] or [("loss", _draw_loss)]
     figure, all_axes = _figure(len(panels), width=8, height=_BANNER_INCHES + 0.4 + 2.6 * len(panels))
@@ -130,7 +130,7 @@ _PANELS = {"loss": _draw_loss, "grad_norm_p50": _draw_norms, "clipped_fraction":
 
 
 def _figure(panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` plots under each other with one step axis; sizes in inches."""
+    """A figure of `panels` plots, one below the other, with a shared step axis; sizes in inches."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     all_axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
@@ -144,13 +144,13 @@ def _figure(panels: int, *, width: float, height: float) -> tuple[Figure, list[A
 
 
 def _line(axes: Axes, rows: Sequence[DiagnosticsRow], key: str, color: str, label: str, **style: Any) -> None:
-    """Draw the rows that hold `key`; a row that holds it without a finite value interrupts the line."""
+    """Draw the rows that have `key`; a value that is not finite interrupts the line."""
     steps, values = _column([row for row in rows if key in row], key)
     axes.plot(steps, values, color=color, label=label, **{**_marker(len(steps)), **style})
 
 
 def _column(rows: Sequence[DiagnosticsRow], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of `key`, NaN where there is none. matplotlib leaves a gap for NaN and infinity."""
+    """(steps, values) of `key`, with NaN for missing values. matplotlib leaves a gap for NaN and infinity."""
     values = [np.nan if row.get(key) is None else float(row[key]) for row in rows]
     return np.array([row["step"] for row in rows]), np.array(values, dtype=float)
 
@@ -164,12 +164,12 @@ def _marker(points: int) -> dict[str, Any]:
 
 
 def _legend(axes: Axes) -> None:
-    """In one row above the panel, where it covers no data and takes no width."""
+    """Put the legend in one row above the panel, where it covers no data."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9, frameon=False, borderaxespad=0.1)
 
 
 def _mark_not_private(figure: Figure, all_axes: Sequence[Axes]) -> None:
-    """A banner over the figure, and words behind each panel that stay when somebody cuts one out."""
+    """Put a banner over the figure, and a watermark in each panel that stays if someone cuts the panel out."""
     top = 1 - _BANNER_INCHES / figure.get_figheight()
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, 0, 1, top)))
     figure.text(0.5, (1 + top) / 2, f"Training diagnostics: {DIAGNOSTICS_BANNER}", ha="center", va="center",

@@ -1,4 +1,4 @@
-"""Everything that may be published beside what was trained: the report, the plot of epsilon and the model card."""
+"""Everything that may be published with the trained weights: the report, the plot of epsilon and the model card."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CURVE_POINTS = 20
 
 
 def publish(folder: Path, statement: PrivacyStatement, *, base_model: str, artifact: Artifact) -> None:
-    """Write the report, the plot and the card; a run without a guarantee gets no plot.
+    """Write the report, the plot and the card to `folder`, which must exist. A run without a guarantee gets no plot.
 
     Args:
-        folder: must exist.
-        statement: what was guaranteed; nothing else about the run enters the files.
+        folder: where the files go.
+        statement: the run's guarantee; nothing else about the run enters the files.
         base_model, artifact: see `write_model_card`.
     """
     write_privacy_report(folder / REPORT_NAME, statement)
@@ -31,7 +31,7 @@ def publish(folder: Path, statement: PrivacyStatement, *, base_model: str, artif
 
 
 def _plot_curve(path: Path, statement: PrivacyStatement) -> bool:
-    """Draw epsilon by step; whether there is an epsilon to draw."""
+    """Draw epsilon by step, if the run has one. Returns whether it has."""
     sigma, delta = statement.noise_multiplier, statement.delta
     if statement.epsilon is None or sigma is None or delta is None:
         return False

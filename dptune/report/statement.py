@@ -1,7 +1,7 @@
 """What a run guarantees, as one value, and the privacy report that states it.
 
-The statement holds only what may be published: settings chosen before the data were seen, and what follows from them.
-Nothing measured on the data (losses, norms, clipped fractions) has a field here, so none can slip into a report.
+The statement holds only what may be published: settings that were chosen before the data were seen, and what follows
+from them. It has no field for anything measured on the data (losses, norms, clipped fractions).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REPORT_NAME = "privacy_report.json"
 
 
 def versions(extra: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of Python, torch, dp-accounting, dptune and the distributions named in `extra`, as pip names them."""
+    """{name: version} of Python, torch, dp-accounting, dptune and the distributions in `extra`, as pip names them."""
     found = {"python": platform.python_version()}
     for name in ("torch", "dp-accounting", "dptune", *extra):
         found[name] = _version(name)
@@ -41,34 +41,36 @@ def versions(extra: Iterable[str] = ()) -> dict[str, str]:
 class PrivacyStatement:
     """The fields of `privacy_report.json`, in its order.
 
-    A statement that contradicts itself cannot be made: `AssertionError` is raised (under `python -O` too) for a
-    guarantee with reasons against it, for none without a reason, for none with an epsilon, for a guarantee whose
-    numbers give none (no noise, no clipping, an epsilon that is not finite), and for more repeated steps than steps.
-
     Attributes:
-        epsilon: spent by the steps that were run, at `delta`; None when there is no guarantee.
-        delta: the probability with which the bound by epsilon may fail; None where none was set.
-        noise_multiplier: standard deviation of the noise on the clipped sum over `clip_norm`; None without noise.
-        clip_norm: largest L2 norm of one unit's gradient in the sum (in the first step's, if it is adaptive); None
+        epsilon: spent by all steps that ran, at `delta`; None without a guarantee.
+        delta: probability with which the bound by epsilon may fail; None if none was set.
+        noise_multiplier: standard deviation of the noise on the clipped sum, divided by `clip_norm`; None without
+            noise.
+        clip_norm: maximum L2 norm of one unit's gradient in the sum (of the first step if clipping is adaptive); None
             without clipping.
-        clipping: the style.
-        sampling_probability: chance of each example (or whatever is `sampled`) to enter a step's batch.
-        expected_batch_size: `sampling_probability` times `num_examples`, in what is `sampled`.
-        steps: noisy steps that were run and recorded.
-        repeated_steps: those among `steps` that are not part of the result, because a crash threw it away and they
-            were run again; `epsilon` counts them.
-        num_examples: size of the training set, in what is `sampled`; published.
-        sampled: what is drawn, clipped as one and counted: a plural, "examples" or "authors".
+        clipping: the clipping style, in words.
+        sampling_probability: probability with which each example (or author, see `sampled`) enters a step's batch.
+        expected_batch_size: average batch size: `sampling_probability` times `num_examples`.
+        steps: noisy steps that ran and were recorded.
+        repeated_steps: how many of `steps` a crash threw away, so that they ran again. They are not part of the
+            result; `epsilon` counts them.
+        num_examples: size of the training set; published.
+        sampled: what is drawn, clipped as one and counted: "examples" or "authors".
         privacy_unit: whose presence is hidden, for example "one training example".
         method: how a privacy unit enters a step.
-        group_size: most of what is `sampled` that belongs to one privacy unit; `epsilon` is for all of it together.
+        group_size: maximum number of examples of one privacy unit; `epsilon` covers all of them together.
         adjacency: how neighbouring data sets differ, for example "add or remove one privacy unit".
-        accountant: what turned the steps into epsilon.
+        accountant: the method that computed epsilon from the steps.
         sampler: how batches were drawn.
         noise_source: where the noise's randomness came from.
-        guarantee: "dp", or "none".
-        reasons: why there is no guarantee; empty exactly when there is one.
-        versions: of the software that ran, see `versions`.
+        guarantee: "dp" or "none".
+        reasons: why there is no guarantee; empty exactly if there is one.
+        versions: versions of the software that ran, see `versions`.
+
+    Raises:
+        AssertionError: the statement contradicts itself (checked under `python -O` too): a guarantee with reasons
+            against it, without noise or clipping, or with an epsilon that is not finite; no guarantee, but an epsilon
+            or no reason; or more repeated steps than steps.
     """
 
     epsilon: float | None
@@ -122,26 +124,26 @@ def state_privacy(
     sampled: str = "examples",
     packages: Iterable[str] = (),
 ) -> PrivacyStatement:
-    """What a private run guarantees: the steps of its ledger, at its configuration's delta.
+    """What a private run guarantees: the epsilon of all steps in its ledger, at its configuration's delta.
 
     Args:
         config: the mechanism that ran.
-        ledger: every noisy step taken.
-        noise: what the noise came from; under a fixed key there is no guarantee.
+        ledger: every noisy step that was taken.
+        noise: the source of the noise; there is no guarantee if its key is fixed.
         privacy_unit: whose presence is hidden.
         repeated_steps: how many of the ledger's steps a crash threw away.
         method, sampled: see `PrivacyStatement`.
         packages: distributions whose versions are listed too.
 
     Raises:
-        InvalidArgument: the ledger has steps of another group size than the configuration's: its epsilon would be for
-            another privacy unit.
+        InvalidArgument: the ledger has steps of another group size than the configuration. Its epsilon would be that
+            of another privacy unit.
     """
     for spend in ledger.spends:
         if spend.group_size != config.group_size:
             remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
-    reasons = () if noise.keystream.secret else ("the noise came from a fixed key, which anybody can repeat",)
+    reasons = () if noise.keystream.secret else ("the noise came from a fixed key, so anyone can reproduce it",)
     return PrivacyStatement(
         epsilon=None if reasons else ledger.epsilon(config.delta),
         delta=config.delta,
@@ -177,7 +179,7 @@ def state_no_privacy(
     sampled: str = "examples",
     packages: Iterable[str] = (),
 ) -> PrivacyStatement:
-    """What a run without clipping and noise guarantees: nothing."""
+    """The statement of a run without clipping and noise: no guarantee. For the arguments see `PrivacyStatement`."""
     return PrivacyStatement(
         epsilon=None,
         delta=None,
@@ -202,7 +204,7 @@ def state_no_privacy(
 
 
 def write_privacy_report(path: str | os.PathLike[str], statement: PrivacyStatement) -> None:
-    """Write `statement` as JSON, whole or not at all; null stands for None, and NaN and infinity raise `ValueError`."""
+    """Write `statement` as JSON, whole or not at all. None becomes null; NaN and infinity raise `ValueError`."""
     text = json.dumps(asdict(statement), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text + "\n")
@@ -216,14 +218,14 @@ def _version(name: str) -> str:
 
 
 def _source_version() -> str:
-    """dptune's version when it runs from its source tree and no metadata are installed."""
+    """dptune's version if it runs from its source tree without installed metadata."""
     pyproject = Path(__file__).parents[2] / "pyproject.toml"
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"] if pyproject.is_file() else {}
     return f"{project['version']} (source tree)" if project.get("name") == "dptune" else "unknown"
 
 
 def _must(condition: bool, message: str) -> None:
-    """Unlike the statement `assert`, this one stays under `python -O`: a false claim must not be writable."""
+    """An `assert` that `python -O` does not remove: nobody must be able to write a false claim."""
     if not condition:
         raise AssertionError(message)
 

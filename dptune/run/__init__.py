@@ -1,1 +1,1 @@
-"""What a private run is, whoever loops: plan, session, checkpoint, identity."""
+"""A private run, independent of the training loop: plan, session, checkpoint, identity."""

@@ -1,11 +1,11 @@
-"""Checkpoints: what a run needs to go on after a crash, in a folder that is whole or not there.
+"""Checkpoints: everything that a run needs to resume after a crash, in a folder that is either complete or absent.
 
-`<run>/checkpoint-<step>` holds what is trained (`lora_weights.bin`, an adapter from which one can sample, or
-`trained_weights.bin`, parameters of the model itself), the optimizer with its schedule, the step with what a resumed
-run must share, a copy of the ledger, and a manifest of sizes and SHA-256 sums.
-It is filled under a hidden name, synced, and renamed; what a crash leaves under a hidden name is cleared by the next
-save. Neither sampling nor noise has a state to keep: a resumed run draws both afresh, and the ledger counts the steps
-that are run again. A checkpoint is not for publishing as it is: its identity lets a guess of the data be confirmed.
+`<run>/checkpoint-<step>` holds the trained weights (`lora_weights.bin`, an adapter that can be loaded as it is, or
+`trained_weights.bin`, parameters of the model itself), the optimizer with its schedule, the step with the settings that
+a resumed run must share, a copy of the ledger, and a manifest of sizes and SHA-256 sums.
+A save fills the folder under a hidden name, syncs it and renames it. The next save clears what a crash leaves behind.
+Sampling and noise have no state to save: a resumed run draws both anew, and the ledger counts the steps that run again.
+Do not publish a checkpoint: with the fingerprints in its identity, an attacker can confirm a guess of the data.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ TRAINING_STATE_NAME = "state.json"
 LEDGER_NAME = "ledger.jsonl"
 MANIFEST_NAME = "manifest.json"
 
-_FORMAT = 2  # of the whole folder: raise it when a checkpoint can no longer be read as this module reads it
+_FORMAT = 2  # of the whole folder: raise it when this module can no longer read older checkpoints
 _NAME = re.compile(r"checkpoint-(0|[1-9]\d*)")
 _HIDDEN = re.compile(r"\.(checkpoint-\d+)\.[0-9a-f]+\.(tmp|replaced)")
-_ALWAYS = {OPTIMIZER_NAME, TRAINING_STATE_NAME}  # and one of the two files of weights
+_ALWAYS = {OPTIMIZER_NAME, TRAINING_STATE_NAME}  # plus one of the two files of weights
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """A run after some of its steps.
+    """The state of a run after some of its steps.
 
     Attributes:
         step: completed optimizer steps.
-        ledger_steps: lines in the ledger at that moment; 0 for a run without privacy.
-        identity: what a resumed run must share, as plain JSON.
+        ledger_steps: lines in the ledger at that moment; 0 without privacy.
+        identity: settings that a resumed run must share, as plain JSON.
         config: the resolved configuration, as plain JSON without secrets.
-        weights: as `adapter_files.adapter_state_dict` gives them, or the trained parameters by name.
-        optimizer: the optimizer's `state_dict`.
-        schedule: the learning-rate schedule's `state_dict`.
-        mechanism: the step's `state_dict`.
+        weights: what `adapter_files.adapter_state_dict` returns, or the trained parameters by name.
+        optimizer: the optimizer's `state_dict()`.
+        schedule: the learning-rate schedule's `state_dict()`.
+        mechanism: the private step's `state_dict()`.
     """
 
     step: int
@@ -72,22 +72,22 @@ class TrainingState:
 def save_checkpoint(
     run_folder: str | os.PathLike[str], state: TrainingState, ledger: Ledger | None, *, keep: int | None
 ) -> Path:
-    """Write `<run_folder>/checkpoint-<step>` and remove the checkpoints beyond `keep`. One process a run calls it.
+    """Write `<run_folder>/checkpoint-<step>` and remove the checkpoints beyond `keep`. Only one process may call it.
 
-    A checkpoint of the same step is replaced: a run that went on from an earlier one comes by with other weights. Of
-    the others, those of later steps go first, which belong to a course that the run has left, then the oldest.
+    A checkpoint of the same step is replaced, because a resumed run reaches that step with other weights. Checkpoints
+    of later steps are removed first, since the resumed run no longer contains them, then the oldest.
 
     Args:
         run_folder: must exist.
         state: what to save.
-        ledger: of a private run; its lines are copied.
-        keep: how many checkpoints stay, with the new one, which always does; None keeps all.
+        ledger: the ledger of a private run, which is copied; None without privacy.
+        keep: number of checkpoints that stay, at least 1; the new one always stays. None keeps all.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        InvalidArgument: the disk is full or fails; the other checkpoints are as they were.
+        InvalidArgument: the disk is full or fails; the other checkpoints are unchanged.
     """
     if keep is not None:
         require_count("keep", keep)
@@ -107,18 +107,17 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> TrainingState:
-    """Read a checkpoint after checking every file against the manifest; tensors come to the CPU.
+    """Check every file of a checkpoint against the manifest, then read it; tensors are loaded to the CPU.
 
     Raises:
-        InvalidArgument: a file is missing or damaged; the message names it and the newest older checkpoint that is
-            intact.
+        InvalidArgument: a file is missing or damaged; the message names it and the newest older intact checkpoint.
     """
     folder = Path(folder)
     if damage := _damage(folder):
         _refuse_damaged(folder, damage)
     try:
         state = _read(folder)
-    except Exception as error:  # as for adapter files, what was not written by `save_checkpoint` fails in any way
+    except Exception as error:  # a file that `save_checkpoint` did not write can fail in any way
         _refuse_damaged(folder, f"it cannot be read ({type(error).__name__})")
     if folder.resolve().name != f"checkpoint-{state.step}":
         refuse("resume_from", str(folder), f"holds step {state.step}; rename it to checkpoint-{state.step}")
@@ -126,17 +125,17 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> TrainingState:
 
 
 def find_checkpoint(run_folder: str | os.PathLike[str], resume_from: str) -> Path | None:
-    """The checkpoint that `resume_from` names. It is not checked: `load_checkpoint` does that. One process calls it.
+    """The checkpoint that `resume_from` names; `load_checkpoint` checks its content. Only one process may call it.
 
     Args:
-        run_folder: the run's.
-        resume_from: "latest" for the one of the highest step, or the path of one directly inside `run_folder`.
+        run_folder: the run's folder.
+        resume_from: "latest" for the checkpoint of the highest step, or the path of one directly inside `run_folder`.
 
     Returns:
-        None if "latest" is asked for and there is none.
+        The checkpoint's folder; None if `resume_from` is "latest" and there is no checkpoint.
 
     Raises:
-        InvalidArgument: a path of something else.
+        InvalidArgument: the path is not a checkpoint of this run.
     """
     run_folder = Path(run_folder)
     _restore_replaced(run_folder)
@@ -146,13 +145,13 @@ def find_checkpoint(run_folder: str | os.PathLike[str], resume_from: str) -> Pat
     chosen = next((path for path in found.values() if path.resolve() == Path(resume_from).resolve()), None)
     if chosen is None:
         choice = ", ".join(str(path) for path in found.values()) or "there is none yet"
-        remedy = f"no checkpoint beside this run's ledger; give latest, or one in {run_folder}: {choice}"
+        remedy = f"not a checkpoint of this run; give latest, or one in {run_folder}: {choice}"
         refuse("resume_from", resume_from, remedy)
     return chosen
 
 
 def _contents(state: TrainingState, ledger: bytes | None) -> Iterator[tuple[str, bytes | memoryview]]:
-    """(name, content) of the files but the manifest, one at a time."""
+    """(name, content) of every file except the manifest, one at a time."""
     is_adapter = all(".lora." in name for name in state.weights)
     yield WEIGHTS_NAME if is_adapter else TRAINED_NAME, torch_bytes(state.weights)
     yield OPTIMIZER_NAME, torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
@@ -174,7 +173,7 @@ def _write(folder: Path, contents: Iterable[tuple[str, bytes | memoryview]]) -> 
         _write_file(temporary / MANIFEST_NAME, _json_bytes({"format": _FORMAT, "files": files}))
         _put_in_place(temporary, folder)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # what is left of it is cleared by the next save
+        shutil.rmtree(temporary, ignore_errors=True)  # the next save clears what is left
         _restore_replaced(folder.parent)
         raise
 
@@ -186,7 +185,7 @@ def _write_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Give the finished folder its name. One that has the name steps aside, where `_restore_replaced` finds it."""
+    """Rename the finished folder to `folder`. An old `folder` is moved aside first; `_restore_replaced` finds it."""
     if folder.exists():
         os.rename(folder, _hidden(folder, "replaced"))
     os.rename(temporary, folder)
@@ -194,21 +193,24 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
 
 
 def _restore_replaced(run_folder: Path) -> None:
-    """Put back a checkpoint that stepped aside for one that never came, because of a crash in between."""
+    """Put back a checkpoint that was moved aside, if a crash kept its replacement from arriving."""
     for path, place, kind in _leftovers(run_folder):
         if kind == "replaced" and not place.exists():
             os.rename(path, place)
 
 
 def _clear_leftovers(run_folder: Path) -> None:
-    """Remove what saves left under hidden names, crashed ones or the one that has just ended."""
+    """Remove the hidden folders that saves left behind, crashed or just finished."""
     _restore_replaced(run_folder)
     for path, place, _ in _leftovers(run_folder):
         _discard(path, place)
 
 
 def _keep_newest(run_folder: Path, newest: int, keep: int | None) -> None:
-    """Remove what `keep` leaves no room for: those of later steps, the last first, then the oldest, never `newest`."""
+    """Remove checkpoints beyond `keep`: those of later steps first, the last one first, then the oldest.
+
+    `newest` is never removed.
+    """
     found = _checkpoints(run_folder)
     later, earlier = [step for step in found if step > newest], [step for step in found if step < newest]
     surplus = 0 if keep is None else max(0, len(found) - keep)
@@ -219,8 +221,8 @@ def _keep_newest(run_folder: Path, newest: int, keep: int | None) -> None:
 def _discard(path: Path, place: Path) -> None:
     """Remove the checkpoint at `place`, or what is left of it at `path`.
 
-    It loses its name first, so that half of one never looks like one. What resists (a file that is in use on a network
-    disk, say) must not end a run that goes well: the next save tries again.
+    It is renamed first, so that half a checkpoint never looks like a checkpoint. A failure (for example a file in use
+    on a network disk) only warns, because it must not end the run; the next save tries again.
     """
     hidden = _hidden(place, "tmp")
     try:
@@ -236,13 +238,13 @@ def _hidden(folder: Path, kind: str) -> Path:
 
 
 def _leftovers(run_folder: Path) -> list[tuple[Path, Path, str]]:
-    """(path, the checkpoint it was or was to be, kind) of folders with hidden names."""
+    """(path, path of the checkpoint that it belongs to, kind) of every folder with a hidden name."""
     matches = ((path, _HIDDEN.fullmatch(path.name)) for path in _entries(run_folder))
     return [(path, run_folder / match[1], match[2]) for path, match in matches if match]
 
 
 def _checkpoints(run_folder: Path) -> dict[int, Path]:
-    """{step: folder}, in order of steps, of everything that has a checkpoint's name."""
+    """{step: folder} of every folder with a checkpoint's name, sorted by step."""
     matches = ((path, _NAME.fullmatch(path.name)) for path in _entries(run_folder))
     return dict(sorted((int(match[1]), path) for path, match in matches if match and path.is_dir()))
 
@@ -261,7 +263,7 @@ def _read(folder: Path) -> TrainingState:
 
 
 def _damage(folder: Path) -> str | None:
-    """What keeps `folder` from being an intact checkpoint, or None."""
+    """What is wrong with the checkpoint, or None if it is intact."""
     try:
         files = _listed(json.loads((folder / MANIFEST_NAME).read_bytes()))
         return next((damage for name, entry in files.items() if (damage := _file_damage(folder / name, **entry))), None)
@@ -274,7 +276,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def _listed(manifest: Any) -> dict[str, Any]:
-    """The files of a manifest; an error where it is not that of a checkpoint which this module reads."""
+    """The files of a manifest; raises an error if this module cannot read such a checkpoint."""
     if manifest["format"] != _FORMAT or not _is_complete(manifest["files"].keys()):
         raise ValueError
     files: dict[str, Any] = manifest["files"]
@@ -293,13 +295,13 @@ def _file_damage(path: Path, *, size: int, sha256: str) -> str | None:
         return f"{path.name} is damaged ({path.stat().st_size} bytes instead of {size})"
     with path.open("rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    return None if same else f"{path.name} is damaged (another SHA-256 than the manifest's)"
+    return None if same else f"{path.name} is damaged (its SHA-256 differs from the manifest's)"
 
 
 def _refuse_unwritten(folder: Path, error: OSError) -> NoReturn:
-    first = "free space" if error.errno in _FULL else "mend that"
+    first = "free space" if error.errno in _FULL else "fix that"
     then = "resume from the latest" if _checkpoints(folder.parent) else "start again: there is no other checkpoint"
-    reason = f"{folder.name} is not written ({error.strerror or error})"
+    reason = f"{folder.name} could not be written ({error.strerror or error})"
     refuse("run_folder", str(folder.parent), f"{reason}; {first}, then {then}")
 
 
@@ -308,7 +310,7 @@ def _refuse_damaged(folder: Path, damage: str) -> NoReturn:
     siblings = _checkpoints(folder.resolve().parent)
     older = [path for step, path in siblings.items() if match and step < int(match[1])]
     intact = next((path for path in reversed(older) if _damage(path) is None), None)
-    remedy = f"give {intact}, the newest older one that is intact" if intact else "there is no older intact one"
+    remedy = f"give {intact}, the newest older intact one" if intact else "there is no older intact checkpoint"
     refuse("resume_from", str(folder), f"{damage}; {remedy}")
 
 

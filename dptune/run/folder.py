@@ -1,4 +1,4 @@
-"""What tells that a folder holds a run."""
+"""How to tell that a folder already holds a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from dptune.run.checkpoint import LEDGER_NAME
 
 
 def refuse_existing_run(run_folder: Path, also: Iterable[str] = ()) -> None:
-    """Refuse a folder that holds a run: its ledger and what was trained belong together.
+    """Refuse a folder that holds a run, because a ledger and its trained weights belong together.
 
     Args:
         run_folder: may be missing.
-        also: names of files and folders that a run of the caller leaves beside the engine's.
+        also: names of further files and folders that the caller's runs write.
+
+    Raises:
+        InvalidArgument: the folder has a ledger with entries, a report, an adapter or one of `also`.
     """
     there = [LEDGER_NAME] if has_begun(run_folder / LEDGER_NAME) else []
     there += [name for name in (REPORT_NAME, WEIGHTS_NAME, *also) if (run_folder / name).exists()]

@@ -1,4 +1,4 @@
-"""Whether a run that wants to go on is the one that was saved: what both must share, compared value by value."""
+"""Whether a resumed run is the run that was saved: what both must share, compared value by value."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from dptune._validate import HIDDEN, refuse
 from dptune.lora import adapters
 from dptune.run.plan import RunPlan
 
-_SAMPLED_VALUES = 16  # at most, of each weight: enough to tell models apart, and read in an instant
-_MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # of an error's one line
+_SAMPLED_VALUES = 16  # maximum per weight: enough to tell models apart, and fast to read
+_MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # limits for one line of error message
 
 
 def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, where: str = "the checkpoint") -> None:
-    """Refuse to resume a run as another one.
+    """Refuse to resume from a checkpoint of another run.
 
     Args:
-        saved: a checkpoint's `identity`.
-        current: that of the run which wants to go on; values that JSON writes alike are equal.
-        where: `saved` was found, for the message.
+        saved: the checkpoint's `identity`.
+        current: the identity of the resumed run. Values with the same JSON are equal.
+        where: where `saved` was found, for the message.
 
     Raises:
-        InvalidArgument: they differ; the message names what, with both values.
+        InvalidArgument: they differ; the message names what differs, with both values.
     """
     before, now = (dict(_leaves(json.loads(json.dumps(identity)))) for identity in (saved, current))
     values = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in now | before}
@@ -40,12 +40,12 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, wh
         for key, (old, new) in list(differing.items())[:_MOST_DIFFERENCES]
     ]
     more = f", and {len(differing) - len(told)} more differ" if len(differing) > len(told) else ""
-    remedy = "resume with what the run began with, or begin another one in a new folder"
+    remedy = "resume with the settings that the run began with, or begin a new run in a new folder"
     refuse("resume_from", HIDDEN, f"{', '.join(told)}{more}; {remedy}")
 
 
 def mechanism_identity(plan: RunPlan) -> dict[str, Any]:
-    """What decides the mechanism of a run, as JSON values."""
+    """{setting: value} of everything that decides a run's mechanism, as JSON values."""
     mechanism = plan.privacy
     return {
         **plan.unit.identity,
@@ -62,7 +62,7 @@ def mechanism_identity(plan: RunPlan) -> dict[str, Any]:
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
-    """The base model and the shapes of what is trained, as JSON values; meaningful on the main process only."""
+    """A fingerprint of the base model and the shapes of the trained parameters, as JSON values. Main process only."""
     shapes = {
         name: [adapter.rank, *adapter.B.weight.shape[:1], *adapter.A.weight.shape[1:], adapter.alpha]
         for name, adapter in adapters(model)
@@ -78,14 +78,16 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
 
 
 def weights_fingerprint(weights: Iterable[tuple[str, nn.Parameter]]) -> str:
-    """SHA-256 over names, shapes and values from the first row of each of these weights, which rank 0 holds, however
-    many ranks share the rest."""
+    """SHA-256 over the name, shape and first values of each of these weights.
+
+    Only the first row is read: rank 0 holds it, no matter how many ranks share the rest.
+    """
     digest = hashlib.sha256()
     for name, parameter in weights:
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         first = local.detach()[:1].flatten()[:_SAMPLED_VALUES].cpu()
         if first.is_floating_point():
-            first = first.bfloat16()  # one model loaded in two precisions is one model
+            first = first.bfloat16()  # the same model in two precisions has one fingerprint
         digest.update(
             f"{name}{tuple(parameter.shape)}".encode() + first.contiguous().view(torch.uint8).numpy().tobytes()
         )
@@ -97,7 +99,7 @@ _Key = tuple[str | int, ...]
 
 
 def _leaves(value: Any, key: _Key = ()) -> Iterator[tuple[_Key, Any]]:
-    """(where, value) of everything in nested dictionaries and lists; empty ones are values."""
+    """(path, value) of every leaf of nested dictionaries and lists; an empty one is a leaf."""
     if value and isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(inner, (*key, name))
@@ -106,7 +108,7 @@ def _leaves(value: Any, key: _Key = ()) -> Iterator[tuple[_Key, Any]]:
 
 
 def _dotted(key: _Key) -> str:
-    """("a", "b", 2) is `a.b[2]`."""
+    """("a", "b", 2) becomes `a.b[2]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).removeprefix(".")
 
 

@@ -1,7 +1,7 @@
-"""One run per folder at a time: two that append to one ledger and overwrite each other's checkpoints would ruin both.
+"""One run per folder at a time. Two runs would append to the same ledger and overwrite each other's checkpoints.
 
-It happens easily: a launcher that is killed leaves its workers running, and the next launch resumes in the same folder.
-The lock belongs to the process and ends with it, however it ends.
+This happens easily: a killed launcher leaves its workers running, and the next launch resumes in the same folder. The
+operating system releases the lock when the process ends, even after a crash.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ LOCK_NAME = ".lock"
 
 
 class FolderLock:
-    """Holds a run's folder from `take` to the end of its `with` block.
+    """Locks a run's folder from `take` or `make` to the end of the `with` block.
 
     Args:
-        enabled: whether this process takes part; the main process alone does.
+        enabled: whether this process locks at all; only the main process should.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
@@ -36,13 +36,13 @@ class FolderLock:
         self.release()
 
     def release(self) -> None:
-        """Give the folder back; does nothing the second time."""
+        """Unlock the folder; does nothing if it is not locked."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def take(self, run_folder: Path) -> None:
-        """Take the folder if it exists and is not taken yet. Raises `InvalidArgument` if another process has it."""
+        """Lock the folder if it exists. Raises `InvalidArgument` if another process holds it."""
         if not self._enabled or self._file is not None or not run_folder.is_dir():
             return
         file = (run_folder / LOCK_NAME).open("ab")
@@ -50,11 +50,15 @@ class FolderLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            refuse("run_folder", str(run_folder), "another process is at work in it; wait for it, or end it")
+            refuse("run_folder", str(run_folder), "another process is at work in it; wait until it ends, or end it")
         self._file = file
 
     def make(self, run_folder: Path) -> None:
-        """Make the folder where it is missing, and take it before anything is written to it. A file is refused."""
+        """Make the folder if it is missing, and lock it before anything is written to it.
+
+        Raises:
+            InvalidArgument: `run_folder` is a file, or another process holds it.
+        """
         if run_folder.exists() and not run_folder.is_dir():
             refuse("run_folder", str(run_folder), "is a file; give a folder")
         if self._enabled:

@@ -1,4 +1,4 @@
-"""What a run will be before it starts: how it samples, how long it lasts, its noise and its epsilon."""
+"""A run before it starts: how it samples, how many steps it takes, its noise and its epsilon."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ ROW = PrivacyUnit()
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacySettings:
-    """What the user decides about epsilon, beside the data set, the expected batch and the number of steps.
+    """The user's settings that decide epsilon, in addition to the data set, the expected batch size and the steps.
 
     Attributes:
-        clip_norm: C, the maximum gradient norm of one example, or of one author. With per-layer clip norms these
-            decide instead.
-        noise_multiplier: sigma; None to search for it.
-        target_epsilon: the epsilon that the search stays below; None where the noise multiplier is given.
+        clip_norm: C, the maximum gradient norm per example (or per author). Ignored if per-layer clip norms are given.
+        noise_multiplier: sigma; None to find it from `target_epsilon`.
+        target_epsilon: the maximum epsilon; None if `noise_multiplier` is given.
         delta: the probability with which the bound may fail.
-        clipping: the style.
+        clipping: the clipping style.
 
     Raises:
-        InvalidArgument: both or none of the noise multiplier and the target epsilon, or a value outside its range.
+        InvalidArgument: both or neither of the noise multiplier and the target epsilon, or a value outside its range.
     """
 
     clip_norm: float = 1.0
@@ -49,7 +48,7 @@ class PrivacySettings:
         require_delta(self.delta)
 
     def sigma(self, *, sampling_probability: float, steps: int, group_size: int) -> float:
-        """The noise multiplier: the given one, or the smallest that keeps the target epsilon."""
+        """The noise multiplier: the given one, or the smallest that keeps epsilon at or below the target."""
         if self.target_epsilon is None:
             return self.noise_multiplier or refuse("noise_multiplier", self.noise_multiplier, "give a number above 0")
         return accounting.noise_multiplier(
@@ -63,16 +62,16 @@ class PrivacySettings:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """How a run samples and how long it lasts.
+    """How a run samples and how many steps it takes.
 
     Attributes:
-        privacy: the mechanism; None where there is no privacy.
-        num_examples: size of the training set, in what is sampled: rows, items, or authors.
+        privacy: the mechanism; None without privacy.
+        num_examples: size of the training set: rows, items or authors, whichever are sampled.
         expected_batch_size: how many of them one step draws on average, over all processes.
-        steps: logical steps.
+        steps: number of logical steps.
         unit: whose presence is hidden, and how; known without privacy too.
-        target_epsilon: what the run must not exceed; None where the noise was given.
-        test_seed: makes draws, masks and noise repeatable. It is for tests: it protects nobody.
+        target_epsilon: the epsilon that the run must not exceed; None if the noise was given.
+        test_seed: makes draws, masks and noise repeatable. For tests only: a run with it protects nobody.
     """
 
     privacy: PrivacyConfig | None
@@ -85,12 +84,12 @@ class RunPlan:
 
     @property
     def sampling_probability(self) -> float:
-        """Chance of one of them to be in one step."""
+        """q, the probability that one step draws a given example (or author)."""
         return self.expected_batch_size / self.num_examples
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which an example is drawn once on average, rounded up."""
+        """Steps in which each example is drawn once on average, rounded up."""
         return math.ceil(self.num_examples / self.expected_batch_size)
 
 
@@ -103,10 +102,15 @@ def make_plan(
     unit: Unit = ROW,
     test_seed: int | None = None,
 ) -> RunPlan:
-    """Find the noise and couple it to the sampling; no settings stand for a run without privacy.
+    """Find the noise and make the plan.
+
+    Args:
+        settings: the privacy settings; None for a run without privacy.
+        num_examples, steps, unit, test_seed: see `RunPlan`.
+        batch: the expected batch size.
 
     Raises:
-        InvalidArgument: a delta of 1/n or more, or a target epsilon out of reach.
+        InvalidArgument: a delta of 1/n or more, or a target epsilon that no useful noise reaches.
     """
     if settings is None:
         return RunPlan(None, num_examples, batch, steps, unit, test_seed=test_seed)
@@ -129,10 +133,10 @@ def make_plan(
 def expected_batch(
     *, per_device: int, gradient_accumulation_steps: int, world_size: int, num_examples: int, sampled: str
 ) -> int:
-    """The average batch size that Hugging Face's names stand for: per device x processes x accumulation steps.
+    """The average batch size that Hugging Face's settings mean: per device x processes x accumulation steps.
 
     Raises:
-        InvalidArgument: more than there are examples.
+        InvalidArgument: the batch would be larger than the number of examples.
     """
     batch = per_device * gradient_accumulation_steps * world_size
     if batch > num_examples:
@@ -140,17 +144,17 @@ def expected_batch(
             "gradient_accumulation_steps",
             gradient_accumulation_steps,
             f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
-            f"{sampled} there are (sampling probability over 1); lower it",
+            f"{sampled} there are (a sampling probability above 1); lower it",
         )
     return batch
 
 
 def last_step(plan: RunPlan, recorded: int, completed: int) -> int:
-    """The step after which a run ends: the planned one, or an earlier one where repeated steps used up the budget.
+    """The step after which a run ends: the planned one, or an earlier one if repeated steps used up the budget.
 
     Args:
-        plan: of the run.
-        recorded: lines of the ledger, steps that a crash threw away among them.
+        plan: the run's plan.
+        recorded: steps in the ledger, including those that a crash threw away.
         completed: steps that are part of the result so far.
     """
     config = plan.privacy
@@ -168,7 +172,7 @@ def last_step(plan: RunPlan, recorded: int, completed: int) -> int:
 
 
 def describe_plan(plan: RunPlan) -> list[str]:
-    """The plan in lines for a person."""
+    """The plan as lines of text for the user."""
     sampled, unit = plan.unit.sampled, plan.unit
     lines = [
         f"{sampled:<22} {plan.num_examples:,}",

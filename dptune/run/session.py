@@ -1,7 +1,7 @@
-"""One training run on one process, whatever loop drives it: ledger, draws, masks, noise, step, budget end, statement.
+"""One training run on one process: ledger, draws, dropout masks, noise, steps, end of the budget and statement.
 
-A loop calls `begin_step`, any number of `backward`, and `finish_step`; then the private gradient is in `.grad`. The
-training scripts, `DPTrainer` and the callback for transformers' Trainer drive the same object.
+A training loop calls `begin_step`, then `backward` any number of times, then `finish_step`; the private gradient is
+then in `.grad`. The training scripts, `DPTrainer` and the callback for transformers' Trainer all use this object.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _RANKS_CHECKED_EVERY = 10  # steps
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a checkpoint says about a run's privacy.
+    """The part of a checkpoint that concerns privacy.
 
     Attributes:
         step: completed steps.
-        ledger: the checkpoint's copy of the ledger.
-        ledger_steps: lines that the copy must have.
-        identity: what a resumed run must share, see `mechanism_identity`.
-        mechanism: the step's `state_dict`.
+        ledger: path of the checkpoint's copy of the ledger.
+        ledger_steps: number of lines that the copy must have.
+        identity: settings that a resumed run must share, see `mechanism_identity`.
+        mechanism: `state_dict()` of the step.
     """
 
     step: int
@@ -58,27 +58,27 @@ class SavedRun:
 
 
 class PrivateRun:
-    """A run in its folder. Every rank makes it, with the same plan; rank 0 alone reads and writes files.
+    """A run in its folder. Every rank makes one with the same plan; only rank 0 reads and writes files.
 
-    Use it as a context manager around the loop, after `prepare`: while it is open, per-example gradients are recorded
-    and no parameter asks for a gradient, so the optimizer is made before.
+    Call `prepare`, make the optimizer, then use the run as a context manager around the loop. While it is open, it
+    records per-example gradients, and no parameter has `requires_grad`.
 
     Args:
-        plan: how the run samples and how long it lasts; without privacy its step clips and noises nothing.
-        run_folder: holds the ledger; made if it is not there.
+        plan: how the run samples and how many steps it takes. Without privacy, steps neither clip nor add noise.
+        run_folder: holds the ledger; made if it is missing.
         ranks: the processes of the run.
-        resume_from: the checkpoint to resume; its weights are the caller's to load.
-        identity: what a resumed run must share beside the mechanism, as JSON values.
+        resume_from: the checkpoint to resume. The caller loads its weights.
+        identity: settings that a resumed run must share, in addition to the mechanism, as JSON values.
 
     Attributes:
-        identity: all that a resumed run must share.
-        ledger: every noisy step; None on other ranks than rank 0, and without privacy.
+        identity: all settings that a resumed run must share.
+        ledger: the record of every noisy step; None without privacy and on all ranks but 0.
         completed: steps that are part of the result.
-        last: the step after which the run ends: the planned one, or an earlier one where steps that a crash threw away
+        last: the step after which the run ends: the planned one, or an earlier one if steps that a crash threw away
             have used up the budget.
 
     Raises:
-        InvalidArgument: a folder that holds another run, or a checkpoint of another one.
+        InvalidArgument: the folder holds another run, or the checkpoint is of another run.
     """
 
     def __init__(
@@ -101,26 +101,28 @@ class PrivateRun:
 
     @property
     def epsilon(self) -> float | None:
-        """Spent so far, on rank 0 of a private run that has taken a step; None elsewhere."""
+        """Epsilon spent so far; None before the first step, without privacy and on all ranks but 0."""
         if self.ledger is None or self.plan.privacy is None or not self.ledger.steps:
             return None
         return self.ledger.running_epsilon(self.plan.privacy.delta)
 
     @property
     def clip_norm(self) -> float | None:
-        """C of the step under way; None without privacy."""
+        """C of the current step; None without privacy."""
         return self.step.clip_norm if isinstance(self.step, PrivateStep) else None
 
     def sampler(self) -> PoissonSampler:
-        """Draws of items that are the same on every rank. Every rank calls it."""
+        """A sampler whose draws of items are the same on every rank. Every rank must call this."""
         sampler = PoissonSampler(self.plan.num_examples, self.plan.sampling_probability, self._sampling_keystream())
         return self._after_completed(sampler)
 
     def draws(self, authors: Authors | None) -> PoissonSampler | AuthorSampler:
-        """Draws of rows, or of authors with some of their rows; the same on every rank. Every rank calls it.
+        """A sampler of rows, or of authors with some of their rows; its draws are the same on every rank.
+
+        Every rank must call this.
 
         Args:
-            authors: who wrote which row, for a plan that samples authors.
+            authors: who wrote which row; required if the plan samples authors.
         """
         unit, poisson = (
             self.plan.unit,
@@ -134,12 +136,15 @@ class PrivateRun:
         return self._after_completed(sampler)
 
     def prepare(self, model: nn.Module, *, gradient_sync: GradientSync = "gather", loss_scale: float = 1.0) -> None:
-        """Make the step for a model that is the same on every rank; its trainable parameters are what is protected.
+        """Make the step for `model`. The guarantee covers its trainable parameters.
 
         Args:
-            model: see `PrivateStep`.
-            gradient_sync: how ranks add their gradients.
+            model: must be the same on every rank.
+            gradient_sync: how ranks add up their gradients, see `sum_over_ranks`.
             loss_scale: see `PrivateStep`.
+
+        Raises:
+            InvalidArgument: see `PrivateStep`.
         """
         ranks, world_size = self.ranks, self.ranks.world_size
         gather = ranks.gather if gradient_sync == "gather" else None
@@ -180,50 +185,59 @@ class PrivateRun:
         self.close()
 
     def close(self) -> None:
-        """Take the hooks off the model and end the noise's thread; does nothing the second time."""
+        """Remove the hooks from the model and end the noise's thread; does nothing the second time."""
         if self.step is not None:
             self.step.__exit__(None, None, None)
             self.step = None
 
     def begin_step(self) -> None:
-        """Before the first forward pass of a step: the budget allows it, the ranks agree, dropout's masks are fresh.
+        """Call this before the first forward pass of a step: it checks budget and ranks, and draws new dropout masks.
 
         Raises:
-            RuntimeError: there is no step left, or the ranks hold different parameters.
+            RuntimeError: no step is left, or the ranks hold different parameters.
         """
         number = self.completed + 1
         if number > self.last:
-            raise RuntimeError(f"step {number} is beyond the last one, {self.last}, that the budget allows")
+            raise RuntimeError(f"step {number} is beyond the last step that the budget allows, {self.last}")
         if number % _RANKS_CHECKED_EVERY == 1:
             self.ranks.require_equal(self._parameters)
         draw_new_masks(self.ranks.rank, number, test_seed=self.plan.test_seed)
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
-        """Run the backward pass of one micro-batch, losses [B], and add its clipped gradients; see `PrivateStep`."""
+        """Run the backward pass of one micro-batch and add its clipped gradients; see `PrivateStep.backward`.
+
+        Args:
+            losses: one loss per row, [B]; each depends on that row alone.
+            rows_per_unit: how many neighbouring rows are clipped as one.
+        """
         return self._ready.backward(losses, rows_per_unit=rows_per_unit)
 
     def finish_step(self) -> None:
-        """Write the gradient of the step under way to `.grad`; a step beyond the budget is never released."""
+        """Write the private gradient of the current step to `.grad`.
+
+        Raises:
+            RuntimeError: the step is beyond the budget; nothing is released.
+        """
         if self.completed >= self.last:
-            raise RuntimeError(f"step {self.completed + 1} is beyond the last one, {self.last}, that the budget allows")
+            raise RuntimeError(f"step {self.completed + 1} is beyond the last step that the budget allows, {self.last}")
         self._ready.finish()
         self.completed += 1
         if self.plan.privacy is not None:
             forget_masks()
 
     def gradient_noise_std(self) -> float:
-        """Standard deviation of the noise on each coordinate of the last step's gradient."""
+        """Standard deviation of the noise on each coordinate of the last step's gradient; 0 without privacy."""
         return self._ready.gradient_noise_std()
 
     def mechanism_state(self) -> dict[str, float]:
-        """What a resumed run needs of the mechanism; see `SavedRun`."""
+        """The mechanism's state that a checkpoint must keep; see `SavedRun.mechanism`."""
         return self._ready.state_dict()
 
     def statement(self, packages: Iterable[str] = ()) -> PrivacyStatement:
         """What the completed steps guarantee. Rank 0 only.
 
         Args:
-            packages: distributions whose versions are listed beside the engine's.
+            packages: further distributions whose versions are listed.
         """
         unit, packages = self.plan.unit, ("cryptography", *packages)
         if self.plan.privacy is not None and self.ledger is not None and self._noise is not None:
@@ -254,7 +268,7 @@ class PrivateRun:
         return self.step
 
     def _open(self, saved: SavedRun | None) -> tuple[int, int]:
-        """(completed steps, last step) after every check; opens the ledger."""
+        """Check the folder and the checkpoint, open the ledger, and return (completed steps, last step)."""
         if saved is None:
             refuse_existing_run(self.folder)
         else:
@@ -269,7 +283,7 @@ class PrivateRun:
         return completed, last_step(self.plan, self.ledger.steps, completed)
 
     def _after_completed(self, sampler: S) -> S:
-        """Repeatable draws continue after those of the completed steps; secret ones are fresh anyway."""
+        """Skip the draws of the completed steps if draws are repeatable; secret draws are always new."""
         for _ in range(self.completed if self.plan.test_seed is not None else 0):
             sampler.draw()
         return sampler
@@ -289,7 +303,7 @@ class PrivateRun:
 
 
 def describe_end(run: PrivateRun, statement: PrivacyStatement) -> list[str]:
-    """What a run that has ended guarantees, in lines for a person."""
+    """The guarantee of a run that has ended, as lines of text for the user."""
     lines = []
     if run.completed == run.last < run.plan.steps:
         steps = f"step {run.completed} of {run.plan.steps}"
@@ -299,5 +313,5 @@ def describe_end(run: PrivateRun, statement: PrivacyStatement) -> list[str]:
     else:
         lines.append(f"privacy                epsilon {rounded_up(statement.epsilon)} at delta {statement.delta:g}")
     if statement.repeated_steps:
-        lines.append(f"repeated steps         {statement.repeated_steps:,}, lost in a crash: they count in epsilon")
+        lines.append(f"repeated steps         {statement.repeated_steps:,}, lost in a crash; epsilon counts them too")
     return lines

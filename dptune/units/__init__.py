@@ -1,1 +1,1 @@
-"""The privacy unit (a row or a person), and how its rows become one clipped contribution."""
+"""The privacy unit (a row, an item or a person), and how its rows become one clipped contribution."""

@@ -1,6 +1,6 @@
-"""One step's draw as what is dealt over ranks and micro-batches: rows, or authors with the rows chosen of each.
+"""The draw of one step (rows, or authors with the rows chosen of each), and the batches that are made of it.
 
-Shapes: U authors of a micro-batch, k rows for each of them, T tokens (padded).
+Shapes: N rows, U units (rows or authors) in a micro-batch, k rows per unit, T tokens (padded).
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from dptune.units.unit import Authors
 
 
 class Rows(Protocol):
-    """A training set that gives batches of its rows."""
+    """A training set that makes batches of its rows."""
 
     @property
     def authors(self) -> Authors | None:
-        """Who wrote which row; None where rows are the privacy unit."""
+        """Who wrote which row; None if rows are the privacy unit."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int64 [N]."""
+        """Tokens per row, int64 [N]."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray, pad_token_id: int, /) -> dict[str, Tensor]:
-        """What a model is given for some rows; for none at all a dummy row whose loss and gradient are zero."""
+        """A model's inputs for some rows, each [rows, T]; for no rows, a dummy row with zero loss and gradient."""
 
     def fingerprint(self) -> str:
-        """SHA-256 over the examples in order."""
+        """SHA-256 of the examples in order."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class AuthorDraw:
     """The authors of one step.
 
     Attributes:
-        rows: of each author drawn, the rows that were chosen, at least one.
-        mean: whether a row's loss is divided by how many rows its author has here.
+        rows: for each author drawn, the numbers of the chosen rows, at least one; int64 arrays.
+        mean: whether each row's loss is divided by the number of chosen rows of its author.
     """
 
     rows: list[np.ndarray]
@@ -58,12 +58,12 @@ UnitDraw = np.ndarray | AuthorDraw
 
 
 class AuthorSampler:
-    """Poisson draws of authors, and of each one drawn at most `most` rows, uniformly, afresh every time.
+    """Poisson draws of authors, with at most `most` rows of each, chosen uniformly and anew for every draw.
 
     Args:
-        authors: draws numbers of authors.
-        rows: of every author, at least one each.
-        most: k.
+        authors: the sampler of author numbers.
+        rows: the rows of every author, at least one each.
+        most: k, the maximum number of rows per author and draw.
         mean: see `AuthorDraw`.
     """
 
@@ -73,7 +73,7 @@ class AuthorSampler:
         self.authors, self.rows, self.most, self.mean = authors, rows, most, mean
 
     def draw(self) -> AuthorDraw:
-        """One fresh draw, authors ascending; possibly none."""
+        """One new draw, authors in ascending order; possibly empty."""
         return AuthorDraw([self._chosen(self.rows[author]) for author in self.authors.draw()], self.mean)
 
     def _chosen(self, rows: np.ndarray) -> np.ndarray:
@@ -81,12 +81,12 @@ class AuthorSampler:
 
 
 def choose_rows(rows: np.ndarray, most: int, numbers: Callable[[int], np.ndarray]) -> np.ndarray:
-    """At most `most` of an author's rows, in order. All subsets are equally likely, whoever else is in the data.
+    """At most `most` of an author's rows, in order. All subsets are equally likely, no matter who else is in the data.
 
     Args:
-        rows: of one author.
-        most: k.
-        numbers: n -> n independent random numbers; the places of the smallest ones are a uniform subset.
+        rows: the rows of one author.
+        most: k, the maximum number of rows.
+        numbers: n -> n independent random numbers; the positions of the smallest ones are a uniform subset.
     """
     if len(rows) <= most:
         return rows
@@ -95,12 +95,12 @@ def choose_rows(rows: np.ndarray, most: int, numbers: Callable[[int], np.ndarray
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass.
+    """The inputs of one forward pass.
 
     Attributes:
-        inputs: what the losses are computed from, such as "input_ids" and "labels", [U * k, T].
-        weights: what the losses are multiplied by, float32 [U * k]; None for 1.
-        is_row: which rows are of the data rather than filled in, bool [U * k]; None for all.
+        inputs: the tensors that the losses are computed from, such as "input_ids" and "labels", [U * k, T].
+        weights: factors of the losses, float32 [U * k]; None for 1.
+        is_row: which rows come from the data and are not filled in, bool [U * k]; None for all.
     """
 
     inputs: dict[str, Tensor]
@@ -110,14 +110,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Part:
-    """Part of a draw: what `deal` cuts into micro-batches.
+    """Part of a draw, which `deal` cuts into micro-batches.
 
     Attributes:
         data: the training set.
-        items: to be dealt, int64: rows, or positions in `authors`.
-        lengths: padded tokens of an item alone, by item.
-        rows_per_unit: k: neighbouring rows of a batch that are clipped as one.
-        authors: rows of each author by position; None where the items are rows.
+        items: the items to deal, int64: rows, or positions in `authors`.
+        lengths: padded tokens of each item alone, indexed by item.
+        rows_per_unit: k, the number of neighbouring rows of a batch that are clipped as one.
+        authors: rows of each author by position; None if the items are rows.
         mean: see `AuthorDraw`.
     """
 
@@ -129,13 +129,13 @@ class Part:
     mean: bool = False
 
     def batch(self, items: np.ndarray, pad_token_id: int) -> Batch:
-        """Some items, none of them cut; none at all give the dummy of `Rows.batch`."""
+        """The batch of some items, each of them whole; for no items, the dummy of `Rows.batch`."""
         if self.authors is None or not len(items):
             return Batch(self.data.batch(items, pad_token_id))
         return self._of_authors([self.authors[item] for item in items], pad_token_id)
 
     def _of_authors(self, chosen: list[np.ndarray], pad_token_id: int) -> Batch:
-        """An author with fewer than k rows is filled up with rows that have no label: their gradient is zero."""
+        """Authors with fewer than k rows are filled up with rows that have no label, whose gradient is zero."""
         counts = np.array([len(rows) for rows in chosen])
         is_row = torch.from_numpy((np.arange(self.rows_per_unit) < counts[:, None]).flatten())
         rows = self.data.batch(np.concatenate(chosen), pad_token_id)
@@ -148,8 +148,11 @@ class Part:
 
 
 def parts_of(draw: UnitDraw, data: Rows) -> list[Part]:
-    """A draw of rows is one part. Of authors there is one for each number of rows, rounded up to a power of two, so
-    that an author with one row is not filled up to as many as another one has."""
+    """The parts of a draw. A draw of rows is one part.
+
+    A draw of authors has one part per number of rows, rounded up to a power of two. So an author with one row is not
+    filled up to the size of the largest author.
+    """
     if not isinstance(draw, AuthorDraw):
         return [Part(data, draw, data.lengths)]
     if not len(draw):
@@ -164,7 +167,7 @@ def parts_of(draw: UnitDraw, data: Rows) -> list[Part]:
 
 
 def rows_of(draw: UnitDraw) -> np.ndarray:
-    """All rows that a draw puts through the model, int64."""
+    """The numbers of all rows in a draw, int64."""
     if not isinstance(draw, AuthorDraw):
         return draw
     return np.concatenate([np.empty(0, dtype=np.int64), *draw.rows])

@@ -1,9 +1,9 @@
-"""Whose presence is hidden: one row, or one author with all their rows; and the rows that belong to each author.
+"""Whose presence is hidden: one row, or one author with all their rows; and which rows belong to which author.
 
-Two ways lead to author-level privacy (Charles et al. 2024, "Fine-tuning large language models with user-level
-differential privacy", call them ULS and ELS). Either authors are sampled, and what an author's rows add up to is
-clipped as one; or each author keeps a few rows, rows are sampled and clipped, and the accounting hides all of an
-author's.
+There are two ways to author-level privacy (Charles et al. 2024, "Fine-tuning large language models with user-level
+differential privacy", call them ULS and ELS). User-level: authors are sampled, and the combined gradient of an author's
+rows is clipped once. Example-level: each author keeps a few rows, each row is sampled and clipped on its own, and the
+accounting covers all rows of an author together.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ _WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")  # how a column of whole numbers wit
 
 
 class Unit(Protocol):
-    """What a plan and a report must know of a privacy unit."""
+    """What a plan and a report must know about a privacy unit."""
 
     @property
     def name(self) -> str:
-        """Whose presence is hidden."""
+        """Whose presence is hidden, in words."""
 
     @property
     def sampled(self) -> str:
-        """What is drawn, clipped and counted: a plural."""
+        """What is drawn, clipped and counted, in the plural: "examples" or "authors"."""
 
     @property
     def how(self) -> str:
-        """How a unit enters a step."""
+        """How a unit enters a step, in words."""
 
     @property
     def group_size(self) -> int:
-        """How many of what is sampled can belong to one privacy unit."""
+        """Maximum number of sampled examples (or authors) that belong to one unit."""
 
     @property
     def identity(self) -> dict[str, str | int | None]:
-        """What a resumed run must share, as JSON values."""
+        """Settings that a resumed run must share, as JSON values."""
 
 
 @dataclass(frozen=True)
 class ItemUnit:
-    """A unit whose rows are all in one item of the training set, or in `group_size` items at most.
+    """A unit whose rows are in one item of the training set, or in at most `group_size` items.
 
     Attributes:
-        name: whose presence is hidden.
-        sampled: items, in the plural.
-        how: how an item enters a step.
-        group_size: the largest number of items of one unit. Above 1 the accounting covers all of them together.
+        name: whose presence is hidden, in words.
+        sampled: the word for items, in the plural.
+        how: how an item enters a step, in words.
+        group_size: maximum number of items of one unit. Above 1, the accounting covers all of them together.
     """
 
     name: str = "one training example (one item of the data set)"
@@ -71,25 +71,26 @@ class ItemUnit:
 
     @classmethod
     def of(cls, unit: str | Unit) -> Unit:
-        """A unit, or its name alone."""
+        """`unit` itself, or the unit with that name and the defaults."""
         return cls(unit) if isinstance(unit, str) else unit
 
     @property
     def identity(self) -> dict[str, str | int | None]:
-        """What a resumed run must share, as JSON values."""
+        """Settings that a resumed run must share, as JSON values."""
         groups: dict[str, str | int | None] = {} if self.group_size == 1 else {"group_size": self.group_size}
         return {"privacy_unit": self.name, "method": self.how} | groups
 
 
 @dataclass(frozen=True)
 class PrivacyUnit:
-    """A unit whose rows lie scattered over the training set: what is protected, and how.
+    """A row, or an author whose rows are spread over the training set.
 
     Attributes:
-        column: whose values name the authors; None where each row is a unit.
+        column: the column that names the author of each row; None if each row is a unit.
         method: one of USER_LEVEL_METHODS.
-        examples: k: most rows of an author, in one step (user-level) or in the whole data set (example-level).
-        gradient: how the rows of an author are put together before clipping, one of UNIT_GRADIENTS (user-level).
+        examples: k, the maximum number of rows per author: in one step (user-level) or in the data set (example-level).
+        gradient: how the gradients of an author's rows are combined before clipping, one of UNIT_GRADIENTS
+            (user-level).
     """
 
     column: str | None = None
@@ -99,27 +100,27 @@ class PrivacyUnit:
 
     @property
     def samples_authors(self) -> bool:
-        """Whether a step draws authors rather than rows."""
+        """Whether a step draws authors instead of rows."""
         return self.column is not None and self.method == USER_LEVEL
 
     @property
     def bounds_authors(self) -> bool:
-        """Whether rows beyond an author's k are left out for good."""
+        """Whether an author's rows beyond k are removed from the training set."""
         return self.column is not None and self.method == EXAMPLE_LEVEL
 
     @property
     def group_size(self) -> int:
-        """How many of what is sampled can belong to one privacy unit."""
+        """Maximum number of sampled examples (or authors) that belong to one unit."""
         return self.examples if self.bounds_authors else 1
 
     @property
     def rows_at_once(self) -> int:
-        """Rows that one forward pass must hold at least: an author is never split."""
+        """Minimum number of rows that one forward pass must hold, because an author is never split."""
         return self.examples if self.samples_authors else 1
 
     @property
     def sampled(self) -> str:
-        """What is drawn, clipped and counted: a plural."""
+        """What is drawn, clipped and counted, in the plural."""
         return "authors" if self.samples_authors else "examples"
 
     @property
@@ -137,17 +138,17 @@ class PrivacyUnit:
             return METHOD_OF_EXAMPLES
         if self.samples_authors:
             return (
-                f"user-level sampling: every author is drawn by themselves; the {self.gradient} of the gradients of up "
-                f"to {self.examples} of their examples, chosen afresh each time, is clipped"
+                f"user-level sampling: each author is drawn independently; the {self.gradient} of the gradients of up "
+                f"to {self.examples} of their examples, chosen anew in each step, is clipped"
             )
         return (
-            f"example-level sampling with group accounting: up to {self.examples} examples an author are kept, each is "
-            "drawn and clipped by itself, and epsilon is for all of an author's together"
+            f"example-level sampling with group accounting: up to {self.examples} examples per author are kept, each "
+            "is drawn and clipped on its own, and epsilon covers all examples of an author together"
         )
 
     @property
     def identity(self) -> dict[str, str | int | None]:
-        """What a resumed run must share, as JSON values."""
+        """Settings that a resumed run must share, as JSON values."""
         authors = self.column is not None
         return {
             "privacy_unit": self.column,
@@ -163,8 +164,8 @@ class Authors:
 
     Attributes:
         of_row: the author of each row that is trained on, int64 [N], numbered from 0 in order of first appearance.
-        largest: rows of the author who has the most, before any were left out.
-        num_left_out: rows that were left out for good.
+        largest: number of rows of the largest author, before any were left out.
+        num_left_out: number of rows that were removed from the training set.
     """
 
     of_row: np.ndarray
@@ -175,19 +176,19 @@ class Authors:
         return int(self.of_row.max()) + 1
 
     def rows(self) -> list[np.ndarray]:
-        """The rows of each author, ascending, int64."""
+        """The row numbers of each author, ascending, int64."""
         order = np.argsort(self.of_row, kind="stable")
         return np.split(order, np.cumsum(np.bincount(self.of_row))[:-1])
 
 
 def author_name(value: object) -> str | None:
-    """The author that a cell names, or None where it names nobody (nothing, NaN, white space).
+    """The author that a cell names, or None if it names nobody (empty, NaN, white space).
 
-    7, 7.0, " 7 " and "7.0" are one author: formats differ in what they make of a column of numbers, and to take two
-    people for one only ever protects them better.
+    7, 7.0, " 7 " and "7.0" are one author, because file formats store a column of numbers in different ways. Treating
+    two people as one only protects them better.
 
     Raises:
-        TypeError: neither text nor a number.
+        TypeError: the value is neither text nor a number.
 
     >>> author_name(" ann "), author_name(7.0), author_name(""), author_name(float("nan"))
     ('ann', '7', None, None)
@@ -205,10 +206,10 @@ def author_name(value: object) -> str | None:
 
 
 def group_by_author(names: Sequence[str | None]) -> Authors:
-    """Rows with one name belong together; a row without one is an author of its own.
+    """Number the authors. Rows with the same name have one author; each row without a name is a separate author.
 
     Args:
-        names: of each row, at least one.
+        names: the author's name of each row; at least one row.
     """
     numbers_of: dict[str | int, int] = {}
     of_row = [numbers_of.setdefault(row if name is None else name, len(numbers_of)) for row, name in enumerate(names)]
@@ -216,12 +217,12 @@ def group_by_author(names: Sequence[str | None]) -> Authors:
 
 
 def bound_authors(rows: Sequence[_T], names: Sequence[str | None], most: int, seed: int) -> tuple[list[_T], Authors]:
-    """At most `most` rows of each author, in order, and who wrote them.
+    """Keep at most `most` rows of each author: (the kept rows in order, who wrote them).
 
-    Which ones is decided by hashes of the seed, the author's name and the row's number among theirs: all subsets are
-    equally likely, every rank and every launch keeps the same ones, and, what the accounting rests on, what is kept of
-    one author depends on nobody else. (One stream of random numbers for all would keep other rows of everybody behind
-    an author who is taken out.) So the seed need not be secret.
+    A hash of the seed, the author's name and the row's number among theirs decides which rows stay. So all subsets are
+    equally likely, and every rank and launch keeps the same rows. The accounting relies on this: what is kept of one
+    author does not depend on any other author. With a shared stream of random numbers, removing one author would
+    change the rows of all authors after them. The seed need not be secret.
     """
     numbered: Counter[str] = Counter()
     ranked: dict[str, list[tuple[bytes, int]]] = {}

@@ -1,4 +1,4 @@
-"""Adapter files go round through our loader and PEFT's, and what is no adapter of this model is refused in one line."""
+"""Adapter files load with dptune and with PEFT; anything else is refused with a one-line error."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_peft_loads_what_we_save_and_gives_the_same_logits(tmp_path: Path, kind:
     model = trained(kind)
     save_adapter(model, tmp_path, base_model="base")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a tied head is adapted
+        warnings.simplefilter("ignore")  # about an adapted tied head
         theirs = peft.PeftModel.from_pretrained(KINDS[kind][0](), str(tmp_path)).eval()
         assert_same(logits(theirs), logits(model))
         if "head" not in kind or kind == "llama with head":  # PEFT merges a tied head into the embedding too
@@ -129,7 +129,7 @@ def test_we_load_what_peft_made(tmp_path: Path, kind: str) -> None:
 def test_adapters_of_several_ranks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     model = tiny_llama()
     attach(model, {"model.layers.0.self_attn.q_proj": (2, 4.0), "model.layers.0.self_attn.v_proj": (4, 4.0)})
-    with pytest.raises(InvalidArgument, match=r"^model=rank \d and alpha 4, rank \d and alpha 4: PEFT's file"):
+    with pytest.raises(InvalidArgument, match=r"^model=rank \d and alpha 4, rank \d and alpha 4: PEFT's format"):
         save_adapter(model, tmp_path, base_model="base")
     assert list(tmp_path.iterdir()) == []
 
@@ -144,7 +144,7 @@ def test_saving_a_merged_model_saves_the_adapter(tmp_path: Path) -> None:
 
 
 class _Code:
-    """What a malicious file holds: a call that the unpickler would make."""
+    """The content of a malicious file: a call that the unpickler would make."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -159,7 +159,7 @@ def state_of(saved: Path) -> dict[str, Any]:
 
 
 def without(saved: Path, ending: str) -> dict[str, Any]:
-    """The state without the first entry of this ending."""
+    """The state without the first entry with this ending."""
     state = state_of(saved)
     del state[next(key for key in state if key.endswith(ending))]
     return state
@@ -197,7 +197,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
 
 @pytest.fixture
 def unchanged() -> Iterator[nn.Module]:
-    """A base model that must be as it was when the test ends."""
+    """A base model that must be unchanged when the test ends."""
     model = tiny_llama()
     before = copy.deepcopy(model)
     yield model
@@ -234,7 +234,7 @@ def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, unchanged: nn.M
 
 
 def test_a_damaged_file_is_refused_or_harmless(saved: Path) -> None:
-    """Cut at many places: whatever the unpickler trips over, the answer is one line."""
+    """Cut at many places: whatever error the unpickler raises, the refusal is one line."""
     content = (saved / WEIGHTS_NAME).read_bytes()
     for length in range(0, len(content) - 1, len(content) // 60):
         (saved / "cut.bin").write_bytes(content[:length])
@@ -251,7 +251,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, unchanged: nn.Module) -> None
         refused(unchanged, tmp_path / path)
         assert not marker.exists()
     pickle.loads(pickle.dumps(_Code(marker)))
-    assert marker.exists()  # it would have been run
+    assert marker.exists()  # the call would have been run
 
 
 @pytest.mark.parametrize("path", ["nothing.bin", "nothing", "."])
@@ -278,9 +278,9 @@ def test_another_models_adapter_is_refused(saved: Path, other: Callable[[], nn.M
 @pytest.mark.parametrize(
     ("rank", "alpha", "targets", "named"),
     [
-        (4, 7.0, KINDS["llama"][1], "the file has rank 3 and alpha 7, the model rank 4 and alpha 7"),
-        (3, 8.0, KINDS["llama"][1], "the file has rank 3 and alpha 7, the model rank 3 and alpha 8"),
-        (3, 7.0, ("q_proj",), "the file adapts this layer, the model does not"),
+        (4, 7.0, KINDS["llama"][1], "the file has rank 3 and alpha 7, but the model has rank 4 and alpha 7"),
+        (3, 8.0, KINDS["llama"][1], "the file has rank 3 and alpha 7, but the model has rank 3 and alpha 8"),
+        (3, 7.0, ("q_proj",), "the file adapts this layer, but the model does not"),
         (3, 7.0, (*KINDS["llama"][1], "down_proj"), "has no weights for the model's adapter on model.layers.0.mlp"),
     ],
 )
@@ -295,7 +295,7 @@ def test_another_adapter_than_the_models_is_refused_and_nothing_is_loaded(
 
 
 def test_loading_into_a_merged_model_is_refused(saved: Path) -> None:
-    """The merged weights would still be the old adapter's."""
+    """The merged weights would still be those of the old adapter."""
     model = trained("llama")
     merge_lora(model)
     with pytest.raises(InvalidArgument, match="is merged; call unmerge_lora first"):

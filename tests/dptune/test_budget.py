@@ -1,4 +1,4 @@
-"""Stages composed: against dp-accounting by hand, through crashes, and where no epsilon can be stated."""
+"""Composed stages: compared with dp-accounting, after crashes, and where no epsilon can be stated."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_training_without_its_ledger_has_no_epsilon(tmp_path: Path) -> None:
 
 
 def test_a_training_in_the_place_of_one_that_was_moved_away_is_refused(tmp_path: Path) -> None:
-    """Or its ledger would hide what the first one spent."""
+    """Otherwise its ledger would hide what the first training spent."""
     budget = pipeline(tmp_path)
     (tmp_path / "ledger.jsonl").rename(tmp_path / "old.jsonl")
     with pytest.raises(InvalidArgument, match=r"generator 2 \(ledger\.jsonl\).*put it back"):

@@ -1,4 +1,4 @@
-"""Norms, factors and the sum, each against a few lines of float64."""
+"""Norms, factors and the sum, each compared with a few lines of float64."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_norm_is_of_all_parameters_together_in_float64() -> None:
 
 @pytest.mark.parametrize("size", [1 << 16, (1 << 16) + 1, 3_000_000])
 def test_the_norm_of_a_large_gradient_is_not_under_its_true_value(size: int) -> None:
-    """Millions of squares summed in float32 lose the small ones: at 3 million the norm came out 5e-5 too small."""
+    """Summing millions of squares in float32 loses the small ones: with 3 million, the norm was 5e-5 too small."""
     grads = {"a": torch.randn(1, size, generator=torch.Generator().manual_seed(0))}
     torch.testing.assert_close(norms_of(grads), grads["a"].double().norm(dim=1), rtol=1e-6, atol=0)
 
@@ -63,7 +63,7 @@ def test_a_factor_is_at_most_one_and_brings_the_norm_to_at_most_the_clip_norm(no
     factor = clip_factors(torch.tensor([norm], dtype=torch.float64), clip_norm).item()
     assert 0 <= factor <= 1
     assert factor * norm <= clip_norm * (1 + 1e-12)
-    assert factor == 1 or factor * norm >= clip_norm * (1 - 1e-12)  # no more is taken than must be
+    assert factor == 1 or factor * norm >= clip_norm * (1 - 1e-12)  # not clipped more than necessary
 
 
 def test_a_norm_of_zero_and_one_that_is_not_finite() -> None:

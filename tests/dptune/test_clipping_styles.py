@@ -1,4 +1,4 @@
-"""Every style of clipping: its sum is a few lines of float64, and one example moves what is released by at most the
+"""Every style of clipping: its sum equals a few lines of float64, and one example changes the release by at most the
 sensitivity that the configuration states."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STYLES: dict[str, Clipping] = {
 
 
 class NoLedger:
-    """Remembers the clip norms that were recorded."""
+    """Keeps the recorded clip norms."""
 
     group_size = 1
 
@@ -48,7 +48,7 @@ def model() -> nn.Sequential:
 
 
 def inputs(count: int = 8) -> Tensor:
-    """Examples of very different gradients, one of them tiny."""
+    """Examples with very different gradients, one of them tiny."""
     generator = torch.Generator().manual_seed(1)
     scales = torch.logspace(-4, 1, count, dtype=torch.float64)[:, None]
     return torch.randn(count, 4, generator=generator, dtype=torch.float64) * scales
@@ -80,7 +80,7 @@ def configured(clipping: Clipping, **changes: float) -> PrivacyConfig:
 
 
 def released(clipping: Clipping, x: Tensor) -> Tensor:
-    """Everything that a step releases, before noise: the clipped sum, and the count behind it."""
+    """Everything that a step releases, before noise: the clipped sum, then the count."""
     config, own = configured(clipping), model()
     size = sum(parameter.numel() for parameter in own.parameters()) + isinstance(clipping, Adaptive)
     with PrivateStep(own, config, ledger=NoLedger(), noise=NoNoise(size)) as step:
@@ -131,7 +131,7 @@ def test_stated_sensitivities() -> None:
     assert configured(PerLayer({"0": 0.3, "2": 0.4})).sensitivity == pytest.approx(0.5)
     assert configured(Automatic()).sensitivity == CLIP_NORM
     config = configured(Adaptive(count_noise=2.0))
-    # The clipped sum, and half a count scaled by what makes its noise the same.
+    # The clipped sum, and half a count, scaled so that both have the same noise.
     scale = config.noise_std / 2.0
     assert config.sensitivity == pytest.approx(math.hypot(CLIP_NORM, scale / 2))
     assert config.noise_std == pytest.approx(config.noise_multiplier * config.sensitivity)
@@ -139,7 +139,7 @@ def test_stated_sensitivities() -> None:
 
 @pytest.mark.parametrize("count_noise", [0.6, 2.0, 50.0])
 def test_the_count_is_paid_for(count_noise: float) -> None:
-    """Two Gaussian releases cost what one with the inverse root of their summed inverse squares costs."""
+    """Two Gaussian releases cost as much as one with noise (1 / a^2 + 1 / b^2)^(-1/2)."""
     config = configured(Adaptive(count_noise=count_noise))
     gradient, count = config.gradient_noise_multiplier, 2 * count_noise
     assert gradient > config.noise_multiplier
@@ -158,7 +158,7 @@ def test_a_count_with_too_little_noise_is_refused() -> None:
 
 
 def test_layers_clip_norms_must_fit_the_model_and_the_whole() -> None:
-    with pytest.raises(InvalidArgument, match=r"clip_norm=0\.5: the layers' clip norms make 5\.0"):
+    with pytest.raises(InvalidArgument, match=r"clip_norm=0\.5: the layers' clip norms combine to 5\.0"):
         configured(PerLayer({"0": 3.0, "2": 4.0}))
     for given, message in (
         ({"0": 0.5}, "clip_norms='2': this trained layer has no"),
@@ -174,7 +174,7 @@ def test_matrices_of_one_adapter_are_one_layer() -> None:
 
 
 def test_a_layer_that_a_micro_batch_does_not_use_still_has_its_share() -> None:
-    """With two trained layers the threshold is C / sqrt(2) also where one of them was skipped."""
+    """With two trained layers, the threshold is C / sqrt(2) even if one of them was skipped."""
 
     class Skipping(nn.Module):
         def __init__(self) -> None:
@@ -203,7 +203,7 @@ def test_an_example_that_is_not_finite_adds_no_gradient(style: str) -> None:
 
 
 def adapted_norms(steps: int, quantile: float, start: float) -> tuple[list[float], list[float]]:
-    """(clip norms of the steps as they were recorded, norms of the examples)."""
+    """(recorded clip norms of the steps, norms of the examples)."""
     own, x = model(), inputs(40)[20:]
     config = replace(
         configured(Adaptive(quantile=quantile, count_noise=2.0), clip_norm=start),
@@ -235,7 +235,7 @@ def test_the_next_clip_norm_goes_up_when_too_many_are_clipped_and_by_a_bounded_f
 
 
 def test_a_dummy_is_not_counted() -> None:
-    """A rank that ran out of examples runs a row whose gradient is zero: there is nobody whom it stands for."""
+    """A rank without examples runs a dummy row whose gradient is zero. It is no example, so it is not counted."""
     x = inputs(4)
     dummy = torch.zeros(1, 4, dtype=torch.float64)
     with_dummy, without = released(STYLES["adaptive"], torch.cat([x, dummy])), released(STYLES["adaptive"], x)
@@ -243,7 +243,7 @@ def test_a_dummy_is_not_counted() -> None:
 
 
 def test_all_ranks_go_on_with_the_same_clip_norm() -> None:
-    x, models = inputs(12), [model() for _ in range(3)]  # not in the threads, which share one random generator
+    x, models = inputs(12), [model() for _ in range(3)]  # not in the threads, because they share one random generator
 
     def work(rank: int, gather):
         own = models[rank]

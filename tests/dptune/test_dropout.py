@@ -1,4 +1,4 @@
-"""Dropout's masks: fresh and secret in every step, repeatable under a test seed, others on other ranks."""
+"""Dropout masks: new and secret in every step, repeatable with a test seed, different on each rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def mask(rank: int = 0, step: int = 1, *, test_seed: int | None = None) -> list[
 
 
 def test_a_seed_does_not_make_masks_repeatable() -> None:
-    """--seed sets torch's generator; what it would draw is not what an example gets."""
+    """--seed sets torch's generator, but examples do not get the masks that it would draw."""
     found = []
     for _ in range(3):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Claims of the privacy contract that no single module makes."""
+"""Claims of the privacy guarantee that concern several modules."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 @pytest.mark.parametrize("size", [1, 299, 301])
 def test_noise_of_another_size_than_the_model_is_refused(ledger: Ledger, size: int) -> None:
-    """A vector of one value would be broadcast: one number added to every parameter hides nothing."""
+    """A vector of one value would be broadcast, and the same number added to every parameter hides nothing."""
     with GaussianNoise(size) as noise, pytest.raises(InvalidArgument, match=f"noise={size}: .* 300 values"):
         PrivateStep(nn.Linear(20, 15, bias=False), config(), ledger=ledger, noise=noise)
 
@@ -48,7 +48,7 @@ def test_noise_of_another_size_than_the_model_is_refused(ledger: Ledger, size: i
 def test_what_is_added_is_sigma_c_once_a_step(
     ledger: Ledger, clip_norm: float, sigma: float, micro_batches: int
 ) -> None:
-    """Whatever the clip norm, and however often `backward` was called. The data's own part is known and taken out."""
+    """For any clip norm and any number of `backward` calls. The known part of the data is subtracted."""
     model, settings = nn.Linear(200, 200, bias=False), config(clip_norm, sigma)
     with PrivateStep(model, settings, ledger=ledger, noise=GaussianNoise(40_000, Keystream.for_tests(1))) as step:
         for _ in range(micro_batches):
@@ -103,7 +103,7 @@ class _TwoLayers(nn.Module):
 
 
 def test_an_examples_layers_are_clipped_together(ledger: Ledger) -> None:
-    """Clipped one by one, the small layer would keep what the large one lost, and two layers be worth sqrt(2) C."""
+    """Clipped separately, each of two layers could have norm C, so that the gradient would have norm sqrt(2) C."""
     torch.manual_seed(0)
     model, x = _TwoLayers(), torch.randn(1, 4)
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -128,7 +128,7 @@ def test_the_ledger_records_the_settings_that_ran(ledger: Ledger) -> None:
 
 
 def test_sampling_and_noise_are_different_streams() -> None:
-    """Each makes its own key: draws that follow from the noise would not be secret."""
+    """Sampler and noise have separate keys. Draws that follow from the noise would not be secret."""
     sampler, noises = PoissonSampler(10, 0.5), [GaussianNoise(4) for _ in range(2)]
     streams = [sampler.keystream, *(noise.keystream for noise in noises)]
     for noise in noises:

@@ -1,4 +1,4 @@
-"""Atomic and synced writing: what a crash leaves behind."""
+"""Atomic and synced writing: what is on disk after a crash."""
 
 from __future__ import annotations
 

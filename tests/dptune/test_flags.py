@@ -1,4 +1,4 @@
-"""The engine speaks of its own parameters: what a flag is called is for the programs to say."""
+"""The engine names its own parameters in errors; only programs know the names of flags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z]\w+")
 
 
 def engine() -> list[Path]:
-    """The engine's modules but the integrations and those that are command lines themselves."""
+    """The engine's modules, except the integrations and the modules that are programs."""
     return [
         path
         for path in (ROOT / "dptune").rglob("*.py")
@@ -22,7 +22,7 @@ def engine() -> list[Path]:
 
 
 def refused_names(tree: ast.Module) -> Iterator[str]:
-    """First arguments of `refuse` and `require_*`, where they are written out."""
+    """The first arguments of `refuse` and `require_*` that are literals."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
             first, called = node.args[0], node.func.id
@@ -31,7 +31,7 @@ def refused_names(tree: ast.Module) -> Iterator[str]:
 
 
 def names_of(tree: ast.Module) -> set[str]:
-    """Parameters and fields that a module has, and its classes, as one speaks of their objects."""
+    """Names of a module's parameters and fields, and of its classes in lower case."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):

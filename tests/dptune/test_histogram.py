@@ -1,4 +1,4 @@
-"""The histogram's sensitivity, which its noise is measured by, and the noise itself."""
+"""The histogram's sensitivity, and its noise."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_noise_is_gaussian_and_as_large_as_it_says() -> None:
 
 
 class Drawn:
-    """Stands for a keystream that draws the noise next to `wanted`: a sign and 106 bits below 2^-53 of each other."""
+    """A stand-in for a keystream that draws the noise next to `wanted`: a sign and a 106-bit uniform."""
 
     def __init__(self, wanted: np.ndarray) -> None:
         self._signs = (wanted < 0).astype(np.uint64) ^ np.uint64(1)  # the quantile of less than 1/2 is below 0 itself

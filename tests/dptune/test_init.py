@@ -25,7 +25,7 @@ def test_python_and_type_checkers_see_the_same_names() -> None:
 def test_every_name_is_there(name: str) -> None:
     value = getattr(dptune, name)
     assert value.__name__ == name
-    assert dptune.__dict__[name] is value  # the next use costs nothing
+    assert dptune.__dict__[name] is value  # the next use imports nothing
     assert name in dir(dptune)
 
 

@@ -1,4 +1,4 @@
-"""The keystream: uniform, unpredictable, and one stream a key."""
+"""The keystream: uniform, unpredictable, and one stream per key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dptune.keystream import KEY_BYTES, new_key
 def test_the_stream_is_aes_256_in_counter_mode_from_zero() -> None:
     key = bytes(range(KEY_BYTES))
     expected = b""
-    for counter in range(4):  # counter mode by hand: one block of AES a counter value
+    for counter in range(4):  # counter mode by hand: one block of AES per counter value
         block = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(counter.to_bytes(16, "big"))
         expected += block
     assert Keystream.shared(key).words(8).tobytes() == expected
@@ -36,7 +36,7 @@ def test_uniforms_are_uniform_on_the_half_open_unit_interval() -> None:
     assert stats.kstest(values, "uniform").pvalue > 1e-6
     assert np.array_equal(values * 2**53, np.floor(values * 2**53))
     assert len(np.unique(values)) == len(values)
-    low_bits = (values * 2**53).astype(np.int64) & 1  # all 53 bits are random, the lowest too
+    low_bits = (values * 2**53).astype(np.int64) & 1  # all 53 bits are random, even the lowest
     assert abs(low_bits.mean() - 0.5) < 5 * 0.5 / len(values) ** 0.5
 
 
@@ -81,6 +81,6 @@ def test_a_split_stream_has_the_next_words_and_the_other_goes_on_behind_them(bef
     expected = other.words(before + count + 10)
     one.words(before)
     part = one.split(count)
-    assert np.array_equal(one.words(10), expected[before + count :])  # whichever is read first
+    assert np.array_equal(one.words(10), expected[before + count :])  # in either order of reading
     assert np.array_equal(part.words(count), expected[before : before + count])
     assert part.secret == one.secret

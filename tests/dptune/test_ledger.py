@@ -1,4 +1,4 @@
-"""The ledger counts what is on disk, survives a torn line, and refuses what is no ledger."""
+"""The ledger counts what is on disk, survives a torn line, and refuses files that are not ledgers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_reopening_counts_and_goes_on(path: Path) -> None:
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "noise_mul', "{", '{"step": 3, "noise_multiplier": 0.9}'])
 def test_a_torn_last_line_is_dropped_and_writing_goes_on(path: Path, torn: str) -> None:
-    """Its gradient was never used: a line counts once its end is on disk."""
+    """Its gradient was never used, because a line only counts once its end is on disk."""
     written(path, 2)
     with path.open("a") as file:
         file.write(torn)
@@ -96,7 +96,7 @@ def test_a_line_that_is_no_entry_is_refused_with_its_number(path: Path, line: st
 
 
 def test_a_ledger_that_lost_a_line_is_refused(path: Path) -> None:
-    """It would count less than was spent."""
+    """The ledger would count less than was spent."""
     written(path, 3)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[2])
@@ -159,7 +159,7 @@ def test_a_torn_line_of_a_full_disk_is_no_step_after_a_crash(path: Path) -> None
 
 
 def test_a_line_that_could_not_be_synced_is_written_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is whole in the file, but whether it is on the disk nobody knows: its gradient was not used."""
+    """The line is complete in the file, but maybe not on disk, so its gradient was not used."""
     ledger = written(path, 2)
 
     def failing(_: int) -> None:
@@ -170,14 +170,14 @@ def test_a_line_that_could_not_be_synced_is_written_again(path: Path, monkeypatc
         with pytest.raises(OSError, match="Input/output error"):
             ledger.record(**STEP)
     assert ledger.steps == 2
-    assert Ledger(path).steps == 3  # a run that ends here counts it: rather one too many
+    assert Ledger(path).steps == 3  # a run that ends here counts it: one too many is safe
     ledger.record(noise_multiplier=0.7, sampling_probability=0.02, clip_norm=0.5)
     assert Ledger(path).spends == ledger.spends == [Spend(0.9, 0.02, 2), Spend(0.7, 0.02, 1)]
 
 
 @pytest.mark.parametrize("foreign", [None, b"x", b'{"step": 3'])
 def test_two_runs_with_one_ledger_are_refused_and_no_line_is_cut(path: Path, foreign: bytes | None) -> None:
-    """One of them would overwrite or misnumber the other's steps."""
+    """One process would overwrite or misnumber the other's steps."""
     ledger = written(path, 2)
     if foreign is None:
         Ledger(path).record(**STEP)
@@ -197,7 +197,7 @@ def test_a_file_that_loses_lines_while_in_use_is_refused(path: Path, spoil: Call
     ledger = written(path, 2)
     spoil(path)
     for call in (lambda: ledger.record(**STEP), ledger.content):
-        with pytest.raises(InvalidArgument, match="lost lines while it was in use; epsilon would be understated"):
+        with pytest.raises(InvalidArgument, match="lost lines while it was in use; epsilon would be too small"):
             call()
     assert ledger.steps == 2
 
@@ -219,7 +219,7 @@ def copy(path: Path) -> Path:
 
 @pytest.mark.parametrize("more", [0, 1, 2])
 def test_a_ledger_may_have_more_steps_than_the_checkpoint(path: Path, copy: Path, more: int) -> None:
-    """They were released and are run again: both count."""
+    """These steps were released and run again, so both count."""
     ledger = written(path, more)
     before = path.read_bytes()
     ledger.require_continues(copy, 3)
@@ -237,7 +237,7 @@ def test_a_torn_line_behind_the_checkpoints_is_no_obstacle(path: Path, copy: Pat
 
 
 def test_who_reads_a_ledger_leaves_it_as_it_is(path: Path) -> None:
-    """What looks torn may be a line that another process is writing."""
+    """A line that looks torn may be one that another process is writing."""
     written(path, 2)
     content = path.read_bytes() + b'{"step": 3, "noi'
     path.write_bytes(content)
@@ -259,13 +259,13 @@ def test_a_ledger_with_fewer_steps_than_the_checkpoint_is_refused(path: Path, co
     path.write_bytes(b"".join(lines[:left]))
     with pytest.raises(InvalidArgument) as caught:
         Ledger(path).require_continues(copy, 3)
-    assert f"has {left} lines, the checkpoint 3 already; epsilon would be understated" in str(caught.value)
+    assert f"has {left} lines, but the checkpoint already has 3; epsilon would be too small" in str(caught.value)
     assert path.read_bytes() == b"".join(lines[:left])
 
 
 def test_a_missing_ledger_is_refused(path: Path, copy: Path) -> None:
     path.unlink()
-    with pytest.raises(InvalidArgument, match="has 0 lines, the checkpoint 3 already"):
+    with pytest.raises(InvalidArgument, match="has 0 lines, but the checkpoint already has 3"):
         Ledger(path).require_continues(copy, 3)
 
 
@@ -274,7 +274,7 @@ def test_a_missing_ledger_is_refused(path: Path, copy: Path) -> None:
 def test_a_line_that_reads_otherwise_is_refused_with_its_number(
     path: Path, copy: Path, number: int, change: tuple[bytes, bytes]
 ) -> None:
-    """More noise than was added would make epsilon smaller than it was; more lines do not make up for it."""
+    """Lines with more noise than was added make epsilon too small, and more lines do not make up for it."""
     written(path, 2)
     lines = path.read_bytes().splitlines(keepends=True)
     lines[number - 1] = lines[number - 1].replace(*change)
@@ -282,10 +282,10 @@ def test_a_line_that_reads_otherwise_is_refused_with_its_number(
     with pytest.raises(InvalidArgument) as caught:
         Ledger(path).require_continues(copy, 3)
     assert f"{path}:{number}" in str(caught.value)
-    assert "reads otherwise than in the checkpoint" in str(caught.value)
+    assert "differs from the checkpoint's copy" in str(caught.value)
 
 
 @pytest.mark.parametrize("steps", [0, 2, 4])
 def test_a_copy_that_is_not_of_the_checkpoints_step_is_refused(path: Path, copy: Path, steps: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"has 3 lines, but its checkpoint {steps};"):
+    with pytest.raises(InvalidArgument, match=f"has 3 lines, but its checkpoint counts {steps};"):
         Ledger(path).require_continues(copy, steps)

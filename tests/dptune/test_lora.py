@@ -1,4 +1,4 @@
-"""The LoRA layer is W + (alpha / r) B A, whatever it is attached to, and it goes in and out without a trace."""
+"""The LoRA layer is W + (alpha / r) B A on every kind of layer, and merging can be undone without a trace."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class _Names(nn.Module):
         (["proj"], ["proj", "inner.proj"]),  # not q_proj
         (["inner.proj"], ["inner.proj"]),
         (["q_proj"], ["q_proj"]),
-        (["proj", "inner.proj", "lm_head"], ["proj", "inner.proj", "inner.lm_head"]),  # none of them twice
+        (["proj", "inner.proj", "lm_head"], ["proj", "inner.proj", "inner.lm_head"]),  # no layer twice
     ],
 )
 def test_a_target_is_a_name_or_its_end_at_a_dot(targets: list[str], chosen: list[str]) -> None:
@@ -241,7 +241,7 @@ def test_under_autocast_a_float32_models_adapter_stays_in_float32() -> None:
     nn.init.normal_(adapter.B.weight)
     x = torch.randn(3, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(adapter(x), adapter.B(adapter.A(x)) * 2) is False  # what autocast would have made of it
+        assert torch.equal(adapter(x), adapter.B(adapter.A(x)) * 2) is False  # as autocast would have computed it
         found = adapter(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, adapter.B(adapter.A(x)) * 2)
@@ -281,7 +281,7 @@ def test_dropout_has_a_mask_for_each_example_and_keeps_the_mean() -> None:
 
 
 class _Mask(nn.Module):
-    """Multiplies by what a dropout layer multiplied by."""
+    """Multiplies by the same mask as a dropout layer."""
 
     def __init__(self, factors: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The loss of each example: right, its own, and exactly nothing where nothing is labelled."""
+"""The loss of each example is right, independent of other examples, and exactly zero without labels."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_equal_to_one_example_at_a_time_in_float64(model: nn.Module) -> None:
     assert found.shape == (6,)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
     double = oracle(model)
-    exactness = 1e-6 if isinstance(model, Gemma2ForCausalLM) else 1e-10  # Gemma's attention is float32 in any model
+    exactness = 1e-6 if isinstance(model, Gemma2ForCausalLM) else 1e-10  # Gemma's attention always computes in float32
     torch.testing.assert_close(losses_of(double, EXAMPLES), exact, rtol=exactness, atol=exactness)
     weights = torch.arange(1.0, 7.0, dtype=torch.float64)  # each example's own gradient, not only their sum
     torch.testing.assert_close(
@@ -185,7 +185,7 @@ def test_an_example_without_a_label_has_loss_and_gradient_exactly_zero(model: nn
 
 
 def test_a_label_on_the_first_token_counts_nothing(model: nn.Module) -> None:
-    """Nothing comes before it that could predict it."""
+    """No token comes before it that could predict it."""
     ids, labels = padded(EXAMPLES)
     before = CausalLMLoss(model)(ids, labels)
     labels[:, 0] = ids[:, 0]
@@ -215,7 +215,7 @@ def test_padding_changes_nothing(model: nn.Module) -> None:
 
 
 def test_neighbours_change_nothing(model: nn.Module) -> None:
-    """Neither their tokens, nor their number, nor how much of them is labelled."""
+    """A loss depends neither on its neighbours' tokens, nor on their number, nor on their labels."""
     mine, length = EXAMPLES[0], len(EXAMPLES[0][0])
     before = losses_of(model, [mine, *EXAMPLES[1:]])[0]
     others = random_examples(5, seed=99, vocab_size=60, longest=length)
@@ -226,7 +226,7 @@ def test_neighbours_change_nothing(model: nn.Module) -> None:
 
 
 def test_an_example_with_more_labels_weighs_no_more() -> None:
-    """The mean over its own tokens: twice the same answer has the loss of both halves' mean."""
+    """The mean over its own tokens: the loss of an answer given twice is the mean of both halves."""
     model = small_llama()
     ids = EXAMPLES[0][0]
     rows = [(ids, [-100] * t + [ids[t]] + [-100] * (len(ids) - t - 1)) for t in range(1, len(ids))]

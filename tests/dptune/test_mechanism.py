@@ -1,4 +1,4 @@
-"""The mechanism's numbers, and that none of them can be out of range or changed later."""
+"""The mechanism's numbers; none can be out of range or changed later."""
 
 from __future__ import annotations
 
@@ -94,4 +94,4 @@ def test_a_value_out_of_range_is_refused_with_name_value_and_remedy(name: str, v
 def test_the_ends_of_the_ranges_are_allowed() -> None:
     assert PrivacyConfig(**SETTING | {"expected_batch_size": 1000.0}).sampling_probability == 1
     assert PrivacyConfig(**SETTING | {"delta": 0.999e-3}).delta == 0.999e-3
-    assert sampling_probability(0.5, 1000) == 0.0005  # less than one example a step is a setting too
+    assert sampling_probability(0.5, 1000) == 0.0005  # less than one example per step is valid too

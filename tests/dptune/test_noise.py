@@ -1,4 +1,4 @@
-"""The noise: standard normal in every respect that a test can see, independent, and ready before it is asked for."""
+"""The noise: standard normal by every test here, independent, and prepared in advance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dptune import GaussianNoise, InvalidArgument, Keystream
 from dptune import noise as noise_module
 from dptune.noise import standard_normals
 
-LARGE = 12 * noise_module._CHUNK + 12_345  # several chunks and a part of one
+LARGE = 12 * noise_module._CHUNK + 12_345  # several chunks and part of another
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_distribution_and_tails(values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("lag", [1, 2, LARGE // 2, noise_module._CHUNK // 2, noise_module._CHUNK])
 def test_values_of_one_vector_are_independent(values: np.ndarray, lag: int) -> None:
-    """Half a chunk apart stand the two values that one Box-Muller pair gave: also their sizes must not be related."""
+    """The two values of a Box-Muller pair are half a chunk apart. Their magnitudes must be independent too."""
     one, other = values[:-lag], values[lag:]
     for left, right in ((one, other), (one**2, other**2), (abs(one), abs(other))):
         assert abs(np.corrcoef(left, right)[0, 1]) < 5 / len(one) ** 0.5
@@ -54,7 +54,7 @@ def test_odd_sizes_and_borders_between_chunks(monkeypatch: pytest.MonkeyPatch, s
     assert many.dtype == np.float32
     assert many.shape == (400, size)
     assert np.isfinite(many).all()
-    assert (many.std(axis=0) > 0.75).all()  # each place is filled: an unfilled one would be constant or huge
+    assert (many.std(axis=0) > 0.75).all()  # every value is filled: unfilled memory would be constant or huge
     assert (many.std(axis=0) < 1.3).all()
     assert len(np.unique(many)) > 0.98 * many.size  # float32: some coincide
 
@@ -121,7 +121,7 @@ def test_the_next_vector_is_made_in_the_background_before_it_is_asked_for() -> N
     stream = _Watched()
     with GaussianNoise(8, stream) as source:
         for _ in range(3):
-            for _ in range(2):  # two draws of uniforms a vector, made while this thread waits
+            for _ in range(2):  # two draws of uniforms per vector, made while this thread waits
                 assert stream.used.acquire(timeout=20)
             source.take()
     assert threading.current_thread().name not in stream.threads

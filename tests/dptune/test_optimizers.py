@@ -1,4 +1,4 @@
-"""DP-Adam: AdamW where there is no noise, and without the noise's share of the second moment where there is."""
+"""DP-Adam equals AdamW without noise; with noise, it subtracts the noise's share of the second moment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_without_noise_it_is_adamw() -> None:
 
 
 def test_the_variance_of_the_noise_is_taken_from_the_second_moment() -> None:
-    """By hand, with noise that differs from step to step as under an adaptive clip norm."""
+    """By hand, with noise that changes between steps, as with an adaptive clip norm."""
     stds, grads = [0.5, 0.1, 0.8], gradients(3)
     seen = iter(stds)
     found = trained(lambda p: DPAdam(p, lambda: next(seen), lr=0.01, floor=1e-3), grads)
@@ -47,7 +47,7 @@ def test_the_variance_of_the_noise_is_taken_from_the_second_moment() -> None:
 
 
 def test_under_much_noise_steps_are_larger_where_the_gradient_is() -> None:
-    """Adam divides all coordinates by about the noise; without its bias a weak coordinate catches up."""
+    """Adam divides all coordinates by about the noise. Without this bias, a weak coordinate catches up."""
     generator = torch.Generator().manual_seed(0)
     signal = torch.tensor([1.0, 0.1, 1.0, 0.1, 1.0])
     grads = [signal + 2.0 * torch.randn(5, generator=generator) for _ in range(3000)]

@@ -1,4 +1,4 @@
-"""The sum over ranks is the same everywhere, costs what is said, and parameters that differ are noticed."""
+"""The sum over ranks is the same on all ranks, sends the stated number of bytes, and differing parameters are found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Gather = Callable[[Tensor], Tensor]
 
 
 def shares_of(world_size: int, size: int, seed: int = 0) -> list[Tensor]:
-    """Float32 vectors of very different sizes: another order of adding them rounds otherwise."""
+    """Float32 vectors of very different magnitudes, so that another order of adding gives another rounding."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(size, generator=generator) * 10.0**rank for rank in range(world_size)]
 
@@ -47,10 +47,10 @@ def test_a_gather_adds_in_rank_order_on_every_rank(
         expected += one
         backwards += other
     assert all(torch.equal(found, expected) for found in run_ranks(world_size, work))
-    assert world_size == 2 or not torch.equal(expected, backwards)  # the order is seen
+    assert world_size == 2 or not torch.equal(expected, backwards)  # the order has an effect
     for parts in sent:
         assert max(parts) <= max(1, gathered_at_once // world_size)
-        # What a rank sends to each of the others; a ring passes the others' on instead, as much in all.
+        # The bytes that a rank sends to all others; in a ring it forwards the same number of bytes.
         assert bytes_sent(33, world_size=world_size) == 4 * sum(parts) * (world_size - 1)
 
 
@@ -83,7 +83,7 @@ def test_a_reduce_is_used_when_there_is_one_and_equals_the_gather(world_size: in
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_a_ring_reduce_sends_what_is_stated(world_size: int) -> None:
-    """A ring of ranks in so many parts, counted: each sends one part a turn, N - 1 turns to add and N - 1 to share."""
+    """Count the parts that a ring of ranks sends: one per rank and turn, N - 1 turns to add and N - 1 to share."""
     size = 24 * world_size
     held = [list(share.split(24)) for share in shares_of(world_size, size)]
     total = sum(shares_of(world_size, size))
@@ -101,7 +101,7 @@ def test_a_ring_reduce_sends_what_is_stated(world_size: int) -> None:
 
 
 def test_several_ranks_need_a_way_to_meet() -> None:
-    with pytest.raises(InvalidArgument, match="need a way to meet"):
+    with pytest.raises(InvalidArgument, match="must communicate"):
         sum_over_ranks(torch.ones(2), world_size=2)
 
 
@@ -159,7 +159,7 @@ def test_chunks_change_no_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_values_that_change_places_are_noticed(
     dtype: torch.dtype, pair: tuple[float, float], distance: int
 ) -> None:
-    """Such values differ in few, high bits, which a product with an even number shifts out of 64."""
+    """Such values differ in a few high bits, which a product with an even number shifts out of the 64 bits."""
     values = torch.zeros(2, 5000, dtype=dtype)
     values[:, 7], values[:, 7 + distance] = torch.tensor([pair, pair[::-1]], dtype=dtype).T
     assert checksum_of([values[0]]) != checksum_of([values[1]])
@@ -177,7 +177,7 @@ def test_two_parameters_that_change_places_are_noticed(dtype: torch.dtype) -> No
 @given(places=st.lists(st.integers(0, 63), min_size=2, max_size=8, unique=True), data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_small_changes_do_not_cancel(places: list[int], data: st.DataObject) -> None:
-    """Ranks that drift apart differ by a last bit here and there: in a weighted sum of bits these often cancel."""
+    """Ranks that drift apart differ in a few lowest bits, which often cancel in a weighted sum of bits."""
     values = torch.linspace(0.5, 2.0, 64)
     changed = values.clone()
     for place in places:
@@ -186,7 +186,7 @@ def test_small_changes_do_not_cancel(places: list[int], data: st.DataObject) -> 
 
 
 def test_changes_that_cancel_in_a_weighted_sum_are_noticed() -> None:
-    """3 more at the first place and 1 less at the fourth: nothing in a sum of bits times 3, 5, 7, 9."""
+    """3 more at the first place and 1 less at the fourth cancel in a sum of bits times 3, 5, 7, 9."""
     values = torch.linspace(0.5, 2.0, 8)
     changed = values.clone()
     changed.view(torch.int32)[0] += 3

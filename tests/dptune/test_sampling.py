@@ -1,4 +1,4 @@
-"""Draws are Poisson: each example independently, at every step. Dealing is a partition that wastes little."""
+"""Draws are Poisson: each example independently, at every step. Dealing is a partition with little padding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def presence() -> np.ndarray:
 
 
 def within(counts: np.ndarray, trials: int, q: float) -> bool:
-    """Chi-square test of binomial counts with a known q: about 1e-6 of all keys would fail it."""
+    """Chi-square test of binomial counts with a known q; about 1e-6 of all keys would fail it."""
     statistic = ((counts - trials * q) ** 2 / (trials * q * (1 - q))).sum()
     low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], df=len(counts))
     return low < statistic < high
@@ -41,7 +41,7 @@ def test_each_example_is_drawn_binomially_with_q(presence: np.ndarray) -> None:
 
 
 def test_the_number_drawn_is_binomial_too_and_not_fixed(presence: np.ndarray) -> None:
-    """Fixed-size batches, shuffled epochs, and drawing with replacement have another spread."""
+    """Fixed-size batches, shuffled epochs and drawing with replacement have a different variance."""
     assert within(presence.sum(1), EXAMPLES, Q)
 
 
@@ -52,7 +52,7 @@ def test_examples_are_independent_of_each_other(presence: np.ndarray) -> None:
 
 
 def test_steps_are_independent_of_each_other(presence: np.ndarray) -> None:
-    """In an epoch that is shuffled, an example drawn once does not come again until all others have."""
+    """In a shuffled epoch, an example does not occur again before all others have occurred."""
     for lag in (1, 2, round(1 / Q)):
         together = (presence[:-lag] * presence[lag:]).sum()
         expected = (STEPS - lag) * EXAMPLES * Q**2
@@ -126,7 +126,7 @@ def test_dealing_is_a_partition_with_as_many_micro_batches_on_every_rank(
         for part in parts:
             assert part.dtype == np.int64
             assert len(part) <= 1 or len(part) * sizes[part].max() <= token_budget
-    assert all(any(len(parts[step]) for parts in dealt) for step in range(len(dealt[0])))  # no forward pass for nobody
+    assert all(any(len(parts[step]) for parts in dealt) for step in range(len(dealt[0])))  # none is empty on all ranks
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -150,7 +150,7 @@ def test_at_most_one_token_in_twenty_is_padding(size: int, ranks: int) -> None:
 
 
 def test_the_token_budget_is_used() -> None:
-    """Examples of equal length fill it: 2048 of 64 tokens are 64 micro-batches of 32."""
+    """Examples of equal length fill the budget: 2048 examples of 64 tokens are 64 micro-batches of 32."""
     dealt = deal(np.arange(2048), np.full(2048, 64), token_budget=2048)
     assert [len(part) for part in dealt[0]] == [32] * 64
 
@@ -224,7 +224,7 @@ def test_padding_without_a_bound_starts_no_micro_batch() -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_no_rank_always_gets_the_longest_of_a_row(ranks: int) -> None:
-    """Evenly spaced lengths in an even number of rows: the least loaded rank's turn makes the sums equal."""
+    """With evenly spaced lengths in an even number of rows, giving to the least loaded rank makes the sums equal."""
     lengths = np.arange(10, 10 + 6 * ranks)
     dealt = deal(np.arange(len(lengths)), lengths, token_budget=10_000, ranks=ranks, max_padding=0.9)
     assert len({sum(lengths[part].sum() for part in parts) for parts in dealt}) == 1

@@ -1,4 +1,4 @@
-"""Sharded weights on real processes: read in slices, equal to the whole model's to the bit, no rank with a copy."""
+"""Sharded weights on real processes: read in slices, bit-equal to the whole model, and no rank has a whole copy."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_logits_are_the_unsharded_models_to_the_bit(name: str, tmp_path: Path) -
 
 
 def peak_of_loading(_rank: int, _gather: Any, folder: Path) -> tuple[float, int]:
-    """(peak of this process's own memory while it loads, the model's size), in bytes."""
-    load(folder, torch.bfloat16)  # what a first load of anything costs is not the weights
+    """(this process's own peak memory while it loads, size of the model), in bytes."""
+    load(folder, torch.bfloat16)  # the first load of anything also costs memory that is not for weights
     before, peak, ended = _own_memory(), [0.0], threading.Event()
 
     def watch() -> None:
@@ -92,7 +92,7 @@ def peak_of_loading(_rank: int, _gather: Any, folder: Path) -> tuple[float, int]
 
 
 def _own_memory() -> int:
-    """Bytes in memory that are this process's alone, without mapped files (Linux)."""
+    """Bytes of memory that only this process holds, without mapped files (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
@@ -106,7 +106,7 @@ def test_no_process_holds_a_whole_copy_while_it_loads(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def generate(rank: int, _gather: Any, folder: Path) -> tuple[Tensor, Tensor]:
-    """Each rank draws from another prompt, to another length."""
+    """Each rank generates from a different prompt, to a different length."""
     how: dict[str, Any] = {"max_new_tokens": 4 + 5 * rank, "do_sample": False, "eos_token_id": None}
     whole = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = IDS[:, : 5 + rank]
@@ -161,7 +161,7 @@ def test_a_function_on_an_unsharded_model_is_itself() -> None:
 
 def test_a_model_with_something_to_train_or_without_layers_is_not_sharded() -> None:
     model = tiny_llama()
-    with pytest.raises(InvalidArgument, match=r"model='model\.embed_tokens\.weight': is trained"):
+    with pytest.raises(InvalidArgument, match=r"model='model\.embed_tokens\.weight': is trainable"):
         shard_frozen(model, decoder_layers(model), device=CPU)
     with pytest.raises(InvalidArgument, match="no decoder layer"):
         shard_frozen(model.requires_grad_(False), [], device=CPU)
@@ -199,5 +199,5 @@ def test_files_are_looked_for_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="has no safetensors"):
         checkpoint_files(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    with pytest.raises(InvalidArgument, match=r"gone\.safetensors, which is not there"):
+    with pytest.raises(InvalidArgument, match=r"gone\.safetensors, which is missing"):
         checkpoint_files(tmp_path)

@@ -1,4 +1,4 @@
-"""A whole private step against the oracle, its noise, its order, and any number of ranks."""
+"""A whole private step: against the oracle, its noise, its order, and with any number of ranks."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_any_number_of_ranks_release_the_same_noiseless_sum(tmp_path, gradients,
     config = config_for(12, clip_norm=0.05)
     lengths = np.array([len(ids) for ids, _ in EXAMPLES])
     dealt = deal(np.arange(12), lengths, token_budget=60, ranks=world_size)
-    models = [adapted() for _ in range(world_size)]  # here: torch's seed is not a thread's own
+    models = [adapted() for _ in range(world_size)]  # here, because torch's seed is not per thread
 
     def work(rank, gather):
         model = models[rank]
@@ -129,7 +129,7 @@ def test_the_total_noise_is_sigma_c_for_any_number_of_ranks_and_ranks_differ(tmp
             return gather(share)
 
         with PrivateStep(model, config, ledger=ledger, gather=spying, rank=rank, world_size=world_size) as step:
-            step.finish()  # an empty draw is a step: noise alone
+            step.finish()  # an empty draw is a step too: noise alone
         return model.weight.grad.flatten(), sent
 
     results = run_ranks(world_size, work)
@@ -213,7 +213,7 @@ def test_a_gather_in_slices_equals_a_gather_at_once(tmp_path, monkeypatch):
 
 
 def test_no_runtime_setting_is_part_of_what_decides_epsilon():
-    """Micro-batch size and checkpointing change no sum (above) and are no field here."""
+    """Micro-batch size and checkpointing change no sum (see above), so they are not fields here."""
     assert set(PrivacyConfig.__dataclass_fields__) == {
         "num_examples",
         "expected_batch_size",
@@ -267,7 +267,7 @@ def test_mistakes_are_refused(tmp_path):
         PrivateStep(tiny_llama().requires_grad_(False), config, ledger=ledger)
     losses = CausalLMLoss(model)(*padded(EXAMPLES))
     with PrivateStep(model, config, ledger=ledger) as step:
-        with pytest.raises(InvalidArgument, match="one loss an example"):
+        with pytest.raises(InvalidArgument, match="one loss per example"):
             step.backward(losses.mean())
         with pytest.raises(RuntimeError, match="2 losses but 12 examples"):
             step.backward(CausalLMLoss(model)(*padded(EXAMPLES)).view(2, 6).sum(1))
@@ -276,7 +276,7 @@ def test_mistakes_are_refused(tmp_path):
 
 
 class _Scale(nn.Module):
-    """Part of a loss, not of the model."""
+    """A parameter of the loss that is not part of the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ class _Scale(nn.Module):
 
 @pytest.mark.parametrize("part", ["of the loss", "unfrozen"])
 def test_a_gradient_that_is_not_recorded_is_refused(part, tmp_path):
-    """An optimizer that holds such a parameter would be given its plain gradient, in silence."""
+    """An optimizer with such a parameter would silently get its plain gradient."""
     model, scale = adapted(), _Scale()
     with PrivateStep(model, config_for(12, clip_norm=0.1), ledger=Ledger(tmp_path / "ledger")) as step:
         if part == "unfrozen":
@@ -296,7 +296,7 @@ def test_a_gradient_that_is_not_recorded_is_refused(part, tmp_path):
 
 
 def test_a_gradient_of_a_frozen_parameter_is_not_handed_to_the_optimizer(tmp_path):
-    """One that came in the middle of a step, or was left from before."""
+    """A gradient that appeared during a step, or was left from before."""
     model, ledger = adapted(), Ledger(tmp_path / "ledger")
     with PrivateStep(model, config_for(12, clip_norm=0.1), ledger=ledger) as step:
         step.backward(CausalLMLoss(model)(*padded(EXAMPLES[:2])))

@@ -1,4 +1,4 @@
-"""The step under loss scales, an all-reduce, and micro-batches that fail half-way and are tried again."""
+"""The step with loss scales, with an all-reduce, and with micro-batches that fail half-way and are tried again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def adapted_fp16(dtype: torch.dtype) -> nn.Module:
 
 
 def per_example(model: nn.Module, examples, *, loss_scale: float, weight: float = 1.0) -> torch.Tensor:
-    """What each example alone adds to a noiseless step that clips nothing, [B, P]; losses are times `weight`."""
+    """Contribution of each example to a noiseless step without clipping, [B, P]; losses are multiplied by `weight`."""
     rows = []
     for example in examples:
         with a_step(model, clip_norm=1e6, loss_scale=loss_scale) as step:
@@ -44,7 +44,7 @@ def per_example(model: nn.Module, examples, *, loss_scale: float, weight: float 
 
 
 class NoLedger:
-    """Stands in for `Ledger` where nobody reads it."""
+    """A stand-in for `Ledger` where no test reads it."""
 
     group_size = 1
 
@@ -59,12 +59,12 @@ def a_step(model: nn.Module, *, clip_norm: float = 0.05, **how) -> PrivateStep:
 
 
 def released(model: nn.Module) -> torch.Tensor:
-    """Flat; inside a private step no parameter asks for a gradient, only those that train have one."""
+    """Flat gradients. Inside a private step no parameter has `requires_grad`, but trained ones have a gradient."""
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def one_step(model: nn.Module, step: PrivateStep | PlainStep, pieces=((0, 6), (6, 12))) -> torch.Tensor:
-    """What a step over the examples releases, flat."""
+    """The release of a step over the examples, flat."""
     with step:
         for start, stop in pieces:
             step.backward(CausalLMLoss(model)(*padded(EXAMPLES[start:stop])))
@@ -95,7 +95,7 @@ def test_in_float32_no_loss_scale_changes_a_bit(scale):
 
 @pytest.mark.parametrize("weight", [1.0, 2.0**-14])
 def test_a_scaled_fp16_gradient_is_that_of_float32_however_small(weight):
-    """At 2^-14 of their loss the gradients are those of a loss over many thousand tokens: unscaled, fp16 loses them."""
+    """With 2^-14 of their loss, gradients are as small as for a loss over many thousand tokens; fp16 loses them."""
     exact = per_example(adapted_fp16(torch.float32), EXAMPLES[:4], loss_scale=1.0, weight=weight)
     scaled = per_example(adapted_fp16(torch.float16), EXAMPLES[:4], loss_scale=4096.0, weight=weight)
     unscaled = per_example(adapted_fp16(torch.float16), EXAMPLES[:4], loss_scale=1.0, weight=weight)
@@ -121,7 +121,7 @@ def test_the_plain_step_scales_an_fp16_base_too():
 def test_an_example_that_overflows_fp16_contributes_nothing_and_touches_no_other():
     model = adapted_fp16(torch.float16)
     weights = torch.ones(4)
-    weights[1] = 2.0**10  # times the scale: beyond fp16's largest, 65504
+    weights[1] = 2.0**10  # times the scale: above fp16's maximum, 65504
     with a_step(model, loss_scale=4096.0) as step:
         stats = step.backward(CausalLMLoss(model)(*padded(EXAMPLES[:4])) * weights)
         step.finish()
@@ -143,7 +143,7 @@ def _reduce(share):
 
 
 def _summed(rank, gather, folder):
-    """[how][private, plain]: steps on two ranks whose halves meet in a gather or in an all-reduce."""
+    """[how][private, plain]: steps on two ranks that add up with a gather or an all-reduce."""
     model, halves, found = adapted(), ((6 * rank, 6 * rank + 6),), {}
     config, noise = config_for(12, clip_norm=0.05), NoNoise(size_of(model))
     for how, meet in {"gather": gather, "reduce": _reduce}.items():
@@ -163,7 +163,7 @@ def test_an_all_reduce_gives_the_sum_of_a_gather(tmp_path):
 
 
 class _FailsOnce(torch.autograd.Function):
-    """Identity; its backward pass fails the first time, with the gradients of the layers above taken already."""
+    """Identity whose backward pass fails the first time, after the layers above have been recorded."""
 
     @staticmethod
     def forward(ctx, x, failures):
@@ -184,7 +184,7 @@ def fails_in_the_backward_pass(model, _monkeypatch):
 
 
 def fails_after(calls):
-    """An `out of memory` in the middle of making the sums, after so many parameters' products."""
+    """Run out of memory while making the sums, after the products of so many parameters."""
 
     def arm(_model, monkeypatch):
         failures, seen = ["CUDA out of memory. Tried to allocate"], []
@@ -254,7 +254,7 @@ def test_a_micro_batch_that_failed_counts_once_when_it_is_tried_again_in_pieces(
 
 
 def test_a_plain_step_adds_no_part_of_a_micro_batch_that_failed_between_layers(monkeypatch):
-    """Gradients that autograd adds by itself to `.grad`, layer by layer, would stay when a lower layer fails."""
+    """Gradients that autograd adds to `.grad` layer by layer would remain when a lower layer fails."""
     model = adapted()
     with PlainStep(model, 5.0) as step:
         fails_in_the_backward_pass(model, monkeypatch)
@@ -271,7 +271,7 @@ def test_a_whole_models_sum_that_breaks_off_is_tried_again_or_never_used(done, a
     layer's may be several, one after another."""
     model, calls = whole_model("GPT-2"), []
     losses, add = CausalLMLoss(model), uses.Outer.adding_weighted_sum
-    monkeypatch.setattr(uses, "_WORTH", 0)  # every matrix in factors
+    monkeypatch.setattr(uses, "_WORTH", 0)  # every matrix as factors
     if at_once == "one":
         monkeypatch.setattr(uses.Outer, "_examples_at_once", lambda _: 1)
     with a_step(model) as step:
@@ -289,10 +289,10 @@ def test_a_whole_models_sum_that_breaks_off_is_tried_again_or_never_used(done, a
         monkeypatch.setattr(uses.Outer, "adding_weighted_sum", failing)
         with pytest.raises(HalfAdded if done else torch.OutOfMemoryError) as raised:
             step.backward(losses(*padded(EXAMPLES[4:])))
-        assert not (done and should_reduce_batch_size(raised.value))  # nobody takes it for one that can be tried again
+        assert not (done and should_reduce_batch_size(raised.value))  # not an error that allows a retry
         if done:
             for use in (step.finish, lambda: step.backward(losses(*padded(EXAMPLES[4:])))):
-                with pytest.raises(RuntimeError, match="was added in part"):
+                with pytest.raises(RuntimeError, match="was only added in part"):
                     use()
         else:
             assert torch.equal(step._begun(), kept)

@@ -1,4 +1,4 @@
-"""Every parameter of whole models: per-example gradients, norms and private sums against the one-at-a-time oracle."""
+"""Every parameter of whole models: per-example gradients, norms and private sums equal those of one example alone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.private_sum import config_for, private_sum
 from tests.reference import clipped_sum, example_gradients, flat
 from tests.whole_models import CAUSAL, ENCODERS, squared_outputs, whole_model
 
-# Among them one with a token that comes again and again, and one of two tokens.
+# Including an example that repeats one token, and one of two tokens.
 EXAMPLES = [*random_examples(4, seed=3), ([7, 5, 7, 7, 9, 7], [-100, 5, 7, -100, 9, 7]), ([8, 6], [-100, 6])]
 WEIGHTS = torch.arange(1.0, len(EXAMPLES) + 1, dtype=torch.float64)
-# Normalisations of the transformers library compute in float32 whatever they are given.
+# Normalisations of the transformers library compute in float32 for any input.
 EXACT = {"GPT-2": 1e-10, "GPT-2, untied": 1e-10, "OPT": 1e-10}
 
 
@@ -98,7 +98,7 @@ def test_taking_one_example_out_moves_the_sum_by_at_most_c(name):
 
 
 def test_a_tied_embedding_counts_both_uses_once():
-    """Its norm is not that of the last use, nor the root of both uses' squares."""
+    """Its norm is neither that of the last use nor the root of the sum of both uses' squares."""
     model = whole_model("GPT-2")
     expected = example_gradients(model, EXAMPLES)
     norms = recorded(model).squared_norms()["transformer.wte.weight"].sqrt()
@@ -154,6 +154,6 @@ def test_a_forward_pass_that_failed_leaves_no_number_of_examples_behind():
     model = whole_model("GPT-2")
     expected = example_gradients(model, EXAMPLES[:1])
     with PerExampleGradients(model) as recorder:
-        model(input_ids=padded(EXAMPLES)[0])  # out of memory after it, say
+        model(input_ids=padded(EXAMPLES)[0])  # for example out of memory after it
         CausalLMLoss(model)(*padded(EXAMPLES[:1])).sum().backward()
         assert_is(recorder.take(), expected, 1e-10)

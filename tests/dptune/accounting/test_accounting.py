@@ -52,7 +52,7 @@ def test_the_noise_found_keeps_its_promise_and_is_the_smallest_that_does(target:
     assert found == pytest.approx(sigma, abs=6e-4)
     assert epsilon(noise_multiplier=found, **setting) <= target
     assert epsilon(noise_multiplier=found * 0.999, **setting) > target
-    assert took < 6  # 0.8 to 1.5 s where it was written: 2 s is the aim, the rest is for slow machines
+    assert took < 6  # 0.8 to 1.5 s on the author's machine: the aim is 2 s, the rest allows for slow machines
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_two_different_spends_cost_more_than_each_and_less_than_their_sum() -> N
 
 
 def test_a_gaussian_release_composes_with_training() -> None:
-    """Two releases without subsampling: variances of the privacy loss add."""
+    """Two releases without subsampling: the variances of their privacy losses add up."""
     together = compose([Spend(2.0, 1.0, 1), Spend(3.0, 1.0, 1)], delta=1e-6)
     assert together == pytest.approx(gaussian_epsilon((1 / 4 + 1 / 9) ** -0.5, 1, 1e-6), rel=1e-3)
 
@@ -138,7 +138,7 @@ def test_the_running_bound_is_a_little_above_the_reported_one() -> None:
 
 @cache
 def curve(sigma: float, q: float) -> list[float]:
-    """Epsilon as reported, by steps."""
+    """{steps: reported epsilon}."""
     return [epsilon(noise_multiplier=sigma, sampling_probability=q, steps=steps, delta=1e-6) for steps in range(30)]
 
 
@@ -147,7 +147,7 @@ def curve(sigma: float, q: float) -> list[float]:
 def test_the_steps_of_a_budget_are_those_that_counting_up_finds(
     sigma: float, q: float, share: float, at_least: int
 ) -> None:
-    """A budget of just what some steps cost, and of almost what one more would."""
+    """Budgets that exactly fit some steps, and that almost fit one more."""
     spent = curve(sigma, q)
     for steps in (0, 1, 11, 28):
         target = (1 - share) * spent[steps] + share * spent[steps + 1]
@@ -178,7 +178,7 @@ def test_a_step_that_costs_more_than_the_budget_is_not_paid_for() -> None:
 
 
 def test_few_questions_find_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each may take a second, so a search by halving alone would take half a minute."""
+    """Each epsilon may take a second, so a search by halving alone would take half a minute."""
     asked: list[float | None] = []
     real = accounting.compose
 
@@ -192,7 +192,7 @@ def test_few_questions_find_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_planned_steps_are_paid_for_where_epsilon_dips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A finer grid from 100 steps on: 99 steps seem to cost more than 100 do."""
+    """The grid is finer from 100 steps on, so 99 steps seem to cost more than 100."""
 
     def spent(spends: Any, *, delta: float, interval: float | None = None) -> float:
         assert delta == DELTA
@@ -251,7 +251,7 @@ def test_the_ledgers_epsilon_is_the_accountants(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"target_epsilon": 1e-9}, "target_epsilon=1e-09: out of reach: take fewer steps"),
+        ({"target_epsilon": 1e-9}, "target_epsilon=1e-09: out of reach: use fewer steps"),
         ({"target_epsilon": 1e9}, "target_epsilon=1000000000.0: out of reach: so large"),
         ({"target_epsilon": 0.0}, "target_epsilon=0.0: "),
         ({"target_epsilon": math.nan}, "target_epsilon=nan: "),

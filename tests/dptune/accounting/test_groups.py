@@ -25,7 +25,7 @@ SETTING: dict[str, Any] = {"num_examples": 100, "expected_batch_size": 4.0, "ste
 
 
 def divergences(sigma: float, q: float, group_size: int, eps: float) -> tuple[float, float]:
-    """Delta at `eps` of one step, by integration: of removing the unit, and of adding it. No accountant in it."""
+    """Delta of one step at `eps`, by integration without an accountant: for removing and for adding the unit."""
     x, width = np.linspace(-16 * sigma, group_size + 16 * sigma, 2_000_001, retstep=True)
     counts = np.arange(group_size + 1)
     weights = [math.comb(group_size, j) * q**j * (1 - q) ** (group_size - j) for j in counts]
@@ -50,7 +50,7 @@ def test_one_step_is_the_larger_of_both_directions(sigma: float, q: float, group
 
 @pytest.mark.parametrize(("eps", "direction"), [(0.3, 0), (1.5, 0), (0.05, 1), (0.15, 1)])
 def test_each_direction_alone(eps: float, direction: int) -> None:
-    """An addition's losses end at -k log(1 - q), 0.21 here, so that a removal hides it in every composed epsilon."""
+    """The losses of an addition end at -k log(1 - q), here 0.21, so in composed epsilons the removal hides them."""
     step = mixture_of_gaussians(1.5, 0.1, 2, 1e-4)
     pmf = (step._pmf_remove, step._pmf_add)[direction]
     exact = divergences(1.5, 0.1, 2, eps)[direction]
@@ -90,7 +90,7 @@ def test_the_librarys_own_search_finds_the_same(sigma: float, q: float, group_si
 
 
 def group_privacy(spend: Spend, delta: float, group_size: int) -> float:
-    """k times one example's epsilon, at the delta that k exp((k - 1) epsilon) times as large is `delta`."""
+    """Group privacy: k times one example's epsilon, at the delta that k exp((k - 1) epsilon) scales to `delta`."""
     one = 0.0
     for _ in range(30):
         one = compose([spend], delta=delta / group_size * math.exp((1 - group_size) * one), interval=1e-2)
@@ -139,7 +139,7 @@ def test_the_grid_does_not_show_in_what_is_reported(spend: Spend, interval: floa
 
 
 def test_little_noise_on_a_large_group_is_answered_soon_and_from_above() -> None:
-    """Its privacy losses reach into the thousands: a fine grid would hold tens of millions of points."""
+    """Its privacy losses are in the thousands, so a fine grid would have tens of millions of points."""
     spend = Spend(0.5, 0.3, 10, 16)
     started = time.process_time()
     found = compose([spend], delta=DELTA)

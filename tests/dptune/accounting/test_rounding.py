@@ -1,4 +1,4 @@
-"""A shown epsilon is never below the exact one, wherever the project shows one, and close above it."""
+"""Everywhere in the project, a shown epsilon is never below the exact one, and only slightly above it."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def product_files() -> Iterator[Path]:
         yield from (ROOT / name).rglob("*.py")
 
 
-NAMED = re.compile(r"epsilon|\beps\b|\bcost\.|\bspent\b")  # a constant, in capitals, is what it says
+NAMED = re.compile(r"epsilon|\beps\b|\bcost\.|\bspent\b")  # a constant (in capitals) is exact
 
 
 def formatted_epsilons(source: str) -> list[str]:
-    """What a module formats with a specification of its own, or rounds, though its name says that it is an epsilon."""
+    """Names of epsilons that a module formats or rounds itself instead of using `rounded_up`."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FormattedValue) and node.format_spec is not None:

@@ -1,4 +1,4 @@
-"""Private selection: the distribution of trials, what it costs, and what breaks its bound."""
+"""Private selection: the distribution of trials, its epsilon, and what breaks its bound."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_epsilon_is_that_of_whoever_is_worse_off(name: str, noise: float) -> Non
 def test_the_bound_is_above_what_a_selection_really_costs(name: str) -> None:
     """Two neighbours by simulation: the share of winners in an event, with and without one validation record.
 
-    Both candidates have 10 right answers, and candidate 0 one more with the record.
+    Both candidates have 10 right answers; with the record, candidate 0 has one more.
     """
     sigma, mean, count = 1.0, 6.0, 200_000
     bound = PrivateSelection(name, mean, sigma).validation_epsilon(1e-3)
@@ -134,7 +134,7 @@ def test_the_bound_is_above_what_a_selection_really_costs(name: str) -> None:
 
     with_record, without = shares(1.0), shares(0.0)
     assert (with_record <= math.exp(bound) * without + 1e-3).all()
-    assert (with_record / without).max() > 1.2  # the record is seen
+    assert (with_record / without).max() > 1.2  # the record has an effect
 
 
 def test_costs_grow_with_the_mean_and_shrink_with_noise() -> None:
@@ -226,7 +226,7 @@ def test_a_calibration_that_cannot_be_is_refused(changed: dict[str, Any], named:
 
 
 def test_little_noise_is_accounted_for_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
-    """Orders whose series diverges are left out, which dp-accounting says of each."""
+    """dp-accounting skips orders whose series diverges, and logs a warning for each."""
     spend = Spend(0.43, 0.2, 2)
     expected = by_hand(SelfComposedDpEvent(PoissonSampledDpEvent(0.2, GaussianDpEvent(0.43)), 2), POISSON, 2)
     assert "failed to converge" in caplog.text

@@ -1,4 +1,4 @@
-"""`python -m dptune.accounting`: its numbers are the accountant's, in every format, and its mistakes are one line."""
+"""`python -m dptune.accounting`: its numbers equal the accountant's in every format, and a mistake prints one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def printed(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 
 
 def cells_of(text: str) -> list[list[str]]:
-    """The words of the lines that begin with a batch size, in any format but CSV."""
+    """The words of each line that begins with a batch size, in all formats except CSV."""
     lines = [re.findall(r"[^\s|]+", line) for line in text.splitlines()]
     return [words for words in lines if words and words[0].isdigit()]
 
@@ -42,7 +42,7 @@ def test_epsilon_by_batch_size_and_epochs_is_the_accountants_rounded_up(capsys: 
 
 @pytest.mark.parametrize("group_size", [1, 3])
 def test_the_noise_for_an_epsilon_is_the_accountants(capsys: pytest.CaptureFixture[str], group_size: int) -> None:
-    """Cells of a table of one row, so that the group's, which take seconds, are few."""
+    """Cells of a one-row table, because cells with a group size take seconds."""
     text = printed(
         capsys, "--batch_size", "1024", "--target_epsilon", "4", "--group_size", str(group_size), "--format", "csv"
     )
@@ -63,7 +63,9 @@ def test_text_and_markdown_hold_the_same_table(capsys: pytest.CaptureFixture[str
     assert cells_of(text) == cells_of(markdown)
     title, _, header, rule, *rows = markdown.splitlines()
     assert title == text.splitlines()[0]
-    assert title.startswith("epsilon at noise multiplier 2, delta 1e-06, 67,349 examples; add or remove one, PLD")
+    assert title.startswith(
+        "epsilon at noise multiplier 2, delta 1e-06, 67,349 examples; add or remove one privacy unit, PLD"
+    )
     assert (header, rule) == ("| batch size | 1 epoch | 3 epochs |", "| ---: | ---: | ---: |")
     assert len(rows) == 2
     assert len({len(line) for line in text.splitlines()[2:]}) == 1  # columns line up
@@ -71,7 +73,7 @@ def test_text_and_markdown_hold_the_same_table(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("form", ["text", "markdown", "csv"])
 def test_a_cell_that_no_noise_reaches_leaves_the_others(capsys: pytest.CaptureFixture[str], form: str) -> None:
-    """One step with a tiny probability costs less than 60 with hardly any noise; all examples at each step do not."""
+    """With hardly any noise, one step with a tiny probability costs less than 60; drawing all examples does not."""
     flags = ["--num_examples", "1000", "--batch_size", "1", "1000", "--epochs", "0.001", "--delta", "1e-6"]
     tables.main([*flags, "--target_epsilon", "60", "--format", form])
     text = capsys.readouterr().out
@@ -102,7 +104,7 @@ def test_what_is_shown_is_never_below_the_bound(value: float | None, shown: str)
         (["--noise_multiplier", "0.09"], "--noise_multiplier=0.09: protects nobody; give at least 0.1"),
         (
             ["--epochs", "1", "1e9", "--batch_size", "1000", "--noise_multiplier", "1"],
-            "--epochs=1000000000.0: 67,349,000,000 steps of batches of 1000; give what takes 1,000,000 at most",
+            "--epochs=1000000000.0: 67,349,000,000 steps with batches of 1000; the maximum is 1,000,000, so lower it",
         ),
         (["--target_epsilon", "inf"], "--target_epsilon=inf: give"),
         (["--group_size", "0", "--target_epsilon", "1"], "--group_size=0: give"),
@@ -123,7 +125,7 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], flags: list[s
 
 
 def test_the_steps_are_those_of_a_training_run() -> None:
-    """A quotient that rounding left a hair above a whole number is that number."""
+    """Rounding can leave a quotient slightly above a whole number; it counts as that number."""
     assert planned_steps(num_examples=67349, expected_batch_size=256, epochs=3) == 790
     assert planned_steps(num_examples=1000, expected_batch_size=100, epochs=3) == 30
     assert planned_steps(num_examples=3, expected_batch_size=3, epochs=1e-6) == 1
@@ -146,4 +148,4 @@ def test_the_page_of_the_manual_is_what_the_program_prints() -> None:
     )
     assert run.stderr == ""
     assert run.stdout == output
-    assert time.monotonic() - started < 60  # 7 s where it was written, of which 3 are torch's
+    assert time.monotonic() - started < 60  # 7 s on the author's machine, 3 s of them for torch

@@ -1,4 +1,4 @@
-"""Tiny private Trainers, with the noise taken out where a test looks at the gradient beneath it."""
+"""Tiny private Trainers, without noise where a test looks at the gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SEED = 10
 
 
 class Silent(NoNoise):
-    """No noise, under a key that a report takes for a fixed one."""
+    """Zeros instead of noise, with a key that the report treats as fixed."""
 
     def __init__(self, size: int, keystream: Keystream | None = None) -> None:
         super().__init__(size)
@@ -51,7 +51,7 @@ class Collator(DataCollatorForPrivateCausalLanguageModeling):
 
 
 class GradientLog(transformers.TrainerCallback):
-    """Keeps every gradient that an optimizer step is about to use, flat float64."""
+    """Keeps the gradient of every optimizer step, flat float64."""
 
     def __init__(self) -> None:
         self.grads: list[Tensor] = []
@@ -120,7 +120,7 @@ def dp_trainer(
 def plain_trainer(
     folder: Path, model: Any = None, *, privacy: PrivacyArguments | None = None, **changed: Any
 ) -> tuple[transformers.Trainer, PrivacyEngine]:
-    """A Trainer of transformers' own, made private by the callback."""
+    """A plain transformers Trainer, made private by the callback."""
     own = {name: changed.pop(name) for name in _TRAINERS & changed.keys()}
     model = lora_llama() if model is None else model
     args = training_arguments(folder, transformers.TrainingArguments, **changed)
@@ -145,7 +145,7 @@ def expected_gradient(
     batch: int = 6,
     examples: Sequence[Example] | None = None,
 ) -> Tensor:
-    """What the slow oracle says a noiseless step on `draw` releases."""
+    """What a noiseless step on `draw` should release, by the slow oracle."""
     drawn = [(examples or random_examples(COUNT))[row] for row in draw]
     size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return clipped_sum(example_gradients(model, drawn), clip_norm, size) / batch

@@ -1,4 +1,4 @@
-"""Flags: exactly one of noise and budget, values in range, and transformers' parser reads them all."""
+"""Flags: exactly one of noise multiplier and target epsilon, values in range, all read by transformers' parser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and authors as Trainer data; taking one author out moves the noiseless sum of a step by at most C."""
+"""Rows and authors as Trainer data; removing one author changes the noiseless sum of a step by at most C."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_rows_of_an_evaluation_have_no_weights() -> None:
 
 
 def noiseless_sum(folder: Path, keep: list[int], clip_norm: float) -> torch.Tensor:
-    """Of one step that takes every author, by DPTrainer."""
+    """The sum of one DPTrainer step that draws every author."""
     dataset, log = author_items(tokens(keep), 4), GradientLog()
     DPTrainer(
         lora_llama(),

@@ -1,4 +1,4 @@
-"""docs/trainer.md, run as it is printed."""
+"""The code in docs/trainer.md runs as printed."""
 
 from __future__ import annotations
 

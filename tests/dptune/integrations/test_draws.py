@@ -1,4 +1,4 @@
-"""Draws for a Trainer: what its loader hands out is a Poisson draw, whole and fresh at every step."""
+"""Draws for a Trainer: its loader gives one new, complete Poisson draw per step."""
 
 from __future__ import annotations
 

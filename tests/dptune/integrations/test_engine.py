@@ -92,7 +92,7 @@ def test_evaluation_changes_nothing(tmp_path: Path) -> None:
 
 
 def assert_refused(match: str, trainer: transformers.Trainer) -> None:
-    """Training must be refused, no weight moved, and no hook left."""
+    """Training is refused, no weight has changed, and no hook is left."""
     model = trainer.model
     before = [parameter.clone() for parameter in model.parameters()]
     with pytest.raises(InvalidArgument, match=match):

@@ -1,4 +1,4 @@
-"""Default losses: one a row, each its own; tasks and inputs that they do not know are refused."""
+"""Default losses: one per row, each from that row alone; unknown tasks and inputs are refused."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_an_unknown_task_is_refused_with_the_remedy(model: Any, labels: Any) -> 
 
 def test_a_language_model_that_sees_ahead_is_refused() -> None:
     batch = Collator()([{"input_ids": [5, 6, 7]}])
-    with pytest.raises(InvalidArgument, match="see later ones"):
+    with pytest.raises(InvalidArgument, match="see later tokens"):
         DefaultLosses()(BertLMHeadModel(bert_config()), batch)
 
 
@@ -123,7 +123,7 @@ def classifier() -> Any:
 
 
 def test_a_soft_prompt_is_classified_by_its_own_tokens() -> None:
-    """A Trainer's loss too; a loop that calls the model itself is refused, since it pools where padding is."""
+    """Also the loss of `DPTrainer`. A loop that calls the model itself is refused: it would pool over padding."""
     model = peft_classifier("Llama", "soft prompt")
     inputs = batch([[5, 6], [7, 8, 9, 10]]) | {"labels": torch.tensor([0, 1])}
     alone = DefaultLosses()(model, batch([[5, 6]]) | {"labels": torch.tensor([0])})
@@ -188,7 +188,7 @@ def padded_on_the_left(features: list[dict[str, Any]]) -> dict[str, torch.Tensor
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_an_encoder_whose_padding_is_not_masked_is_refused(tmp_path: Path, plain: bool) -> None:
-    """Each row's loss would depend on how long its longest neighbour is."""
+    """Each row's loss would depend on the length of its longest neighbour."""
     make = (lambda *given, **how: plain_trainer(*given, **how)[0]) if plain else dp_trainer
     settings = {"train_dataset": rows(), "data_collator": without_a_mask}
     trainer = make(
@@ -196,16 +196,16 @@ def test_an_encoder_whose_padding_is_not_masked_is_refused(tmp_path: Path, plain
         BertForSequenceClassification(bert_config(num_labels=3, vocab_size=400, initializer_range=0.3)),
         **settings,
     )
-    with pytest.raises(InvalidArgument, match="padded with or on its neighbours"):
+    with pytest.raises(InvalidArgument, match="on its padding or on its neighbours"):
         trainer.train()
     assert not (tmp_path / "privacy_report.json").exists()
 
 
 def test_a_language_model_whose_rows_are_padded_on_the_left_is_refused(tmp_path: Path) -> None:
-    """In a loop that calls the model itself: its positions would count from the longest neighbour's start."""
+    """If a loop calls the model itself, positions would count from the start of the longest neighbour."""
     features = [{"input_ids": ids, "labels": ids} for ids, _ in random_examples(12)]
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=64, n_embd=16, n_layer=1, n_head=2))
     trainer, _ = plain_trainer(tmp_path, model, train_dataset=features, data_collator=padded_on_the_left)
-    with pytest.raises(InvalidArgument, match="padded with or on its neighbours"):
+    with pytest.raises(InvalidArgument, match="on its padding or on its neighbours"):
         trainer.train()

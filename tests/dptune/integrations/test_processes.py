@@ -1,4 +1,4 @@
-"""`DPTrainer` on two processes: the same draw, the same gradient and the same weights as on one."""
+"""`DPTrainer` on two processes: the same draw, gradient and weights as on one process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DPTrainer(lora_llama(), args, Collator(), data(), privacy_args=privacy).train()
 
 
 def as_launched() -> None:
-    """What torchrun sets beyond `run_processes`."""
+    """Environment variables that torchrun sets and `run_processes` does not."""
     os.environ |= {"MASTER_ADDR": "localhost", "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]}
 
 
@@ -42,7 +42,7 @@ def train_without_noise(rank: int, _gather: Any, folder: Path) -> tuple[torch.Te
     """(weights, logged losses, whether the model was left unwrapped) after three steps."""
     as_launched()
     session.GaussianNoise = Silent  # type: ignore[misc]
-    model = lora_llama(rank)  # each rank begins with other weights: the main one's must be taken
+    model = lora_llama(rank)  # each rank begins with other weights: the main process's must be used
     trainer = dp_trainer(
         folder,
         model,
@@ -59,7 +59,7 @@ def train_without_noise(rank: int, _gather: Any, folder: Path) -> tuple[torch.Te
 
 
 def first_gradient(rank: int, _gather: Any, folder: Path) -> torch.Tensor:
-    """That of a step with so much noise that nothing else is seen."""
+    """The gradient of a step with so much noise that it hides everything else."""
     as_launched()
     log = GradientLog()
     privacy = privacy_arguments(noise_multiplier=500.0, insecure_test_seed=None)
@@ -72,7 +72,7 @@ def first_gradient(rank: int, _gather: Any, folder: Path) -> torch.Tensor:
 
 def secret_draws(_rank: int, _gather: Any, folder: Path) -> list[list[int]]:
     as_launched()
-    TrainingArguments(use_cpu=True)  # makes accelerate's state, as for a run
+    TrainingArguments(use_cpu=True)  # makes accelerate's state, as a run does
     sampler = session.PrivateRun(RunPlan(None, 1000, 100, 1), folder, ranks_of_launch()).sampler()
     assert sampler.keystream.secret
     return [sampler.draw().tolist() for _ in range(3)]
@@ -132,7 +132,7 @@ def test_torchrun_with_the_flags_of_a_script(tmp_path: Path) -> None:
         stdout=(tmp_path / "out.txt").open("w"),
         stderr=subprocess.STDOUT,
         timeout=240,
-        check=False,  # judged by its files: a CPU process group's exit sometimes aborts
+        check=False,  # judged by its files, because a CPU process group sometimes aborts at exit
     )
     report = tmp_path / "run" / "privacy_report.json"
     assert report.exists(), (tmp_path / "out.txt").read_text()

@@ -1,4 +1,4 @@
-"""Checkpoints of `DPTrainer`: a resumed run goes on, its ledger counts everything, and the budget holds."""
+"""Checkpoints of `DPTrainer`: a run resumes, its ledger counts all steps, and the budget holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parameters(model: Any) -> torch.Tensor:
 
 
 class Crash(transformers.TrainerCallback):
-    """Dies after a step."""
+    """Raises an error after a step."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -92,7 +92,7 @@ def test_a_step_beyond_the_budget_is_never_released(tmp_path: Path) -> None:
     run = trainer._run
     assert run is not None
     run.prepare(trainer.model)
-    with run, pytest.raises(RuntimeError, match="beyond the last one"):
+    with run, pytest.raises(RuntimeError, match="beyond the last step"):
         run.finish_step()
     assert Ledger(tmp_path / LEDGER_NAME).steps == 1
 
@@ -119,7 +119,7 @@ def test_a_ledger_that_lost_lines_is_refused(tmp_path: Path) -> None:
     crash(tmp_path, 2)
     ledger = tmp_path / LEDGER_NAME
     ledger.write_text(ledger.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(InvalidArgument, match="epsilon would be understated"):
+    with pytest.raises(InvalidArgument, match="epsilon would be too small"):
         dp_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
 
 
@@ -138,9 +138,9 @@ def test_a_run_whose_ledger_is_entered_in_a_budget_begins(tmp_path: Path) -> Non
 
 def test_a_checkpoint_of_another_folder_or_without_a_ledger_is_refused(tmp_path: Path) -> None:
     crash(tmp_path / "run", 1)
-    with pytest.raises(InvalidArgument, match="no checkpoint beside this run's ledger"):
+    with pytest.raises(InvalidArgument, match="not a checkpoint of this run"):
         dp_trainer(tmp_path / "other", **SAVING).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
-    with pytest.raises(InvalidArgument, match="no checkpoint beside this run's ledger"):
+    with pytest.raises(InvalidArgument, match="not a checkpoint of this run"):
         dp_trainer(tmp_path / "other", **SAVING).train(resume_from_checkpoint=True)
     (tmp_path / "run" / "checkpoint-1" / "privacy_state.json").unlink()
     with pytest.raises(InvalidArgument, match=r"privacy_state\.json"):

@@ -1,4 +1,4 @@
-"""`DPTrainer`: its gradient is the oracle's, its draws are Poisson, its epsilon is accounting's, its ledger whole."""
+"""`DPTrainer`: its gradient equals the oracle's, its draws are Poisson, its epsilon is right, its ledger complete."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_rows_of_one_unit_are_clipped_together(tmp_path: Path) -> None:
         max_steps=1,
         privacy=privacy_arguments(per_sample_max_grad_norm=1e-3),
     ).train()
-    # Each unit's two equal rows have the direction of one, and the length C.
+    # The clipped sum of a unit's two equal rows has the direction of one row and the length C.
     expected = expected_gradient(lora_llama(), draws(1)[0], clip_norm=1e-3)
     torch.testing.assert_close(log.grads[0], expected, rtol=1e-4, atol=1e-9)
 
@@ -299,7 +299,7 @@ def test_rows_that_were_not_announced_are_refused(tmp_path: Path) -> None:
     def doubled(features: list[Any]) -> Any:
         return Collator()([feature for feature in features for _ in range(2)])
 
-    with pytest.raises(InvalidArgument, match=r"rows_per_unit='\d+ losses': of \d+ items with 1 rows each"):
+    with pytest.raises(InvalidArgument, match=r"rows_per_unit='\d+ losses': for \d+ items with 1 rows each"):
         dp_trainer(tmp_path, data_collator=doubled).train()
     assert not (tmp_path / LEDGER_NAME).exists() or not lines(tmp_path)
 
@@ -311,7 +311,7 @@ def test_rows_of_items_must_be_one_number_at_least_1_for_each(tmp_path: Path, ro
 
 
 def masks_of(folder: Path, *, plain: bool, **privacy: Any) -> list[float]:
-    """What torch's generator, which dropout draws from, gives in the last forward pass of each of two steps."""
+    """Numbers of torch's generator (the source of dropout masks) in the last forward pass of each of two steps."""
     model, found = lora_llama(), [0.0, 0.0]
     settings: dict[str, Any] = {"max_steps": 2, "seed": 7, "privacy": privacy_arguments(**privacy)}
     trainer = plain_trainer(folder, model, **settings)[0] if plain else dp_trainer(folder, model, **settings)
@@ -327,7 +327,7 @@ def masks_of(folder: Path, *, plain: bool, **privacy: Any) -> list[float]:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_checkpoint_does_not_tell_the_masks_of_any_step(tmp_path: Path, plain: bool) -> None:
-    """transformers saves the state of torch's generator, and with it the seed that masks were drawn from."""
+    """transformers saves the state of torch's generator, and with it the seed of the masks."""
     model, seeds = lora_llama(), set()
     privacy = privacy_arguments(insecure_test_seed=None)
     settings: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "privacy": privacy}
@@ -345,7 +345,7 @@ def test_a_checkpoint_does_not_tell_the_masks_of_any_step(tmp_path: Path, plain:
 
 
 def test_its_model_card_is_the_privacy_reports(tmp_path: Path) -> None:
-    """The Trainer's own has a table of losses, which are measured on the data."""
+    """The Trainer's own card has a table of losses, which are measured on the data."""
     trainer = dp_trainer(tmp_path, privacy=privacy_arguments(insecure_test_seed=None))
     trainer.train()
     trainer.create_model_card()

@@ -65,7 +65,7 @@ def test_gpt2_trains_in_bf16_autocast_with_activation_checkpointing(tmp_path: Pa
     dp_trainer(tmp_path, model, callbacks=[log], max_steps=1, bf16=True, gradient_checkpointing=True).train()
     expected = expected_gradient(untouched, draws(1)[0])
     assert (log.grads[0] - expected).norm() < 0.02 * expected.norm()
-    assert (log.grads[0] - expected).norm() > 1e-5 * expected.norm()  # it was not float32 after all
+    assert (log.grads[0] - expected).norm() > 1e-5 * expected.norm()  # the layer was not float32 after all
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
@@ -99,7 +99,7 @@ def test_a_whole_bert_classifier_is_the_oracles(tmp_path: Path) -> None:
 
 
 class UsesItsEmbeddingElsewhere(GPT2LMHeadModel):
-    """What no rule sees: its logits depend on the embedding outside any layer."""
+    """A model that no rule can describe: its logits use the embedding outside any layer."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
@@ -114,6 +114,6 @@ def test_a_model_that_the_rules_do_not_describe_is_refused_before_a_step(tmp_pat
         return token_losses(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
 
     trainer = dp_trainer(tmp_path, model, privacy=privacy_arguments(), losses=losses)
-    with pytest.raises(InvalidArgument, match=r"wte\.weight: its per-example gradients are not autograd's"):
+    with pytest.raises(InvalidArgument, match=r"wte\.weight: its per-example gradients differ from autograd's"):
         trainer.train()
     assert not (tmp_path / "ledger.jsonl").exists()

@@ -69,7 +69,7 @@ def test_bfloat16_base_gives_float32_gradients_near_the_oracle(targets):
     for name, grads in found.items():
         assert grads.dtype == torch.float32
         wanted = torch.stack([grad[name] for grad in expected])
-        assert (grads - wanted).norm() < 0.05 * wanted.norm(), name  # 8 bits of mantissa through two layers
+        assert (grads - wanted).norm() < 0.05 * wanted.norm(), name  # bfloat16: 8 bits of mantissa, two layers
 
 
 def test_the_weights_get_no_gradient_while_recording_and_are_trainable_after():
@@ -114,7 +114,7 @@ def test_evaluation_records_nothing():
 
 
 class _Twice(nn.Module):
-    """A layer used twice, and a weight shared by two layers: each one parameter, its uses added."""
+    """A layer that is used twice, and a weight that two layers share: one parameter each, whose uses add up."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Norms and sums in the precision of their tensors, whatever the loop around them set."""
+"""Norms and sums use the precision of their tensors, whatever the training loop has set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 
 @pytest.fixture
 def fast_matmuls():
-    """As `torch.set_float32_matmul_precision("medium")` leaves them."""
+    """The settings of `torch.set_float32_matmul_precision("medium")`."""
     before = [backend.fp32_precision for backend in MATMULS]
     for backend, precision in zip(MATMULS, ("tf32", "bf16"), strict=True):
         backend.fp32_precision = precision
@@ -29,7 +29,7 @@ def precisions() -> tuple[str, ...]:
 
 
 def one_micro_batch(tmp_path, kept: str, *, autocast: bool, monkeypatch) -> tuple[Tensor, Tensor]:
-    """(norms, clipped sum) of a micro-batch of five, whose backward pass is in autocast or not; its forward never."""
+    """(norms, clipped sum) of a micro-batch of five, with or without autocast in the backward pass only."""
     monkeypatch.setattr(uses, "_WORTH", {"factors": 0, "made": 1 << 20}[kept])
     torch.manual_seed(0)
     layer = nn.Linear(48, 40)
@@ -44,7 +44,7 @@ def one_micro_batch(tmp_path, kept: str, *, autocast: bool, monkeypatch) -> tupl
 
 @pytest.mark.parametrize("kept", ["factors", "made"])
 def test_a_step_in_autocast_measures_and_adds_as_one_outside(kept, tmp_path, monkeypatch):
-    """In bfloat16 norms were up to 0.4% too small, and so what they clip too long."""
+    """In bfloat16, norms were up to 0.4% too small, so clipped gradients were too long."""
     inside = one_micro_batch(tmp_path, kept, autocast=True, monkeypatch=monkeypatch)
     outside = one_micro_batch(tmp_path, kept, autocast=False, monkeypatch=monkeypatch)
     for found, wanted in zip(inside, outside, strict=True):

@@ -1,4 +1,4 @@
-"""Rules of layers against autograd, one example at a time; a layer without one is refused by name."""
+"""Rules against autograd, one example at a time; a layer without a rule is refused by name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_normalisations(name, tokens):
 
 
 class NotAnRMSNorm(nn.Module):
-    """Its name says so, what it computes does not."""
+    """A layer that is named like an RMSNorm but computes something else."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Norms and sums of gradients that are kept in factors, against those that are written out."""
+"""Norms and sums of gradients that are kept as factors, against materialised ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_weighted_sum(use: uses.Outer, total: Tensor, weights: Tensor) -> None:
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 @pytest.mark.parametrize("seed", range(5))
 def test_an_example_whose_tokens_cancel_is_clipped_like_any_other(left, scale, seed, tmp_path, monkeypatch):
-    """In float32 its ghost norm is a small difference of large products: it came out as 0, and nothing was clipped."""
+    """Its ghost norm is a small difference of large products. In float32 it was 0, so nothing was clipped."""
     monkeypatch.setattr(uses, "_WORTH", 0)
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(512, 512, bias=False)
@@ -38,7 +38,7 @@ def test_an_example_whose_tokens_cancel_is_clipped_like_any_other(left, scale, s
 
 
 def test_a_tied_embedding_whose_uses_cancel_is_clipped_like_any_other():
-    """Its norm by uses alone is large, that of their sum small, and what is summed is rounded to the large ones."""
+    """The norms of its uses are large, that of their sum is small, with the rounding errors of the large ones."""
     generator = torch.Generator().manual_seed(0)
     ids, right = torch.tensor([[3]]), 1e4 * torch.randn(1, 1, 64, generator=generator)
     rest = 1e-3 * torch.randn(1, 1, 64, generator=generator)
@@ -54,7 +54,7 @@ def test_a_tied_embedding_whose_uses_cancel_is_clipped_like_any_other():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_are_float32_or_better_whatever_the_factors(dtype):
-    """Products of bfloat16 numbers, added up in bfloat16, gave norms 0.5% too small."""
+    """Adding up products of bfloat16 numbers in bfloat16 gave norms that were 0.5% too small."""
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(3, 40, size, generator=generator).to(dtype) for size in (30, 50))
     for use in (uses.Outer(left, right, 30), uses.Outer(torch.randint(0, 9, (3, 40), generator=generator), right, 9)):
@@ -85,7 +85,7 @@ def test_factors_in_lower_precision_are_cast_a_few_examples_at_a_time(monkeypatc
 
 
 def test_a_norm_by_ghost_products_makes_nothing_of_the_vocabularys_size(monkeypatch):
-    """For an embedding of 1,000,000 rows a dense gradient an example would take 4 GB."""
+    """For an embedding of 1,000,000 rows, a dense gradient per example would take 4 GB."""
     layer = nn.Embedding(1_000_000, 1)
     with PerExampleGradients(layer) as recorder:
         layer(torch.tensor([[3, 999_999, 3], [1, 2, 3]])).square().sum((1, 2)).sum().backward()

@@ -1,4 +1,4 @@
-"""The model card: it states the numbers, claims nothing more, and survives any name."""
+"""The model card states the numbers, claims nothing more, and stays valid with any name."""
 
 from __future__ import annotations
 

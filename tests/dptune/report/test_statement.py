@@ -136,7 +136,7 @@ def test_steps_are_the_ledgers_with_the_repeated_ones_among_them(tmp_path: Path)
 
 
 def test_the_refusal_does_not_depend_on_assert_statements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -O` compiles them away; the module is compiled as it would."""
+    """`python -O` removes assert statements; the module is compiled in the same way here."""
     path = Path(report.__file__)
     optimized = types.ModuleType("optimized_report")
     optimized.__file__ = str(path)

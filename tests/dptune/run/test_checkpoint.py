@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, whatever interrupts them, and what is damaged or of another run is refused."""
+"""Checkpoints are complete or absent, whatever interrupts a save; damaged ones and those of other runs are refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def refusal(folder: Path) -> str:
 
 
 class Training:
-    """A tiny model with its optimizer and schedule, and steps that depend on their number alone."""
+    """A tiny model with its optimizer and schedule, whose steps depend only on their number."""
 
     def __init__(self, schedule: str = "linear") -> None:
         self.model: nn.Module = tiny_llama()
@@ -118,7 +118,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_an_uninterrupted_one_do
         assert torch.equal(own, expected)
     assert not torch.equal(
         trainable_parameters(first.model)[0], trainable_parameters(whole.model)[0]
-    )  # there was something to do
+    )  # there was something to clear
 
 
 def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_damaged_file_is_named_and_the_one_before_is_offered(tmp_path: Path, n
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     message = refusal(tmp_path / "checkpoint-3")
     assert f"{name} is damaged" in message
-    assert f"{tmp_path / 'checkpoint-2'}, the newest older one that is intact" in message
+    assert f"{tmp_path / 'checkpoint-2'}, the newest older intact one" in message
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -252,7 +252,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     ledger = Ledger(tmp_path / "run.jsonl")
     folder = save_checkpoint(tmp_path, state_at(1), ledger, keep=None)
     (folder / name).unlink()
-    assert refusal(folder).endswith(f"{name} is missing; there is no older intact one")
+    assert refusal(folder).endswith(f"{name} is missing; there is no older intact checkpoint")
 
 
 def test_the_offer_skips_what_is_damaged_too_and_what_is_newer(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_the_offer_skips_what_is_damaged_too_and_what_is_newer(tmp_path: Path) -
     (folders[2] / MANIFEST_NAME).unlink()
     assert f"give {folders[0]}," in refusal(folders[2])
     (folders[0] / OPTIMIZER_NAME).unlink()
-    assert "there is no older intact one" in refusal(folders[2])
+    assert "there is no older intact checkpoint" in refusal(folders[2])
     assert load_checkpoint(folders[3]).step == 11
 
 
@@ -274,7 +274,7 @@ def test_the_offer_is_a_path_that_can_be_given(tmp_path: Path, monkeypatch: pyte
 
 
 def remade(folder: Path, name: str, content: bytes) -> None:
-    """Another content with a manifest that agrees."""
+    """Other content with a matching manifest."""
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -289,7 +289,7 @@ def remade(folder: Path, name: str, content: bytes) -> None:
         "[]",
         "7",
         "{}",
-        '{"format": 2, "files": {}}',
+        '{"format": 1, "files": {}}',
         '{"format": 2, "files": {}}',
         '{"format": 2, "files": []}',
     ],
@@ -330,7 +330,7 @@ def test_a_file_that_cannot_be_read_is_refused_though_the_manifest_agrees(
 
 
 class _Code:
-    """What a malicious file holds: a call that the unpickler would make."""
+    """The content of a malicious file: a call that the unpickler would make."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -348,11 +348,11 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, name: str) -> None:
     refusal(folder)
     assert not marker.exists()
     pickle.loads(pickle.dumps(_Code(marker)))
-    assert marker.exists()  # it would have been run
+    assert marker.exists()  # the call would have been run
 
 
 def test_a_renamed_checkpoint_is_refused(tmp_path: Path) -> None:
-    """It would be taken for the latest for ever."""
+    """It would count as the latest checkpoint forever."""
     (folder,) = saved(tmp_path, 5)
     folder.rename(tmp_path / "checkpoint-50")
     assert "holds step 5; rename it to checkpoint-5" in refusal(tmp_path / "checkpoint-50")
@@ -366,11 +366,11 @@ def test_no_folder_at_all_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_else(tmp_path: Path, size: int) -> None:
     saved(tmp_path, 1, 2)
     before = [contents(tmp_path / name) for name in names(tmp_path)]
-    for step in (2, 3):  # one that is there already, and a new one
+    for step in (2, 3):  # an existing checkpoint, and a new one
         with largest_file(size), pytest.raises(InvalidArgument) as caught:
             saved(tmp_path, step, keep=1)
         assert str(caught.value) == (
-            f"run_folder={str(tmp_path)!r}: checkpoint-{step} is not written (File too large); free space, "
+            f"run_folder={str(tmp_path)!r}: checkpoint-{step} could not be written (File too large); free space, "
             "then resume from the latest"
         )
         assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
@@ -379,7 +379,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_else(tmp_path: Pat
     assert names(tmp_path) == ["checkpoint-3"]
 
 
-@pytest.mark.parametrize(("code", "remedy"), [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space"), (5, "mend")])
+@pytest.mark.parametrize(("code", "remedy"), [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space"), (5, "fix")])
 @pytest.mark.parametrize("call", ["fsync", "rename", "replace"])
 @pytest.mark.parametrize("good_calls", [0, 1, 3])
 def test_whatever_call_the_disk_refuses_the_checkpoint_of_before_is_whole(
@@ -400,9 +400,9 @@ def test_whatever_call_the_disk_refuses_the_checkpoint_of_before_is_whole(
         written = True
     except InvalidArgument as error:
         written, message = False, str(error)
-    assert written == (call == "rename" and good_calls == 3)  # there are three: aside, in place, away
+    assert written == (call == "rename" and good_calls == 3)  # three renames: aside, in place, away
     if not written:
-        assert f"not written ({os.strerror(code)}); {remedy}" in message
+        assert f"could not be written ({os.strerror(code)}); {remedy}" in message
     config = {"course": "another"} if written else {"name": "ε"}
     assert load_checkpoint(tmp_path / "checkpoint-1").config == config
     assert names(tmp_path) == ["checkpoint-1"]
@@ -428,7 +428,7 @@ CALLS = ("fsync", "rename", "replace", "unlink", "rmdir")
 
 
 def die_at(call: int, save: Callable[[], object]) -> bool:
-    """Run `save` in a process that dies before its `call`-th call of `CALLS`; whether it lived to the end."""
+    """Run `save` in a process that dies before its `call`-th call of `CALLS`. Returns whether it finished."""
     pid = os.fork()
     if pid == 0:
         made = 0
@@ -457,7 +457,7 @@ def die_at(call: int, save: Callable[[], object]) -> bool:
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_run_killed_at_any_moment_of_a_save_has_a_whole_checkpoint(tmp_path: Path, step: int) -> None:
-    """The only checkpoint is replaced by one of the same step, or of the next, and only one is kept."""
+    """The only checkpoint is replaced by one of the same step or of the next, with `keep=1`."""
     seen = []
     for call in range(1, 100):
         run = tmp_path / str(call)
@@ -571,7 +571,7 @@ def test_a_path_names_a_checkpoint_of_this_run(tmp_path: Path, monkeypatch: pyte
 def test_a_path_of_something_else_is_refused_with_the_choice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    """A checkpoint of another folder has another ledger beside it: what it released would go uncounted."""
+    """A checkpoint of another folder belongs to another ledger, so its releases would not be counted."""
     for folder in ("run", "other", "run/deep"):
         (tmp_path / folder).mkdir()
         saved(tmp_path / folder, 1)
@@ -579,5 +579,5 @@ def test_a_path_of_something_else_is_refused_with_the_choice(
     with pytest.raises(InvalidArgument) as caught:
         find_checkpoint("run", given)
     assert str(caught.value) == (
-        f"resume_from={given!r}: no checkpoint beside this run's ledger; give latest, or one in run: run/checkpoint-1"
+        f"resume_from={given!r}: not a checkpoint of this run; give latest, or one in run: run/checkpoint-1"
     )

@@ -1,4 +1,4 @@
-"""A run goes on as itself only: every difference is named."""
+"""A run resumes only from its own checkpoint; the error names every difference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDENTITY: dict[str, Any] = {
     ("saved", "current"),
     [
         (IDENTITY, json.loads(json.dumps(IDENTITY))),
-        (IDENTITY, IDENTITY | {"targets": ("q_proj", "v_proj")}),  # JSON writes both alike
+        (IDENTITY, IDENTITY | {"targets": ("q_proj", "v_proj")}),  # both have the same JSON
         ({}, {}),
     ],
 )
@@ -69,7 +69,7 @@ def test_every_difference_is_told_with_both_values(current: dict[str, Any], told
 
 def test_many_differences_and_long_values_stay_one_readable_line() -> None:
     saved_identity, current = ({f"key{i}": letter * 1000 for i in range(12)} for letter in "ab")
-    with pytest.raises(InvalidArgument, match="and 7 more differ; resume with what the run began with") as caught:
+    with pytest.raises(InvalidArgument, match="and 7 more differ; resume with the settings") as caught:
         refuse_other_run(saved_identity, current)
     assert str(caught.value).count(" was ") == 5
     assert len(str(caught.value)) < 1200

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: refused while another holds it, free once that ends, however it ends."""
+"""One process at a time per folder: refused while another holds it, free once that process ends in any way."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ with FolderLock() as lock:
 def test_a_second_taker_is_refused_until_the_first_leaves(tmp_path: Path) -> None:
     with FolderLock() as first, FolderLock() as second:
         first.take(tmp_path)
-        first.take(tmp_path)  # its own already
+        first.take(tmp_path)  # the process already holds it
         with pytest.raises(InvalidArgument, match="another process is at work in it"):
             second.take(tmp_path)
     with FolderLock() as third:

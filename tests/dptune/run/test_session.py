@@ -1,4 +1,4 @@
-"""Secret unless asked otherwise, one draw for all ranks, a noise for each, and a test seed goes on where it was."""
+"""Draws and noise are secret by default: the draw is shared by all ranks, the noise is not. A test seed resumes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plan(test_seed: int | None = None, *, private: bool = True) -> RunPlan:
 
 
 def a_run(folder: Path, chosen: RunPlan, *, completed: int = 0, ranks: Ranks | None = None) -> PrivateRun:
-    """A run in a folder of its own that has completed some steps, none of which its ledger holds."""
+    """A run in a new folder that has completed some steps, with an empty ledger."""
     folder = folder / f"run-{len(list(folder.iterdir()))}"
     folder.mkdir()
     (folder / "copy").touch()
@@ -90,7 +90,7 @@ def test_a_test_seed_repeats_and_another_does_not(tmp_path: Path) -> None:
     assert draws(tmp_path, test_seed=3) != draws(tmp_path, test_seed=4)
     assert torch.equal(noises(tmp_path, test_seed=3), noises(tmp_path, test_seed=3))
     assert not torch.equal(noises(tmp_path, test_seed=3), noises(tmp_path, test_seed=4))
-    assert draws(tmp_path, test_seed=0) == draws(tmp_path, test_seed=0)  # zero is a seed
+    assert draws(tmp_path, test_seed=0) == draws(tmp_path, test_seed=0)  # zero is a valid seed
 
 
 @pytest.mark.parametrize("completed", [1, 2, 5])
@@ -170,11 +170,11 @@ def test_a_step_beyond_the_last_one_is_neither_begun_nor_released(tmp_path: Path
         run.begin_step()
         run.backward(model(torch.ones(4, 3)).sum(1))
         run.finish_step()
-        with pytest.raises(RuntimeError, match=r"step 2 is beyond the last one, 1"):
+        with pytest.raises(RuntimeError, match=r"step 2 is beyond the last step that the budget allows, 1"):
             run.begin_step()
         model.weight.grad = None
         run.backward(model(torch.ones(4, 3)).sum(1))
-        with pytest.raises(RuntimeError, match=r"step 2 is beyond the last one, 1"):
+        with pytest.raises(RuntimeError, match=r"step 2 is beyond the last step that the budget allows, 1"):
             run.finish_step()
         assert model.weight.grad is None
     assert Ledger(run.folder / LEDGER_NAME).steps == 1
@@ -226,7 +226,7 @@ def test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused(tmp_path: P
     with pytest.raises(InvalidArgument, match=r"noise_multiplier was 2\.0 in the checkpoint and is 1\.0 now"):
         PrivateRun(plan(), run.folder, resume_from=other)
     (run.folder / LEDGER_NAME).write_text("")
-    with pytest.raises(InvalidArgument, match="has 0 lines, the checkpoint 1 already"):
+    with pytest.raises(InvalidArgument, match="has 0 lines, but the checkpoint already has 1"):
         PrivateRun(plan(), run.folder, resume_from=SavedRun(1, copy, 1, run.identity))
 
 

@@ -1,4 +1,4 @@
-"""Authors of rows, rows kept of authors, and draws of authors."""
+"""Authors of rows, the rows that are kept per author, and draws of authors."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_each_author_keeps_as_many_rows_as_the_bound_allows(most: int) -> None:
 
 
 def test_what_one_author_keeps_depends_on_nobody_else() -> None:
-    """Else taking one author out would change the rows of all others, and the bound would be void."""
+    """Otherwise removing one author would change the rows of all others, which voids the bound."""
     for seed in range(20):
         rows = [f"{name}{number}" for number, name in enumerate(NAMES)]
         whole, _ = bound_authors(rows, NAMES, 2, seed)

@@ -82,7 +82,7 @@ def prepared(kind: Any, trained: str, dtype: torch.dtype = torch.float32) -> Any
 )
 def test_a_model_in_which_rows_meet_is_refused(name, trained):
     model = prepared(MEET[name], trained)
-    with pytest.raises(InvalidArgument, match="padded with or on its neighbours"):
+    with pytest.raises(InvalidArgument, match="on its padding or on its neighbours"):
         check_rules(model, CausalLMLoss(model), CPU, width=WIDTH)
 
 

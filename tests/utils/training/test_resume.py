@@ -366,10 +366,10 @@ def test_a_ledger_that_lost_lines_is_refused(budget: tuple[RunPlan, float], tmp_
     private_run(tmp_path, budget[0])
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
-    with pytest.raises(InvalidArgument, match="has 3 lines, the checkpoint 4 already"):
+    with pytest.raises(InvalidArgument, match="has 3 lines, but the checkpoint already has 4"):
         find(tmp_path)
     path.unlink()
-    with pytest.raises(InvalidArgument, match="has 0 lines, the checkpoint 4 already"):
+    with pytest.raises(InvalidArgument, match="has 0 lines, but the checkpoint already has 4"):
         find(tmp_path)
 
 
