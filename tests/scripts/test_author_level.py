@@ -12,6 +12,7 @@ import torch
 import train_clm
 from dptune import accounting
 from dptune.accounting import Spend
+from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger
 from tests.scripts.test_resume import crash, no_plots, refused, report_of, signal_in_step, weights_of
 from tests.scripts.test_train_clm import REPORT_KEYS, flags
@@ -77,13 +78,13 @@ def test_a_run_reports_its_unit_and_what_the_ledger_holds(method: str, line: Any
     assert Ledger(out / "ledger.jsonl").spends == spends
     spent = accounting.compose([Spend(1.5, wanted["q"], STEPS, wanted["group_size"])], delta=1e-2)
     assert report["epsilon"] == pytest.approx(spent)
-    assert f"epsilon                {spent:.4f} at delta 0.01" in shown
+    assert f"epsilon                {rounded_up(spent)} at delta 0.01" in shown
     card = (out / "README.md").read_text()
     assert "one author (all rows with the same value in column user;" in card
     assert report["method"].split(":")[0] in card
-    for told in (f"{wanted['sampled']:<22} {wanted['counted']:,}", "20 rows are of the largest", "privacy unit  "):
+    for told in (f"{wanted['sampled']:<22} {wanted['counted']:,}", "20 rows from the author with", "privacy unit  "):
         assert told in shown
-    assert (f"{58 - KEPT} rows are left out" in shown) == (method == "example-level")
+    assert (f"{58 - KEPT} rows left out" in shown) == (method == "example-level")
 
 
 def test_a_group_costs_more_than_its_examples_and_authors_cost_what_rows_would(line: Any, tmp_path: Path) -> None:
@@ -164,10 +165,10 @@ def test_bounded_rows_are_the_same_when_a_run_goes_on_and_the_budget_counts_grou
 
 MISTAKES: dict[str, tuple[dict[str, object], str]] = {
     "no such column": ({"privacy_unit": "author"}, "--privacy_unit='author': no such column in"),
-    "no k": ({"examples_per_unit": None}, "--examples_per_unit=None: --privacy_unit user needs it"),
+    "no k": ({"examples_per_unit": None}, "--examples_per_unit=None: give the maximum examples per author"),
     "k of 0": ({"examples_per_unit": 0}, "--examples_per_unit=0: give a whole number of at least 1"),
-    "k of rows": ({"privacy_unit": None}, "--examples_per_unit=3: says nothing about single rows"),
-    "no name": ({"privacy_unit": " "}, "--privacy_unit=' ': give example, or the column"),
+    "k of rows": ({"privacy_unit": None}, "--examples_per_unit=3: is for authors"),
+    "no name": ({"privacy_unit": " "}, "--privacy_unit=' ': give `example`, or the column"),
     "method": ({"user_level_method": "group"}, "--user-level-method: invalid choice: 'group'"),
     "gradient": ({"unit_gradient": "max"}, "--unit-gradient: invalid choice: 'max'"),
     "batch": ({"gradient_accumulation_steps": 4}, "more than the 12 authors there are"),

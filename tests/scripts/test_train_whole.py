@@ -167,7 +167,7 @@ def test_a_checkpoint_of_a_whole_model_holds_what_is_trained(runs: dict[str, Pat
         (("--momentum", "0.9"), "--momentum=0.9: belongs to --optimizer sgd"),
         (("--layer_clip_norms", "*=1"), "--layer_clip_norms='*=1': needs --clipping per-layer"),
         (("--clipping", "per-layer", "--layer_clip_norms", "*"), "--layer_clip_norms='*': give PATTERN=NORM"),
-        (("--clipping", "per-layer", "--layer_clip_norms", "zz=1"), "names no trained layer"),
+        (("--clipping", "per-layer", "--layer_clip_norms", "zz=1"), "matches no trained layer"),
         (("--clipping", "adaptive", "--adaptive_count_noise", "0.2"), "count_noise=0.2: must be above 0.3"),
     ],
 )

@@ -123,7 +123,7 @@ def test_out_of_memory_halves_the_budget_and_counts_each_example_once(
         assert seen is not None
         assert sum(len(stats.losses) for stats in seen) == sum(len(stats.norms) for stats in seen) == COUNT
         assert 1 <= len(memory.failed) <= math.log2(BUDGET / limit) + 1
-        assert capsys.readouterr().out.count("out of memory: rank 0 goes on with ") == len(memory.failed)
+        assert capsys.readouterr().out.count("out of memory: rank 0 continues with ") == len(memory.failed)
         assert max(memory.attempts[memory.attempts.index(memory.failed[-1]) + 1 :]) <= limit
         failures = len(memory.failed)
         own.run(ALL, step, losses, StopRequest())  # the next step knows
@@ -177,7 +177,7 @@ def test_ranks_in_step_stop_and_leave_a_smaller_budget_to_the_next_launch(tmp_pa
     with a_step(model, tmp_path) as step, pytest.raises(InvalidArgument, match="max_tokens_per_device") as error:
         micro_batches(in_step=True, folder=tmp_path).run(ALL, step, losses, StopRequest())
     assert str(error.value).startswith(f"max_tokens_per_device={BUDGET}: out of memory")
-    assert str(error.value).endswith(f"--resume_from_checkpoint latest goes on with {memory.failed[0] // 2}")
+    assert str(error.value).endswith(f"--resume_from_checkpoint latest resumes with {memory.failed[0] // 2}")
     assert len(memory.failed) == 1
     assert remembered_budget(tmp_path, BUDGET) == memory.failed[0] // 2
 
