@@ -162,7 +162,7 @@ def test_a_checkpoint_of_a_whole_model_holds_what_is_trained(runs: dict[str, Pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--trainable", "nothing.*"), "--trainable='nothing.*': names no parameter"),
+        (("--trainable", "nothing.*"), "--trainable='nothing.*': matches no parameter"),
         (("--trainable", "all", "--qbits", "8"), "--trainable='all': weights of --qbits 8 cannot be trained"),
         (("--momentum", "0.9"), "--momentum=0.9: belongs to --optimizer sgd"),
         (("--layer_clip_norms", "*=1"), "--layer_clip_norms='*=1': needs --clipping per-layer"),
@@ -187,7 +187,7 @@ def test_sharded_or_half_precision_weights_are_refused(base: Path) -> None:
     from utils.training.arguments import LoraArguments
 
     model, whole = AutoModelForCausalLM.from_pretrained(base), LoraArguments(trainable=["all"])
-    with pytest.raises(InvalidArgument, match="only frozen weights are sharded"):
+    with pytest.raises(InvalidArgument, match="only frozen weights can be sharded"):
         prepare_trainable(model, whole, sharded=True)
     with pytest.raises(InvalidArgument, match="set mixed_precision to bf16 or no"):
         prepare_trainable(model, whole, dtype=torch.float16)
