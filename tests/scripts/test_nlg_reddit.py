@@ -267,7 +267,7 @@ MISTAKES: dict[str, tuple[dict[str, object], str]] = {
         "--load_best_model_at_end=True: chooses by the loss on held-out texts of the corpus",
     ),
     "plateau": ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, "--lr_scheduler_type="),
-    "gone": ({"logging_dir": "logs"}, "--logging_dir='given': transformers has it no more; set the environment"),
+    "gone": ({"logging_dir": "logs"}, "--logging_dir='given': transformers no longer has it; set the environment"),
     "unknown": ({"leraning_rate": 1}, "unknown flag: --leraning_rate (did you mean --learning_rate?)"),
     "transformers' own": ({"eval_strategy": "sometimes"}, "'sometimes'"),
 }

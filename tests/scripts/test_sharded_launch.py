@@ -158,7 +158,7 @@ def test_sampling_gives_the_texts_of_one_process(tiny_model_dir: Path, tmp_path:
         assert (tmp_path / name / "generations.jsonl").exists(), printed[-3000:]
         texts[name] = (tmp_path / name / "generations.jsonl").read_bytes()
     assert texts["sharded"] == texts["alone"]
-    assert "MiB on this rank, " in (tmp_path / "sharded.log").read_text()
+    assert "MiB per rank of " in (tmp_path / "sharded.log").read_text()
 
 
 def test_ranks_whose_texts_end_at_different_times_do_not_wait_for_ever(tiny_model_dir: Path, tmp_path: Path) -> None:

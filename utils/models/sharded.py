@@ -70,8 +70,8 @@ def compute_device(model: nn.Module) -> torch.device:
 def _line(held: ShardedBytes, ranks: int) -> str:
     mib = 2.0**20
     return (
-        f"frozen weights         {held.held / mib:,.1f} MiB on this rank, "
-        f"{held.total / mib:,.1f} MiB over {ranks} processes (at most {held.total / ranks / mib:,.1f} + root group {held.root / mib:,.1f})"
+        f"frozen weights         {held.held / mib:,.1f} MiB per rank of {held.total / mib:,.1f} MiB over {ranks} "
+        f"processes (at most {held.total / ranks / mib:,.1f} + root group {held.root / mib:,.1f})"
     )
 
 

@@ -56,7 +56,7 @@ def test_the_first_signal_lets_the_process_end_in_its_own_time(number: signal.Si
     out, err = process.communicate(timeout=30)
     assert out == f"{number.name}\nsaved\n"
     assert process.returncode == 0
-    assert err.strip() == f"{number.name}: stopping after this micro-batch (again: at once)"
+    assert err.strip() == f"{number.name}: stopping after this micro-batch (signal again to stop at once)"
 
 
 @pytest.mark.parametrize(("first", "second"), [SIGNALS, SIGNALS[::-1]])

@@ -41,7 +41,7 @@ def test_accelerator_is_the_launched_world() -> None:
 def test_a_world_that_came_out_smaller_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(launch, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
-    with pytest.raises(RuntimeError, match="2 processes launched, 1 joined"):
+    with pytest.raises(RuntimeError, match="2 processes were launched, but 1 joined"):
         make_accelerator()
 
 

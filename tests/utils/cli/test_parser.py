@@ -108,7 +108,7 @@ def test_a_type_that_is_no_flags_is_refused() -> None:
         table: dict[str, int]
 
     Odd.__annotations__["table"] = dict[str, int]
-    with pytest.raises(TypeError, match="no type of a flag"):
+    with pytest.raises(TypeError, match="cannot be the type of a flag"):
         DataclassParser([Odd])
 
 
