@@ -156,7 +156,7 @@ def test_json_that_python_does_not_take_is_refused_by_line(value: str, tmp_path:
         read_rows(lines, "--file")
     with pytest.raises(InvalidArgument, match="not JSON at line 1"):
         read_rows(whole, "--file")
-    with pytest.raises(InvalidArgument, match="neither a JSON list nor one JSON object a line"):
+    with pytest.raises(InvalidArgument, match="neither a JSON list nor one JSON object per line"):
         read_instructions(str(whole), "json")
 
 
@@ -194,7 +194,7 @@ def test_long_csv_values_are_read_and_the_limit_is_never_left_changed(tmp_path: 
         ("a.csv", b"a\n\xff\n", "not UTF-8"),
         ("a.csv", b'a\n"secret\n', "not CSV near line"),
         ("a.parquet", b"secret", "not a Parquet file"),
-        ("a.parquet", b"", "not a Parquet file"),
+        ("a.parquet", b"", "is empty"),
         ("a.txt", b"secret", r"unknown kind of file; give one of \.json, \.jsonl, \.csv, \.parquet, or a saved"),
         ("a.json", b"{", "not JSON"),
         ("a.jsonl", b"", "empty"),
@@ -221,7 +221,7 @@ def test_a_file_with_damaged_pages_is_one_line(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[200:2000] = bytes(1800)
     path.write_bytes(content)
-    with pytest.raises(InvalidArgument, match=r"^--f=.*damaged\.parquet.*write it again"):
+    with pytest.raises(InvalidArgument, match=r"^--f=.*damaged\.parquet.*create it again"):
         list(stream_rows(path, "--f"))
 
 
