@@ -82,7 +82,7 @@ def test_a_run_reports_its_unit_and_what_the_ledger_holds(method: str, line: Any
     card = (out / "README.md").read_text()
     assert "one author (all rows with the same value in column user;" in card
     assert report["method"].split(":")[0] in card
-    for told in (f"{wanted['sampled']:<22} {wanted['counted']:,}", "20 rows from the author with", "privacy unit  "):
+    for told in (f"{wanted['sampled']:<22} {wanted['counted']:,}", "the largest author has 20 rows", "privacy unit  "):
         assert told in shown
     assert (f"{58 - KEPT} rows left out" in shown) == (method == "example-level")
 

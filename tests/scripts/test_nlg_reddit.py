@@ -248,7 +248,7 @@ def test_a_run_goes_on_with_the_same_authors_bound_only(line: Any, tmp_path: Pat
 
 
 MISTAKES: dict[str, tuple[dict[str, object], str]] = {
-    "no corpus": ({"train_file": None}, "--train_file=None: give the corpus: JSONL, JSON, CSV or Parquet"),
+    "no corpus": ({"train_file": None}, "--train_file=None: give the texts: JSONL, JSON, CSV or Parquet"),
     "no such file": ({"train_file": "nowhere.jsonl"}, "--train_file='nowhere.jsonl': no such file"),
     "no such column": ({"text_column": "body"}, "--text_column='body': no such column in"),
     "no such author": (authors(author_column="who"), "--author_column='who': no such column in"),
@@ -264,7 +264,7 @@ MISTAKES: dict[str, tuple[dict[str, object], str]] = {
     "no evaluation": ({"held_out_share": 0, "eval_strategy": "steps"}, "--eval_strategy="),
     "chooses": (
         {"load_best_model_at_end": "True", "eval_strategy": "steps", "save_strategy": "steps", "save_steps": 500},
-        "--load_best_model_at_end=True: chooses by the loss on held-out texts of the corpus",
+        "--load_best_model_at_end=True: depends on the loss on held-out texts, without noise",
     ),
     "plateau": ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, "--lr_scheduler_type="),
     "gone": ({"logging_dir": "logs"}, "--logging_dir='given': transformers no longer has it; set the environment"),

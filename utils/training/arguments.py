@@ -59,7 +59,7 @@ class DataArguments:
     date_to: str = field(default=LAST_DAY, metadata={"help": "last day to use of a --dataset_name with dates"})
     block_size: int = field(default=512, metadata={"help": "maximum tokens per example; longer ones are cut"})
     prompt_style: str = field(
-        default="plain", metadata={"help": "form of the prompt, see README.md", "choices": PROMPT_STYLES}
+        default="plain", metadata={"help": "form of the prompt, see data/README.md", "choices": PROMPT_STYLES}
     )
 
 
@@ -228,7 +228,7 @@ class LoraArguments:
     )
 
     lora_r: int = field(default=16, metadata={"help": "rank of the LoRA adapters"})
-    lora_alpha: float = field(default=16.0, metadata={"help": "scale of the adapters' output is alpha / r"})
+    lora_alpha: float = field(default=16.0, metadata={"help": "scaling: adapter outputs are multiplied by alpha / r"})
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability of the adapters' inputs"})
     lora_target_modules: list[str] = field(
         default_factory=lambda: list(DEFAULT_TARGETS),
@@ -252,10 +252,10 @@ class OptimizationArguments:
         default=None,
         metadata={"help": "maximum padded tokens per forward pass; default: per-device batch x block size"},
     )
-    num_train_epochs: float = field(
-        default=3.0, metadata={"help": "average passes; steps = epochs / sampling probability"}
+    num_train_epochs: float = field(default=3.0, metadata={"help": "average number of passes over the data"})
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "steps to train, instead of --num_train_epochs"}
     )
-    max_train_steps: int | None = field(default=None, metadata={"help": "number of steps; replaces the epochs"})
     optimizer: str = field(
         default="adamw",
         metadata={
@@ -337,7 +337,7 @@ class OutputArguments:
     )
     report_to: str | None = field(
         default=None,
-        metadata={"help": "tracker that receives the metrics, which are not private", "choices": REPORT_TO_CHOICES},
+        metadata={"help": "tracker for the metrics (not private); all: all installed", "choices": REPORT_TO_CHOICES},
     )
     dry_run: bool = field(
         default=False, metadata={"help": "print epsilon, noise, steps and memory, then stop without training"}

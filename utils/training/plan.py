@@ -64,8 +64,8 @@ def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) ->
     lines = [f"tokens                 {int(train.lengths.sum()):,} in the training data"]
     if train.authors is not None:
         authors = train.authors
-        lines.append(f"authors                {len(authors):,} of {len(train):,} examples")
-        lines.append(f"                       {authors.largest:,} rows from the author with the most")
+        lines.append(f"authors                {len(authors):,} with {len(train):,} examples")
+        lines.append(f"                       the largest author has {authors.largest:,} rows")
         if authors.num_left_out:
             lines.append(
                 f"                       {authors.num_left_out:,} rows left out because of --examples_per_unit"
