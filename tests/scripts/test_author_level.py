@@ -1,4 +1,4 @@
-"""train_clm.py with --privacy_unit COLUMN: what is planned, drawn, accounted for, reported and refused."""
+"""train_clm.py with --privacy_unit COLUMN: plan, draws, accounting, report and refusals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """58 rows: of eight authors who are named, and four rows of nobody."""
+    """58 rows: of eight named authors, and four rows without an author."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     users = [f"u{number}" for number, size in enumerate(SIZES) for _ in range(size)] + [None, "", " ", None]
     users = users[::2] + users[1::2]
@@ -145,7 +145,7 @@ CHANGED = {
 }
 
 
-def test_a_run_goes_on_with_the_same_unit_only(line: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_run_resumes_with_the_same_unit_only(line: Any, tmp_path: Path, capsys: Any) -> None:
     crash(line(), 5)
     for changes, told in CHANGED.values():
         assert told in refused(line(resume_from_checkpoint="latest", gradient_accumulation_steps=1, **changes), capsys)
@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_the_same_unit_only(line: Any, tmp_path: Path, capsys
     assert (report["steps"], report["repeated_steps"]) == (STEPS + 1, 1)
 
 
-def test_bounded_rows_are_the_same_when_a_run_goes_on_and_the_budget_counts_groups(line: Any, tmp_path: Path) -> None:
+def test_bounded_rows_are_the_same_when_a_run_resumes_and_the_budget_counts_groups(line: Any, tmp_path: Path) -> None:
     how = {"user_level_method": "example-level", "noise_multiplier": None, "target_epsilon": 3}
     crash(line(**how), 5)
     train_clm.main(line(**how, resume_from_checkpoint="latest"))

@@ -1,4 +1,4 @@
-"""`train_clm.py` with --trainable, --clipping and --optimizer, as a user runs it: on a tiny model, in this process."""
+"""`train_clm.py` with --trainable, --clipping and --optimizer, on a tiny model, in this process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def runs(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.mark.parametrize("name", ["all", "norms", "a pattern", "adaptive", "per layer"])
-def test_the_whole_model_is_saved_and_just_what_was_chosen_has_changed(
+def test_the_whole_model_is_saved_and_only_the_chosen_parameters_changed(
     name: str, runs: dict[str, Path], base: Path
 ) -> None:
     before, after = weights(base), weights(runs[name] / "model")

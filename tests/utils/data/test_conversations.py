@@ -83,7 +83,7 @@ def test_a_user_of_the_file_is_that_users_rows_of_the_output(rows: list[Row]) ->
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(CONVERSATIONS, min_size=1, max_size=8), st.data())
-def test_a_row_of_nobody_is_a_unit_of_its_own_beside_users(rows: list[Row], data: st.DataObject) -> None:
+def test_a_row_without_a_user_is_a_unit_by_itself(rows: list[Row], data: st.DataObject) -> None:
     nobodys = [number for number, row in enumerate(rows) if row["who"] in (None, "")]
     if nobodys:
         taken = data.draw(st.sampled_from(nobodys))

@@ -73,7 +73,7 @@ def test_what_is_held_out_is_a_share_and_whole_authors() -> None:
     assert hold_out(records, 0.0, seed=1) == (records, [])
 
 
-def test_one_authors_rows_decide_nobody_elses_side() -> None:
+def test_one_authors_rows_do_not_change_the_side_of_others() -> None:
     records = some_records(300)
     without = [record for record in records if record.author != "author 3"]
     for whole, rest in zip(hold_out(records, 0.3, seed=1), hold_out(without, 0.3, seed=1), strict=True):

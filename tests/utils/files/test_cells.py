@@ -45,7 +45,7 @@ def test_what_is_no_text_is_refused_by_kind_and_not_shown(value: object, kind: s
 @pytest.mark.parametrize(
     ("row", "author"), [({"who": " ann "}, "ann"), ({"who": 7.0}, "7"), ({"who": None}, None), ({}, None)]
 )
-def test_an_author_is_a_name_a_number_or_nobody(row: dict[str, object], author: str | None) -> None:
+def test_an_author_is_a_name_a_number_or_none(row: dict[str, object], author: str | None) -> None:
     assert author_of(row, "who", PLACE) == author
 
 
