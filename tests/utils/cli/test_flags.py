@@ -25,7 +25,7 @@ NEEDED = ["--model_name_or_path", "m", "--output_dir", "out"]
 
 @dataclass
 class SwitchArguments:
-    """Two switches, one on from the start."""
+    """Two switches, one on by default."""
 
     _argument_group_name = "switches"
 

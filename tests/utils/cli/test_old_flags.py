@@ -1,4 +1,4 @@
-"""Old flags: renamed where there is one new name, refused where there is none, and the new ones are there."""
+"""Old flags: renamed if they have a new name, else refused. The new names exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PubMed files in NLM's structure: streaming, the range of days, one record a paper, damage."""
+"""PubMed files in NLM's structure: streaming, the range of days, one record per paper, damage."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def write_jsonl(path: Path, *rows: dict[str, object]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_jsonl_rows_once_a_paper_and_by_date(tmp_path: Path) -> None:
+def test_jsonl_rows_count_once_per_paper_and_by_date(tmp_path: Path) -> None:
     write_jsonl(
         tmp_path / "a.jsonl",
         {"abstract": "no date"},

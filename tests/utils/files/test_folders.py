@@ -1,4 +1,4 @@
-"""A folder is whole or not there, also when writing it fails or a crash left a piece of one."""
+"""A folder is complete or missing, even if writing fails or a crash left a part."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def test_an_error_halfway_leaves_the_old_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="halfway"):
         write_folder(tmp_path / "out", failing)
     assert content(tmp_path / "out") == ["old"]
-    write_folder(tmp_path / "out", filling("newest"))  # the piece that is left is in nobody's way
+    write_folder(tmp_path / "out", filling("newest"))  # the part that a crash left does not matter
     assert content(tmp_path / "out") == ["newest"]
     assert content(tmp_path) == ["out"]

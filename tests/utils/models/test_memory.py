@@ -1,4 +1,4 @@
-"""The estimate of memory agrees with allocated bytes, and says what fits."""
+"""The memory estimate agrees with allocated bytes, and says what fits."""
 
 from __future__ import annotations
 
@@ -249,12 +249,12 @@ def test_tokens_are_at_least_one_whole_example():
         ([20] * 40 + [19] * 60, 1000, 52),  # a draw may hold the shorter ones alone
     ],
 )
-def test_the_most_examples_follow_from_lengths(lengths, budget, expected):
+def test_the_maximum_number_of_examples_follows_from_lengths(lengths, budget, expected):
     assert most_examples(np.array(lengths), budget) == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_deal_makes_more_examples_than_the_most(seed):
+def test_no_deal_exceeds_the_maximum_number_of_examples(seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 40, 400) ** rng.choice([1, 2]) + 1
     bound = most_examples(lengths, 300)
