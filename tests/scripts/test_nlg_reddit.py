@@ -260,7 +260,7 @@ MISTAKES: dict[str, tuple[dict[str, object], str]] = {
     "dropout": ({"lora_dim": 2, "lora_dropout": 1.0}, "--lora_dropout=1.0: give a number of at least 0 and below 1"),
     "clipping": ({"max_grad_norm": 1.0}, "--max_grad_norm=1.0: it clips the sum of a batch"),
     "batch": ({"gradient_accumulation_steps": 90}, "x 4 per device x 1 processes is a batch of 360"),
-    "no epsilon": ({"noise_multiplier": None}, "--noise_multiplier=None: give it or --target_epsilon"),
+    "no epsilon": ({"noise_multiplier": None}, "--noise_multiplier=None: give exactly one of"),
     "no evaluation": ({"held_out_share": 0, "eval_strategy": "steps"}, "--eval_strategy="),
     "chooses": (
         {"load_best_model_at_end": "True", "eval_strategy": "steps", "save_strategy": "steps", "save_steps": 500},
