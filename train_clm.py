@@ -1,11 +1,15 @@
-r"""Fine-tune a causal language model under differential privacy: LoRA adapters, or with --trainable the model itself.
+r"""Fine-tune a causal language model with differential privacy: LoRA adapters, or the model itself with --trainable.
 
     accelerate launch --config_file accelerate_configs/accelerate_config_nofsdp.cfg train_clm.py \
         --train_file my.json --model_name_or_path PATH --output_dir OUT --block_size 512 \
         --per_device_train_batch_size 4 --gradient_accumulation_steps 512 --num_train_epochs 5 \
         --clip_norm 1 --target_epsilon 8 --learning_rate 3e-4
 
-`--clip_norm -1 --noise_multiplier -1` trains without privacy; `--dry_run` prints what a run would cost and stops.
+`--clip_norm -1 --noise_multiplier -1` trains without privacy. `--dry_run` prints epsilon, noise, steps and memory of a
+run, then stops.
+
+The average batch size per step is processes x --per_device_train_batch_size x --gradient_accumulation_steps. Divided by
+the number of examples, it is the sampling probability. The number of steps is --num_train_epochs / that probability.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ from utils.training.arguments import TRAINING_FLAGS, Groups
 
 @exit_on_invalid_argument(*GROUPS, flags=TRAINING_FLAGS)
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and train, alone in the output folder."""
+    """Parse the command line and train, with a lock on the output folder."""
     groups = Groups(*parse(*GROUPS, args=argv, description=__doc__))
-    # Here and not above: --help and a mistyped flag need neither torch nor transformers.
+    # Imported here, so that --help and a mistyped flag do not wait for torch and transformers.
     from utils.cli.launch import make_accelerator
     from utils.training.causal_lm import plan_job
     from utils.training.run import open_folder

@@ -1,7 +1,6 @@
-"""What the programs share."""
+"""Code that the programs share."""
 
 import logging
 
-# At its import, which transformers does wherever it is installed, bitsandbytes warns on some CPUs of a package that
-# only makes 4-bit sampling faster: a line in every command, before our own.
+# On some CPUs bitsandbytes warns, when transformers imports it, that a package for faster 4-bit sampling is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,12 +1,12 @@
-r"""Fine-tune a GPT-2 style model on a corpus of texts, whole or with LoRA, private or not, for rows or for authors.
+r"""Fine-tune a GPT-2 style model on texts, whole or with LoRA, with or without privacy, per text or per author.
 
     torchrun --nproc_per_node 2 scripts/nlg_reddit/fine_tune.py --output_dir scratch --model_name gpt2 \
         --train_file corpus.jsonl --sequence_len 128 --per_device_train_batch_size 32 \
         --gradient_accumulation_steps 2 --num_train_epochs 3 --learning_rate 1e-4 --target_epsilon 8
 
-All flags of transformers' TrainingArguments work but those that would break the guarantee, which are refused; README.md
-beside this file has more launch lines. `--disable_dp` trains without privacy, `--dry_run` prints the plan and stops.
---help takes some seconds: it imports transformers, whose flags it lists.
+All flags of transformers' TrainingArguments work, except those that would break the privacy guarantee, which are
+refused. README.md in this folder has more examples. `--disable_dp` trains without privacy; `--dry_run` prints the plan
+and stops. --help takes some seconds, because it lists the flags of transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # torchrun puts this file's own folder there, not the root
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # torchrun adds only this file's folder
 
 import numpy as np
 import torch
@@ -48,15 +48,15 @@ _GPT2_TARGET = "c_attn"
 
 @dataclass
 class ModelArguments:
-    """The model and what of it is trained."""
+    """The model, and what to train."""
 
-    model_name: str = field(metadata={"help": "folder or hub name of a causal language model and its tokenizer"})
-    sequence_len: int = field(default=128, metadata={"help": "longest text in tokens; longer ones are cut"})
+    model_name: str = field(metadata={"help": "folder or Hugging Face Hub name of a causal LM and its tokenizer"})
+    sequence_len: int = field(default=128, metadata={"help": "maximum tokens per text; longer ones are cut"})
     lora_dim: int = field(default=0, metadata={"help": "rank of LoRA adapters; 0 trains the whole model"})
-    lora_alpha: float = field(default=32.0, metadata={"help": "the adapters' output is scaled by alpha / dim"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "share of the adapters' inputs set to zero in training"})
+    lora_alpha: float = field(default=32.0, metadata={"help": "scaling: adapter outputs are multiplied by alpha / dim"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability of the adapters' inputs"})
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "layers to adapt; default: c_attn (GPT-2), or q_proj k_proj v_proj o_proj"}
+        default=None, metadata={"help": "layers to adapt; default: c_attn (GPT-2), else q_proj k_proj v_proj o_proj"}
     )
 
     def __post_init__(self) -> None:
@@ -66,28 +66,28 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """The corpus, and whose presence in it is hidden."""
+    """The texts, and the privacy unit."""
 
     train_file: str | None = field(
-        default=None, metadata={"help": "JSONL, JSON, CSV, Parquet or a saved DatasetDict; each row is one text"}
+        default=None, metadata={"help": "texts, one per row (JSONL, JSON, CSV, Parquet, saved DatasetDict); required"}
     )
-    text_column: str = field(default="text", metadata={"help": "the column with the texts"})
-    author_column: str | None = field(default=None, metadata={"help": "the column that names each text's author"})
+    text_column: str = field(default="text", metadata={"help": "column with the texts"})
+    author_column: str | None = field(default=None, metadata={"help": "column that names each text's author"})
     validation_file: str | None = field(default=None, metadata={"help": "held-out texts; their loss is not private"})
     held_out_share: float = field(
-        default=0.05, metadata={"help": "share of --train_file to hold out where there is no --validation_file"}
+        default=0.05, metadata={"help": "average share of --train_file to hold out if there is no --validation_file"}
     )
     privacy_level: str = field(
         default=_SAMPLE,
-        metadata={"help": "sample: hide one text; author: hide all texts of one author", "choices": (_SAMPLE, _AUTHOR)},
+        metadata={"help": "privacy unit: one text, or all texts of one author", "choices": (_SAMPLE, _AUTHOR)},
     )
     examples_per_author: int | None = field(
-        default=None, metadata={"help": "most texts of an author in one step, for --privacy_level author"}
+        default=None, metadata={"help": "maximum texts per author and step; required by --privacy_level author"}
     )
 
     def __post_init__(self) -> None:
         if self.train_file is None:
-            refuse("--train_file", None, "give the corpus: JSONL, JSON, CSV or Parquet with one text a row")
+            refuse("--train_file", None, "give the texts: JSONL, JSON, CSV or Parquet with one text per row")
         if not 0 <= self.held_out_share < 1:
             refuse("--held_out_share", self.held_out_share, "give a number of at least 0 and below 1")
         if self.privacy_level == _SAMPLE and self.examples_per_author is not None:
@@ -100,14 +100,14 @@ class DataArguments:
 
     @property
     def unit(self) -> PrivacyUnit:
-        """Whose presence is hidden, and how."""
+        """The privacy unit."""
         if self.privacy_level == _SAMPLE:
             return PrivacyUnit()
         return PrivacyUnit(self.author_column, examples=self.examples_per_author or 1)
 
 
 GROUPS = (TrainingArguments, PrivacyArguments, ModelArguments, DataArguments)
-# What the engine and shared code call this program's settings.
+# {parameter, as the engine and shared code name it: flag of this program}.
 FLAGS = {
     **dict.fromkeys(("model", "model_name_or_path", "folder", "files"), "--model_name"),
     "block_size": "--sequence_len",
@@ -125,7 +125,7 @@ FLAGS = {
 
 
 class TrainerParser(HfArgumentParser, OneLineParser):
-    """transformers' own parser: its TrainingArguments have types that `utils.cli.parser` does not take."""
+    """transformers' parser, because TrainingArguments has types that `utils.cli.parser` does not take."""
 
     def __init__(self, groups: Sequence[type], description: str | None = None) -> None:
         how: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
@@ -133,7 +133,7 @@ class TrainerParser(HfArgumentParser, OneLineParser):
 
     def parse_groups(self, args: Sequence[str] | None) -> tuple[list[Any], list[str]]:
         """(one filled instance of each dataclass in order, words that belong to no flag)."""
-        # A file next to the script named like it is not read: what ran should be what the command line says.
+        # Reads no file of arguments next to the script: the command line alone decides.
         *filled, unknown = self.parse_args_into_dataclasses(
             args=args, return_remaining_strings=True, look_for_args_file=False
         )
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_evaluation(training, data_args, held_out)
     if is_main:
         print(*_describe_corpus(train, held_out), sep="\n")
-    set_seed(training.seed)  # the adapters' start; noise and sampling are keyed from the operating system
+    set_seed(training.seed)  # initial adapters; noise and sampling use secret keys
     model = prepared_model(model_args, check=not (privacy.disable_dp or training.dry_run))
     trainer = make_trainer(model, tokenizer, training, privacy, data_args.unit, train, held_out)
     output = trainer.train(resume_from_checkpoint=_checkpoint(training))
@@ -165,16 +165,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
-    """(training, privacy, model, data) arguments; says which old flags it read as new ones."""
+    """(training, privacy, model, data) arguments. Prints a note for each old flag that it renamed."""
     known = {one.name for group in GROUPS for one in fields(group)}
     words, notes = with_new_names(line, known)
     if not torch.accelerator.is_available() and not any(word.startswith(("--use_cpu", "--use-cpu")) for word in words):
-        words.append("--use_cpu")  # or each of several processes would take itself for the only one
+        words.append("--use_cpu")  # otherwise several processes would not join
     try:
         groups = parse(*GROUPS, args=words, description=__doc__, parser=TrainerParser)
     except InvalidArgument:
         raise
-    except ValueError as error:  # transformers' own complaints
+    except ValueError as error:  # errors of transformers
         raise InvalidArgument("flags", HIDDEN, " ".join(str(error).split())) from error
     if PartialState().is_main_process:
         print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
@@ -184,7 +184,7 @@ def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
 def load_corpus(
     data: DataArguments, tokenizer: Any, length: int, seed: int
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
-    """(what is trained on, what is held out or None), a row a text."""
+    """(training data, held-out data or None), one row per text."""
     records = load_texts(
         str(data.train_file), flag="--train_file", column=data.text_column, author_column=data.author_column
     )
@@ -196,7 +196,9 @@ def load_corpus(
     elif data.held_out_share:
         records, held_out = hold_out(records, data.held_out_share, seed)
         if not held_out or not records:
-            refuse("--held_out_share", data.held_out_share, "leaves one side empty; give another, or --validation_file")
+            refuse(
+                "--held_out_share", data.held_out_share, "leaves one side empty; change it, or give --validation_file"
+            )
     train = tokenize(records, tokenizer, length)
     if data.unit.samples_authors:
         train = replace(train, authors=group_by_author([record.author for record in records]))
@@ -209,12 +211,12 @@ def _describe_corpus(train: TokenizedDataset, held_out: TokenizedDataset | None)
         f"held out               {0 if held_out is None else len(held_out):,} texts",
     ]
     if train.authors is not None:
-        lines.append(f"of authors             {len(train.authors):,}, {train.authors.largest:,} texts of the largest")
+        lines.append(f"authors                {len(train.authors):,}, at most {train.authors.largest:,} texts each")
     return lines
 
 
 def prepared_model(model_args: ModelArguments, *, check: bool) -> Any:
-    """The model with what is trained of it; `check` compares the engine's gradients with autograd's first."""
+    """The model with its trained parameters; `check` compares the engine's gradients with autograd's first."""
     device = torch.device("cpu")
     model = load_model(model_args.model_name, dtype=torch.float32, device=device)
     require_context(model, model_args.sequence_len)
@@ -225,7 +227,7 @@ def prepared_model(model_args: ModelArguments, *, check: bool) -> Any:
 
 
 def choose_parameters(model: Any, model_args: ModelArguments) -> None:
-    """Adapters, or all that the model has."""
+    """Add adapters, or make all parameters trainable."""
     if not model_args.lora_dim:
         choose_trainable(model, ["all"])
         return
@@ -244,7 +246,7 @@ def make_trainer(
     train: TokenizedDataset,
     held_out: TokenizedDataset | None,
 ) -> DPTrainer:
-    """The Trainer that draws texts, or authors with up to k of their texts."""
+    """A Trainer that samples texts, or authors with up to k of their texts."""
     features = RowFeatures(train)
     rows: RowFeatures | AuthorItems = features
     rows_per_unit: int | np.ndarray = 1
@@ -265,12 +267,12 @@ def make_trainer(
 
 
 def _check_evaluation(training: Any, data: DataArguments, held_out: TokenizedDataset | None) -> None:
-    """What needs held-out texts has them, and nothing that is released follows texts of the corpus without noise."""
+    """Refuse evaluation without held-out texts, and settings that let the result depend on texts without noise."""
     if held_out is None and training.eval_strategy != "no":
         refuse("--eval_strategy", str(training.eval_strategy), "needs --validation_file or a --held_out_share above 0")
     if held_out is None or data.validation_file is not None:
         return
-    remedy = "chooses by the loss on held-out texts of the corpus, without noise; give public ones as --validation_file"
+    remedy = "depends on the loss on held-out texts, without noise; give public texts as --validation_file"
     if training.load_best_model_at_end:
         refuse("--load_best_model_at_end", True, remedy)
     if training.lr_scheduler_type == "reduce_lr_on_plateau":
@@ -278,13 +280,13 @@ def _check_evaluation(training: Any, data: DataArguments, held_out: TokenizedDat
 
 
 def _checkpoint(training: Any) -> str | bool | None:
-    """--resume_from_checkpoint: a folder, or `latest`."""
+    """The value of --resume_from_checkpoint: a folder, or True for `latest`."""
     given = training.resume_from_checkpoint
     return True if given in ("latest", "True", "true") else given
 
 
 def _finish(model: Any, tokenizer: Any, model_args: ModelArguments, folder: Path, results: dict[str, float]) -> None:
-    """Save what was trained; print what the runs are compared by."""
+    """Save the trained weights and print the final figures."""
     if model_args.lora_dim:
         save_adapter(model, folder, base_model=model_args.model_name)
     else:

@@ -1,4 +1,4 @@
-"""A tiny GPT-2 on disk, a corpus with authors, and the issue's command line."""
+"""A tiny GPT-2 on disk, texts with authors, and the command line of scripts/nlg_reddit/README.md."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_tiny_gpt2(folder: Path) -> Path:
 
 
 def corpus() -> list[dict[str, object]]:
-    """140 texts: 87 of eight authors, 53 of nobody; one of them is empty."""
+    """140 texts: 87 of eight authors, 53 without an author; one text is empty."""
     authors = [f"u{n}" for n, size in enumerate(SIZES) for _ in range(size)] + [None] * NOBODYS
     authors = authors[::3] + authors[1::3] + authors[2::3]
     texts = [" ".join(CORPUS[n % 5].split()[: n % 11]) + f" {n}" for n in range(len(authors) - 1)] + [""]

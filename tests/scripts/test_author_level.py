@@ -1,4 +1,4 @@
-"""train_clm.py with --privacy_unit COLUMN: what is planned, drawn, accounted for, reported and refused."""
+"""train_clm.py with --privacy_unit COLUMN: plan, draws, accounting, report and refusals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """58 rows: of eight authors who are named, and four rows of nobody."""
+    """58 rows: of eight named authors, and four rows without an author."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     users = [f"u{number}" for number, size in enumerate(SIZES) for _ in range(size)] + [None, "", " ", None]
     users = users[::2] + users[1::2]
@@ -82,9 +82,9 @@ def test_a_run_reports_its_unit_and_what_the_ledger_holds(method: str, line: Any
     card = (out / "README.md").read_text()
     assert "one author (all rows with the same value in column user;" in card
     assert report["method"].split(":")[0] in card
-    for told in (f"{wanted['sampled']:<22} {wanted['counted']:,}", "20 rows are of the largest", "privacy unit  "):
+    for told in (f"{wanted['sampled']:<22} {wanted['counted']:,}", "the largest author has 20 rows", "privacy unit  "):
         assert told in shown
-    assert (f"{58 - KEPT} rows are left out" in shown) == (method == "example-level")
+    assert (f"{58 - KEPT} rows left out" in shown) == (method == "example-level")
 
 
 def test_a_group_costs_more_than_its_examples_and_authors_cost_what_rows_would(line: Any, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ CHANGED = {
 }
 
 
-def test_a_run_goes_on_with_the_same_unit_only(line: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_run_resumes_with_the_same_unit_only(line: Any, tmp_path: Path, capsys: Any) -> None:
     crash(line(), 5)
     for changes, told in CHANGED.values():
         assert told in refused(line(resume_from_checkpoint="latest", gradient_accumulation_steps=1, **changes), capsys)
@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_the_same_unit_only(line: Any, tmp_path: Path, capsys
     assert (report["steps"], report["repeated_steps"]) == (STEPS + 1, 1)
 
 
-def test_bounded_rows_are_the_same_when_a_run_goes_on_and_the_budget_counts_groups(line: Any, tmp_path: Path) -> None:
+def test_bounded_rows_are_the_same_when_a_run_resumes_and_the_budget_counts_groups(line: Any, tmp_path: Path) -> None:
     how = {"user_level_method": "example-level", "noise_multiplier": None, "target_epsilon": 3}
     crash(line(**how), 5)
     train_clm.main(line(**how, resume_from_checkpoint="latest"))
@@ -165,10 +165,10 @@ def test_bounded_rows_are_the_same_when_a_run_goes_on_and_the_budget_counts_grou
 
 MISTAKES: dict[str, tuple[dict[str, object], str]] = {
     "no such column": ({"privacy_unit": "author"}, "--privacy_unit='author': no such column in"),
-    "no k": ({"examples_per_unit": None}, "--examples_per_unit=None: --privacy_unit user needs it"),
+    "no k": ({"examples_per_unit": None}, "--examples_per_unit=None: give the maximum examples per author"),
     "k of 0": ({"examples_per_unit": 0}, "--examples_per_unit=0: give a whole number of at least 1"),
-    "k of rows": ({"privacy_unit": None}, "--examples_per_unit=3: says nothing about single rows"),
-    "no name": ({"privacy_unit": " "}, "--privacy_unit=' ': give example, or the column"),
+    "k of rows": ({"privacy_unit": None}, "--examples_per_unit=3: is for authors"),
+    "no name": ({"privacy_unit": " "}, "--privacy_unit=' ': give `example`, or the column"),
     "method": ({"user_level_method": "group"}, "--user-level-method: invalid choice: 'group'"),
     "gradient": ({"unit_gradient": "max"}, "--unit-gradient: invalid choice: 'max'"),
     "batch": ({"gradient_accumulation_steps": 4}, "more than the 12 authors there are"),

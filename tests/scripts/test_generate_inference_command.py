@@ -77,13 +77,13 @@ def test_several_gpus_draw_apart_or_share_the_weights(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--job_sess", "../up"], "^--job_sess='../up': give a name"),
+        (["--job_sess", "../up"], "^--job_sess='../up': give the name"),
         (["--job_sess", ".."], r"^--job_sess='\.\.'"),
         (["--job_sess", ""], "^--job_sess=''"),
         (["--gpus", "0"], "^--gpus=0"),
         (["--shard"], "^--shard=True: .*--gpus 2"),
-        (["--", "--output_dir", "x"], "^--output_dir='behind --': give --job_sess before"),
-        (["--", "--max-length=3"], "^--max_length='behind --': give --max_seq_len before"),
+        (["--", "--output_dir", "x"], "^--output_dir='after --': give --job_sess before"),
+        (["--", "--max-length=3"], "^--max_length='after --': give --max_seq_len before"),
     ],
 )
 def test_mistakes_are_refused_by_name(argv: list[str], expected: str) -> None:
@@ -128,7 +128,7 @@ def test_a_job_leaves_its_instructions_in_its_folder(tiny_model_dir: Path, tmp_p
 
 @pytest.mark.parametrize("url", ["http://me:{}@127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1?key={}"])
 def test_a_password_in_an_address_is_refused_and_not_shown(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    secret, told = "hunter2", r"^--vllm_url: give scheme, host and path alone; .*VLLM_API_KEY"
+    secret, told = "hunter2", r"^--vllm_url: give scheme, host and path only; .*VLLM_API_KEY"
     url = url.format(secret)
     with pytest.raises(InvalidArgument, match=told) as error:
         main([*NEEDED, "--print_only", "--backend", "vllm", "--vllm_url", url])

@@ -156,11 +156,11 @@ def test_several_gpus_share_the_batch(capsys: pytest.CaptureFixture[str]) -> Non
         (["--synthetic_data"], "^--synthetic_data=True: its budget counts nothing"),
         (["--privacy_unit", "user"], "^--examples_per_unit=None"),
         (["--privacy_unit", "user", "--examples_per_unit", "2"], "^--privacy_unit='user': no such column in chats"),
-        (["--", "--user_level_method", "example-level"], "^--user_level_method='behind --'"),
+        (["--", "--user_level_method", "example-level"], "^--user_level_method='after --'"),
         (["--privacy_unit", "user", "--examples_per_unit", "2", "--ignore_users"], "^--ignore_users=True"),
-        (["--", "--target-epsilon=3"], "^--target_epsilon='behind --': give --eps before"),
-        (["--", "--no_eval_at_start"], "^--no_eval_at_start='behind --'"),
-        (["--eps", "-1", "--", "--dry-run"], "^--dry_run='behind --': give --print_only before"),
+        (["--", "--target-epsilon=3"], "^--target_epsilon='after --': give --eps before"),
+        (["--", "--no_eval_at_start"], "^--no_eval_at_start='after --'"),
+        (["--eps", "-1", "--", "--dry-run"], "^--dry_run='after --': give --print_only before"),
     ],
 )
 def test_mistakes_are_refused_by_name_and_enter_nothing(argv: list[str], expected: str, here: Path) -> None:

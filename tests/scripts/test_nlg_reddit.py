@@ -1,4 +1,4 @@
-"""scripts/nlg_reddit: the issue's command line with two processes, rows and authors, whole and LoRA, mistakes, jobs."""
+"""scripts/nlg_reddit: two processes, texts and authors, whole model and LoRA, mistakes, jobs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def line(model_dir: Path, train_file: Path, tmp_path: Path) -> Any:
-    """A short command line; None takes a flag out, True gives it without a value."""
+    """A short command line; None removes a flag, True gives it without a value."""
 
     def make(**changes: object) -> list[str]:
         settings: dict[str, object] = {
@@ -82,7 +82,7 @@ def report_of(folder: Path) -> dict[str, Any]:
     return report
 
 
-def test_the_issues_command_line_with_two_processes(model_dir: Path, train_file: Path, tmp_path: Path) -> None:
+def test_the_documented_command_line_with_two_processes(model_dir: Path, train_file: Path, tmp_path: Path) -> None:
     flags = COMMAND_LINE.replace("--model_name gpt2", f"--model_name {model_dir}").split()
     flags += ["--train_file", str(train_file), "--held_out_share", "0.03"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29671"]
@@ -130,7 +130,7 @@ def test_without_privacy(line: Any, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model" / "config.json").exists()
 
 
-def test_authors_are_what_is_drawn_accounted_for_and_reported(line: Any, tmp_path: Path, capsys: Any) -> None:
+def test_authors_are_drawn_accounted_for_and_reported(line: Any, tmp_path: Path, capsys: Any) -> None:
     fine_tune.main(line(**authors(), held_out_share=0.2, eval_strategy="steps", eval_steps=2))
     report, shown = report_of(tmp_path / "run"), capsys.readouterr().out
     assert report["sampled"] == "authors"
@@ -159,7 +159,7 @@ def trainer_of(words: list[str]) -> Any:
 
 
 def mean_gradients(model: Any, dataset: AuthorItems) -> list[dict[str, torch.Tensor]]:
-    """Of each author, by the slow oracle."""
+    """The gradient of each author, by the slow oracle."""
     found = []
     for author in range(len(dataset)):
         rows = example_gradients(model, [(row["input_ids"], row["labels"]) for row in dataset[author]])
@@ -169,7 +169,7 @@ def mean_gradients(model: Any, dataset: AuthorItems) -> list[dict[str, torch.Ten
 
 @pytest.mark.usefixtures("no_noise")
 def test_an_authors_mean_gradient_is_clipped_as_one(line: Any, tmp_path: Path) -> None:
-    """With k as large as the largest author nothing is left to chance but the draw, which takes everybody here."""
+    """With k as large as the largest author only the draw is random, and here it takes every author."""
     everybody = len(SIZES) + NOBODYS
     gradients: list[Any] = []
     for clip_norm in (0.05, 0.5, 1e3):
@@ -233,7 +233,7 @@ def test_old_names_of_flags_are_taken_with_a_note(line: Any, capsys: Any) -> Non
     assert (training.eval_strategy, training.use_cpu, training.warmup_steps) == ("steps", True, 0.5)
 
 
-def test_a_run_goes_on_with_the_same_authors_bound_only(line: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_run_resumes_with_the_same_bound_on_authors_only(line: Any, tmp_path: Path, capsys: Any) -> None:
     how = authors() | {"save_strategy": "steps", "save_steps": 2, "resume_from_checkpoint": None}
     fine_tune.main(line(**how, num_train_epochs=1))
     (tmp_path / "run" / "privacy_report.json").unlink()
@@ -248,7 +248,7 @@ def test_a_run_goes_on_with_the_same_authors_bound_only(line: Any, tmp_path: Pat
 
 
 MISTAKES: dict[str, tuple[dict[str, object], str]] = {
-    "no corpus": ({"train_file": None}, "--train_file=None: give the corpus: JSONL, JSON, CSV or Parquet"),
+    "no corpus": ({"train_file": None}, "--train_file=None: give the texts: JSONL, JSON, CSV or Parquet"),
     "no such file": ({"train_file": "nowhere.jsonl"}, "--train_file='nowhere.jsonl': no such file"),
     "no such column": ({"text_column": "body"}, "--text_column='body': no such column in"),
     "no such author": (authors(author_column="who"), "--author_column='who': no such column in"),
@@ -264,10 +264,10 @@ MISTAKES: dict[str, tuple[dict[str, object], str]] = {
     "no evaluation": ({"held_out_share": 0, "eval_strategy": "steps"}, "--eval_strategy="),
     "chooses": (
         {"load_best_model_at_end": "True", "eval_strategy": "steps", "save_strategy": "steps", "save_steps": 500},
-        "--load_best_model_at_end=True: chooses by the loss on held-out texts of the corpus",
+        "--load_best_model_at_end=True: depends on the loss on held-out texts, without noise",
     ),
     "plateau": ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, "--lr_scheduler_type="),
-    "gone": ({"logging_dir": "logs"}, "--logging_dir='given': transformers has it no more; set the environment"),
+    "gone": ({"logging_dir": "logs"}, "--logging_dir='given': transformers no longer has it; set the environment"),
     "unknown": ({"leraning_rate": 1}, "unknown flag: --leraning_rate (did you mean --learning_rate?)"),
     "transformers' own": ({"eval_strategy": "sometimes"}, "'sometimes'"),
 }

@@ -1,5 +1,5 @@
-"""train_clm.py stopped in every way that one process can be stopped in, and gone on with: nothing is lost, epsilon is
-never less than what was released."""
+"""train_clm.py stopped in every way that one process can be stopped, and resumed: nothing is lost, and epsilon covers
+everything that was released."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS: dict[str, object] = {"num_train_epochs": None, "max_train_steps": STEP
 
 
 class Crash(Exception):
-    """Stands for anything that ends a process."""
+    """Stands for any event that ends a process."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def line(tiny_model_dir, train_file, tmp_path):
 
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Die in step `number` between its ledger line and its gradient: the worst moment."""
+    """Crash in step `number` between its ledger line and its gradient: the worst moment."""
     calls = iter(range(1, 10_000))
     real = step.sum_over_ranks
 
@@ -86,13 +86,13 @@ def refused(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than these runs, and are tested in `test_train_clm.py`."""
+    """Plots take longer than these runs, and are tested in `test_train_clm.py`."""
     monkeypatch.setattr(run_outputs, "plot_diagnostics", lambda *_, **__: None)
     monkeypatch.setattr(publish, "_plot_curve", lambda *_: False)
 
 
 def crash(line: list[str], number: int) -> None:
-    """Run until step `number` dies."""
+    """Run until step `number` crashes."""
     with pytest.MonkeyPatch.context() as patch:
         crash_at(patch, number)
         with pytest.raises(Crash):
@@ -108,7 +108,7 @@ def crashed_once(tiny_model_dir: Path, train_file: Path, tmp_path_factory: pytes
 
 @pytest.fixture
 def crashed(crashed_once: Path, tmp_path: Path) -> Path:
-    """A run that died in its eighth step: checkpoints after 3 and 6, eight lines in the ledger."""
+    """A run that crashed in its eighth step: checkpoints after 3 and 6, eight lines in the ledger."""
     return Path(shutil.copytree(crashed_once, tmp_path / "run"))
 
 
@@ -137,7 +137,7 @@ def test_an_older_checkpoint_repeats_more(crashed, line):
 
 
 def test_repeats_draw_fresh_noise_and_fresh_batches(crashed, line, tmp_path):
-    """From one checkpoint twice: nothing secret was saved, so the two go different ways."""
+    """Two runs from one checkpoint: no secret was saved, so they differ."""
     shutil.copytree(crashed, tmp_path / "other")
     train_clm.main(line(resume_from_checkpoint="latest"))
     train_clm.main(line(resume_from_checkpoint="latest", out=tmp_path / "other"))
@@ -189,7 +189,7 @@ def signal_in_step(patch: pytest.MonkeyPatch, number: int, name: signal.Signals)
     patch.setattr(MicroBatches, "run", signalled)
 
 
-def test_a_stop_says_where_it_is_and_how_to_go_on(line, monkeypatch, tmp_path, capsys):
+def test_a_stop_says_where_it_is_and_how_to_resume(line, monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as patch:
         signal_in_step(patch, 2, signal.SIGTERM)
         train_clm.main(line(checkpointing_steps=0))
@@ -212,7 +212,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_another_run_is_not_gone_on_with(name, crashed, line, capsys):
+def test_another_run_is_not_resumed(name, crashed, line, capsys):
     changes, wanted = CHANGED[name]
     before = {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()}
     assert wanted in refused(line(resume_from_checkpoint="latest", **changes), capsys)
@@ -221,7 +221,7 @@ def test_another_run_is_not_gone_on_with(name, crashed, line, capsys):
 
 
 @pytest.mark.usefixtures("crashed")
-def test_other_data_and_another_model_are_not_gone_on_with(line, tmp_path, capsys):
+def test_other_data_and_another_model_are_not_resumed(line, tmp_path, capsys):
     other = json.loads(write_examples(tmp_path / "other.json").read_text())
     other["answer"][3] = "something else"
     (tmp_path / "other.json").write_text(json.dumps(other))
@@ -239,11 +239,11 @@ def test_what_cannot_change_epsilon_may_change(crashed, line):
 
 
 @pytest.mark.usefixtures("crashed")
-def test_a_run_is_not_begun_anew_over_itself(line, capsys):
+def test_a_run_does_not_start_again_over_itself(line, capsys):
     assert "holds a run already" in refused(line(), capsys)
 
 
-def test_latest_begins_a_run_where_there_is_none(line, tmp_path):
+def test_latest_starts_a_run_if_there_is_none(line, tmp_path):
     train_clm.main(line(resume_from_checkpoint="latest", max_train_steps=1))
     assert report_of(tmp_path / "run")["steps"] == 1
 
@@ -314,7 +314,7 @@ def test_a_disk_that_is_full_for_the_ledger_stops_before_the_step_is_used(line, 
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_only_so_many_checkpoints_are_kept(limit, line, tmp_path):
+def test_old_checkpoints_are_deleted(limit, line, tmp_path):
     train_clm.main(line(save_total_limit=limit))
     kept = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
     assert kept == ["checkpoint-6", "checkpoint-9"][2 - limit :]
@@ -339,7 +339,7 @@ def test_ranks_compare_their_adapters_before_the_first_step_and_every_few(line, 
     assert compared == [16, 16], "before steps 1 and 11: A and B of four layers in two blocks"
 
 
-def test_the_line_goes_on_with_the_budget_that_a_launch_out_of_memory_left(crashed, line, monkeypatch):
+def test_the_command_resumes_with_the_budget_that_a_launch_out_of_memory_left(crashed, line, monkeypatch):
     budgets = []
     monkeypatch.setattr(
         causal_lm, "MicroBatches", lambda *args, **how: budgets.append(args[1]) or MicroBatches(*args, **how)
@@ -361,7 +361,7 @@ def test_another_token_budget_given_on_purpose_is_obeyed(crashed, line, monkeypa
     assert "which did not fit before" not in capsys.readouterr().out
 
 
-def test_a_dry_run_is_printed_where_a_run_is_already(crashed, line, capsys):
+def test_a_dry_run_works_in_the_folder_of_a_run(crashed, line, capsys):
     before = {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()}
     train_clm.main(line(dry_run=True))
     assert "noise multiplier       0.8" in capsys.readouterr().out

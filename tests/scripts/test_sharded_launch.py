@@ -39,7 +39,7 @@ def start(
 
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> str:
-    """What it printed. Judged by the files that it left: gloo sometimes aborts a process that is done."""
+    """What it printed. Success is judged by its files, since gloo sometimes aborts a finished process."""
     try:
         process.wait(240)
     except subprocess.TimeoutExpired:
@@ -81,7 +81,7 @@ def test_training_on_one_machine(sync: str, tiny_model_dir: Path, data: Path, tm
 
 
 def test_training_on_two_machines(tiny_model_dir: Path, data: Path, tmp_path: Path) -> None:
-    """Two launches that meet on loopback; one run comes of it."""
+    """Two launches that connect over loopback make one run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -158,11 +158,11 @@ def test_sampling_gives_the_texts_of_one_process(tiny_model_dir: Path, tmp_path:
         assert (tmp_path / name / "generations.jsonl").exists(), printed[-3000:]
         texts[name] = (tmp_path / name / "generations.jsonl").read_bytes()
     assert texts["sharded"] == texts["alone"]
-    assert "frozen weights a rank" in (tmp_path / "sharded.log").read_text()
+    assert "MiB per rank of " in (tmp_path / "sharded.log").read_text()
 
 
-def test_ranks_whose_texts_end_at_different_times_do_not_wait_for_ever(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """One batch each: the rank with the long prompt has few tokens to draw, and must go along with the other's."""
+def test_ranks_whose_texts_end_at_different_times_do_not_hang(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """One batch each: the rank with the long prompt has few tokens to draw, and must keep step with the other."""
     long = "Describe a process of making crepes in a pan, and then describe it again."
     (tmp_path / "instructions.txt").write_text(f"Say hello. #### 1\n{long} #### 1\n")
     words = ["--instruction_file", tmp_path / "instructions.txt", "--model_name_or_path", tiny_model_dir]

@@ -1,4 +1,4 @@
-"""train_clm.py: launched for real with the shipped configuration, and every mistake a user can make with it."""
+"""train_clm.py: launched for real with the shipped configuration, and the mistakes that users can make."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_clm
 from dptune import CausalLMLoss, attach_adapter
+from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger
 from dptune.lora import LoraAdapter
 from utils.data.load import load_training_data
@@ -78,7 +79,7 @@ def launched(tiny_model_dir, train_file, tmp_path_factory):
     return launch(*flags(tiny_model_dir, train_file, out, **extra)), out
 
 
-def test_a_launched_run_leaves_all_that_is_promised(launched):
+def test_a_launched_run_writes_all_promised_files(launched):
     result, out = launched
     assert result.returncode == 0, result.stderr
     names = {path.name for path in out.iterdir()}
@@ -179,7 +180,7 @@ def test_the_held_out_loss_is_measured_at_the_start_unless_told(tiny_model_dir, 
 
 
 def test_a_text_without_a_prompt_is_learned_from_its_first_word(tiny_model_dir, tmp_path):
-    """By an unconditional generator, which is then sampled from the start token."""
+    """The model is an unconditional generator, sampled from the start token."""
     (tmp_path / "rows.jsonl").write_text('{"instruction": "you"}\n' * 64)
     out = tmp_path / "out"
     style = {
@@ -204,7 +205,7 @@ def test_target_epsilon_is_kept(tiny_model_dir, train_file, tmp_path, capsys):
     )
     report = json.loads((out / "privacy_report.json").read_text())
     assert 2.9 < report["epsilon"] <= 3
-    assert f"epsilon {report['epsilon']:.4f}" in capsys.readouterr().out
+    assert f"epsilon {rounded_up(report['epsilon'])}" in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_model_dir, train_file, tmp_path, capsys):
@@ -229,7 +230,7 @@ def test_the_seed_changes_the_adapters_start_and_nothing_makes_two_runs_equal(ti
 def test_activation_checkpointing_recomputes_with_and_without_validation_data(
     validated, tiny_model_dir, train_file, tmp_path, monkeypatch
 ):
-    """transformers leaves it out, in silence, where a model is in evaluation mode."""
+    """transformers silently skips it for a model in evaluation mode."""
     forward, calls = LoraAdapter.forward, {}
 
     def counted(self, x):
@@ -310,7 +311,7 @@ def test_a_folder_with_a_run_is_left_alone(launched, tiny_model_dir, train_file,
     assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
 
 
-def test_a_mistake_in_a_process_of_its_own_prints_no_traceback(tiny_model_dir, train_file, tmp_path):
+def test_a_mistake_in_a_separate_process_prints_no_traceback(tiny_model_dir, train_file, tmp_path):
     args = flags(tiny_model_dir, train_file, tmp_path / "out", noise_multiplier=None)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""`train_clm.py` with --trainable, --clipping and --optimizer, as a user runs it: on a tiny model, in this process."""
+"""`train_clm.py` with --trainable, --clipping and --optimizer, on a tiny model, in this process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def runs(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.mark.parametrize("name", ["all", "norms", "a pattern", "adaptive", "per layer"])
-def test_the_whole_model_is_saved_and_just_what_was_chosen_has_changed(
+def test_the_whole_model_is_saved_and_only_the_chosen_parameters_changed(
     name: str, runs: dict[str, Path], base: Path
 ) -> None:
     before, after = weights(base), weights(runs[name] / "model")
@@ -162,12 +162,12 @@ def test_a_checkpoint_of_a_whole_model_holds_what_is_trained(runs: dict[str, Pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--trainable", "nothing.*"), "--trainable='nothing.*': names no parameter"),
+        (("--trainable", "nothing.*"), "--trainable='nothing.*': matches no parameter"),
         (("--trainable", "all", "--qbits", "8"), "--trainable='all': weights of --qbits 8 cannot be trained"),
         (("--momentum", "0.9"), "--momentum=0.9: belongs to --optimizer sgd"),
         (("--layer_clip_norms", "*=1"), "--layer_clip_norms='*=1': needs --clipping per-layer"),
         (("--clipping", "per-layer", "--layer_clip_norms", "*"), "--layer_clip_norms='*': give PATTERN=NORM"),
-        (("--clipping", "per-layer", "--layer_clip_norms", "zz=1"), "names no trained layer"),
+        (("--clipping", "per-layer", "--layer_clip_norms", "zz=1"), "matches no trained layer"),
         (("--clipping", "adaptive", "--adaptive_count_noise", "0.2"), "count_noise=0.2: must be above 0.3"),
     ],
 )
@@ -187,7 +187,7 @@ def test_sharded_or_half_precision_weights_are_refused(base: Path) -> None:
     from utils.training.arguments import LoraArguments
 
     model, whole = AutoModelForCausalLM.from_pretrained(base), LoraArguments(trainable=["all"])
-    with pytest.raises(InvalidArgument, match="only frozen weights are sharded"):
+    with pytest.raises(InvalidArgument, match="only frozen weights can be sharded"):
         prepare_trainable(model, whole, sharded=True)
     with pytest.raises(InvalidArgument, match="set mixed_precision to bf16 or no"):
         prepare_trainable(model, whole, dtype=torch.float16)

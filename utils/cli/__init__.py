@@ -1,1 +1,1 @@
-"""What every program does around its work: flags, locks, signals, trackers, launch lines."""
+"""What every program needs around its work: flags, endpoints, signals, trackers, launch lines."""

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint's address, and its key, which comes from the environment and is never shown."""
+"""Address and key of an OpenAI-compatible endpoint. The key comes from the environment and is never shown."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from urllib.parse import SplitResult, urlsplit
 
 from dptune._validate import HIDDEN, InvalidArgument, refuse
 
-OPENAI_KEY, VLLM_KEY = "OPENAI_API_KEY", "VLLM_API_KEY"  # environment variables: one service's is never sent to another
+OPENAI_KEY, VLLM_KEY = "OPENAI_API_KEY", "VLLM_API_KEY"  # environment variables; no service gets the key of another
 
 
 def require_address(url: str, *, flag: str, key_variable: str) -> None:
-    """Refuse what is no address, and one with a password or a key in it, for addresses are printed.
+    """Refuse an invalid address, and one that holds a password or a key, since addresses are printed.
 
     Args:
-        url: up to and without the route, such as http://127.0.0.1:8000/v1.
-        flag: what gave it.
+        url: the address without the route, such as http://127.0.0.1:8000/v1.
+        flag: the flag that gave it.
         key_variable: the environment variable that holds the key.
 
     Raises:
-        InvalidArgument: without showing what might be a key.
+        InvalidArgument: the address is refused. The message does not show what might be a key.
     """
     parts = _split(url, flag)
     if "@" in parts.netloc or parts.query or parts.fragment:
-        remedy = f"give scheme, host and path alone; a key comes from the environment variable {key_variable}"
+        remedy = f"give scheme, host and path only; put the key into the environment variable {key_variable}"
         refuse(flag, HIDDEN, remedy)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         refuse(flag, url, "give an address such as http://127.0.0.1:8000/v1")
 
 
 def key_from_environment(variable: str) -> str | None:
-    """The key in an environment variable; None where there is none, as a server of one's own wants none.
+    """The key in an environment variable; None if it is not set, since a local server needs no key.
 
     Raises:
-        InvalidArgument: it holds what no HTTP header may; the message does not show it.
+        InvalidArgument: the key cannot be in an HTTP header. The message does not show it.
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        refuse(variable, HIDDEN, "holds a character that no key has; set the variable again")
+        refuse(variable, HIDDEN, "holds a character that no key can have; set the variable again")
     return key or None
 
 
 def _split(url: str, flag: str) -> SplitResult:
-    """The parts of an address, its port checked."""
+    """The parts of an address; checks its port."""
     try:
         parts = urlsplit(url)
         _ = parts.port

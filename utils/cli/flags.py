@@ -1,8 +1,8 @@
-"""Command lines of the programs: dataclasses in, one line and exit status 2 out when something is wrong.
+"""Command lines of the programs: flags from dataclasses; a mistake prints one line and exits with status 2.
 
-Every program parses with `parse` and runs inside `exit_on_invalid_argument`, which names the flag where the engine
-names its parameter. A field declared with `repr=False` is a secret: it is left out of `repr`, of `public_config` and,
-once parsed, of `sys.argv` (trackers record the command line).
+Every program parses with `parse` and runs inside `exit_on_invalid_argument`, which turns the engine's parameter names
+into flags. A field declared with `repr=False` is a secret: it is left out of `repr` and `public_config`, and removed
+from `sys.argv` after parsing, since trackers record the command line.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def parse(
         groups: dataclasses whose fields become flags; a class attribute `_argument_group_name` titles them.
         args: the command line without the program's name; `sys.argv[1:]` if None, where secrets are then overwritten.
         description: what --help prints above the flags; line breaks are kept.
-        parser: made from the two; another one where fields have types that `DataclassParser` does not take.
+        parser: makes the parser from both; for fields with types that `DataclassParser` does not take, give another.
 
-    Exits with status 2 and one line for an unknown, missing or malformed flag. Abbreviated flags are unknown: they
-    would change their meaning when a flag is added. Raises `InvalidArgument` where a dataclass refuses a value.
+    Exits with status 2 and one line for an unknown, missing or malformed flag. An abbreviated flag counts as unknown:
+    its meaning would change when a flag is added. Raises `InvalidArgument` if a dataclass refuses a value.
     """
     made = parser(groups, description)
     filled, unknown = made.parse_groups(args)
@@ -60,15 +60,15 @@ def parse(
 
 
 def public_config(*instances: Any) -> dict[str, Any]:
-    """The fields of all instances in one flat dict, secrets (`repr=False`) left out: fit for saving and logging."""
+    """The fields of all instances in one flat dict for saving and logging, without secrets (`repr=False`)."""
     return {f.name: getattr(one, f.name) for one in instances for f in dataclasses.fields(one) if f.repr}
 
 
 @contextmanager
 def naming(flags: Mapping[str, str]) -> Iterator[None]:
-    """Name these flags in refusals from inside: {parameter, as the refusing code calls it: flag}.
+    """Rename parameters in errors raised inside: {parameter name in the error: flag}.
 
-    For code that passes a flag's value on under another name. Names that are not in `flags` stay as they are.
+    For code that passes a flag's value on under another name. Names that are not in `flags` stay unchanged.
     """
     try:
         yield
@@ -83,11 +83,11 @@ def naming(flags: Mapping[str, str]) -> Iterator[None]:
 def exit_on_invalid_argument(*groups: type, flags: Mapping[str, str] = _NO_RENAMES) -> Iterator[None]:
     """Turn an `InvalidArgument` raised inside, or a full disk, into one line on stderr and exit status 2.
 
-    Also a decorator. On several ranks the main process alone prints, unless the mistake is seen on another rank only.
+    Also a decorator. With several ranks only the main process prints, unless the error occurs on another rank only.
 
     Args:
-        groups: the dataclasses of the program's flags. A parameter that is called like a field is shown as its flag.
-        flags: {parameter: flag} for parameters that are called otherwise, such as {"rank": "--lora_r"}.
+        groups: the dataclasses of the program's flags. A parameter named like a field is shown as its flag.
+        flags: {parameter: flag} for parameters with other names, such as {"rank": "--lora_r"}.
     """
     fields = {f.name: f"--{f.name}" for group in groups for f in dataclasses.fields(group)}
     try:
@@ -98,11 +98,13 @@ def exit_on_invalid_argument(*groups: type, flags: Mapping[str, str] = _NO_RENAM
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        exit_with(f"{error.strerror}: {error.filename or 'a file'} is not written; free space, then run the line again")
+        exit_with(
+            f"{error.strerror}: {error.filename or 'a file'} was not written; free space and run the command again"
+        )
 
 
 def _flags(groups: Sequence[type], *, secret_only: bool = False) -> list[str]:
-    """All flags, or those of secrets, as the parser spells them (with underscores and with hyphens)."""
+    """All flags, or those of secrets, in each spelling of the parser (with underscores and with hyphens)."""
     names = [f.name for one in groups for f in dataclasses.fields(one) if not (secret_only and f.repr)]
     return [spelling for name in names for spelling in spellings(name)]
 
@@ -119,7 +121,7 @@ def _overwrite_secrets(argv: list[str], groups: Sequence[type]) -> None:
 
 
 def _describe_unknown(unknown: Sequence[str], groups: Sequence[type]) -> str:
-    """Name unknown flags without their values: a misspelt --access_token must not print the token."""
+    """A message that names unknown flags without their values: a misspelt --access_token must not print the token."""
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
     if not flags:
         return f"{len(unknown)} value(s) that belong to no flag; quote a value that holds spaces"

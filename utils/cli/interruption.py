@@ -1,4 +1,4 @@
-"""A stop that loses nothing: the first SIGTERM or SIGINT is a request that the loop reads, the second ends it."""
+"""Stops that lose no work: the loop reads the first SIGTERM or SIGINT as a request; a second one ends the process."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STDERR = 2
-# Ctrl-C reaches a worker twice, from the terminal and from the launcher that passes it on: one request.
+# Ctrl-C reaches a worker twice, from the terminal and from the launcher; both are one request.
 _SAME_REQUEST = 1.0
 
 
 class StopRequest:
-    """While entered, remembers the first SIGTERM or SIGINT; a second one, over a second later, acts as ever.
+    """A context that records the first SIGTERM or SIGINT. Another signal more than a second later ends the process.
 
     Only the main thread of a process can enter it.
 
     Args:
-        announce: whether to say so on stderr; the main process alone does.
-        finishing: what is still finished, as that line names it.
+        announce: whether to print the request to stderr; only the main process should.
+        finishing: what is finished before the stop, as the message names it.
     """
 
     def __init__(self, *, announce: bool = True, finishing: str = "this micro-batch") -> None:
@@ -51,8 +51,9 @@ class StopRequest:
         if self.name is None:
             self.name, self._at = signal.Signals(number).name, now
             if self._announce:
-                # Past Python's buffer: within a write to it, of a progress bar, a handler's own raises RuntimeError.
-                os.write(_STDERR, f"\n{self.name}: stopping after {self._finishing} (again: at once)\n".encode())
+                # Not through Python's buffer: a handler that interrupts a write to it gets a RuntimeError.
+                told = f"{self.name}: stopping after {self._finishing} (signal again to stop at once)"
+                os.write(_STDERR, f"\n{told}\n".encode())
         elif now - self._at > _SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""`accelerate launch` lines: which configuration and how many processes, as words for a process and as text to copy."""
+"""`accelerate launch` commands, as words to run and as a line to copy."""
 
 from __future__ import annotations
 
@@ -12,60 +12,60 @@ from dptune._validate import refuse, require_count
 
 PLAIN_CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
 SHARDED_CONFIG = "accelerate_configs/accelerate_config.cfg"
-_SECRET = re.compile(
-    "(^|_)(token|key|password|secret)$"
-)  # flags that the scripts have, or that one may think they have
+_SECRET = re.compile("(^|_)(token|key|password|secret)$")  # secret flags, also ones that the scripts do not have
 
 
 def launch_words(script: str, flags: Sequence[str], *, gpus: int, shard: bool) -> list[str]:
-    """The words behind `accelerate launch`.
+    """The words after `accelerate launch`.
 
     Args:
         script: path from the repository's root.
-        flags: the script's own.
-        gpus: processes, one a GPU; a machine without GPUs runs them on its CPU.
-        shard: spread frozen weights over the GPUs instead of holding all of them on each.
+        flags: the script's flags.
+        gpus: number of processes, one per GPU; without GPUs they run on the CPU.
+        shard: shard frozen weights over the GPUs instead of holding all of them on each.
     """
     words = ["--config_file", SHARDED_CONFIG if shard else PLAIN_CONFIG, "--num_processes", str(gpus)]
     if gpus > 1 and not shard:
-        words.append("--multi_gpu")  # the plain configuration starts one process, whatever the number says
+        words.append("--multi_gpu")  # otherwise the plain configuration starts only one process
     return [*words, script, *flags]
 
 
 def as_line(words: Sequence[str]) -> str:
-    """The line to copy, quoted for a POSIX shell."""
+    """The command as a line to copy, quoted for a POSIX shell."""
     return f"accelerate launch {shlex.join(words)}"
 
 
 def as_command(words: Sequence[str]) -> list[str]:
-    """The same launch with this interpreter, whether or not `accelerate` is on the path."""
+    """The same command with this interpreter, which does not need `accelerate` on the path."""
     return [sys.executable, "-m", "accelerate.commands.launch", *words]
 
 
 def require_job(job_sess: str, outputs: Path, *, gpus: int, shard: bool) -> None:
-    """Check what all jobs have: a name that is a folder's within `outputs`, and how many GPUs share the model."""
+    """Check what all jobs have: a name, which becomes a folder in `outputs`, and how many GPUs share the model."""
     require_count("--gpus", gpus)
     if Path(job_sess).name != job_sess or job_sess in ("", ".."):
-        refuse("--job_sess", job_sess, f"give a name for a folder within {outputs}, without slashes")
+        refuse("--job_sess", job_sess, f"give the name of a folder in {outputs}, without slashes")
     if shard and gpus == 1:
-        refuse("--shard", True, "spreads the model over several GPUs; give --gpus 2 or more, or leave it out")
+        refuse("--shard", True, "shards the model over several GPUs; give --gpus 2 or more, or leave it out")
 
 
 def require_not_taken(extra: Sequence[str], taken: Mapping[str, str]) -> None:
-    """Refuse flags behind `--` that a job's own flags decide: {name of the launched script's flag: the job's flag}.
+    """Refuse flags after `--` that a job's own flags decide, and secrets, since the line is printed.
 
-    Secrets too, for the line is printed.
+    Args:
+        extra: the words after `--`.
+        taken: {name of the launched script's flag: the job's flag}.
     """
     for word in extra:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and _SECRET.search(name):
-            refuse(f"--{name}", "behind --", "would be printed with the line; set HF_TOKEN in the environment instead")
+            refuse(f"--{name}", "after --", "would be printed with the line; set HF_TOKEN in the environment instead")
         if word.startswith("--") and name in taken:
-            refuse(f"--{name}", "behind --", f"give {taken[name]} before -- instead")
+            refuse(f"--{name}", "after --", f"give {taken[name]} before -- instead")
 
 
 def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(this program's words, the trainer's), which `--` divides."""
+    """(words before the first `--`, which are this program's; words after it, which are the trainer's)."""
     words = list(argv)
     place = words.index("--") if "--" in words else len(words)
     return words[:place], words[place + 1 :]

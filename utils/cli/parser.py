@@ -1,9 +1,9 @@
-"""A command line from dataclasses, on argparse: each field is a flag, each dataclass a titled group of --help.
+"""A command line from dataclasses, with argparse: each field is a flag, each dataclass a titled group of --help.
 
-transformers' HfArgumentParser does the same, but takes seconds to import. A field is a str, int, float or bool, a list
-of one of those, or one of them or None. Its metadata may hold `help` and `choices`. A field without a default is
-required. `--flag_name` and `--flag-name` are the same flag. A bool is `--x`, or `--x false`; one that is on by default
-has `--no_x` too.
+transformers' HfArgumentParser does the same, but takes seconds to import. A field's type is str, int, float, bool, a
+list of one of these, or one of all these or None. Its metadata may hold `help` and `choices`. A field without a default
+is required. `--flag_name` and `--flag-name` are the same flag. A bool is set by `--x` or `--x false`, and if it
+defaults to True also by `--no_x`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 _TRUE, _FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
-# Seconds another rank gives the main process to print the same mistake, and the launcher to end all ranks after it.
+# Seconds that other ranks wait, so that the main process can print the error and the launcher end all ranks.
 _MAIN_PROCESS_FIRST = 3.0
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Prints a mistake on one line, without the usage of all flags around it."""
+    """Prints an error on one line, without the usage of all flags."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
+        """Print the message and exit with status 2."""
         exit_with(f"{' '.join(message.split())} (--help lists the flags)")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows a default where there is one, and keeps the line breaks of the description."""
+    """Shows defaults other than None, and keeps the line breaks of the description."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if isinstance(action, argparse._StoreFalseAction):
@@ -64,12 +64,12 @@ class DataclassParser(OneLineParser):
 
 
 def exit_with(message: str) -> NoReturn:
-    """Print `error: message` and exit with status 2; ranks other than the first let the first speak."""
+    """Print `error: message` and exit with status 2. Ranks other than 0 let rank 0 print first."""
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
-        # When rank 0 fails too, the launcher ends this process while it sleeps; exiting first could end rank 0 unheard.
+        # If rank 0 fails too, the launcher ends this process in its sleep. Exiting at once could end rank 0 unheard.
         time.sleep(_MAIN_PROCESS_FIRST)
         print(f"error on rank {rank}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2)
@@ -100,13 +100,13 @@ def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], t
 
 
 def _kind_of(type_: Any) -> tuple[Callable[[str], Any], bool]:
-    """(what converts one word, whether the flag takes several) of a field's type."""
+    """(function that converts one word, whether the flag takes several) of a field's type."""
     if get_origin(type_) in (Union, UnionType):
         (type_,) = (one for one in get_args(type_) if one is not type(None))
     is_list = get_origin(type_) is list
     kind = get_args(type_)[0] if is_list else type_
     if kind not in (str, int, float, bool):
-        raise TypeError(f"{type_} is no type of a flag")
+        raise TypeError(f"{type_} cannot be the type of a flag")
     return kind, is_list
 
 

@@ -1,7 +1,7 @@
-"""Experiment trackers (`--with_tracking`, `--report_to`), started through accelerate and kept from seeing any token.
+"""Experiment trackers (`--with_tracking`, `--report_to`), started through accelerate. They never see a token.
 
-What a tracker gets is not private, and some send it to another machine. This is said once when they start. Without
-either flag nothing is tracked; the diagnostics file in the output folder is written in any case.
+What a tracker gets is not private, and some trackers send it to another machine; a message says so when they start.
+Without either flag nothing is tracked. The diagnostics file in the output folder is always written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dptune._validate import InvalidArgument, refuse
 
-if TYPE_CHECKING:  # flags import this module, and do not wait for accelerate
+if TYPE_CHECKING:  # for types only: modules of flags import this one without loading accelerate
     from accelerate import Accelerator
 
 TRACKERS = ("wandb", "tensorboard", "trackio")
@@ -26,20 +26,20 @@ _SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
 def choose_trackers(report_to: str | None, *, with_tracking: bool = False) -> list[str]:
-    """The trackers that the flags ask for, all of them installed.
+    """The trackers that the flags ask for; all are installed.
 
     Args:
-        report_to: one of `REPORT_TO_CHOICES`; "all" is every installed one of `TRACKERS`; None and "none" are no more
-            than what `with_tracking` asks for.
-        with_tracking: write local files (`LOCAL`), whatever `report_to` says.
+        report_to: one of `REPORT_TO_CHOICES`. "all" is every installed one of `TRACKERS`; None and "none" add nothing
+            to `with_tracking`.
+        with_tracking: write local files (`LOCAL`), independently of `report_to`.
 
     Raises:
-        InvalidArgument: no such tracker, or one whose package is missing.
+        InvalidArgument: the tracker is unknown, or its package is not installed.
     """
     local = []
     if with_tracking:
         if LOCAL not in _installed():
-            refuse("--with_tracking", True, f"writes {LOCAL} files; pip install {LOCAL}, or leave --with_tracking out")
+            refuse("--with_tracking", True, f"needs {LOCAL}; pip install {LOCAL}, or leave --with_tracking out")
         local = [LOCAL]
     return [*local, *(name for name in _reported_to(report_to) if name not in local)]
 
@@ -71,17 +71,17 @@ def start_trackers(
     *,
     logging_dir: str | os.PathLike[str],
 ) -> None:
-    """Start trackers; afterwards `accelerator.log(values, step)` reaches them.
+    """Start trackers; afterwards `accelerator.log(values, step)` sends to them.
 
     Args:
-        accelerator: this process's; all ranks call this.
-        names: see `choose_trackers`; none starts nothing.
-        project: name under which a tracker files the run.
-        config: settings to show beside the curves; tokens are taken out.
-        logging_dir: folder for the trackers' own files, which are as little private as the diagnostics.
+        accelerator: this process's accelerator; all ranks call this.
+        names: see `choose_trackers`; an empty sequence starts nothing.
+        project: the project name for the tracker.
+        config: settings to show with the curves; tokens are removed.
+        logging_dir: folder for the trackers' own files, which are not private, like the diagnostics.
 
     Raises:
-        InvalidArgument: a tracker that is missing, or that does not start.
+        InvalidArgument: a tracker is missing or does not start.
     """
     if not names:
         return
@@ -103,9 +103,9 @@ def start_trackers(
 
 
 def public_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` flattened to scalars, as TensorBoard wants it, without entries named like a secret.
+    """`config` flattened to scalars, as TensorBoard needs, without entries named like a secret.
 
-    A secret's value is also blotted out wherever else it stands, and so are the tokens in the environment.
+    Values of secrets, and tokens in the environment, are also replaced by *** in all other entries.
     """
     flat = dict(_flatten(config))
     hidden = {str(value) for key, value in flat.items() if _is_secret(key) and value is not None}
@@ -137,8 +137,8 @@ def _blot(value: Any, hidden: set[str]) -> Any:
 def _init_kwargs(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
     """Settings that keep trackers from collecting more than they are given.
 
-    wandb's metadata hold the command line, `--access_token` included, and its console capture whatever is printed.
-    trackio makes a public page when it is told to use a hosted one.
+    wandb's metadata would include the command line, with `--access_token`; its console capture would include all
+    output. trackio would make a hosted page public.
     """
     kwargs: dict[str, dict[str, Any]] = {
         "wandb": {

@@ -1,1 +1,1 @@
-"""From files of text to tokens: formats, records, prompts, authors, splits."""
+"""Turns files of text into tokens: formats, records, prompts, authors, splits."""

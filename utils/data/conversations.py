@@ -1,18 +1,17 @@
-"""Instructions out of conversations, and why the number of privacy units is counted after copies are gone.
+"""Extracts instructions from conversations, and removes copies without weakening privacy.
 
-Taking one privacy unit out of the file may change what training sees by that unit and nothing else. Filters look at one
-row alone, so they keep that. Leaving copies out looks at several, and keeps it only like this:
+Removing one privacy unit from the file may change the training data by that unit only. Filters look at single rows, so
+they satisfy this. Removing copies compares rows, and satisfies it only under these rules:
 
-* Without users a unit is a distinct row of the output. What is written is a function of what is compared: the text
-  that was normalised, never the variant that came first; with replies, the text and the reply together. So a row of the
-  file adds one row to the output or none, and taking it out takes that one row or nothing. If the first of several
-  copies lent its reply or its id, taking it out would put another row in the place of the one that it takes away: two
-  changes where epsilon counts one.
-* With users a unit is a user, and copies are left out among one user's rows only. Across users, the copy that is kept
-  would belong to whoever came first; taking that user out would give another user a row that they did not have.
+* Without users, a unit is a distinct row of the output. The output depends only on what is compared: the normalised
+  text, never the variant that came first; with replies, text and reply together. So removing a row of the file removes
+  at most one row of the output. If the first of several copies set the reply or the id, removing it would replace an
+  output row by another: two changes, where epsilon counts one.
+* With users, a unit is a user, and copies are removed among the rows of one user only. Across users, the first user
+  would own the kept copy. Removing that user would then give another user a new row.
 
-Whoever says a common thing in several conversations of a file without users is one row in it, and others who said the
-same share that row: the unit protects the text, not the people who wrote it.
+Without users, several conversations with the same text are one row, which all their writers share: the unit protects
+the text, not the people who wrote it.
 """
 
 from __future__ import annotations
@@ -31,25 +30,25 @@ from utils.files.cells import Place, author_of, is_text
 from utils.files.tables import Row
 
 LANGUAGE_COLUMN = "language"
-# Column of the turns: (who says it, what is said). LMSYS-Chat-1M has the first, ShareGPT the second.
+# {column of turns: (key of the role, key of the text)}: the first as in LMSYS-Chat-1M, the second as in ShareGPT.
 TURN_COLUMNS = {"conversation": ("role", "content"), "conversations": ("from", "value")}
 _USER = ("user", "human")
 _ASSISTANT = ("assistant", "gpt", "chatgpt", "model", "bing", "bard")
 _BLANK_LINES = re.compile(r"\n{3,}")
-_ID_DIGITS = 24  # 96 bits: no two of a billion rows get the same
+_ID_DIGITS = 24  # 96 bits: practically unique among a billion rows
 
 
 class Unusable(Exception):
-    """A row that gives no question; its text is the reason, and quotes nothing."""
+    """Raised for a row that gives no question. Its message is the reason, without text from the row."""
 
 
 @dataclass(frozen=True)
 class FirstTurn:
-    """What a user said first.
+    """The first thing a user said.
 
     Attributes:
-        text: normalised.
-        reply: of the assistant, as it stands; None where none follows at once, or a blank one.
+        text: the normalised text.
+        reply: the assistant's next turn, unchanged; None if it is missing or blank.
     """
 
     text: str
@@ -57,10 +56,10 @@ class FirstTurn:
 
 
 def normalised(text: str) -> str:
-    """`text` in Unicode's composed form (NFC), without white space that nobody sees.
+    """`text` in Unicode's composed form (NFC), without invisible white space.
 
-    Inner runs of spaces and tabs become one space, ends of lines and of the text are stripped, three line ends or more
-    become two. Indentation stays, for code needs it.
+    Inner runs of spaces and tabs become one space, lines are stripped at the end, the text is stripped, and three or
+    more line breaks become two. Indentation stays, since code needs it.
 
     >>> normalised("Sort \\t this:\\r\\n\\r\\n\\r\\n    x  =  1 \\n")
     'Sort this:\\n\\n    x = 1'
@@ -73,7 +72,7 @@ def first_question(row: Row) -> FirstTurn:
     """What the user asked first.
 
     Raises:
-        Unusable: there are no turns, a turn is damaged, no user speaks, or the first question is blank.
+        Unusable: there are no turns, a turn is damaged, no turn is a user's, or the first question is blank.
     """
     column = next((name for name in TURN_COLUMNS if row.get(name) is not None), None)
     turns = row[column] if column is not None else None
@@ -92,13 +91,13 @@ def first_question(row: Row) -> FirstTurn:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which first questions are kept.
+    """Which first questions to keep.
 
     Attributes:
-        min_chars, max_chars: length of the normalised question in characters, both included; no upper limit for None.
-        language: see `utils.data.languages`; all for None.
-        user_column: names each row's user, if users are the unit.
-        keep_answers: whether the first reply goes along; conversations without one are then left out.
+        min_chars, max_chars: length limits of the normalised question in characters, inclusive; None is no limit.
+        language: see `utils.data.languages`; None keeps all languages.
+        user_column: the column that names each row's user, if users are the unit.
+        keep_answers: whether to keep the first reply; conversations without one are then left out.
     """
 
     min_chars: int = 1
@@ -116,8 +115,8 @@ class Selection:
         """The output row of one conversation.
 
         Raises:
-            Unusable: it is left out; says why.
-            InvalidArgument: its user is neither text nor a number, or its language cannot be told; names the row.
+            Unusable: the conversation is left out; says why.
+            InvalidArgument: its user is neither text nor a number, or its language is unknown. Names the row.
         """
         question = first_question(row)
         if len(question.text) < self.min_chars:
@@ -136,12 +135,12 @@ class Selection:
 
 
 def instructions(rows: Iterable[tuple[Place, Row]], selection: Selection, left_out: Counter[str]) -> Iterator[Row]:
-    """What is kept of a file of conversations, copies left out (see above), each with an `id` made from its content.
+    """The selected instructions without copies (see above), each with an `id` made from its content.
 
     Args:
-        rows: conversations and where they stand.
-        selection: which are kept.
-        left_out: counts the others, by reason.
+        rows: conversations and their places.
+        selection: which to keep.
+        left_out: counts the others by reason; it is updated in place.
     """
     seen: set[bytes] = set()
     for place, row in rows:
@@ -159,20 +158,20 @@ def instructions(rows: Iterable[tuple[Place, Row]], selection: Selection, left_o
 
 
 def _identity(selected: Row) -> bytes:
-    """Rows with one digest are copies: of one user the same question, of nobody the same row."""
+    """A digest that copies share: the same question of one user, or, without a user, the same row."""
     compared = {name: value for name, value in selected.items() if name != "answer" or "user" not in selected}
     return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).digest()[:16]
 
 
 def _one_spaced(line: str) -> str:
-    """A line with its indentation, one space between words, and nothing after the last."""
+    """A line with its indentation, one space between words, and no space at the end."""
     indentation = line[: len(line) - len(line.lstrip())]
     words = line.split()
     return indentation + " ".join(words) if words else ""
 
 
 def _turn(turn: object, who: str, what: str) -> tuple[str, str]:
-    """(who, what) of one turn."""
+    """(role, text) of one turn."""
     if not isinstance(turn, Mapping) or not is_text(turn.get(who)) or not is_text(turn.get(what)):
         raise Unusable("a damaged turn")
     return str(turn[who]).strip().lower(), str(turn[what])

@@ -1,4 +1,4 @@
-"""Tokenised rows as the features that transformers' collators and Trainer take."""
+"""Tokenised rows as features for transformers' collators and Trainer."""
 
 from __future__ import annotations
 

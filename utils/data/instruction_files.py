@@ -1,12 +1,11 @@
-r"""Files of instructions, each read into a list with as many entries as texts are to be drawn.
+r"""Reads files of instructions into a list with one entry per text to generate.
 
-    lines         plain text, an instruction a line
+    lines         plain text, one instruction per line
     repeated      text lines `instruction #### repetitions`
     json          a JSON list of strings or of objects with `instruction`, or JSONL of such objects
-    alpaca_eval   AlpacaEval's list of objects with `instruction` and `dataset` (an `output` is passed over)
+    alpaca_eval   AlpacaEval's list of objects with `instruction` and `dataset` (an `output` is ignored)
 
-In both kinds of text blank lines are skipped, and within an instruction \n stands for a line break and \\ for a
-backslash.
+Both text formats skip blank lines. Inside an instruction, \n is a line break and \\ a backslash.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _JSON_SUFFIXES = (".json", ".jsonl")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One text to draw. `dataset` is AlpacaEval's name of where the instruction is from."""
+    """The instruction of one text to generate. `dataset` is AlpacaEval's name for its source."""
 
     text: str
     dataset: str | None = None
@@ -38,14 +37,14 @@ class Instruction:
 
 @dataclass(frozen=True)
 class InstructionFile:
-    """The instructions of a file in its order, repeated as it says, and the format it was read in."""
+    """The instructions of a file in order, repeated as it says, and the file's format."""
 
     instructions: list[Instruction]
     format: str
 
     @property
     def texts(self) -> list[str]:
-        """The instructions alone."""
+        """The texts of the instructions."""
         return [one.text for one in self.instructions]
 
 
@@ -53,13 +52,13 @@ def read_instructions(path: str, kind: str = "auto") -> InstructionFile:
     """The instructions of a file.
 
     Args:
-        path: UTF-8 text.
-        kind: one of INSTRUCTION_FORMATS. "auto" reads what parses as JSON as JSON, other text with a
-            `####` in any line as "repeated" (so every line must have it) and the rest as "lines".
+        path: a file of UTF-8 text.
+        kind: one of INSTRUCTION_FORMATS. "auto" takes valid JSON as JSON, other text with `####` in any
+            line as "repeated" (then every line needs it), and the rest as "lines".
 
     Raises:
-        InvalidArgument: the file cannot be read as UTF-8, is not of its format (named with the line or the entry), or
-            holds no instruction.
+        InvalidArgument: the file is not UTF-8, has no instruction, or does not follow its format (names the line or
+            entry).
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -73,18 +72,18 @@ def read_instructions(path: str, kind: str = "auto") -> InstructionFile:
 
 
 def _recognise(path: str, text: str) -> str:
-    """The format that the content shows. Text may begin with a bracket, but a file named .json must be JSON."""
+    """The format, judged by the content. Text may begin with a bracket, but a file named .json must be JSON."""
     if text.lstrip()[:1] in ("[", "{") or Path(path).suffix.lower() in _JSON_SUFFIXES:
         entries = _parse(path, text)
         if entries is not None:
             marked = any(isinstance(entry, dict) and entry.keys() & {"dataset", "generator"} for entry in entries)
             return "alpaca_eval" if marked and text.lstrip().startswith("[") else "json"
         if Path(path).suffix.lower() in _JSON_SUFFIXES:
-            return "json"  # which will say what is wrong
+            return "json"  # its reader says what is wrong
     return "repeated" if SEPARATOR in text else "lines"
 
 
-def _read_lines(path: str, text: str) -> list[Instruction]:  # noqa: ARG001  # every reader is called alike
+def _read_lines(path: str, text: str) -> list[Instruction]:  # noqa: ARG001  # all readers have the same signature
     return [Instruction(_unescaped(line)) for line in text.split("\n") if line.strip()]
 
 
@@ -94,13 +93,13 @@ def _read_repeated(path: str, text: str) -> list[Instruction]:
 
 
 def _read_repeated_line(path: str, number: int, line: str) -> list[Instruction]:
-    """The instruction of one line as often as it says."""
+    """The instruction of one line, repeated as it says."""
     instruction, separator, repetitions = line.rpartition(SEPARATOR)
     if not separator:
         refuse(FLAG, path, f"line {number} has no {SEPARATOR}; {_REPEATED_REMEDY}")
     if not re.fullmatch(r"0*[1-9][0-9]{0,8}", repetitions.strip(), re.ASCII):
         given = repetitions.strip() or "nothing"
-        refuse(FLAG, path, f"line {number} has {given} after {SEPARATOR}; write a whole number from 1")
+        refuse(FLAG, path, f"line {number} has {given} after {SEPARATOR}; write a whole number of at least 1")
     return [Instruction(_unescaped(instruction))] * int(repetitions)
 
 
@@ -120,10 +119,10 @@ def _read_alpaca_eval(path: str, text: str) -> list[Instruction]:
 
 
 def _entries(path: str, text: str) -> list[tuple[int, object]]:
-    """(number from 1, entry) of a JSON list or JSONL."""
+    """(number from 1, entry) for each entry of a JSON list or of JSONL."""
     entries = _parse(path, text)
     if entries is None:
-        refuse(FLAG, path, "neither a JSON list nor one JSON object a line; fix it, or see --instruction_format")
+        refuse(FLAG, path, "neither a JSON list nor one JSON object per line; fix it, or see --instruction_format")
     return list(enumerate(entries, start=1))
 
 

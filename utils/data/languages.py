@@ -1,8 +1,8 @@
-"""Which language a text is in: the file's own word where it has one, otherwise py3langid's guess.
+"""Finds the language of a text: as named in the file, otherwise guessed by py3langid.
 
-py3langid (BSD, 4 MB, 139 languages, no download, half a millisecond a text) is small and kept up; fastText's own
-identifier needs a model file from a web site. A guess follows from the text alone. On a word or two it is often wrong
-("Hello" comes out as Breton), so where the file names languages its word counts.
+py3langid is small and maintained (BSD, 4 MB, 139 languages, no download, half a millisecond per text); fastText's
+identifier needs a downloaded model. A guess depends on the text alone. For one or two words it is often wrong ("Hello"
+gives Breton), so a language named in the file takes precedence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from utils.files.cells import Place
 
 
 def identify(text: str) -> str:
-    """The likeliest language, as an ISO 639 code.
+    """The most likely language, as an ISO 639 code.
 
     >>> identify("What is the capital of France, and who lives there?")
     'en'
@@ -28,10 +28,10 @@ def identify(text: str) -> str:
 
 @dataclass(frozen=True)
 class LanguageFilter:
-    """What is in one language.
+    """Accepts texts in one language.
 
     Attributes:
-        wanted: as the file names it (English) or, for rows that name none, a code that py3langid knows (en).
+        wanted: the language as the file names it (English), or, for rows that name none, a code of py3langid (en).
     """
 
     wanted: str
@@ -40,24 +40,28 @@ class LanguageFilter:
         """Whether a text is in the language.
 
         Args:
-            named: the row's own word for its language; None or blank where it has none.
+            named: the language that the row names; None or blank if it names none.
             text: the text.
-            place: where the row stands.
+            place: where the row is.
 
         Raises:
-            InvalidArgument: the row names no language, and `wanted` is no code.
+            InvalidArgument: the row names no language, and `wanted` is not a code.
         """
         if isinstance(named, str) and named.strip():
             return named.strip().casefold() == self.wanted.casefold()
         if self.wanted not in _codes():
             where = f"row {place.row} of {place.path}"
-            refuse("--language", self.wanted, f"{where} names no language, and to identify it takes a code such as en")
+            refuse(
+                "--language",
+                self.wanted,
+                f"{where} names no language, so the language is guessed; give a code such as en",
+            )
         return identify(text) == self.wanted
 
 
 @cache
 def _codes() -> frozenset[str]:
-    """All that py3langid knows."""
+    """All codes of py3langid."""
     import py3langid
 
     return frozenset(str(code) for code, _ in py3langid.rank("any text ranks all of them"))

@@ -1,4 +1,4 @@
-"""What the training script trains on: a user's file or a data set known by name, tokenised."""
+"""Loads and tokenises the data of train_clm.py: a user's file or a built-in data set."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def load_training_data(
     unit: PrivacyUnit = _ROW,
     seed: int = 0,
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
-    """The training set and, where there is one, the validation set.
+    """The training set and the validation set; None if there is no validation set.
 
     Args:
         dataset_name: one of DATASET_NAMES; exactly one of this and `train_file`.
         train_file: a file or saved DatasetDict (see `utils.data.records.load_records`).
-        validation_file: the same for validation. Without it a DatasetDict's own validation split is taken, or the
-            named data set's.
+        validation_file: the same for validation. Without it, the validation split of the DatasetDict or of the
+            built-in data set is used.
         prompt_style: see `utils.data.prompts.format_prompt`.
-        tokenizer: a fast one.
-        block_size: most tokens of an example.
-        data_dir: holds a folder for each named data set (`pubmed`).
-        date_from, date_to: ISO days, both included, for named data sets that have dates.
-        unit: the privacy unit; with a column, the training set says who wrote each row, and where authors are bounded
-            it has no more than theirs.
-        seed: decides which rows of an author are kept then.
+        tokenizer: a fast tokenizer.
+        block_size: maximum tokens per example.
+        data_dir: holds a folder for each built-in data set (`pubmed`).
+        date_from, date_to: ISO days, inclusive, for built-in data sets with dates.
+        unit: the privacy unit. With a column, the training set records each row's author; if the unit bounds authors,
+            at most `unit.examples` rows of each are kept.
+        seed: chooses which rows of an author are kept.
 
     Raises:
-        InvalidArgument: naming the flag, its value and the remedy.
+        InvalidArgument: for a mistake in the flags or the data; names the flag, its value and the remedy.
     """
     if (dataset_name is None) == (train_file is None):
         refuse("--train_file", train_file, "give exactly one of --train_file and --dataset_name")
@@ -84,7 +84,7 @@ def load_training_data(
 def _by_author(
     records: list[Record], unit: PrivacyUnit, seed: int, tokenizer: PreTrainedTokenizerBase, block_size: int
 ) -> TokenizedDataset:
-    """The training set, with its authors where they are the unit."""
+    """The training set, with authors if they are the privacy unit."""
     if unit.column is None:
         return tokenize(records, tokenizer, block_size)
     names = [record.author for record in records]
@@ -102,10 +102,10 @@ def load_dataset_by_name(
     tokenizer: PreTrainedTokenizerBase,
     days: DayRange,
 ) -> _Splits:
-    """(training records, validation records or None) of a data set that the project knows.
+    """(training records, validation records or None) of a built-in data set.
 
     Raises:
-        InvalidArgument: an unknown name, or what `utils.data.pubmed` refuses.
+        InvalidArgument: the name is unknown, or `utils.data.pubmed` refuses the folder.
     """
     if name not in DATASET_NAMES:
         refuse("--dataset_name", name, f"give one of {', '.join(DATASET_NAMES)}, or --train_file for your own data")
@@ -124,7 +124,7 @@ def _load_file(
     own_validation: bool,
     author_column: str | None,
 ) -> _Splits:
-    """(training records, the validation split of the same DatasetDict if wanted and there) of --train_file."""
+    """(training records, records of the DatasetDict's validation split or None) of --train_file."""
     flag = "--train_file"
     train = load_records(path, flag=flag, prompt_style=prompt_style, tokenizer=tokenizer, author_column=author_column)
     if not (own_validation and has_validation_split(path, flag)):

@@ -1,4 +1,4 @@
-"""The data sets that `--dataset_name` knows, and where they lie: apart from their readers, so that flags are quick."""
+"""Names and folders of the data sets for `--dataset_name`. Apart from their readers, so that flags parse quickly."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pathlib import Path
 
 DATASET_NAMES = ("pubmed_generation",)
 DATA_DIR = Path(__file__).resolve().parents[2] / "data"
-FIRST_DAY, LAST_DAY = "2023-08-01", "2023-08-07"  # of the abstracts, unless the flags say otherwise
+FIRST_DAY, LAST_DAY = "2023-08-01", "2023-08-07"  # default range of abstracts

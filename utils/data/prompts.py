@@ -1,7 +1,7 @@
-"""How an instruction becomes the text that the model sees before its answer.
+"""Turns an instruction into the prompt before the answer.
 
-Training and inference both call `format_prompt`: a model fine-tuned after one prompt and sampled after another does
-badly without any error, so there is one place that decides.
+Training and inference both call `format_prompt`, because a model that is sampled with another prompt than in training
+performs badly without any error.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def format_prompt(instruction: str, style: str = "plain", tokenizer: PreTrainedT
     """The text before the answer.
 
     Args:
-        instruction: what is asked; empty for unconditional generation.
-        style: "plain" is the instruction, on a line of its own unless it is empty or already ends in white space;
-            "chat" is the tokenizer's chat template with one user turn, up to where the assistant begins; "vicuna" is
-            FastChat's vicuna_v1.1 with one user turn, and ends in the space that belongs to the answer's first word;
+        instruction: the instruction; empty for unconditional generation.
+        style: "plain" is the instruction and a line break, unless it is empty or already ends in white space; "chat" is
+            the tokenizer's chat template with one user turn, up to the assistant's text; "vicuna" is FastChat's
+            vicuna_v1.1 with one user turn, ending in the space that belongs to the answer's first word;
             "uncond_generation" is always empty, for a model that writes instructions itself.
-        tokenizer: needed by "chat" alone.
+        tokenizer: needed for "chat" only.
 
     Raises:
-        InvalidArgument: an unknown style, "chat" with a tokenizer that has no chat template, or an instruction for
-            "uncond_generation", which could only be lost (it is not quoted: it may be private).
+        InvalidArgument: the style is unknown, the tokenizer has no chat template for "chat", or "uncond_generation"
+            got an instruction, which would be lost (not shown: it may be private).
 
     >>> format_prompt("Name a colour."), format_prompt("Abstract: "), format_prompt("")
     ('Name a colour.\\n', 'Abstract: ', '')
@@ -52,25 +52,25 @@ def format_prompt(instruction: str, style: str = "plain", tokenizer: PreTrainedT
         return f"{VICUNA_SYSTEM} USER: {instruction} ASSISTANT: "
     if style == UNCONDITIONAL:
         if instruction:
-            refuse("--prompt_style", style, "takes no instruction: give empty ones (lines ` #### n`), or another style")
+            refuse("--prompt_style", style, "takes no instruction; give empty ones (lines ` #### n`), or another style")
         return ""
     if tokenizer is None or not has_chat_template(tokenizer):
-        refuse("--prompt_style", style, "this tokenizer has no chat template: give plain, or take a chat model")
+        refuse("--prompt_style", style, "this tokenizer has no chat template; give plain, or use a chat model")
     return render_chat([{"role": "user", "content": instruction}], tokenizer, add_generation_prompt=True)
 
 
 def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether `render_chat` can work with this tokenizer."""
+    """Whether `render_chat` works with this tokenizer."""
     return bool(tokenizer.chat_template)
 
 
 def render_chat(
     messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
 ) -> str:
-    """The conversation as text, by the tokenizer's chat template; `jinja2.TemplateError` where the template refuses it.
+    """The conversation as text, by the tokenizer's chat template; `jinja2.TemplateError` if the template refuses it.
 
-    Many templates write the start token themselves. The text is tokenised in the ordinary way later, so where the
-    tokenizer adds one too the template's is taken off: two start tokens are what no model was pre-trained on.
+    Many templates write the start token, and many tokenizers add one later. In that case the template's token is
+    removed, since no model was pre-trained on two start tokens.
     """
     text: str = tokenizer.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=add_generation_prompt

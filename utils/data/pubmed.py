@@ -1,9 +1,9 @@
-"""Abstracts from PubMed: the XML files that the US National Library of Medicine distributes, or a JSONL of abstracts.
+"""Abstracts from PubMed: the XML files of the US National Library of Medicine (NLM), or a JSONL of abstracts.
 
-The privacy unit is one paper, so a paper must not appear twice, though NLM's files hold a paper once for each revision:
-the last revision wins, by file name and then by place in the file, and a citation that NLM deleted is gone.
+The privacy unit is one paper, so a paper must not appear twice. NLM's files hold a paper once per revision: the last
+revision wins, by file name and then by position in the file, and citations that NLM deleted are removed.
 
-XML is read as a stream: a file of 30,000 citations is some 200 MB unpacked, of which one citation is held at a time.
+XML is read as a stream, one citation at a time: a file of 30,000 citations is about 200 MB when unpacked.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from utils.files.tables import Row, read_rows, show_columns
 
 _FLAG = "--dataset_name"
 _ROOT = "PubmedArticleSet"
-# The day on which PubMed took the paper in. Every citation has one, to the day; a journal's own date often lacks the
-# day ("2023 Summer") and may lie months ahead. "entrez" is the same event in records that lack "pubmed".
+# The day on which PubMed added the paper, which every citation has. A journal's date often lacks the day ("2023
+# Summer") and may be months later. "entrez" is the same event in records without "pubmed".
 _DATE_STATUSES = ("pubmed", "entrez")
 _UNREADABLE = (ElementTree.ParseError, expat.ExpatError, EOFError, OSError, zlib.error, ValueError, LookupError)
 
 
 @dataclass(frozen=True)
 class DayRange:
-    """Days from `first` to `last`, both included."""
+    """Days from `first` to `last`, inclusive."""
 
     first: date
     last: date
@@ -61,30 +61,33 @@ def load_abstracts(folder: str | Path, days: DayRange) -> list[str]:
     """The abstracts of a folder, each paper once, for training.
 
     Args:
-        folder: holds either NLM's XML (`*.xml.gz`, `*.xml`) or `*.jsonl` (rows with `abstract` or `text`, and perhaps
-            `pmid` and an ISO `date`); files named `validation*` are left out.
-        days: which papers, by PubMed's date; JSONL rows without a date are all taken.
+        folder: holds either NLM's XML (`*.xml.gz`, `*.xml`) or `*.jsonl` (rows with `abstract` or `text`, and
+            optionally `pmid` and an ISO `date`); files named `validation*` are left out.
+        days: which papers to take, by PubMed's date; JSONL rows without a date are always taken.
 
     Raises:
-        InvalidArgument: nothing there (says what to put where), both kinds, a damaged file, or no paper of `days`.
+        InvalidArgument: the folder has no data (says what to put there) or both kinds, a file is damaged, or no paper
+            is in `days`.
     """
     folder = Path(folder)
     xml = sorted([*folder.glob("*.xml"), *folder.glob("*.xml.gz")], key=lambda p: p.name.removesuffix(".gz"))
     jsonl = sorted(p for p in folder.glob("*.jsonl") if not p.name.startswith("validation"))
     if xml and jsonl:
-        refuse(_FLAG, "pubmed_generation", f"{folder} has XML and JSONL; leave one kind, or papers may count twice")
+        refuse(_FLAG, "pubmed_generation", f"{folder} has XML and JSONL; keep one kind, or papers may count twice")
     if not xml and not jsonl:
         refuse(_FLAG, "pubmed_generation", _what_to_put(folder, days))
     abstracts = _from_xml(xml, days) if xml else _from_jsonl(jsonl, days)
     if not abstracts:
         refuse(
-            _FLAG, "pubmed_generation", f"no abstract of {days} in {folder}; add files or change --date_from, --date_to"
+            _FLAG,
+            "pubmed_generation",
+            f"no abstract from {days} in {folder}; add files or change --date_from, --date_to",
         )
     return abstracts
 
 
 def load_validation_abstracts(folder: str | Path, days: DayRange) -> list[str] | None:
-    """The abstracts of `validation*.jsonl`, in the format that `load_abstracts` reads; None without such a file."""
+    """The abstracts of `validation*.jsonl`, in the format of `load_abstracts`; None without such a file."""
     files = sorted(Path(folder).glob("validation*.jsonl"))
     return _from_jsonl(files, days) or None if files else None
 
@@ -92,9 +95,9 @@ def load_validation_abstracts(folder: str | Path, days: DayRange) -> list[str] |
 def _what_to_put(folder: Path, days: DayRange) -> str:
     """The remedy for an empty folder."""
     return (
-        f"no data in {folder}; put there the pubmed*.xml.gz files of the National Library of Medicine (its public FTP "
-        f"site, folders pubmed/baseline and pubmed/updatefiles) that cover {days}, or a train.jsonl with one "
-        '{"abstract": "..."} a line'
+        f"no data in {folder}; put the pubmed*.xml.gz files of the National Library of Medicine for {days} there (from "
+        "its public FTP site, folders pubmed/baseline and pubmed/updatefiles), or a train.jsonl with one "
+        '{"abstract": "..."} per line'
     )
 
 
@@ -107,7 +110,7 @@ def _flag_day(flag: str, value: str) -> date:
 
 
 def _from_jsonl(files: list[Path], days: DayRange) -> list[str]:
-    """One abstract for each `pmid`, or for each text where a row has none; the last row of a paper wins."""
+    """One abstract per `pmid`, or per text if a row has no `pmid`; the last row of a paper wins."""
     papers: dict[object, str] = {}
     for path in files:
         for number, row in enumerate(read_rows(path, _FLAG), start=1):
@@ -124,24 +127,24 @@ def _row_abstract(row: Row, path: Path, number: int) -> str:
     """The `abstract` of a row, or its `text`."""
     name = next((name for name in ("abstract", "text") if name in row), None)
     if name is None:
-        refuse(_FLAG, str(path), f"row {number} has the columns {show_columns(row)}; name it abstract or text")
+        refuse(_FLAG, str(path), f"row {number} has the columns {show_columns(row)}; name one of them abstract or text")
     if not is_text(row[name]):
         refuse(_FLAG, str(path), f"row {number}: {name} is not text; give a string or leave the row out")
     return str(row[name]).strip()
 
 
 def _row_in_range(row: Row, days: DayRange, path: Path, number: int) -> bool:
-    """Whether a row's date, if it has one, is wanted."""
+    """Whether a row's date is in the range; True if it has no date."""
     if row.get("date") is None:
         return True
     try:
         return date.fromisoformat(str(row["date"])) in days
     except ValueError:
-        refuse(_FLAG, str(path), f"row {number}: date is not YYYY-MM-DD; mend it or leave it out")
+        refuse(_FLAG, str(path), f"row {number}: date is not YYYY-MM-DD; fix it or leave it out")
 
 
 def _from_xml(files: list[Path], days: DayRange) -> list[str]:
-    """The abstracts of `days` by PMID. A revision that lost its abstract, or left the range, takes the paper out."""
+    """One abstract in `days` per PMID. A later revision without abstract, or out of range, removes the paper."""
     papers: dict[str, str] = {}
     for path in files:
         for element in _stream(path):
@@ -158,7 +161,7 @@ def _from_xml(files: list[Path], days: DayRange) -> list[str]:
 
 
 def _stream(path: Path) -> Iterator[ElementTree.Element]:
-    """Each PubmedArticle and DeleteCitation of a file, valid until the next is asked for."""
+    """Yields each PubmedArticle and DeleteCitation of a file; each is valid until the next is requested."""
     try:
         with _open(path) as file:
             _refuse_entities(file, path)
@@ -167,7 +170,7 @@ def _stream(path: Path) -> Iterator[ElementTree.Element]:
     except InvalidArgument:
         raise
     except _UNREADABLE as error:
-        refuse(_FLAG, str(path), f"damaged or cut short ({type(error).__name__}); fetch the file again")
+        refuse(_FLAG, str(path), f"damaged or incomplete ({type(error).__name__}); download the file again")
 
 
 def _open(path: Path) -> BufferedIOBase:
@@ -176,7 +179,7 @@ def _open(path: Path) -> BufferedIOBase:
 
 
 def _elements(file: BufferedIOBase, path: Path) -> Iterator[ElementTree.Element]:
-    """Parse a file, forgetting each citation (and the root's hold on it) once it was handed out."""
+    """Parse a file, freeing each citation (and the root's reference to it) after it was used."""
     root: ElementTree.Element | None = None
     for event, element in ElementTree.iterparse(file, events=("start", "end")):
         if root is None:
@@ -190,14 +193,14 @@ def _elements(file: BufferedIOBase, path: Path) -> Iterator[ElementTree.Element]
 
 
 class _PrologRead(Exception):
-    """The first element has begun: no declaration can follow."""
+    """The first element has started, so no declaration can follow."""
 
 
 def _refuse_entities(file: BufferedIOBase, path: Path) -> None:
-    """Entities can blow a small file up to gigabytes. NLM's files name a DTD (not fetched) but declare no entity."""
+    """Refuse XML entities, which can expand a small file to gigabytes. NLM's files declare none."""
 
     def declared(*_: object) -> None:
-        refuse(_FLAG, str(path), "declares XML entities, which NLM's files never do; fetch it from NLM")
+        refuse(_FLAG, str(path), "declares XML entities, which NLM's files never do; download it from NLM")
 
     def started(*_: object) -> None:
         raise _PrologRead
@@ -212,15 +215,17 @@ def _refuse_entities(file: BufferedIOBase, path: Path) -> None:
 
 
 def _pmid(article: ElementTree.Element, path: Path) -> str:
-    """The paper's own number (a citation also holds those of papers it comments on, deeper down)."""
+    """The paper's PMID. (A citation also holds PMIDs of papers that it comments on, at deeper levels.)"""
     pmid = (article.findtext("MedlineCitation/PMID") or "").strip()
     if not pmid:
-        refuse(_FLAG, str(path), "has a citation without PMID, so papers cannot be told apart; fetch the file again")
+        refuse(
+            _FLAG, str(path), "has a citation without PMID, so papers cannot be distinguished; download the file again"
+        )
     return pmid
 
 
 def _abstract(article: ElementTree.Element) -> str:
-    """The English abstract as one paragraph, its parts after their labels; "" without one. Markup is flattened."""
+    """The English abstract as one paragraph without markup, each part after its label; "" if there is none."""
     parts = []
     for part in article.iterfind("MedlineCitation/Article/Abstract/AbstractText"):
         text = " ".join("".join(part.itertext()).split())
@@ -231,7 +236,7 @@ def _abstract(article: ElementTree.Element) -> str:
 
 
 def _pubmed_day(article: ElementTree.Element) -> date | None:
-    """The day on which PubMed took the paper in; None if the record does not tell, which leaves it out."""
+    """The day on which PubMed added the paper; None, which leaves the paper out, if the record has none."""
     for status in _DATE_STATUSES:
         found = article.find(f"PubmedData/History/PubMedPubDate[@PubStatus='{status}']")
         if found is not None:

@@ -1,6 +1,6 @@
-"""Rows -> records: the whole text of an example and which characters of it are the answer.
+"""Turns rows into records: the whole text of an example, and which characters of it are the answer.
 
-A record is the privacy unit, or belongs to one by its author, so every row becomes exactly one record: none is
+A record is the privacy unit, or belongs to one through its author. So every row becomes exactly one record: none is
 dropped, merged or split here.
 """
 
@@ -21,9 +21,9 @@ from utils.files.tables import Row, read_rows, show_columns
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tried in this order, so a file with columns for two of them is read as the first; other columns are ignored.
+# The first set that a file has is used; other columns are ignored.
 COLUMN_SETS = (("instruction", "answer"), ("prompt", "completion"), ("messages",))
-_INSTRUCTIONS_ALONE = ("instruction",)  # what the style "uncond_generation" learns to write
+_INSTRUCTIONS_ALONE = ("instruction",)  # learned with the style "uncond_generation"
 _ROLE, _CONTENT = "role", "content"
 
 
@@ -33,10 +33,10 @@ class Record:
 
     Attributes:
         text: the whole text, prompt and answer.
-        answers: (start, end) of each answer in characters of `text`, end excluded, ascending. Empty if nothing in the
-            text is to be learned (a conversation without an assistant turn); an empty answer is (n, n).
-        author: whose the row is, by the column that names the privacy unit; None where no column does or where the row
-            has no value in it, so that it is a unit of its own.
+        answers: (start, end) of each answer in characters of `text`, end excluded, ascending. Empty if there is nothing
+            to learn (a conversation without an assistant turn); an empty answer is (n, n).
+        author: the row's author, from the column of the privacy unit. None without such a column, or if the row has no
+            value there; the row is then a unit by itself.
     """
 
     text: str
@@ -53,26 +53,26 @@ def load_records(
     split: str = "train",
     author_column: str | None = None,
 ) -> list[Record]:
-    """One record for each row of a file or of a saved DatasetDict's split.
+    """One record per row of a file or of a saved DatasetDict's split.
 
     Args:
         path: what `utils.files.tables.read_rows` reads.
         flag: the command-line flag that gave `path`; errors name it.
-        prompt_style: how an instruction becomes a prompt. Rows of prompt/completion are joined as they stand, and
-            messages always go through the chat template. "uncond_generation" learns the instructions themselves, after
-            nothing; answers are not looked at.
+        prompt_style: how an instruction becomes a prompt. Prompt and completion are joined unchanged, and messages
+            always use the chat template. "uncond_generation" learns the instructions, without a prompt, and ignores
+            answers.
         tokenizer: its chat template renders messages and the "chat" style.
         split: "train" or "validation", for folders.
-        author_column: the column that names each row's author, if that is the privacy unit.
+        author_column: the column that names each row's author, if authors are the privacy unit.
 
     Raises:
-        InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text (by row); names flag and
-            file.
+        InvalidArgument: `read_rows` refuses the file, a column is missing, or a value is not text. Names flag, file and
+            row.
     """
     rows = read_rows(path, flag, split)
     columns = _column_set(rows[0], prompt_style, flag, str(path))
     if columns == ("messages",) and not has_chat_template(tokenizer):
-        refuse(flag, str(path), "has messages, but the tokenizer has no chat template: give prompt/completion rows")
+        refuse(flag, str(path), "has messages, but the tokenizer has no chat template; give prompt/completion rows")
     if author_column is not None and not any(author_column in row for row in rows):
         found = show_columns(rows[0])
         refuse("--privacy_unit", author_column, f"no such column in {path}, which has {found}; name one of them")
@@ -90,16 +90,16 @@ def load_records(
 def load_texts(
     path: str | Path, *, flag: str, column: str, split: str = "train", author_column: str | None = None
 ) -> list[Record]:
-    """One record for each row, its whole text to be learned.
+    """One record per row; its whole text is learned.
 
     Args:
         path, flag, split: see `load_records`.
-        column: holds the texts.
-        author_column: the column that names each row's author, if that is the privacy unit.
+        column: the column of the texts.
+        author_column: the column that names each row's author, if authors are the privacy unit.
 
     Raises:
-        InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text (by row); names flag and
-            file.
+        InvalidArgument: `read_rows` refuses the file, a column is missing, or a value is not text. Names flag, file and
+            row.
     """
     rows = read_rows(path, flag, split)
     found = show_columns(rows[0])
@@ -128,13 +128,13 @@ def prompt_and_answer(prompt: str, answer: str) -> Record:
 
 
 def end_of_turn(text: str, eos_token: str | None) -> int:
-    """Where `text` ends once the white space after a closing end token is left out; its length without an end token."""
+    """Where `text` ends without white space after a final end token; its length if it has no end token."""
     stripped = text.rstrip()
     return len(stripped) if eos_token and stripped.endswith(eos_token) else len(text)
 
 
 def _column_set(row: Row, style: str, flag: str, path: str) -> tuple[str, ...]:
-    """The first of COLUMN_SETS that the first row has, or instructions alone in the style that learns these."""
+    """The first of COLUMN_SETS that the first row has; instructions alone for the style that learns them."""
     if style == UNCONDITIONAL:
         if "instruction" not in row:
             refuse(flag, path, f"found the columns {show_columns(row)}; --prompt_style {style} learns `instruction`")
@@ -160,7 +160,7 @@ def _messages(value: object, place: Place) -> list[dict[str, str]]:
     """A list of {"role": str, "content": str}; other keys are dropped."""
     turns = list(value) if isinstance(value, list) else []
     if not turns or not all(isinstance(turn, dict) for turn in turns):
-        place.refuse(f"messages must be a list of {{role, content}} with one at least, not {type(value).__name__}")
+        place.refuse(f"messages must be a list of at least one {{role, content}}, not {type(value).__name__}")
     for number, turn in enumerate(turns, start=1):
         for key in (_ROLE, _CONTENT):
             if not is_text(turn.get(key)):
@@ -169,7 +169,7 @@ def _messages(value: object, place: Place) -> list[dict[str, str]]:
 
 
 def _conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, place: Place) -> Record:
-    """The rendered conversation up to its last answer (what follows could teach nothing), every answer marked."""
+    """The rendered conversation up to its last answer, with every answer marked. What follows has no loss."""
     text = _render(messages, tokenizer, place, add_generation_prompt=False)
     answers = tuple(
         _assistant_span(text, messages, turn, tokenizer, place)
@@ -182,10 +182,10 @@ def _conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizer
 def _assistant_span(
     text: str, messages: Sequence[dict[str, str]], turn: int, tokenizer: PreTrainedTokenizerBase, place: Place
 ) -> tuple[int, int]:
-    """The characters of `text` that the model itself would write at `turn`: from generation prompt to the turn's end.
+    """The characters of `text` that the model would write at `turn`: from the generation prompt to the turn's end.
 
-    Found by rendering the conversation up to the turn and through it, which is right only if both are prefixes of the
-    whole. Some templates rewrite earlier turns (they drop reasoning, say), so their spans would be wrong: refused.
+    Found by rendering the conversation before and including the turn. This is right only if both are prefixes of the
+    whole text. Templates that rewrite earlier turns, for example to drop reasoning, are refused.
     """
     before = _render(messages[:turn], tokenizer, place, add_generation_prompt=True)
     through = _render(messages[: turn + 1], tokenizer, place, add_generation_prompt=False)
@@ -204,8 +204,8 @@ def _render(
     *,
     add_generation_prompt: bool,
 ) -> str:
-    """`render_chat`; the template's own message is not shown, for it may quote the row."""
+    """`render_chat`. Does not show the template's error message, which may quote the row."""
     try:
         return render_chat(messages, tokenizer, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
-        place.refuse(f"the chat template refuses this order of roles ({type(error).__name__}); mend the row")
+        place.refuse(f"the chat template refuses this order of roles ({type(error).__name__}); fix the row")

@@ -1,6 +1,6 @@
-"""Whose each row of a file is, and the refusal to protect rows without a word where a file names people.
+"""Finds each row's author, and refuses to protect single rows of a file that names people unless told to.
 
-An epsilon for a row says little to somebody who has many of them.
+An epsilon per row promises little to a person with many rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dptune._validate import refuse
 from utils.files.cells import Place, author_of
 from utils.files.tables import Row, show_columns
 
-# That published sets have, in lower case and without what is neither letter nor digit: user_id and UserID are one.
+# Names of user columns in published data sets, in lower case, letters and digits only: user_id and UserID are one.
 _NAMES = frozenset(
     ["user", "userid", "username", "author", "authorid", "authorname", "account", "accountid", "accountname", "uid",
      "hashedip", "ip", "ipaddress", "person", "personid", "nickname", "screenname", "customer", "customerid", "client",
@@ -22,25 +22,25 @@ _NAMES = frozenset(
 
 
 def refuse_unnoticed_users(rows: Iterable[Row], flag: str, path: str, remedy: str) -> None:
-    """Refuse rows any of which has a column that by its name tells whose it is; for where rows are the unit.
+    """Refuse rows if the name of any column says that it holds users. For programs whose unit is the row.
 
     Args:
-        rows: all that are read, not the first alone.
-        flag, path: what gave them, for the error.
-        remedy: the flag that makes a column's people the unit.
+        rows: all rows, not only the first.
+        flag, path: the source of the rows, for the error.
+        remedy: the flag that makes the users of a column the unit.
     """
     for row in rows:
         for name in row:
             if _names_people(name):
-                shown = " ".join(name.split())  # it differs from one of _NAMES by signs and white space only
+                shown = " ".join(name.split())  # safe to show: a name of _NAMES, up to signs and white space
                 refuse(flag, path, f"names users in {shown}; give {remedy} {shown}, or --ignore_users to protect rows")
 
 
 def authors_of(rows: Sequence[Row], column: str, flag: str, path: str) -> list[str | None]:
-    """The author of each row (`dptune.units.unit.author_name`), by the column of --privacy_unit.
+    """The author of each row (`dptune.units.unit.author_name`), from the column of --privacy_unit.
 
     Raises:
-        InvalidArgument: no row has the column, or a value is neither text nor a number; names the row.
+        InvalidArgument: no row has the column, or a value is neither text nor a number (names the row).
     """
     if not any(column in row for row in rows):
         remedy = f"no such column in {path}, which has {show_columns(rows[0])}; name one of them"

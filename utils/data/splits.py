@@ -1,7 +1,7 @@
-"""Which rows train, which validate and which test: by hashes, so that no row decides over another's side.
+"""Splits rows into training, validation and test by hashes, so that no row affects the side of another.
 
-A side chosen by position or by one stream of random numbers would move the rows behind one that is added or taken out,
-and the data set that a stated epsilon speaks of would not be the neighbour of its neighbour.
+With a split by position or by one stream of random numbers, adding or removing a row would move the rows after it.
+The training sets of two files that differ by one unit would then differ by many, and epsilon would not hold.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from utils.data.records import Record
 from utils.files.tables import Row
 
 SPLIT_NAMES = ("train", "val", "test")
-LABELLED = "labelled"  # how the name of a data set of pairs begins
+LABELLED = "labelled"  # prefix in the names of data sets of pairs
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Of the instructions (or users) that validate and test, in expectation; the others train.
+    """Average shares of the instructions (or users) for validation and test; the others train.
 
     Raises:
-        InvalidArgument: a share is not above 0, or nothing is left to train on.
+        InvalidArgument: a share is not between 0 and 1, or nothing is left for training.
     """
 
     val: float
@@ -36,7 +36,7 @@ class Shares:
             if not 0 < value < 1:
                 refuse(f"--{name}_share", value, "give a number above 0 and below 1")
         if self.val + self.test >= 1:
-            refuse("--val_share", self.val, f"leaves nothing to train on beside --test_share {self.test}; give less")
+            refuse("--val_share", self.val, f"leaves nothing for training with --test_share {self.test}; give less")
 
     def side_of(self, key: str, seed: int) -> str:
         """One of SPLIT_NAMES for a text or a user."""
@@ -46,14 +46,14 @@ class Shares:
 
 
 def split_rows(rows: Iterable[Row], shares: Shares, seed: int) -> dict[str, list[Row]]:
-    """The rows of each side, in their order; nothing is left out.
+    """The rows of each side, in order; no row is left out.
 
     All rows of one user go to one side, and so do all rows of one instruction that have no user.
 
     Args:
-        rows: with an `instruction`, and with `user` (a text or None) where users are known.
-        shares: of the sides.
-        seed: another one splits otherwise; need not be secret.
+        rows: each has an `instruction`, and `user` (text or None) if users are known.
+        shares: the shares of validation and test.
+        seed: another seed gives another split; it need not be secret.
     """
     sides: dict[str, list[Row]] = {name: [] for name in SPLIT_NAMES}
     for row in rows:
@@ -64,15 +64,15 @@ def split_rows(rows: Iterable[Row], shares: Shares, seed: int) -> dict[str, list
 
 
 def hold_out(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(what is trained on, what is held out): all records of an author, or of one text, go to the same side.
+    """(training records, held-out records): all records of an author, or of one text, go to the same side.
 
-    Each side is decided by a hash of the author's name, or of the text where there is none: on nobody else's rows, as
+    A hash of the author's name, or of the text if there is none, decides the side. It does not depend on other rows, as
     adding or removing one must not move another (see `dptune.units.unit.bound_authors`).
 
     Args:
-        records: to be split.
-        share: of authors or texts that are held out, in expectation, in [0, 1).
-        seed: another one holds out others; need not be secret.
+        records: the records to split.
+        share: average share of authors or texts to hold out, in [0, 1).
+        seed: another seed holds out others; it need not be secret.
     """
     sides: tuple[list[Record], list[Record]] = ([], [])
     for record in records:

@@ -1,9 +1,9 @@
-"""Records -> token ids and the tokens whose loss counts, in flat arrays, and right-padded batches of them.
+"""Turns records into token ids and a mask of the tokens whose loss counts, as flat arrays, and makes batches of them.
 
-The whole text is tokenised at once and answer tokens are found by their character offsets. Tokenising the prompt apart
-would give other tokens wherever one spans the border: in "Abstract: We" the model meets " We", not " " and "We".
+The whole text is tokenised at once, and answer tokens are found by their character offsets. Tokenising the prompt alone
+would give other tokens at the border: in "Abstract: We" the model sees " We", not " " and "We".
 
-Shapes: B examples of a batch, T tokens (padded), N examples in all.
+Shapes: B examples per batch, T tokens (padded), N examples in total.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from utils.data.records import Record, end_of_turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # the label that torch's and transformers' losses leave out
+IGNORED = -100  # the label that the losses of torch and transformers ignore
 _TEXTS_AT_ONCE = 1000
-_DUMMY_TOKENS = 2  # the shortest row with a next token to predict
+_DUMMY_TOKENS = 2  # the shortest row that has a token to predict
 
 
 @dataclass(frozen=True)
 class TokenizedDataset:
-    """Token ids of all examples end to end, and which of them are learned.
+    """Token ids of all examples, concatenated, and which of them are learned.
 
     Attributes:
         ids: token ids, int32.
-        is_answer: for each token, whether its loss counts, bool. Never an example's first token: nothing precedes it,
-            so no prediction of it exists.
+        is_answer: for each token, whether its loss counts, bool. False for an example's first token, which nothing
+            predicts.
         starts: N + 1 positions, int64; example i is `ids[starts[i]:starts[i + 1]]`, never empty.
-        num_cut: how many examples were longer than the block size and lost their end.
-        authors: who wrote them, where that is the privacy unit.
+        num_cut: number of examples that were cut to the block size.
+        authors: the authors of the examples, if they are the privacy unit.
     """
 
     ids: np.ndarray
@@ -52,33 +52,33 @@ class TokenizedDataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, int64 [N], at least 1."""
+        """Number of tokens per example, int64 [N], at least 1."""
         return np.diff(self.starts)
 
     @property
     def num_answer_tokens(self) -> np.ndarray:
-        """Tokens of each example whose loss counts, int64 [N]; 0 for an example that contributes a zero gradient."""
+        """Number of tokens per example whose loss counts, int64 [N]; 0 for an example with a zero gradient."""
         return np.diff(np.concatenate([[0], np.cumsum(self.is_answer, dtype=np.int64)])[self.starts])
 
     @property
     def num_without_answer(self) -> int:
-        """How many examples contribute a zero gradient. They stay: dropping them would change the sampling."""
+        """Number of examples with a zero gradient. They stay, since dropping them would change the sampling."""
         return int((self.num_answer_tokens == 0).sum())
 
     def batch(self, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
-        """Some examples, padded on the right to the longest.
+        """A batch of examples, padded on the right to the longest.
 
-        There is no attention mask: under causal attention a real token sees only what is left of it, so right padding
-        never reaches one, and padded positions have no loss. (A model without causal attention needs a mask.)
+        There is no attention mask: under causal attention a token sees only tokens to its left, never right padding,
+        and padded positions have no loss. (A model without causal attention needs a mask.)
 
         Args:
-            indices: B examples. None at all gives the dummy of an empty share of a draw: one row, nothing to learn, so
-                its gradient is exactly zero.
-            pad_token_id: fills the right; any id of the vocabulary does.
+            indices: B examples. If empty, the batch is a dummy: one row without a token to learn, whose gradient is
+                exactly zero.
+            pad_token_id: the padding; any id of the vocabulary works.
 
         Returns:
             "input_ids" [B, T] and "labels" [B, T], int64. labels[b, t] is input_ids[b, t] where the token's loss counts
-            and -100 elsewhere: not shifted, the loss does that.
+            and -100 elsewhere. Labels are not shifted; the loss shifts them.
         """
         rows = [slice(self.starts[i], self.starts[i + 1]) for i in indices]
         width = max((row.stop - row.start for row in rows), default=_DUMMY_TOKENS)
@@ -91,9 +91,10 @@ class TokenizedDataset:
         return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
 
     def fingerprint(self) -> str:
-        """SHA-256 over the examples in order: whether a resumed run has the data it began with.
+        """SHA-256 over the examples in order, to check that a resumed run has the same data.
 
-        It is not private (who guesses the data can confirm the guess): it belongs in a checkpoint, not in a report.
+        It is not private, since anyone who guesses the data can confirm the guess. Keep it in a checkpoint, not in a
+        report.
         """
         digest = hashlib.sha256()
         for array in (self.starts, self.ids, self.is_answer):
@@ -106,17 +107,17 @@ class TokenizedDataset:
 def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, block_size: int) -> TokenizedDataset:
     """Every record as tokens, in order, with the tokenizer's ordinary special tokens and an end token.
 
-    An answer that begins the text gets the start token before it (the end token, where the tokenizer has no other), for
-    that is what sampling without a prompt begins with, and without it nothing would predict the first word.
+    If the answer begins the text, the start token (or the end token, if there is no start token) comes before it.
+    Sampling without a prompt begins the same way, and otherwise nothing would predict the first word.
 
-    The end token is learned with the answer, so that the model stops by itself. A text that ends in it already (chat
-    templates often write it) gets no second one, and loses white space after it.
+    The end token is learned with the answer, so that the model learns to stop. A text that already ends with it, as
+    from many chat templates, gets no second one, and white space after it is removed.
 
     Args:
-        records: N records; N stays N, whatever they hold.
-        tokenizer: a fast one (it tells offsets) with an end token.
-        block_size: longer examples are cut to this many tokens, on the right. One whose answer is lost entirely stays,
-            with nothing to learn.
+        records: N records; every one becomes an example.
+        tokenizer: a fast tokenizer (which gives offsets) with an end token.
+        block_size: maximum tokens per example; longer examples are cut at the end. An example that loses its whole
+            answer stays, with nothing to learn.
 
     Raises:
         InvalidArgument: the tokenizer has no offsets or no end token, or block_size is below 2.
@@ -129,7 +130,7 @@ def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, bloc
     num_cut = 0
     for tokens, mask in _tokenized(records, tokenizer):
         num_cut += len(tokens) > block_size
-        # Copied, for a slice would keep the whole of a long text alive.
+        # Copied, since a slice would keep the whole text in memory.
         ids.append(tokens[:block_size].copy())
         masks.append(mask[:block_size].copy())
         sizes.append(len(ids[-1]))
@@ -137,10 +138,10 @@ def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, bloc
 
 
 def _require_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """What masking by offsets needs."""
+    """Refuse a tokenizer without offsets or without an end token."""
     name = type(tokenizer).__name__
     if not tokenizer.is_fast:
-        refuse("--model_name_or_path", name, "its tokenizer tells no offsets; take a model with a tokenizer.json")
+        refuse("--model_name_or_path", name, "its tokenizer gives no offsets; use a model with a tokenizer.json")
     if tokenizer.eos_token_id is None:
         refuse("--model_name_or_path", name, "its tokenizer has no end token; set eos_token in tokenizer_config.json")
 
@@ -148,7 +149,7 @@ def _require_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 def _tokenized(
     records: Sequence[Record], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids int32 [T], is_answer bool [T]) of each record, uncut. In chunks: offsets of a whole corpus are large."""
+    """(ids int32 [T], is_answer bool [T]) of each record, uncut. Works in chunks, as offsets need much memory."""
     for first in range(0, len(records), _TEXTS_AT_ONCE):
         chunk = records[first : first + _TEXTS_AT_ONCE]
         encoded = tokenizer(
@@ -157,7 +158,7 @@ def _tokenized(
             return_attention_mask=False,
             padding=False,
             truncation=False,
-            verbose=False,  # no warning that a text is longer than the model's context: it is cut to block_size
+            verbose=False,  # no warning about texts beyond the model's context, which are cut later
         )
         for record, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             mask = answer_mask(np.array(offsets, dtype=np.int64).reshape(-1, 2), record.answers)
@@ -166,7 +167,7 @@ def _tokenized(
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What a text without a prompt begins with."""
+    """The first token of a text without a prompt."""
     return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
 
 
@@ -174,9 +175,9 @@ def answer_mask(offsets: np.ndarray, answers: Sequence[tuple[int, int]]) -> np.n
     """Which tokens hold a character of an answer.
 
     A token across the border (the prompt's last space with the answer's first word) counts: the model has to write it.
-    Byte-level tokenizers that trim offsets (GPT-2, Llama 3) give a run of spaces no width, at its end: such a token
-    counts by that position, or indentation would never be learned. Special tokens that the tokenizer added stand at 0
-    without width, and never count.
+    Byte-level tokenizers that trim offsets (GPT-2, Llama 3) give a run of spaces zero width, at its end. Such a token
+    counts by that position, so that indentation is learned. Special tokens that the tokenizer added have zero width at
+    position 0, and never count.
 
     Args:
         offsets: (start, end) of each token in characters, int64 [T, 2].
@@ -198,15 +199,15 @@ def answer_mask(offsets: np.ndarray, answers: Sequence[tuple[int, int]]) -> np.n
 
 
 def _with_start(ids: np.ndarray, mask: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Something before the first token, if that is to be learned."""
+    """Add the start token if the first token is to be learned."""
     if not (len(mask) and mask[0]):
         return ids, mask
     return np.insert(ids, 0, np.int32(start)), np.insert(mask, 0, False)
 
 
 def _with_end(ids: np.ndarray, mask: np.ndarray, eos: int, *, learn_end: bool) -> tuple[np.ndarray, np.ndarray]:
-    """One end token at the end, learned if there is an answer for it to end; the first token is never learned."""
-    while len(ids) and ids[-1] == eos:  # written by the template, the answer or the tokenizer, or by two of them
+    """End the text with exactly one end token, learned if `learn_end`. The first token is never learned."""
+    while len(ids) and ids[-1] == eos:  # from the template, the answer or the tokenizer, or several
         ids, mask = ids[:-1], mask[:-1]
     ids, mask = np.append(ids, np.int32(eos)), np.append(mask, learn_end)
     mask[0] = False

@@ -1,4 +1,4 @@
-"""Cells of a row: text, or the author that it names; what is neither is refused by its row and never shown."""
+"""Reads cells of a row: text, or the row's author. A refused value is reported by its row and never shown."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands, for errors.
+    """Where a row is, for errors.
 
     Attributes:
         flag: the command-line flag that gave `path`.
         path: the file or folder.
-        row: counted from 1.
+        row: number of the row, from 1.
     """
 
     flag: str
@@ -29,35 +29,35 @@ class Place:
     row: int
 
     def refuse(self, remedy: str) -> NoReturn:
-        """`refuse`, naming the row."""
+        """Refuse the file, naming the row."""
         refuse(self.flag, self.path, f"row {self.row} (counted from 1): {remedy}")
 
 
 def is_text(value: object) -> bool:
-    """A string that every tokenizer takes: JSON can also hold half of a surrogate pair, which is no character."""
+    """Whether a value is a string that every tokenizer takes: JSON can also hold half of a surrogate pair."""
     return isinstance(value, str) and _SURROGATE.search(value) is None
 
 
 def require_columns(row: Row, columns: Sequence[str], place: Place) -> None:
-    """Later rows of a JSON file may lack what the first has: refused by row."""
+    """Refuse a row without these columns: later rows of a JSON file may lack columns of the first."""
     for name in columns:
         if name not in row:
-            place.refuse(f"{name} is missing, which row 1 has; give every row the same columns")
+            place.refuse(f"{name} is missing, although row 1 has it; give every row the same columns")
 
 
 def author_of(row: Row, column: str, place: Place) -> str | None:
-    """Who the row says that it is of; the value is not shown, for it may name a person."""
+    """The author that the row names. Errors do not show the value, as it may name a person."""
     try:
         name = author_name(row.get(column))
     except TypeError as error:
         place.refuse(f"{column} is neither text nor a number ({error}); it must name the row's author")
     if name is not None and not is_text(name):
-        place.refuse(f"{column} holds half of a surrogate pair; it must name the row's author in whole characters")
+        place.refuse(f"{column} holds half of a surrogate pair; it must name the row's author in valid Unicode")
     return name
 
 
 def text_of(row: Row, name: str, place: Place) -> str:
-    """The string in one column; anything else is refused by row, without being shown."""
+    """The string in one column. Errors name the row and do not show the value."""
     value = row[name]
     if not is_text(value):
         place.refuse(f"{name} is not text ({kind_of(value)}); give a string, or leave the row out")
@@ -65,7 +65,7 @@ def text_of(row: Row, name: str, place: Place) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, without showing it."""
+    """The kind of a value, for messages that must not show it."""
     if value is None:
         return "no value"
     return "half a surrogate pair in it" if isinstance(value, str) else type(value).__name__

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there."""
+"""Folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dptune._files import sync_folder, sync_tree
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Fill the folder `target` by `write`, all of it or nothing; one that is there, of a run that ended and is resumed,
-    is replaced."""
+    """Fill the folder `target` with `write`, completely or not at all. Replaces an existing one, as left by a finished
+    run that is resumed."""
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         write(partial)

@@ -1,7 +1,7 @@
-"""Rows that take time or money to make, kept as they come: an interrupted run resumes and makes no row twice.
+"""Saves rows that cost time or money as soon as they are made, so that a resumed run makes no row twice.
 
-A journal is one or more JSONL files in the folder of a run. A JSON file beside them says what the rows follow from, so
-that a folder never holds the rows of two runs.
+A journal is one or more JSONL files in the folder of a run. A JSON file beside them holds the inputs and settings that
+determine the rows, so a folder never mixes rows of two runs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Journal:
     """The rows of one run.
 
     Attributes:
-        folder: what --output_dir names.
-        config_name: the file that says what the rows follow from.
-        row_files: names of the files of rows, or patterns of names. They are read in this order.
+        folder: the folder of --output_dir.
+        config_name: name of the file with inputs and settings.
+        row_files: names, or name patterns, of the files of rows, in reading order.
         noun: what the rows are, in the plural, for messages.
     """
 
@@ -37,17 +37,17 @@ class Journal:
     noun: str
 
     def files(self) -> list[Path]:
-        """The files of rows that are there, in the order in which they are read."""
+        """The existing files of rows, in reading order."""
         return [path for name in self.row_files for path in sorted(self.folder.glob(name))]
 
     def refuse_other_run(self, identity: Mapping[str, object]) -> None:
-        """Do nothing if a run of this identity may write into the folder.
+        """Refuse the folder unless a run with this identity may write into it.
 
         Args:
-            identity: what the rows follow from, JSON values by name. An absent name and None are the same.
+            identity: inputs and settings that determine the rows, JSON values by name. None equals a missing name.
 
         Raises:
-            InvalidArgument: the folder holds rows that follow from something else; names what differs.
+            InvalidArgument: the folder holds rows of another run. The message names what differs.
         """
         if self.folder.exists() and not self.folder.is_dir():
             refuse(_FLAG, str(self.folder), "is a file; give a folder")
@@ -64,9 +64,9 @@ class Journal:
             refuse(_FLAG, str(self.folder), f"holds {self.noun} of another run ({changes}); {remedy}")
 
     def claim(self, identity: Mapping[str, object]) -> None:
-        """Make the folder if needed and write down what its rows follow from. Raises like `refuse_other_run`.
+        """Create the folder if needed and record the identity of its rows. Raises like `refuse_other_run`.
 
-        A run that left no row does not count: its identity is replaced.
+        If an earlier run left no row, its identity is replaced.
         """
         self.refuse_other_run(identity)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,13 +74,13 @@ class Journal:
             write_json(self.folder / self.config_name, identity)
 
     def append(self, name: str, row: Mapping[str, object]) -> None:
-        """Add a row to the file `name`; it is on disk when this returns."""
+        """Append a row to the file `name`; the row is on disk when this returns."""
         append_line(self.folder / name, json_line(row))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every whole row, file by file. What a crash tore off is skipped: no beginning of a JSON object is JSON."""
+        """Every complete row, file by file. Skips rows cut by a crash: part of a JSON object is not valid JSON."""
         for path in self.files():
-            with path.open("rb") as lines:  # as bytes: only a line feed ends a row, and a row may be cut in a character
+            with path.open("rb") as lines:  # bytes: only a line feed ends a row, and a crash may cut a character
                 for line in lines:
                     try:
                         yield json.loads(line)

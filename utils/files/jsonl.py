@@ -1,4 +1,4 @@
-"""JSON and JSONL files written whole, or not at all. Nothing is written that other programs cannot read as JSON."""
+"""Writes JSON and JSONL files completely or not at all, and only what other programs can read as JSON."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from dptune._files import atomic_write
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> int:
-    """Write one JSON object per line, in UTF-8; returns how many.
+    """Write one JSON object per line, in UTF-8; returns the number of lines.
 
-    The file appears, or replaces an older one, only when every row is written and on disk.
+    The file appears, or replaces an older one, only when every row is on disk.
 
     Args:
         path: the file; its folder must exist.
-        rows: JSON values by name; may be a generator, which is not held in memory.
+        rows: JSON values by name. A generator is not held in memory.
 
     Raises:
         TypeError, ValueError, RecursionError: see `json_line`.
     """
     count = 0
     with atomic_write(path) as file:
-        for count, row in enumerate(rows, start=1):  # noqa: B007  # the count is what is wanted
+        for count, row in enumerate(rows, start=1):  # noqa: B007  # only the count is used
             file.write(json_line(row) + "\n")
     return count
 
 
 def json_line(row: Mapping[str, object]) -> str:
-    """One row as it is written, without the line end.
+    """One row as JSON, without the line end.
 
     Raises:
-        TypeError, ValueError, RecursionError: the row holds what JSON or UTF-8 does not, such as a date, NaN, an
-            infinite number, or half a surrogate pair.
+        TypeError, ValueError, RecursionError: JSON or UTF-8 cannot hold the row, which has a date, NaN, an infinite
+            number or half a surrogate pair, for example.
     """
     line = json.dumps(dict(row), ensure_ascii=False, allow_nan=False)
-    line.encode()  # finds half a surrogate pair here, in the row that has it
+    line.encode()  # fails here, in its own row, on half a surrogate pair
     return line
 
 
 def write_json(path: str | Path, content: Mapping[str, object] | Sequence[object]) -> None:
-    """Write one indented JSON value, in UTF-8; the file appears, or replaces an older one, only when it is whole."""
+    """Write one indented JSON value, in UTF-8. The file appears, or replaces an older one, only when complete."""
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def without_nan(value: object) -> object:
-    """The value with None for every NaN, also within lists and dictionaries."""
+    """The value with None for every NaN, also inside lists and dictionaries."""
     if isinstance(value, dict):
         return {name: without_nan(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,11 +1,11 @@
 """Files of rows: JSON, JSONL, CSV, Parquet and saved `datasets` folders, each read as one dictionary per row.
 
-The same table gives the same rows in every format, except that a CSV holds text only. A cell without a value is None,
-and so is a NaN. A column that is named twice is refused: one of its two values would be lost.
+The same table gives the same rows in every format, except that CSV holds text only. An empty cell and a NaN are None.
+A column name that occurs twice is refused, since one of the two values would be lost.
 
-JSONL, CSV, Parquet and folders are read row by row, so a large file stays on the disk. Every format is read in place:
-`datasets.load_dataset` would leave a converted copy of what may be private text in a cache in the home directory.
-Errors name the flag, the file and the row or line. They never show what a row holds: error messages end up in logs.
+JSONL, CSV, Parquet and folders are read row by row, so a large file stays on disk. Every format is read in place,
+because `datasets.load_dataset` would cache a copy of possibly private text in the home directory. Errors name the flag,
+the file and the row or line. They never show the content of a row, since messages end up in logs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,9 @@ from typing import TYPE_CHECKING
 from dptune._validate import InvalidArgument, refuse
 from utils.files.jsonl import without_nan
 
-if TYPE_CHECKING:  # programs import this module before they parse their flags; libraries are loaded to read
+if TYPE_CHECKING:  # programs import this module before they parse flags, so these libraries load later
     import datasets
     import pyarrow
-
-if TYPE_CHECKING:  # programs import this module before they parse their flags: it loads libraries when it reads
-    import datasets
 
 Row = dict[str, object]
 SPLITS = {"train": ("train",), "validation": ("validation", "val")}
@@ -35,7 +32,7 @@ _BATCH_ROWS = 1000
 
 
 def read_rows(path: str | Path, flag: str, split: str = "train") -> list[Row]:
-    """All rows of `stream_rows`, at least one; a file without rows is refused too."""
+    """All rows of `stream_rows`; also refuses a file without rows."""
     rows = list(stream_rows(path, flag, split))
     if not rows:
         refuse(flag, str(path), "is empty; give a file with at least one row")
@@ -43,17 +40,17 @@ def read_rows(path: str | Path, flag: str, split: str = "train") -> list[Row]:
 
 
 def stream_rows(path: str | Path, flag: str, split: str = "train") -> Iterator[Row]:
-    """The rows of a file, or of one split of a folder that `DatasetDict.save_to_disk` wrote, in their order.
+    """The rows of a file, or of one split of a folder that `DatasetDict.save_to_disk` wrote, in order.
 
     Args:
         path: a .json, .jsonl, .csv or .parquet file, or a folder. A .json file holds a list of rows, or a dictionary
-            of equally long columns; it is read whole.
+            of columns of equal length; it is read whole.
         flag: the command-line flag that gave `path`; errors name it.
-        split: "train" or "validation"; a file is read whole whichever it is.
+        split: "train" or "validation", for folders; a file is always read whole.
 
     Raises:
         InvalidArgument: the file is missing, unreadable or of an unknown kind, names a column twice, or the folder has
-            no such split. Raised when the reading gets there.
+            no such split. Raised only when reading reaches the problem.
     """
     import pyarrow
 
@@ -70,15 +67,15 @@ def stream_rows(path: str | Path, flag: str, split: str = "train") -> Iterator[R
     except UnicodeDecodeError:
         refuse(flag, str(path), "not UTF-8 text; save it as UTF-8")
     except pyarrow.ArrowException as error:
-        refuse(flag, str(path), f"not a Parquet file, or damaged ({type(error).__name__}); write it again")
+        refuse(flag, str(path), f"not a Parquet file, or damaged ({type(error).__name__}); create it again")
     except OSError as error:  # also what pyarrow raises for damaged pages
         refuse(
-            flag, str(path), f"cannot be read ({error.strerror or type(error).__name__}); check it or write it again"
+            flag, str(path), f"cannot be read ({error.strerror or type(error).__name__}); check it or create it again"
         )
 
 
 def has_validation_split(path: str | Path, flag: str) -> bool:
-    """Whether `path` is a saved DatasetDict with a split for validation."""
+    """Whether `path` is a saved DatasetDict with a validation split."""
     path = Path(path)
     if not path.is_dir():
         return False
@@ -88,7 +85,7 @@ def has_validation_split(path: str | Path, flag: str) -> bool:
 
 
 def show_columns(names: Iterable[object]) -> str:
-    """Column names for an error message; what does not look like a name may be a record (a CSV without its header)."""
+    """Column names for an error message. Hides what does not look like a name: a CSV without header has data there."""
     shown = [
         n if isinstance(n, str) and n.isidentifier() and len(n) <= _LONGEST_COLUMN_NAME else "(name not shown)"
         for n in names
@@ -97,11 +94,11 @@ def show_columns(names: Iterable[object]) -> str:
 
 
 def parse_json(text: str, flag: str, path: str | Path, line: int | None = None) -> object:
-    """`json.loads` for files of users; a NaN becomes None.
+    """`json.loads` for users' files; a NaN becomes None.
 
     Raises:
-        JSONDecodeError: `text` is not JSON, or it is JSON that Python cannot hold.
-        InvalidArgument: an object has a key twice; names `flag`, `path`, the line if given, and the key.
+        JSONDecodeError: `text` is not JSON, or Python cannot represent it.
+        InvalidArgument: an object has a key twice. The message names `flag`, `path`, the line if given, and the key.
     """
 
     def unique(pairs: list[tuple[str, object]]) -> Row:
@@ -117,7 +114,7 @@ def parse_json(text: str, flag: str, path: str | Path, line: int | None = None) 
 
 
 def require_unique(names: Sequence[str], flag: str, path: str | Path, where: str = "") -> None:
-    """Refuse columns, or keys of one object, of which two have one name."""
+    """Refuse columns, or keys of one object, if a name occurs twice."""
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         refuse(flag, str(path), f"{where}{show_columns([twice])} is named twice; rename one of the two or remove it")
@@ -151,7 +148,7 @@ def _read_json(path: Path, flag: str) -> Iterator[Row]:
     if isinstance(content, dict):
         content = _columns_to_rows(content, path, flag)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        refuse(flag, str(path), "must hold a dictionary of lists, or a list of dictionaries (one per row)")
+        refuse(flag, str(path), "must hold a dictionary of lists (columns), or a list of dictionaries (rows)")
     yield from content
 
 
@@ -160,7 +157,7 @@ def _columns_to_rows(columns: dict[str, object], path: Path, flag: str) -> list[
     lists = {name: values for name, values in columns.items() if isinstance(values, list)}
     if len(lists) < len(columns):
         bad = show_columns(name for name in columns if name not in lists)
-        refuse(flag, str(path), f"every value of the dictionary must be a list, but not so for: {bad}")
+        refuse(flag, str(path), f"every value of the dictionary must be a list; change {bad}")
     sizes = {name: len(values) for name, values in lists.items()}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{show_columns([name])} has {size}" for name, size in sizes.items())
@@ -171,7 +168,7 @@ def _columns_to_rows(columns: dict[str, object], path: Path, flag: str) -> list[
 def _stream_csv(path: Path, flag: str) -> Iterator[Row]:
     """Comma-separated values with a header line; every value is a string ("NA" too).
 
-    A surplus value is refused by its line. A missing one is None.
+    A surplus value is refused by line. A missing value is None.
     """
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
@@ -180,18 +177,22 @@ def _stream_csv(path: Path, flag: str) -> Iterator[Row]:
             require_unique(header, flag, path)
             unnamed = next((number for number, name in enumerate(header, start=1) if not name.strip()), None)
             if unnamed is not None:
-                remedy = "name it or leave it out (pandas: index=False)"
+                remedy = "name it or remove it (pandas: index=False)"
                 refuse(flag, str(path), f"column {unnamed} of the header has no name; {remedy}")
             while (row := _next_of_csv(reader)) is not None:
                 if None in row:
-                    refuse(flag, str(path), f"line {reader.line_num} has more values than the header; quote commas")
+                    refuse(
+                        flag,
+                        str(path),
+                        f"line {reader.line_num} has more values than the header; quote values with commas",
+                    )
                 yield row
         except csv.Error as error:
             refuse(flag, str(path), f"not CSV near line {reader.line_num} ({error}); check its quotes")
 
 
 def _next_of_csv(reader: csv.DictReader[str]) -> Row | None:
-    """The next row, however long its values: the limit of 131,072 characters is too short for a document."""
+    """The next row, with values of any length: the default limit of 131,072 characters is too short for documents."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
         row = next(reader, None)
@@ -210,7 +211,7 @@ def _stream_parquet(path: Path, flag: str) -> Iterator[Row]:
 
 
 def _require_unique_fields(fields: list[pyarrow.Field], flag: str, path: Path) -> None:
-    """The same for the columns of a Parquet file and for the fields within them."""
+    """`require_unique` for the columns of a Parquet file and for nested fields."""
     require_unique([field.name for field in fields], flag, path)
     for field in fields:
         inner = [field.type.field(number) for number in range(field.type.num_fields)]
@@ -231,12 +232,12 @@ def _stream_folder(path: Path, flag: str, split: str) -> Iterator[Row]:
 
 
 def _load_folder(path: Path, flag: str) -> datasets.DatasetDict | datasets.Dataset:
-    """Map a saved folder; nothing is copied."""
+    """Memory-map a saved folder, without copying."""
     import datasets
 
     try:
         return datasets.load_from_disk(str(path))
-    except (OSError, ValueError, LookupError) as error:  # IndexError: the library's own, for a split without rows
+    except (OSError, ValueError, LookupError) as error:  # the library's IndexError means a split without rows
         remedy = f"not a readable DatasetDict.save_to_disk folder with rows in every split ({type(error).__name__})"
         refuse(flag, str(path), f"{remedy}; save it again")
 

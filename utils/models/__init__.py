@@ -1,1 +1,1 @@
-"""Loading models, sharding and quantising them, choosing what is trained, estimating memory."""
+"""Loads models, shards and quantises them, chooses the trained parameters, estimates memory."""

@@ -1,6 +1,6 @@
-"""Loading what the scripts run on: the tokenizer, the frozen base model, adapters.
+"""Loads tokenizers, frozen base models and adapters.
 
-Failures of the hub or of a folder become one line that names the flag to change.
+A failure to load becomes one line that names the flag to change.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _REMEDY = "give a folder with a causal language model and its tokenizer, or a hu
 def load_tokenizer(name: str, *, token: str | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name.
 
-    Where it has no padding token its end token pads, so that the vocabulary keeps its size. Raises `InvalidArgument`
-    if it cannot be loaded or has no end token (nothing could then mark where a text ends).
+    If it has no padding token, the end token pads, so that the vocabulary keeps its size. Raises `InvalidArgument` if
+    it cannot be loaded, or has no end token to mark the end of a text.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, token=token, revision=revision)
@@ -51,14 +51,14 @@ def load_model(
     """The causal language model of a folder or hub name, every parameter frozen, in evaluation mode.
 
     Args:
-        name, token, revision: where it is.
-        dtype: what it computes in, and what its weights are held in.
+        name, token, revision: which model to load.
+        dtype: data type of its weights and computation.
         device: where it computes.
-        bits: 4 or 8 for a quantised base.
-        sharding: how its weights are spread over the ranks; None holds all of them here.
+        bits: 4 or 8 to quantise the model, else 16.
+        sharding: how its weights are spread over the ranks; None loads all of them here.
 
     Raises:
-        InvalidArgument: it cannot be loaded, or the checkpoint lacks weights (they would be random).
+        InvalidArgument: it cannot be loaded, or its checkpoint lacks weights (which would be random).
     """
     if sharding is not None:
         if bits != 16:
@@ -77,7 +77,9 @@ def load_model(
     missing = sorted(info["missing_keys"])
     if missing:
         refuse(
-            "--model_name_or_path", name, f"its checkpoint lacks {len(missing)} weights such as {missing[0]}; {_REMEDY}"
+            "--model_name_or_path",
+            name,
+            f"its checkpoint lacks {len(missing)} weights such as {missing[0]}; {_REMEDY}",
         )
     model = model.requires_grad_(False).eval()
     keep_differentiable(model)
@@ -85,7 +87,7 @@ def load_model(
 
 
 def load_skeleton(name: str, *, token: str | None = None, revision: str | None = None) -> PreTrainedModel:
-    """The model's layers without their weights (on the meta device): names, shapes and configuration, in an instant."""
+    """The model without its weights (on the meta device): names, shapes and configuration, in an instant."""
     try:
         config = AutoConfig.from_pretrained(name, token=token, revision=revision)
         with torch.device("meta"):
@@ -97,7 +99,7 @@ def load_skeleton(name: str, *, token: str | None = None, revision: str | None =
 def require_context(
     model: PreTrainedModel, block_size: int, *, flag: str = "--block_size", virtual_tokens: int = 0
 ) -> None:
-    """`block_size` tokens, and virtual ones before them, must fit the context that the model was made for."""
+    """Refuse a `block_size` that, with the virtual tokens before it, exceeds the model's context."""
     context = _context(model)
     if context is not None and block_size + virtual_tokens > context:
         shared = f" for text and {virtual_tokens} virtual tokens" if virtual_tokens else ""
@@ -106,7 +108,7 @@ def require_context(
 
 
 def _context(model: PreTrainedModel) -> int | None:
-    """Most tokens of a text. RoBERTa counts its positions from behind its padding token's number."""
+    """Maximum tokens of a text. RoBERTa's first positions, up to its padding index, are reserved."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
         return None
@@ -119,7 +121,7 @@ def _context(model: PreTrainedModel) -> int | None:
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass; the non-reentrant kind, which hooks and frozen inputs need."""
+    """Recompute activations in the backward pass. Hooks and frozen inputs need the non-reentrant kind."""
     kwargs = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
@@ -128,7 +130,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def adapter_files(path: str) -> list[Path]:
-    """The files that decide what `load_adapter(path)` attaches. Raises `InvalidArgument` if there is no adapter."""
+    """The files that `load_adapter(path)` reads. Raises `InvalidArgument` if there is no adapter."""
     given = Path(path)
     folder = given if given.is_dir() else given.parent
     peft = [folder / PEFT_WEIGHTS_NAME, folder / PEFT_CONFIG_NAME]
@@ -142,7 +144,7 @@ def adapter_files(path: str) -> list[Path]:
 
 
 def load_adapter(model: PreTrainedModel, path: str, *, merge: bool) -> None:
-    """Attach the adapter `path` to `model`, in its weights if `merge`. Raises `InvalidArgument` if it doesn't fit."""
+    """Attach the adapter `path` to `model`; `merge` adds it to the weights. `InvalidArgument` if it doesn't fit."""
     attach_adapter(model, path)
     if merge:
         merge_lora(model)
@@ -157,7 +159,7 @@ def refuse_to_load(
     flag: str = "--model_name_or_path",
     remedy: str = _REMEDY,
 ) -> NoReturn:
-    """One line out of a library's message of many, with the token taken out should it be quoted there."""
+    """Refuse with one line of a library's error message, in which the token is hidden."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     reason = f"{type(error).__name__}: {reason[:200]}"
     if token:

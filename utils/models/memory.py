@@ -1,8 +1,7 @@
-"""What one private step needs in a device's memory, worked out before gigabytes are read, and what to do if it is more
-than there is.
+"""Estimates the device memory of one private step before the weights are read, and suggests settings that fit.
 
-Left out are what CUDA and NCCL take for themselves and what falls between blocks: `RESERVE` is kept back for them.
-Sizes are bytes throughout; tokens are padded ones.
+The estimate leaves out what CUDA and NCCL use themselves and what fragmentation wastes: `RESERVE` is kept free for
+them. Sizes are in bytes; counts of tokens include padding.
 """
 
 from __future__ import annotations
@@ -17,37 +16,37 @@ from dptune._validate import refuse, require_count
 from utils.models.quantization import BITS
 from utils.models.sizes import ModelSizes
 
-RESERVE = 1 << 30  # workspaces of the CUDA libraries and fragmentation; an assumption, not a measurement
+RESERVE = 1 << 30  # for workspaces of the CUDA libraries and fragmentation; assumed, not measured
 
 _FLOAT32 = 4
-_CHUNK_LOGITS = 1 << 24  # logits that dptune.losses makes at a time
+_CHUNK_LOGITS = 1 << 24  # logits that dptune.losses computes at a time
 _GATHERED = 1 << 26  # bytes of all ranks' shares that dptune.ranks holds at a time
-# The layer that computes, the one that FSDP gathers ahead of it, and the buffer that this one arrives in.
+# The current layer, the next one, which FSDP gathers ahead, and the buffer for receiving it.
 _GATHERED_LAYERS = 3
 _ADAPTER_COPIES = 4  # weight, Adam's two moments, and the clipped sum, which becomes the gradient
-_STEP_COPIES = 1  # noise on its way to the device, and then what the optimizer works with
-_PLAIN_LOGIT = 8  # bytes a logit: itself in float32, and its exponential while they are summed
-_TRAINED_LOGIT = 14  # under an adapted output layer: the base's and the adapter's part, their sum, log-probabilities
+_STEP_COPIES = 1  # noise on its way to the device, then a temporary of the optimizer
+_PLAIN_LOGIT = 8  # bytes per logit: float32, and its exponential during the sum
+_TRAINED_LOGIT = 14  # with an adapted output layer: both parts, their sum, log-probabilities
 _BUDGET_STEP = 64  # tokens
 _MOST_DEVICES = 1024
 
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """What memory depends on besides the model; none of it changes a result.
+    """What memory depends on besides the model. None of it changes results.
 
     Attributes:
-        dtype: of the frozen weights, and of what is computed outside the adapters.
-        token_budget: padded tokens in one forward pass; a longer single example goes alone.
+        dtype: data type of the frozen weights and of computation outside the adapters.
+        token_budget: padded tokens in one forward pass; a single longer example gets its own pass.
         block_size: tokens of the longest example.
         checkpointing: whether each layer's activations are recomputed in the backward pass.
-        world_size: processes, one a device.
-        sharded: whether the frozen weights are sharded over them; otherwise each holds all.
-        offload: whether shards live in the CPU's memory.
+        world_size: processes, one per device.
+        sharded: whether the frozen weights are sharded over the processes; otherwise each holds all.
+        offload: whether shards are kept in the CPU's memory.
         reshard: whether a layer's gathered weights are dropped between forward and backward pass.
-        bits: of a frozen weight in the decoder layers' linear layers: 4, 8, or 16 for `dtype` as it is.
-        lengths: tokens of every example, [num_examples], from which follows how many go in one forward pass; None if
-            all are of `block_size`.
+        bits: bits per frozen weight in the decoder layers' linear layers: 4, 8, or 16 for `dtype`.
+        lengths: tokens of every example, [num_examples], which bound the examples per forward pass; None if all have
+            `block_size` tokens.
 
     Raises:
         InvalidArgument: a count below 1, other bits, or offloading without sharding.
@@ -79,7 +78,7 @@ class MemorySettings:
 
     @property
     def examples(self) -> int:
-        """Examples of the forward pass that has most of them."""
+        """Maximum number of examples in one forward pass."""
         if self.lengths is not None and len(self.lengths):
             return most_examples(self.lengths, self.token_budget)
         return max(1, self.token_budget // self.block_size)
@@ -87,20 +86,20 @@ class MemorySettings:
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes on one device, each part at its largest; they do not all peak at the same time, see `total`.
+    """Bytes on one device, each part at its peak. The parts do not all peak at the same time, see `total`.
 
     Attributes:
-        frozen_weights: held all the time.
-        gathered_weights: whole while they compute: of a sharded model three layers and the root group, of a
-            quantised one the largest weight.
+        frozen_weights: held throughout.
+        gathered_weights: weights held whole while they compute: three layers and the root group of a sharded model,
+            the largest weight of a quantised one.
         adapters: weights, clipped sum or gradient, and Adam's two moments, float32.
-        activations: kept for the backward pass by the base model.
-        adapter_activations: the same by the adapters.
-        per_example_gradients: float32, at the end of a backward pass.
-        one_layer: gradients inside a layer; with checkpointing, also what is recomputed for it.
-        logits: one chunk with its copies, and the output layer's other tensors.
-        finish: noise of a step or the optimizer's temporary, and what ranks exchange.
-        host: in the CPU's memory: noise in the making, offloaded shards.
+        activations: what the base model keeps for the backward pass.
+        adapter_activations: what the adapters keep for it.
+        per_example_gradients: in float32, at the end of a backward pass.
+        one_layer: gradients inside a layer; with checkpointing, also its recomputed activations.
+        logits: one chunk with its copies, and other tensors of the output layer.
+        finish: a step's noise or the optimizer's temporaries, and what ranks exchange.
+        host: in the CPU's memory: noise while it is generated, and offloaded shards.
     """
 
     frozen_weights: int
@@ -116,10 +115,10 @@ class MemoryNeeds:
 
     @property
     def total(self) -> int:
-        """The peak on the device: what is always held, and the largest of three moments.
+        """The peak on the device: what is held throughout, plus the maximum over three moments.
 
-        While a backward pass goes on, activations go and per-example gradients come, layer by layer, so that together
-        they are largest at its begin or at its end; the third moment is the end of a step.
+        During a backward pass activations are freed and per-example gradients added, layer by layer. So their sum is
+        largest at its start or at its end. The third moment is the end of a step.
         """
         held = self.frozen_weights + self.gathered_weights + self.adapters
         begin = self.activations + self.adapter_activations + max(self.logits, self.one_layer)
@@ -137,7 +136,7 @@ def memory_needs(sizes: ModelSizes, settings: MemorySettings) -> MemoryNeeds:
     if settings.checkpointing:
         one_layer += layer + adapter // sizes.layers
         layer, adapter = itemsize * sizes.hidden, 0
-    last_norm = (_FLOAT32 + itemsize) * sizes.hidden  # its input, and the gradient that the output layer has made
+    last_norm = (_FLOAT32 + itemsize) * sizes.hidden  # its input, and the gradient from the output layer
     frozen, gathered = _weights(sizes, settings)
     flat = _FLOAT32 * sizes.trained
     shares = min(_GATHERED, settings.world_size * flat) if settings.world_size > 1 else 0
@@ -156,11 +155,11 @@ def memory_needs(sizes: ModelSizes, settings: MemorySettings) -> MemoryNeeds:
 
 
 def most_examples(lengths: np.ndarray, token_budget: int, max_padding: float = 0.05) -> int:
-    """Most examples that `dptune.deal` can put in one micro-batch, whatever the draw.
+    """Maximum number of examples that `dptune.deal` can put in one micro-batch, over all draws.
 
-    A micro-batch is as wide as its longest example and at most `max_padding` of it is padding. So for each width the
-    question is how many of the longest examples up to it average at least (1 - max_padding) of it. The budget alone
-    says little: one of 2,048 tokens holds 1,024 examples of 2 tokens, if the data has so many.
+    A micro-batch is as wide as its longest example, and at most `max_padding` of it is padding. So for each width this
+    counts how many of the longest examples up to it have a mean of at least (1 - max_padding) of it. The budget alone
+    is a poor bound: 2,048 tokens hold 1,024 examples of 2 tokens, if the data has that many.
 
     Args:
         lengths: tokens of every example of the data set, [num_examples].
@@ -172,7 +171,7 @@ def most_examples(lengths: np.ndarray, token_budget: int, max_padding: float = 0
     for width in np.unique(ascending).tolist():
         end = int(np.searchsorted(ascending, width, side="right"))
         low, high = 1, max(1, min(token_budget // width, end))
-        while low < high:  # the mean of the longest falls as their number grows
+        while low < high:  # their mean falls as their number grows
             middle = (low + high + 1) // 2
             enough = sums[end] - sums[end - middle] >= (1 - max_padding) * width * middle
             low, high = (middle, high) if enough else (low, middle - 1)
@@ -181,7 +180,7 @@ def most_examples(lengths: np.ndarray, token_budget: int, max_padding: float = 0
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes that a GPU has left for this process; None for a CPU, whose memory is everybody's."""
+    """Bytes that a GPU has left for this process; None for a CPU, whose memory is shared."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
@@ -191,27 +190,27 @@ def fits(needs: MemoryNeeds, available: int) -> bool:
 
 
 def describe_memory(sizes: ModelSizes, settings: MemorySettings, available: int | None) -> list[str]:
-    """The parts, the peak and whether it fits, in lines for a person; where it does not fit, settings that do.
+    """Printed lines: the parts, the peak and whether it fits; if it does not fit, settings that do.
 
     Args:
-        available: bytes of the device; None where they are not known.
+        available: bytes available on the device; None if unknown.
     """
     needs = memory_needs(sizes, settings)
     parts = [(one.name.replace("_", " "), getattr(needs, one.name)) for one in fields(needs) if one.name != "host"]
     lines = [
-        f"memory a device        about {_size(needs.total)} at its peak (an estimate), for at most "
+        f"memory per device      about {_size(needs.total)} at the peak (estimated), for at most "
         f"{settings.tokens:,} tokens and {settings.examples:,} examples at a time",
-        f"                       parts of over half a per cent, which peak apart: "
+        f"                       largest parts, which peak at different times: "
         f"{', '.join(f'{name} {_size(size)}' for name, size in parts if 200 * size >= needs.total)}",
     ]
     if settings.offload:
-        lines.append(f"memory of the CPU      about {_size(needs.host)} a process: offloaded weights, and noise")
+        lines.append(f"memory of the CPU      about {_size(needs.host)} per process: offloaded weights and noise")
     if available is None:
         return lines
     if fits(needs, available):
         return [*lines, f"                       fits: the device has {_size(available)}"]
     found = [f"{change} ({_size(peak)})" for change, peak in _remedies(sizes, settings, available)]
-    remedy = f"try {', or '.join(found)}" if found else "take a smaller model or --block_size: nothing else is enough"
+    remedy = f"try {', or '.join(found)}" if found else "use a smaller model or --block_size: nothing else is enough"
     return [
         *lines,
         f"                       does not fit: needs {_size(needs.total)} and {_size(RESERVE)} for CUDA's libraries, "
@@ -223,7 +222,7 @@ Change = tuple[str, MemorySettings]
 
 
 def _remedies(sizes: ModelSizes, settings: MemorySettings, available: int) -> list[tuple[str, int]]:
-    """(what to change, the peak then) of settings that fit: one change each, or two or three together if one is not
+    """(what to change, the new peak) of settings that fit: single changes, or two or three together if one is not
     enough."""
     recompute = replace(settings, checkpointing=True)
     one_example = replace(recompute, token_budget=settings.block_size)
@@ -251,7 +250,7 @@ def _remedies(sizes: ModelSizes, settings: MemorySettings, available: int) -> li
 
 
 def _smaller_budget(sizes: ModelSizes, settings: MemorySettings, available: int) -> Iterator[Change]:
-    """The largest smaller token budget that fits. It is no use to go below the longest example, which goes alone."""
+    """The largest smaller token budget that fits, not below the longest example, which gets its own pass."""
     below = range((settings.token_budget - 1) // _BUDGET_STEP * _BUDGET_STEP, settings.block_size, -_BUDGET_STEP)
     for tokens in [*below, settings.block_size]:
         smaller = replace(settings, token_budget=tokens)
@@ -261,7 +260,7 @@ def _smaller_budget(sizes: ModelSizes, settings: MemorySettings, available: int)
 
 
 def _more_devices(sizes: ModelSizes, settings: MemorySettings, available: int) -> Iterator[Change]:
-    """The least number of devices, doubling, over which the weights must be sharded to fit."""
+    """The smallest number of devices, by doubling, that fits with sharded weights."""
     count = max(2, settings.world_size * (2 if settings.sharded else 1))
     while count <= _MOST_DEVICES:
         more = replace(settings, sharded=True, world_size=count)
@@ -272,9 +271,9 @@ def _more_devices(sizes: ModelSizes, settings: MemorySettings, available: int) -
 
 
 def _weights(sizes: ModelSizes, settings: MemorySettings) -> tuple[int, int]:
-    """(frozen weights that a rank holds, weights that it holds whole while they compute)."""
+    """Bytes of (frozen weights that a rank holds, weights that it holds whole while they compute)."""
     itemsize = settings.dtype.itemsize
-    # With 4 bits there is a float32 scale for every 64 weights; with 8 one a row, which is next to nothing.
+    # 4 bits have a float32 scale for every 64 weights; 8 bits one per row, which is negligible.
     packed = {4: 0.5 + _FLOAT32 / 64, 8: 1.0}.get(settings.bits, itemsize)
     spared = sizes.linear * (itemsize - packed)
     whole = sizes.frozen * itemsize - sizes.layers * spared
@@ -287,7 +286,7 @@ def _weights(sizes: ModelSizes, settings: MemorySettings) -> tuple[int, int]:
 
 
 def _logits(sizes: ModelSizes, settings: MemorySettings) -> int:
-    """The output layer at work: one chunk of logits with its copies, and the hidden states of labelled tokens."""
+    """Bytes of the output layer: one chunk of logits with its copies, and the hidden states of labelled tokens."""
     itemsize, every = settings.dtype.itemsize, settings.tokens * sizes.vocabulary
     hidden = 2 * settings.tokens * sizes.hidden * itemsize
     if sizes.whole_logits:

@@ -1,4 +1,4 @@
-"""A transformers model whose frozen weights are sharded over the ranks, each of which reads only its own rows."""
+"""A transformers model whose frozen weights are sharded over the ranks. Each rank reads only its own rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_sharded_model(
     """
     folder = _local_folder(name, token, revision)
     config = AutoConfig.from_pretrained(folder)
-    # Parameters without memory, buffers with their values: those of rotary embeddings are in no checkpoint.
+    # Buffers keep their values: those of rotary embeddings are in no checkpoint.
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()  # undone by the context above
@@ -49,20 +49,20 @@ def load_sharded_model(
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers that transformers says belong on one device."""
+    """The layers that transformers keeps whole on one device."""
     names = model._no_split_modules or ()
     return [module for module in model.modules() if _original_class_name(module) in names]
 
 
 def describe_shards(model: PreTrainedModel, ranks: int) -> str:
-    """A line about the frozen weights on this rank. `RuntimeError` if they are more than a shard."""
+    """A printed line about the frozen weights on this rank. `RuntimeError` if they are more than a shard."""
     held = frozen_bytes(model, decoder_layers(model))
     held.require_bound(ranks)
     return _line(held, ranks)
 
 
 def compute_device(model: nn.Module) -> torch.device:
-    """Where `model` computes: with CPU offload its weights lie elsewhere, its buffers don't."""
+    """Where `model` computes. With CPU offload its weights are elsewhere, but its buffers are there."""
     tensor = next(chain(model.buffers(), model.parameters()))
     return tensor.device
 
@@ -70,18 +70,18 @@ def compute_device(model: nn.Module) -> torch.device:
 def _line(held: ShardedBytes, ranks: int) -> str:
     mib = 2.0**20
     return (
-        f"frozen weights a rank  {held.held / mib:,.1f} MiB of {held.total / mib:,.1f} MiB over {ranks} processes "
-        f"(at most {held.total / ranks / mib:,.1f} + root group {held.root / mib:,.1f})"
+        f"frozen weights         {held.held / mib:,.1f} MiB per rank of {held.total / mib:,.1f} MiB over {ranks} "
+        f"processes (at most {held.total / ranks / mib:,.1f} + root group {held.root / mib:,.1f})"
     )
 
 
 def _original_class_name(module: nn.Module) -> str:
-    """FSDP renames the class of what it shards."""
+    """The class name without the prefix that FSDP gives to what it shards."""
     return type(module).__name__.removeprefix("FSDP")
 
 
 def _local_folder(name: str, token: str | None, revision: str | None) -> Path:
-    """Where the checkpoint lies, downloaded if `name` is a hub's."""
+    """The folder of the checkpoint; downloads it if `name` is a hub name."""
     if Path(name).is_dir():
         return Path(name)
     try:

@@ -1,9 +1,9 @@
-"""What a causal language model's need of memory depends on, read from its modules: they may be on the meta device.
+"""Sizes of a causal language model that its memory depends on. The model may be on the meta device.
 
-What the backward pass keeps is counted tensor by tensor for a decoder layer of the Llama kind, and read off the modules
-so that others come close: norms in float32, queries, keys, values and attention output, the MLP's inner tensors, and
-each adapter's input. Base weights are frozen, so a base layer keeps no input of its own. `utils/models/memory.py`
-turns the counts into bytes; `tests/utils/models/test_memory.py` holds them against allocated ones.
+What the backward pass keeps is counted tensor by tensor for a Llama decoder layer. Other architectures come close,
+since the counts are read from the modules: norms in float32, queries, keys, values and attention output, the MLP's
+inner tensors, and each adapter's input. A frozen base layer keeps no input. `utils/models/memory.py` turns the counts
+into bytes; `tests/utils/models/test_memory.py` compares them with allocated memory.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from torch import nn
 from dptune.lora import adapters, linear_layers, linear_sizes
 from utils.models.sharded import decoder_layers
 
-# GELU written out in elementary operations keeps its input, a tanh and two factors; a fused one keeps its input.
+# GELU in elementary operations keeps its input, a tanh and two factors; a fused GELU keeps its input.
 _WRITTEN_OUT = ("gelu_new", "gelu_fast", "quick_gelu")
-# After the output layer some models cap or scale, for which dptune.losses makes all logits at once.
+# Some models cap or scale logits after the output layer: then dptune.losses computes all logits at once.
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Numbers of parameters, and of values a token that the backward pass keeps.
+    """Numbers of parameters, and of values per token that the backward pass keeps.
 
     Attributes:
         layers, hidden, vocabulary, heads: as in the model's configuration.
-        frozen, trained: parameters in all.
+        frozen, trained: total numbers of parameters.
         root: frozen parameters outside the decoder layers (embeddings, last norm, output layer).
         layer: frozen parameters of the largest decoder layer.
-        linear: of those, in linear layers: what quantisation shrinks.
+        linear: those of `layer` that are in linear layers, which quantisation shrinks.
         largest_linear: parameters of the largest of these linear layers.
-        exact: values a token and layer that are kept in float32 whatever the base's dtype: inputs of RMSNorms, and
-            one a head from attention.
-        plain: values a token and layer in the base's dtype: attention, MLP, other norms.
-        gradients: values a token of the gradients that one layer holds at once.
-        scores: bytes a head, layer and pair of tokens that attention keeps; 0 for the usual fused kernels.
-        adapter: adapter inputs a token, over all layers.
-        adapter_shared: the same with adapters that read one tensor counted once: a float32 base hands adapters that
-            tensor itself, any other one a float32 copy each.
+        exact: values per token and layer kept in float32 in any base dtype: inputs of RMSNorms, and one per
+            attention head.
+        plain: values per token and layer in the base's dtype: attention, MLP, other norms.
+        gradients: values per token of the gradients that one layer holds at once.
+        scores: bytes per head, layer and pair of tokens that attention keeps; 0 for the usual fused kernels.
+        adapter: adapter inputs per token, over all layers.
+        adapter_shared: the same, but adapters that read one tensor count once. They share it if the base is in
+            float32; otherwise each has a float32 copy.
         trained_head: whether the output layer has an adapter.
-        whole_logits: whether something happens after the output layer, for which all logits are made at once.
+        whole_logits: whether an operation after the output layer needs all logits at once.
     """
 
     layers: int
@@ -68,7 +68,7 @@ class ModelSizes:
 
 def model_sizes(model: Any) -> ModelSizes | None:
     """The sizes of a transformers causal language model, with or without adapters; None if its decoder layers cannot
-    be found: an architecture about which nothing can be said."""
+    be found."""
     config, layers = model.config.get_text_config(), decoder_layers(model)
     if not layers:
         return None
@@ -109,33 +109,33 @@ def _linears(layer: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def _attention(config: Any) -> tuple[int, int]:
-    """Values a token of the queries, and of the keys (the values are as many)."""
+    """Values per token of the queries, and of the keys (the same as of the values)."""
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     return heads * size, (getattr(config, "num_key_value_heads", None) or heads) * size
 
 
 def _scores(config: Any) -> int:
-    """Attention written out keeps its weights in float32 and in the base's dtype, a soft cap its tanh too."""
+    """Eager attention keeps its weights in float32 and in the base's dtype; a soft cap also keeps its tanh."""
     if getattr(config, "_attn_implementation", None) != "eager":
         return 0
     return 8 if getattr(config, "attn_logit_softcapping", None) else 6
 
 
 def _mlp(layer: nn.Module, config: Any) -> tuple[int, int, int]:
-    """(inner width, tensors of that width that backward keeps, gradients of that width at once)."""
+    """(inner width, tensors of that width kept for the backward pass, gradients of that width at once)."""
     linears, experts = _linears(layer), getattr(config, "num_experts_per_tok", None)
     inner = max((inputs for inputs, outputs in linears.values() if outputs == config.hidden_size), default=0)
-    if experts:  # the weights of experts are in no linear layer
+    if experts:  # experts' weights are in no linear layer
         inner = experts * (getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
     activation = getattr(config, "hidden_act", None) or getattr(config, "activation_function", None)
     own = 4 if activation in _WRITTEN_OUT else 1
-    # A gate: the activation's output and the other factor are kept for their product, which has two gradients.
+    # With a gate, the product of activation and gate keeps both factors and has two gradients.
     return (inner, own + 2, own + 2) if experts or any("gate" in name for name in linears) else (inner, own, own + 1)
 
 
 def _norms(layer: nn.Module, query: int, key_value: int) -> tuple[int, int]:
-    """Values a token in norms that compute in float32 (RMSNorm), and in those that keep the base's dtype."""
+    """Values per token in norms that compute in float32 (RMSNorm), and in norms in the base's dtype."""
     exact = plain = 0
     for name, module in layer.named_modules():
         weight = getattr(module, "weight", None)
@@ -150,10 +150,10 @@ def _norms(layer: nn.Module, query: int, key_value: int) -> tuple[int, int]:
 
 
 def _adapter_values(layers: Sequence[nn.Module]) -> tuple[int, int]:
-    """Adapter inputs a token: of all adapters in `layers`, and with those that read one tensor counted once.
+    """Adapter inputs per token: of all adapters in `layers`, and with adapters that read one tensor counted once.
 
     Adapters of one block with inputs of one width (q, k and v; gate and up) read one tensor; o reads one that attention
-    keeps anyway. B's input, of the adapter's rank, is its own.
+    keeps anyway. The input of B, of the adapter's rank, is never shared.
     """
     every = shared = 0
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Training the model's own parameters in the place of adapters: which, in which precision, and where they are saved."""
+"""Chooses the trained parameters, adapters or the model's own; sets their precision, checks and saves them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from utils.files.folders import write_folder
 MODEL_NAME = "model"  # the folder below --output_dir
 _FLAG = "--trainable"
 _PRESETS = ("all", "biases", "norms")
-_CHECKED_TOKENS = 7  # of the shorter of two rows
-_SAME = 2e-3  # losses of one row under the same shapes
+_CHECKED_TOKENS = 7  # in the shorter of two rows
+_SAME = 2e-3  # tolerance for a row's loss in batches of the same shape
 
 Losses = Callable[..., Tensor]  # (input_ids [B, T], labels [B, T]) -> [B]
 
 
 class Choice(Protocol):
-    """The flags that say what is trained."""
+    """The flags that choose what is trained."""
 
     trainable: list[str] | None
     lora_r: int
@@ -38,15 +38,15 @@ class Choice(Protocol):
 def prepare_trainable(
     model: nn.Module, choice: Choice, *, sharded: bool = False, bits: int = 16, dtype: torch.dtype = torch.float32
 ) -> list[str]:
-    """Add adapters, or choose among the model's own parameters; the names of all that is trained.
+    """Add adapters, or choose among the model's own parameters; returns the names of all trained parameters.
 
     Args:
-        model: the base, or its skeleton.
+        model: the base model, or its skeleton.
         choice: the flags.
-        sharded, bits, dtype: of the launch and the base.
+        sharded, bits, dtype: settings of the launch and the base model.
 
     Raises:
-        InvalidArgument: a name that fits nothing, or parameters that cannot be trained as they are held.
+        InvalidArgument: a name matches nothing, or parameters cannot be trained in this precision or sharding.
     """
     if not choice.trainable:
         add_lora(
@@ -59,24 +59,24 @@ def prepare_trainable(
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     given = " ".join(choice.trainable)
     if sharded:
-        refuse(_FLAG, given, "only frozen weights are sharded; take a launch configuration without FSDP")
+        refuse(_FLAG, given, "only frozen weights can be sharded; use a launch configuration without FSDP")
     if bits != 16:
         refuse(_FLAG, given, f"weights of --qbits {bits} cannot be trained; give 16")
     if dtype == torch.float16:
-        refuse(_FLAG, given, "float16 overflows where whole models train; set mixed_precision to bf16 or no")
+        refuse(_FLAG, given, "float16 overflows when the model itself is trained; set mixed_precision to bf16 or no")
     return choose_trainable(model, choice.trainable)
 
 
 def choose_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Let exactly the parameters that `patterns` name need a gradient; their names, each shared one once.
+    """Make exactly the parameters that `patterns` match trainable; returns their names, shared ones once.
 
     Args:
-        model: any.
+        model: any model.
         patterns: `all`, `biases` (BitFit, Ben Zaken et al. 2022), `norms` (scales and shifts of LayerNorm and RMSNorm),
-            or names with the wildcards of a shell, such as `*.attn.*`.
+            or names with shell wildcards, such as `*.attn.*`.
 
     Raises:
-        InvalidArgument: a pattern that names nothing.
+        InvalidArgument: a pattern matches nothing.
     """
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
@@ -84,7 +84,9 @@ def choose_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         found = _names_of(model, names, pattern)
         if not found:
             refuse(
-                _FLAG, pattern, f"names no parameter; give {', '.join(_PRESETS)} or a pattern for names like {names[0]}"
+                _FLAG,
+                pattern,
+                f"matches no parameter; give {', '.join(_PRESETS)} or a pattern for names such as {names[0]}",
             )
         chosen |= found
     for name, parameter in model.named_parameters():
@@ -114,8 +116,8 @@ def parameters_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, Tens
 
 
 def in_autocast(losses: Losses, dtype: torch.dtype, device: torch.device) -> Losses:
-    """`losses` computed in `dtype` from weights that stay in float32: updates smaller than a bfloat16 step would be
-    lost in bfloat16 weights."""
+    """`losses` computed in `dtype`, while the weights stay in float32: bfloat16 weights would round small updates
+    away."""
     if dtype == torch.float32:
         return losses
 
@@ -127,15 +129,15 @@ def in_autocast(losses: Losses, dtype: torch.dtype, device: torch.device) -> Los
 
 
 def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int) -> None:
-    """Compare the engine's gradients with autograd's on random tokens before anything is trained: of a short row beside
-    one of `width` tokens, and of each by itself.
+    """Compare the engine's gradients with autograd's on random tokens before training: for a batch of a short row and
+    one of `width` tokens, and for each row alone.
 
     Args:
-        width: the longest row that may have a neighbour, since what it does to it may depend on its length.
+        width: tokens of the longest row that can share a batch, since its effect on others may depend on its length.
 
     Raises:
-        InvalidArgument: the model computes something that the engine's rules do not describe, or a row's gradient
-            depends on its padding or its neighbours.
+        InvalidArgument: the engine's gradient rules do not cover the model, or a row's gradient depends on its padding
+            or on other rows.
     """
     generator = torch.Generator().manual_seed(0)
     lengths = (_CHECKED_TOKENS, max(width, _CHECKED_TOKENS + 1))
@@ -154,19 +156,19 @@ def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int)
 
 
 def _require_same_first_loss(model: Any, losses: Losses, ids: Tensor, others: Tensor) -> None:
-    """Under other padding and another neighbour of the same shape a row's loss must be the same in any precision."""
+    """Refuse a model whose loss of a row changes with its padding tokens or with the other row."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
         one, other = (losses(tokens)[0].item() for tokens in (ids, others))
     model.train(was_training)
     if not abs(one - other) <= _SAME * (1 + abs(one)):
-        reason = f"a row's loss is {one:g} or {other:g} by its padding, which voids the bound"
-        refuse("--model_name_or_path", type(model).__name__, f"{reason}; take a causal language model")
+        reason = f"a row's loss is {one:g} or {other:g}, by its padding and other rows, so privacy would not hold"
+        refuse("--model_name_or_path", type(model).__name__, f"{reason}; use a causal language model")
 
 
 def save_trained_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write model and tokenizer to `folder`/model, as `from_pretrained` reads them, all of it or nothing."""
+    """Write model and tokenizer to `folder`/model for `from_pretrained`, completely or not at all."""
 
     def write(target: Path) -> None:
         model.save_pretrained(target)

@@ -1,1 +1,1 @@
-"""Training a model from the command line: flags, plan, loop, outputs, resuming."""
+"""Training a model from the command line: flags, plan, loop, outputs, resume."""

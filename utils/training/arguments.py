@@ -21,9 +21,9 @@ from utils.models.arguments import ModelArguments
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
 CLIPPING_STYLES = ("flat", "per-layer", "automatic", "adaptive")
-# Those of transformers.get_scheduler that need no setting of their own.
+# Schedules of transformers.get_scheduler that need no extra setting.
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
-# What the engine and shared code call the settings of train_clm.py.
+# {parameter, as the engine and shared code name it: flag of train_clm.py}.
 TRAINING_FLAGS = {
     **dict.fromkeys(("model", "folder", "files"), "--model_name_or_path"),
     "rank": "--lora_r",
@@ -46,78 +46,78 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"a data set known by name: {', '.join(DATASET_NAMES)} (see data/README.md)"}
+        default=None, metadata={"help": f"name of a built-in data set: {', '.join(DATASET_NAMES)} (see data/README.md)"}
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "JSON, JSONL, CSV, Parquet or a saved DatasetDict with instruction and answer"}
+        default=None, metadata={"help": "instructions and answers: JSON, JSONL, CSV, Parquet or a saved DatasetDict"}
     )
     validation_file: str | None = field(
         default=None,
-        metadata={"help": "held-out examples in the same formats; their loss is a diagnostic, not private"},
+        metadata={"help": "held-out examples in the same formats; their measured loss is not private"},
     )
-    data_dir: str = field(default=str(DATA_DIR), metadata={"help": "where --dataset_name looks for its folder"})
-    date_from: str = field(default=FIRST_DAY, metadata={"help": "first day of a data set that has dates (ISO)"})
-    date_to: str = field(default=LAST_DAY, metadata={"help": "last day of a data set that has dates (ISO)"})
-    block_size: int = field(default=512, metadata={"help": "longest example in tokens; longer ones are cut"})
+    data_dir: str = field(default=str(DATA_DIR), metadata={"help": "folder in which --dataset_name looks for its data"})
+    date_from: str = field(default=FIRST_DAY, metadata={"help": "first day to use of a --dataset_name with dates"})
+    date_to: str = field(default=LAST_DAY, metadata={"help": "last day to use of a --dataset_name with dates"})
+    block_size: int = field(default=512, metadata={"help": "maximum tokens per example; longer ones are cut"})
     prompt_style: str = field(
-        default="plain", metadata={"help": "how an instruction becomes a prompt", "choices": PROMPT_STYLES}
+        default="plain", metadata={"help": "form of the prompt, see data/README.md", "choices": PROMPT_STYLES}
     )
 
 
 @dataclass
 class PrivacyFlags:
-    """Everything that decides epsilon, with the size of the logical batch and the number of steps."""
+    """Everything that decides epsilon, together with the logical batch size and the number of steps."""
 
     _argument_group_name = "privacy"
 
     clip_norm: float = field(
         default=1.0,
-        metadata={"help": "largest gradient norm of what is clipped as one; negative: no privacy (with the noise)"},
+        metadata={"help": "maximum gradient norm per example (or per author); see also --noise_multiplier"},
     )
     noise_multiplier: float | None = field(
         default=None,
-        metadata={"help": "standard deviation of the noise over --clip_norm; negative: no privacy (with --clip_norm)"},
+        metadata={"help": "noise standard deviation / --clip_norm; set both flags to -1 to train without privacy"},
     )
     target_epsilon: float | None = field(
-        default=None, metadata={"help": "find the noise multiplier for this epsilon instead"}
+        default=None, metadata={"help": "epsilon to spend: finds the noise for it, instead of --noise_multiplier"}
     )
     delta: float = field(
-        default=1e-7, metadata={"help": "chance that the bound may fail; below 1 / number of examples (authors)"}
+        default=1e-7, metadata={"help": "chance that the epsilon bound fails; below 1 / number of examples (authors)"}
     )
     privacy_unit: str = field(
         default=EXAMPLE,
-        metadata={"help": "whose presence is hidden: example (one row), or the column that names each row's author"},
+        metadata={"help": "what is protected: example (one row), or the column of each row's author (all their rows)"},
     )
     examples_per_unit: int | None = field(
-        default=None, metadata={"help": "k: most examples of an author (see --user_level_method)"}
+        default=None, metadata={"help": "maximum examples per author, k (see --user_level_method)"}
     )
     user_level_method: str = field(
         default=USER_LEVEL,
         metadata={
-            "help": "user-level: draw authors, clip what up to k of their examples add up to; example-level: keep k "
-            "examples an author, draw and clip examples, account for all k",
+            "help": "user-level: draw authors and clip the combined gradient of up to k of their examples; "
+            "example-level: keep k examples per author, draw and clip single ones, and account for all k",
             "choices": USER_LEVEL_METHODS,
         },
     )
     unit_gradient: str = field(
         default="mean",
-        metadata={"help": "how an author's gradients are put together before clipping", "choices": UNIT_GRADIENTS},
+        metadata={"help": "combination of an author's gradients before clipping", "choices": UNIT_GRADIENTS},
     )
     insecure_test_seed: int | None = field(
         default=None,
-        metadata={"help": "FOR TESTS: repeatable sampling and noise, which protect nobody; the report says so"},
+        metadata={"help": "FOR TESTS: seed of repeatable sampling and noise, which protect nobody; the report says so"},
     )
 
     def __post_init__(self) -> None:
         off = [self.clip_norm < 0, self.noise_multiplier is not None and self.noise_multiplier < 0]
         if any(off) and not all(off):
-            remedy = f"--clip_norm is {self.clip_norm:g}: privacy needs both above 0; no privacy is both negative"
+            remedy = f"--clip_norm is {self.clip_norm:g}; make both positive, or both -1 to train without privacy"
             refuse("--noise_multiplier", self.noise_multiplier, remedy)
         self.settings()
         self._check_unit()
 
     def settings(self, clipping: Clipping = FLAT) -> PrivacySettings | None:
-        """The same for the engine; None where clipping and noise are turned off."""
+        """The flags as the engine takes them; None if clipping and noise are turned off."""
         if self.clip_norm < 0:
             return None
         return PrivacySettings(
@@ -132,12 +132,12 @@ class PrivacyFlags:
         k = self.examples_per_unit
         if self.privacy_unit == EXAMPLE:
             if k is not None:
-                refuse("--examples_per_unit", k, "says nothing about single rows; name a column with --privacy_unit")
+                refuse("--examples_per_unit", k, "is for authors; name their column with --privacy_unit")
             return
         if not self.privacy_unit.strip():
-            refuse("--privacy_unit", self.privacy_unit, "give example, or the column that names each row's author")
+            refuse("--privacy_unit", self.privacy_unit, "give `example`, or the column that names each row's author")
         if k is None:
-            refuse("--examples_per_unit", k, f"--privacy_unit {self.privacy_unit} needs it: most examples of an author")
+            refuse("--examples_per_unit", k, "give the maximum examples per author, which --privacy_unit needs")
         require_count("--examples_per_unit", k)
 
     @property
@@ -150,29 +150,30 @@ class PrivacyFlags:
 
 @dataclass
 class ClippingArguments:
-    """How per-example gradients are clipped; whatever the style, --clip_norm is what the noise is measured by."""
+    """How per-example gradients are clipped. In every style the noise is scaled by --clip_norm."""
 
     _argument_group_name = "clipping"
 
     clipping: str = field(
         default="flat",
         metadata={
-            "help": "flat: the whole gradient; per-layer: each layer's part; automatic: every gradient is normalised; "
-            "adaptive: the clip norm follows a private quantile",
+            "help": "way to clip. flat: the whole gradient; per-layer: each layer's part; automatic: normalise every "
+            "gradient; adaptive: the clip norm follows a private quantile of the norms",
             "choices": CLIPPING_STYLES,
         },
     )
     layer_clip_norms: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "per-layer: PATTERN=NORM for every trained layer, in the place of --clip_norm in equal shares"
-        },
+        metadata={"help": "for per-layer: PATTERN=NORM for every trained layer; default: equal shares of --clip_norm"},
     )
-    automatic_gamma: float = field(default=0.01, metadata={"help": "automatic: keeps tiny gradients tiny"})
-    adaptive_quantile: float = field(default=0.5, metadata={"help": "adaptive: share of gradients left unclipped"})
-    adaptive_learning_rate: float = field(default=0.2, metadata={"help": "adaptive: of the logarithm of the clip norm"})
+    automatic_gamma: float = field(
+        default=0.01, metadata={"help": "for automatic: a gradient g is scaled by clip_norm / (|g| + gamma)"}
+    )
+    adaptive_quantile: float = field(default=0.5, metadata={"help": "for adaptive: share of unclipped gradients"})
+    adaptive_learning_rate: float = field(default=0.2, metadata={"help": "for adaptive: step size of log(clip norm)"})
     adaptive_count_noise: float | None = field(
-        default=None, metadata={"help": "adaptive: noise on the number left unclipped; default: expected batch / 20"}
+        default=None,
+        metadata={"help": "for adaptive: noise on the unclipped gradients' count; default: expected batch / 20"},
     )
 
     def __post_init__(self) -> None:
@@ -180,7 +181,7 @@ class ClippingArguments:
             refuse("--layer_clip_norms", self.layer_clip_norms[0], "needs --clipping per-layer")
 
     def style(self, layers: Iterable[str]) -> Clipping:
-        """The style for a model whose trained layers these are."""
+        """The clipping style for a model with these trained layers."""
         if self.clipping == "per-layer":
             return PerLayer(
                 None if self.layer_clip_norms is None else _by_layer(self.layer_clip_norms, sorted(set(layers)))
@@ -196,7 +197,7 @@ class ClippingArguments:
 
 
 def _by_layer(given: Sequence[str], layers: Sequence[str]) -> dict[str, float]:
-    """{layer: clip norm} from PATTERN=NORM; a later pattern wins, and every layer must have one."""
+    """{layer: clip norm} from PATTERN=NORM entries. A later pattern wins; every layer must match one."""
     found: dict[str, float] = {}
     for entry in given:
         pattern, _, norm = entry.rpartition("=")
@@ -206,7 +207,7 @@ def _by_layer(given: Sequence[str], layers: Sequence[str]) -> dict[str, float]:
             refuse("--layer_clip_norms", entry, "give PATTERN=NORM, such as *.attn.*=0.5")
         matching = [layer for layer in layers if fnmatchcase(layer, pattern)]
         if not matching:
-            refuse("--layer_clip_norms", entry, f"names no trained layer; they are called {layers[0]}, for example")
+            refuse("--layer_clip_norms", entry, f"matches no trained layer; their names are like {layers[0]}")
         found |= dict.fromkeys(matching, value)
     if missing := [layer for layer in layers if layer not in found]:
         refuse("--layer_clip_norms", given[-1], f"leaves out {len(missing)} trained layers such as {missing[0]}")
@@ -222,65 +223,69 @@ class LoraArguments:
     trainable: list[str] | None = field(
         default=None,
         metadata={
-            "help": "train the model's own parameters in the place of adapters: all, biases, norms, or patterns for "
-            "their names such as *.attn.*; the whole model is saved"
+            "help": "train the model's own parameters instead of LoRA adapters: all, biases, norms, or patterns of "
+            "parameter names such as *.attn.*; saves the whole model; default: train adapters"
         },
     )
 
-    lora_r: int = field(default=16, metadata={"help": "rank of the adapters"})
-    lora_alpha: float = field(default=16.0, metadata={"help": "the adapters' output is scaled by alpha / r"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "share of the adapters' inputs set to zero in training"})
+    lora_r: int = field(default=16, metadata={"help": "rank of the LoRA adapters"})
+    lora_alpha: float = field(default=16.0, metadata={"help": "scaling: adapter outputs are multiplied by alpha / r"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability of the adapters' inputs"})
     lora_target_modules: list[str] = field(
         default_factory=lambda: list(DEFAULT_TARGETS),
-        metadata={"help": "names, or endings of names, of the linear layers to adapt; lm_head too"},
+        metadata={"help": "names, or name endings, of the linear layers to adapt; lm_head too"},
     )
 
 
 @dataclass
 class OptimizationArguments:
-    """The expected logical batch is processes x per-device batch x accumulation steps; memory does not grow with it."""
+    """Batch, steps and optimizer. Memory does not grow with the logical batch."""
 
     _argument_group_name = "optimisation"
 
     per_device_train_batch_size: int = field(
-        default=4, metadata={"help": "times --block_size: tokens that fit a device"}
+        default=4, metadata={"help": "examples of --block_size tokens that fit on a device at a time"}
     )
     gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "the expected logical batch over (processes x --per_device_train_batch_size)"}
+        default=1, metadata={"help": "average examples per step / (processes x --per_device_train_batch_size)"}
     )
     max_tokens_per_device: int | None = field(
         default=None,
-        metadata={"help": "padded tokens in one forward pass; default: per-device batch x block size"},
+        metadata={"help": "maximum padded tokens per forward pass; default: per-device batch x block size"},
     )
-    num_train_epochs: float = field(default=3.0, metadata={"help": "steps are this over the sampling probability"})
-    max_train_steps: int | None = field(default=None, metadata={"help": "number of steps, instead of the epochs"})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "average number of passes over the data"})
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "steps to train, instead of --num_train_epochs"}
+    )
     optimizer: str = field(
         default="adamw",
         metadata={
-            "help": "adamw; sgd; dp-adam: AdamW with the noise's variance taken out of the second moment",
+            "help": "dp-adam is AdamW with the noise variance subtracted from the second moment",
             "choices": OPTIMIZERS,
         },
     )
-    momentum: float = field(default=0.0, metadata={"help": "of --optimizer sgd"})
-    learning_rate: float = field(default=3e-4, metadata={"help": "peak rate of the optimizer"})
-    weight_decay: float = field(default=0.0, metadata={"help": "of the optimizer, on what is trained"})
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "shape of the rate", "choices": LR_SCHEDULERS})
-    num_warmup_steps: int = field(default=0, metadata={"help": "steps over which the rate rises from 0"})
+    momentum: float = field(default=0.0, metadata={"help": "momentum of --optimizer sgd"})
+    learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate"})
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay on the trained parameters"})
+    lr_scheduler_type: str = field(
+        default="linear", metadata={"help": "schedule of the learning rate", "choices": LR_SCHEDULERS}
+    )
+    num_warmup_steps: int = field(default=0, metadata={"help": "steps in which the learning rate rises from 0"})
     gradient_sync: str = field(
         default="gather",
         metadata={
-            "help": "how ranks add gradients: gather, in rank order; reduce sends less with many ranks",
+            "help": "sum of gradients over processes: gather has a fixed order; reduce sends less with many processes",
             "choices": ("gather", "reduce"),
         },
     )
     gradient_ckpt: bool = field(
-        default=False, metadata={"help": "activation checkpointing: less memory, about a third more time"}
+        default=False, metadata={"help": "recompute activations: less memory, about a third more time"}
     )
-    seed: int = field(default=0, metadata={"help": "of the adapters' start; never of the noise or of the sampling"})
+    seed: int = field(default=0, metadata={"help": "seed of the adapters' start; sampling and noise ignore it"})
 
     @property
     def sync(self) -> Literal["gather", "reduce"]:
-        """How ranks add gradients, as the engine names it."""
+        """How gradients are added over ranks, as the engine names it."""
         return "reduce" if self.gradient_sync == "reduce" else "gather"
 
     @property
@@ -319,26 +324,24 @@ class OutputArguments:
 
     _argument_group_name = "output"
 
-    output_dir: str = field(metadata={"help": "new folder for the adapter, the privacy report and the diagnostics"})
+    output_dir: str = field(metadata={"help": "new folder for weights, privacy report and diagnostics"})
     checkpointing_steps: int = field(default=10, metadata={"help": "steps between checkpoints; 0 writes none"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints that are kept; older ones go"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep; older ones are deleted"})
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "a checkpoint in --output_dir, or latest: the newest one, else the beginning of a run"},
+        metadata={"help": "checkpoint in --output_dir, or latest: the newest, or a new run if there is none"},
     )
     eval_freq: int = field(default=10, metadata={"help": "steps between measurements of the held-out loss"})
-    eval_at_start: bool = field(
-        default=True, metadata={"help": "measure the held-out loss before the first step; --no_eval_at_start: do not"}
-    )
+    eval_at_start: bool = field(default=True, metadata={"help": "measure the held-out loss before the first step too"})
     with_tracking: bool = field(
-        default=False, metadata={"help": "write the (not private) metrics as TensorBoard files to the output folder"}
+        default=False, metadata={"help": "write TensorBoard files, which are not private, to --output_dir"}
     )
     report_to: str | None = field(
         default=None,
-        metadata={"help": "another tracker that receives the (not private) metrics", "choices": REPORT_TO_CHOICES},
+        metadata={"help": "tracker for the metrics (not private); all: all installed", "choices": REPORT_TO_CHOICES},
     )
     dry_run: bool = field(
-        default=False, metadata={"help": "print epsilon, noise, steps and memory; train and write nothing"}
+        default=False, metadata={"help": "print epsilon, noise, steps and memory, then stop without training"}
     )
 
     def __post_init__(self) -> None:

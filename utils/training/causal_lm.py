@@ -1,4 +1,4 @@
-"""From the flags of train_clm.py to a language model that is trained: data, plan, model, evaluation, what is saved."""
+"""Turns the flags of train_clm.py into a trained language model: data, plan, model, evaluation, saved files."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CausalLMJob:
-    """A run of train_clm.py that is planned and not begun.
+    """A run of train_clm.py that is planned but has not started.
 
     Attributes:
         groups: the flags.
         folder: where it runs.
         dtype: what forward passes compute in.
-        names: of all parameters that will be trained.
-        tokenizer, train, held_out: the data.
+        names: names of all parameters that will be trained.
+        tokenizer, train, held_out: the tokenizer and the data.
         plan: sampling, noise and steps.
-        processes: that the logical batch is for.
-        identity: what a resumed run must share and is known before the model is loaded.
+        processes: number of processes that the logical batch is computed with.
+        identity: what a resumed run must share, as far as it is known before the model is loaded.
         token_budget: padded tokens in one forward pass.
         asked: the token budget that the flags ask for.
     """
@@ -97,13 +97,13 @@ class CausalLMJob:
         return train(task, self.plan, self.folder, micro_batches, pace, config)
 
     def load(self) -> CausalLMTask:
-        """The model with what is trained, the same on every rank; its gradients are checked before a private run.
+        """The model with its trained parameters, the same on every rank. Checks its gradients before a private run.
 
         Raises:
-            InvalidArgument: a checkpoint of another model, or gradients that the engine does not know.
+            InvalidArgument: the checkpoint is of another model, or the engine cannot compute the model's gradients.
         """
         groups, accelerator, sharding = self.groups, self.folder.accelerator, sharding_of_launch()
-        set_seed(groups.optimization.seed)  # the adapters' start; noise and sampling have secret keys of their own
+        set_seed(groups.optimization.seed)  # initial adapters; noise and sampling use secret keys
         whole = bool(groups.lora.trainable)
         model = load_model(
             groups.model.model_name_or_path,
@@ -127,9 +127,9 @@ class CausalLMJob:
         return CausalLMTask(self, model, losses, self.names if whole else None, identity)
 
     def _check_neighbours(self, model: Any) -> None:
-        """Refuse a model whose per-example gradients the engine gets wrong, or in which rows reach each other."""
+        """Refuse a model whose per-example gradients come out wrong, or whose rows affect each other."""
         losses, scale = CausalLMLoss(model), loss_scale(self.dtype)
-        width = min(self.groups.data.block_size, self.token_budget // 2)  # of two rows that fit the budget together
+        width = min(self.groups.data.block_size, self.token_budget // 2)  # two such rows fit in the budget
         check_rules(model, lambda *rows: losses(*rows) * scale, self.folder.accelerator.device, width=width)
 
 
@@ -152,16 +152,16 @@ class CausalLMTask:
 
     @property
     def base_model(self) -> str:
-        """Name or folder of the model that is adapted."""
+        """Name or folder of the model that is fine-tuned."""
         return self.job.groups.model.model_name_or_path
 
     @property
     def artifact(self) -> Artifact:
-        """What comes of it."""
+        """What the run produces."""
         return LORA_ADAPTER if self.trained is None else WHOLE_MODEL
 
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
-        """The held-out loss, if there are held-out data."""
+        """The held-out loss, if there is held-out data."""
         held_out = self.job.held_out
         return {} if held_out is None else {"eval_loss": held_out_loss(self.losses, held_out, micro_batches)}
 
@@ -176,17 +176,17 @@ class CausalLMTask:
 
 
 def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
-    """All that can be known before the weights are read, printed.
+    """Plan a run, and print all that can be known before the weights are read.
 
     Raises:
-        InvalidArgument: a mistake in the flags, the data or the launch.
+        InvalidArgument: for a mistake in the flags, the data or the launch.
     """
     optimization, unit, accelerator = groups.optimization, groups.privacy.unit, folder.accelerator
     name, hub, bits, saved = groups.model.model_name_or_path, groups.model.hub, groups.model.qbits, folder.saved
     dtype, sharding = compute_dtype(accelerator.mixed_precision, accelerator.device), sharding_of_launch()
     skeleton = load_skeleton(name, **hub)
     require_context(skeleton, groups.data.block_size)
-    # A wrong target is found here, before gigabytes are read.
+    # Finds a wrong target before gigabytes are read.
     names = prepare_trainable(skeleton, groups.lora, sharded=sharding is not None, bits=bits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
     train, held_out = load_training_data(tokenizer=tokenizer, unit=unit, seed=optimization.seed, **vars(groups.data))
@@ -202,7 +202,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
     if token_budget != asked:
-        accelerator.print(f"tokens at a time       {token_budget:,} instead of {asked:,}, which did not fit before")
+        accelerator.print(f"tokens at a time       {token_budget:,} instead of {asked:,}, which did not fit in memory")
     needed = MemorySettings(
         dtype,
         max(token_budget, unit.rows_at_once * groups.data.block_size),
@@ -222,14 +222,14 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
 
 
 def require_answers(held_out: TokenizedDataset | None, data: DataArguments) -> None:
-    """Refuse held-out data in which nothing is to be predicted: there is no loss to measure."""
+    """Refuse held-out data without any answer token: there would be no loss to measure."""
     if held_out is not None and not held_out.num_answer_tokens.any():
         source = data.validation_file or data.train_file or data.dataset_name
         remedy = f"no held-out example has an answer token within --block_size {data.block_size}"
-        refuse("--validation_file", source, f"{remedy}; give longer blocks, or examples with answers")
+        refuse("--validation_file", source, f"{remedy}; raise --block_size, or give examples with answers")
 
 
 def recomputes(groups: Groups) -> bool:
-    """Whether activations are computed again instead of kept."""
+    """Whether activations are recomputed in the backward pass instead of stored."""
     sharding = sharding_of_launch()
     return groups.optimization.gradient_ckpt or (sharding is not None and sharding.checkpoint_activations)

@@ -12,12 +12,12 @@ from utils.training.micro_batches import MicroBatches
 
 @torch.no_grad()
 def held_out_loss(losses: Losses, data: TokenizedDataset, micro_batches: MicroBatches) -> float:
-    """Mean negative log-likelihood of all labelled tokens, in nats per token, shared over the ranks.
+    """Mean negative log-likelihood of all labelled tokens, in nats per token, computed together by all ranks.
 
     Args:
         losses: (input_ids [B, T], labels [B, T]) -> mean loss of each example [B].
-        data: at least one labelled token; examples without one do not count.
-        micro_batches: how the rows are cut for this rank.
+        data: has at least one labelled token; examples without one do not count.
+        micro_batches: deals the rows to this rank.
     """
     counted, device = data.num_answer_tokens, micro_batches.accelerator.device
     total = torch.zeros(2, dtype=torch.float64, device=device)

@@ -1,7 +1,7 @@
 """What is measured while a model trains: a file of diagnostics, a progress bar, and the final results.
 
-None of it is private. Losses, gradient norms, clipped fractions and batch sizes come straight from the data, so each
-file begins by saying that it must not be published. What may be published is written by `dptune.report.statement`.
+None of it is private: losses, gradient norms, clipped fractions and batch sizes come straight from the data. So each
+file begins with a notice that it must not be published. `dptune.report.statement` writes what may be published.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ NOTICE = (
     "privacy guarantee"
 )
 
-_SPEED_OVER_STEPS = 10  # the progress bar's tokens/s is an average, for draws differ in size
+_SPEED_OVER_STEPS = 10  # the progress bar averages tokens/s, since draws differ in size
 
 Track = Callable[[dict[str, Any], int], None]  # (values, step), such as `accelerator.log`
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """What was seen in one step over all ranks. None: not measured.
+    """What was measured in one step over all ranks. A field is None if it was not measured.
 
     Attributes:
-        step: number of the step, from 1; 0 for what is measured before the first.
-        loss: mean over the drawn examples, in nats a token (an example, for classifiers).
-        grad_norm_p10, grad_norm_p50, grad_norm_p90, grad_norm_max: of the drawn examples' gradients before clipping.
+        step: number of the step, from 1; 0 for measurements before the first step.
+        loss: mean over the drawn examples, in nats per token (per example for classifiers).
+        grad_norm_p10, grad_norm_p50, grad_norm_p90, grad_norm_max: norms of the drawn gradients before clipping.
         clipped_fraction: share of the drawn examples whose gradient was scaled down, 0 to 1.
-        clip_norm: C of this step.
-        batch_drawn: examples in the draw.
-        tokens: tokens that went through the model, without padding.
+        clip_norm: clip norm C of this step.
+        batch_drawn: number of examples (or authors) drawn.
+        tokens: tokens that the model processed, without padding.
         seconds: wall time of the step.
-        learning_rate: of the update.
-        epsilon: spent so far. The only private value here.
-        eval_loss: on held-out examples, after the step, in nats a token (an example, for classifiers).
-        scores: of a classifier on held-out examples, after the step, by split and then by metric.
+        learning_rate: learning rate of the update.
+        epsilon: epsilon spent so far. The only value here that may be published.
+        eval_loss: loss on held-out examples after the step, in nats per token (per example for classifiers).
+        scores: a classifier's scores on held-out examples after the step, by split and then by metric.
     """
 
     step: int
@@ -70,18 +70,18 @@ class StepMetrics:
     scores: Mapping[str, Mapping[str, float]] | None = None
 
     def measured(self) -> dict[str, Any]:
-        """The values that are there, in order."""
+        """The measured values, in order."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def summarise(losses: Tensor, norms: Tensor, clipped: Tensor, clip_norm: float | None) -> dict[str, Any]:
-    """`StepMetrics` fields from per-example values of one step; an empty draw or a plain step has fewer.
+    """`StepMetrics` fields from per-example values of one step. An empty draw or a step without privacy gives fewer.
 
     Args:
-        losses: one an example, [B], from all ranks and micro-batches.
-        norms: gradient norms before clipping, [B], or [0] where none were taken.
-        clipped: which gradients were scaled down, [B], or [0] where none were.
-        clip_norm: C of the step; None without clipping.
+        losses: one per example, [B], from all ranks and micro-batches.
+        norms: gradient norms before clipping, [B], or [0] if none were computed.
+        clipped: whether each gradient was scaled down, [B], or [0] without clipping.
+        clip_norm: clip norm C of the step; None without clipping.
     """
     summary: dict[str, Any] = {}
     if len(losses):
@@ -95,17 +95,17 @@ def summarise(losses: Tensor, norms: Tensor, clipped: Tensor, clip_norm: float |
 
 
 class RunLog:
-    """Writes each step to `diagnostics.jsonl`, shows it in a progress bar and hands it to a tracker.
+    """Writes each step to `diagnostics.jsonl`, shows it in a progress bar and passes it to a tracker.
 
     Use it as a context manager. On ranks other than the main one it does nothing.
 
     Args:
         output_dir: folder for `diagnostics.jsonl`; must exist.
         total_steps: where the progress bar ends.
-        start_step: the step a resumed run continues after: lines up to it are kept, later ones were undone and go.
-            0 begins a new file.
+        start_step: the last completed step of a resumed run. Lines up to it are kept; later ones, whose steps run
+            again, are removed. 0 starts a new file.
         is_main: whether this process writes.
-        track: takes (values, step), for example `accelerator.log`.
+        track: called with (values, step), for example `accelerator.log`.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class RunLog:
         self._bar.close()
 
     def record(self, metrics: StepMetrics) -> None:
-        """Log one step. A value that is not finite is written as null: strict JSON has no NaN."""
+        """Log one step. Writes a value that is not finite as null, since strict JSON has no NaN."""
         if not self._is_main:
             return
         values = metrics.measured()
@@ -178,25 +178,25 @@ class RunLog:
 
 
 def read_diagnostics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a `diagnostics.jsonl`, without its notice and without a line that a crash tore off."""
+    """The rows of a `diagnostics.jsonl`, without its notice and without an incomplete line that a crash left."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            continue  # torn: its step was not finished, a resumed run does it again
+            continue  # incomplete: its step was not finished, so a resumed run repeats it
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
     return rows
 
 
 def write_all_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Write the final figures of a run as JSON, with a `notice` first that they are not private.
+    """Write the final figures of a run as JSON, after a `notice` that they are not private.
 
     Args:
         path: the file, usually `all_results.json`.
         results: plain values, for example train_loss, eval_loss_before, eval_loss, perplexity, tokens_per_second,
-            seconds, steps. One that is not finite becomes null.
+            seconds, steps. A value that is not finite becomes null.
     """
     with atomic_write(path) as file:
         file.write(_dumps(_plain({"notice": NOTICE, **results}), indent=2) + "\n")
@@ -207,7 +207,7 @@ def _dumps(value: Any, indent: int | None = None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as strict JSON takes it: scalars of numpy and torch unwrapped, what is not finite as None."""
+    """`value` for strict JSON: numpy and torch scalars become Python numbers, non-finite numbers become None."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

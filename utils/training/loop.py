@@ -1,6 +1,6 @@
 """The loop of every training script: draw, micro-batches, noise, update, log, save, until the end or a signal.
 
-What is trained and how it is judged is the task's; what decides epsilon is `PrivateRun`'s.
+The task decides what is trained and how it is evaluated. `PrivateRun` decides everything that affects epsilon.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class End:
 
     Attributes:
         completed: steps that are part of the result.
-        stopped_by: the signal that ended it; None for a run that ended by itself.
+        stopped_by: the signal that stopped it; None for a run that completed.
     """
 
     completed: int
@@ -44,15 +44,15 @@ class End:
 
 @dataclass(frozen=True)
 class Pace:
-    """How a gradient is taken and used, and what happens between the steps. Nothing here changes epsilon.
+    """How gradients are summed and applied, and when the model is evaluated. Nothing here changes epsilon.
 
     Attributes:
         updates: the optimizer and its schedule.
         eval_freq: steps between evaluations.
         eval_at_start: whether to evaluate before the first step.
-        gradient_sync: how ranks add gradients.
+        gradient_sync: how gradients are added over ranks.
         loss_scale: see `PrivateStep`.
-        plain_max_grad_norm: clips the gradient of a step without privacy; None for no clipping.
+        plain_max_grad_norm: maximum gradient norm of a step without privacy; None for no clipping.
     """
 
     updates: UpdateSettings
@@ -70,8 +70,8 @@ class TrainingLoop:
     Attributes:
         run: draws, steps and the ledger.
         task: the model, its losses and its evaluation.
-        micro_batches: the task's rows, cut for this rank.
-        checkpoints: where they go, and how often.
+        micro_batches: the task's rows, dealt to this rank.
+        checkpoints: where and how often they are saved.
         pace: optimizer, evaluation, clipping without privacy.
     """
 
@@ -82,14 +82,14 @@ class TrainingLoop:
     pace: Pace
 
     def train(self, saved: TrainingState | None, *, track: Track | None = None) -> tuple[End, list[dict[str, Any]]]:
-        """Train from what was saved until the last step that the budget allows, or until asked to stop.
+        """Train from a checkpoint or from the start, until the last step that the budget allows or a stop request.
 
         Args:
-            saved: what a checkpoint held; None begins.
+            saved: the checkpoint to resume; None starts a new run.
             track: see `RunLog`.
 
         Returns:
-            How it ended, and the rows of the diagnostics.
+            How training ended, and the rows of the diagnostics.
         """
         run = self.run
         is_main, start = run.ranks.is_main, run.completed
@@ -98,11 +98,11 @@ class TrainingLoop:
 
     def _steps(self, log: RunLog, saved: TrainingState | None) -> End:
         run, model = self.run, self.task.model
-        parameters = trainable_parameters(model)  # none of them asks for a gradient while the step records
+        parameters = trainable_parameters(model)  # taken now: none requires a gradient while the step records
         run.prepare(model, gradient_sync=self.pace.gradient_sync, loss_scale=self.pace.loss_scale)
         optimizer, schedule = self._make_optimizer(parameters)
         restore(saved, model, optimizer, schedule)
-        model.train()  # dropout; and transformers recomputes activations in training mode only
+        model.train()  # for dropout; transformers also recomputes activations in training mode only
         with run, StopRequest(announce=run.ranks.is_main) as stop:
             if run.completed == 0:
                 log.record(StepMetrics(step=0, **(self._evaluate() if self.pace.eval_at_start else {})))
@@ -128,7 +128,7 @@ class TrainingLoop:
             return End(run.completed, None)
 
     def _evaluate(self) -> dict[str, Any]:
-        """What the task measures of a model that continues to train."""
+        """The task's measurements; the model is back in training mode afterwards."""
         self.task.model.eval()
         found = self.task.evaluate(self.micro_batches)
         self.task.model.train()
@@ -146,13 +146,15 @@ class TrainingLoop:
         self.run.finish_step()
         if self.pace.plain_max_grad_norm is not None:
             if self.run.plan.privacy is not None:
-                raise RuntimeError("a private gradient is not clipped again: plain_max_grad_norm is for plain steps")
+                raise RuntimeError(
+                    "plain_max_grad_norm is for steps without privacy: a private gradient is clipped already"
+                )
             nn.utils.clip_grad_norm_(parameters, self.pace.plain_max_grad_norm)
         optimizer.step()
         schedule.step()
 
     def _measured(self, draw: UnitDraw, seen: list[MicroBatchStats]) -> dict[str, Any]:
-        """What all ranks saw in the step under way. NOT private."""
+        """What all ranks measured in the current step. NOT private."""
         gathered = self.micro_batches.gathered
         losses, norms, clipped = (
             gathered(getattr(stats, name) for stats in seen) for name in ("losses", "norms", "clipped")
@@ -162,7 +164,7 @@ class TrainingLoop:
 
 
 def describe_stop(end: End, steps: int, folder: Path) -> str:
-    """A run that was stopped, in a line for a person."""
+    """The line printed about a run that was stopped."""
     return (
         f"{end.stopped_by}: stopped after step {end.completed} of {steps}, saved in {folder}; "
         "resume with --resume_from_checkpoint latest"

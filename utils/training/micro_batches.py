@@ -1,4 +1,4 @@
-"""One Poisson draw through the model: this rank's micro-batches, in less memory if it runs out, until asked to stop."""
+"""Runs one Poisson draw through the model in micro-batches, smaller ones if memory runs out, until a stop request."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ BUDGET_NAME = "max_tokens_per_device.json"
 
 
 class Accumulates(Protocol):
-    """What takes one micro-batch's losses: `PrivateRun`, or a step alone."""
+    """Takes the losses of one micro-batch: `PrivateRun`, or a single step."""
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats: ...
 
 
 def remember_budget(folder: Path, *, asked: int, fits: int) -> None:
-    """Leave for the next launch in this folder how many tokens may fit where so many were asked for and did not."""
-    least = min(fits, remembered_budget(folder, asked))  # another rank's
+    """Record for the next launch in this folder that `asked` tokens did not fit in memory, and `fits` may."""
+    least = min(fits, remembered_budget(folder, asked))  # another rank may have recorded less
     with atomic_write(folder / BUDGET_NAME) as file:
         file.write(json.dumps({"asked": asked, "fits": least}) + "\n")
 
 
 def remembered_budget(folder: Path, asked: int) -> int:
-    """`asked`, or what a launch that asked for the same and ran out of memory left.
+    """`asked`, or the smaller budget recorded by a launch that asked for the same and ran out of memory.
 
-    Another number than it asked for is a choice of the user's, who may have changed more, and is obeyed.
+    If the user asks for another number than before, that number counts.
     """
     file = folder / BUDGET_NAME
     if not file.exists():
@@ -57,18 +57,18 @@ def remembered_budget(folder: Path, asked: int) -> int:
 
 @dataclass
 class MicroBatches:
-    """The training set, cut for this rank.
+    """Cuts the training set into micro-batches for this rank.
 
     Attributes:
         data: the whole training set.
         token_budget: padded tokens in one forward pass, the same on every rank.
-        pad_token_id: fills rows.
+        pad_token_id: token that pads rows.
         accelerator: the ranks and this rank's device.
-        in_step: ranks must make equally many forward passes (their weights are sharded), so none can cut its
-            micro-batches smaller than the others. One that runs out of memory ends the launch.
-        folder: the run's, where such a rank leaves the budget that the next launch begins with.
-        asked: the token budget that the user asked for; None where it is `token_budget`.
-        virtual_tokens: that the model puts before each row, a soft prompt's; they count in the budget.
+        in_step: whether all ranks must make the same number of forward passes, because their weights are sharded.
+            Then no rank can use smaller micro-batches alone: one that runs out of memory ends the launch.
+        folder: the run's folder, where such a rank records the budget for the next launch.
+        asked: the token budget that the user asked for; None if it is `token_budget`.
+        virtual_tokens: tokens of a soft prompt that the model puts before each row; they count in the budget.
     """
 
     data: Rows
@@ -88,17 +88,16 @@ class MicroBatches:
 
         Args:
             draw: rows, each clipped by itself, or authors with their rows, which are never split.
-            step: adds a micro-batch's gradients whole or not at all.
-            losses: one a row.
-            stop: looked at before each micro-batch.
+            step: adds all gradients of a micro-batch or none.
+            losses: the loss function; returns one loss per row.
+            stop: checked before each micro-batch.
 
         Returns:
-            What was seen in each micro-batch that held an example; None once any rank was asked to stop: the step is
-            then unfinished, nothing of it was released, and it must not be finished.
+            Statistics of each micro-batch that held an example. None if any rank was asked to stop: the step is then
+            unfinished, nothing of it was released, and it must not be finished.
 
         Raises:
-            InvalidArgument: a single example or author, or a micro-batch of ranks that run in step, does not fit in
-                memory.
+            InvalidArgument: memory is too small for a single example or author, or, with `in_step`, for a micro-batch.
         """
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
         seen: list[MicroBatchStats] = []
@@ -110,14 +109,14 @@ class MicroBatches:
                     return None
                 if len(items):
                     seen += self._backward(part, items, step, losses)
-                else:  # the dummy of a rank that has run out of examples
+                else:  # a dummy batch, as this rank has no more examples
                     step.backward(losses(**self._batch(part, items).inputs))
         return None if self._any_rank(stop.pending) else seen
 
     def dealt(self, data: Rows, rows: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """This rank's share of held-out rows: (rows, inputs on its device) of one forward pass after another.
+        """This rank's share of held-out rows: yields (rows, inputs on its device) for each forward pass.
 
-        All ranks get equally many; one that has no row left gets the dummy of `Rows.batch`.
+        All ranks get the same number of passes; a rank without rows gets the dummy of `Rows.batch`.
         """
         ranks, lengths = self.accelerator.num_processes, data.lengths + self.virtual_tokens
         shares = deal(rows, lengths, token_budget=self.token_budget, ranks=ranks)
@@ -126,13 +125,13 @@ class MicroBatches:
             yield share, {name: value.to(self.accelerator.device) for name, value in batch.items()}
 
     def gathered(self, values: Iterable[Tensor]) -> Tensor:
-        """All ranks' values, which differ in number, in rank order, float64 [n] on the CPU."""
+        """The values of all ranks in rank order, float64 [n] on the CPU. Ranks may hold different numbers of them."""
         own = torch.cat([torch.empty(0), *(value.detach().cpu() for value in values)]).tolist()
         return torch.tensor(gather_object(own), dtype=torch.float64)
 
     def _backward(self, part: Part, items: np.ndarray, step: Accumulates, losses: Losses) -> list[MicroBatchStats]:
-        """One micro-batch, in as many pieces as memory asks for. Each item is counted once: a piece adds all or
-        nothing to the step."""
+        """One micro-batch, in as many pieces as memory requires. Each item counts once: a piece adds all its gradients
+        to the step, or none."""
         seen: list[MicroBatchStats] = []
         pending = [items]
         while pending:
@@ -147,7 +146,7 @@ class MicroBatches:
         return seen
 
     def _try(self, part: Part, items: np.ndarray, step: Accumulates, losses: Losses) -> MicroBatchStats | None:
-        """None if memory ran out. The exception is gone by then, and with it what its traceback held."""
+        """None if memory ran out. Returning frees the exception, and the tensors that its traceback held."""
         try:
             batch = self._batch(part, items)
             return _backward_of(batch, part.rows_per_unit, step, losses(**batch.inputs))
@@ -157,7 +156,7 @@ class MicroBatches:
             return None
 
     def _halve(self, part: Part, items: np.ndarray) -> None:
-        """Half the budget of what just failed, so that it is cut next time."""
+        """Halve the budget of the micro-batch that failed, so that it is cut next time."""
         tokens = int(part.lengths[items].max()) * len(items)
         if len(items) == 1:
             _refuse_too_large(part, tokens)
@@ -169,12 +168,12 @@ class MicroBatches:
                 "max_tokens_per_device",
                 self.token_budget,
                 "out of memory, and ranks with sharded weights cannot cut one micro-batch differently; "
-                f"--resume_from_checkpoint latest goes on with {self._fits}",
+                f"--resume_from_checkpoint latest resumes with {self._fits}",
             )
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        print(f"out of memory: rank {self.accelerator.process_index} goes on with {self._fits} tokens at a time")
+        print(f"out of memory: rank {self.accelerator.process_index} continues with {self._fits} tokens at a time")
 
     def _batch(self, part: Part, items: np.ndarray) -> Batch:
         batch, device = part.batch(items, self.pad_token_id), self.accelerator.device
@@ -183,14 +182,14 @@ class MicroBatches:
         return Batch(inputs, weights, is_row)
 
     def _any_rank(self, flag: bool) -> bool:
-        """Whether it is set on any rank: all learn it at the same micro-batch."""
+        """Whether the flag is set on any rank; all ranks learn it at the same micro-batch."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
 
 
 def _backward_of(batch: Batch, rows_per_unit: int, step: Accumulates, losses: Tensor) -> MicroBatchStats:
-    """The backward pass of one batch; its statistics have the plain losses of the rows that are of the data."""
+    """The backward pass of one batch. Its statistics hold the unweighted losses of the rows from the data."""
     if batch.weights is None or batch.is_row is None:
         return step.backward(losses)
     weighted = losses * batch.weights.to(losses.dtype)
@@ -200,7 +199,7 @@ def _backward_of(batch: Batch, rows_per_unit: int, step: Accumulates, losses: Te
 
 def _refuse_too_large(part: Part, tokens: int) -> NoReturn:
     k = part.rows_per_unit
-    remedy = "give shorter blocks, activation checkpointing, or a launch configuration that shards the model"
+    remedy = "shorten the examples, recompute activations, or use a launch configuration that shards the model"
     if part.authors is None:
         refuse("block_size", HIDDEN, f"out of memory on a single example of {tokens} tokens; {remedy}")
     what = f"out of memory on one author's {k} rows of {tokens // k} tokens"

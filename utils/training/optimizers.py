@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dptune._validate import refuse
 
-if TYPE_CHECKING:  # flags import this module, and do not wait for torch
+if TYPE_CHECKING:  # for types only: modules of flags import this one without loading torch
     import torch
     from torch import nn
 
@@ -21,10 +21,10 @@ class UpdateSettings:
 
     Attributes:
         optimizer: one of OPTIMIZERS.
-        learning_rate: its peak.
-        weight_decay: of all that is trained; that of the two kinds of Adam is decoupled.
-        momentum: of sgd.
-        head_learning_rate: the peak for what `make_optimizer` is told is the head; None for the same.
+        learning_rate: the peak learning rate.
+        weight_decay: weight decay on all trained parameters; decoupled for both kinds of Adam.
+        momentum: momentum of sgd.
+        head_learning_rate: the peak learning rate of the classification head; None for `learning_rate`.
         lr_scheduler_type, num_warmup_steps: see `transformers.get_scheduler`.
     """
 
@@ -43,7 +43,7 @@ def make_optimizer(
     noise_std: Callable[[], float],
     head: Collection[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """The optimizer of `settings` for these parameters, those of a classification head among them; for `noise_std` see
+    """The optimizer of `settings` for `parameters`, which include those of a classification `head`. For `noise_std` see
     `dptune.optimizers.DPAdam`."""
     import torch
 
@@ -63,7 +63,7 @@ def make_optimizer(
 def _groups(
     settings: UpdateSettings, parameters: Sequence[nn.Parameter], head: Collection[int]
 ) -> list[dict[str, Any]]:
-    """Parameters by their rates: the head's (by identity) last, if it has one of its own."""
+    """Parameter groups by learning rate: the head (given by identity) comes last, if it has its own rate."""
     if settings.head_learning_rate is None or not head:
         return [{"params": list(parameters)}]
     body = [parameter for parameter in parameters if id(parameter) not in head]

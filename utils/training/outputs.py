@@ -1,4 +1,4 @@
-"""What a training run leaves in its folder: the adapter, what may be published about it, and what may not."""
+"""What a training run writes to its folder: the trained weights, and what may and may not be published about them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _PACKAGES = ("transformers", "accelerate")
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the resolved settings."""
+    """Write the resolved settings, without secrets."""
     with atomic_write(folder / CONFIG_NAME) as file:
         file.write(json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def finish_run(run: PrivateRun, task: Task, diagnostics: Sequence[Mapping[str, Any]]) -> None:
-    """Write everything at the end of a run and say what it is; the main process alone does.
+    """Write all results of a finished run, and print what they are. Only the main process calls it.
 
-    What was trained comes last: where it is, its report is.
+    The trained weights come last: a folder that holds them also holds their privacy report.
     """
     statement = run.statement(_PACKAGES)
     publish(run.folder, statement, base_model=task.base_model, artifact=task.artifact)
@@ -43,7 +43,7 @@ def finish_run(run: PrivateRun, task: Task, diagnostics: Sequence[Mapping[str, A
 
 
 def summarise_run(rows: Sequence[Mapping[str, Any]], *, per_token: bool) -> dict[str, Any]:
-    """Final figures from the rows of the diagnostics; a perplexity where losses are per token. NOT private."""
+    """Final figures from the rows of the diagnostics, with a perplexity if losses are per token. NOT private."""
     steps = [row for row in rows if row["step"] > 0]
     held_out = {row["step"]: row["eval_loss"] for row in rows if row.get("eval_loss") is not None}
     losses = [row["loss"] for row in steps if row.get("loss") is not None]
@@ -60,7 +60,7 @@ def summarise_run(rows: Sequence[Mapping[str, Any]], *, per_token: bool) -> dict
 
 
 def _describe_files(folder: Path, results: Mapping[str, Any]) -> list[str]:
-    """The held-out loss and where everything is, in lines for a person."""
+    """Printed lines: the held-out loss and the paths of the files."""
     lines = []
     if "eval_loss" in results:
         before = results["eval_loss_before"]

@@ -1,4 +1,4 @@
-"""From the flags of train_clm.py to the plan of a run, and what is printed about data and memory before it starts."""
+"""Turns the flags of train_clm.py into the plan of a run, and describes data and memory before it starts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from utils.training.arguments import OptimizationArguments, PrivacyFlags
 
 
 def num_sampled(unit: PrivacyUnit, train: TokenizedDataset) -> int:
-    """How many there are of what a step draws."""
+    """The number of units that a step draws from: examples or authors."""
     if not unit.samples_authors:
         return len(train)
     if train.authors is None:
-        raise RuntimeError("the data were loaded without the column of the privacy unit")
+        raise RuntimeError("the data was loaded without the column of the privacy unit")
     return len(train.authors)
 
 
@@ -32,10 +32,10 @@ def plan_run(
     world_size: int,
     clipping: Clipping = FLAT,
 ) -> RunPlan:
-    """Steps and noise for a data set of `num_examples` on `world_size` processes; see `RunPlan` and `num_sampled`.
+    """Steps and noise for `num_examples` examples (see `num_sampled`) on `world_size` processes.
 
     Raises:
-        InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach.
+        InvalidArgument: the batch exceeds the data set, delta is 1/n or more, or the target epsilon is out of reach.
     """
     batch = expected_batch(
         per_device=optimization.per_device_train_batch_size,
@@ -58,27 +58,27 @@ def plan_run(
 
 
 def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) -> list[str]:
-    """The data sets in lines for a person. Counts of the training set other than its size are not for publishing."""
-    lines = [f"tokens                 {int(train.lengths.sum()):,} in training"]
+    """Printed lines about the data sets. Do not publish counts of the training set other than its size."""
+    lines = [f"tokens                 {int(train.lengths.sum()):,} in the training data"]
     if train.authors is not None:
         authors = train.authors
-        lines.append(f"authors                {len(authors):,} of {len(train):,} examples")
-        lines.append(f"                       {authors.largest:,} rows are of the largest")
+        lines.append(f"authors                {len(authors):,} with {len(train):,} examples")
+        lines.append(f"                       the largest author has {authors.largest:,} rows")
         if authors.num_left_out:
-            lines.append(f"                       {authors.num_left_out:,} rows are left out: --examples_per_unit")
+            lines.append(
+                f"                       {authors.num_left_out:,} rows left out because of --examples_per_unit"
+            )
     if train.num_cut:
-        lines.append(f"                       {train.num_cut:,} examples are cut to --block_size")
+        lines.append(f"                       {train.num_cut:,} examples cut to --block_size")
     if train.num_without_answer:
-        lines.append(
-            f"                       {train.num_without_answer:,} examples have no answer token: zero gradients"
-        )
+        lines.append(f"                       {train.num_without_answer:,} examples without an answer: zero gradients")
     if held_out is None:
-        return [*lines, "held out               nothing: no validation data, so --eval_freq has no effect"]
+        return [*lines, "held out               no validation data, so --eval_freq has no effect"]
     return [*lines, f"held out               {len(held_out):,} examples, {int(held_out.lengths.sum()):,} tokens"]
 
 
 def describe_model(model: nn.Module, settings: MemorySettings, available: int | None = None) -> list[str]:
-    """Parameters and an estimate of memory per device, in lines for a person.
+    """Parameters and an an estimate of the memory per device, as printed lines.
 
     Args:
         model: a transformers model with its adapters; may be on the meta device.
@@ -88,10 +88,10 @@ def describe_model(model: nn.Module, settings: MemorySettings, available: int | 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})"]
-    if not any(adapters(model)):  # weights, gradient, two moments
+    if not any(adapters(model)):  # all weights, and for trained ones a gradient and two moments
         least = 4 * (every + 3 * trained) / (1 << 30)
-        return [*lines, f"memory a device        at least {least:.1f} GiB in float32, activations not estimated"]
+        return [*lines, f"memory per device      at least {least:.1f} GiB in float32, without activations"]
     sizes = model_sizes(model)
     if sizes is None:
-        return [*lines, f"memory a device        not estimated: {type(model).__name__} has no list of decoder layers"]
+        return [*lines, f"memory per device      not estimated: {type(model).__name__} has no list of decoder layers"]
     return [*lines, *describe_memory(sizes, settings, available)]

@@ -1,7 +1,7 @@
-"""What a training run saves to go on after a crash, and what a resumed run must share with it.
+"""What a training run saves so that it can be resumed, and what a resumed run must share with it.
 
-Sampling and noise are not saved: a resumed run takes fresh secret randomness, so a step that ran beyond the checkpoint
-is another release when it runs again, and the ledger counts both.
+The state of sampling and noise is not saved: a resumed run draws fresh secret randomness. So a step after the
+checkpoint that runs again is another release, and the ledger counts both.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from utils.models.trainable import MODEL_NAME, parameters_by_name
 from utils.training.arguments import OptimizationArguments, OutputArguments
 from utils.training.log import DIAGNOSTICS_NAME
 
-OTHER_FILES = (MODEL_NAME, DIAGNOSTICS_NAME)  # that tell of a run, beside those the engine knows
+OTHER_FILES = (MODEL_NAME, DIAGNOSTICS_NAME)  # further signs of a run, besides the files that the engine knows
 
 
 def find_saved_run(output: OutputArguments) -> TrainingState | None:
-    """What --resume_from_checkpoint names; None for a run that begins. The main process calls it.
+    """The checkpoint that --resume_from_checkpoint names; None for a new run. The main process calls it.
 
     Raises:
-        InvalidArgument: a run would begin in a folder that holds one already, or the checkpoint is not of that run.
+        InvalidArgument: the folder of a new run already holds a run, or the checkpoint is not of the folder's run.
     """
     folder = Path(output.output_dir)
     if output.resume_from_checkpoint is None:
@@ -43,7 +43,7 @@ def find_saved_run(output: OutputArguments) -> TrainingState | None:
     checkpoint = find_checkpoint(output.output_dir, output.resume_from_checkpoint)
     if checkpoint is None:
         if has_begun(folder / LEDGER_NAME):
-            remedy = "a run began there and saved no checkpoint; give a new --output_dir"
+            remedy = "a run started there but saved no checkpoint; give a new --output_dir"
             refuse("--resume_from_checkpoint", output.resume_from_checkpoint, remedy)
         return None
     state = load_checkpoint(checkpoint)
@@ -54,15 +54,15 @@ def find_saved_run(output: OutputArguments) -> TrainingState | None:
 
 
 def refuse_other_beginning(saved: TrainingState, known: Mapping[str, Any]) -> None:
-    """Hold a checkpoint against the part of a run's identity that is known before its model is loaded."""
+    """Refuse a checkpoint that differs from the known part of this run's identity."""
     refuse_other_run({name: value for name, value in saved.identity.items() if name in known}, known)
 
 
 def processes_of_plan(saved: TrainingState | None, optimization: OptimizationArguments, num_processes: int) -> int:
     """The number of processes that the logical batch is computed with.
 
-    A run that is resumed on more or fewer processes keeps its logical batch: with unchanged flags that is the number it
-    began with, with flags that were changed to make up for it the present one.
+    A run that is resumed on more or fewer processes keeps its logical batch. With unchanged flags, this is the number
+    of processes that it started with. With flags adjusted to the new number, it is the new number.
     """
     if saved is None:
         return num_processes
@@ -73,13 +73,13 @@ def processes_of_plan(saved: TrainingState | None, optimization: OptimizationArg
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Saves and restores one run; the main process writes.
+    """Saves one run; the main process writes.
 
     Attributes:
-        run: what is saved.
+        run: the run to save.
         config: the resolved settings.
-        every: steps between checkpoints; 0 for none.
-        keep: how many are kept; None keeps all.
+        every: steps between checkpoints; 0 writes none.
+        keep: number of checkpoints to keep; None keeps all.
         trained: names of the model's own parameters, if they are trained; None for adapters.
     """
 
@@ -90,7 +90,7 @@ class Checkpoints:
     trained: Sequence[str] | None = None
 
     def save(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
-        """Write what the run needs to be resumed; every rank calls it."""
+        """Write a checkpoint; every rank calls it."""
         run = self.run
         if run.ranks.is_main:
             state = TrainingState(
@@ -107,13 +107,13 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether a checkpoint belongs after the completed steps: every few, and after the last."""
+        """Whether to save now: after every few steps, and after the last."""
         completed = self.run.completed
         return self.every > 0 and (completed % self.every == 0 or completed == self.run.last)
 
 
 def saved_run(saved: TrainingState | None, folder: Path) -> SavedRun | None:
-    """What the engine must know of a checkpoint."""
+    """The part of a checkpoint that the engine needs."""
     if saved is None:
         return None
     copy = folder / f"checkpoint-{saved.step}" / LEDGER_NAME
@@ -121,11 +121,11 @@ def saved_run(saved: TrainingState | None, folder: Path) -> SavedRun | None:
 
 
 def restore(saved: TrainingState | None, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
-    """Put back what was saved, the same on every rank."""
+    """Load a checkpoint into model, optimizer and schedule, the same on every rank."""
     if saved is None:
         return
     weights = {name: value for name, value in saved.weights.items() if not name.endswith(".alpha")}
     if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
-        raise RuntimeError(f"what was saved is of another model: {unexpected[0]}")
+        raise RuntimeError(f"the checkpoint is of another model: it has {unexpected[0]}")
     optimizer.load_state_dict(saved.optimizer)
     schedule.load_state_dict(saved.schedule)

@@ -1,4 +1,4 @@
-"""One training from the command line: alone in its folder, begun or resumed, until its end or a signal."""
+"""One training run from the command line, new or resumed, alone in its folder, until its end or a signal."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from utils.training.task import Task
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder in which this launch is alone, and what it resumes there.
+    """The locked folder of a run, and the checkpoint to resume in it.
 
     Attributes:
         path: the folder; it may not exist yet.
-        output: the flags.
-        saved: the checkpoint that is resumed; None for a run that begins.
-        accelerator: of the launch.
-        lock: held by the main process.
+        output: the output flags.
+        saved: the checkpoint to resume; None for a new run.
+        accelerator: the accelerator of the launch.
+        lock: the lock, held by the main process.
     """
 
     path: Path
@@ -45,10 +45,10 @@ class RunFolder:
 
 @contextmanager
 def open_folder(output: OutputArguments, accelerator: Accelerator) -> Iterator[RunFolder]:
-    """Lock a run's folder, if it is there, and find what --resume_from_checkpoint names. Every rank enters it.
+    """Lock a run's folder, if it exists, and find what --resume_from_checkpoint names. Every rank calls it.
 
     Raises:
-        InvalidArgument: another process is at work in it, or it holds a run that is not resumed.
+        InvalidArgument: another process works in the folder, or it holds a run that is not being resumed.
     """
     path, ranks = Path(output.output_dir), ranks_of(accelerator)
     with FolderLock(enabled=ranks.is_main) as lock:
@@ -59,15 +59,15 @@ def open_folder(output: OutputArguments, accelerator: Accelerator) -> Iterator[R
 def train(
     task: Task, plan: RunPlan, folder: RunFolder, micro_batches: MicroBatches, pace: Pace, config: dict[str, Any]
 ) -> End:
-    """Train a task and write all that a run leaves; how it ended.
+    """Train a task and write all results of the run; returns how it ended.
 
     Args:
-        task: its model is loaded and checked.
-        plan: how it samples and how long it lasts.
+        task: the task, with its model loaded and checked.
+        plan: the sampling, the noise and the number of steps.
         folder: see `open_folder`.
-        micro_batches: the task's rows, cut for this rank.
-        pace: the optimizer and what happens between the steps.
-        config: the resolved settings without secrets.
+        micro_batches: the task's rows, dealt to this rank.
+        pace: the optimizer, and when to evaluate.
+        config: the resolved settings, without secrets.
     """
     accelerator, ranks, output = folder.accelerator, ranks_of(folder.accelerator), folder.output
     ranks.from_main(lambda: folder.lock.make(folder.path))

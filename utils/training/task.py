@@ -1,4 +1,4 @@
-"""What a training is about, once its model is loaded: rows, losses, evaluation, and how the result is saved."""
+"""What a training run trains, once its model is loaded: rows, losses, evaluation, and how the result is saved."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dptune.units.batches import Rows
 from utils.models.trainable import Losses
 from utils.training.micro_batches import MicroBatches
 
-PER_TOKEN, PER_EXAMPLE = "nats a token", "nats an example"  # units of losses
+PER_TOKEN, PER_EXAMPLE = "nats per token", "nats per example"  # units of losses
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended, for what is saved last.
+    """A finished run, as `Task.save` gets it.
 
     Attributes:
-        folder: the run's; everything but what was trained is in it.
-        statement: what is guaranteed.
+        folder: the run's folder, which holds everything except the trained weights.
+        statement: the privacy guarantee.
         identity: what a resumed run must share.
-        diagnostics: rows of the diagnostics. NOT private.
-        results: final figures. NOT private.
+        diagnostics: the rows of the diagnostics. NOT private.
+        results: the final figures. NOT private.
     """
 
     folder: Path
@@ -38,11 +38,11 @@ class Finished:
 
 
 class Task(Protocol):
-    """A language model or a classifier that is about to be trained."""
+    """A language model or a classifier to train."""
 
     @property
     def model(self) -> nn.Module:
-        """Its trainable parameters are trained."""
+        """The model; its trainable parameters are trained."""
 
     @property
     def rows(self) -> Rows:
@@ -50,7 +50,7 @@ class Task(Protocol):
 
     @property
     def losses(self) -> Losses:
-        """(**what `rows.batch` gives) -> one loss per row, [B]."""
+        """Called with the fields of `rows.batch` as keyword arguments; returns one loss per row, [B]."""
 
     @property
     def loss_unit(self) -> str:
@@ -62,11 +62,11 @@ class Task(Protocol):
 
     @property
     def head(self) -> Sequence[str]:
-        """Names of the parameters that may have a learning rate of their own."""
+        """Names of the parameters that may have their own learning rate."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What a resumed run must share beside the mechanism, as JSON values."""
+        """What a resumed run must share, besides the mechanism, as JSON values."""
 
     @property
     def base_model(self) -> str:
@@ -74,10 +74,10 @@ class Task(Protocol):
 
     @property
     def artifact(self) -> Artifact:
-        """What comes of it, for the model card."""
+        """What the run produces, for the model card."""
 
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
-        """Fields of `StepMetrics` about held-out data, the same on every rank; the model is in evaluation mode."""
+        """`StepMetrics` fields about held-out data, the same on every rank. The model is in evaluation mode."""
 
     def save(self, finished: Finished) -> list[str]:
-        """Write what was trained, after everything else is written; lines for a person say what is where."""
+        """Write the trained weights, after everything else is written; returns printed lines with their paths."""

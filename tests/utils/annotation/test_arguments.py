@@ -20,8 +20,8 @@ def endpoint(*flags: str) -> EndpointArguments:
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        (f"https://me:{KEY}@example.org/v1", "give scheme, host and path alone"),
-        (f"https://example.org/v1?key={KEY}", "give scheme, host and path alone"),
+        (f"https://me:{KEY}@example.org/v1", "give scheme, host and path only"),
+        (f"https://example.org/v1?key={KEY}", "give scheme, host and path only"),
         (f"https://[{KEY}", "not an address"),
         ("example.org/v1", "give an address such as"),
         ("ftp://example.org", "give an address such as"),

@@ -1,4 +1,4 @@
-"""Addresses and keys of endpoints: what is no address is refused, and nothing that may be a key is shown."""
+"""Addresses and keys of endpoints: an invalid address is refused, and a possible key is never shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_addresses_are_taken(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://example.org", "http://", "", "http:///v1"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(InvalidArgument, match=r"^--base_url=.*give an address such as") as caught:
         require_address(url, flag="--base_url", key_variable="OPENAI_API_KEY")
     assert caught.value.value == url

@@ -25,7 +25,7 @@ NEEDED = ["--model_name_or_path", "m", "--output_dir", "out"]
 
 @dataclass
 class SwitchArguments:
-    """Two switches, one on from the start."""
+    """Two switches, one on by default."""
 
     _argument_group_name = "switches"
 
@@ -230,7 +230,9 @@ def test_a_full_disk_is_one_line_and_status_2(
     with pytest.raises(SystemExit) as exit_, exit_on_invalid_argument():
         raise OSError(number, os.strerror(number), file)
     assert exit_.value.code == 2
-    expected = f"error: {os.strerror(number)}: {file or 'a file'} is not written; free space, then run the line again\n"
+    expected = (
+        f"error: {os.strerror(number)}: {file or 'a file'} was not written; free space and run the command again\n"
+    )
     assert capsys.readouterr().err == expected
 
 

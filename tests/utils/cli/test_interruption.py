@@ -56,11 +56,11 @@ def test_the_first_signal_lets_the_process_end_in_its_own_time(number: signal.Si
     out, err = process.communicate(timeout=30)
     assert out == f"{number.name}\nsaved\n"
     assert process.returncode == 0
-    assert err.strip() == f"{number.name}: stopping after this micro-batch (again: at once)"
+    assert err.strip() == f"{number.name}: stopping after this micro-batch (signal again to stop at once)"
 
 
 @pytest.mark.parametrize(("first", "second"), [SIGNALS, SIGNALS[::-1]])
-def test_a_second_signal_counts_once_it_cannot_be_the_first_ones_echo(
+def test_a_second_signal_counts_if_it_comes_more_than_a_second_later(
     first: signal.Signals, second: signal.Signals
 ) -> None:
     process = child("deaf")
@@ -79,7 +79,7 @@ def test_a_second_signal_counts_once_it_cannot_be_the_first_ones_echo(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_request_is_remembered_and_the_handlers_are_given_back(
+def test_a_request_is_recorded_and_the_handlers_are_restored(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = [signal.getsignal(one) for one in SIGNALS]
@@ -95,14 +95,14 @@ def test_a_request_is_remembered_and_the_handlers_are_given_back(
     assert capfd.readouterr().err.count("\n") == 2
 
 
-def test_the_handlers_are_given_back_after_an_error_too() -> None:
+def test_the_handlers_are_restored_after_an_error_too() -> None:
     before = [signal.getsignal(one) for one in SIGNALS]
     with pytest.raises(OSError, match="full"), StopRequest():
         raise OSError("full")
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
-def test_one_process_speaks_for_all(capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_the_main_process_prints(capfd: pytest.CaptureFixture[str]) -> None:
     with StopRequest(announce=False) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.pending

@@ -1,4 +1,4 @@
-"""What a launch decides: precision, the world, sharding."""
+"""What a launch decides: precision, processes, sharding."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def test_unknown_precision_is_refused() -> None:
         compute_dtype("fp8", "cuda")
 
 
-def test_accelerator_is_the_launched_world() -> None:
+def test_the_accelerator_has_the_launched_processes() -> None:
     accelerator = make_accelerator()
     assert accelerator.num_processes == 1
     assert accelerator.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_a_world_that_came_out_smaller_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_processes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(launch, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
-    with pytest.raises(RuntimeError, match="2 processes launched, 1 joined"):
+    with pytest.raises(RuntimeError, match="2 processes were launched, but 1 joined"):
         make_accelerator()
 
 

@@ -46,4 +46,4 @@ def test_only_flags_that_the_job_decides_are_refused() -> None:
     require_not_taken(words, taken)
     with pytest.raises(InvalidArgument) as caught:
         require_not_taken([*words, "--delta=1"], taken)
-    assert str(caught.value) == "--delta='behind --': give --delta before -- instead"
+    assert str(caught.value) == "--delta='after --': give --delta before -- instead"

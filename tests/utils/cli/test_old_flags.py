@@ -1,4 +1,4 @@
-"""Old flags: renamed where there is one new name, refused where there is none, and the new ones are there."""
+"""Old flags: renamed if they have a new name, else refused. The new names exist."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_an_older_release_that_knows_the_name_keeps_it() -> None:
 
 @pytest.mark.parametrize("old", sorted(WITHOUT_SUCCESSOR.keys() - KNOWN))
 def test_what_has_no_successor_is_refused_with_a_remedy(old: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"--{old}='given': transformers has it no more; [a-z]+ "):
+    with pytest.raises(InvalidArgument, match=f"--{old}='given': transformers no longer has it; [a-z]+ "):
         with_new_names([f"--{old}"], KNOWN)
 
 

@@ -34,7 +34,7 @@ def parsed(*words: str) -> Kinds:
     return kinds
 
 
-def test_without_flags_the_defaults_stand() -> None:
+def test_without_flags_the_defaults_apply() -> None:
     assert parsed() == Kinds("t")
 
 
@@ -102,13 +102,13 @@ def test_help_has_titles_defaults_and_choices(capsys: pytest.CaptureFixture[str]
     assert "nothing unless given --old_style" in said  # no default is shown where there is none
 
 
-def test_a_type_that_is_no_flags_is_refused() -> None:
+def test_a_type_that_flags_cannot_have_is_refused() -> None:
     @dataclass
     class Odd:
         table: dict[str, int]
 
     Odd.__annotations__["table"] = dict[str, int]
-    with pytest.raises(TypeError, match="no type of a flag"):
+    with pytest.raises(TypeError, match="cannot be the type of a flag"):
         DataclassParser([Odd])
 
 

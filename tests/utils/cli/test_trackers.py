@@ -1,4 +1,4 @@
-"""Trackers: asked for by name, refused by name, told about as not private, and never shown a token."""
+"""Trackers: chosen and refused by name, announced as not private, and never given a token."""
 
 from __future__ import annotations
 

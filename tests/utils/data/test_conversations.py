@@ -1,4 +1,4 @@
-"""Taking one row, or one user, out of the file takes at most that row, or that user's rows, out of the output.
+"""Removing a row, or a user, from the file removes at most that row, or that user's rows, from the output.
 
 The privacy unit rests on this: epsilon counts the rows (or users) of the output as if each were one of the file.
 """
@@ -41,7 +41,7 @@ def multiset(rows: list[Row]) -> Counter[tuple[tuple[str, object], ...]]:
 
 
 def changes(before: list[Row], after: list[Row]) -> tuple[int, int]:
-    """(rows that went, rows that came)."""
+    """(removed rows, added rows)."""
     there, here = multiset(before), multiset(after)
     return (there - here).total(), (here - there).total()
 
@@ -83,7 +83,7 @@ def test_a_user_of_the_file_is_that_users_rows_of_the_output(rows: list[Row]) ->
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(CONVERSATIONS, min_size=1, max_size=8), st.data())
-def test_a_row_of_nobody_is_a_unit_of_its_own_beside_users(rows: list[Row], data: st.DataObject) -> None:
+def test_a_row_without_a_user_is_a_unit_by_itself(rows: list[Row], data: st.DataObject) -> None:
     nobodys = [number for number, row in enumerate(rows) if row["who"] in (None, "")]
     if nobodys:
         taken = data.draw(st.sampled_from(nobodys))
@@ -138,7 +138,7 @@ def test_the_length_counts_characters_of_what_is_written() -> None:
     assert [len(str(row["instruction"])) for row in kept] == [2, 3, 4]
 
 
-def test_a_user_that_is_no_name_is_refused_unseen() -> None:
+def test_a_user_that_is_no_name_is_refused_and_not_shown() -> None:
     with pytest.raises(InvalidArgument, match=r"row 1 .*who is neither text nor a number \(list\)") as caught:
         select([conversation("Hi", "fine", ["secret"])], Selection(user_column="who"))
     assert "secret" not in str(caught.value)
@@ -193,7 +193,7 @@ def test_the_first_question_and_the_reply_to_it(row: dict[str, object], expected
         (sharegpt(("human", "a"), ("gpt", 7)), "a damaged turn"),
     ],
 )
-def test_what_is_no_question_has_a_reason(row: dict[str, object], reason: str) -> None:
+def test_a_row_without_a_question_has_a_reason(row: dict[str, object], reason: str) -> None:
     with pytest.raises(Unusable, match=reason):
         first_question(row)
 
@@ -208,10 +208,10 @@ def test_what_is_no_question_has_a_reason(row: dict[str, object], reason: str) -
         ("\n  a\n", "a"),
     ],
 )
-def test_white_space_and_composed_letters_are_made_alike(text: str, expected: str) -> None:
+def test_white_space_and_composed_letters_are_normalised(text: str, expected: str) -> None:
     assert normalised(text) == expected
 
 
 @given(st.text(alphabet=st.sampled_from(" \t\n\r\u00a0a\u0308Ab"), max_size=30))
-def test_what_is_normalised_stays(text: str) -> None:
+def test_normalising_twice_changes_nothing(text: str) -> None:
     assert normalised(normalised(text)) == normalised(text)

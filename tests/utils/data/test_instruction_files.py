@@ -1,4 +1,4 @@
-"""Files of instructions: what each format gives, what is taken for which, what is refused."""
+"""Files of instructions: what each format gives, how formats are recognised, what is refused."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_alpaca_evals_data_sets_are_kept(tmp_path: Path) -> None:
     assert read_instructions(_file(tmp_path, ALPACA), "json").instructions[1] == Instruction("Why \\n?")
 
 
-def test_a_separator_within_plain_lines_is_text_when_that_is_said(tmp_path: Path) -> None:
+def test_a_separator_is_text_if_the_format_is_lines(tmp_path: Path) -> None:
     path = _file(tmp_path, "What does #### mean?\nWhy?\n")
     assert read_instructions(path, "lines").texts == ["What does #### mean?", "Why?"]
     with pytest.raises(InvalidArgument, match=r"line 1 has mean. after ####"):

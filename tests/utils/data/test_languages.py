@@ -1,4 +1,4 @@
-"""The file's own word for a language counts before a guess."""
+"""A language named in the file takes precedence over a guess."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def test_sentences_are_identified(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", TEXTS)
-def test_rows_without_a_word_are_identified(code: str) -> None:
+def test_rows_without_a_named_language_are_identified(code: str) -> None:
     kept = [other for other, text in TEXTS.items() if LanguageFilter(code).accepts(None, text, PLACE)]
     assert kept == [code]
 
 
-def test_the_files_word_counts_whatever_the_text_is() -> None:
+def test_a_language_named_in_the_file_takes_precedence() -> None:
     assert LanguageFilter("english").accepts(" English", TEXTS["de"], PLACE)
     assert not LanguageFilter("English").accepts("German", TEXTS["en"], PLACE)
 
 
 @pytest.mark.parametrize("named", [None, "", " ", 7])
-def test_without_a_word_the_language_must_be_a_code(named: object) -> None:
+def test_without_a_named_language_the_flag_must_be_a_code(named: object) -> None:
     with pytest.raises(InvalidArgument, match=r"--language='English': row 7 of chats\.jsonl names no language"):
         LanguageFilter("English").accepts(named, TEXTS["en"], PLACE)

@@ -19,7 +19,7 @@ TOKENIZER = tiny_tokenizer()
 
 
 def load(**given: Any) -> tuple[TokenizedDataset, TokenizedDataset | None]:
-    """`load_training_data` with everything not given left out."""
+    """`load_training_data` with these arguments and no others."""
     settings: dict[str, Any] = {
         "dataset_name": None,
         "train_file": None,
@@ -97,7 +97,7 @@ def test_pubmed_is_abstracts_after_their_prompt(tmp_path: Path) -> None:
     assert (len(train), len(validation), text(validation)) == (2, 1, "Abstract: A disease</s>")
 
 
-def test_pubmed_dates_are_handed_on(tmp_path: Path) -> None:
+def test_pubmed_dates_are_passed_on(tmp_path: Path) -> None:
     rows = [{"abstract": f"Day {day}", "date": f"2024-01-0{day}"} for day in (1, 2, 3)]
     write_jsonl(tmp_path / "pubmed" / "a.jsonl", *rows)
     known = {"dataset_name": "pubmed_generation", "data_dir": tmp_path}

@@ -1,4 +1,4 @@
-"""PubMed files in NLM's structure: streaming, the range of days, one record a paper, damage."""
+"""PubMed files in NLM's structure: streaming, the range of days, one record per paper, damage."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, damage: str) -> None
     path = write(tmp_path, name, *(article(n, plain(f"secret {n}")) for n in range(50)))
     data = path.read_bytes()
     path.write_bytes({"cut": data[: len(data) // 2], "garbage": HEAD.encode() + b"\x00\xff" * 50, "empty": b""}[damage])
-    with pytest.raises(InvalidArgument, match=r"^--dataset_name=.*pubmed23n1.*damaged or cut short") as caught:
+    with pytest.raises(InvalidArgument, match=r"^--dataset_name=.*pubmed23n1.*damaged or incomplete") as caught:
         load_abstracts(tmp_path, WEEK)
     assert "secret" not in str(caught.value)
 
@@ -162,7 +162,7 @@ def write_jsonl(path: Path, *rows: dict[str, object]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_jsonl_rows_once_a_paper_and_by_date(tmp_path: Path) -> None:
+def test_jsonl_rows_count_once_per_paper_and_by_date(tmp_path: Path) -> None:
     write_jsonl(
         tmp_path / "a.jsonl",
         {"abstract": "no date"},
@@ -181,7 +181,7 @@ def test_jsonl_rows_once_a_paper_and_by_date(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ({"summary": "secret"}, "row 2 has the columns summary; name it abstract or text"),
+        ({"summary": "secret"}, "row 2 has the columns summary; name one of them abstract or text"),
         ({"abstract": None}, "row 2: abstract is not text"),
         ({"abstract": "secret", "date": "last week"}, "row 2: date is not YYYY-MM-DD"),
     ],
@@ -204,7 +204,7 @@ def test_an_empty_folder_says_what_to_put_where(tmp_path: Path) -> None:
 
 def test_both_kinds_and_no_paper_in_range_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "pubmed23n1.xml", article(1, plain("a"), days(pubmed="2020-1-1")))
-    with pytest.raises(InvalidArgument, match="no abstract of 2023-08-01 to 2023-08-07"):
+    with pytest.raises(InvalidArgument, match="no abstract from 2023-08-01 to 2023-08-07"):
         load_abstracts(tmp_path, WEEK)
     write_jsonl(tmp_path / "a.jsonl", {"abstract": "b"})
     with pytest.raises(InvalidArgument, match="XML and JSONL"):

@@ -153,7 +153,7 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
     ("name", "content", "what"),
     [
         ("d.json", {"instruction": ["a", "b", "c"], "answer": [SECRET]}, "instruction has 3, answer has 1"),
-        ("d.json", {"instruction": SECRET, "answer": SECRET}, "must be a list, but not so for: instruction, answer"),
+        ("d.json", {"instruction": SECRET, "answer": SECRET}, "must be a list; change instruction, answer"),
         ("d.json", '{"instruction": ["a"],\n "answer": ["' + SECRET + '"]', "not JSON at line 2, column 36"),
         ("d.json", json.dumps({"a": SECRET}) + "\n" + json.dumps({"a": SECRET}), r"line 2.*\.jsonl"),
         ("d.json", [SECRET], "a list of dictionaries"),

@@ -1,4 +1,4 @@
-"""Files that name people, by whatever name."""
+"""Files that name people, under any column name."""
 
 from __future__ import annotations
 

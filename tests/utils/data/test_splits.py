@@ -21,7 +21,7 @@ def test_every_row_is_on_one_side_and_the_shares_are_met() -> None:
     assert [len(sides[name]) / 4000 for name in ("train", "val", "test")] == pytest.approx([0.7, 0.2, 0.1], abs=0.03)
 
 
-def test_another_seed_splits_otherwise_and_the_same_one_alike() -> None:
+def test_the_split_depends_on_the_seed_and_is_repeatable() -> None:
     first, again, other = (split_rows(rows(200), SHARES, seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
@@ -45,7 +45,7 @@ def test_a_user_stays_together() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 7, 99])
-def test_taking_a_row_out_moves_no_other(taken: int) -> None:
+def test_removing_a_row_moves_no_other(taken: int) -> None:
     whole, out = rows(100), rows(100)[taken]
     without = split_rows([row for row in whole if row is not whole[taken]], SHARES, 0)
     expected = {name: [row for row in side if row != out] for name, side in split_rows(whole, SHARES, 0).items()}
@@ -73,7 +73,7 @@ def test_what_is_held_out_is_a_share_and_whole_authors() -> None:
     assert hold_out(records, 0.0, seed=1) == (records, [])
 
 
-def test_one_authors_rows_decide_nobody_elses_side() -> None:
+def test_one_authors_rows_do_not_change_the_side_of_others() -> None:
     records = some_records(300)
     without = [record for record in records if record.author != "author 3"]
     for whole, rest in zip(hold_out(records, 0.3, seed=1), hold_out(without, 0.3, seed=1), strict=True):

@@ -34,7 +34,7 @@ def test_a_missing_column_is_named_and_an_empty_one_is_none() -> None:
     ("value", "kind"),
     [(None, "no value"), (7, "int"), ([SECRET], "list"), (SECRET + "\udfff", "half a surrogate pair")],
 )
-def test_what_is_no_text_is_refused_by_kind_and_not_shown(value: object, kind: str) -> None:
+def test_a_value_that_is_not_text_is_refused_by_kind_and_not_shown(value: object, kind: str) -> None:
     assert kind_of(value).startswith(kind)
     with pytest.raises(InvalidArgument, match=rf"row 3 .*: note is not text \({kind}") as caught:
         text_of({"note": value}, "note", PLACE)
@@ -45,14 +45,14 @@ def test_what_is_no_text_is_refused_by_kind_and_not_shown(value: object, kind: s
 @pytest.mark.parametrize(
     ("row", "author"), [({"who": " ann "}, "ann"), ({"who": 7.0}, "7"), ({"who": None}, None), ({}, None)]
 )
-def test_an_author_is_a_name_a_number_or_nobody(row: dict[str, object], author: str | None) -> None:
+def test_an_author_is_a_name_a_number_or_none(row: dict[str, object], author: str | None) -> None:
     assert author_of(row, "who", PLACE) == author
 
 
 @pytest.mark.parametrize(
     ("value", "told"), [([SECRET], r"neither text nor a number \(list\)"), (SECRET + "\ud800", "half of a surrogate")]
 )
-def test_an_author_that_is_neither_is_refused_and_not_shown(value: object, told: str) -> None:
+def test_an_invalid_author_is_refused_and_not_shown(value: object, told: str) -> None:
     with pytest.raises(InvalidArgument, match=rf"row 3 .*: who .*{told}") as caught:
         author_of({"who": value}, "who", PLACE)
     assert SECRET not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A folder is whole or not there, also when writing it fails or a crash left a piece of one."""
+"""A folder is complete or missing, even if writing fails or a crash left a part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder holds the rows of one run: another run is refused by what differs, and a torn row is no row."""
+"""A folder holds the rows of one run: another run is refused by what differs, and an incomplete row is skipped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_rows_are_read_file_by_file_in_the_order_that_was_named(journal: Journal
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
-def test_a_row_that_a_crash_tore_is_no_row_and_spoils_none(journal: Journal, cut: int) -> None:
+def test_an_incomplete_row_is_skipped_and_breaks_no_other(journal: Journal, cut: int) -> None:
     journal.claim(IDENTITY)
     for text in ("first", "größ"):
         journal.append("whole.jsonl", {"a": text})

@@ -1,4 +1,4 @@
-"""JSONL files: whole or not there, and read back as they were."""
+"""JSONL files: complete or missing, and read back unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One table is the same rows in every format, large files come row by row, and damage is one line that shows no row."""
+"""A table gives the same rows in every format, large files are streamed, and errors are one line without content."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def written(rows: list[Row], path: Path) -> Path:
 
 
 def exactly(rows: list[Row]) -> str:
-    """Tells 7 from 7.0 and True from 1, and NaN is itself."""
+    """A text that distinguishes 7 from 7.0 and True from 1, and in which NaN equals NaN."""
     return repr(rows)
 
 
@@ -156,7 +156,7 @@ def test_json_that_python_does_not_take_is_refused_by_line(value: str, tmp_path:
         read_rows(lines, "--file")
     with pytest.raises(InvalidArgument, match="not JSON at line 1"):
         read_rows(whole, "--file")
-    with pytest.raises(InvalidArgument, match="neither a JSON list nor one JSON object a line"):
+    with pytest.raises(InvalidArgument, match="neither a JSON list nor one JSON object per line"):
         read_instructions(str(whole), "json")
 
 
@@ -202,7 +202,7 @@ def test_long_csv_values_are_read_and_the_limit_is_never_left_changed(tmp_path: 
         ("a.json", b"[]", "empty"),
     ],
 )
-def test_damage_is_refused_unseen(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+def test_damage_is_refused_and_not_shown(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidArgument, match=told) as caught:
         read_rows(tmp_path / name, "--f")
@@ -221,7 +221,7 @@ def test_a_file_with_damaged_pages_is_one_line(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[200:2000] = bytes(1800)
     path.write_bytes(content)
-    with pytest.raises(InvalidArgument, match=r"^--f=.*damaged\.parquet.*write it again"):
+    with pytest.raises(InvalidArgument, match=r"^--f=.*damaged\.parquet.*create it again"):
         list(stream_rows(path, "--f"))
 
 

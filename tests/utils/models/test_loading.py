@@ -59,7 +59,7 @@ def test_the_end_token_pads_where_no_token_does(tiny_model_dir: Path) -> None:
     assert len(tokenizer) == 400
 
 
-def test_a_padding_token_of_its_own_is_kept(model_copy: Path) -> None:
+def test_an_existing_padding_token_is_kept(model_copy: Path) -> None:
     tokenizer = load_tokenizer(str(model_copy))
     tokenizer.pad_token = "<unk>"
     tokenizer.save_pretrained(model_copy)

@@ -1,4 +1,4 @@
-"""The estimate of memory agrees with allocated bytes, and says what fits."""
+"""The memory estimate agrees with allocated bytes, and says what fits."""
 
 from __future__ import annotations
 
@@ -249,12 +249,12 @@ def test_tokens_are_at_least_one_whole_example():
         ([20] * 40 + [19] * 60, 1000, 52),  # a draw may hold the shorter ones alone
     ],
 )
-def test_the_most_examples_follow_from_lengths(lengths, budget, expected):
+def test_the_maximum_number_of_examples_follows_from_lengths(lengths, budget, expected):
     assert most_examples(np.array(lengths), budget) == expected
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_deal_makes_more_examples_than_the_most(seed):
+def test_no_deal_exceeds_the_maximum_number_of_examples(seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 40, 400) ** rng.choice([1, 2]) + 1
     bound = most_examples(lengths, 300)
@@ -270,7 +270,7 @@ def test_no_deal_makes_more_examples_than_the_most(seed):
 
 def test_lines_name_the_parts_and_what_fits():
     lines = describe_memory(large(), settings(sharded=True, world_size=16), 80 * GIB)
-    assert lines[0].startswith("memory a device        about ")
+    assert lines[0].startswith("memory per device      about ")
     assert "at most 2,048 tokens and 4 examples" in lines[0]
     assert "frozen weights 8.03 GiB" in lines[1]
     assert "fits: the device has 80.00 GiB" in lines[-1]
@@ -315,7 +315,7 @@ def test_advice_joins_changes_where_one_is_not_enough():
     alone = memory_needs(sizes, settings(sharded=True, world_size=1024))
     assert not fits(alone, 24 * GIB)
     assert "--gradient_ckpt" not in advice(sizes, 24 * GIB, checkpointing=True)
-    assert "take a smaller model or --block_size" in advice(sizes, GIB)
+    assert "use a smaller model or --block_size" in advice(sizes, GIB)
 
 
 def test_advice_keeps_the_devices_that_are_used():

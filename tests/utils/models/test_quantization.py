@@ -1,4 +1,4 @@
-"""A base in 4 and 8 bits: its gradients are those of the weights it stands for, and each example's is its own."""
+"""Models in 4 and 8 bits: gradients are those of the dequantised weights, and examples do not affect each other."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def quantized(folder: Path, bits: int) -> Any:
 
 
 def dequantized(folder: Path, model: nn.Module) -> Any:
-    """An ordinary float32 model that holds what the quantised weights stand for."""
+    """A float32 model with the dequantised weights."""
     plain = load_model(str(folder), dtype=torch.float32, device=CPU)
     for name, layer in model.named_modules():
         held: Any = getattr(layer, "weight", None)
@@ -91,7 +91,7 @@ def test_the_decoder_is_quantised_and_frozen_and_the_adapters_are_float32(folder
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(4, 1e-5), (8, 0.02)])
-def test_gradients_are_those_of_the_weights_it_stands_for(folder: Path, bits: int, tolerance: float) -> None:
+def test_gradients_are_those_of_the_dequantised_weights(folder: Path, bits: int, tolerance: float) -> None:
     """In 8 bits activations are rounded too, in the forward pass only."""
     model = quantized(folder, bits)
     plain = dequantized(folder, model)
@@ -168,7 +168,7 @@ def test_without_bitsandbytes_it_is_one_line(bits: int, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_sharding_it_is_refused(bits: int, folder: Path) -> None:
+def test_sharding_a_quantised_model_is_refused(bits: int, folder: Path) -> None:
     with pytest.raises(InvalidArgument, match=f"^--qbits={bits}: quantised weights cannot be sharded"):
         load_model(str(folder), dtype=torch.float32, device=CPU, bits=bits, sharding=Sharding())
 

@@ -1,4 +1,4 @@
-"""Before a private run a row's gradient beside another is compared with its own: rows that meet void the bound."""
+"""Before a private run, gradients are checked: if rows affect each other, privacy does not hold."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def prepared(kind: Any, trained: str, dtype: torch.dtype = torch.float32) -> Any
     # XLM changes what its layers give in place, so that they cannot be trained whole
     [(name, trained) for name in MEET for trained in ("adapters", "all") if (name[-4:], trained) != ("name", "all")],
 )
-def test_a_model_in_which_rows_meet_is_refused(name, trained):
+def test_a_model_whose_rows_affect_each_other_is_refused(name, trained):
     model = prepared(MEET[name], trained)
     with pytest.raises(InvalidArgument, match="on its padding or on its neighbours"):
         check_rules(model, CausalLMLoss(model), CPU, width=WIDTH)
@@ -88,7 +88,7 @@ def test_a_model_in_which_rows_meet_is_refused(name, trained):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", APART)
-def test_one_in_which_they_do_not_is_left_as_it_was(name, dtype):
+def test_a_model_with_separate_rows_is_left_unchanged(name, dtype):
     model = prepared(APART[name], "adapters", dtype).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     check_rules(model, CausalLMLoss(model), CPU, width=WIDTH)
@@ -98,7 +98,7 @@ def test_one_in_which_they_do_not_is_left_as_it_was(name, dtype):
 
 
 @pytest.mark.parametrize("name", [name for name in MEET if "follow" not in name])
-def test_so_is_one_in_bfloat16(name):
+def test_a_bfloat16_model_is_left_unchanged(name):
     """Rounding by the shape of the batch is tolerated there, and hides `dynamic` positions: `require_context` keeps
     rows within the context at which those begin."""
     model = prepared(MEET[name], "adapters", torch.bfloat16)
@@ -110,12 +110,12 @@ def test_in_any_precision_other_padding_of_the_same_width_changes_nothing(monkey
     """Where the comparison of gradients tolerates rounding, a weak look at padding is still found."""
     monkeypatch.setattr(trainable, "require_exact_gradients", lambda *_, **__: None)
     model = prepared(MEET["attention in both directions"], "adapters", torch.bfloat16)
-    with pytest.raises(InvalidArgument, match="by its padding"):
+    with pytest.raises(InvalidArgument, match="by its padding and other rows"):
         check_rules(model, CausalLMLoss(model), CPU, width=WIDTH)
 
 
 class _Centred(nn.Module):
-    """A frozen layer that takes the mean over the micro-batch away."""
+    """A frozen layer that subtracts the mean over the micro-batch."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

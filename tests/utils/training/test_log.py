@@ -1,4 +1,4 @@
-"""Diagnostics, progress bar and results: strict JSON, marked as not private, and whole after a crash."""
+"""Diagnostics, progress bar and results: strict JSON, marked as not private, and readable after a crash."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in text.splitlines()]
 
 
-def test_the_first_line_says_not_private_and_then_one_line_a_step(tmp_path: Path) -> None:
+def test_the_first_line_says_not_private_and_each_step_has_one_line(tmp_path: Path) -> None:
     with RunLog(tmp_path, 2) as log:
         assert _lines(tmp_path) == [{"notice": NOTICE}], "said before anything is measured"
         log.record(StepMetrics(step=0, eval_loss=3.5))
@@ -78,7 +78,7 @@ def test_a_resumed_run_keeps_what_its_checkpoint_knows_and_drops_the_rest(tmp_pa
     assert log.rows == _lines(tmp_path)[1:]
 
 
-def test_the_bar_shows_epsilon_loss_and_tokens_a_second(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_shows_epsilon_loss_and_tokens_per_second(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, 3) as log:
         log.record(_metrics(1))
         log.record(_metrics(2, tokens=5000))
@@ -123,7 +123,7 @@ def test_the_summary_of_a_step() -> None:
     StepMetrics(step=1, **summary)
 
 
-def test_the_summary_of_an_empty_draw_and_of_a_plain_step() -> None:
+def test_the_summary_of_an_empty_draw_and_of_a_step_without_privacy() -> None:
     nothing = torch.empty(0)
     assert summarise(nothing, nothing, nothing, 1.0) == {"clip_norm": 1.0}
     assert summarise(torch.tensor([2.0]), nothing, nothing, None) == {"loss": 2.0}

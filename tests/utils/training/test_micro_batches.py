@@ -1,4 +1,4 @@
-"""One draw through the model: each example once, in whatever memory there is, and all ranks stop together."""
+"""One draw through the model: each example counts once, whatever the memory, and all ranks stop together."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def adapted() -> nn.Module:
 
 
 class _Bounded(torch.autograd.Function):
-    """Identity that has no memory for more than `memory.tokens` padded tokens, on the way forth or back."""
+    """An identity layer that runs out of memory above `memory.tokens` padded tokens, forward or backward."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, memory: Memory) -> Tensor:
@@ -68,7 +68,7 @@ class _Bounded(torch.autograd.Function):
 
 
 class Memory:
-    """Of `model`'s first layer: where and on how many tokens it runs out, and every attempt at it."""
+    """Where and above how many tokens the first layer of `model` runs out of memory, and every attempt."""
 
     def __init__(self, model: Any, tokens: float, where: str = "forward", error: Exception = ERRORS["cuda"]) -> None:
         self.tokens, self.where, self.error = tokens, where, error
@@ -100,7 +100,7 @@ def micro_batches(budget: int = BUDGET, **how: Any) -> MicroBatches:
 
 @pytest.fixture(scope="module")
 def expected() -> Tensor:
-    """The clipped sum over all examples, with all the memory in the world."""
+    """The clipped sum over all examples, with unlimited memory."""
     return private_sum(adapted(), EXAMPLES, ALL.tolist(), config_for(COUNT, clip_norm=CLIP_NORM), token_budget=BUDGET)
 
 
@@ -123,7 +123,7 @@ def test_out_of_memory_halves_the_budget_and_counts_each_example_once(
         assert seen is not None
         assert sum(len(stats.losses) for stats in seen) == sum(len(stats.norms) for stats in seen) == COUNT
         assert 1 <= len(memory.failed) <= math.log2(BUDGET / limit) + 1
-        assert capsys.readouterr().out.count("out of memory: rank 0 goes on with ") == len(memory.failed)
+        assert capsys.readouterr().out.count("out of memory: rank 0 continues with ") == len(memory.failed)
         assert max(memory.attempts[memory.attempts.index(memory.failed[-1]) + 1 :]) <= limit
         failures = len(memory.failed)
         own.run(ALL, step, losses, StopRequest())  # the next step knows
@@ -145,7 +145,7 @@ def test_a_plain_step_that_runs_out_of_memory_counts_each_example_once_too() -> 
 
 
 def test_enough_memory_changes_no_cut(tmp_path: Path) -> None:
-    """Each micro-batch runs as it was dealt: cut again by another rule it would cost more forward passes."""
+    """Each micro-batch runs as it was dealt: cutting it again would need more forward passes."""
     model = adapted()
     losses = CausalLMLoss(model)
     memory = Memory(model, float("inf"))
@@ -177,13 +177,13 @@ def test_ranks_in_step_stop_and_leave_a_smaller_budget_to_the_next_launch(tmp_pa
     with a_step(model, tmp_path) as step, pytest.raises(InvalidArgument, match="max_tokens_per_device") as error:
         micro_batches(in_step=True, folder=tmp_path).run(ALL, step, losses, StopRequest())
     assert str(error.value).startswith(f"max_tokens_per_device={BUDGET}: out of memory")
-    assert str(error.value).endswith(f"--resume_from_checkpoint latest goes on with {memory.failed[0] // 2}")
+    assert str(error.value).endswith(f"--resume_from_checkpoint latest resumes with {memory.failed[0] // 2}")
     assert len(memory.failed) == 1
     assert remembered_budget(tmp_path, BUDGET) == memory.failed[0] // 2
 
 
 def test_a_budget_that_did_not_fit_is_remembered_for_the_same_request_only(tmp_path: Path) -> None:
-    """Another request is obeyed, larger or smaller: the user chose it knowing what happened."""
+    """Another request, larger or smaller, is used as it is: the user chose it knowing what happened."""
     assert remembered_budget(tmp_path, 512) == 512
     remember_budget(tmp_path, asked=512, fits=256)
     remember_budget(tmp_path, asked=512, fits=384)  # of a rank that had more room
@@ -230,7 +230,7 @@ def test_a_request_before_the_first_micro_batch_ends_it(tmp_path: Path) -> None:
 
 
 class Asked:
-    """`losses` that, on their way through micro-batch `last`, are asked to stop."""
+    """`losses` that receive a stop request in micro-batch `last`."""
 
     def __init__(self, losses: CausalLMLoss, last: int | None) -> None:
         self.losses, self.last = losses, last
@@ -318,7 +318,7 @@ def test_a_request_in_the_last_micro_batch_stops_all_before_the_step_is_finished
 
 
 def test_virtual_tokens_count_in_the_budget(expected: Tensor, tmp_path: Path) -> None:
-    """What a model puts before each row takes memory like the row's own tokens."""
+    """Tokens that a model puts before each row need memory like the row's own tokens."""
     shapes: dict[int, list[torch.Size]] = {}
     for virtual in (0, LONGEST):
         model = adapted()

@@ -1,4 +1,4 @@
-"""Optimizers by name, and the classification head's rate of its own."""
+"""Optimizers by name, and a separate learning rate for the classification head."""
 
 from __future__ import annotations
 

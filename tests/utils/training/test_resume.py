@@ -1,4 +1,4 @@
-"""What a resumed run is held against, how many processes and steps it counts, and what it gets back."""
+"""What a resumed run is compared with, how many processes and steps it counts, and what is restored."""
 
 from __future__ import annotations
 
@@ -207,13 +207,13 @@ def test_a_resumed_run_counts_the_processes_that_keep_its_batch(
         assert per_device * accumulation * counts == 64
 
 
-def test_a_new_run_counts_the_processes_there_are() -> None:
+def test_a_new_run_counts_its_processes() -> None:
     assert processes_of_plan(None, OptimizationArguments(), 3) == 3
 
 
 @pytest.fixture(scope="module")
 def budget() -> tuple[RunPlan, float]:
-    """A run of 8 steps that uses up its budget, and the budget."""
+    """A run of 8 steps that spends its whole budget, and the budget."""
     privacy = PrivacyFlags(clip_norm=1.0, target_epsilon=3.0, delta=1e-4)
     return planned(privacy), 3.0
 
@@ -242,7 +242,7 @@ def ledger_of(plan: RunPlan, steps: int, path: Path) -> Ledger:
         (2, 20, 2),  # nothing is left, and nothing is undone
     ],
 )
-def test_repeated_steps_are_taken_off_the_end_of_a_run_with_a_budget(
+def test_repeated_steps_shorten_a_run_with_a_budget(
     completed: int, released: int, last: int, budget: tuple[RunPlan, float]
 ) -> None:
     plan, target = budget
@@ -288,7 +288,7 @@ def in_training() -> tuple[nn.Module, Any, Any]:
 
 
 def save(run: PrivateRun, model: nn.Module, optimizer: Any, schedule: Any, *, completed: int) -> None:
-    """A checkpoint after so many steps."""
+    """Write a checkpoint after `completed` steps."""
     run.completed = completed
     run.prepare(model)
     with run:
@@ -308,7 +308,7 @@ def train(model: nn.Module, optimizer: Any, schedule: Any, steps: range) -> None
         schedule.step()
 
 
-def test_what_is_restored_goes_on_to_the_bit_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_restored_run_continues_to_the_bit_as_if_never_stopped(tmp_path: Path) -> None:
     one = in_training()
     train(*one, range(4))
     save(plain_run(tmp_path), *one, completed=4)
@@ -332,7 +332,7 @@ def test_what_is_restored_goes_on_to_the_bit_as_if_nothing_had_happened(tmp_path
     assert all(torch.equal(before[name], saved.weights[name]) for name in before)  # the state is no alias
 
 
-def test_nothing_saved_is_a_beginning(tmp_path: Path) -> None:
+def test_without_a_checkpoint_a_run_starts(tmp_path: Path) -> None:
     model, *rest = in_training()
     start = [parameter.clone() for parameter in trainable_parameters(model)]
     restore(None, model, *rest)
@@ -379,19 +379,19 @@ def test_a_ledger_without_a_checkpoint_is_refused(budget: tuple[RunPlan, float],
         find(tmp_path)
 
 
-def test_a_run_is_not_begun_over_another(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
+def test_a_run_does_not_start_over_another(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
     private_run(tmp_path, budget[0])
     with pytest.raises(InvalidArgument, match=r"^run_folder=.*holds a run already \(ledger.jsonl\)"):
         find(tmp_path, None)
 
 
 @pytest.mark.parametrize("resume", [None, "latest"])
-def test_a_run_begins_where_its_ledger_is_entered_in_a_budget_and_empty(resume: str | None, tmp_path: Path) -> None:
+def test_a_run_starts_with_an_empty_ledger_that_a_budget_lists(resume: str | None, tmp_path: Path) -> None:
     Budget(tmp_path / "budget.jsonl").enter_training("run", tmp_path / "ledger.jsonl", unit="one example")
     assert find(tmp_path, resume) is None
 
 
-def test_an_adapter_of_layers_that_are_not_there_is_a_mistake_of_the_programs() -> None:
+def test_an_adapter_of_missing_layers_is_a_bug_of_the_program() -> None:
     state = saved_state(1, 1, weights={"model.layers.9.lora.A.weight": torch.zeros(1)})
     with pytest.raises(RuntimeError, match=r"model\.layers\.9"):
         restore(state, *in_training())
