@@ -10,7 +10,7 @@ import pytest
 from scripts import compare_modes
 from tests.comparison_runs import FLAGS, accuracy, compare
 from tests.trainer_stand_in import TRAIN, VALIDATION, Trainer
-from utils.classification.modes import default_learning_rate
+from utils.classification.mode_defaults import default_learning_rate
 from utils.cli.flags import exit_on_invalid_argument
 
 
@@ -54,21 +54,27 @@ def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None
     ("flags", "message"),
     [
         (["--modes", "full", "half"], "--modes='half': give some of full, "),
-        (["--learning_rates", "1e-3", "1e-3"], "--learning_rates='0.001 0.001': give at least one, and none twice"),
+        (
+            ["--learning_rates", "1e-3", "1e-3"],
+            "--learning_rates='0.001 0.001': give at least one value, each only once",
+        ),
         (["--rate_factors", "0"], "--rate_factors=0.0: give"),
         (["--baseline_learning_rates", "-1"], "--baseline_learning_rates=-1.0: give"),
         (["--learning_rates", "0"], "--learning_rates=0.0: give"),
-        (["--max_grad_norm", "1", "1.0"], "--max_grad_norm='1.0 1.0': give at least one, and none twice"),
+        (["--max_grad_norm", "1", "1.0"], "--max_grad_norm='1.0 1.0': give at least one value, each only once"),
         (["--max_grad_norm", "0"], "--max_grad_norm=0.0: give"),
-        (["--private_selection", "poisson", "--seeds", "1", "2"], "--seeds='1 2': a private selection takes one seed"),
+        (["--private_selection", "poisson", "--seeds", "1", "2"], "--seeds='1 2': a private selection uses one seed"),
         (["--private_selection", "poisson", "--validation_noise", "0"], "validation_noise=0.0: give"),
         (["--private_selection", "poisson", "--mean_trials", "0.5"], "mean_trials=0.5: give"),
-        (["--private_selection", "poisson", "--batch_size", "2000"], "--batch_size=2000: must be at most the 1000"),
+        (
+            ["--private_selection", "poisson", "--batch_size", "2000"],
+            "--batch_size=2000: there are 1000 training examples; give at most that",
+        ),
         (["--private_selection", "poisson", "--delta", "0.01"], "--delta=0.01: must be below 1/num_examples"),
         (["--target_epsilon", "0"], "--target_epsilon=0.0: give"),
-        (["--", "--noise_multiplier", "0.1"], "--noise_multiplier='behind --': the comparison sets it"),
-        (["--", "--target-epsilon=100"], "--target_epsilon='behind --': the comparison sets it"),
-        (["--", "--insecure_test_seed", "1"], "--insecure_test_seed='behind --': the comparison sets it"),
+        (["--", "--noise_multiplier", "0.1"], "--noise_multiplier='after --': the comparison sets it"),
+        (["--", "--target-epsilon=100"], "--target_epsilon='after --': the comparison sets it"),
+        (["--", "--insecure_test_seed", "1"], "--insecure_test_seed='after --': the comparison sets it"),
         (["--mode", "full"], "unknown flag: --mode (did you mean --modes?)"),
     ],
 )
