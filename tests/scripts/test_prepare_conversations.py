@@ -47,8 +47,8 @@ def test_lmsys_conversations_become_instructions(tmp_path: Path, name: str, caps
     assert [row["instruction"] for row in kept] == ["Who is NAME_1?", "What is a kernel?"]
     assert all(set(row) == {"id", "instruction"} for row in kept)
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"read 5, kept 2: {tmp_path / 'out.jsonl'}"
-    assert set(told[1:4]) == {f"left out: 1: {reason}" for reason in ("another language", "a copy", "too short")}
+    assert told[0] == f"read 5 conversations, kept 2: {tmp_path / 'out.jsonl'}"
+    assert set(told[1:4]) == {f"left out 1: {reason}" for reason in ("another language", "a copy", "too short")}
     assert told[4].startswith("privacy unit: a distinct row; 2 of them.")
     assert "NOT PRIVATE" in told[4]
 
@@ -119,7 +119,7 @@ def test_what_gives_nothing_is_refused_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-@pytest.mark.parametrize(("name", "told"), [("out.json", "name it .jsonl"), ("in.jsonl", "is an input file")])
+@pytest.mark.parametrize(("name", "told"), [("out.json", "ends in .jsonl"), ("in.jsonl", "is an input file")])
 def test_an_output_that_would_do_harm_is_refused(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(lmsys(0, "a")))
     line = ["--input_file", str(tmp_path / "in.jsonl"), "--output_file", str(tmp_path / name)]

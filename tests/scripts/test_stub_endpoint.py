@@ -41,9 +41,9 @@ def test_it_serves_the_annotation_and_ends_on_sigterm(tmp_path: Path, monkeypatc
     finally:
         process.kill()
     assert process.returncode == 0
-    assert (out, errors) == ("", "STUB: no model is here; every answer is made up and begins with [stub answer]\n")
+    assert (out, errors) == ("", "STUB without a model: every answer is made up and begins with [stub answer]\n")
     (row,) = read_rows(tmp_path / "out" / "annotated.jsonl", "--file")
-    assert row["answer"] == "[stub answer] No model wrote this. It was asked: Say hello."
+    assert row["answer"] == "[stub answer] No model wrote this. The instruction was: Say hello."
     assert '"stub (no model)"' in (tmp_path / "out" / "summary.json").read_text()
 
 
