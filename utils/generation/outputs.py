@@ -48,8 +48,8 @@ class Summary:
 
     def __str__(self) -> str:
         speed = "" if self.tokens_per_second is None else f", {self.tokens_per_second:.0f} tokens/s"
-        counts = f"{self.ended} of {self.texts} texts ended before the length limit; of these {self.blank} are blank, "
-        return f"{counts}{self.duplicates} duplicates, {self.kept} kept{speed}"
+        counts = f"{self.blank} blank, {self.duplicates} duplicates, {self.kept} kept"
+        return f"{self.ended} of {self.texts} texts ended before the length limit: {counts}{speed}"
 
 
 def write_sampling_outputs(path: Path, sampling: SamplingArguments, speeds: Sequence[Speed]) -> Summary:
