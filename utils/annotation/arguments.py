@@ -41,10 +41,10 @@ class EndpointArguments:
     temperature: float | None = field(default=None, metadata={"help": "sampling temperature; default: the endpoint's"})
     system_prompt: str | None = field(default=None, metadata={"help": "system prompt of every request; default: none"})
     max_concurrency: int = field(default=8, metadata={"help": "maximum number of requests at once"})
-    timeout: float = field(default=120.0, metadata={"help": "seconds without a response that end an attempt"})
+    timeout: float = field(default=120.0, metadata={"help": "time-out of an attempt without a response, in seconds"})
     max_retries: int = field(default=6, metadata={"help": "attempts after the first, with growing waits between"})
-    price_per_million_input: float | None = field(default=None, metadata={"help": "price, used to compute the cost"})
-    price_per_million_output: float | None = field(default=None, metadata={"help": "price, used to compute the cost"})
+    price_per_million_input: float | None = field(default=None, metadata={"help": "price of prompt tokens (cost)"})
+    price_per_million_output: float | None = field(default=None, metadata={"help": "price of answer tokens (cost)"})
 
     def __post_init__(self) -> None:
         require_address(self.base_url, flag="--base_url", key_variable=OPENAI_KEY)

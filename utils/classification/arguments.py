@@ -143,9 +143,7 @@ class BudgetArguments:
     enable_dp: bool = field(default=False, metadata={"help": "train with differential privacy"})
     target_epsilon: float | None = field(
         default=None,
-        metadata={
-            "help": f"epsilon of training with --enable_dp; default: {_EPSILON:g}, unless --noise_multiplier is given"
-        },
+        metadata={"help": f"epsilon, with --enable_dp; default: {_EPSILON:g}, unless --noise_multiplier is given"},
     )
     noise_multiplier: float | None = field(
         default=None,

@@ -53,9 +53,7 @@ def measure_head_rate(model: Any) -> float:
         for handle in handles:
             handle.remove()
     if not sizes or max(sizes) == 0:
-        refuse(
-            "--head_learning_rate", None, f"must be given: {type(model).__name__}'s head has no linear layer to measure"
-        )
+        refuse("--head_learning_rate", None, f"must be given: {type(model).__name__}'s head has no linear layer")
     return float(f"{1 / max(sizes):.0e}")
 
 
@@ -76,11 +74,7 @@ def measure_clip_norm(model: Any) -> float:
     """
     typical = typical_gradient_norm(model)
     if not typical > 0:
-        refuse(
-            "--max_grad_norm",
-            None,
-            f"must be given: gradients at the start have norm {typical}, so none can be measured",
-        )
+        refuse("--max_grad_norm", None, f"must be given, not measured: gradients at the start have norm {typical}")
     rounded = float(f"{typical:.1e}")
     if rounded < typical:
         rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(typical)) - 1):.1e}")

@@ -42,7 +42,7 @@ def require_same_settings(folder: Path, training: TrialArguments, extra: Sequenc
 
 
 def finished_trials(folder: Path) -> dict[str, list[Outcome]]:
-    """All finished trials in a folder, by data set. Each was looked at, so each costs privacy, whoever ran it."""
+    """All finished trials in a folder, by data set. Each was looked at, so each costs privacy."""
     by_dataset: dict[str, list[Outcome]] = {}
     for path in sorted((folder / TRIALS_FOLDER).glob(f"*/*/*/{SCORES_NAME}")):
         outcome = Outcome.of(json.loads(path.read_text()), path.with_name(LEDGER_NAME))

@@ -70,7 +70,7 @@ class SamplingArguments:
         },
     )
     vllm_url: str | None = field(
-        default=None, metadata={"help": "address such as http://localhost:8000/v1; VLLM_API_KEY holds its key"}
+        default=None, metadata={"help": "address, such as http://localhost:8000/v1; its key is read from VLLM_API_KEY"}
     )
     vllm_model: str | None = field(
         default=None, metadata={"help": "model or adapter on that server; default: its only one"}

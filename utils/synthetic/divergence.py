@@ -31,7 +31,7 @@ _SMOOTHING = 0.5  # Krichevsky and Trofimov's, added to each count
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a sample is from a real one with as many texts; means over a few clusterings.
+    """How far a sample is from a real one of the same size; means over a few clusterings.
 
     Attributes:
         mauve: in (0, 1], 1 for equal.
@@ -57,7 +57,7 @@ class Divergence:
 def compare_embeddings(
     sample: np.ndarray, real: np.ndarray, *, clusters: int | None = None, resamples: int = 200, seed: int = 0
 ) -> Divergence:
-    """Compare two samples with as many texts each, by their embeddings.
+    """Compare two samples of the same size by their embeddings.
 
     Args:
         sample: float [N, D].

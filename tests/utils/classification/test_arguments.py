@@ -142,10 +142,7 @@ def test_outputs_may_go_elsewhere() -> None:
     [
         (("--train_file", "x.csv", "--text_columns", "text"), "--datasets='sst2': give either this or"),
         (("--target_epsilon", "0"), "--target_epsilon=0.0: give a finite number above 0"),
-        (
-            ("--target_epsilon", "1", "--noise_multiplier", "1"),
-            "--target_epsilon=1.0: give --target_epsilon or --noise_multiplier",
-        ),
+        (("--target_epsilon", "1", "--noise_multiplier", "1"), "--target_epsilon=1.0: give --target_epsilon or --noi"),
         (("--noise_multiplier", "-1"), "--noise_multiplier=-1.0: give a finite number above 0"),
         (("--max_grad_norm", "-1"), "--max_grad_norm=-1.0: give a finite number above 0"),
         (("--delta", "1"), "--delta=1.0: give a number above 0 and below 1"),
@@ -183,18 +180,12 @@ def test_a_mistake_names_the_flag(flags: tuple[str, ...], message: str) -> None:
         ((), "--datasets=None: give either this or --train_file"),
         (("--datasets", "sst2", "sst2"), "--datasets='sst2 sst2': names a task twice"),
         (("--train_file", "x.csv"), "--text_columns=None: --train_file needs it"),
-        (
-            ("--train_file", "x.csv", "--text_columns", "t", "--data_dir", "d"),
-            "--data_dir='d': works only with --datasets",
-        ),
+        (("--train_file", "x", "--text_columns", "t", "--data_dir", "d"), "--data_dir='d': works only with --datasets"),
         (("--train_file", "x", "--text_columns", "label"), "--label_column='label': is one of --text_columns"),
         (("--train_file", "x", "--text_columns", "t", "--class_names", "a"), "--class_names='a': give two or more"),
         (("--train_file", "x", "--text_columns", "t", "--class_names", "a", "a"), "--class_names='a a': give two"),
         (("--train_file", "x", "--text_columns", "t", "--class_names", "a", " b"), "--class_names='a  b': give two"),
-        (
-            ("--datasets", "sst2", "--class_names", "a", "b"),
-            r"--class_names=\['a', 'b'\]: works only with --train_file",
-        ),
+        (("--datasets", "sst2", "--class_names", "a", "b"), r"--class_names=\['a', 'b'\]: works only with --train"),
     ],
 )
 def test_mistakes_about_the_data(flags: tuple[str, ...], message: str) -> None:

@@ -54,10 +54,7 @@ def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None
     ("flags", "message"),
     [
         (["--modes", "full", "half"], "--modes='half': give some of full, "),
-        (
-            ["--learning_rates", "1e-3", "1e-3"],
-            "--learning_rates='0.001 0.001': give at least one value, each only once",
-        ),
+        (["--learning_rates", "1e-3", "1e-3"], "--learning_rates='0.001 0.001': give at least one value, each only"),
         (["--rate_factors", "0"], "--rate_factors=0.0: give"),
         (["--baseline_learning_rates", "-1"], "--baseline_learning_rates=-1.0: give"),
         (["--learning_rates", "0"], "--learning_rates=0.0: give"),
@@ -66,10 +63,7 @@ def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None
         (["--private_selection", "poisson", "--seeds", "1", "2"], "--seeds='1 2': a private selection uses one seed"),
         (["--private_selection", "poisson", "--validation_noise", "0"], "validation_noise=0.0: give"),
         (["--private_selection", "poisson", "--mean_trials", "0.5"], "mean_trials=0.5: give"),
-        (
-            ["--private_selection", "poisson", "--batch_size", "2000"],
-            "--batch_size=2000: there are 1000 training examples; give at most that",
-        ),
+        (["--private_selection", "poisson", "--batch_size", "2000"], "--batch_size=2000: there are 1000 training"),
         (["--private_selection", "poisson", "--delta", "0.01"], "--delta=0.01: must be below 1/num_examples"),
         (["--target_epsilon", "0"], "--target_epsilon=0.0: give"),
         (["--", "--noise_multiplier", "0.1"], "--noise_multiplier='after --': the comparison sets it"),
