@@ -241,7 +241,7 @@ def test_a_new_folder_is_locked_before_anything_is_written_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_input(tmp_path, 2)
-    found, claim = [], annotate.Journal.claim
+    found, claim = [], annotate.ReplyJournal.claim
 
     def claiming(*args: Any) -> None:
         found.extend(path.name for path in (tmp_path / "out").iterdir())
@@ -249,7 +249,7 @@ def test_a_new_folder_is_locked_before_anything_is_written_in_it(
             other.take(tmp_path / "out")
         claim(*args)
 
-    monkeypatch.setattr(annotate.Journal, "claim", claiming)
+    monkeypatch.setattr(annotate.ReplyJournal, "claim", claiming)
     with FaultyServer() as server:
         annotate.main(flags(tmp_path, server))
     assert found == [LOCK_NAME]

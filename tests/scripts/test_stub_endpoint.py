@@ -50,7 +50,7 @@ def test_it_serves_the_annotation_and_ends_on_sigterm(tmp_path: Path, monkeypatc
 def test_a_port_that_is_taken_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InvalidArgument, match=f"--port={port}: .*give another, or 0"):
+        with pytest.raises(InvalidArgument, match=f"--port={port}: .*give another port, or 0"):
             stub_endpoint.main(["--port", str(port)])
 
 
