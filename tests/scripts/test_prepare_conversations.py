@@ -49,7 +49,7 @@ def test_lmsys_conversations_become_instructions(tmp_path: Path, name: str, caps
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"read 5 conversations, kept 2: {tmp_path / 'out.jsonl'}"
     assert set(told[1:4]) == {f"left out 1: {reason}" for reason in ("another language", "a copy", "too short")}
-    assert told[4].startswith("privacy unit: a distinct row; 2 of them.")
+    assert told[4].startswith("privacy unit: a distinct row (2 units).")
     assert "NOT PRIVATE" in told[4]
 
 
@@ -73,7 +73,7 @@ def test_users_are_the_unit_and_the_trainer_reads_them(tmp_path: Path, capsys: p
     rows = [lmsys(i, "same" if i != 4 else "other", hashed_ip=user) for i, user in enumerate(users)]
     kept = prepare(tmp_path, rows, "--user_column", "hashed_ip")
     assert [row.get("user") for row in kept] == ["ann", "bob", None, "7"]
-    assert "privacy unit: a user, or a row without one; 4 of them." in capsys.readouterr().out
+    assert "privacy unit: a user, or a row without a user (4 units)." in capsys.readouterr().out
     records = load_texts(
         tmp_path / "out.jsonl", flag="--f", column="instruction", author_column=PrivacyUnit("user").column
     )
@@ -106,7 +106,7 @@ def test_a_language_is_identified_where_the_file_names_none(tmp_path: Path) -> N
         ([lmsys(0, "a")], ["--user_column", "who"], "--user_column='who': no such column"),
         ([lmsys(0, "secret")], ["--min_chars", "50"], r"nothing is kept \(1 too short\)"),
         ([lmsys(0, "secret", language="English")], ["--language", "en"], "is 'en' what the column language calls it"),
-        ([], [], r"nothing is kept \(no rows\)"),
+        ([], [], "is empty; give a file"),
         ([lmsys(0, "a", who="u")], ["--user_column", "who", "--ignore_users"], "--ignore_users"),
     ],
 )

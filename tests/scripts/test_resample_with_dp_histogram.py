@@ -125,7 +125,7 @@ def test_votes_of_other_authors_are_not_used(folder: Path, capsys: pytest.Captur
     write_jsonl(folder / "real.jsonl", [{**row, "u": "one"} for row in rows])
     with pytest.raises(SystemExit):
         run(folder, "--privacy_unit", "u", "--delta", "0.01")
-    assert "votes follow from other units" in capsys.readouterr().err
+    assert "votes were made with other units" in capsys.readouterr().err
 
 
 def test_votes_under_a_fixed_key_void_another_budget_too(folder: Path) -> None:
