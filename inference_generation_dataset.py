@@ -1,4 +1,4 @@
-r"""Sample texts from the prompt of a data set: synthetic data with the look of what the adapter was trained on.
+r"""Sample synthetic texts from the prompt of a data set, in the style of the adapter's training data.
 
 Launch:
 
@@ -6,9 +6,9 @@ Launch:
         --dataset_name pubmed_generation --model_name_or_path PATH --lora_weights_path OUT/lora_weights.bin \
         --num_samples 100 --max_length 512 --output_dir generations
 
-Writes `generations.jsonl` to --output_dir: a line a text with prompt, text, index, and ended (the model closed it
-itself, or wrote a --stop string; otherwise it was cut at --max_length). Run the same line again to continue after an
-interruption. Beside it: `summary.json`, with counts, and with --deduplicate `instructions.jsonl`. No data are read.
+Writes to --output_dir: `generations.jsonl`, `summary.json` with counts and, with --deduplicate, `instructions.jsonl`.
+Each line of `generations.jsonl` has prompt, text, index and ended (true if the text ended with an end token or a --stop
+string, false if it was cut at --max_length). After an interruption run the same line again to resume. Reads no data.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PROMPTS = {"pubmed_generation": PUBMED_PROMPT}
 
 @dataclass
 class DatasetPromptArguments:
-    """Which prompt, how often."""
+    """The prompt, and the number of texts."""
 
     _argument_group_name = "prompts"
 
-    dataset_name: str = field(metadata={"help": "data set whose prompt is sampled from", "choices": tuple(PROMPTS)})
-    num_samples: int = field(default=100, metadata={"help": "texts to draw"})
+    dataset_name: str = field(metadata={"help": "data set whose prompt is used", "choices": tuple(PROMPTS)})
+    num_samples: int = field(default=100, metadata={"help": "number of texts to generate"})
 
     def __post_init__(self) -> None:
         require_count("--num_samples", self.num_samples)
@@ -43,7 +43,7 @@ GROUPS = (DatasetPromptArguments, ModelArguments, AdapterArguments, SamplingArgu
 def main(
     prompts: DatasetPromptArguments, model: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
 ) -> None:
-    """Draw `num_samples` texts from the data set's prompt."""
+    """Generate `num_samples` texts from the data set's prompt."""
     from utils.generation.run import sample_instructions
 
     sample_instructions([PROMPTS[prompts.dataset_name]] * prompts.num_samples, model, adapter, sampling)

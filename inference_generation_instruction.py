@@ -1,4 +1,4 @@
-r"""Sample texts for the instructions of a file, each as often as the file says.
+r"""Sample texts for the instructions in a file, each as often as the file says.
 
 Launch:
 
@@ -6,14 +6,14 @@ Launch:
         inference_generation_instruction.py --model_name_or_path PATH --lora_weights_path OUT/lora_weights.bin \
         --instruction_file scripts/example_instruction_file.txt --max_length 512 --output_dir generation_test
 
-The file holds lines `instruction #### repetitions`, or an instruction on each line, or is a JSON list of strings, JSONL
-with `instruction`, or AlpacaEval's JSON. In lines, blank ones are skipped, \n stands for a line break and \\ for a
-backslash; the last #### of a line counts, so an instruction may hold others.
+The file has lines `instruction #### repetitions` or one instruction per line, or it is a JSON list of strings, JSONL
+with `instruction`, or AlpacaEval's JSON. In a file of lines, blank lines are skipped, \n is a line break and \\ a
+backslash. Only the last #### of a line separates, so an instruction may contain ####.
 
-Writes `generations.jsonl` to --output_dir: a line a text with prompt, text, index, and ended (the model closed it
-itself, or wrote a --stop string; otherwise it was cut at --max_length). Run the same line again to continue after an
-interruption. Beside it: `summary.json`, with counts; `instructions.jsonl`, with --deduplicate or --prompt_style
-uncond_generation; `alpaca_eval.json`, for AlpacaEval's instructions or with --alpaca_eval_output.
+Writes to --output_dir: `generations.jsonl`, `summary.json` with counts, `instructions.jsonl` (with --deduplicate or
+--prompt_style uncond_generation) and `alpaca_eval.json` (for AlpacaEval's instructions or with --alpaca_eval_output).
+Each line of `generations.jsonl` has prompt, text, index and ended (true if the text ended with an end token or a --stop
+string, false if it was cut at --max_length). After an interruption run the same line again to resume.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from utils.models.arguments import ModelArguments
 
 @dataclass
 class InstructionArguments:
-    """Which instructions."""
+    """The instructions."""
 
     _argument_group_name = "prompts"
 
     instruction_file: str = field(
-        metadata={"help": "text with a line `instruction #### repetitions` or an instruction each, or JSON"}
+        metadata={"help": "file with lines `instruction #### repetitions` or one instruction per line, or JSON"}
     )
     instruction_format: str = field(
-        default="auto", metadata={"help": "of the file; auto decides by its content", "choices": INSTRUCTION_FORMATS}
+        default="auto", metadata={"help": "format of the file; auto decides by content", "choices": INSTRUCTION_FORMATS}
     )
     alpaca_eval_output: bool = field(
         default=False,
-        metadata={"help": "also write alpaca_eval.json; always so for instructions in AlpacaEval's format"},
+        metadata={"help": "also write alpaca_eval.json; always on for instructions in AlpacaEval's format"},
     )
     generator_name: str | None = field(
-        default=None, metadata={"help": "the model's name in alpaca_eval.json; default: the output folder's"}
+        default=None, metadata={"help": "the model's name in alpaca_eval.json; default: the name of the output folder"}
     )
 
 
@@ -53,7 +53,7 @@ GROUPS = (InstructionArguments, ModelArguments, AdapterArguments, SamplingArgume
 def main(
     prompts: InstructionArguments, model: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
 ) -> None:
-    """Draw the texts that the instruction file asks for."""
+    """Generate the texts that the instruction file asks for."""
     from utils.generation.outputs import write_alpaca_eval
     from utils.generation.run import sample_instructions
 

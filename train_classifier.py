@@ -1,11 +1,11 @@
-r"""Fine-tune a sentence classifier, privately or not, in one of nine ways (`--finetune_mode`).
+r"""Fine-tune a sentence classifier, with or without privacy, in one of nine modes (`--finetune_mode`).
 
     python train_classifier.py --datasets sst2 --finetune_mode full
     python train_classifier.py --datasets qnli qqp --finetune_mode ia3 \
         --enable_dp --target_epsilon 8.0 --max_grad_norm 0.1
 
-Or behind torchrun or accelerate launch, on several processes. Each task gets a folder, a model and a privacy budget of
-its own. `--dry_run` prints what a run would cost and stops.
+To use several processes, launch it with torchrun or accelerate launch. Each task gets its own folder, model and privacy
+budget. `--dry_run` prints epsilon, noise and steps, and stops.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train on one task after another."""
     settings = Settings(*parse(*GROUPS, args=argv, description=__doc__))
-    # Here and not above: --help and a mistyped flag need neither torch nor transformers.
+    # Imported here, so that --help and a mistyped flag need neither torch nor transformers.
     from utils.cli.launch import make_accelerator
 
     accelerator = make_accelerator()
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
-    """Load and plan all tasks, so that a mistake in the last one is found before the first is trained; then train."""
+    """Load and plan all tasks, then train. So a mistake in the last task is found before the first one is trained."""
     from dptune.run.plan import describe_plan
     from utils.classification.files import load_classifier_tokenizer
     from utils.classification.setup import describe_setup, is_finished, load_tasks, plan_task, run_task
@@ -48,7 +48,7 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
         accelerator.print(*describe_task(one.task), *describe_plan(one.plan), *describe_setup(settings), sep="\n")
     for one, ended in zip(planned, finished, strict=True):
         if ended and not settings.results.dry_run:
-            accelerator.print(f"finished already       {settings.folder / one.task.name}")
+            accelerator.print(f"already finished       {settings.folder / one.task.name}")
         elif not run_task(one, tokenizer, accelerator):
             return
 

@@ -1,1 +1,1 @@
-"""Programs that print a ratio. Run them from the repository: `python -m benchmarks.step`."""
+"""Benchmarks of dptune. Run them from the repository's root, for example `python -m benchmarks.step`."""

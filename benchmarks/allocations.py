@@ -1,6 +1,6 @@
-"""Bytes of tensors that a piece of work allocates on the CPU, exactly: from the allocator, by torch's profiler.
+"""Exact bytes of tensors that a piece of code allocates on the CPU, from torch's profiler.
 
-Resident memory would do for models of gigabytes only: the allocator's caches and pages hide small ones.
+Resident memory is exact enough only for models of gigabytes: caches and pages of the allocator hide small ones.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _MEMORY_EVENT, _GATHER_EVENT = "[memory]", "gloo:all_gather"
 
 @dataclass(frozen=True)
 class Allocated:
-    """Bytes over what there was before: the most at any time, and what was left at the end; and this process's own
-    shares of all all-gathers together (of float32 tensors, by gloo)."""
+    """Bytes beyond those at the start: `peak` at any time and `left` at the end. `shares`: bytes of this process's own
+    shares in all all-gathers (float32 tensors, by gloo)."""
 
     peak: int
     left: int
@@ -37,15 +37,14 @@ class Allocated:
 
 @dataclass(frozen=True)
 class MicroBatchMemory:
-    """Bytes: what the forward pass keeps for the backward pass, and the peak over both and the clipping."""
+    """Bytes that the forward pass keeps for the backward pass, and the peak over forward, backward and clipping."""
 
     kept: int
     peak: int
 
 
 def allocated(work: Callable[[], T]) -> tuple[T, Allocated]:
-    """(what `work` returns, what it allocated). Garbage of before is collected before: freed later, it would be
-    subtracted here."""
+    """(what `work` returns, what it allocated). Earlier garbage is collected first, so that it does not count."""
     with (
         _no_garbage_collected(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True) as profiler,
@@ -75,7 +74,7 @@ def _no_garbage_collected() -> Iterator[None]:
 
 
 def private_step(model: nn.Module, folder: Path, **ranks: Any) -> PrivateStep:
-    """A whole private step, with noise and ledger; sizes of the data set decide no memory."""
+    """A whole private step, with noise and ledger. The size of the data set does not affect memory."""
     config = PrivacyConfig(
         num_examples=100_000, expected_batch_size=64, steps=1000, clip_norm=1.0, noise_multiplier=1.0, delta=1e-7
     )
@@ -91,7 +90,7 @@ def micro_batch_memory(model: Any, examples: int, tokens: int) -> MicroBatchMemo
         def forward() -> Tensor:
             return losses(ids, ids)
 
-        step.backward(forward())  # whatever is made once and kept is made here
+        step.backward(forward())  # allocates what is made once and kept
         kept, forward_only = allocated(forward)
         del kept
         _, both = allocated(lambda: step.backward(forward()))

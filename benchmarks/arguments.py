@@ -31,23 +31,24 @@ ALL_PARAMETERS = {
 
 @dataclass
 class CommonArguments:
-    """What every comparison needs to know. Without adapters (`adapter_rank` is None) all parameters are trained."""
+    """Settings of every comparison. Without adapters (`adapter_rank` is None) all parameters are trained."""
 
-    model: str | None = field(default=None, metadata={"help": "folder of a saved model"})
+    model: str | None = field(default=None, metadata={"help": "folder of a saved model; give this or --shape"})
     shape: str | None = field(
-        default=None, metadata={"help": "random weights in this shape instead", "choices": list(SHAPES)}
+        default=None,
+        metadata={"help": "shape of a model with random weights, instead of --model", "choices": list(SHAPES)},
     )
-    gradient_ckpt: bool = field(default=False, metadata={"help": "recompute activations in backward, everywhere"})
+    gradient_ckpt: bool = field(default=False, metadata={"help": "use activation checkpointing in every contender"})
     dtype: str = field(
-        default="float32", metadata={"help": "of the loaded weights; adapters are float32", "choices": list(DTYPES)}
+        default="float32", metadata={"help": "dtype of the model; adapters are float32", "choices": list(DTYPES)}
     )
-    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda"})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads; torch decides if not given"})
-    rounds: int = field(default=7, metadata={"help": "steps of each contender that count, in turns"})
-    warmup: int = field(default=1, metadata={"help": "rounds before those"})
-    max_seconds: float = field(default=3600.0, metadata={"help": "no round of a setting begins later than this"})
-    memory: bool = field(default=True, metadata={"help": "measure peak memory, each contender in a process of its own"})
-    output: str | None = field(default=None, metadata={"help": "Markdown file for the result"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu or cuda"})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads; default: torch decides"})
+    rounds: int = field(default=7, metadata={"help": "measured steps per contender, taken in turns"})
+    warmup: int = field(default=1, metadata={"help": "rounds before the measured ones"})
+    max_seconds: float = field(default=3600.0, metadata={"help": "seconds after which a setting starts no more rounds"})
+    memory: bool = field(default=True, metadata={"help": "measure peak memory too, each contender in its own process"})
+    output: str | None = field(default=None, metadata={"help": "Markdown file for the result; default: only print"})
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.shape is None):
@@ -65,28 +66,28 @@ class CommonArguments:
 
     @property
     def names(self) -> Mapping[str, str]:
-        """The contenders that can be chosen, and what a result calls them."""
+        """The available contenders -> their names in results."""
         return ALL_PARAMETERS
 
 
 @dataclass
 class BenchmarkArguments(CommonArguments):
-    """What is measured, and how long. Blocks are in tokens."""
+    """What to measure. Blocks are in tokens."""
 
     _argument_group_name = "benchmark"
 
-    setting: str = field(default="both", metadata={"help": "what to measure", "choices": [*SETTINGS, "both"]})
+    setting: str = field(default="both", metadata={"help": "setting to measure", "choices": [*SETTINGS, "both"]})
     contenders: list[str] = field(
-        default_factory=lambda: list(CONTENDERS), metadata={"help": "who takes part", "choices": list(CONTENDERS)}
+        default_factory=lambda: list(CONTENDERS), metadata={"help": "contenders", "choices": list(CONTENDERS)}
     )
-    batch: int = field(default=4, metadata={"help": "examples at a time; ours takes batch x block tokens"})
-    block: int = field(default=128, metadata={"help": "length of every example in the fixed setting"})
-    accumulate: int = field(default=1, metadata={"help": "batches a step in the fixed setting"})
-    draw: int = field(default=64, metadata={"help": "examples a step in the ragged setting"})
-    ragged_block: int = field(default=512, metadata={"help": "longer examples are cut there in the ragged setting"})
-    lengths: str = field(default="abstracts", metadata={"help": "committed lengths to draw from: abstracts or chat"})
-    text: str | None = field(default=None, metadata={"help": "JSONL file to draw lengths from instead; needs --model"})
-    rank: int = field(default=16, metadata={"help": "of the adapters on q, k, v and o"})
+    batch: int = field(default=4, metadata={"help": "examples per forward pass; dptune takes batch x block tokens"})
+    block: int = field(default=128, metadata={"help": "tokens per example in the fixed setting"})
+    accumulate: int = field(default=1, metadata={"help": "batches per step in the fixed setting"})
+    draw: int = field(default=64, metadata={"help": "examples per step in the ragged setting"})
+    ragged_block: int = field(default=512, metadata={"help": "maximum tokens per example in the ragged setting"})
+    lengths: str = field(default="abstracts", metadata={"help": "table of lengths to draw from: abstracts or chat"})
+    text: str | None = field(default=None, metadata={"help": "JSONL file to draw lengths from, instead of --lengths"})
+    rank: int = field(default=16, metadata={"help": "rank of the adapters on q, k, v and o"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,25 +112,25 @@ class BenchmarkArguments(CommonArguments):
 
 @dataclass
 class FullFinetuningArguments(CommonArguments):
-    """What is measured, and how long, when every parameter is trained: every block with every accumulate."""
+    """What to measure when every parameter is trained: every --block with every --accumulate."""
 
     _argument_group_name = "benchmark"
 
     contenders: list[str] = field(
         default_factory=lambda: list(ALL_PARAMETERS),
-        metadata={"help": "who takes part", "choices": list(ALL_PARAMETERS)},
+        metadata={"help": "contenders", "choices": list(ALL_PARAMETERS)},
     )
-    batch: int = field(default=8, metadata={"help": "examples at a time"})
-    block: list[int] = field(default_factory=lambda: [128, 512], metadata={"help": "lengths of every example, tokens"})
-    accumulate: list[int] = field(default_factory=lambda: [4, 1], metadata={"help": "micro-batches a step"})
+    batch: int = field(default=8, metadata={"help": "examples per forward pass"})
+    block: list[int] = field(default_factory=lambda: [128, 512], metadata={"help": "tokens per example"})
+    accumulate: list[int] = field(default_factory=lambda: [4, 1], metadata={"help": "micro-batches per step"})
     largest_batch: bool = field(
-        default=True, metadata={"help": "also the largest micro-batch within --limit_gib, from --limit_tokens"}
+        default=True, metadata={"help": "also predict the largest micro-batch within --limit_gib"}
     )
     limit_tokens: list[int] = field(
         default_factory=lambda: [2048, 4096, 6144],
-        metadata={"help": "micro-batches whose memory is measured for that, in tokens"},
+        metadata={"help": "sizes of micro-batches, in tokens, whose memory is measured for this prediction"},
     )
-    limit_gib: float = field(default=24.0, metadata={"help": "the limit, on a CPU without Python and libraries"})
+    limit_gib: float = field(default=24.0, metadata={"help": "memory limit; on a CPU without Python and libraries"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,18 +139,16 @@ class FullFinetuningArguments(CommonArguments):
             for value in getattr(self, name):
                 require_count(f"--{name}", value)
         if self.largest_batch and any(len(self.batches_of(block)) < 2 for block in self.block):
-            refuse(
-                "--limit_tokens", self.limit_tokens, "a line needs two sizes or more, of different numbers of blocks"
-            )
+            refuse("--limit_tokens", self.limit_tokens, "give at least two sizes with different numbers of examples")
         require_positive("--limit_gib", self.limit_gib)
 
     def batches_of(self, block: int) -> list[int]:
-        """The micro-batch sizes whose memory is measured at that length."""
+        """The micro-batch sizes whose memory is measured at this length."""
         return sorted({tokens // block for tokens in self.limit_tokens} - {0})
 
 
 def _device(name: str) -> str:
-    """`name` with auto resolved; refuses a GPU that is not there."""
+    """`name` with auto resolved; refuses a GPU if there is none."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""Time of one private step over the same step without privacy, in every fine-tuning mode of `train_classifier.py`.
+"""Time of a private step divided by the same step without privacy, for each fine-tuning mode of `train_classifier.py`.
 
     python -m benchmarks.classifier --threads 2 --output benchmarks/results/NAME.md
     python -m benchmarks.classifier --model PATH --modes full lora --block 64 --batch 64 --accumulate 4
@@ -33,9 +33,9 @@ from utils.classification.modes import prepare_mode
 from utils.cli.flags import exit_on_invalid_argument, parse
 
 CLASSES = 2
-CLIP_NORM = 1.0  # decides no speed
+CLIP_NORM = 1.0  # does not affect speed
 GOALS = {"full": 1.25}
-GOAL = 1.10  # of every other mode
+GOAL = 1.10  # for every other mode
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
@@ -47,21 +47,21 @@ Draw = list[dict[str, Tensor]]  # micro-batches
 
 @dataclass
 class ClassifierArguments:
-    """What is measured, and how long."""
+    """What to measure."""
 
     _argument_group_name = "benchmark"
 
-    model: str | None = field(default=None, metadata={"help": "folder of a saved classifier or encoder"})
-    shape: str = field(default="minilm", metadata={"help": "without --model: random weights", "choices": list(SHAPES)})
-    modes: list[str] = field(default_factory=lambda: list(MODES), metadata={"help": "which", "choices": list(MODES)})
-    batch: int = field(default=32, metadata={"help": "rows at a time"})
-    block: int = field(default=32, metadata={"help": "tokens of every row"})
-    accumulate: int = field(default=8, metadata={"help": "micro-batches a step"})
-    rounds: int = field(default=7, metadata={"help": "steps of each that count, in turns"})
-    max_seconds: float = field(default=120.0, metadata={"help": "no round of a mode begins later than this"})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads; torch decides if not given"})
-    output: str | None = field(default=None, metadata={"help": "Markdown file for the result"})
+    model: str | None = field(default=None, metadata={"help": "folder of a classifier or encoder; default: --shape"})
+    shape: str = field(default="minilm", metadata={"help": "shape, with random weights", "choices": list(SHAPES)})
+    modes: list[str] = field(default_factory=lambda: list(MODES), metadata={"help": "modes", "choices": list(MODES)})
+    batch: int = field(default=32, metadata={"help": "rows per forward pass"})
+    block: int = field(default=32, metadata={"help": "tokens per row"})
+    accumulate: int = field(default=8, metadata={"help": "micro-batches per step"})
+    rounds: int = field(default=7, metadata={"help": "measured steps, taken in turns with and without privacy"})
+    max_seconds: float = field(default=120.0, metadata={"help": "seconds after which a mode starts no more rounds"})
+    device: str = field(default="cpu", metadata={"help": "device: cpu or cuda"})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads; default: torch decides"})
+    output: str | None = field(default=None, metadata={"help": "Markdown file for the result; default: only print"})
 
     def __post_init__(self) -> None:
         for name in ("batch", "block", "accumulate", "rounds"):
@@ -72,7 +72,7 @@ class ClassifierArguments:
 
 
 class Classifier:
-    """One way of fine-tuning, private or not."""
+    """One fine-tuning mode, private or not."""
 
     def __init__(self, base: Any, mode: str, args: ClassifierArguments, *, private: bool) -> None:
         self.name = PRIVATE if private else PLAIN
@@ -92,7 +92,7 @@ class Classifier:
 
     @property
     def trained(self) -> int:
-        """Parameters that are trained, known outside of the step's `with` block too."""
+        """Number of trained parameters, also available outside the step's `with` block."""
         return sum(p.numel() for group in self._optimizer.param_groups for p in group["params"])
 
     def step(self, draw: Draw) -> None:
@@ -106,13 +106,13 @@ class Classifier:
         self._optimizer.zero_grad()
 
     def close(self) -> None:
-        """Let go of threads and files."""
+        """Release threads and files."""
         self._open.close()
 
 
 def _config(rows: int) -> PrivacyConfig:
     return PrivacyConfig(
-        num_examples=max(67_349, rows),  # decides no speed; SST-2 has that many
+        num_examples=max(67_349, rows),  # the size of SST-2; does not affect speed
         expected_batch_size=rows,
         steps=1000,
         clip_norm=CLIP_NORM,
@@ -122,7 +122,7 @@ def _config(rows: int) -> PrivacyConfig:
 
 
 def load(args: ClassifierArguments) -> Any:
-    """The classifier that every mode begins with, dropout as its configuration says."""
+    """The classifier that every mode starts from, with the dropout of its configuration."""
     torch.manual_seed(0)
     if args.model is not None:
         return AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=CLASSES, local_files_only=True)
@@ -130,7 +130,7 @@ def load(args: ClassifierArguments) -> Any:
 
 
 def draws(args: ClassifierArguments, vocabulary: int) -> list[Draw]:
-    """One a round and one to warm up, the same for both sides."""
+    """One draw per round and one to warm up, the same with and without privacy."""
     generator = torch.Generator().manual_seed(0)
 
     def part() -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ def draws(args: ClassifierArguments, vocabulary: int) -> list[Draw]:
 
 
 def row_of(args: ClassifierArguments, base: Any, mode: str) -> list[str]:
-    """One mode's line of the table."""
+    """The table row of one mode."""
     contenders = [Classifier(base, mode, args, private=private) for private in (True, False)]
     rounds = draws(args, base.config.vocab_size)
     try:
@@ -168,7 +168,7 @@ def main(args: ClassifierArguments) -> None:
     base = load(args)
     parts = [f"# One step of classification, private over not private: {args.model or args.shape}"]
     parts.append(tables.machine("benchmarks.classifier", torch.device(args.device), sys.argv[1:]))
-    parts.append(f"{args.accumulate} x {args.batch} rows of {args.block} tokens a step; medians, least and most.")
+    parts.append(f"{args.accumulate} x {args.batch} rows of {args.block} tokens per step; median (minimum to maximum).")
     header = ["mode", "trained", "seconds, private", "seconds, no privacy", "ratio", "goal", "rounds"]
     rows = []
     for mode in args.modes:

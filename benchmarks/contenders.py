@@ -1,7 +1,7 @@
-"""Who is compared: our step with and without privacy. `peers.py` holds the others.
+"""The contenders: dptune's step with and without privacy. `peers.py` holds those of other libraries.
 
-A contender turns one draw into one update of its own adapters or its own model: micro-batches, gradient, AdamW. What
-each is given is the same: weights, adapters' shape, draw, tokens (or examples) that fit at a time, optimizer.
+A contender turns one draw into one update of its own adapters or model: micro-batches, gradient, AdamW. All get the
+same weights, adapter shape, draw, optimizer, and number of tokens (or examples) per forward pass.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from dptune import (
 )
 
 PRIVATE, PLAIN = "dptune, private", "dptune, no privacy"
-CLIP_NORM, NOISE_MULTIPLIER = 1.0, 1.0  # decide no speed
-_NUM_EXAMPLES = 75_329  # likewise; that many abstracts were the project's first data set
+CLIP_NORM, NOISE_MULTIPLIER = 1.0, 1.0  # do not affect speed
+_NUM_EXAMPLES = 75_329  # does not affect speed; the size of a set of abstracts
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Job:
     """What all contenders have in common.
 
     Attributes:
-        base: the model as it was loaded.
-        rank: of the adapters; None: there are none, and every parameter is trained.
-        copied: whether `base` must stay as it is, since other contenders begin from it.
+        base: the loaded model.
+        rank: rank of the adapters; None trains every parameter, without adapters.
+        copied: whether to copy `base`, because other contenders start from it too.
     """
 
     base: Any
@@ -56,11 +56,11 @@ class Job:
 
     @property
     def token_budget(self) -> int:
-        """As many padded tokens as `batch` examples of `block` tokens have."""
+        """The number of tokens in `batch` examples of `block` tokens."""
         return self.batch * self.block
 
     def own_model(self) -> Any:
-        """A model for one contender to change, in training mode; without adapters every parameter is trained."""
+        """A model for one contender, in training mode; without adapters every parameter is trained."""
         model = own_copy(self.base, share_weights=self.rank is not None) if self.copied else self.base
         if self.gradient_ckpt:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -76,7 +76,7 @@ class Contender(Protocol):
         """One logical step: the whole draw, then one update."""
 
     def close(self) -> None:
-        """Let go of threads and files."""
+        """Release threads and files."""
 
 
 def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -85,7 +85,7 @@ def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 class Ours:
-    """Our step: the draw sorted by length and cut by a token budget, logits where a label counts."""
+    """dptune's step: it sorts the draw by length, cuts it by a token budget, and computes logits only for labels."""
 
     def __init__(self, job: Job, *, private: bool) -> None:
         self.name = PRIVATE if private else PLAIN
@@ -120,7 +120,7 @@ class Ours:
 
 
 def _private_step(model: nn.Module, job: Job, folder: Path) -> PrivateStep:
-    """Everything that a real private step does: clipping, secret noise, a ledger on disk."""
+    """A real private step with clipping, secret noise and a ledger on disk."""
     config = PrivacyConfig(
         num_examples=max(_NUM_EXAMPLES, job.examples),
         expected_batch_size=job.examples,

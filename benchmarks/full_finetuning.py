@@ -1,11 +1,11 @@
-"""Time and peak memory of a private step that trains every parameter, against the same without privacy and Opacus.
+"""Time and peak memory of a private step that trains every parameter, compared with no privacy and with Opacus.
 
     python -m benchmarks.full_finetuning --shape gpt2-small --threads 2 --output benchmarks/results/NAME.md
     python -m benchmarks.full_finetuning --shape gpt2-half --block 128 --accumulate 4 --rounds 5
 
 A step is --accumulate micro-batches of --batch examples of --block tokens, then clipping, noise and AdamW where they
-apply. A private step has many micro-batches as a rule, and what is done once a step (noise for every parameter) is
-then shared among them: one micro-batch a step is the worst case.
+apply. Private steps usually have many micro-batches, which share the work done once per step (noise for every
+parameter). So one micro-batch per step is the worst case.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(args: FullFinetuningArguments) -> None:
             result = compare(args, fixed(args.batch, block, accumulate), args.contenders)
             parts.append(result.markdown(describe(args, block, accumulate, len(result.tokens))))
             goals += goals_of(result, f"T={block}, {accumulate} x {args.batch}", block)
-            tables.save(parts, args.output)  # hours may be left to go
+            tables.save(parts, args.output)  # the rest may take hours
         if args.largest_batch:
             lines = measure_lines(args, block)
             parts.append(section(lines, block, args.limit_gib))
@@ -53,24 +53,24 @@ def main(args: FullFinetuningArguments) -> None:
 
 
 def about(args: FullFinetuningArguments) -> str:
-    """What is trained by whom."""
+    """What is trained."""
     device = torch.device("meta" if args.model is None else "cpu")  # moved to meta, a saved model's weights are untied
     model = models.load(args.model, args.shape, dtype=args.dtype, device=device)
     head, count = model.get_output_embeddings().weight, sum(parameter.numel() for parameter in model.parameters())
     text = f"Every parameter is trained: {count / 1e6:.1f} million, by AdamW. "
     if head is not model.get_input_embeddings().weight:
-        return text + "The output layer has a weight of its own."
+        return text + "The output layer has its own weight."
     return text + (
-        "The output layer is tied to the embedding, except for Opacus, whose ghost clipping takes no tied weights: "
-        f"there it has a weight of its own ({(count + head.numel()) / 1e6:.1f} million), so its update is another one."
+        "The output layer is tied to the embedding, except for Opacus, whose ghost clipping supports no tied weights: "
+        f"there it has its own weight ({(count + head.numel()) / 1e6:.1f} million in all), so its update differs."
     )
 
 
 def describe(args: FullFinetuningArguments, block: int, accumulate: int, rounds: int) -> str:
-    """Heading and one sentence on what a step was."""
+    """Heading, and one sentence on the step."""
     return (
-        f"## T={block}: {accumulate} x {args.batch} x {block} tokens a step\n\n"
-        f"{rounds} rounds; medians, least and most in brackets."
+        f"## T={block}: {accumulate} x {args.batch} x {block} tokens per step\n\n"
+        f"{rounds} rounds; medians, with minimum and maximum in brackets."
     )
 
 
@@ -95,7 +95,7 @@ def goal_of_batch(lines: Mapping[str, PeakLine], block: int, limit_gib: float) -
 
 
 def goals_section(rows: list[list[str]]) -> str:
-    """All goals beside what was reached."""
+    """The table of goals and results."""
     header = ["private over not private", "goal", *(f"over {name}" for name in REFERENCES)]
     return "## Goals\n\n" + tables.markdown(header, rows)
 

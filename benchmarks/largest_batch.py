@@ -1,8 +1,8 @@
-"""The largest micro-batch that fits in a memory limit, predicted from the peaks of a few sizes.
+"""The largest micro-batch that fits in a memory limit, predicted from the peak memory of a few sizes.
 
-Peak memory is a line in the batch: weights, gradients and the optimizer's state, which no batch changes, and
-activations, of which every example has its own. Below some size it is not: there the optimizer's own peak is higher.
-The line is fitted by least squares; how far the measured peaks are from it is reported with the prediction.
+Peak memory is linear in the batch: weights, gradients and optimizer state are constant, and each example adds its
+activations. It is not linear for small batches, where the optimizer's own peak is higher. The line is fitted by least
+squares; the largest deviation from it is reported with the prediction.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class PeakLine:
-    """Bytes at the peak, by examples in a micro-batch: `fixed + per_example * batch`; `off`: the largest distance of a
-    measured peak from that, as a share of the peak."""
+    """Peak bytes by examples per micro-batch: `fixed + per_example * batch`. `off` is the largest deviation of a
+    measured peak, as a share of the peak."""
 
     peaks: Mapping[int, int]
     fixed: float
@@ -40,7 +40,7 @@ class PeakLine:
 
 
 def fit(peaks: Mapping[int, int]) -> PeakLine:
-    """The line through {batch: bytes}, of two batches or more."""
+    """The line fitted to {batch: bytes}, with at least two batches."""
     batches, measured = np.array(list(peaks), dtype=float), np.array(list(peaks.values()), dtype=float)
     per_example, constant = np.polyfit(batches, measured, 1)
     off = np.abs(constant + per_example * batches - measured) / measured
@@ -48,7 +48,7 @@ def fit(peaks: Mapping[int, int]) -> PeakLine:
 
 
 def measure_lines(args: FullFinetuningArguments, block: int) -> dict[str, PeakLine]:
-    """The line of each compared contender that takes part: two micro-batches a step, each in a process of its own."""
+    """The line of each compared contender: two micro-batches per step, each measured in its own process."""
     names = [args.names[key] for key in args.contenders]
     return {
         name: fit(
@@ -63,7 +63,7 @@ def measure_lines(args: FullFinetuningArguments, block: int) -> dict[str, PeakLi
 
 
 def largest_ratio(lines: Mapping[str, PeakLine], reference: str, limit: float) -> float | None:
-    """Private training's largest batch over that of `reference`, where both are known."""
+    """The largest batch of private training divided by that of `reference`; None unless both are known."""
     if PRIVATE not in lines or reference not in lines:
         return None
     own, other = (lines[name].largest(limit) for name in (PRIVATE, reference))
@@ -71,9 +71,9 @@ def largest_ratio(lines: Mapping[str, PeakLine], reference: str, limit: float) -
 
 
 def section(lines: Mapping[str, PeakLine], block: int, limit_gib: float) -> str:
-    """Heading, what was done, table."""
+    """Heading, explanation and table."""
     batches = list(next(iter(lines.values())).peaks) if lines else []
-    header = ["contender", *(f"MiB at {batch}" for batch in batches), "fixed MiB", "MiB an example", "off the line"]
+    header = ["contender", *(f"MiB at {batch}" for batch in batches), "fixed MiB", "MiB per example", "deviation"]
     header.append(f"largest within {limit_gib:g} GiB")
     rows = []
     for name, line in lines.items():
@@ -84,6 +84,6 @@ def section(lines: Mapping[str, PeakLine], block: int, limit_gib: float) -> str:
         rows.append([name, *measured, *parts])
     return (
         f"## Largest micro-batch of {block} tokens within {limit_gib:g} GiB\n\n"
-        "Predicted, not run: peak memory is a line in the batch, fitted to the measured sizes. Steps of two "
+        "Predicted, not run: a line in the batch size is fitted to the measured peak memory. Steps of two "
         "micro-batches; Python and its libraries are not counted.\n\n" + tables.markdown(header, rows)
     )

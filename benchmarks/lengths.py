@@ -1,7 +1,7 @@
-"""What a logical step works on: examples whose lengths are fixed or drawn from real text, made of random tokens.
+"""The examples of a logical step: random tokens, with lengths that are fixed or drawn from real text.
 
-Time depends on lengths, not on words, so the committed table (`lengths.json`) holds numbers only, with where they come
-from, and the benchmark needs no data. `--text` measures a file of your own.
+Time depends on lengths, not on words. So the benchmark needs no data, only a table of lengths and their sources
+(`lengths.json`). `--text` uses the lengths of your own file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from dptune._validate import refuse
 
-IGNORE = -100  # the label of a token that does not count
+IGNORE = -100  # the label of a token without a loss
 _TABLE = Path(__file__).with_name("lengths.json")
 
-Length = tuple[int, int]  # tokens that are not labelled (the prompt), tokens that are
+Length = tuple[int, int]  # tokens without labels (the prompt), tokens with labels
 Example = tuple[Tensor, Tensor]  # input_ids [T], labels [T]
 Draw = list[Example]  # one logical step
 
 
 def table(name: str) -> list[Length]:
-    """The committed lengths of one kind of text: `abstracts` or `chat`."""
+    """The lengths in the table for one kind of text: `abstracts` or `chat`."""
     tables = json.loads(_TABLE.read_text())
     if name not in tables:
         refuse("--lengths", name, f"give one of {', '.join(tables)}")
@@ -34,24 +34,24 @@ def table(name: str) -> list[Length]:
 
 
 def measured(text: str, tokenizer: Any) -> list[Length]:
-    """Lengths of a JSONL file whose rows have `text`, or `instruction` and `answer`; the end token is counted."""
+    """Lengths of the rows of a JSONL file with `text`, or `instruction` and `answer`; the end token counts."""
     lengths = []
     for number, line in enumerate(Path(text).read_text(encoding="utf-8").splitlines(), start=1):
         row = json.loads(line)
         prompt, answer = row.get("instruction", ""), row.get("answer", row.get("text"))
         if answer is None:
-            refuse("--text", f"{text}:{number}", "has neither `text` nor `answer`: give rows with one of them")
+            refuse("--text", f"{text}:{number}", "has neither `text` nor `answer`; give rows with one of them")
         labelled = len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
         lengths.append((len(tokenizer(prompt)["input_ids"]), labelled))
     if not lengths:
-        refuse("--text", text, "holds no row")
+        refuse("--text", text, "has no rows; give a file with rows")
     return lengths
 
 
 def draws(
     lengths: Sequence[Length], count: int, *, examples: int, block: int, vocabulary: int, seed: int = 0
 ) -> list[Draw]:
-    """`count` draws of `examples` examples, each of a length drawn from `lengths` and cut at `block` tokens."""
+    """`count` draws of `examples` examples each. Lengths are drawn from `lengths` and cut at `block` tokens."""
     rng = np.random.default_rng(seed)
     return [
         [_example(lengths[i], block, vocabulary, rng) for i in rng.integers(len(lengths), size=examples)]
@@ -68,7 +68,7 @@ def _example(length: Length, block: int, vocabulary: int, rng: np.random.Generat
 
 
 def tokens(draw: Draw) -> int:
-    """Real tokens of a draw: padding is whatever a contender makes of it, and never counts."""
+    """Number of real tokens in a draw. Padding differs between contenders and never counts."""
     return sum(len(ids) for ids, _ in draw)
 
 

@@ -1,8 +1,8 @@
 """Time and peak memory of contenders.
 
-Times alternate: each round every contender does the same draw, in an order that turns, so that a busy machine slows
-all of them alike; ratios are taken within a round. Memory is measured in a fresh process for each contender, since a
-process keeps what another one needed.
+In each round every contender takes the same draw, in an order that rotates, so that a busy machine slows all of them
+alike. Ratios are taken within a round. Memory is measured in a fresh process per contender, because a process keeps
+memory that an earlier contender needed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _PEAK_RESET = "5"  # what /proc/self/clear_refs takes to forget the peak (man 5 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: before the first step (the model, on a CPU Python and libraries too), the most during steps, and what
-    there was before the model (on a CPU Python and libraries, on a GPU nothing)."""
+    """Bytes before the first step (the model; on a CPU also Python and libraries), at the peak during steps, and before
+    the model was loaded (`empty`: on a CPU Python and libraries, on a GPU nothing)."""
 
     before: int
     peak: int
@@ -35,18 +35,18 @@ class Memory:
 
     @property
     def needed(self) -> int:
-        """What the model and its training take."""
+        """Bytes needed by the model and its training."""
         return self.peak - self.empty
 
 
 def alternate(
     contenders: Sequence[Contender], draws: Sequence[Draw], *, warmup: int, device: torch.device, max_seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds of every contender's logical steps, one a round.
+    """Seconds of every contender's logical steps, one per round.
 
     Args:
-        draws: one a round; the first `warmup` rounds do not count.
-        max_seconds: no round begins later than this, but one round that counts is always run.
+        draws: one per round; the first `warmup` rounds do not count.
+        max_seconds: no round starts later than this, but at least one measured round is run.
     """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     begin = time.perf_counter()
@@ -76,7 +76,7 @@ def _seconds(contender: Contender, draw: Draw, device: torch.device) -> float:
 
 
 def _wait_for(device: torch.device) -> None:
-    """GPU kernels run behind the program: a clock read too early times only their launch."""
+    """Wait for GPU kernels, which run asynchronously: otherwise only their launch is timed."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -94,10 +94,10 @@ def memory_now(device: torch.device) -> int:
 
 
 def memory_of(contender: Contender, draws: Sequence[Draw], device: torch.device, *, empty: int = 0) -> Memory:
-    """Peak over one logical step for each of `draws`; call it in a process of the contender's own.
+    """Peak memory over one logical step for each of `draws`; call it in the contender's own process.
 
     Args:
-        empty: what was in use before there was a model.
+        empty: bytes in use before the model was loaded.
     """
     before = memory_now(device)
     for draw in draws:
@@ -115,7 +115,7 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> int:
-    """Most bytes since the reset: allocated on a GPU, resident on a CPU (without /proc, since the process began)."""
+    """Peak bytes since the reset: allocated on a GPU, resident on a CPU (without /proc, since the process started)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -1,4 +1,4 @@
-"""What Llama 7B, 13B and 70B need a GPU, as Markdown, from their configurations and `utils/models/memory.py`."""
+"""Memory per GPU of Llama 7B, 13B and 70B, as Markdown, computed by `utils/models/memory.py`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PARTS = {
 
 @cache
 def llama_sizes(name: str) -> ModelSizes:
-    """Sizes of a key of `LLAMAS` with adapters on q, k, v and o; no weight is made."""
+    """Sizes of a key of `LLAMAS` with adapters on q, k, v and o, computed without weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMAS[name], vocab_size=32000), dtype=torch.bfloat16)
     add_lora(model, rank=RANK, targets=TARGETS)
@@ -53,7 +53,7 @@ def llama_sizes(name: str) -> ModelSizes:
 
 
 def needs_of(name: str, *, gpus: int, tokens: int, checkpointing: bool) -> MemoryNeeds:
-    """Needs in bf16 with one example of `tokens` at a time, sharded where there is more than one GPU."""
+    """Needs in bf16 with one example of `tokens` at a time, sharded if there is more than one GPU."""
     settings = MemorySettings(
         torch.bfloat16, tokens, tokens, checkpointing=checkpointing, world_size=gpus, sharded=gpus > 1
     )
@@ -61,7 +61,7 @@ def needs_of(name: str, *, gpus: int, tokens: int, checkpointing: bool) -> Memor
 
 
 def scaling_table(name: str) -> str:
-    """One row a number of GPUs: GiB at the peak, and the smallest card that it fits."""
+    """One row per number of GPUs: peak GiB, and the smallest card that is large enough."""
     settings = [(tokens, checkpointing) for tokens in TOKENS for checkpointing in (False, True)]
     header = ["GPUs", "weights held", "gathered"]
     header += [f"{tokens:,} tokens{', checkpointing' if checkpointing else ''}" for tokens, checkpointing in settings]
@@ -74,7 +74,7 @@ def scaling_table(name: str) -> str:
 
 
 def parts_table() -> str:
-    """What does not depend on the number of GPUs, a row a part."""
+    """The parts that do not depend on the number of GPUs, one row per part."""
     header = ["one example", *(f"{name}, {tokens:,}" for name in LLAMAS for tokens in TOKENS)]
     rows = []
     for attribute, label in _PARTS.items():
@@ -93,14 +93,14 @@ def on_paper() -> str:
     cards = ", ".join(map(str, CARDS))
     parts = [
         "## On paper: what a GPU must hold",
-        f"GiB a GPU at the peak of a private step in bf16 with AdamW, adapters of rank {RANK} on q, k, v and o, one "
-        f"example at a time; in brackets the smallest card of {cards} GiB that it fits with 1 GiB left for CUDA's "
-        "libraries (-: none). From 2 GPUs on the frozen weights are sharded; a GPU then holds three gathered decoder "
-        "layers and the root group (embeddings, output layer) on top. Computed, not measured on GPUs.",
+        f"Peak GiB per GPU of a private step in bf16 with AdamW, adapters of rank {RANK} on q, k, v and o, one example "
+        f"at a time. In brackets: the smallest card of {cards} GiB that is large enough, with 1 GiB left for CUDA's "
+        "libraries (-: none). With 2 or more GPUs the frozen weights are sharded; a GPU then also holds three gathered "
+        "decoder layers and the root group (embeddings, output layer). Computed, not measured on GPUs.",
     ]
     for name in LLAMAS:
         parts += [f"### {name}", scaling_table(name)]
-    parts += ["### Parts, whatever the number of GPUs (GiB; they do not peak together)", parts_table()]
+    parts += ["### Parts, for any number of GPUs (GiB; they do not peak at the same time)", parts_table()]
     return "\n\n".join(parts)
 
 
@@ -110,5 +110,5 @@ def gib(size: float) -> str:
 
 
 def card(needs: MemoryNeeds) -> str:
-    """The smallest of `CARDS` that is enough."""
+    """The smallest of `CARDS` that is large enough."""
     return next((str(size) for size in CARDS if fits(needs, size << 30)), "-")

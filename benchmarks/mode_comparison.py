@@ -1,4 +1,4 @@
-"""The result of `compare_modes.sh`: the table and the plot that `scripts/compare_modes.py` left, with the machine.
+"""The result page of `compare_modes.sh`: the table and plot of `scripts/compare_modes.py`, with the machine.
 
     python -m benchmarks.mode_comparison --comparison OUT --output benchmarks/results/NAME.md
 
@@ -26,11 +26,11 @@ from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME
 
 @dataclass
 class ComparisonArguments:
-    """Where the comparison is."""
+    """Input and output."""
 
-    comparison: str = field(metadata={"help": "the first argument of compare_modes.sh"})
+    comparison: str = field(metadata={"help": "folder of the comparison: the first argument of compare_modes.sh"})
     output: str = field(metadata={"help": "Markdown file for the result, such as benchmarks/results/NAME.md"})
-    scored: int = field(default=872, metadata={"help": "rows of the validation split; SST-2's is public"})
+    scored: int = field(default=872, metadata={"help": "number of rows in the validation split"})
 
     def __post_init__(self) -> None:
         if Path(self.output).suffix != ".md":
@@ -38,11 +38,11 @@ class ComparisonArguments:
 
 
 def describe_settings(settings: dict[str, Any], scored: int) -> str:
-    """What all trials shared, without where files lie on this machine."""
+    """The settings that all trials share, without paths of this machine."""
     model = Path(settings["model_checkpoint"]).name
     return (
-        f"Made by `benchmarks/compare_modes.sh`: {model}, {settings['epochs']:g} epoch of batches of "
-        f"{settings['batch_size']:,} in expectation, texts of up to {settings['max_length']} tokens, epsilon "
+        f"Made by `benchmarks/compare_modes.sh`: {model}, {settings['epochs']:g} epoch with batches of "
+        f"{settings['batch_size']:,} on average, texts of up to {settings['max_length']} tokens, epsilon "
         f"{rounded_up(settings['target_epsilon'], trim=True)} at delta {settings['delta']:g}, "
         f"`{' '.join(settings['trainer'])}`. The standard error of an accuracy of 0.8 on {scored} rows is "
         f"{sqrt(0.8 * 0.2 / scored):.3f}."
@@ -50,13 +50,13 @@ def describe_settings(settings: dict[str, Any], scored: int) -> str:
 
 
 def main(args: ComparisonArguments) -> None:
-    """Put the comparison on a page."""
+    """Write the page."""
     folder, output = Path(args.comparison), Path(args.output)
     comparison = (folder / COMPARISON_NAME).read_text(encoding="utf-8")
     settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
     plot = output.with_suffix(".png")
     parts = [
-        "# Ways of fine-tuning at one epsilon and without privacy",
+        "# Fine-tuning modes at one epsilon and without privacy",
         tables.machine("benchmarks.mode_comparison", torch.device("cpu"), sys.argv[1:]),
         describe_settings(settings, args.scored),
         f"![accuracy against trained parameters]({plot.name})",

@@ -1,7 +1,6 @@
-"""The model that every contender trains: a saved one, or a Llama or GPT-2 shape with random weights (no network).
+"""The model that every contender trains: a saved one, or a Llama or GPT-2 shape with random weights (no download).
 
-Contenders run in one process. Where the weights are frozen all of them share one copy: `own_copy` then copies the
-modules only.
+Contenders run in one process. Frozen weights are shared by all of them: `own_copy` then copies only the modules.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _LLAMA: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096}
-# Dropout off: every contender then computes the same gradient. A tied head is GPT-2's own; see `peers.Opacus`.
+# Without dropout every contender computes the same gradient. GPT-2 ties its head to the embedding; see `peers.Opacus`.
 _GPT2: dict[str, Any] = {"model_type": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 _GPT2_TINY = _GPT2 | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 400}
 
-# Llama 3.2 1B and Llama 2 7B; GPT-2 small as published, with half its layers, and with a head of its own. The tiny ones
+# Llama 3.2 1B and Llama 2 7B; GPT-2 small as published, with half its layers, and with an untied head. The tiny shapes
 # are for tests.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": _LLAMA
@@ -67,8 +66,8 @@ def load(model: str | None, shape: str | None, *, dtype: str, device: torch.devi
 
     Args:
         model: folder of a saved model, or None.
-        shape: a key of `SHAPES`, used when `model` is None: weights are random and made on the device, in `dtype`, so
-            that a 7B model takes seconds and no second copy.
+        shape: a key of `SHAPES`, used if `model` is None. Random weights are made on the device in `dtype`, so a 7B
+            model takes seconds and no second copy.
     """
     torch.manual_seed(0)
     if model is not None:
@@ -86,13 +85,13 @@ def _load_saved(folder: str, dtype: torch.dtype) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         refuse("--model", folder, f"no model could be loaded ({reason}); make demo writes .demo/SmolLM2-135M")
-    # Weights are mapped from the file and read when first used: copied, they do not count as memory of the first step.
+    # Mapped weights are read from the file at first use. Copied weights do not count as memory of the first step.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
 
 
 def own_copy(base: nn.Module, *, share_weights: bool) -> Any:
-    """A copy of `base` that shares its weights, or not even those."""
+    """A copy of `base`, with shared or copied weights."""
     shared = {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]} if share_weights else {}
     return copy.deepcopy(base, shared)

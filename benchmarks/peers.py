@@ -1,8 +1,7 @@
-"""Other libraries at the same work, each used as its documentation shows: PEFT or a plain loop without privacy, Opacus.
+"""The same work with other libraries, used as their documentation shows: PEFT, a plain loop, and Opacus.
 
-They take a draw in plain batches of `batch` examples in random order, padded on the right with an attention mask, which
-is what a DataLoader with a padding collator gives. The project needs none of these libraries, so they are imported
-here only when they are asked for.
+They take a draw in batches of `batch` examples in random order, padded on the right with an attention mask, like a
+DataLoader with a padding collator. These libraries are imported only when needed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from benchmarks.lengths import IGNORE, Draw, padded
 from benchmarks.models import TARGETS
 
 PEFT, OPACUS_HOOKS, OPACUS_GHOST = "PEFT, no privacy", "Opacus hooks + PEFT", "Opacus ghost + PEFT"
-# Of a job without adapters:
+# For a job without adapters:
 PLAIN_LOOP, OPACUS_HOOKS_ALL, OPACUS_GHOST_ALL = "Hugging Face loop, no privacy", "Opacus hooks", "Opacus ghost"
 OWN_LOSS = (PEFT, PLAIN_LOOP)
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -34,12 +33,12 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def missing(name: str) -> list[str]:
-    """Packages that a contender needs and that are not installed; our own need none."""
+    """Missing packages of a contender; dptune's own contenders need none."""
     return [package for package in NEEDS.get(name, ()) if find_spec(package) is None]
 
 
 def load_packages(name: str) -> None:
-    """Import what a contender needs, so that it does not count as memory of its training."""
+    """Import a contender's packages, so that they do not count as memory of its training."""
     if "peft" in NEEDS.get(name, ()):
         import peft  # noqa: F401
     if "opacus" in NEEDS.get(name, ()):
@@ -54,7 +53,7 @@ def make(name: str, job: Job) -> OwnLoss | Opacus:
 
 
 def _trained_model(job: Job) -> Any:
-    """With PEFT's adapters, or whole where the job has none."""
+    """The model with PEFT's adapters, or the whole model if the job has no adapters."""
     if job.rank is None:
         return job.own_model()
     from peft import LoraConfig, get_peft_model
@@ -71,7 +70,7 @@ def _batches(draw: Draw, job: Job) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 class OwnLoss:
-    """As most people train, PEFT's LoRA or all: the model's own loss, the mean over the batch's labelled tokens."""
+    """The usual training of PEFT's LoRA or of all parameters, with the model's own loss (the mean over tokens)."""
 
     def __init__(self, job: Job, name: str) -> None:
         self.name = name
@@ -94,11 +93,11 @@ class OwnLoss:
 class Opacus:
     """Opacus' per-sample gradients, by hooks or by ghost clipping (two backward passes), around PEFT or a whole model.
 
-    A whole GPT-2 needs three things of its user: samplers for its linear layers, position ids for each example, and an
-    output layer with a weight of its own. Ghost clipping refuses a tied one; so hooks get what ghost clipping gets.
+    For a whole GPT-2 the user must add three things: samplers for its linear layers, position ids for each example, and
+    an untied output layer. Ghost clipping refuses a tied one, so both variants get an untied one.
 
-    These are the objects that its PrivacyEngine makes. The loss is the mean over the batch of each example's own mean:
-    with `loss_reduction="mean"` Opacus multiplies by the batch size to get each example's gradient back.
+    These are the objects that Opacus' PrivacyEngine makes. The loss is the batch mean of each example's mean loss: with
+    `loss_reduction="mean"` Opacus multiplies by the batch size to recover each example's gradient.
     """
 
     def __init__(self, job: Job, name: str, *, ghost: bool) -> None:
@@ -134,19 +133,19 @@ class Opacus:
 
 
 def _positions(ids: Tensor) -> Tensor:
-    """[B, T]: GPT-2 makes one row for the whole batch, whose gradient no example owns."""
+    """Position ids [B, T]. GPT-2 makes one row for the whole batch, whose gradient belongs to no example."""
     return torch.arange(ids.shape[1], device=ids.device).repeat(len(ids), 1)
 
 
 def _untie(model: Any) -> None:
-    """Give the output layer a weight of its own where it is the embedding's."""
+    """Give the output layer its own weight if it is tied to the embedding."""
     head = model.get_output_embeddings()
     if head.weight is model.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
 
 
 def _register_conv1d() -> None:
-    """Teach Opacus GPT-2's linear layer: like its own, with the weight transposed, which leaves norms as they are."""
+    """Register GPT-2's linear layer with Opacus: an ordinary one with a transposed weight, which has the same norm."""
     from opacus.grad_sample import register_grad_sampler, register_norm_sampler
     from opacus.grad_sample.linear import compute_linear_grad_sample, compute_linear_norm_sample
     from transformers.pytorch_utils import Conv1D
@@ -186,7 +185,7 @@ def _dp_optimizer(kind: Any, model: Any, job: Job) -> Any:
 
 
 def _own_means(logits: Tensor, labels: Tensor) -> Tensor:
-    """Each example's mean over its own labelled tokens, [B]."""
+    """The mean loss of each example over its labelled tokens, [B]."""
     targets = labels[:, 1:]
     nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
     counts: Tensor = targets.ne(IGNORE).sum(1).clamp_min(1)

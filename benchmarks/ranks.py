@@ -1,7 +1,7 @@
-"""One private step on one or several real processes: what each holds, what it sends, and what was predicted.
+"""One private step on one or several real processes: measured and predicted memory and traffic of each.
 
-The weights are random, saved once, and read as a real run reads them: sharded, each process only its rows. Lengths are
-those of real abstracts.
+The weights are random, saved once, and read as in a real run: with sharding, each process reads only its rows. Lengths
+are those of real abstracts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from utils.models.sizes import model_sizes
 
 CPU = torch.device("cpu")
 _SECONDS = 600.0
-_GRACE = 5.0  # for the others to end by themselves, after the first has
+_GRACE = 5.0  # seconds for the other processes to end after the first
 # Forked from a process that has imported everything once.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["benchmarks.ranks"])
@@ -46,7 +46,7 @@ _CONTEXT.set_forkserver_preload(["benchmarks.ranks"])
 
 @dataclass(frozen=True)
 class Job:
-    """What is run: a Llama shape, and a draw of real lengths cut at `block`, dealt by `token_budget`."""
+    """The run: a Llama shape, and a draw of real lengths cut at `block` and dealt by `token_budget`."""
 
     shape: dict[str, Any]
     block: int
@@ -58,15 +58,15 @@ class Job:
     checkpointing: bool
 
     def draw_lengths(self) -> np.ndarray:
-        """Tokens of every example of the draw, the same in every process."""
+        """Number of tokens of each example in the draw, the same in every process."""
         table = np.minimum([sum(one) for one in lengths.table("abstracts")], self.block)
         return np.random.default_rng(0).choice(table, self.draw)
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on one rank, over one logical step but for `frozen`: `peak` of tensors in all, `sent` (a ring's share),
-    and both as predicted."""
+    """Bytes on one rank: `frozen` weights held, and over one logical step the `peak` of all tensors and those `sent` in
+    a ring; both also as predicted."""
 
     frozen: ShardedBytes
     peak: int
@@ -84,7 +84,7 @@ def measure(job: Job) -> list[RankMemory]:
         for worker in workers:
             worker.start()
         _wait(workers)
-        # Judged by what was written: a process group on CPUs may abort at its exit, long after its work.
+        # Check the results, not the exit status: a process group on CPUs may abort at exit, after its work is done.
         results = [folder / f"{rank}.pickle" for rank in range(job.processes)]
         if not all(result.exists() for result in results):
             raise RuntimeError(f"{job}: a process ended without a result; its error is above")
@@ -92,7 +92,7 @@ def measure(job: Job) -> list[RankMemory]:
 
 
 def _wait(workers: Sequence[BaseProcess]) -> None:
-    """Until all have ended; when one fails the others would wait for it, so they are ended too."""
+    """Wait until all have ended. If one fails, end the others, which would wait for it."""
     deadline = time.monotonic() + _SECONDS
     while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
         if any(worker.exitcode for worker in workers):
@@ -119,7 +119,7 @@ def _work(job: Job, rank: int, folder: Path) -> None:
 
 
 def measure_rank(job: Job, rank: int, folder: Path) -> RankMemory:
-    """Load, take two steps, and measure the second: the optimizer's moments are there then."""
+    """Load the model, take two steps, and measure the second, when the optimizer's state exists."""
     model, loading = allocated(lambda: _load(job, folder / "model"))
     run, making = allocated(lambda: _Run(job, rank, model, folder))
     with run.private:
@@ -141,7 +141,7 @@ class _Run:
 
     def __init__(self, job: Job, rank: int, model: Any, folder: Path) -> None:
         self._losses = CausalLMLoss(model)
-        self._optimizer = adamw(trainable_parameters(model))  # before recording, which freezes them
+        self._optimizer = adamw(trainable_parameters(model))  # before the private step, which freezes them
         self._widths = [job.draw_lengths()[part] for part in _dealt(job)[rank]]
         ranks = {"gather": _gather, "rank": rank, "world_size": job.processes}
         self.private = private_step(model, folder, **ranks)
@@ -154,7 +154,7 @@ class _Run:
         self._optimizer.step()
 
     def _batch(self, widths: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Random tokens, padded; a row of ignored labels where this rank has no example left."""
+        """Random padded tokens; a row of ignored labels if this rank has no example left."""
         examples = [torch.randint(1, self._vocabulary, (width,)) for width in widths.tolist()]
         if not examples:
             return torch.zeros((1, 2), dtype=torch.int64), torch.full((1, 2), lengths.IGNORE)
@@ -166,7 +166,7 @@ def _load(job: Job, folder: Path) -> Any:
     torch.manual_seed(0)
     if job.sharded:
         model = load_sharded_model(str(folder), dtype=torch.float32, device=CPU, sharding=Sharding())
-    else:  # made here, since a file that is only mapped would not count as memory
+    else:  # made here, because weights mapped from a file would not count as memory
         model = AutoModelForCausalLM.from_config(LlamaConfig(**job.shape), dtype=torch.float32)
     add_lora(model, rank=job.rank, targets=TARGETS)
     if job.checkpointing:

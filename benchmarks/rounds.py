@@ -1,4 +1,4 @@
-"""One setting of a comparison: who takes part, the rounds, the memory, the table."""
+"""One setting of a comparison: contenders, rounds, memory and table."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from benchmarks.settings import Setting, draws_of, job_of, make, measure_memory
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one setting.
+    """The measurements of one setting.
 
     Attributes:
         seconds: of each contender's rounds.
         tokens: of each round.
-        memory: of each contender; empty if it was not asked for.
-        left_out: who did not take part, and why.
+        memory: of each contender; empty if not measured.
+        left_out: contenders that did not take part -> the reason.
     """
 
     seconds: dict[str, list[float]]
@@ -32,13 +32,13 @@ class Result:
     left_out: dict[str, str]
 
     def markdown(self, description: str) -> str:
-        """The table, below its description."""
+        """The description and the table."""
         notes = [f"Left out: {name}: {why}." for name, why in self.left_out.items()]
         return "\n\n".join([description, tables.table(self.seconds, self.tokens, self.memory), *notes])
 
 
 def compare(args: CommonArguments, setting: Setting, chosen: list[str]) -> Result:
-    """Time the chosen contenders (keys of `args.names`) in turns and, if asked for, measure the memory of each."""
+    """Time the chosen contenders (keys of `args.names`) in turns, and measure the memory of each if asked for."""
     seconds, counts, left_out = time_rounds(args, setting, [args.names[key] for key in chosen])
     memory = {}
     if args.memory:
@@ -49,7 +49,7 @@ def compare(args: CommonArguments, setting: Setting, chosen: list[str]) -> Resul
 def time_rounds(
     args: CommonArguments, setting: Setting, names: list[str]
 ) -> tuple[dict[str, list[float]], list[int], dict[str, str]]:
-    """(seconds of each contender's rounds, tokens of each round, who was left out and why)."""
+    """(seconds of each contender's rounds, tokens of each round, contenders left out -> reason)."""
     job = job_of(args, setting)
     draws = draws_of(setting, job, args.warmup + args.rounds)
     contenders, left_out = gather_contenders(names, job, draws[0][: setting.batch])
@@ -59,14 +59,14 @@ def time_rounds(
         for contender in contenders:
             contender.close()
     rounds = len(next(iter(seconds.values())))
-    del job, contenders  # memory is measured next, in other processes: leave the device to them
+    del job, contenders  # free the device for the processes that measure memory next
     gc.collect()
     torch.cuda.empty_cache()
     return seconds, [tokens(draw) for draw in draws[args.warmup :][:rounds]], left_out
 
 
 def gather_contenders(names: list[str], job: Job, trial: Draw) -> tuple[list[Contender], dict[str, str]]:
-    """Contenders that did a trial step, and the reasons why others are left out. A failure of ours is raised."""
+    """Contenders that passed a trial step, and why others are left out. A failure of dptune's own step is raised."""
     found: list[Contender] = []
     left_out: dict[str, str] = {}
     for name in names:
@@ -76,7 +76,7 @@ def gather_contenders(names: list[str], job: Job, trial: Draw) -> tuple[list[Con
         try:
             contender = make(name, job)
             contender.step(trial)
-        except Exception as error:  # whatever a peer does not support here: the others are measured all the same
+        except Exception as error:  # a peer may fail in any way; the others are measured all the same
             if name not in peers.NEEDS:
                 raise
             reason = next(iter(str(error).splitlines()), "")

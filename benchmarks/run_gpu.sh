@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The benchmarks on one GPU, without any network. LoRA, under 8 minutes: Llama shapes of 1B and 7B with random weights,
-# bfloat16, T=512. Every parameter: GPT-2 small's shape, float32, T of 128 and 512. Needs torch, transformers and the engine's dependencies; peers that are not installed are left out.
-#   benchmarks/run_gpu.sh              (or PYTHON=python3 benchmarks/run_gpu.sh, with those installed there)
-# Without Opacus: CONTENDERS="private plain peft" FULL_CONTENDERS="private plain hugging-face". One of the two only:
-# FULL_SHAPES= or SHAPES= with nothing behind it. Smaller, to try the script itself anywhere:
+# The benchmarks on one GPU, without any download. LoRA, under 8 minutes: Llama shapes of 1B and 7B with random weights,
+# bfloat16, T=512. All parameters: GPT-2 small's shape, float32, T of 128 and 512. This needs torch, transformers and
+# dptune's dependencies. Peers that are not installed are left out.
+#   benchmarks/run_gpu.sh              (or PYTHON=python3 benchmarks/run_gpu.sh, with the packages installed there)
+# Without Opacus: CONTENDERS="private plain peft" FULL_CONTENDERS="private plain hugging-face". To run only one of the
+# two benchmarks, set FULL_SHAPES= or SHAPES= to nothing. To try the script on any machine:
 #   SHAPES=tiny FULL_SHAPES=gpt2-tiny FULL_FLAGS="--block 16" DEVICE=cpu DTYPE=float32 BLOCK=32 DRAW=8 ROUNDS=2 OUTPUT_DIR=/tmp/results benchmarks/run_gpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,8 +18,8 @@ if [ "$device" = cuda ]; then
   name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
 fi
 
-# Peak memory takes a process for each contender, so only the fixed setting measures it. A logical step of 32 examples
-# and more, as in real runs: noise is prepared while the step computes, and a step of one batch would not hide it.
+# Peak memory needs one process per contender, so only the fixed setting measures it. Steps have 32 examples or more, as
+# in real runs: noise is prepared during the step, and a step of one batch would be too short to hide it.
 for shape in ${SHAPES-llama-1b llama-7b}; do
   common=(--shape "$shape" --device "$device" --dtype "${DTYPE:-bfloat16}" --batch 4 --warmup 2 --rounds "${ROUNDS:-5}"
     --max_seconds 45 --contenders ${CONTENDERS:-private plain peft opacus opacus-ghost})
@@ -28,7 +29,7 @@ for shape in ${SHAPES-llama-1b llama-7b}; do
     --output "$result-ragged.md"
 done
 
-# The largest micro-batch is predicted for the whole card, from sizes near enough to it for the line to hold.
+# The largest micro-batch is predicted for the whole card, from sizes that are large enough for the line to hold.
 limit=24
 if [ "$device" = cuda ]; then
   limit=$("$python" -c 'import torch; print(torch.cuda.get_device_properties(0).total_memory // 2**30)')

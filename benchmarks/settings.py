@@ -1,4 +1,4 @@
-"""From arguments to what is run: the sizes of a setting, its job, its draws, its contenders."""
+"""Turn arguments into a setting, its job, its draws and its contenders."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.measure import Memory, memory_now, memory_of
 
 @dataclass(frozen=True)
 class Setting:
-    """What a logical step works on.
+    """The data of a logical step.
 
     Attributes:
-        batch: examples at a time.
-        block: tokens that an example has at most.
-        examples: of a step.
-        lengths: what theirs are drawn from.
+        batch: examples per forward pass.
+        block: maximum tokens per example.
+        examples: examples per step.
+        lengths: the lengths to draw from.
     """
 
     batch: int
@@ -49,7 +49,7 @@ def set_threads(args: CommonArguments) -> None:
 
 
 def job_of(args: CommonArguments, setting: Setting) -> Job:
-    """Model and sizes of one setting."""
+    """The model and sizes of one setting."""
     device = torch.device(args.device)
     return Job(
         base=models.load(args.model, args.shape, dtype=args.dtype, device=device),
@@ -91,9 +91,9 @@ def measure_memory(args: CommonArguments, setting: Setting, name: str) -> Memory
     contender = make(name, job)
     (draw,) = draws_of(setting, job, 1)
     if len(set(setting.lengths)) == 1:
-        draw = draw[: 2 * setting.batch]  # later micro-batches of the same shape need what the second one needs
+        draw = draw[: 2 * setting.batch]  # later micro-batches have the same shape and need no more memory
     try:
-        # One example first: the optimizer's state is there from the second step on.
+        # A step with one example first, which creates the optimizer's state.
         return memory_of(contender, [draw[:1], draw], job.device, empty=empty)
     finally:
         contender.close()

@@ -1,10 +1,11 @@
-"""Memory and traffic of sharded training: on paper for Llama 7B to 70B, measured for small ones on this machine.
+"""Memory and traffic of sharded training: computed for Llama 7B to 70B, measured for small Llamas on this machine.
 
     python -m benchmarks.sharding --output benchmarks/results/NAME.md
     python -m benchmarks.sharding --paper_only
 
-The paper part is computed by `utils/models/memory.py` from configurations. The measured part runs private steps of a
-small Llama on CPU processes that meet over gloo, and sets what they held and sent beside what that module says.
+The computed part comes from `utils/models/memory.py` and the models' configurations. The measured part runs private
+steps of a small Llama on CPU processes that communicate by gloo, and compares their memory and traffic with the
+predictions of that module.
 """
 
 from __future__ import annotations
@@ -48,18 +49,18 @@ _MIB = 1 << 20
 
 @dataclass
 class ShardingArguments:
-    """What is measured."""
+    """What to measure."""
 
     _argument_group_name = "sharding benchmark"
 
-    shape: str = field(default="small", metadata={"help": "Llama that is run", "choices": list(SHAPES)})
-    block: int = field(default=256, metadata={"help": "longer examples are cut there"})
-    max_tokens: int = field(default=1024, metadata={"help": "padded tokens at a time"})
-    draw: int = field(default=16, metadata={"help": "examples of the step that is measured"})
-    processes: int = field(default=2, metadata={"help": "of the runs on several processes"})
-    rank: int = field(default=16, metadata={"help": "of the adapters on q, k, v and o"})
+    shape: str = field(default="small", metadata={"help": "shape of the Llama to run", "choices": list(SHAPES)})
+    block: int = field(default=256, metadata={"help": "maximum tokens per example"})
+    max_tokens: int = field(default=1024, metadata={"help": "maximum padded tokens per forward pass"})
+    draw: int = field(default=16, metadata={"help": "examples per step"})
+    processes: int = field(default=2, metadata={"help": "number of processes in the distributed runs"})
+    rank: int = field(default=16, metadata={"help": "rank of the adapters on q, k, v and o"})
     paper_only: bool = field(default=False, metadata={"help": "only compute the tables for large models"})
-    output: str | None = field(default=None, metadata={"help": "Markdown file for the result"})
+    output: str | None = field(default=None, metadata={"help": "Markdown file for the result; default: only print"})
 
     def __post_init__(self) -> None:
         for name in ("block", "max_tokens", "draw", "processes", "rank"):
@@ -68,7 +69,7 @@ class ShardingArguments:
 
 def main(args: ShardingArguments) -> None:
     """Compute, measure, print, and write to --output."""
-    # One thread a process in the measured part: set here too, so that what is printed is what was used.
+    # The measured processes use one thread each; set it here too, so that the printed number is right.
     torch.set_num_threads(1)
     machine = tables.machine("benchmarks.sharding", torch.device("cpu"), sys.argv[1:])
     parts = ["# Sharded training: memory and traffic", machine, on_paper()]
@@ -78,7 +79,7 @@ def main(args: ShardingArguments) -> None:
 
 
 def jobs(args: ShardingArguments) -> list[Job]:
-    """One process, several that hold all, several that hold a shard each; each without and with checkpointing."""
+    """One process, several unsharded ones, several sharded ones; each without and with checkpointing."""
     layouts = [(1, False), *([(args.processes, False), (args.processes, True)] if args.processes > 1 else [])]
     sizes: dict[str, Any] = {"shape": SHAPES[args.shape], "block": args.block, "token_budget": args.max_tokens}
     return [
@@ -89,7 +90,7 @@ def jobs(args: ShardingArguments) -> list[Job]:
 
 
 def measured(args: ShardingArguments) -> str:
-    """The section of what real processes held and sent."""
+    """The section on the memory and traffic of real processes."""
     rows = []
     for job in jobs(args):
         print(f"{job.processes} processes, sharded: {job.sharded}", file=sys.stderr, flush=True)
@@ -101,8 +102,8 @@ def measured(args: ShardingArguments) -> str:
         "at most",
         "peak MiB",
         "predicted",
-        "peak over it",
-        "MiB sent a step",
+        "peak / predicted",
+        "MiB sent per step",
         "predicted",
     ]
     shape = ", ".join(f"{name} {value}" for name, value in SHAPES[args.shape].items())
@@ -110,10 +111,10 @@ def measured(args: ShardingArguments) -> str:
         [
             "## Measured: small Llamas on this machine's CPU, float32",
             f"{shape}; adapters of rank {args.rank}; one step of {args.draw} abstracts cut at {args.block} tokens, at "
-            f"most {args.max_tokens} padded tokens at a time. The rank with the highest peak. Held: frozen weights "
-            "between steps, at most total / processes + root group. Peak: all tensors that the allocator gave out, "
-            "weights too. Sent: what a ring all-gather makes of the shares that were gathered (adapters' gradients "
-            "and, sharded, frozen weights).",
+            f"most {args.max_tokens} padded tokens per forward pass. Values are of the rank with the highest peak. "
+            "Held: frozen weights between steps, at most total / processes + root group. Peak: all allocated tensors, "
+            "including weights. Sent: bytes of a ring all-gather of the gathered shares (adapters' gradients and, with "
+            "sharding, frozen weights).",
             tables.markdown(header, rows),
         ]
     )
@@ -129,7 +130,7 @@ def _row(job: Job, seen: RankMemory) -> list[str]:
 
 
 def dealing(args: ShardingArguments) -> str:
-    """The section on how evenly draws are dealt: computed by the engine's own `deal`."""
+    """The section on how evenly dptune's `deal` distributes draws."""
     table = np.minimum([sum(one) for one in lengths.table("abstracts")], 512)
     rng = np.random.default_rng(0)
     rows = []
@@ -140,19 +141,19 @@ def dealing(args: ShardingArguments) -> str:
         rows.append(
             [str(ranks), f"{mean[0]:.1f}", f"{mean[1]:.1%} ({worst[1]:.1%})", f"{mean[2]:.2%} ({worst[2]:.2%})"]
         )
-    header = ["ranks", "micro-batches a rank", "padding, mean (worst)", "slowest rank over the mean, mean (worst)"]
+    header = ["ranks", "micro-batches per rank", "padding, mean (worst)", "slowest rank over the mean, mean (worst)"]
     return "\n\n".join(
         [
             "## Dealing a draw: padding and imbalance",
-            f"{_DEALT_DRAWS} draws of 64 abstracts a rank, cut at 512 tokens, at most {args.max_tokens} padded tokens "
-            "at a time. Padding: of all padded tokens. Slowest: real tokens of the rank with most of them.",
+            f"{_DEALT_DRAWS} draws of 64 abstracts per rank, cut at 512 tokens; at most {args.max_tokens} padded "
+            "tokens per forward pass. Padding: share of all tokens. Slowest rank: excess of real tokens over the mean.",
             tables.markdown(header, rows),
         ]
     )
 
 
 def dealt_evenly(drawn: np.ndarray, ranks: int, token_budget: int) -> tuple[float, float, float]:
-    """(micro-batches a rank, share of padding, tokens of the fullest rank over the mean - 1) of one draw."""
+    """(micro-batches per rank, share of padding, tokens of the fullest rank / mean - 1) of one draw."""
     dealt = deal(np.arange(len(drawn)), drawn, token_budget=token_budget, ranks=ranks)
     padded = sum(len(part) * int(drawn[part].max()) for parts in dealt for part in parts if len(part))
     tokens = [sum(int(drawn[part].sum()) for part in parts) for parts in dealt]

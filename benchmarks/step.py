@@ -1,11 +1,11 @@
-"""Time and peak memory of one DP-LoRA step against the same step without privacy, PEFT and Opacus.
+"""Time and peak memory of one DP-LoRA step, compared with the same step without privacy, PEFT and Opacus.
 
     python -m benchmarks.step --model .demo/SmolLM2-135M --threads 2 --output benchmarks/results/NAME.md
     python -m benchmarks.step --shape llama-1b --dtype bfloat16 --block 512 --accumulate 8 --setting fixed
 
-Two settings: `fixed` is --accumulate batches of --batch examples of --block tokens a step; `ragged` is a logical step
-of --draw examples whose lengths come from real text, where our step deals by a budget of tokens and the peers take
-batches as a DataLoader gives them.
+There are two settings. `fixed`: a step of --accumulate batches of --batch examples of --block tokens. `ragged`: a step
+of --draw examples whose lengths come from real text; dptune deals them by a token budget, the other libraries take
+batches as from a DataLoader.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ def main(args: BenchmarkArguments) -> None:
 
 
 def run_setting(args: BenchmarkArguments, setting: str) -> str:
-    """Measure one setting; Markdown."""
+    """Measure one setting; returns Markdown."""
     result = compare(args, setting_of(args, setting), args.contenders)
     return result.markdown(describe(args, setting, result.tokens))
 
 
 def describe(args: BenchmarkArguments, setting: str, counts: list[int]) -> str:
-    """Heading and one sentence on what a step was."""
-    rounds = f"{len(counts)} rounds; medians, least and most in brackets"
+    """Heading, and one sentence on the step."""
+    rounds = f"{len(counts)} rounds; medians, with minimum and maximum in brackets"
     if setting == "fixed":
         batches = f"{args.accumulate} x " if args.accumulate > 1 else ""
-        return f"## Fixed: {batches}{args.batch} x {args.block} tokens a step, all labelled\n\n{rounds}."
+        return f"## Fixed: {batches}{args.batch} x {args.block} tokens per step, all labelled\n\n{rounds}."
     source = args.text or f"`{args.lengths}` of benchmarks/lengths.json"
     mean, budget = sum(counts) / len(counts), args.batch * args.ragged_block
     return (
-        f"## Ragged: {args.draw} examples a step, lengths from {source} cut at {args.ragged_block}\n\n"
-        f"{mean:.0f} tokens a step on average, padding not counted. Ours takes at most {budget} padded tokens at a "
-        f"time, the others {args.batch} examples. {rounds}."
+        f"## Ragged: {args.draw} examples per step, lengths from {source} cut at {args.ragged_block}\n\n"
+        f"{mean:.0f} tokens per step on average, without padding. dptune takes at most {budget} padded tokens per "
+        f"forward pass, the others {args.batch} examples. {rounds}."
     )
 
 

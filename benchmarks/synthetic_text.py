@@ -1,9 +1,9 @@
-"""The result of `synthetic_text.sh`: what models learn from synthetic text, beside what they learn from real text.
+"""The result page of `synthetic_text.sh`: what models learn from synthetic text, compared with real text.
 
     python -m benchmarks.synthetic_text --study STUDY --output benchmarks/results/NAME.md
 
-Reads what the generators, the sampling and the comparison left, trains the classifiers of topics and writes one page.
-Its scores are of public data here; of private data they would not be covered by epsilon.
+It reads the results of the generators, the sampling and the comparison, trains the topic classifiers and writes one
+page. The data here are public; for private data no epsilon would cover these scores.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from utils.synthetic.arguments import REAL_TRAINING
 from utils.synthetic.parts import JSON_NAME
 from utils.training.outputs import CONFIG_NAME, REPORT_NAME, RESULTS_NAME
 
-# As `evaluate_synthetic` was given them in synthetic_text.sh: {job: name}.
+# {job: name given to `evaluate_synthetic` in synthetic_text.sh}
 GENERATORS = {"private": "private", "plain": "plain", "untrained": "untrained model"}
 _FOLDERS = (Path("outputs"), Path("inference_outputs"))
 
 
 @dataclass
 class StudyArguments:
-    """Where the study is."""
+    """Input and output."""
 
-    study: str = field(metadata={"help": "the first argument of synthetic_text.sh"})
-    output: str | None = field(default=None, metadata={"help": "Markdown file for the result"})
+    study: str = field(metadata={"help": "folder of the study: the first argument of synthetic_text.sh"})
+    output: str | None = field(default=None, metadata={"help": "Markdown file for the result; default: only print"})
 
 
 def read_labelled(path: Path, topic: str, text: str) -> Labelled:
-    """Texts with their topics, whose prompts end in a line break in samples; blank texts left out."""
+    """Texts with their topics, without blank texts. In samples the topic is the prompt, which ends in a line break."""
     rows = [row for row in read_rows(str(path), "--study") if row[text].strip()]
     return Labelled([row[text] for row in rows], [row[topic].strip() for row in rows])
 
 
 def topic_rows(real: Labelled, held_out: Labelled, synthetic: Mapping[str, Labelled]) -> list[list[str]]:
-    """A line for each training set of the classifier; real text once more with as many texts as there are synthetic."""
+    """A row per training set of the classifier; real text also with as many texts as the synthetic sets have."""
     count = max(map(len, synthetic.values()))
     sets = {"real": real, "real, as many as synthetic": real.draw(count, seed=0), **synthetic}
     rows = [_topic_row(name, len(one), train_and_test(one, held_out)) for name, one in sets.items()]
-    return [*rows, ["always the commonest topic", "0", f"{commonest(held_out):.3f}", "-"]]
+    return [*rows, ["majority topic", "0", f"{commonest(held_out):.3f}", "-"]]
 
 
 def _topic_row(name: str, texts: int, score: Score) -> list[str]:
@@ -59,7 +59,7 @@ def _topic_row(name: str, texts: int, score: Score) -> list[str]:
 
 
 def proxy_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
-    """A line for each training set of the small language model: its score on held-out text, and how like real text."""
+    """A row per training set of the small language model: score on held-out text and similarity to real text."""
     rows = []
     for name, score in evaluation["proxy"].items():
         untrained = name not in (*GENERATORS.values(), REAL_TRAINING)
@@ -78,7 +78,7 @@ def proxy_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
 
 
 def generator_rows(data: str) -> list[list[str]]:
-    """A line for each generator: its privacy, its own loss on held-out text and what it wrote."""
+    """A row per generator: its privacy, its loss on held-out text, and counts of its texts."""
     outputs, samples = _FOLDERS
     before = _json(outputs / f"study-{data}-private" / RESULTS_NAME)["eval_loss_before"]
     rows = []
@@ -102,13 +102,13 @@ def generator_rows(data: str) -> list[list[str]]:
 
 
 def model_name() -> str:
-    """Of the model that was fine-tuned, without where it lies on this machine."""
+    """The name of the fine-tuned model, without its path on this machine."""
     config = _json(_FOLDERS[0] / "study-chat-private" / CONFIG_NAME)
     return Path(config["model_name_or_path"]).name
 
 
 def settings_line(data: str) -> str:
-    """How the private generator was trained, from its own report."""
+    """How the private generator was trained, from its privacy report."""
     report = _json(_FOLDERS[0] / f"study-{data}-private" / REPORT_NAME)
     return (
         f"{report['num_examples']:,} training rows; with privacy epsilon {rounded_up(report['epsilon'], 3)} at delta "
@@ -119,10 +119,10 @@ def settings_line(data: str) -> str:
 
 
 def main(args: StudyArguments) -> None:
-    """Put the study's numbers on one page."""
+    """Write the page."""
     study = Path(args.study)
-    generator_header = ["generator", "epsilon", "steps", "loss on held-out", "texts", "ended by itself", "kept"]
-    proxy_header = ["trained on", "next-token accuracy", "nats a token", "MAUVE", "copies + long passages"]
+    generator_header = ["generator", "epsilon", "steps", "held-out loss", "texts", "ended", "kept"]
+    proxy_header = ["trained on", "next-token accuracy", "nats per token", "MAUVE", "copies + long passages"]
     topic_header = ["trained on", "texts", "accuracy", "macro F1"]
     samples = {
         name: read_labelled(_FOLDERS[1] / f"study-abstracts-{job}" / "generations.jsonl", "prompt", "text")
@@ -135,8 +135,8 @@ def main(args: StudyArguments) -> None:
         "# Synthetic text at epsilon 8: what models learn from it",
         tables.machine("benchmarks.synthetic_text", torch.device("cpu"), sys.argv[1:]),
         f"Made by `benchmarks/synthetic_text.sh`: {model_name()} with LoRA (rank 4 on queries and values), one "
-        "training and one set of samples each, settings not searched for. Errors are bootstraps over the held-out "
-        "texts: they do not show how another training would have ended.",
+        "training and one set of samples each, without a search for settings. Errors are bootstraps over the held-out "
+        "texts; they do not include the variation between trainings.",
         "## Chat messages",
         settings_line("chat"),
         tables.markdown(generator_header, generator_rows("chat")),
@@ -145,8 +145,8 @@ def main(args: StudyArguments) -> None:
         "## Abstracts, by topic",
         settings_line("abstracts"),
         tables.markdown(generator_header, generator_rows("abstracts")),
-        f"A classifier of {len(set(held_out.topics))} topics (TF-IDF, logistic regression), tested on "
-        f"{len(held_out)} held-out abstracts' first words:",
+        f"A classifier of {len(set(held_out.topics))} topics (TF-IDF, logistic regression), tested on the first words "
+        f"of {len(held_out)} held-out abstracts:",
         tables.markdown(topic_header, topic_rows(real, held_out, samples)),
         "The small language model on the same texts:",
         tables.markdown(proxy_header, language["abstracts"]),

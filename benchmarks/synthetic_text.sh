@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What synthetic text at epsilon 8 is worth: two generators on a real model and real text, beside the same without
-# privacy, the model before any training, and real text. Hours on two cores; the same line goes on after an interruption.
+# The quality of synthetic text at epsilon 8: two generators on a real model and real text, compared with generators
+# without privacy, the untrained model, and real text. Hours on two cores. After an interruption run the same line again.
 #   make demo                                   # once: writes .demo/SmolLM2-135M
 #   benchmarks/synthetic_text.sh STUDY CHAT.jsonl ABSTRACTS_TRAIN.jsonl ABSTRACTS_HELD_OUT.jsonl [RESULT.md]
-# Formats: benchmarks/synthetic_text_data.py. Files go to STUDY, outputs/study-* and inference_outputs/study-*.
+# Formats: see benchmarks/synthetic_text_data.py. Files go to STUDY, outputs/study-* and inference_outputs/study-*.
 set -euo pipefail
 study=$1 chat=$2 train=$3 held_out=$4 result=${5:-$1/result.md}
 cd "$(dirname "$0")/.."
@@ -16,8 +16,8 @@ lora=(--lora_r 4 --lora_target_modules q_proj v_proj)
 "$python" -m benchmarks.synthetic_text_data --chat "$chat" --abstracts_train "$train" --abstracts_held_out "$held_out" \
   --output_dir "$study"
 
-# One setting each, not searched for. $1 of both: chat or abstracts.
-train() { # chat|abstracts, data set, prompt style, with privacy: expected batch size, epochs; epochs without
+# One setting each, without a search.
+train() { # chat|abstracts, data set, prompt style, private batch size and epochs, epochs without privacy
   local common=(--data_dir "$study" --dataset_name "$2" --prompt_style "$3" --model_name "$model" --max_seq_len 64 --perdevice_bs 16
     --eval_freq 1000)
   local held_out=(--validation_file "$study/$1_held_out.jsonl")
@@ -35,7 +35,7 @@ sample() { # chat|abstracts, instruction file, prompt style
       --job_sess "study-$1-$who" --prompt_style "$3" --max_seq_len 64 --batch_size 64 --top_p 0.95 -- --seed 1
   done
 }
-compare() { # chat|abstracts, file of samples, its column, training file, column of the real files
+compare() { # chat|abstracts, file of samples, its text column, training file, text column of the real files
   local from=inference_outputs/study-$1
   "$python" -m scripts.evaluate_synthetic --output_dir "$study/$1" --names private plain "untrained model" \
     --synthetic_file "$from-private/$2" "$from-plain/$2" "$from-untrained/$2" --text_column "$3" \

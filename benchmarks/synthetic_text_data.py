@@ -1,4 +1,4 @@
-"""The data of `synthetic_text.sh`: chat messages to imitate, and medical abstracts with topics to classify.
+"""The data of `synthetic_text.sh`: chat messages to imitate, and medical abstracts to classify by topic.
 
     python -m benchmarks.synthetic_text_data --chat chat.jsonl --abstracts_train train.jsonl \
         --abstracts_held_out validation.jsonl --output_dir STUDY
@@ -8,9 +8,9 @@ writes to STUDY
     labelled_abstracts.jsonl, abstracts_held_out.jsonl    `instruction`: a topic, `answer`: the abstract's first words
     how_many.txt, topics.txt                              what to sample: messages, and texts in equal parts over topics
 
-Messages longer than a generator of 64 tokens writes are left out, and one that occurs twice is kept once, before rows
-are counted and split. How many of the training abstracts have which topic is private, so every topic is asked for
-equally often; that there are these topics is taken to be public.
+Messages too long for a generator of 64 tokens are left out, and duplicates are removed, before rows are counted and
+split. The number of training abstracts per topic is private, so texts are sampled equally over topics. The list of
+topics is assumed to be public.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from utils.files.tables import read_rows
 CHAT_TRAIN, CHAT_HELD_OUT = "chat_train.jsonl", "chat_held_out.jsonl"
 ABSTRACTS_TRAIN, ABSTRACTS_HELD_OUT = "labelled_abstracts.jsonl", "abstracts_held_out.jsonl"
 
-# What the reviews that the abstracts were collected for are about; two are named after their authors in the file.
+# Topics of the reviews that the abstracts were collected for; the file names two of them after their authors.
 TOPIC_NAMES = {
     "ACEInhibitors": "ACE inhibitors",
     "ADHD": "ADHD",
@@ -52,17 +52,17 @@ TOPIC_NAMES = {
 
 @dataclass
 class StudyDataArguments:
-    """Which files, and how much of them."""
+    """Files and sizes."""
 
-    chat: str = field(metadata={"help": "JSONL with `instruction`"})
-    abstracts_train: str = field(metadata={"help": "JSONL with `topic`, `title`, `text`"})
-    abstracts_held_out: str = field(metadata={"help": "the same of other abstracts"})
+    chat: str = field(metadata={"help": "JSONL file with `instruction`"})
+    abstracts_train: str = field(metadata={"help": "JSONL file with `topic`, `title`, `text`"})
+    abstracts_held_out: str = field(metadata={"help": "the same for held-out abstracts"})
     output_dir: str = field(metadata={"help": "folder to write to"})
-    words: int = field(default=20, metadata={"help": "of title and text together; a title has 13"})
-    longest_message: int = field(default=40, metadata={"help": "words of a message; longer ones are left out"})
-    held_out_messages: int = field(default=400, metadata={"help": "messages that are not trained on"})
-    messages: int = field(default=1000, metadata={"help": "to sample"})
-    texts_a_topic: int = field(default=32, metadata={"help": "to sample"})
+    words: int = field(default=20, metadata={"help": "words of title and text to keep per abstract"})
+    longest_message: int = field(default=40, metadata={"help": "maximum words per message; longer ones are left out"})
+    held_out_messages: int = field(default=400, metadata={"help": "number of held-out messages"})
+    messages: int = field(default=1000, metadata={"help": "number of messages to sample"})
+    texts_a_topic: int = field(default=32, metadata={"help": "number of texts to sample per topic"})
 
     def __post_init__(self) -> None:
         for name in ("words", "longest_message", "held_out_messages", "messages", "texts_a_topic"):
@@ -70,10 +70,10 @@ class StudyDataArguments:
 
 
 def split_messages(messages: Sequence[str], *, longest: int, held_out: int) -> tuple[list[str], list[str]]:
-    """(training, held out): each message of at most `longest` words once, in an order drawn with a fixed seed.
+    """(training, held out): each message of at most `longest` words once, in a random order with a fixed seed.
 
     Raises:
-        InvalidArgument: nothing would be left to train on.
+        InvalidArgument: no message would be left to train on.
     """
     once = list(dict.fromkeys(text for text in messages if len(text.split()) <= longest))
     if held_out >= len(once):
@@ -84,10 +84,10 @@ def split_messages(messages: Sequence[str], *, longest: int, held_out: int) -> t
 
 
 def labelled(path: str, flag: str, words: int) -> list[dict[str, object]]:
-    """Rows with a topic's name as the instruction and the first words of title and text as the answer.
+    """Rows with the topic's name as instruction and the first words of title and text as answer.
 
     Raises:
-        InvalidArgument: a topic that TOPIC_NAMES has no name for.
+        InvalidArgument: a topic has no name in TOPIC_NAMES.
     """
     rows: list[dict[str, object]] = []
     for row in read_rows(path, flag):

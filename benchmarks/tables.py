@@ -1,4 +1,4 @@
-"""What was measured, as Markdown: one table a setting, and the machine it holds for."""
+"""Results as Markdown: one table per setting, and the machine."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _MIB = 1 << 20
 
 
 def ratios(seconds: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """Round by round: the draw and the machine's mood are then the same in both."""
+    """Ratios round by round, so that both have the same draw and the same load of the machine."""
     return [own / other for own, other in zip(seconds, reference, strict=True)]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Median with the least and the most."""
+    """Median, with minimum and maximum in brackets."""
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def table(seconds: dict[str, list[float]], tokens: Sequence[int], memory: dict[str, Memory]) -> str:
-    """One row a contender: tokens/s, seconds, seconds and peak memory over those without privacy."""
+    """One row per contender: tokens/s, seconds, and ratios of seconds and peak memory to those without privacy."""
     references = [name for name in (PLAIN, *OWN_LOSS) if name in seconds]
     header = ["contender", "tokens/s", *(f"seconds over {name}" for name in references), "seconds"]
     if memory:
@@ -54,7 +54,7 @@ def _memory_cells(own: Memory, references: Sequence[Memory]) -> list[str]:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose columns but the first are aligned to the right."""
+    """A table; all columns but the first are aligned to the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -66,7 +66,7 @@ def publish(parts: Sequence[str], output: str | None) -> None:
 
 
 def save(parts: Sequence[str], output: str | None) -> None:
-    """Write what there is of a result so far, if `output` names a file."""
+    """Write the result so far, if `output` names a file."""
     result = "\n\n".join(parts) + "\n"
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def save(parts: Sequence[str], output: str | None) -> None:
 
 
 def machine(program: str, device: torch.device, command: Sequence[str]) -> str:
-    """The lines that a result of `program` (a module) cannot be judged without."""
+    """Lines on command, date, hardware, versions and load of a run of `program` (a module)."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     lines = {
         "command": f"`{shlex.join(['python', '-m', program, *command])}`",
@@ -99,7 +99,7 @@ def _gpu(device: torch.device) -> str:
 
 
 def _cpu() -> str:
-    """The processor's name as the kernel gives it, with the cores seen here."""
+    """The processor's name from the kernel, with the number of cores."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

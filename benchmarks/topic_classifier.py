@@ -1,7 +1,7 @@
-"""What synthetic text is worth to a classifier: train it on that text, test it on real text.
+"""Train a topic classifier on synthetic text and test it on real text.
 
-Logistic regression on TF-IDF of words and pairs of words: it sees no model's embeddings, so all that it knows of the
-topics is in the texts it was given.
+It is a logistic regression on TF-IDF of words and pairs of words. It uses no pre-trained embeddings, so all it knows
+about topics comes from its training texts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts and their topics, one each."""
+    """Texts, each with a topic."""
 
     texts: Sequence[str]
     topics: Sequence[str]
@@ -35,14 +35,14 @@ class Labelled:
         return len(self.texts)
 
     def draw(self, count: int, seed: int) -> Labelled:
-        """So many of them, or all if there are fewer."""
+        """A random selection of `count` texts, or all if there are fewer."""
         chosen = np.random.default_rng(seed).permutation(len(self))[:count]
         return Labelled([self.texts[i] for i in chosen], [self.topics[i] for i in chosen])
 
 
 @dataclass(frozen=True)
 class Score:
-    """On the test texts. `error` is the standard error of the accuracy, by a bootstrap over them."""
+    """Scores on the test texts. `error` is the standard error of the accuracy, from a bootstrap over texts."""
 
     accuracy: float
     error: float
@@ -50,12 +50,12 @@ class Score:
 
 
 def commonest(test: Labelled) -> float:
-    """Accuracy of always naming the topic that most of the test texts have."""
+    """Accuracy of always predicting the majority topic of the test texts."""
     return max(np.unique(np.asarray(test.topics), return_counts=True)[1]) / len(test)
 
 
 def train_and_test(train: Labelled, test: Labelled, *, seed: int = 0) -> Score:
-    """Fit on `train` alone, its vocabulary included; score on `test`."""
+    """Fit only on `train`, including the vocabulary; score on `test`."""
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
         LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=_ITERATIONS),

@@ -1,16 +1,16 @@
-r"""Have an OpenAI-compatible endpoint answer instructions, so that an assistant can be trained on the pairs.
+r"""Let an OpenAI-compatible endpoint answer instructions, to train an assistant on the pairs.
 
-    export OPENAI_API_KEY=...      # nothing for a server of your own that wants no key
+    export OPENAI_API_KEY=...      # not needed for a server without keys
     python -m scripts.annotate --input_file synthetic.jsonl --output_dir annotated \
         --base_url http://127.0.0.1:8000/v1 --model NAME --max_concurrency 8 --max_tokens 1024
 
-The instructions leave this machine for --base_url: send synthetic ones, whose privacy is paid for already; answers to
-them cost no further epsilon. The key is read from the environment variable OPENAI_API_KEY and nowhere else.
+The instructions are sent to --base_url, so send only synthetic ones. Their epsilon is already spent, and answers to
+them cost no more. The key is read only from the environment variable OPENAI_API_KEY.
 
-Writes to --output_dir: `annotated.jsonl` (the rows in their order with an `answer`, in the place of one that was there;
-a row without `id` gets row-<number>), `set_aside.jsonl` (rows whose reply was no usable answer, with the reason) and
-`summary.json` (counts, tokens, cost). Each reply is in `answers.jsonl` as soon as it is there, so the same line goes on
-after an interruption and asks nothing twice; --retry_set_aside asks again for what was set aside.
+Writes to --output_dir: `annotated.jsonl` (the rows in order, each with a new `answer`; a row without `id` gets
+row-<number>), `set_aside.jsonl` (rows without a usable answer, with the reason) and `summary.json` (counts, tokens,
+cost). Each reply is saved to `answers.jsonl` at once. So run the same line again to resume after an interruption;
+nothing is asked twice. --retry_set_aside retries the rows that were set aside.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ INPUT = "--input_file"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Ask for what has no answer yet; write the outputs once every row is settled.
+    """Ask for the missing answers; write the outputs once every row is answered or set aside.
 
     Args:
         argv: the command line; `sys.argv[1:]` if None.
 
     Raises:
         InvalidArgument: naming the flag, its value and the remedy.
-        SystemExit: the run was stopped; 128 and the signal's number.
+        SystemExit: a signal stopped the run; the status is 128 + the signal's number.
     """
     files, asked = parse(*GROUPS, args=argv, description=__doc__)
     key = key_from_environment(OPENAI_KEY)
@@ -72,17 +72,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         if stopped is not None:
             settled = journal.settled()
             count = sum(question.key in settled for question in questions)
-            _say_how_to_go_on(stopped, f"{count} of {len(questions)} rows are settled and kept", argv)
+            _say_how_to_resume(stopped, f"replies for {count} of {len(questions)} rows are saved", argv)
         summary = write_annotations(folder, questions, journal, asked.settings, asked.prices)
     _report(summary, folder)
 
 
 def read_instructions(path: str) -> list[Row]:
-    """The rows of a file, each with a text as `instruction` and as `id`.
+    """The rows of a file, each with an `instruction` and an `id` that are texts.
 
     Raises:
-        InvalidArgument: what `read_rows` refuses, no column `instruction`, an instruction that is blank or not text, a
-            value that JSON cannot hold; names the row and shows nothing of it.
+        InvalidArgument: what `read_rows` refuses, no column `instruction`, an instruction that is blank or not text, or
+            a value that JSON cannot hold. The message names the row and does not show it.
     """
     rows = read_rows(path, INPUT)
     if not any("instruction" in row for row in rows):
@@ -93,12 +93,12 @@ def read_instructions(path: str) -> list[Row]:
 def ask(
     questions: Sequence[Question], journal: ReplyJournal, asked: EndpointArguments, key: str | None, *, retry: bool
 ) -> str | None:
-    """Ask for what is not settled, noting each reply; returns the name of the signal that cut it short, if one did."""
+    """Ask for the missing answers and save each reply. Returns the name of the signal that stopped it, or None."""
     settled = journal.settled(answered_only=retry)
     pending = list({question.key: question for question in questions if question.key not in settled}.values())
     if not pending:
         return None
-    print(f"sending {len(pending)} instructions to {asked.host} for {asked.model}; {len(settled)} are settled already",
+    print(f"sending {len(pending)} instructions to {asked.host} for {asked.model}; {len(settled)} have a reply already",
           flush=True)  # fmt: skip
     has_answer = journal.settled(answered_only=True)
     good = next((question for question in questions if question.key in has_answer), None)
@@ -144,29 +144,29 @@ def _checked(row: Row, place: Place) -> Row:
     """The row with an id."""
     require_columns(row, ("instruction",), place)
     if not text_of(row, "instruction", place).strip():
-        place.refuse("its instruction is blank; leave the row out")
+        place.refuse("its instruction is blank; remove the row")
     given = row.get("id")
     known = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
     named = {**row, "id": str(given) if known else f"row-{place.row}"}
     try:
         json_line(named)
-    except (TypeError, ValueError):  # such as a date of a Parquet file, an infinite number, half a surrogate pair
-        place.refuse("holds a value that JSON cannot; give texts, finite numbers, lists and dictionaries")
+    except (TypeError, ValueError):  # for example a Parquet date, an infinite number, half a surrogate pair
+        place.refuse("has a value that JSON cannot hold; give texts, finite numbers, lists and dictionaries")
     return named
 
 
-def _say_how_to_go_on(signal_name: str, state: str, argv: Sequence[str] | None) -> NoReturn:
-    """Name the line that goes on, and exit as a process does that the signal ended."""
+def _say_how_to_resume(signal_name: str, state: str, argv: Sequence[str] | None) -> NoReturn:
+    """Print the line that resumes, and exit with the status of a process ended by the signal."""
     line = shlex.join(["python", "-m", "scripts.annotate", *(sys.argv[1:] if argv is None else argv)])
-    print(f"{signal_name}: {state}; this line goes on:\n{line}", file=sys.stderr)
+    print(f"{signal_name}: {state}; to resume, run:\n{line}", file=sys.stderr)
     raise SystemExit(128 + signal.Signals[signal_name])
 
 
 def _report(summary: dict[str, Any], folder: Path) -> None:
-    """A few lines on what came of it."""
+    """Print a summary."""
     tokens = f"{summary['prompt_tokens']} + {summary['completion_tokens']} tokens"
     cost = "" if summary["cost"] is None else f", cost {summary['cost']:.4f}"
-    by = ", ".join(summary["answered_by"]) or "a model without a name"
+    by = ", ".join(summary["answered_by"]) or "an unnamed model"
     print(
         f"{summary['answered']} of {summary['rows']} rows answered by {by}, {tokens}{cost}: {folder / ANNOTATED_NAME}"
     )

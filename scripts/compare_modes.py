@@ -1,15 +1,15 @@
-r"""Compare ways of fine-tuning a classifier at one epsilon, each with a few learning rates.
+r"""Compare modes of fine-tuning a classifier at one epsilon, each with a few learning rates.
 
     python -m scripts.compare_modes --model_checkpoint PATH --datasets sst2 --data_dir glue --target_epsilon 8 \
         --modes full lora last-layer --learning_rates 1e-4 1e-3 --epochs 3 --output_dir OUT -- --micro_batch_size 64
 
-trains every mode at every rate by `train_classifier.py`, with privacy and without, and leaves `OUT/comparison.md`,
-`comparison.png` and `trials.jsonl`. The same line goes on after an interruption, and another line with the same
-settings, but other modes, rates, clip norms or seeds, adds its trials to the table. Flags behind `--` are the
-trainer's.
+trains every mode at every rate with `train_classifier.py`, with privacy and without. It writes `OUT/comparison.md`,
+`comparison.png` and `trials.jsonl`. After an interruption run the same line again to resume. A line with other modes,
+rates, clip norms or seeds, and otherwise the same settings, adds its trials to the table. Flags after `--` are passed
+to `train_classifier.py`.
 
-Choosing by what private runs score costs privacy; the table says how much. With `--private_selection` a random number
-of random trials is run instead, and only the best of them is released: its model, mode, rate and noisy score, under
+Choosing by the scores of private runs costs privacy; the table says how much. With `--private_selection` a random
+number of random trials runs instead, and only the best one is released: its model, mode, rate and noisy score go to
 `OUT/selected/DATASET` (docs/choosing.md).
 """
 
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
 
     Args:
         argv: the command line; `sys.argv[1:]` if None.
-        runner: starts a training; another one in tests.
-        sizes: how many records a data set has; another one in tests.
+        runner: starts a training; tests replace it.
+        sizes: returns the sizes of a data set; tests replace it.
     """
     own, extra = split_at_dashes(sys.argv[1:] if argv is None else argv)
     training, choice = parse(*GROUPS, args=own, description=__doc__)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
     from utils.comparison.run import compare, count_records, select_privately
 
     folder = Path(training.output_dir)
-    with FolderLock() as lock:  # two private selections would both draw, and the second replace the first
+    with FolderLock() as lock:  # otherwise two private selections could both draw, and one replace the other
         lock.make(folder)
         require_same_settings(folder, training, extra)
         if choice.private_selection is None:

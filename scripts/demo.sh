@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The demo: a real 135M-parameter Llama learns to chat like people of the Chit-Chat Challenge, with a stated epsilon.
+# The demo: fine-tune a real 135M-parameter Llama on chats of the Chit-Chat Challenge, at epsilon 8.
 #   make demo          (or PYTHON=.venv/bin/python bash scripts/demo.sh, with requirements.txt installed)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 demo=.demo
-run=$demo/run-$(date +%Y%m%d-%H%M%S) # a new folder each time: a folder that holds a run is refused
+run=$demo/run-$(date +%Y%m%d-%H%M%S) # a new folder each time, because a folder that holds a run is refused
 launch=("$python" -m accelerate.commands.launch --config_file accelerate_configs/accelerate_config_nofsdp.cfg)
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # left to itself, accelerate launch gives a CPU process one thread
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # by default accelerate launch gives a CPU process one thread
 
 "$python" -m scripts.prepare_demo --output_dir "$demo"
 
@@ -39,5 +39,5 @@ for row in map(json.loads, open(sys.argv[1], encoding="utf-8")):
     print(f"> {row['prompt'].strip()}\n  {' '.join(row['text'].split())}")
 PRINT
 echo "privacy report: $run/privacy_report.json"
-echo "epsilon by step: $run/epsilon.png"
-echo "loss by step (not private): $run/diagnostics.png"
+echo "plot of epsilon by step: $run/epsilon.png"
+echo "plot of the loss by step (not private): $run/diagnostics.png"

@@ -1,14 +1,14 @@
-r"""Compare synthetic with held-out real text, without anybody reading either.
+r"""Compare synthetic text with held-out real text, without anyone reading either.
 
     python -m scripts.evaluate_synthetic --synthetic_file dp.jsonl untrained.jsonl --names "epsilon 8" untrained \
         --held_out_file held_out.jsonl --train_file train.jsonl --output_dir OUT
 
-leaves `OUT/evaluation.html` (a page with tables and plots) and `OUT/evaluation.json`: MAUVE on embeddings, words,
-lengths, next-token accuracy of small models trained on each file and tested on real text, and what each shares with the
-training rows. Beside every number stands that of other real text. The same line goes on after an interruption.
+writes `OUT/evaluation.html` (a page with tables and plots) and `OUT/evaluation.json`. They compare MAUVE on embeddings,
+words, lengths, the accuracy on real text of small models trained on each file, and the overlap with the training rows.
+Every number is shown beside that of other real text. After an interruption run the same line again to resume.
 
-NOT PRIVATE: all of it is computed on real rows, and no epsilon covers it. With --train_file, passages that look
-memorised are listed in `OUT/diagnostics_memorised.jsonl`, which quotes them and must never be published.
+NOT PRIVATE: all results are computed on real rows, and no epsilon covers them. With --train_file, passages that look
+memorised are quoted in `OUT/diagnostics_memorised.jsonl`, which must never be published.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.update()
         write(folder, comparison, parts, public_config(texts, statistics, proxy))
         bar.update()
-    print(f"{folder / PAGE_NAME} and {JSON_NAME}: NOT PRIVATE, computed on real rows")
+    print(f"wrote {folder / PAGE_NAME} and {JSON_NAME}: NOT PRIVATE, computed on real rows")
     if comparison.train is not None:
         print(f"{folder / MEMORISED_NAME}: quotes what looks memorised; must not be published")
 

@@ -1,14 +1,14 @@
-r"""Sample from a fine-tuned model: print the `accelerate launch` line and run it.
+r"""Sample from a fine-tuned model: print the `accelerate launch` command and run it.
 
     python -m scripts.generate_inference_command --instruction_file scripts/syn_instruct.txt --model_name PATH \
         --adapter_path OUT --job_sess debug --max_seq_len 1024 --top_p 0.95 --prompt_style uncond_generation
 
 writes synthetic instructions to `inference_outputs/debug/instructions.jsonl` (type B). With `--prompt_style vicuna` and
-AlpacaEval's instructions it writes responses, in AlpacaEval's format too (type D). --print_only prints the line alone.
-The same line goes on after an interruption. Flags behind `--` are those of inference_generation_instruction.py, such as
-`-- --stop USER: --seed 1`.
+AlpacaEval's instructions it writes responses, also in AlpacaEval's format (type D). --print_only only prints the
+command. After an interruption run the same line again to resume. Flags after `--` are passed to
+inference_generation_instruction.py, such as `-- --stop USER: --seed 1`.
 
-Run it from the repository's root. The exit status is the launch's.
+Run it from the repository's root. The exit status is that of the launched command.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ OUTPUTS = Path("inference_outputs")
 
 @dataclass
 class JobArguments:
-    """What is sampled, by the names that the jobs of training have too."""
+    """What to sample; the flags have the same names as in scripts/generate_train_command.py."""
 
     _argument_group_name = "job"
 
-    instruction_file: str = field(metadata={"help": "see inference_generation_instruction.py"})
+    instruction_file: str = field(metadata={"help": "instructions: see inference_generation_instruction.py"})
     model_name: str = field(metadata={"help": "folder or hub name of the base model"})
     job_sess: str = field(metadata={"help": f"name of the job: outputs go to {OUTPUTS}/[job_sess]"})
     adapter_path: str | None = field(
-        default=None, metadata={"help": "folder or lora_weights.bin of a training; without it the base is sampled"}
+        default=None, metadata={"help": "folder or lora_weights.bin of a training; default: sample the base model"}
     )
-    max_seq_len: int = field(default=1024, metadata={"help": "tokens of prompt and text together"})
-    top_p: float = field(default=0.95, metadata={"help": "draw among the likeliest tokens that hold this mass"})
-    temperature: float = field(default=1.0, metadata={"help": "divides the logits; 0 takes the likeliest token"})
-    batch_size: int = field(default=8, metadata={"help": "texts drawn at once on each GPU"})
-    prompt_style: str = field(default="plain", metadata={"help": "as in training", "choices": PROMPT_STYLES})
-    gpus: int = field(default=1, metadata={"help": "processes, one a GPU; 1 also for a CPU"})
-    shard: bool = field(default=False, metadata={"help": "spread the base over the GPUs: it fits on none alone"})
-    backend: str = field(default="hf", metadata={"help": "what draws", "choices": BACKENDS})
-    vllm_url: str | None = field(default=None, metadata={"help": "server of --backend vllm"})
-    print_only: bool = field(default=False, metadata={"help": "print the line, do not run it"})
+    max_seq_len: int = field(default=1024, metadata={"help": "maximum number of tokens of prompt and text together"})
+    top_p: float = field(default=0.95, metadata={"help": "sample from the likeliest tokens of this total probability"})
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
+    batch_size: int = field(default=8, metadata={"help": "texts generated at once per GPU"})
+    prompt_style: str = field(default="plain", metadata={"help": "prompt format of training", "choices": PROMPT_STYLES})
+    gpus: int = field(default=1, metadata={"help": "number of processes, one per GPU; give 1 for a CPU"})
+    shard: bool = field(default=False, metadata={"help": "shard the base model over the GPUs"})
+    backend: str = field(default="hf", metadata={"help": "generation backend", "choices": BACKENDS})
+    vllm_url: str | None = field(default=None, metadata={"help": "address of the server of --backend vllm"})
+    print_only: bool = field(default=False, metadata={"help": "print the command, do not run it"})
 
     def __post_init__(self) -> None:
         require_job(self.job_sess, OUTPUTS, gpus=self.gpus, shard=self.shard)
@@ -58,7 +58,7 @@ class JobArguments:
             require_address(self.vllm_url, flag="--vllm_url", key_variable=VLLM_KEY)
 
 
-# This program's flags, as the inference script names them.
+# This program's flag -> the flag of the inference script.
 _NAMES = {
     "instruction_file": "instruction_file",
     "model_name": "model_name_or_path",
@@ -74,7 +74,7 @@ _NAMES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the launch line and, unless it is only to be printed, become the launch.
+    """Print the launch command and, without --print_only, replace this process by it.
 
     Args:
         argv: the command line; `sys.argv[1:]` if None.
@@ -85,15 +85,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(as_line(words), flush=True)
     if not job.print_only:
         command = as_command(words)
-        os.execv(command[0], command)  # its exit status and the signals for it need no passing on
+        os.execv(command[0], command)  # so exit status and signals need no forwarding
 
 
 def inference_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
-    """The words behind `accelerate launch` for one job.
+    """The words after `accelerate launch` for one job.
 
     Args:
         job: what is sampled.
-        extra: more flags of the inference script. Raises `InvalidArgument` for one that a job's own flag sets.
+        extra: more flags of the inference script. Raises `InvalidArgument` for one that the job sets itself.
     """
     require_not_taken(extra, {theirs: f"--{own}" for own, theirs in _NAMES.items()} | {"output_dir": "--job_sess"})
     flags = ["--output_dir", str(OUTPUTS / job.job_sess)]

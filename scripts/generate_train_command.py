@@ -1,17 +1,17 @@
-r"""Train a generator of synthetic instructions, or an assistant: print the `accelerate launch` line and run it.
+r"""Train a generator of synthetic instructions, or an assistant: print the `accelerate launch` command and run it.
 
     python -m scripts.generate_train_command --dataset_name NAME --model_name PATH --job_sess debug \
         --eps 5.94 --delta 5e-7 --perdevice_bs 4 --gpus 1 --max_seq_len 1024 --total_bs 4096 --num_epochs 10 \
         --prompt_style uncond_generation --lr 1e-3 --clip 0.5 --no_eval_at_start
 
-fine-tunes on the instructions of `data/NAME` (type A): the noise is found from --eps, --eps -1 is no privacy. With
-`--prompt_style vicuna` (or chat) it fine-tunes on pairs of instruction and answer, in a data set whose name begins with
-`labelled` (type C). Outputs go to `outputs/[job_sess]`, and what is spent is entered in its `budget.jsonl`, or in the
---budget_file of other stages on the same private data, where the histogram of a resampling can be added. A training
-without privacy voids that budget, unless --synthetic_data says that its rows tell nothing beyond what was released.
---print_only prints the line alone. The same line goes on after an interruption. Flags behind `--` are train_clm.py's.
+fine-tunes on the instructions of `data/NAME` (type A). The noise is computed from --eps; --eps -1 trains without
+privacy. With `--prompt_style vicuna` (or chat) it fine-tunes on pairs of instruction and answer, from a data set whose
+name begins with `labelled` (type C). Outputs go to `outputs/[job_sess]`. The cost is entered in its `budget.jsonl`, or
+in a --budget_file that all stages on the same private data share. Training without privacy voids the budget, unless
+--synthetic_data says that the rows were made only from released data. --print_only only prints the command. After an
+interruption run the same line again to resume. Flags after `--` are passed to train_clm.py.
 
-Run it from the repository's root. The exit status is the launch's.
+Run it from the repository's root. The exit status is that of the launched command.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCRIPT = "train_clm.py"
 OUTPUTS = Path("outputs")
 BUDGET_NAME = "budget.jsonl"
 _SUFFIXES = ("", ".jsonl", ".json", ".csv", ".parquet")
-# What the engine calls this program's settings.
+# The engine's name of a setting -> the flag of this program.
 FLAGS = {
     "target_epsilon": "--eps",
     "steps": "--num_epochs",
@@ -47,7 +47,7 @@ FLAGS = {
     "budget": "--budget_file",
     "ledger": "--job_sess",
 }
-# Of train_clm.py's flags those that a job's own flags decide.
+# The flags of train_clm.py that this program sets -> its own flag for each.
 _TAKEN = {
     "train_file": "--dataset_name",
     "dataset_name": "--dataset_name",
@@ -70,60 +70,63 @@ _TAKEN = {
     "privacy_unit": "--privacy_unit",
     "examples_per_unit": "--examples_per_unit",
     "user_level_method": "--user_level_method",
-    "dry_run": "--print_only",  # the budget would be entered for it
+    "dry_run": "--print_only",  # a dry run must not be entered in the budget
 }
 
 
 @dataclass
 class JobArguments:
-    """What is trained, on what, at which epsilon."""
+    """The training: model, data and privacy."""
 
     _argument_group_name = "job"
 
-    dataset_name: str = field(metadata={"help": "file (its suffix may be left out) or saved DatasetDict in --data_dir"})
+    dataset_name: str = field(metadata={"help": "file (with or without suffix) or saved DatasetDict in --data_dir"})
     model_name: str = field(metadata={"help": "folder or hub name of the base model"})
     job_sess: str = field(metadata={"help": f"name of the job: outputs go to {OUTPUTS}/[job_sess]"})
-    eps: float = field(metadata={"help": "epsilon of the training; -1: no privacy"})
-    delta: float = field(default=5e-7, metadata={"help": "chance that the bound may fail"})
-    clip: float = field(default=1.0, metadata={"help": "clip norm of an example's gradient"})
-    total_bs: int = field(default=4096, metadata={"help": "the logical batch in expectation, over all GPUs"})
-    perdevice_bs: int = field(default=4, metadata={"help": "examples that fit a GPU at once"})
-    gpus: int = field(default=1, metadata={"help": "processes, one a GPU; 1 also for a CPU"})
-    shard: bool = field(default=False, metadata={"help": "spread the frozen base over the GPUs"})
-    num_epochs: float = field(default=10.0, metadata={"help": "expected passes over the training set"})
+    eps: float = field(metadata={"help": "epsilon of the training; -1 trains without privacy"})
+    delta: float = field(default=5e-7, metadata={"help": "probability that the epsilon bound fails"})
+    clip: float = field(default=1.0, metadata={"help": "clip norm of the gradient per example or author"})
+    total_bs: int = field(default=4096, metadata={"help": "average number of examples per step, over all GPUs"})
+    perdevice_bs: int = field(default=4, metadata={"help": "number of examples that fit on a GPU at once"})
+    gpus: int = field(default=1, metadata={"help": "number of processes, one per GPU; give 1 for a CPU"})
+    shard: bool = field(default=False, metadata={"help": "shard the frozen base model over the GPUs"})
+    num_epochs: float = field(default=10.0, metadata={"help": "average passes over the training set"})
     lr: float = field(default=1e-3, metadata={"help": "peak learning rate"})
-    max_seq_len: int = field(default=1024, metadata={"help": "longest example in tokens; longer ones are cut"})
+    max_seq_len: int = field(default=1024, metadata={"help": "maximum tokens per example; longer ones are cut"})
     prompt_style: str = field(
         default=UNCONDITIONAL,
         metadata={
-            "help": f"{UNCONDITIONAL} learns to write instructions, the others to answer them",
+            "help": f"prompt format: {UNCONDITIONAL} learns to write instructions, the others to answer them",
             "choices": PROMPT_STYLES,
         },
     )
     privacy_unit: str = field(
-        default=EXAMPLE, metadata={"help": "example, or the column of each row's author: then --total_bs is of authors"}
+        default=EXAMPLE,
+        metadata={"help": "example, or the column of authors, who are then protected; --total_bs counts authors"},
     )
     ignore_users: bool = field(
-        default=False, metadata={"help": "protect rows although the file names users: one user's rows add up"}
+        default=False,
+        metadata={"help": "protect rows although the file names users: a user with many rows is protected less"},
     )
-    examples_per_unit: int | None = field(default=None, metadata={"help": "most rows of an author"})
+    examples_per_unit: int | None = field(default=None, metadata={"help": "maximum number of rows per author"})
     user_level_method: str = field(
         default=USER_LEVEL,
         metadata={
-            "help": "user-level draws authors; example-level draws rows, --total_bs is then of rows",
+            "help": "sampling: user-level draws authors; example-level draws rows, and --total_bs counts rows",
             "choices": USER_LEVEL_METHODS,
         },
     )
-    eval_freq: int = field(default=10, metadata={"help": "steps between measurements of the validation loss"})
-    eval_at_start: bool = field(default=True, metadata={"help": "measure it before the first step too"})
+    eval_freq: int = field(default=10, metadata={"help": "steps between evaluations on the validation split"})
+    eval_at_start: bool = field(default=True, metadata={"help": "also evaluate before the first step"})
     synthetic_data: bool = field(
-        default=False, metadata={"help": "the rows were made of released things alone: --eps -1 then spends nothing"}
+        default=False,
+        metadata={"help": "declare that the rows were made only from released data, so that --eps -1 costs nothing"},
     )
     budget_file: str | None = field(
-        default=None, metadata={"help": f"the pipeline's budget; default: {BUDGET_NAME} of the job"}
+        default=None, metadata={"help": f"budget file of the pipeline; default: {BUDGET_NAME} in the job's folder"}
     )
-    data_dir: str = field(default="data", metadata={"help": "where --dataset_name is looked for"})
-    print_only: bool = field(default=False, metadata={"help": "print the line, do not run it"})
+    data_dir: str = field(default="data", metadata={"help": "folder of --dataset_name"})
+    print_only: bool = field(default=False, metadata={"help": "print the command, do not run it"})
 
     def __post_init__(self) -> None:
         require_job(self.job_sess, OUTPUTS, gpus=self.gpus, shard=self.shard)
@@ -134,26 +137,26 @@ class JobArguments:
         if self.eps != -1:
             require_positive("--eps", self.eps)
         if self.synthetic_data and self.private:
-            refuse("--synthetic_data", True, "its budget counts nothing: give --eps -1, or leave it out")
+            refuse("--synthetic_data", True, "works only with --eps -1; give that, or leave it out")
         require_delta(self.delta, name="--delta")
         if self.total_bs % (at_once := self.perdevice_bs * self.gpus):
             refuse("--total_bs", self.total_bs, f"give a multiple of --perdevice_bs x --gpus, {at_once}")
         if (self.privacy_unit == EXAMPLE) != (self.examples_per_unit is None):
             refuse("--examples_per_unit", self.examples_per_unit, "give it with --privacy_unit COLUMN, and only then")
         if self.ignore_users and self.privacy_unit != EXAMPLE:
-            refuse("--ignore_users", True, "leave it out where --privacy_unit names the users")
+            refuse("--ignore_users", True, "contradicts --privacy_unit; leave one out")
         if self.prompt_style != UNCONDITIONAL and not Path(self.dataset_name).name.startswith(LABELLED):
-            remedy = f"--prompt_style {self.prompt_style} learns answers: give a data set named {LABELLED}..."
+            remedy = f"--prompt_style {self.prompt_style} needs answers: give a data set named {LABELLED}..."
             refuse("--dataset_name", self.dataset_name, f"{remedy} (scripts/split_dataset.py makes one)")
 
     @property
     def private(self) -> bool:
-        """Whether there is an epsilon."""
+        """Whether the training is private."""
         return self.eps != -1
 
     @property
     def unit(self) -> PrivacyUnit:
-        """Whose presence is hidden."""
+        """The privacy unit."""
         if self.privacy_unit == EXAMPLE:
             return PrivacyUnit()
         examples = present(self.examples_per_unit, "number of examples per unit")
@@ -161,17 +164,17 @@ class JobArguments:
 
     @property
     def folder(self) -> Path:
-        """Where outputs go."""
+        """The output folder."""
         return OUTPUTS / self.job_sess
 
     @property
     def budget_path(self) -> Path:
-        """Where it is entered what the job will spend."""
+        """The budget file in which the job's cost is entered."""
         return Path(self.budget_file or self.folder / BUDGET_NAME)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the launch line with what it costs and, unless it is only to be printed, become the launch.
+    """Print the cost and the launch command and, without --print_only, replace this process by the command.
 
     Args:
         argv: the command line; `sys.argv[1:]` if None.
@@ -183,11 +186,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not job.print_only:
         enter_budget(job, extra)
         command = as_command(words)
-        os.execv(command[0], command)  # its exit status and the signals for it need no passing on
+        os.execv(command[0], command)  # so exit status and signals need no forwarding
 
 
 def find_dataset(job: JobArguments) -> Path:
-    """The file or folder of --dataset_name. Raises `InvalidArgument` where there is none."""
+    """The file or folder of --dataset_name. Raises `InvalidArgument` if there is none."""
     candidates = [Path(job.data_dir) / f"{job.dataset_name}{suffix}" for suffix in _SUFFIXES]
     found = next((path for path in candidates if path.exists()), None)
     if found is None:
@@ -196,11 +199,11 @@ def find_dataset(job: JobArguments) -> Path:
 
 
 def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
-    """The words behind `accelerate launch` for one job.
+    """The words after `accelerate launch` for one job.
 
     Args:
-        job: what is trained.
-        extra: more flags of train_clm.py. Raises `InvalidArgument` for one that a job's own flag sets.
+        job: the job.
+        extra: more flags of train_clm.py. Raises `InvalidArgument` for one that the job sets itself.
     """
     require_not_taken(extra, _TAKEN)
     privacy = ["--target_epsilon", repr(job.eps), "--clip_norm", repr(job.clip), "--delta", repr(job.delta)]
@@ -213,7 +216,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         *("--num_train_epochs", repr(job.num_epochs), "--learning_rate", repr(job.lr)),
         *(privacy if job.private else without),
         *_unit_flags(job.unit),
-        *("--resume_from_checkpoint", "latest"),  # from its beginning where there is none
+        *("--resume_from_checkpoint", "latest"),  # starts afresh if there is no checkpoint
         *("--eval_freq", str(job.eval_freq), *([] if job.eval_at_start else ["--no_eval_at_start"])),
     ]
     return launch_words(SCRIPT, [*flags, *extra], gpus=job.gpus, shard=job.shard)
@@ -229,13 +232,13 @@ def _unit_flags(unit: PrivacyUnit) -> list[str]:
 
 
 def describe_cost(job: JobArguments) -> list[str]:
-    """The noise that --eps needs on this data set, as comment lines above the launch line.
+    """The noise that --eps needs on this data set, as comment lines above the launch command.
 
     Raises:
         InvalidArgument: a data set that cannot be read or is smaller than the batch, an epsilon out of reach.
     """
     if not job.private:
-        return [f"# no privacy: what is trained is as private as {job.dataset_name} itself"]
+        return [f"# no privacy: the trained model may reveal any row of {job.dataset_name}"]
     count, kind = _num_sampled(job), job.unit.sampled
     if job.total_bs > count:
         refuse("--total_bs", job.total_bs, f"{job.dataset_name} has {count} {kind} to train on; give at most that")
@@ -249,16 +252,17 @@ def describe_cost(job: JobArguments) -> list[str]:
         group_size=job.unit.group_size,
     )
     epsilon = rounded_up(job.eps, trim=True)
-    return [f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps: epsilon {epsilon} at {job.delta:g}"]
+    told = f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps"
+    return [f"{told}: epsilon {epsilon} at delta {job.delta:g}"]
 
 
 def _num_sampled(job: JobArguments) -> int:
-    """What a step draws of: rows (those that are kept, where authors are bounded), or authors."""
+    """The number of rows or authors that steps sample from; rows beyond a bound per author do not count."""
     rows, unit = read_rows(find_dataset(job), "--dataset_name"), job.unit
     if unit.column is not None:
         names = authors_of(rows, unit.column, "--dataset_name", job.dataset_name)
         if unit.bounds_authors:
-            return len(bound_authors(rows, names, unit.examples, seed=0)[0])  # as many whatever the seed
+            return len(bound_authors(rows, names, unit.examples, seed=0)[0])  # the number does not depend on the seed
         return len(group_by_author(names))
     if not job.ignore_users:
         refuse_unnoticed_users(rows, "--dataset_name", job.dataset_name, "--privacy_unit")
@@ -266,16 +270,17 @@ def _num_sampled(job: JobArguments) -> int:
 
 
 def describe_entry(job: JobArguments) -> list[str]:
-    """A comment line where the launch line will not be entered into the budget by what prints it."""
+    """A comment line that --print_only does not enter the job in the budget."""
     if not job.print_only or job.synthetic_data:
         return []
-    return [f"# not entered into {job.budget_path}, which is done without --print_only: its total will lack this job"]
+    return [f"# NOT entered in {job.budget_path} because of --print_only: its total will lack this job"]
 
 
 def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
-    """Say in the budget, before anything runs, what will be spent: see `dptune.budget`.
+    """Enter the job in the budget before anything runs: see `dptune.budget`.
 
-    A training without privacy voids the budget; no name of a data set proves that it is synthetic, its user says so.
+    Training without privacy voids the budget. Only the user can say that a data set is synthetic; its name proves
+    nothing.
     """
     if job.synthetic_data:
         return
@@ -284,7 +289,7 @@ def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
     budget = Budget(job.budget_path)
     stage = f"{'generator' if job.prompt_style == UNCONDITIONAL else 'assistant'} {job.job_sess}"
     if any(word.partition("=")[0].replace("-", "_") == "__insecure_test_seed" for word in extra):
-        budget.enter_without_privacy(stage, "the noise comes from a fixed key, which anybody can repeat")
+        budget.enter_without_privacy(stage, "the noise comes from a fixed key, so anyone can repeat it")
     elif job.private:
         budget.enter_training(stage, job.folder / LEDGER_NAME, unit=job.unit.name)
     else:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Private synthetic instructions, from a generator to an assistant, on the demo's model and chats: minutes on two cores.
+# The whole pipeline, from a private generator to an assistant, on the demo's model and chats. Minutes on two cores.
 #   make pipeline      (or PYTHON=.venv/bin/python bash scripts/pipeline.sh, with requirements.txt installed)
-# Small sizes show the stages, not what they can do. The answers come from a local STUB that knows nothing: with a real
-# endpoint give scripts.annotate its --base_url and --model. The privacy unit is one row of the chats, not one person:
-# --ignore_users says so, where the scripts would refuse to protect rows of a file that names users.
+# The sizes are small, to show the stages and not their quality. The answers come from a local STUB without a model; for
+# a real endpoint give scripts.annotate its --base_url and --model. The privacy unit is one row of the chats, not one
+# person. --ignore_users confirms this: otherwise the scripts refuse to protect only rows of a file that names users.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -13,7 +13,7 @@ out=outputs/$job
 model=$demo/SmolLM2-135M
 delta=1e-6
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # left to itself, accelerate launch gives a CPU process one thread
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # by default accelerate launch gives a CPU process one thread
 stage() { printf '\n=== %s\n' "$*"; }
 
 "$python" -m scripts.prepare_demo --output_dir "$demo"
@@ -25,23 +25,23 @@ stage "A: train a generator of chat messages, epsilon 7"
   --num_epochs 0.0119 --max_seq_len 48 --prompt_style uncond_generation --lr 5e-3 --no_eval_at_start \
   -- --lora_r 4 --lora_target_modules q_proj v_proj --lr_scheduler_type constant
 
-stage "B: sample from it"
+stage "B: sample messages from it"
 printf ' #### 256\n' >"$out/how_many.txt"
 "$python" -m scripts.generate_inference_command --instruction_file "$out/how_many.txt" --model_name "$model" \
   --adapter_path "$out/lora_weights.bin" --job_sess "$job" --max_seq_len 40 --batch_size 64 --top_p 0.95 \
   --prompt_style uncond_generation
 
-stage "resample: as the private chats' kinds are, by a noisy histogram"
+stage "resample: match the private chats' mix of topics, by a noisy histogram"
 "$python" -m scripts.resample_with_dp_histogram --real_file "$demo/chitchat/train.jsonl" --ignore_users \
   --synthetic_file "inference_outputs/$job/instructions.jsonl" --output_dir "$out/resampled" \
   --num_buckets 20 --histogram_sigma 10 --num_samples 96 --budget_file "$out/budget.jsonl" --delta $delta
 
-stage "annotate: a STUB answers, not a model"
+stage "annotate: a STUB answers the messages, not a model"
 "$python" -m scripts.stub_endpoint --port 0 >"$out/stub_url.txt" &
 stub=$!
 trap 'kill $stub 2>/dev/null || true' EXIT
 until [ -s "$out/stub_url.txt" ]; do
-  kill -0 $stub # it ends the script if the stub has ended
+  kill -0 $stub # ends this script if the stub has ended
   sleep 1
 done
 OPENAI_API_KEY=none "$python" -m scripts.annotate --input_file "$out/resampled/resampled.jsonl" \
@@ -50,18 +50,18 @@ kill $stub
 "$python" -m scripts.split_dataset --input_file "$out/annotated/annotated.jsonl" --output_dir "$out/labelled_synthetic" \
   --val_share 0.1 --test_share 0.1
 
-stage "C: train an assistant on the synthetic pairs; they cost no further epsilon"
+stage "C: train an assistant on the synthetic pairs, which costs no further epsilon"
 "$python" -m scripts.generate_train_command --dataset_name labelled_synthetic --data_dir "$out" --model_name "$model" \
   --job_sess "$job-assistant" --eps -1 --synthetic_data --total_bs 16 --perdevice_bs 8 --num_epochs 1 \
   --max_seq_len 128 --prompt_style vicuna --lr 1e-3
 
-stage "D: it answers"
+stage "D: sample answers from the assistant"
 printf '%s\n' 'Hey, how is your day going?' 'What do you like to do on weekends?' >"$out/questions.txt"
 "$python" -m scripts.generate_inference_command --instruction_file "$out/questions.txt" --model_name "$model" \
   --adapter_path "outputs/$job-assistant/lora_weights.bin" --job_sess "$job-assistant" --max_seq_len 96 \
   --prompt_style vicuna -- --instruction_format lines --alpaca_eval_output
 
-stage "what all of it cost"
+stage "total privacy cost"
 "$python" -m dptune.budget "$out/budget.jsonl" --delta $delta
 echo "synthetic messages: $out/resampled/resampled.jsonl"
 echo "answers, in AlpacaEval's format: inference_outputs/$job-assistant/alpaca_eval.json"

@@ -1,18 +1,18 @@
-r"""Turn a file of conversations into the instructions that a generator is trained on privately.
+r"""Turn files of conversations into instructions, to train a generator on privately.
 
     python -m scripts.prepare_conversations --input_file lmsys/train-*.parquet --output_file instructions.jsonl \
         --language English --min_chars 5 --max_chars 4000
 
 reads LMSYS-Chat-1M's format (`conversation` of role and content) or ShareGPT's (`conversations` of from and value), as
-JSON, JSONL or Parquet, and writes a row {id, instruction} for the first question of each, in their order. Markers of
-redaction (NAME_1) stay as they are. White space is normalised and exact copies are left out, before the privacy unit is
-counted (utils/data/conversations.py says why that costs nothing). A row of the output is then the unit. With
---user_column the user is: rows carry `user`, copies are left out within a user only, and training takes
+JSON, JSONL or Parquet. It writes a row {id, instruction} for the first question of each conversation, in order. Markers
+of redaction (NAME_1) are kept. White space is normalised and exact copies are removed before privacy units are counted
+(utils/data/conversations.py says why that costs nothing). The privacy unit is then a row of the output. With
+--user_column it is the user: rows have a `user`, copies are removed only within a user, and training needs
 --privacy_unit user.
 
-With --keep_answers the first reply goes along as `answer`; copies are then rows whose reply is the same as well (within
-a user, the first reply stays). --language is compared with the file's column `language`; rows without one are
-identified by py3langid, and --language must be its code (en).
+With --keep_answers a row also has the first reply as `answer`. Copies are then rows with the same reply too; within a
+user, the first reply is kept. --language is compared with the file's column `language`. Rows without that column are
+identified by py3langid, for which --language must be a code (en).
 """
 
 from __future__ import annotations
@@ -39,32 +39,33 @@ INPUT = "--input_file"
 
 @dataclass
 class ConversationArguments:
-    """What is read, what is kept, and where it goes."""
+    """Input, filters and output."""
 
     _argument_group_name = "conversations"
 
-    input_file: list[str] = field(metadata={"help": "one file or more: .json, .jsonl, .parquet or a saved DatasetDict"})
-    output_file: str = field(metadata={"help": "JSONL; takes its name once it is whole"})
-    language: str | None = field(default=None, metadata={"help": "keep this one: English, or en; default: all"})
-    min_chars: int = field(default=1, metadata={"help": "shortest instruction, in characters"})
-    max_chars: int | None = field(default=None, metadata={"help": "longest instruction, in characters"})
-    user_column: str | None = field(default=None, metadata={"help": "column that names each row's user: the unit"})
+    input_file: list[str] = field(metadata={"help": "one or more .json, .jsonl, .parquet files or saved DatasetDicts"})
+    output_file: str = field(metadata={"help": "JSONL file to write; it appears once it is complete"})
+    language: str | None = field(default=None, metadata={"help": "language to keep: English, or en; default: all"})
+    min_chars: int = field(default=1, metadata={"help": "minimum number of characters per instruction"})
+    max_chars: int | None = field(default=None, metadata={"help": "maximum number of characters; default: none"})
+    user_column: str | None = field(default=None, metadata={"help": "column of users, which become the privacy unit"})
     ignore_users: bool = field(
-        default=False, metadata={"help": "protect rows although the file names users: one user's rows add up"}
+        default=False,
+        metadata={"help": "protect rows although the file names users: a user with many rows is protected less"},
     )
-    keep_answers: bool = field(default=False, metadata={"help": "write the first reply too; rows without one go"})
+    keep_answers: bool = field(default=False, metadata={"help": "write the first reply too; drop rows without one"})
 
     def __post_init__(self) -> None:
         if Path(self.output_file).suffix != ".jsonl":
-            refuse("--output_file", self.output_file, "name it .jsonl")
+            refuse("--output_file", self.output_file, "give a name that ends in .jsonl")
         if any(Path(self.output_file).resolve() == Path(path).resolve() for path in self.input_file):
-            refuse("--output_file", self.output_file, "is an input file; give another")
+            refuse("--output_file", self.output_file, "is an input file; give another file")
         if self.user_column is not None and self.ignore_users:
-            refuse("--ignore_users", True, "leave it out where --user_column names the users")
+            refuse("--ignore_users", True, "contradicts --user_column; leave one out")
 
     @property
     def selection(self) -> Selection:
-        """What is kept."""
+        """The filters."""
         language = None if self.language is None else LanguageFilter(self.language)
         return Selection(self.min_chars, self.max_chars, language, self.user_column, self.keep_answers)
 
@@ -92,21 +93,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     output.parent.mkdir(parents=True, exist_ok=True)
     number = write_jsonl(output, kept())
-    print(f"read {number + counts.total()}, kept {number}: {output}")
+    print(f"read {number + counts.total()} conversations, kept {number}: {output}")
     for reason, count in counts.most_common():
-        print(f"left out: {count}: {reason}")
+        print(f"left out {count}: {reason}")
     nobodys = users.pop(None, 0)
-    unit = "a distinct row" if args.user_column is None else "a user, or a row without one"
-    print(
-        f"privacy unit: {unit}; {len(users) + nobodys} of them. The counts are exact: NOT PRIVATE, don't publish them"
-    )
+    unit = "a distinct row" if args.user_column is None else "a user, or a row without a user"
+    print(f"privacy unit: {unit} ({len(users) + nobodys} units). These counts are exact: NOT PRIVATE, do not publish")
 
 
 def read(args: ConversationArguments) -> Iterator[tuple[Place, Row]]:
-    """All rows of all files, and where they stand.
+    """All rows of all files, with their places.
 
     Raises:
-        InvalidArgument: a file that is not of conversations, or whose users were not thought of; names its columns.
+        InvalidArgument: a file without conversations, or with a column of users that no flag mentions.
     """
     for path in args.input_file:
         for number, row in enumerate(stream_rows(path, INPUT), start=1):
@@ -118,21 +117,21 @@ def read(args: ConversationArguments) -> Iterator[tuple[Place, Row]]:
 
 
 def _check_columns(row: Row, path: str, args: ConversationArguments) -> None:
-    """What the first row of a file must have."""
+    """Refuse a file whose first row lacks a needed column."""
     shown = show_columns(row)
     if not any(name in row for name in TURN_COLUMNS):
         refuse(INPUT, path, f"found the columns {shown}; one must be {' or '.join(TURN_COLUMNS)}")
     if args.user_column is not None and args.user_column not in row:
-        refuse("--user_column", args.user_column, f"no such column in {path}, which has {shown}; name one of them")
+        refuse("--user_column", args.user_column, f"no such column in {path}, which has {shown}; give one of them")
 
 
 def _refuse_nothing_kept(args: ConversationArguments, counts: Counter[str]) -> None:
-    """An empty file would be found out later, by the next stage."""
+    """Refuse to write an empty file, which only the next stage would notice."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common(3)) or "no rows"
     hint = ""
     if counts["another language"]:
         hint = f"; is {args.language!r} what the column language calls it (English), or a code (en)?"
-    refuse(INPUT, " ".join(args.input_file), f"nothing is kept ({reasons}); mend the filters{hint}")
+    refuse(INPUT, " ".join(args.input_file), f"nothing is kept ({reasons}); change the filters{hint}")
 
 
 if __name__ == "__main__":

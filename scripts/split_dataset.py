@@ -3,11 +3,11 @@ r"""Split annotated instructions into a saved `DatasetDict` with train, val and 
     python -m scripts.split_dataset --input_file annotated/annotated.jsonl --output_dir data/labelled_synthetic \
         --val_share 0.05 --test_share 0.05 --seed 0
 
-Each split has the columns `instruction` and `answer`, `id` where every row has one, and `user` with --user_column. The
-folder's name must begin with `labelled`: by that the training command knows pairs from bare instructions. A hash of the
-seed and the instruction decides a row's side, so copies of an instruction are on one side; with --user_column a hash of
-the user does, so that all of a user's rows are. The folder is there whole or not at all; the same line again does
-nothing.
+Each split has the columns `instruction` and `answer`, `id` if every row has one, and `user` with --user_column. The
+folder's name must begin with `labelled`, by which the training command recognises pairs. A hash of the seed and the
+instruction decides the split of a row, so copies of an instruction are in one split. With --user_column a hash of the
+user decides, so all rows of a user are in one split. The folder is written whole or not at all; running the same line
+again does nothing.
 """
 
 from __future__ import annotations
@@ -31,40 +31,38 @@ RECORD_NAME, INPUT = "split.json", "--input_file"
 
 @dataclass
 class SplitArguments:
-    """What is split, and how."""
+    """Files and shares."""
 
     _argument_group_name = "split"
 
     input_file: str = field(metadata={"help": "JSONL (or .json, .csv, .parquet) with `instruction` and `answer`"})
-    output_dir: str = field(metadata={"help": f"folder of the data set; its name begins with {LABELLED}"})
-    val_share: float = field(default=0.05, metadata={"help": "of the instructions, in expectation"})
-    test_share: float = field(default=0.05, metadata={"help": "of the instructions, in expectation"})
-    seed: int = field(default=0, metadata={"help": "another one splits otherwise"})
+    output_dir: str = field(metadata={"help": f"folder to write; its name must begin with {LABELLED}"})
+    val_share: float = field(default=0.05, metadata={"help": "average share of instructions for validation"})
+    test_share: float = field(default=0.05, metadata={"help": "average share of instructions for testing"})
+    seed: int = field(default=0, metadata={"help": "seed of the split"})
     user_column: str | None = field(
-        default=None, metadata={"help": "column that names each row's user; a user's rows stay together"}
+        default=None, metadata={"help": "column of users, whose rows stay together; default: none"}
     )
     ignore_users: bool = field(
-        default=False, metadata={"help": "leave the users out although the file names some: rows can be protected only"}
+        default=False, metadata={"help": "drop the column of users; later only rows can be protected, not users"}
     )
 
     @property
     def shares(self) -> Shares:
-        """Of the sides."""
+        """The shares of the splits."""
         return Shares(self.val_share, self.test_share)
 
     def __post_init__(self) -> None:
         name = Path(self.output_dir).resolve().name
         if not name.startswith(LABELLED):
-            refuse(
-                "--output_dir", self.output_dir, f"the folder's name must begin with {LABELLED}; say {LABELLED}_{name}"
-            )
+            refuse("--output_dir", self.output_dir, f"its name must begin with {LABELLED}; give {LABELLED}_{name}")
         _ = self.shares
         if self.user_column is not None and self.ignore_users:
-            refuse("--ignore_users", True, "leave it out where --user_column names the users")
+            refuse("--ignore_users", True, "contradicts --user_column; leave one out")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Split, unless that is done.
+    """Split, unless it is done already.
 
     Args:
         argv: the command line; `sys.argv[1:]` if None.
@@ -78,24 +76,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = {"rows_sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
     record |= {"seed": args.seed, "val_share": args.val_share, "test_share": args.test_share}
     if _is_done(folder, record):
-        print(f"{folder}: there already")
+        print(f"{folder}: already there")
         return
     splits = split_rows(rows, args.shares, args.seed)
     for name, side in splits.items():
         if not side:
             flag = f"--{'val' if name == 'train' else name}_share"
             value = args.val_share if name != "test" else args.test_share
-            refuse(flag, value, f"no row of {len(rows)} goes to {name}; give other shares, another --seed or more rows")
+            refuse(flag, value, f"no row of {len(rows)} is in {name}; give other shares, another --seed or more rows")
     write(folder, splits, record)
     print(f"{folder}: {', '.join(f'{len(side)} {name}' for name, side in splits.items())}")
 
 
 def read_pairs(path: str, user_column: str | None, *, ignore_users: bool = False) -> list[Row]:
-    """Rows of `instruction`, `answer`, `id` where all have one, and `user` with a column of users; all texts.
+    """Rows of texts: `instruction`, `answer`, `id` if all rows have one, and `user` with a column of users.
 
     Raises:
         InvalidArgument: what `read_rows` refuses, a missing column, a value that is not text, or a column of users that
-            would be left out without a word; names the row and shows nothing of it.
+            no flag mentions. The message names the row and does not show it.
     """
     rows = read_rows(path, INPUT)
     if user_column is None and not ignore_users:
@@ -110,9 +108,9 @@ def read_pairs(path: str, user_column: str | None, *, ignore_users: bool = False
 
 
 def write(folder: Path, splits: Mapping[str, Sequence[Row]], record: Mapping[str, object]) -> None:
-    """Save the splits, with a note of what they were made from."""
+    """Save the splits with a record of what they were made from."""
 
-    import datasets  # slow to import: not before it is needed
+    import datasets  # slow to import
 
     def fill(partial: Path) -> None:
         saved = {name: datasets.Dataset.from_list(list(rows)) for name, rows in splits.items()}
@@ -134,19 +132,19 @@ def _pair(row: Row, user_column: str | None, with_id: bool, place: Place) -> Row
 
 
 def _is_done(folder: Path, record: Mapping[str, object]) -> bool:
-    """Whether the folder holds this very split; anything else in its place is refused."""
+    """Whether the folder holds exactly this split; refuses a folder with anything else."""
     if not folder.exists():
         return False
     path = folder / RECORD_NAME
     if not path.is_file():
-        refuse("--output_dir", str(folder), "is there and not from this script; give another folder")
+        refuse("--output_dir", str(folder), "exists and is not from this script; give another folder")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         refuse("--output_dir", str(folder), f"its {RECORD_NAME} is damaged; remove the folder, or give another")
     if saved != dict(record):
         refuse(
-            "--output_dir", str(folder), "holds a split of other rows or settings; remove it, or give another folder"
+            "--output_dir", str(folder), "holds a split with other rows or settings; remove it, or give another folder"
         )
     return True
 

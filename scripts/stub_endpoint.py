@@ -1,10 +1,10 @@
-"""A stand-in for an OpenAI-compatible endpoint: it answers at once, always alike, and no model is behind it.
+"""A stand-in for an OpenAI-compatible endpoint, without a model: it gives a fixed answer at once.
 
     python -m scripts.stub_endpoint --port 0 > url.txt &
 
-prints its address (`http://127.0.0.1:PORT/v1`, for --base_url of `scripts/annotate.py`) as the one line on stdout once
-it listens, and on stderr that it is a stub; every answer begins with "[stub answer]". Only this machine reaches it. It
-ends on SIGTERM or Ctrl-C.
+Once it listens, it prints its address on stdout (`http://127.0.0.1:PORT/v1`, for --base_url of `scripts/annotate.py`)
+and a warning that it is a stub on stderr. Every answer begins with "[stub answer]". Only this machine can reach it.
+Stop it with SIGTERM or Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _LAST_PORT = 65535
 
 @dataclass
 class StubArguments:
-    """Where it listens."""
+    """The server's address."""
 
     _argument_group_name = "stub"
 
-    port: int = field(default=0, metadata={"help": "on 127.0.0.1; 0 takes any that is free"})
+    port: int = field(default=0, metadata={"help": "port on 127.0.0.1; 0 takes any free port"})
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= _LAST_PORT:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the command line; `sys.argv[1:]` if None.
 
     Raises:
-        InvalidArgument: the port is not to be had.
+        InvalidArgument: the port is not available.
     """
     (args,) = parse(StubArguments, args=argv, description=__doc__)
     stop = threading.Event()
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with _listen(args.port) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        print(f"STUB: no model is here; every answer is made up and begins with {MARK}", file=sys.stderr, flush=True)
+        print(f"STUB without a model: every answer is made up and begins with {MARK}", file=sys.stderr, flush=True)
         print(server.base_url, flush=True)
         stop.wait()
         server.shutdown()
@@ -65,7 +65,7 @@ def _listen(port: int) -> StubServer:
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
-        refuse("--port", port, f"{error.strerror}; give another, or 0 for any that is free")
+        refuse("--port", port, f"{error.strerror}; give another port, or 0 for any free port")
 
 
 if __name__ == "__main__":

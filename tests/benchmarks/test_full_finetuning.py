@@ -106,7 +106,7 @@ def test_every_figure_is_measured_and_written(tmp_path, monkeypatch):
     sections = {part.splitlines()[0]: rows_of(part) for part in written.split("\n## ")}
     for block in (12, 20):
         for accumulate in (2, 1):
-            rows = sections[f"T={block}: {accumulate} x 2 x {block} tokens a step"]
+            rows = sections[f"T={block}: {accumulate} x 2 x {block} tokens per step"]
             assert list(rows) == list(ALL_PARAMETERS.values())
             assert all(len(cells) == 9 and float(cells[0].split()[0]) > 0 for cells in rows.values())
             assert rows[PLAIN][1] == rows[PLAIN_LOOP][2] == "1.00 (1.00 to 1.00)"

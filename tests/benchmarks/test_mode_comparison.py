@@ -26,7 +26,7 @@ def test_the_page_has_what_the_comparison_left(tmp_path: Path, monkeypatch: pyte
     page = Path("results/name.md").read_text()
     for row in (line for line in Path("out/comparison.md").read_text().splitlines() if line.startswith("| ")):
         assert row in page
-    assert "MiniLM-L6, 2 epoch of batches of 100 in expectation" in page
+    assert "MiniLM-L6, 2 epoch with batches of 100 on average" in page
     assert "epsilon 3 at delta 1e-06, `--lora_r 4`" in page
     assert "error of an accuracy of 0.8 on 872 rows is 0.014" in page
     assert "- hardware: " in page

@@ -82,7 +82,7 @@ def test_rows_are_carried_along_in_order_with_their_answers(tmp_path: Path, caps
     assert (summary["answered"], summary["set_aside"], summary["prompt_tokens"]) == (25, 0, 50)
     assert summary["cost"] == pytest.approx((50 + 2 * summary["completion_tokens"]) / 1e6)
     host = server.base_url.removeprefix("http://").removesuffix("/v1")
-    assert f"sending 25 instructions to {host} for m; 0 are settled already" in capsys.readouterr().out
+    assert f"sending 25 instructions to {host} for m; 0 have a reply already" in capsys.readouterr().out
 
 
 def test_a_run_that_is_done_asks_nothing(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_ctrl_c_waits_for_what_is_under_way_and_names_the_line_that_goes_on(
         kept = journalled(tmp_path)
         assert kept == {row["id"] for row in rows if row["instruction"] in set(server.asked)}
         told = capsys.readouterr().err.splitlines()
-        assert f"SIGINT: {len(kept)} of 120 rows are settled and kept; this line goes on:" in told
+        assert f"SIGINT: replies for {len(kept)} of 120 rows are saved; to resume, run:" in told
         assert told[-1] == f"python -m scripts.annotate {' '.join(line[:-1])} 'two words'"
         assert not (tmp_path / "out" / "annotated.jsonl").exists()
         annotate.main(line)
@@ -302,8 +302,8 @@ def test_a_key_on_the_command_line_is_an_unknown_flag(tmp_path: Path, capsys: py
         ([{"instruction": "a"}, {"text": "b"}], r"row 2 .*instruction is missing"),
         ([{"instruction": "a"}, {"instruction": None}], r"row 2 .*is not text \(no value\)"),
         ([{"instruction": " \n"}], "row 1 .*is blank"),
-        ([{"instruction": "a", "score": math.inf}], "row 1 .*a value that JSON cannot"),
-        ([{"instruction": "a", "note": "half \ud800 a pair"}], "row 1 .*a value that JSON cannot"),
+        ([{"instruction": "a", "score": math.inf}], "row 1 .*a value that JSON cannot hold"),
+        ([{"instruction": "a", "note": "half \ud800 a pair"}], "row 1 .*a value that JSON cannot hold"),
     ],
 )
 def test_rows_that_cannot_be_asked_are_refused_unseen(tmp_path: Path, rows: list[Any], told: str) -> None:

@@ -26,7 +26,7 @@ from utils.comparison.run import head_rate_of
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     stopped = Trainer(accuracy, stop_after=5)
-    with pytest.raises(InvalidArgument, match=r"status 3: error: the machine went away \(all of it in .*\.log\)"):
+    with pytest.raises(InvalidArgument, match=r"status 3: error: the machine went away \(full log: .*\.log\)"):
         compare(tmp_path, trainer=stopped)
     assert not (tmp_path / "comparison.md").exists()
     second = compare(tmp_path)
@@ -98,7 +98,8 @@ def test_the_whole_costs_the_target_and_says_so(
     assert 4.99 < content["epsilon"] <= 5
     alone = epsilon(noise_multiplier=sigma, sampling_probability=Q, steps=STEPS, delta=1e-6)
     said = capsys.readouterr().out
-    for value, words in ((content["epsilon"], "for the selection"), (alone, "for one such run"), (5, "in all")):
+    costs = ((content["epsilon"], "for the selection"), (alone, "for one such run"), (5, "for the whole selection"))
+    for value, words in costs:
         (shown,) = re.findall(rf"(\d+\.\d{{4}}) {words}", said)
         assert min(value, content["epsilon"]) <= float(shown) <= value + 1e-4  # a bound is never rounded down
     assert alone < 4.5
@@ -114,7 +115,7 @@ def test_a_trial_that_fails_does_not_tell_which_it_is(tmp_path: Path, monkeypatc
         shutil.rmtree(tmp_path / "out")
     secret = tmp_path / "out" / ".secret-sst2"
     assert set(errors) == {
-        f"--private_selection='geometric': a trial failed; its log is in {secret}: publish nothing of it"
+        f"--private_selection='geometric': a trial failed; read its log in {secret}, and do not publish the log"
     }
 
 

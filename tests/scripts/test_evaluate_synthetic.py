@@ -148,4 +148,4 @@ def test_a_mistake_ends_the_program_with_status_2(
         evaluate_synthetic.main(line(files, tmp_path, "--names", "one"))
     assert caught.value.code == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert "there are 2 synthetic files; give each a name" in said
+    assert "there are 2 synthetic files; give one name for each" in said

@@ -91,7 +91,7 @@ def test_the_noise_that_is_printed_costs_the_epsilon_that_is_asked(capsys: pytes
 
 def test_eps_minus_one_is_no_privacy_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     comment, words = line(capsys, "--eps", "-1")
-    assert comment == "# no privacy: what is trained is as private as chats itself"
+    assert comment == "# no privacy: the trained model may reveal any row of chats"
     given = groups_of(words)
     assert (given["clip_norm"], given["noise_multiplier"], given["target_epsilon"]) == (-1, -1, None)
 
@@ -100,7 +100,7 @@ def test_pairs_are_learned_from_a_labelled_data_set(capsys: pytest.CaptureFixtur
     comment, words = line(capsys, "--dataset_name", "labelled_chats", "--prompt_style", "vicuna")
     assert groups_of(words)["train_file"] == "data/labelled_chats"
     assert f"{ROWS} examples" in comment  # the training split's
-    with pytest.raises(InvalidArgument, match="--dataset_name='chats': --prompt_style vicuna learns answers"):
+    with pytest.raises(InvalidArgument, match="--dataset_name='chats': --prompt_style vicuna needs answers"):
         job.main([*NEEDED, *SIZES, "--prompt_style", "vicuna", "--print_only"])
 
 
@@ -153,7 +153,7 @@ def test_several_gpus_share_the_batch(capsys: pytest.CaptureFixture[str]) -> Non
         (["--dataset_name", "nothing"], "^--dataset_name='nothing': no such file or folder in data"),
         (["--job_sess", "../up"], "^--job_sess='../up'"),
         (["--shard"], "^--shard=True"),
-        (["--synthetic_data"], "^--synthetic_data=True: its budget counts nothing"),
+        (["--synthetic_data"], "^--synthetic_data=True: works only with --eps -1"),
         (["--privacy_unit", "user"], "^--examples_per_unit=None"),
         (["--privacy_unit", "user", "--examples_per_unit", "2"], "^--privacy_unit='user': no such column in chats"),
         (["--", "--user_level_method", "example-level"], "^--user_level_method='after --'"),
@@ -207,7 +207,7 @@ def test_a_line_that_is_only_printed_says_that_it_is_not_entered(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job.main([*NEEDED, *SIZES, "--print_only"])
-    assert "# not entered into outputs/debug/budget.jsonl" in capsys.readouterr().out
+    assert "# NOT entered in outputs/debug/budget.jsonl" in capsys.readouterr().out
     assert not (here / "outputs").exists()
 
 

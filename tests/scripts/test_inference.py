@@ -215,7 +215,7 @@ def test_unconditional_instructions_are_written_with_their_ids(
     assert kept
     assert {line["id"]: line["instruction"] for line in lines}.items() <= kept.items()
     assert {line["instruction"] for line in lines} == set(kept.values())
-    assert "6 texts ended by themselves" in capfd.readouterr().out
+    assert "6 texts ended before the length limit" in capfd.readouterr().out
 
 
 def test_alpaca_evals_instructions_give_its_outputs(tiny_model_dir: Path, tmp_path: Path) -> None:

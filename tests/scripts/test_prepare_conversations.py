@@ -47,9 +47,9 @@ def test_lmsys_conversations_become_instructions(tmp_path: Path, name: str, caps
     assert [row["instruction"] for row in kept] == ["Who is NAME_1?", "What is a kernel?"]
     assert all(set(row) == {"id", "instruction"} for row in kept)
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"read 5, kept 2: {tmp_path / 'out.jsonl'}"
-    assert set(told[1:4]) == {f"left out: 1: {reason}" for reason in ("another language", "a copy", "too short")}
-    assert told[4].startswith("privacy unit: a distinct row; 2 of them.")
+    assert told[0] == f"read 5 conversations, kept 2: {tmp_path / 'out.jsonl'}"
+    assert set(told[1:4]) == {f"left out 1: {reason}" for reason in ("another language", "a copy", "too short")}
+    assert told[4].startswith("privacy unit: a distinct row (2 units).")
     assert "NOT PRIVATE" in told[4]
 
 
@@ -73,7 +73,7 @@ def test_users_are_the_unit_and_the_trainer_reads_them(tmp_path: Path, capsys: p
     rows = [lmsys(i, "same" if i != 4 else "other", hashed_ip=user) for i, user in enumerate(users)]
     kept = prepare(tmp_path, rows, "--user_column", "hashed_ip")
     assert [row.get("user") for row in kept] == ["ann", "bob", None, "7"]
-    assert "privacy unit: a user, or a row without one; 4 of them." in capsys.readouterr().out
+    assert "privacy unit: a user, or a row without a user (4 units)." in capsys.readouterr().out
     records = load_texts(
         tmp_path / "out.jsonl", flag="--f", column="instruction", author_column=PrivacyUnit("user").column
     )
@@ -119,7 +119,7 @@ def test_what_gives_nothing_is_refused_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-@pytest.mark.parametrize(("name", "told"), [("out.json", "name it .jsonl"), ("in.jsonl", "is an input file")])
+@pytest.mark.parametrize(("name", "told"), [("out.json", "ends in .jsonl"), ("in.jsonl", "is an input file")])
 def test_an_output_that_would_do_harm_is_refused(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(lmsys(0, "a")))
     line = ["--input_file", str(tmp_path / "in.jsonl"), "--output_file", str(tmp_path / name)]

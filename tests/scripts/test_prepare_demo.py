@@ -153,7 +153,7 @@ def test_the_data_are_written_once(
     assert [json.loads(line)["answer"] for line in lines] == ["yes it is really nice"]
     monkeypatch.setattr(prepare_demo, "download", lambda *_: pytest.fail("fetched again"))
     build(chitchat, output)
-    assert "there already" in capsys.readouterr().out
+    assert "already there" in capsys.readouterr().out
 
 
 def test_a_newer_recipe_replaces_the_old_folder(tmp_path: Path, chitchat: Source) -> None:

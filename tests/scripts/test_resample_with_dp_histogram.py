@@ -101,7 +101,7 @@ def test_votes_that_are_used_again_are_in_whichever_budget_is_given(folder: Path
 
 def test_a_budget_that_begins_with_the_release_says_so_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder)
-    assert f"NOTE: {folder / 'out' / 'budget.jsonl'} begins with this release" in capsys.readouterr().out
+    assert f"NOTE: {folder / 'out' / 'budget.jsonl'} is new" in capsys.readouterr().out
     run(folder)
     assert "begins with" not in capsys.readouterr().out
 
@@ -125,7 +125,7 @@ def test_votes_of_other_authors_are_not_used(folder: Path, capsys: pytest.Captur
     write_jsonl(folder / "real.jsonl", [{**row, "u": "one"} for row in rows])
     with pytest.raises(SystemExit):
         run(folder, "--privacy_unit", "u", "--delta", "0.01")
-    assert "votes follow from other units" in capsys.readouterr().err
+    assert "votes were made with other units" in capsys.readouterr().err
 
 
 def test_votes_under_a_fixed_key_void_another_budget_too(folder: Path) -> None:
@@ -207,16 +207,16 @@ def test_votes_for_other_clusters_are_not_used(
     monkeypatch.setattr(script, "cluster", renumbered)
     with pytest.raises(SystemExit):
         run(folder)
-    assert "its votes follow from other clusters" in capsys.readouterr().err
+    assert "its votes were made with other clusters" in capsys.readouterr().err
 
 
 def test_few_votes_a_bucket_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "--num_buckets", "10", "--histogram_sigma", "5")
-    assert "40 records are 4.0 votes a bucket, less than the noise of 5" in capsys.readouterr().out
+    assert "40 records give 4.0 votes per cluster, less than the noise of 5" in capsys.readouterr().out
     # 40 records are 20 a bucket, but not votes. A fixed key: one time in eight neither bucket has more than noise.
     authors = ("--histogram_sigma", "5", "--privacy_unit", "u")
     run(folder, *authors, out="users", keystream=Keystream.for_tests(1))
-    assert "4 authors are 2.0 votes a bucket, less than the noise of 5" in capsys.readouterr().out
+    assert "4 authors give 2.0 votes per cluster, less than the noise of 5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -358,7 +358,7 @@ def test_another_token_budget_given_on_purpose_is_obeyed(crashed, line, monkeypa
     remember_budget(crashed, asked=192, fits=64)
     train_clm.main(line(resume_from_checkpoint="latest", max_tokens_per_device=384))
     assert budgets == [384]
-    assert "which did not fit before" not in capsys.readouterr().out
+    assert "which did not fit in memory" not in capsys.readouterr().out
 
 
 def test_a_dry_run_works_in_the_folder_of_a_run(crashed, line, capsys):

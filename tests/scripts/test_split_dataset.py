@@ -51,7 +51,7 @@ def test_the_same_line_again_does_nothing_and_another_is_refused(
     folder = split(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     split(tmp_path)
-    assert capsys.readouterr().out.endswith(f"{folder}: there already\n")
+    assert capsys.readouterr().out.endswith(f"{folder}: already there\n")
     with pytest.raises(InvalidArgument, match="other rows or settings"):
         split(tmp_path, "--seed", "1")
     make_input(tmp_path, 121)
@@ -116,7 +116,7 @@ def test_ids_are_kept_only_where_every_row_has_one(tmp_path: Path) -> None:
         ([{"text": "a"}], [], "instruction is missing"),
         ([{"instruction": "a", "answer": "b"}, {"instruction": "secret"}], [], "row 2 .*answer is missing"),
         ([{"instruction": "a", "answer": None}], [], "answer is not text"),
-        ([{"instruction": "a", "answer": "b"}], [], r"^--val_share=0\.05: no row of 1 goes to val;"),
+        ([{"instruction": "a", "answer": "b"}], [], r"^--val_share=0\.05: no row of 1 is in val;"),
         ([{"instruction": "a", "answer": "b"}], ["--user_column", "who"], "--user_column='who': no such column"),
         (
             [{"instruction": "a", "answer": "b", "who": ["secret"]}],

@@ -41,16 +41,16 @@ def test_it_serves_the_annotation_and_ends_on_sigterm(tmp_path: Path, monkeypatc
     finally:
         process.kill()
     assert process.returncode == 0
-    assert (out, errors) == ("", "STUB: no model is here; every answer is made up and begins with [stub answer]\n")
+    assert (out, errors) == ("", "STUB without a model: every answer is made up and begins with [stub answer]\n")
     (row,) = read_rows(tmp_path / "out" / "annotated.jsonl", "--file")
-    assert row["answer"] == "[stub answer] No model wrote this. It was asked: Say hello."
+    assert row["answer"] == "[stub answer] No model wrote this. The instruction was: Say hello."
     assert '"stub (no model)"' in (tmp_path / "out" / "summary.json").read_text()
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InvalidArgument, match=f"--port={port}: .*give another, or 0"):
+        with pytest.raises(InvalidArgument, match=f"--port={port}: .*give another port, or 0"):
             stub_endpoint.main(["--port", str(port)])
 
 

@@ -149,7 +149,7 @@ def test_a_mode_trains_privately(
     assert saved == ({"model", "adapter"} if "+" in mode else {"model"} if mode in wholes else {"adapter"})
     printed = capsys.readouterr().out
     assert f"fine-tuning mode       {mode}" in printed
-    assert "(the default of this mode)" in printed
+    assert "(default of this mode)" in printed
     assert f"trainable parameters   {found['trained_parameters']:,} of" in printed
 
 
@@ -313,7 +313,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     assert results_of(tmp_path / "two", "qnli")["steps"] == 3
     capsys.readouterr()
     main(lines)
-    assert capsys.readouterr().out.count("finished already") == 2
+    assert capsys.readouterr().out.count("already finished") == 2
 
 
 @pytest.mark.parametrize(("name", "mode"), [("bert", "full"), ("llama", "lora")])
@@ -454,7 +454,7 @@ def test_a_finished_task_is_kept_for_the_same_settings_only(
     assert ended.value.code == 2
     assert named in capsys.readouterr().err
     main(flags(bert, data, out, resume_from_checkpoint="latest", micro_batch_size=3, **FINISHED))
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_a_folder_with_a_run_is_left_alone(

@@ -1,1 +1,1 @@
-"""Answers to instructions from an endpoint."""
+"""Answers to instructions, from an OpenAI-compatible endpoint."""

@@ -1,8 +1,8 @@
-"""Where replies are kept while an endpoint is asked: a run that was stopped resumes, and nothing is asked twice.
+"""Files that keep replies during a run: an interrupted run resumes, and nothing is asked twice.
 
-Every reply is a line of `answers.jsonl`, on disk before the next one is asked for; `annotation_config.json` says with
-what was asked, so that a folder never holds answers to two inputs, or of two models or settings. `annotated.jsonl`,
-`set_aside.jsonl` and `summary.json` are written once every row is settled.
+Every reply is a line of `answers.jsonl`, which is on disk before the next question. `annotation_config.json` records
+the settings, so that a folder never mixes inputs, models or settings. `annotated.jsonl`, `set_aside.jsonl` and
+`summary.json` are written once every row is answered or set aside.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _TOKENS_A_PRICE = 1_000_000
 
 @dataclass(frozen=True)
 class Question:
-    """One instruction to be answered.
+    """One instruction to answer.
 
     Attributes:
-        key: digest of the row's id, the instruction and all that is asked with it; rows with one key get one answer.
+        key: digest of the row's id, instruction and request settings; rows with the same key share one answer.
         row: the whole row; its `instruction` and `id` are texts.
     """
 
@@ -45,13 +45,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Prices:
-    """Of a million tokens, in any currency; None where it is not known."""
+    """Prices per million tokens, in any currency; None if unknown."""
 
     prompt: float | None = None
     completion: float | None = None
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """What so many tokens cost, if both prices are known."""
+        """The cost of so many tokens; None unless both prices are known."""
         if self.prompt is None or self.completion is None:
             return None
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / _TOKENS_A_PRICE
@@ -62,14 +62,14 @@ def make_questions(rows: Iterable[Row], settings: Mapping[str, Any]) -> list[Que
 
     Args:
         rows: checked rows.
-        settings: what is asked with every instruction (model, token limit and so on), JSON values by name.
+        settings: request settings (model, token limit and so on), JSON values by name.
     """
     shared = json.dumps(dict(settings), sort_keys=True)
     return [Question(_digest([row["id"], row["instruction"], shared]), row) for row in rows]
 
 
 def annotation_identity(questions: Sequence[Question], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the answers in a folder follow from, as JSON values."""
+    """What the answers in a folder depend on, as JSON values."""
     keys = [question.key for question in questions]
     return {**settings, "num_rows": len(questions), "input_sha256": _digest(keys)}
 
@@ -78,7 +78,7 @@ class ReplyJournal:
     """The replies of a folder.
 
     Args:
-        folder: what --output_dir names.
+        folder: the folder of --output_dir.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,16 +89,16 @@ class ReplyJournal:
         self._journal.claim(identity)
 
     def add(self, question: Question, reply: Reply) -> None:
-        """Note a reply; it is on disk when this returns."""
+        """Save a reply; it is on disk when this returns."""
         self._journal.append(JOURNAL_NAME, {"key": question.key, "id": question.row["id"], **asdict(reply)})
 
     def entries(self) -> Iterator[tuple[str, Reply]]:
-        """(key, reply) of every whole line, in the order in which they were written."""
+        """(key, reply) of every complete line, in the order of writing."""
         for row in self._journal.rows():
             yield row["key"], Reply(**{name: row[name] for name in Reply.__dataclass_fields__})
 
     def settled(self, *, answered_only: bool = False) -> dict[str, Reply]:
-        """The last reply to each question; those with an answer only, where the others shall be asked again."""
+        """The last reply to each question. `answered_only` leaves out replies without an answer, to ask again."""
         last = dict(self.entries())
         return {key: reply for key, reply in last.items() if not answered_only or reply.answer is not None}
 
@@ -106,13 +106,13 @@ class ReplyJournal:
 def write_annotations(
     folder: Path, questions: Sequence[Question], journal: ReplyJournal, settings: Mapping[str, Any], prices: Prices
 ) -> dict[str, Any]:
-    """Write the rows with their answers, those set aside, and the summary, which is returned.
+    """Write the answered rows, the rows set aside, and the summary, which is returned.
 
     Args:
-        folder: of the run.
-        questions: all of them, in the order of the input; each must be settled.
+        folder: the run's folder.
+        questions: all questions, in the order of the input; each must have a reply.
         journal: holds the replies.
-        settings: what was asked with every instruction; the summary repeats it.
+        settings: the request settings, for the summary.
         prices: for the cost.
     """
     settled = journal.settled()
@@ -136,7 +136,7 @@ def write_annotations(
 
 
 def count_tokens(replies: Iterable[Reply], prices: Prices) -> dict[str, Any]:
-    """Tokens and cost of all replies, those without a usable answer too: they are paid for as well."""
+    """Tokens and cost of all replies, including those without a usable answer, which cost money too."""
     paid = list(replies)
     prompt = sum(reply.prompt_tokens or 0 for reply in paid)
     completion = sum(reply.completion_tokens or 0 for reply in paid)

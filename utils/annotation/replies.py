@@ -1,7 +1,7 @@
-"""What an endpoint's reply to one instruction is worth: an answer, or the reason why it is none.
+"""Read an endpoint's reply to one instruction: an answer, or the reason why there is none.
 
-Written against the body that arrives and not against a client's types, which fill in what a careless server left out.
-A reason never quotes the reply: reasons are printed and counted, and a reply may repeat the instruction.
+This reads the raw body, not a client's types, which fill in fields that a server left out. A reason never quotes the
+reply, because reasons are printed and counted, and a reply may repeat the instruction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from utils.files.cells import is_text
 
-# The names under which servers say that the model ended by itself; some say nothing.
+# Values of finish_reason for a complete answer; some servers give none.
 _ENDED = ("stop", "eos_token", "stop_sequence", None)
 _NOT_ENDED = {
     "length": "cut off at the token limit (finish_reason length)",
@@ -27,10 +27,10 @@ class Reply:
     """One reply.
 
     Attributes:
-        answer: the text; None where there is no usable one.
-        reason: why not; None where there is an answer.
-        model: who answered, as the endpoint names it.
-        prompt_tokens, completion_tokens: as the endpoint counts them; None where it does not.
+        answer: the text; None if there is no usable one.
+        reason: why there is no answer; None if there is one.
+        model: the model that answered, as the endpoint names it.
+        prompt_tokens, completion_tokens: as the endpoint counts them; None if it does not.
     """
 
     answer: str | None = None
@@ -41,7 +41,7 @@ class Reply:
 
 
 def read_reply(body: bytes) -> Reply:
-    """The reply that the body of a chat completion (HTTP 200) holds.
+    """The reply in the body of a chat completion (HTTP 200).
 
     >>> read_reply(b'{"choices": [{"message": {"content": "Four."}, "finish_reason": "stop"}]}').answer
     'Four.'
@@ -68,7 +68,7 @@ def read_reply(body: bytes) -> Reply:
 
 
 def _answer(content: Mapping[str, object]) -> tuple[str | None, str | None]:
-    """(answer, reason) of a body, one of them None."""
+    """(answer, reason) of a body; one of them is None."""
     choices = content.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
@@ -86,5 +86,5 @@ def _answer(content: Mapping[str, object]) -> tuple[str | None, str | None]:
 
 
 def _count(value: object) -> int | None:
-    """A number of tokens, if it is one."""
+    """`value` if it is a number of tokens, else None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,6 +1,6 @@
-"""A local server with the chat completions route and no model behind it, for demos and tests.
+"""A local server with the chat completions route but no model, for demos and tests.
 
-It says what it is wherever it can be seen: in every answer, as the model's name, and in a header of every response.
+It says so in every answer, in the model's name, and in a header of every response.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ class StubHandler(BaseHTTPRequestHandler):
     """Answers `POST /v1/chat/completions` and `GET /v1/models`."""
 
     protocol_version = "HTTP/1.1"  # keeps connections open, as the client expects
-    body = b""  # of the request that is being answered
+    body = b""  # the body of the current request
 
     def do_POST(self) -> None:
-        """A completion, or the error that a wrong request gets."""
+        """Send a completion, or an error for an invalid request."""
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path != ROUTE:
-            self.send_json(404, _error(f"the one route is {ROUTE}", "not_found"))
+            self.send_json(404, _error(f"the only POST route is {ROUTE}", "not_found"))
             return
         instruction = last_user_message(self.body)
         if instruction is None:
-            self.send_json(400, _error("messages must end with a user's text", "invalid_request"))
+            self.send_json(400, _error("the last message must be a user's text", "invalid_request"))
         else:
             self.reply(instruction)
 
     def do_GET(self) -> None:
-        """The list of models."""
+        """Send the list of models."""
         if self.path == MODELS_ROUTE:
             self.send_json(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
         else:
-            self.send_json(404, _error(f"the one route is {ROUTE}", "not_found"))
+            self.send_json(404, _error(f"the only GET route is {MODELS_ROUTE}", "not_found"))
 
     def reply(self, instruction: str) -> None:
         """Answer one instruction; a test's server overrides it."""
         self.send_json(200, completion(instruction))
 
     def send_json(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
-        """A whole response."""
+        """Send a JSON response."""
         self.send_body(status, json.dumps(content).encode(), headers)
 
     def send_body(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        """A whole response of any content."""
+        """Send a response with any body."""
         self.send_response(status)
         given = {"Content-Type": "application/json", "Content-Length": str(len(body)), "X-Stub": "no model"}
         for name, value in (given | (headers or {})).items():
@@ -57,15 +57,15 @@ class StubHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: a line a request would bury what the caller prints."""
+        """Print nothing: one line per request would bury the caller's output."""
 
 
 class StubServer(ThreadingHTTPServer):
-    """The server, on this machine's own address only.
+    """The server, reachable from this machine only.
 
     Args:
-        port: to listen on; 0 for any that is free.
-        handler: what answers.
+        port: port to listen on; 0 for any free port.
+        handler: answers the requests.
     """
 
     daemon_threads = True
@@ -76,12 +76,12 @@ class StubServer(ThreadingHTTPServer):
 
     @property
     def base_url(self) -> str:
-        """What a client takes as its base_url."""
+        """The client's base_url."""
         return f"http://127.0.0.1:{self.server_port}/v1"
 
 
 def last_user_message(body: bytes) -> str | None:
-    """The text to answer in a request's body; None where there is none."""
+    """The text to answer in a request's body; None if there is none."""
     try:
         content = json.loads(body)
         last = content["messages"][-1]
@@ -92,13 +92,13 @@ def last_user_message(body: bytes) -> str | None:
 
 
 def completion(instruction: str) -> dict[str, object]:
-    """What the route answers: the same for the same instruction, tokens counted as words.
+    """The response to an instruction, always the same; tokens are counted as words.
 
     >>> completion("Say hello.")["choices"][0]["message"]["content"]
-    '[stub answer] No model wrote this. It was asked: Say hello.'
+    '[stub answer] No model wrote this. The instruction was: Say hello.'
     """
     words = instruction.split()
-    text = f"{MARK} No model wrote this. It was asked: {' '.join(words[:_REPEATED_WORDS])}"
+    text = f"{MARK} No model wrote this. The instruction was: {' '.join(words[:_REPEATED_WORDS])}"
     return {
         "id": "stub",
         "object": "chat.completion",

@@ -1,1 +1,1 @@
-"""Classifiers: tasks, the modes of fine-tuning, losses, metrics, results."""
+"""Classifiers: tasks, fine-tuning modes, losses, metrics, results."""

@@ -1,4 +1,4 @@
-"""Flags of train_classifier.py, each a titled group of --help."""
+"""Flags of train_classifier.py: one dataclass per titled group of --help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.classification.mode_defaults import MODES, default_head_learning_rate
 from utils.training.arguments import LR_SCHEDULERS, OutputArguments
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
-# What the engine and shared code call the settings of train_classifier.py.
+# The engine's name of a setting -> the flag of train_classifier.py.
 CLASSIFIER_FLAGS = {
     **dict.fromkeys(("model", "model_name_or_path"), "--model_checkpoint"),
     "block_size": "--max_length",
@@ -33,15 +33,15 @@ _EPSILON = 8.0
 
 @dataclass
 class CheckpointArguments:
-    """What is fine-tuned."""
+    """The model to fine-tune."""
 
     _argument_group_name = "model"
 
     model_checkpoint: str = field(
         default="prajjwal1/bert-tiny",
-        metadata={"help": "folder or hub name of an encoder or decoder and its tokenizer"},
+        metadata={"help": "folder or hub name of an encoder or decoder with its tokenizer"},
     )
-    max_length: int = field(default=128, metadata={"help": "most tokens of an example; longer ones are cut"})
+    max_length: int = field(default=128, metadata={"help": "maximum number of tokens per example; longer ones are cut"})
 
     def __post_init__(self) -> None:
         require_count("--max_length", self.max_length, minimum=2)
@@ -49,21 +49,23 @@ class CheckpointArguments:
 
 @dataclass
 class ModeArguments:
-    """What of it is trained; the classification head always is."""
+    """Which parameters are trained; the classification head always is."""
 
     _argument_group_name = "what is trained"
 
-    finetune_mode: str = field(default="full", metadata={"help": "see docs/classification.md", "choices": MODES})
+    finetune_mode: str = field(
+        default="full", metadata={"help": "fine-tuning mode: see docs/classification.md", "choices": MODES}
+    )
     lora_r: int = field(default=16, metadata={"help": "rank of the LoRA adapters"})
-    lora_alpha: float = field(default=16.0, metadata={"help": "the adapters' output is scaled by alpha / r"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "share of the adapters' inputs set to zero in training"})
+    lora_alpha: float = field(default=16.0, metadata={"help": "scale of the adapters: the output is times alpha / r"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the inputs of the LoRA adapters"})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "names of the linear layers to adapt; default: the queries and values of attention"},
+        metadata={"help": "names of the linear layers that get LoRA; default: attention queries and values"},
     )
-    num_prepend_tokens: int = field(default=20, metadata={"help": "virtual tokens of a prefix or a soft prompt"})
+    num_prepend_tokens: int = field(default=20, metadata={"help": "virtual tokens of a prefix or soft prompt"})
     prefix_projection: bool = field(
-        default=False, metadata={"help": "a prefix is the output of a small network, which is trained in its place"}
+        default=False, metadata={"help": "train a small network that computes the prefix, instead of the prefix"}
     )
 
     def __post_init__(self) -> None:
@@ -72,61 +74,63 @@ class ModeArguments:
         if "lora" in self.finetune_mode:
             require_count("--lora_r", self.lora_r)
         if self.prefix_projection and not self.finetune_mode.startswith("prefix"):
-            refuse("--prefix_projection", True, f"belongs to a prefix, not to --finetune_mode {self.finetune_mode}")
+            refuse("--prefix_projection", True, f"needs a prefix mode, not --finetune_mode {self.finetune_mode}")
 
 
 @dataclass
 class TaskArguments:
-    """What to train on: --datasets, or --train_file with its columns."""
+    """The training data: --datasets, or --train_file with its columns."""
 
     _argument_group_name = "data"
 
     datasets: list[str] | None = field(
         default=None,
         metadata={
-            "help": "GLUE tasks (sst2 qnli qqp mnli), one after another, each with a model and a budget of its own"
+            "help": "GLUE tasks (sst2 qnli qqp mnli), one after another, each with its own model and privacy budget"
         },
     )
-    data_dir: str | None = field(default=None, metadata={"help": "folder of GLUE's own TSV files; default: the hub"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder of GLUE's TSV files; default: use the hub"})
     train_file: str | None = field(
-        default=None, metadata={"help": "your own rows in place of --datasets: JSONL or CSV"}
+        default=None, metadata={"help": "your data, instead of --datasets: JSON, JSONL, CSV, Parquet or DatasetDict"}
     )
-    validation_file: str | None = field(default=None, metadata={"help": "held-out rows in the same formats"})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "held-out rows, in the same formats; default: a DatasetDict's own, or none"}
+    )
     text_columns: list[str] | None = field(
-        default=None, metadata={"help": "of your rows: one, or two for pairs of texts"}
+        default=None, metadata={"help": "column of --train_file with the text, or two columns for pairs of texts"}
     )
-    label_column: str | None = field(default=None, metadata={"help": "of your rows: the class; default: label"})
+    label_column: str | None = field(default=None, metadata={"help": "column with the class; default: label"})
     class_names: list[str] | None = field(
         default=None,
-        metadata={"help": "of your rows: all classes, in order; default: the labels, which become public by that"},
+        metadata={"help": "all classes of --train_file, in order; default: its labels, which then become public"},
     )
-    max_train_examples: int | None = field(default=None, metadata={"help": "train on so many rows, chosen by --seed"})
+    max_train_examples: int | None = field(default=None, metadata={"help": "number of rows to use; default: all"})
 
     def __post_init__(self) -> None:
         if (self.datasets is None) == (self.train_file is None):
-            refuse("--datasets", self.datasets and " ".join(self.datasets), "give exactly one of it and --train_file")
+            refuse("--datasets", self.datasets and " ".join(self.datasets), "give either this or --train_file")
         if self.datasets is not None and len(set(self.datasets)) < len(self.datasets):
             refuse("--datasets", " ".join(self.datasets), "names a task twice")
         if self.train_file is not None and not self.text_columns:
-            refuse("--text_columns", None, "--train_file needs it: the column with the text, or the two of a pair")
+            refuse("--text_columns", None, "--train_file needs it: give the column of the texts, or two for pairs")
         if self.train_file is None:
             for flag in ("validation_file", "text_columns", "label_column", "class_names"):
                 if getattr(self, flag) is not None:
-                    refuse(f"--{flag}", getattr(self, flag), "belongs to --train_file")
+                    refuse(f"--{flag}", getattr(self, flag), "works only with --train_file; leave it out")
         elif self.data_dir is not None:
-            refuse("--data_dir", self.data_dir, "belongs to --datasets")
+            refuse("--data_dir", self.data_dir, "works only with --datasets; leave it out with --train_file")
         if self.labels_in in (self.text_columns or []):
             refuse("--label_column", self.labels_in, "is one of --text_columns, so texts would hold the answer")
         if self.class_names is not None:
             names = self.class_names
             if len(set(names)) < max(2, len(names)) or any(name.strip() != name or not name for name in names):
-                refuse("--class_names", " ".join(names), "give at least two, none twice, none with outer blanks")
+                refuse("--class_names", " ".join(names), "give two or more, each once, without outer spaces")
         if self.max_train_examples is not None:
             require_count("--max_train_examples", self.max_train_examples)
 
     @property
     def labels_in(self) -> str:
-        """The column with the class."""
+        """The name of the label column."""
         return self.label_column or "label"
 
 
@@ -138,42 +142,44 @@ class BudgetArguments:
 
     enable_dp: bool = field(default=False, metadata={"help": "train with differential privacy"})
     target_epsilon: float | None = field(
-        default=None, metadata={"help": f"with --enable_dp: find the noise for this epsilon; default {_EPSILON:g}"}
+        default=None,
+        metadata={"help": f"epsilon, with --enable_dp; default: {_EPSILON:g}, unless --noise_multiplier is given"},
     )
     noise_multiplier: float | None = field(
-        default=None, metadata={"help": "with --enable_dp: the noise over the clip norm, in place of --target_epsilon"}
+        default=None,
+        metadata={"help": "noise standard deviation / clip norm with --enable_dp; instead of --target_epsilon"},
     )
     max_grad_norm: float | None = field(
         default=None,
         metadata={
-            "help": "with --enable_dp: the norm that each example's gradient is clipped to, default: measured, just "
-            "above a typical one at the start; without: the norm that a step's gradient is clipped to, default none"
+            "help": "clip norm: with --enable_dp of each example's gradient, by default measured, just above a typical "
+            "one at the start; without --enable_dp of the whole gradient of a step, by default none"
         },
     )
     delta: float = field(
-        default=1e-6, metadata={"help": "chance that the bound may fail; below 1 / number of examples"}
+        default=1e-6, metadata={"help": "probability that the epsilon bound fails; below 1 / number of examples"}
     )
     insecure_test_seed: int | None = field(
         default=None,
         metadata={
-            "help": "FOR TESTS: repeatable sampling, noise and dropout, which protect nobody; the report says so"
+            "help": "FOR TESTS: seed for repeatable sampling, noise and dropout. It protects nobody; the report says so"
         },
     )
 
     def __post_init__(self) -> None:
         if self.noise_multiplier is not None and self.target_epsilon is not None:
-            refuse("--target_epsilon", self.target_epsilon, "give it or --noise_multiplier, not both")
+            refuse("--target_epsilon", self.target_epsilon, "give --target_epsilon or --noise_multiplier, not both")
         for flag in ("target_epsilon", "noise_multiplier", "max_grad_norm"):
             if getattr(self, flag) is not None:
                 require_positive(f"--{flag}", getattr(self, flag))
         require_delta(self.delta, name="--delta")
 
     def settings(self) -> PrivacySettings | None:
-        """The same for the engine; None without privacy. An open --max_grad_norm is measured before."""
+        """The engine's privacy settings; None without privacy. An open --max_grad_norm must be measured first."""
         if not self.enable_dp:
             return None
         if self.max_grad_norm is None:
-            raise RuntimeError("--max_grad_norm is still open: it is measured before the plan is made")
+            raise RuntimeError("--max_grad_norm is not set: measure it before the plan is made")
         return PrivacySettings(
             clip_norm=self.max_grad_norm,
             noise_multiplier=self.noise_multiplier,
@@ -183,17 +189,17 @@ class BudgetArguments:
 
     @property
     def clip_norm_is_open(self) -> bool:
-        """Whether it is to be measured."""
+        """Whether the clip norm is still to be measured."""
         return self.enable_dp and self.max_grad_norm is None
 
     @property
     def plain_max_grad_norm(self) -> float | None:
-        """What a step's whole gradient is clipped to without privacy."""
+        """The clip norm of a step's whole gradient in training without privacy."""
         return None if self.enable_dp else self.max_grad_norm
 
     @property
     def warning(self) -> str | None:
-        """What a user may take for privacy that is none."""
+        """A line for a user who set a privacy flag but not --enable_dp."""
         given = {"--target_epsilon": self.target_epsilon, "--noise_multiplier": self.noise_multiplier}
         for flag, value in given.items():
             if value is not None and not self.enable_dp:
@@ -203,27 +209,32 @@ class BudgetArguments:
 
 @dataclass
 class StepArguments:
-    """How it is trained. What fits in memory (--micro_batch_size) changes speed, never epsilon or the gradient."""
+    """Steps and optimizer. --micro_batch_size changes speed and memory, never epsilon or the gradient."""
 
     _argument_group_name = "optimisation"
 
     learning_rate: float | None = field(
-        default=None, metadata={"help": "peak rate of the optimizer; default: by mode and privacy, and printed"}
+        default=None, metadata={"help": "peak learning rate; default: depends on mode and privacy, and is printed"}
     )
     head_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "peak rate of the classification head; default: --learning_rate, and with privacy measured"},
+        metadata={"help": "peak rate of the classification head; default: --learning_rate, or measured if private"},
     )
-    epochs: float = field(default=3.0, metadata={"help": "steps are this over the sampling probability"})
-    batch_size: int = field(default=256, metadata={"help": "the logical batch in expectation, over all processes"})
+    epochs: float = field(default=3.0, metadata={"help": "average passes over the data: steps x sampling probability"})
+    batch_size: int = field(default=256, metadata={"help": "average number of examples per step, over all processes"})
     micro_batch_size: int = field(
-        default=32, metadata={"help": "examples of --max_length tokens that fit a device in one forward pass"}
+        default=32, metadata={"help": "examples of --max_length tokens that fit on a device in one forward pass"}
     )
-    optimizer: str = field(default="adamw", metadata={"help": "see docs/whole_models.md", "choices": OPTIMIZERS})
-    weight_decay: float = field(default=0.0, metadata={"help": "of the optimizer, on what is trained"})
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "shape of the rate", "choices": LR_SCHEDULERS})
+    optimizer: str = field(
+        default="adamw", metadata={"help": "optimizer: see docs/whole_models.md", "choices": OPTIMIZERS}
+    )
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay on the trained parameters"})
+    lr_scheduler_type: str = field(
+        default="linear", metadata={"help": "learning rate schedule", "choices": LR_SCHEDULERS}
+    )
     seed: int = field(
-        default=0, metadata={"help": "of the new weights' start; never of the noise, the sampling or the dropout"}
+        default=0,
+        metadata={"help": "seed of new weights and --max_train_examples; never of noise, sampling or dropout"},
     )
 
     def __post_init__(self) -> None:
@@ -233,7 +244,7 @@ class StepArguments:
         if self.learning_rate is not None:
             require_positive("--learning_rate", self.learning_rate)
         elif self.optimizer == "sgd":
-            refuse("--learning_rate", None, "--optimizer sgd needs it: the modes' default rates are AdamW's")
+            refuse("--learning_rate", None, "--optimizer sgd needs it: the default learning rates are for AdamW")
         if self.head_learning_rate is not None:
             require_positive("--head_learning_rate", self.head_learning_rate)
         if not 0 <= self.weight_decay < math.inf:
@@ -244,22 +255,20 @@ class StepArguments:
 
 @dataclass
 class ResultArguments:
-    """Where results go: a folder for each task below --output_dir."""
+    """Where results go: each task gets a folder in --output_dir."""
 
     _argument_group_name = "output"
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "default: outputs/classifier-MODE, -dp with privacy"}
+        default=None, metadata={"help": "folder for results; default: outputs/classifier-MODE, with -dp if private"}
     )
     eval_freq: int | None = field(
-        default=None, metadata={"help": "steps between evaluations on the validation split; default: an epoch"}
+        default=None, metadata={"help": "steps between evaluations on the validation split; default: one epoch"}
     )
     checkpointing_steps: int = field(default=100, metadata={"help": "steps between checkpoints; 0 writes none"})
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={
-            "help": "a checkpoint, or latest: each task's newest one, else its beginning; finished tasks are kept"
-        },
+        metadata={"help": "checkpoint, or latest: the newest of each task if there is one; finished tasks are skipped"},
     )
     dry_run: bool = field(default=False, metadata={"help": "print epsilon, noise and steps; train and write nothing"})
 
@@ -269,7 +278,7 @@ class ResultArguments:
             require_count("--eval_freq", self.eval_freq)
 
     def of_task(self, folder: Path) -> OutputArguments:
-        """The same for one task's run."""
+        """The output settings of one task's run."""
         return OutputArguments(
             output_dir=str(folder),
             checkpointing_steps=self.checkpointing_steps,
@@ -290,12 +299,12 @@ class Settings(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """What the tasks' folders lie in."""
+        """The parent of the tasks' folders."""
         default = f"outputs/classifier-{self.mode.finetune_mode}{'-dp' if self.budget.enable_dp else ''}"
         return Path(self.results.output_dir or default)
 
     def updates(self, of_head: Callable[[], float]) -> UpdateSettings:
-        """The optimizer and its schedule; `of_head` measures the model (`utils.classification.measured_defaults`)."""
+        """The optimizer and its schedule; `of_head` measures a rate (`utils.classification.measured_defaults`)."""
         mode, private = self.mode.finetune_mode, self.budget.enable_dp
         rate = self.steps.learning_rate or default_learning_rate(mode, of_head, private=private)
         usual = (
@@ -313,12 +322,12 @@ class Settings(NamedTuple):
 
     @property
     def virtual_tokens(self) -> int:
-        """Positions that the mode puts before each text."""
+        """How many positions the mode adds before each text."""
         return virtual_tokens(self.mode.finetune_mode, self.mode.num_prepend_tokens)
 
     @property
     def token_budget(self) -> int:
-        """Tokens, virtual and padded ones too, in one forward pass."""
+        """Tokens in one forward pass, counting virtual tokens and padding."""
         return self.steps.micro_batch_size * (self.checkpoint.max_length + self.virtual_tokens)
 
 

@@ -1,6 +1,6 @@
-"""Texts with a class -> token ids in flat arrays, and right-padded batches of them.
+"""Labelled texts as token ids in flat arrays, and right-padded batches of them.
 
-Shapes: B examples of a batch, T tokens (padded), N examples in all.
+Shapes: B examples per batch, T tokens (padded), N examples in all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _TEXTS_AT_ONCE = 1000
-_DUMMY_TOKENS = 2  # as in `utils.data.tokenization`; and no text has room in fewer
+_DUMMY_TOKENS = 2  # as in `utils.data.tokenization`; no text fits in fewer
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class ClassificationDataset:
 
     Attributes:
         ids: token ids, int32.
-        token_types: which text of a pair each token is of, uint8; None where the tokenizer does not say.
+        token_types: which text of a pair each token belongs to, uint8; None where the tokenizer does not say.
         starts: N + 1 positions, int64; example i is `ids[starts[i]:starts[i + 1]]`, never empty.
         labels: class numbers, int64 [N].
-        num_cut: how many texts were longer than the most tokens allowed and lost a part.
-        authors: None: the privacy unit is a row.
-        num_skipped: how many rows of the source are not among the N, because they are damaged or have no label.
+        num_cut: how many examples were longer than the maximum and were cut.
+        authors: always None, because the privacy unit is a row.
+        num_skipped: how many rows of the source are left out because they are damaged or have no label.
     """
 
     ids: np.ndarray
@@ -51,16 +51,16 @@ class ClassificationDataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, int64 [N], at least 1."""
+        """Number of tokens per example, int64 [N], at least 1."""
         return np.diff(self.starts)
 
     def batch(self, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
-        """Some examples, padded on the right to the longest.
+        """The chosen examples, padded on the right to the longest.
 
         Args:
-            indices: B examples. None at all gives the dummy of an empty share of a draw: one row whose label is
-                ignored, so that its loss and its gradient are exactly zero.
-            pad_token_id: fills the right; any id of the vocabulary does.
+            indices: B examples. An empty list gives a dummy batch for a rank whose share of a draw is empty: one row
+                whose label is ignored, so that its loss and its gradient are exactly zero.
+            pad_token_id: fills the right; any id of the vocabulary works.
 
         Returns:
             "input_ids" and "attention_mask" [B, T], "labels" [B], and "token_type_ids" [B, T] where the tokenizer
@@ -83,9 +83,9 @@ class ClassificationDataset:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def fingerprint(self) -> str:
-        """SHA-256 over the examples in order: whether a resumed run has the data it began with.
+        """SHA-256 over the examples in order, to check that a resumed run has the data it began with.
 
-        It is not private (who guesses the data can confirm the guess): it belongs in a checkpoint, not in a report.
+        It is not private: anyone who guesses the data can confirm the guess. Keep it in checkpoints, not in reports.
         """
         digest = hashlib.sha256()
         for array in (self.starts, self.labels, self.ids, self.token_types):
@@ -94,7 +94,7 @@ class ClassificationDataset:
         return digest.hexdigest()
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ClassificationDataset:
-        """Some examples, in the order given; `num_cut` and `num_skipped` stay those of the whole."""
+        """The chosen examples, in the order given; `num_cut` and `num_skipped` stay those of the whole set."""
         indices = np.asarray(indices, dtype=np.int64)
         tokens = np.concatenate(
             [np.empty(0, dtype=np.int64), *(np.arange(self.starts[i], self.starts[i + 1]) for i in indices)]
@@ -109,20 +109,20 @@ class ClassificationDataset:
 
 
 def tokenize_texts(rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ClassificationDataset:
-    """Every text or pair as the tokenizer writes it, special tokens and all: N rows stay N, whatever they hold.
+    """Tokenise every text or pair with its special tokens. N rows stay N, whatever they hold.
 
-    What is too long is cut by the tokenizer, which keeps its special tokens; of a pair the longer text gives way first.
-    A text of which the tokenizer makes nothing at all (an empty one, where it adds no special tokens) becomes one end
-    token, or another special one if it has no end token.
+    The tokenizer cuts what is too long and keeps its special tokens; it shortens the longer text of a pair first.
+    A row without any token (an empty text, where no special tokens are added) becomes one end token, or another
+    special token if there is no end token.
 
     Args:
         rows: N texts or pairs.
         tokenizer: the model's.
-        max_length: most tokens of an example, special tokens counted.
+        max_length: maximum number of tokens per example, counting special tokens.
 
     Raises:
-        InvalidArgument: `max_length` is below 2 or leaves no room between the special tokens, or an empty text meets a
-            tokenizer that has no special token at all.
+        InvalidArgument: `max_length` is below 2 or leaves no room between the special tokens, or a text is empty and
+            the tokenizer has no special token at all.
     """
     _require_room(tokenizer, max_length, len(rows.texts))
     ids: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
@@ -145,19 +145,17 @@ def tokenize_texts(rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_
 
 
 def _require_room(tokenizer: PreTrainedTokenizerBase, max_length: int, num_texts: int) -> None:
-    """A token of each text has to fit between the special tokens."""
+    """Refuse a `max_length` in which one token per text does not fit between the special tokens."""
     require_count("--max_length", max_length, minimum=_DUMMY_TOKENS)
     needed = tokenizer.num_special_tokens_to_add(pair=num_texts == 2) + num_texts
     if max_length < needed:
-        refuse(
-            "--max_length", max_length, f"special tokens and one token of each text need {needed}; give that or more"
-        )
+        refuse("--max_length", max_length, f"special tokens and one token per text need {needed}; give at least that")
 
 
 def _encode(
     texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[BatchEncoding, int]:
-    """(the rows' tokens, how many rows were cut). Only those are tokenised twice: the first time tells which."""
+    """(the rows' tokens, how many rows were cut). Only rows that are too long are tokenised twice."""
     encoded = _tokens(texts, tokenizer)
     long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
     if long:
@@ -171,19 +169,19 @@ def _encode(
 def _tokens(
     texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> BatchEncoding:
-    """One call of the tokenizer, whole texts without `max_length`."""
+    """One call of the tokenizer; without `max_length` texts stay whole."""
     return tokenizer(
         *texts,
         padding=False,
         truncation=False if max_length is None else "longest_first",
         max_length=max_length,
         return_attention_mask=False,
-        verbose=False,  # no warning that a text is longer than the model's context: it is cut
+        verbose=False,  # no warning that a text is longer than the model's context: we cut it
     )
 
 
 def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands for a text without tokens."""
+    """The token that represents an empty text."""
     tokens = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
     found = next((token for token in tokens if token is not None), None)
     if found is None:

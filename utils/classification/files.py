@@ -1,7 +1,7 @@
-"""A sentence classifier from files and into files that the standard libraries read.
+"""Load a sentence classifier, and save one in files that the standard libraries read.
 
-`model` holds a whole classifier, our LoRA merged into its weights; `adapter` what PEFT trained, for the checkpoint that
-training began with or, where there is a `model` too, for that.
+`model` holds a whole classifier with LoRA merged into its weights. `adapter` holds what PEFT trained; it belongs to the
+starting checkpoint or, if there is a `model` too, to that model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from utils.files.folders import write_folder
 from utils.models.loading import refuse_to_load
 from utils.models.trainable import MODEL_NAME
 
-ADAPTER_NAME = "adapter"  # the folder below a run's
+ADAPTER_NAME = "adapter"  # a folder in the run's folder
 
 _FLAG = "--model_checkpoint"
 _REMEDY = "give a folder with an encoder or a decoder and its tokenizer, or a hub name"
@@ -52,15 +52,16 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}", padding_side="right")
 logits = class_logits(model, tokenizer(["a text"], return_tensors="pt", padding=True))
 ```
 
-`class_logits` leaves padding out of what a prefix or a soft prompt makes of a batch; a single text needs no such care.
+`class_logits` keeps padding from changing the logits of a batch with a prefix or a soft prompt. A single text does not
+need it.
 """
 
 
 def load_classifier_tokenizer(name: str) -> Any:
-    """The tokenizer of a folder or hub name, padding on the right; where it has no padding token its end token pads.
+    """The tokenizer of a folder or hub name, with padding on the right. The end token pads if there is no pad token.
 
     Raises:
-        InvalidArgument: it cannot be loaded, or has neither of the two.
+        InvalidArgument: the tokenizer cannot be loaded, or has neither a pad nor an end token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, config=_config(name))
@@ -75,20 +76,21 @@ def load_classifier_tokenizer(name: str) -> Any:
 
 
 def load_classifier(name: str, class_names: Sequence[str], *, pad_token_id: int) -> tuple[Any, list[str]]:
-    """A classifier on the weights of a folder or hub name, in float32 and in evaluation mode.
+    """A classifier with the weights of a folder or hub name, in float32 and in evaluation mode.
 
-    A head that the checkpoint lacks, or has for another number of classes, is new: drawn from torch's generator.
+    A head that the checkpoint lacks, or has for another number of classes, is drawn anew from torch's generator.
 
     Args:
-        name: where it is.
-        class_names: of the task, by class number.
-        pad_token_id: of the tokenizer; for a model that has none.
+        name: folder or hub name.
+        class_names: classes of the task, by class number.
+        pad_token_id: the tokenizer's pad token, used if the model names none.
 
     Returns:
-        The model, and the names of modules behind the head that are new too (a pooler) and have to be trained.
+        The model, and the names of other new modules (a pooler) that must be trained too.
 
     Raises:
-        InvalidArgument: it cannot be loaded, lacks other weights, is an encoder-decoder, or is another tokenizer's.
+        InvalidArgument: the model cannot be loaded, lacks other weights, is an encoder-decoder, or does not fit the
+            tokenizer.
     """
     try:
         config = _config(name)
@@ -103,10 +105,10 @@ def load_classifier(name: str, class_names: Sequence[str], *, pad_token_id: int)
     if model.config.is_encoder_decoder:
         refuse(_FLAG, name, f"{model.config.model_type} is an encoder-decoder; give an encoder or a decoder")
     if pad_token_id >= (size := len(model.get_input_embeddings().weight)):
-        told = f"its tokenizer pads with token {pad_token_id}, but the model has embeddings for {size} only"
-        refuse(_FLAG, name, f"{told}; give one with the tokenizer that belongs to it")
+        told = f"its tokenizer pads with token {pad_token_id}, but the model has only {size} embeddings"
+        refuse(_FLAG, name, f"{told}; give a model with its own tokenizer")
     if model.config.pad_token_id is None:
-        # Not before: an embedding would be made whose row of the pad token, which may be the end token, does not train.
+        # Not earlier: the model would freeze the embedding of its pad token, which may be the end token.
         model.config.pad_token_id = pad_token_id
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     heads = tuple(f"{head}." for head in head_modules(model))
@@ -117,16 +119,16 @@ def load_classifier(name: str, class_names: Sequence[str], *, pad_token_id: int)
 
 
 def save_classifier(model: Any, tokenizer: Any, folder: Path, *, base_model: str) -> dict[str, str]:
-    """Write what was trained to `folder`, each part whole or not at all, the tokenizer with the first of them.
+    """Write the trained parts to `folder`, each whole or not at all. The tokenizer is saved with the first of them.
 
     Args:
-        model: as `utils.classification.modes.prepare_mode` gave it.
-        tokenizer: goes along.
-        folder: the run's.
-        base_model: the checkpoint; of a path only the last part is written down.
+        model: as returned by `utils.classification.modes.prepare_mode`.
+        tokenizer: saved beside the model.
+        folder: the run's folder.
+        base_model: the starting checkpoint; only the last part of a path is recorded.
 
     Returns:
-        Names below `folder` by what they hold.
+        {what was saved: its name in `folder`}.
     """
     in_peft = isinstance(model, PeftModel)
     saved = {"model": MODEL_NAME} if not in_peft or any(adapters(model)) else {}
@@ -140,7 +142,7 @@ def save_classifier(model: Any, tokenizer: Any, folder: Path, *, base_model: str
 
 
 def classifier_artifact(model: Any) -> Artifact:
-    """What the card of `save_classifier`'s files says about them."""
+    """What the model card says about the files of `save_classifier`."""
     if not isinstance(model, PeftModel):
         return Artifact("model", "classifier trained from", "transformers", ("text-classification",), _USE_MODEL)
     folder, load = "adapter", f'"{{base}}", num_labels={model.config.num_labels}'
@@ -154,7 +156,7 @@ def classifier_artifact(model: Any) -> Artifact:
 
 
 def _config(name: str) -> PreTrainedConfig:
-    """The model's configuration. Google's small BERTs, such as prajjwal1/bert-tiny, do not say what they are."""
+    """The model's configuration. Google's small BERTs, such as prajjwal1/bert-tiny, do not name their model type."""
     try:
         return AutoConfig.from_pretrained(name)
     except ValueError:
@@ -165,7 +167,7 @@ def _config(name: str) -> PreTrainedConfig:
 
 
 def _save_plain(model: Any, tokenizer: Any, target: Path) -> None:
-    """A classifier with adapters merged and out of their wrappers; `model` is as it was afterwards."""
+    """Save a classifier with its adapters merged; `model` itself is unchanged afterwards."""
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder, state_dict=_plain_state(model))
@@ -179,8 +181,7 @@ def _save_plain(model: Any, tokenizer: Any, target: Path) -> None:
 
 
 def _plain_state(model: Any) -> dict[str, Tensor]:
-    """Weights by the names that the model's class gives them: the head is what was trained, not what PEFT keeps of its
-    start."""
+    """Weights under the names of the model's own class, with the trained head, not PEFT's copy of the original."""
     state = {key: value for key, value in model.state_dict().items() if ".lora." not in key}
     return {
         key.replace(".modules_to_save.default.", "."): value
@@ -193,7 +194,7 @@ def _save_adapter(model: PeftModel, tokenizer: Any, target: Path, base: str) -> 
     def write(folder: Path) -> None:
         model.active_peft_config.base_model_name_or_path = base
         model.save_pretrained(folder, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's card is beside the folder
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run has a card of its own
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 

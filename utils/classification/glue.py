@@ -1,7 +1,7 @@
-"""GLUE's sentence and sentence-pair tasks (Wang et al. 2019): its own TSV files, or the copy on the hub.
+"""GLUE's sentence and sentence-pair tasks (Wang et al. 2019), from GLUE's TSV files or from the hub.
 
-The files are tab-separated with a header line and without quoting: a quotation mark is a character of the sentence.
-Columns are found by name, since copies of the files differ in their order and in some names.
+The files are tab-separated with a header line and without quoting: a quotation mark is part of the sentence.
+Columns are found by name, because copies of the files differ in the order and names of their columns.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _FLAG = "--data_dir"
 
 @dataclass(frozen=True)
 class GlueTask:
-    """What the files of one task look like.
+    """The file format of one task.
 
     Attributes:
-        folder: GLUE's own name for it.
-        text_columns: for each text the names that its column may have; the first that is there counts.
-        label_columns: the same for the label.
-        class_names: in the hub's order. Files give the name or its number.
+        folder: GLUE's name of the task's folder.
+        text_columns: the possible column names of each text; the first one found is used.
+        label_columns: the possible column names of the label.
+        class_names: in the hub's order. Files hold the name or its number.
         splits: our name of a split -> (file, the hub's name).
         metrics: see `utils.classification.metrics`.
-        unlabelled: what stands in the place of a label where annotators did not agree, or where it was lost.
-        has_broken_lines: whether GLUE's own file has lines that are cut in two, which are left out and counted. In
-            other tasks such a line is the user's mistake and is refused.
+        unlabelled: values that mark a missing label (annotators did not agree, or the label was lost).
+        has_broken_lines: whether GLUE's own file has lines that are cut in two. They are left out and counted. In
+            other tasks a broken line is refused as a mistake.
     """
 
     folder: str
@@ -53,7 +53,7 @@ class GlueTask:
 
     @cached_property
     def class_numbers(self) -> dict[str, int]:
-        """What a file's label may be -> class number."""
+        """Label in a file -> class number."""
         numbers = range(len(self.class_names))
         return dict(zip(self.class_names, numbers, strict=True)) | {str(number): number for number in numbers}
 
@@ -90,18 +90,18 @@ def read_folder(name: str, data_dir: str | Path) -> Splits:
 
     Args:
         name: a key of GLUE.
-        data_dir: holds the task's folder under our name or GLUE's (`sst2` or `SST-2`), or is that folder.
+        data_dir: the task's folder, or its parent; the folder has our name or GLUE's (`sst2` or `SST-2`).
 
     Raises:
-        InvalidArgument: a folder, file or column is missing, a line has too many or too few fields or a label that is
-            not the task's (by line), a file is not UTF-8 or has no rows.
+        InvalidArgument: a folder, file or column is missing, a line has a wrong number of fields or an unknown label
+            (the message names the line), a file is not UTF-8 or has no rows.
     """
     task, folder = GLUE[name], _task_folder(name, Path(data_dir))
     return {split: _read_tsv(task, folder / file) for split, (file, _) in task.splits.items()}
 
 
 def read_hub(name: str) -> Splits:
-    """All labelled splits of a task from the hub, through the cache of `datasets` (the data are public).
+    """All labelled splits of a task from the hub, cached by `datasets` (the data are public).
 
     Raises:
         InvalidArgument: the hub cannot be reached, or its copy is not as expected.
@@ -109,14 +109,14 @@ def read_hub(name: str) -> Splits:
     task, tables = GLUE[name], _load_hub(name)
     missing = [split for _, split in task.splits.values() if split not in tables]
     if missing:
-        refuse("--datasets", name, f"the hub's copy has no split {', '.join(missing)}; give GLUE's files to {_FLAG}")
+        refuse("--datasets", name, f"the hub's copy has no split {', '.join(missing)}; give GLUE's files with {_FLAG}")
     return {split: _from_table(name, tables[theirs]) for split, (_, theirs) in task.splits.items()}
 
 
 def _task_folder(name: str, root: Path) -> Path:
-    """The first of the folders that may be meant in which there is a training file."""
+    """The first candidate folder that holds a training file."""
     if not root.is_dir():
-        refuse(_FLAG, str(root), "no such folder; give the one that holds the folders of the GLUE tasks")
+        refuse(_FLAG, str(root), "no such folder; give the folder that holds the GLUE tasks' folders")
     file, _ = GLUE[name].splits[TRAIN]
     folders = (root / name, root / GLUE[name].folder, root)
     found = next((folder for folder in folders if (folder / file).is_file()), None)
@@ -146,14 +146,14 @@ def _read_tsv(task: GlueTask, path: Path) -> LabelledTexts:
         for column, at in zip(texts, texts_at, strict=True):
             column.append(fields[at])
     if not labels:
-        refuse(_FLAG, str(path), "there are no labelled rows in it; put GLUE's own file there")
+        refuse(_FLAG, str(path), "has no labelled rows; put GLUE's own file there")
     return LabelledTexts(texts, np.array(labels, dtype=np.int64), num_skipped)
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file. Only a line feed ends one: anything else that Python takes for a line's end is text."""
+    """The lines of a file. Only a line feed ends a line; Python's other line separators are text here."""
     if not path.is_file():
-        refuse(_FLAG, str(path), "no such file; put GLUE's own there")
+        refuse(_FLAG, str(path), "no such file; put GLUE's own file there")
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             return [line.removesuffix("\n").removesuffix("\r") for line in file]
@@ -164,7 +164,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _columns(task: GlueTask, header: Sequence[str], flag: str, value: str) -> list[str]:
-    """The names here of the task's texts and, last, of its label."""
+    """The column names of the task's texts and, last, of its label."""
     chosen = []
     for names in (*task.text_columns, task.label_columns):
         column = next((name for name in names if name in header), None)
@@ -176,22 +176,22 @@ def _columns(task: GlueTask, header: Sequence[str], flag: str, value: str) -> li
 
 
 def _is_whole(task: GlueTask, found: int, expected: int, path: Path, line: int) -> bool:
-    """Whether a line has a field for each column; False where the task's own file is known to have others."""
+    """Whether a line has one field per column. A broken line is refused unless the task's own file has some."""
     if found != expected and not task.has_broken_lines:
-        refuse(_FLAG, str(path), f"line {line} has {found} fields, the header {expected}; mend the line or take it out")
+        refuse(_FLAG, str(path), f"line {line} has {found} fields, the header {expected}; fix or remove the line")
     return found == expected
 
 
 def _class_number(task: GlueTask, label: str, path: Path, line: int) -> int:
-    """From a class name or its number."""
+    """The number of a class, given by name or number."""
     if label not in task.class_numbers:
         known = ", ".join(task.class_names)
-        refuse(_FLAG, str(path), f"line {line} has an unknown label; give one of {known}, or its number counted from 0")
+        refuse(_FLAG, str(path), f"line {line} has an unknown label; use one of {known}, or its number counted from 0")
     return task.class_numbers[label]
 
 
 def _load_hub(name: str) -> datasets.DatasetDict:
-    """The hub's copy, under its present name or the former one."""
+    """The hub's copy, under its current name or its former one."""
     tables, why = None, ""
     for path in _HUB_NAMES:
         try:
@@ -200,21 +200,19 @@ def _load_hub(name: str) -> datasets.DatasetDict:
         except Exception as error:  # the hub's client, the cache and the file system raise unrelated types
             why = type(error).__name__
             if isinstance(error, ConnectionError):
-                break  # and not another half minute of retries for the other name
+                break  # the other name would only repeat half a minute of retries
     if tables is None:
-        refuse(
-            "--datasets", name, f"cannot be had from the hub ({why}); give {_FLAG} with a folder of GLUE's TSV files"
-        )
+        refuse("--datasets", name, f"cannot be loaded from the hub ({why}); give {_FLAG} a folder of GLUE's TSV files")
     return tables
 
 
 def _from_table(name: str, table: datasets.Dataset) -> LabelledTexts:
-    """One split of the hub's copy, whose labels are numbers already."""
+    """One split of the hub's copy; its labels are already numbers."""
     task = GLUE[name]
     *texts, label = _columns(task, table.column_names, "--datasets", name)
     labels = np.array(list(table[label]), dtype=np.int64)
     if tuple(getattr(table.features[label], "names", task.class_names)) != task.class_names:
         refuse("--datasets", name, f"the hub's copy has other classes than {task.class_names}; give {_FLAG}")
     if not len(labels) or labels.min() < 0 or labels.max() >= len(task.class_names):
-        refuse("--datasets", name, f"the hub's copy has rows without a label; give GLUE's files to {_FLAG}")
+        refuse("--datasets", name, f"the hub's copy has rows without a label; give GLUE's files with {_FLAG}")
     return LabelledTexts(tuple(list(table[column]) for column in texts), labels)

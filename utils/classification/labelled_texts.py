@@ -1,8 +1,8 @@
-"""Texts, or pairs of them, each with a class: read from a user's own file, before they are tokenised.
+"""Texts, or pairs of texts, with a class each, read from a user's own file.
 
-A row is the privacy unit, so every row with a text and a label becomes one example. Class names end up in the trained
-model's configuration: they are a list that is fixed beforehand or, where there is none, the training labels, which are
-then assumed to be public.
+A row is the privacy unit, so every row with a text and a label becomes one example. Class names are saved in the
+trained model's configuration. They come from a list that is fixed beforehand; without one they are the training
+labels, which are then assumed to be public.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dptune._validate import refuse, require_count
 from utils.files.cells import Place, is_text, require_columns, text_of
 from utils.files.tables import SPLITS, Row, read_rows, show_columns
 
-_MOST_CLASSES = 100  # that are taken from the labels: a column with more may tell of single rows
-_LONGEST_CLASS_NAME = 100  # a longer label is a text in the wrong column, which must not become a published name
+_MOST_CLASSES = 100  # taken from the labels; a column with more may reveal single rows
+_LONGEST_CLASS_NAME = 100  # characters; a longer label is a text in the wrong column, which must not be published
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """N rows.
+    """N labelled rows.
 
     Attributes:
         texts: one or two columns of N texts.
-        labels: which class each row is of, int64 [N].
-        num_skipped: rows of the source that are not among them, because they are damaged or have no label.
+        labels: class number of each row, int64 [N].
+        num_skipped: how many rows of the source are left out because they are damaged or have no label.
     """
 
     texts: tuple[list[str], ...]
@@ -40,10 +40,10 @@ class LabelledTexts:
         return len(self.labels)
 
     def sample(self, count: int | None, seed: int) -> LabelledTexts:
-        """`count` rows chosen at random, in their order; all of them for None.
+        """`count` rows chosen at random, in their order; all rows if None.
 
-        The choice depends on the seed and on the number of rows, never on what a row says. A seed is no secret, so
-        leaving rows out amplifies nothing: the rows that are kept are the data set that epsilon speaks of.
+        The choice depends on the seed and the number of rows, never on their content. The seed is not secret, so this
+        sampling does not amplify privacy: epsilon is about the rows that are kept.
 
         Raises:
             InvalidArgument: `count` is below 1 or above N.
@@ -52,7 +52,7 @@ class LabelledTexts:
             return self
         require_count("--max_train_examples", count)
         if count > len(self):
-            refuse("--max_train_examples", count, f"the training set has {len(self)} rows; give at most that, or none")
+            refuse("--max_train_examples", count, f"the training set has {len(self)} rows; give at most that")
         kept = np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
         return replace(
             self, texts=tuple([column[row] for row in kept] for column in self.texts), labels=self.labels[kept]
@@ -61,13 +61,13 @@ class LabelledTexts:
 
 @dataclass(frozen=True)
 class NamedTexts:
-    """Rows of a user's file, their classes still by name.
+    """Rows of a user's file, with class names instead of numbers.
 
     Attributes:
         texts: as in `LabelledTexts`.
         names: the label of each row, as text.
-        flag, path: where they are from, for errors.
-        declared: the classes that a saved DatasetDict names beside its rows, in their order; None where it names none.
+        flag, path: where the rows come from, for errors.
+        declared: the classes that a saved DatasetDict declares, in order; None if it declares none.
     """
 
     texts: tuple[list[str], ...]
@@ -77,35 +77,34 @@ class NamedTexts:
     declared: tuple[str, ...] | None = None
 
     def class_names(self) -> tuple[str, ...]:
-        """What the data set declares, else the labels that occur, whole numbers by value and anything else by the
-        alphabet.
+        """The declared classes, or else the labels that occur: whole numbers in order of value, others alphabetically.
 
         Raises:
-            InvalidArgument: there is one class only, more than can be public, or one number in two spellings.
+            InvalidArgument: there is only one class, there are too many to publish, or a number has two spellings.
         """
         if self.declared is not None:
             return self.declared
         names = set(self.names)
         if len(names) > _MOST_CLASSES:
             told = f"it has more than {_MOST_CLASSES} different labels, which would all become public"
-            refuse(self.flag, self.path, f"{told}; if that is meant, name all classes by --class_names")
+            refuse(self.flag, self.path, f"{told}; if that is intended, list all classes with --class_names")
         if len(names) < 2:
-            refuse(self.flag, self.path, "all rows have one label; give rows of two classes at least")
+            refuse(self.flag, self.path, "all rows have the same label; give rows of at least two classes")
         if len({_value(name) for name in names}) < len(names):
-            refuse(self.flag, self.path, "some labels are one number in two spellings, such as 1 and 1.0; take one")
+            refuse(self.flag, self.path, "some labels spell one number in two ways, such as 1 and 1.0; use only one")
         numbers = all(name.removeprefix("-").isdecimal() for name in names)
         return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
 
     def numbered(self, class_names: Sequence[str], given_by: str = "the training file's") -> LabelledTexts:
-        """The same rows with class numbers; `given_by` is where the classes are from, for errors.
+        """The same rows with class numbers; `given_by` says where the classes come from, for errors.
 
         Raises:
-            InvalidArgument: a row is of none of these classes; names the row.
+            InvalidArgument: a row has another class; the message names the row.
         """
         number_of = {name: number for number, name in enumerate(class_names)}
         for row, name in enumerate(self.names, start=1):
             if name not in number_of:
-                Place(self.flag, self.path, row).refuse(f"its label is none of {given_by}; mend it or leave it out")
+                Place(self.flag, self.path, row).refuse(f"its label is not one of {given_by}; fix it or drop the row")
         return LabelledTexts(self.texts, np.array([number_of[name] for name in self.names], dtype=np.int64))
 
 
@@ -116,12 +115,12 @@ def read_named_texts(
 
     Args:
         path, flag, split: see `utils.files.tables.read_rows`.
-        text_columns: one column, or the two of a pair in the order in which the model reads them.
-        label_column: holds text or whole numbers; 1 and "1" are one class, since a CSV has text only.
+        text_columns: one column, or the two columns of a pair in the order in which the model reads them.
+        label_column: holds text or whole numbers; 1 and "1" are the same class, because CSV holds only text.
 
     Raises:
-        InvalidArgument: what `read_rows` refuses, a missing column, a value that is no text or no label (by row, and
-            without showing it).
+        InvalidArgument: what `read_rows` refuses, a missing column, or a value that is not a text or a label. The
+            message names the row and does not show the value.
     """
     if not 1 <= len(text_columns) <= 2:
         refuse("--text_columns", list(text_columns), "name one column, or two for pairs of texts")
@@ -131,7 +130,7 @@ def read_named_texts(
     for name, given_by in zip(columns, ["--text_columns"] * len(text_columns) + ["--label_column"], strict=True):
         if not any(name in row for row in rows):
             found = show_columns(rows[0])
-            refuse(given_by, name, f"no such column in {path}, which has {found}; name one of them")
+            refuse(given_by, name, f"no such column in {path}, which has {found}; give one of them")
     texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
     names = []
     for number, row in enumerate(rows, start=1):
@@ -146,16 +145,16 @@ def read_named_texts(
     declared = tuple(kind.names)
     for number, name in enumerate(names, start=1):
         if not 0 <= int(name) < len(declared):
-            Place(flag, str(path), number).refuse(f"{label_column} is none of its classes; give every row a label")
+            Place(flag, str(path), number).refuse(f"{label_column} is not a declared class; give every row a label")
     return NamedTexts(texts, [declared[int(name)] for name in names], flag, str(path), declared)
 
 
 def _saved_split(path: str | Path, flag: str, split: str) -> datasets.Dataset | None:
-    """That of a saved DatasetDict, or a saved Dataset; None for what `read_rows` reads otherwise, or refuses."""
+    """The split of a saved DatasetDict, or a saved Dataset; None for anything else, which `read_rows` handles."""
     try:
         saved = datasets.load_from_disk(str(path)) if Path(path).is_dir() else None
-    except IndexError:  # of the library's own, where a split was saved without rows
-        refuse(flag, str(path), "a split of it has no rows; fill it, or leave it out")
+    except IndexError:  # raised by the library for a split that was saved without rows
+        refuse(flag, str(path), "one of its splits has no rows; add rows or remove the split")
     except (OSError, ValueError, KeyError):
         return None
     if not isinstance(saved, datasets.DatasetDict):
@@ -164,7 +163,7 @@ def _saved_split(path: str | Path, flag: str, split: str) -> datasets.Dataset | 
 
 
 def _value(name: str) -> float | str:
-    """A label's number, so that 1 and 1.0 are one; other labels are themselves."""
+    """A label's number, so that 1 and 1.0 are equal; other labels unchanged."""
     try:
         return float(name)
     except ValueError:

@@ -1,6 +1,6 @@
-"""What a classifier is trained on and judged by: one loss an example, and predictions shared over the ranks.
+"""Per-example losses of a classifier, and predictions computed over all ranks.
 
-Shapes: B examples, T tokens, C classes, N examples of a split.
+Shapes: B examples per batch, T tokens, C classes, N examples of a split.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from utils.classification.dataset import ClassificationDataset
 from utils.data.tokenization import IGNORED
 from utils.training.micro_batches import MicroBatches
 
-_CHECKED_LENGTHS = (8, 5, 3)  # ragged, so that padding which reaches a neighbour is seen
+_CHECKED_LENGTHS = (8, 5, 3)  # different, so that the check sees padding that changes another example
 
 
 class ClassificationLoss:
-    """Cross-entropy of each example alone, [B], in float32; exactly zero where the label is -100.
+    """Cross-entropy of each example, float32 [B]; exactly zero where the label is -100.
 
     Args:
         model: a classifier, plain or inside a `PeftModel`; see `dptune.integrations.peft.class_logits`.
@@ -43,16 +43,16 @@ class ClassificationLoss:
 
 
 def check_classifier_rules(model: Any, *, num_classes: int, pad_token_id: int, token_types: bool) -> None:
-    """Compare the engine's gradients with autograd's on a few random rows of different lengths, before training.
+    """Before training, compare the engine's gradients with autograd's on a few random rows of different lengths.
 
     Args:
-        model: what is trained, in float32.
-        num_classes, pad_token_id: of the task and the tokenizer.
-        token_types: whether rows come with "token_type_ids".
+        model: the model to train, in float32.
+        num_classes: number of classes of the task.
+        pad_token_id: the tokenizer's pad token.
+        token_types: whether rows have "token_type_ids".
 
     Raises:
-        InvalidArgument: a method of PEFT that the engine does not know, or a model that computes something that the
-            engine's rules do not describe.
+        InvalidArgument: the engine does not know the PEFT method, or its rules do not describe the model's layers.
     """
     require_known_method(model)
     device, size = next(model.parameters()).device, (len(_CHECKED_LENGTHS), max(_CHECKED_LENGTHS))
@@ -77,26 +77,26 @@ def check_classifier_rules(model: Any, *, num_classes: int, pad_token_id: int, t
 def predict(
     classify: Callable[[Mapping[str, Tensor]], Tensor], data: ClassificationDataset, micro_batches: MicroBatches
 ) -> tuple[np.ndarray, float]:
-    """The class of every example of a split, each computed on one rank, and the mean cross-entropy.
+    """The predicted class of every example of a split, and the mean cross-entropy. Each example runs on one rank.
 
     Args:
-        classify: the inputs of B examples -> logits [B, C], of a model in evaluation mode.
+        classify: the inputs of B examples -> logits [B, C], with the model in evaluation mode.
         data: N examples.
-        micro_batches: how the rows are cut for this rank.
+        micro_batches: deals the rows to this rank.
 
     Returns:
         Classes, int64 [N] in the order of `data`, the same on every rank; and the loss in nats per example.
     """
-    found = torch.zeros(3, len(data), dtype=torch.float64)  # class, loss, and how often it was seen
+    found = torch.zeros(3, len(data), dtype=torch.float64)  # class, loss, and how often the example was seen
     for rows, batch in micro_batches.dealt(data, np.arange(len(data))):
         labels = batch.pop("labels")
         logits_BC = classify(batch).float()
-        if len(rows):  # else the dummy of a rank that has run out of examples
+        if len(rows):  # otherwise the batch is the dummy of a rank without examples
             losses = F.cross_entropy(logits_BC, labels, reduction="none")
             values = torch.stack([logits_BC.argmax(1), losses, torch.ones_like(losses)])
             found[:, torch.from_numpy(rows)] = values.double().cpu()
     accelerator = micro_batches.accelerator
     classes, losses, seen = accelerator.gather(found[None].to(accelerator.device)).sum(0).cpu()
     if not seen.eq(1).all():
-        raise RuntimeError("an example was judged twice, or not at all")
+        raise RuntimeError("an example was evaluated twice, or not at all")
     return classes.long().numpy(), losses.mean().item()

@@ -1,7 +1,7 @@
-"""Settings that depend on a model's own scale, which differs a hundredfold between models: how fast a new
-classification head should learn, and what gradients are clipped to.
+"""Defaults that are measured on the model: the learning rate of a new classification head, and the clip norm.
 
-Both are measured on the model before its training, on tokens drawn at random, so nothing of the data is in them.
+Their right scale differs a hundredfold between models. Both are measured before training, on random tokens, so they
+reveal nothing about the data.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _ROWS, _TOKENS = 16, 16
 def measure_head_rate(model: Any) -> float:
     """The learning rate at which one step of Adam moves a logit by about one.
 
-    Adam moves each weight by the rate r, so a linear layer's output by up to r times the summed magnitudes of its
-    input.
+    Adam moves each weight by the rate r. It moves a linear layer's output by up to r times the sum of its inputs'
+    magnitudes.
 
     Args:
-        model: a classifier of the transformers library, before it is put into a mode; not changed.
+        model: a transformers classifier, before it is put into a mode; not changed.
 
     Returns:
-        1 / (mean over rows of sum |x|) for the linear layer of the head with the largest inputs x, to one significant
-        digit, so that rounding on another machine does not change it.
+        1 / (mean over rows of sum |x|) for the linear layer of the head with the largest inputs x. It has one
+        significant digit, so that rounding on another machine does not change it.
 
     Raises:
         InvalidArgument: the head has no linear layer to measure.
@@ -53,28 +53,28 @@ def measure_head_rate(model: Any) -> float:
         for handle in handles:
             handle.remove()
     if not sizes or max(sizes) == 0:
-        refuse("--head_learning_rate", None, f"give one: {type(model).__name__}'s head has no linear layer to measure")
+        refuse("--head_learning_rate", None, f"must be given: {type(model).__name__}'s head has no linear layer")
     return float(f"{1 / max(sizes):.0e}")
 
 
 def measure_clip_norm(model: Any) -> float:
-    """A clip norm just above the typical gradient of a model that has learned nothing yet.
+    """A clip norm just above the typical gradient norm of the model at the start.
 
-    Far below it every gradient would be cut to the same length at the start, and their sum would be a vote in which the
-    commonest class wins, however weak its majority. The noise grows with it, so it is not for the longest ones.
+    With a far smaller one every gradient is clipped to the same length, and the model may predict only the majority
+    class. The noise grows with the clip norm, so it is not set by the largest gradients.
 
     Args:
         model: as for `typical_gradient_norm`.
 
     Returns:
-        That norm, rounded up to two significant digits, so that rounding on another machine hardly ever changes it.
+        The norm, rounded up to two significant digits, so that rounding on another machine hardly ever changes it.
 
     Raises:
         InvalidArgument: the gradients are zero or not finite.
     """
     typical = typical_gradient_norm(model)
     if not typical > 0:
-        refuse("--max_grad_norm", None, f"give one: gradients at the start cannot be measured, they are {typical} long")
+        refuse("--max_grad_norm", None, f"must be given, not measured: gradients at the start have norm {typical}")
     rounded = float(f"{typical:.1e}")
     if rounded < typical:
         rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(typical)) - 1):.1e}")
@@ -82,11 +82,10 @@ def measure_clip_norm(model: Any) -> float:
 
 
 def typical_gradient_norm(model: Any) -> float:
-    """The median norm of the gradients of single rows, with classes in turns, over all that trains; NaN where one is
-    not finite.
+    """The median gradient norm of single random rows, with each class in turn; NaN if one is not finite.
 
     Args:
-        model: a classifier in its mode; what trains requires a gradient. Not changed.
+        model: a classifier in its mode, whose trained parameters require a gradient. Not changed.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows = _random_rows(model)

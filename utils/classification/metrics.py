@@ -1,4 +1,4 @@
-"""How well classes are told apart: scikit-learn's metrics under the names that tasks give."""
+"""Metrics of a classifier: scikit-learn's, by the names that tasks use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Labels = Sequence[int] | np.ndarray
 
 
 def _f1_of_class_1(labels: Labels, predictions: Labels) -> float:
-    """F1 of two classes, 1 being the positive one; 0 where neither side ever says 1."""
+    """F1 for two classes, where 1 is the positive one; 0 if 1 is neither a label nor a prediction."""
     return f1_score(labels, predictions, pos_label=1, average="binary", zero_division=0.0)
 
 
@@ -23,8 +23,8 @@ def scores(labels: Labels, predictions: Labels, metrics: Sequence[str]) -> dict[
 
     Args:
         labels: the true class of each of N rows, N at least 1.
-        predictions: the class that was predicted, [N].
-        metrics: of "accuracy" and "f1" (two classes; the positive one is 1, a duplicate in QQP).
+        predictions: the predicted class, [N].
+        metrics: any of "accuracy" and "f1" (two classes; class 1 is the positive one, a duplicate in QQP).
 
     >>> scores([0, 1, 1, 0], [0, 1, 0, 0], ("accuracy", "f1"))
     {'accuracy': 0.75, 'f1': 0.6666666666666666}
@@ -35,7 +35,7 @@ def scores(labels: Labels, predictions: Labels, metrics: Sequence[str]) -> dict[
 
 
 def majority(labels: Labels) -> float:
-    """The accuracy of always saying the commonest class of these N rows, N at least 1.
+    """The accuracy of always predicting the majority class of these N rows, N at least 1.
 
     >>> majority([2, 0, 2, 1])
     0.5

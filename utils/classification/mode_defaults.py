@@ -1,6 +1,6 @@
-"""The names of the ways of fine-tuning a classifier and their default rates: what flags need, without torch.
+"""The names of the fine-tuning modes and their default learning rates, apart so that flags do not import torch.
 
-`utils.classification.modes` says what each way trains.
+`utils.classification.modes` says what each mode trains.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MODES = (
     "bias-only",
 )
 
-# Peak rates of AdamW to begin a search with, without privacy and with it: what is new and small takes larger steps than
-# what was pretrained. From single runs on SST-2 with MiniLM and batches of 1,024.
+# Peak rates of AdamW to start a search from: (without privacy, with privacy). New and small parts take larger steps
+# than pretrained ones. From single runs on SST-2 with MiniLM and batches of 1,024.
 _LEARNING_RATES = {
     "full": (1e-4, 1e-3),
     "lora": (6e-3, 1.2e-2),
@@ -34,20 +34,20 @@ _LEARNING_RATES = {
 
 
 def default_learning_rate(mode: str, of_head: Callable[[], float], *, private: bool) -> float:
-    """Where `--learning_rate` is not given; `of_head` measures that of a head that trains alone."""
+    """The rate used if `--learning_rate` is not given; `of_head` measures the rate of a head that trains alone."""
     return of_head() if mode == "last-layer" else _LEARNING_RATES[mode][private]
 
 
 def default_head_learning_rate(mode: str, of_head: Callable[[], float], *, rate: float, private: bool) -> float:
-    """Of the head, where `--head_learning_rate` is not given; `rate` is that of the rest.
+    """The head's rate if `--head_learning_rate` is not given; `rate` is that of the other parameters.
 
-    A new head's small weights pass small gradients on to what is below it, which noise drowns: under privacy the head
-    gets to its size first, at the rate of a head that trains alone. Not so where the whole model trains: its gradients
-    are long from the start and leave little of the clip norm to the head, so that a fast one would follow the noise.
+    A new head has small weights and passes small gradients to the layers below, which the noise drowns. So with privacy
+    the head first grows at the rate of a head that trains alone. Full fine-tuning is different: its large gradients
+    leave little of the clip norm to the head, and a fast head would follow the noise.
     """
     return of_head() if private and mode not in ("full", "last-layer") else rate
 
 
 def virtual_tokens(mode: str, num_prepend_tokens: int) -> int:
-    """Positions that a mode puts before each text."""
+    """How many positions a mode adds before each text."""
     return num_prepend_tokens if mode.startswith(("prefix", "soft-prompt")) else 0

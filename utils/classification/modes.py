@@ -1,8 +1,8 @@
-"""The ways of fine-tuning a sentence classifier: what each of them trains.
+"""The modes of fine-tuning a sentence classifier: what each of them trains.
 
-LoRA is the engine's own; (IA)^3 (Liu et al. 2022), prefixes (Li and Liang 2021) and soft prompts (Lester et al. 2021)
-are the PEFT library's, put around the model that `AutoModelForSequenceClassification` gives. A new task has a new
-classification head, so every mode trains the head, whole.
+LoRA is dptune's own. (IA)^3 (Liu et al. 2022), prefixes (Li and Liang 2021) and soft prompts (Lester et al. 2021) come
+from the PEFT library, around a model of `AutoModelForSequenceClassification`. A new task has a new classification head,
+so every mode trains the whole head.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ _LONGEST_REASON = 100
 
 
 def head_modules(model: Any) -> list[str]:
-    """Names of the classification head's modules: the children of a transformers classifier behind its backbone, such
-    as `classifier` (BERT) or `score` (decoders).
+    """Names of the head's modules: all children but the backbone, such as `classifier` (BERT) or `score` (decoders).
 
     Raises:
-        InvalidArgument: there is none.
+        InvalidArgument: the model has no head with parameters.
     """
     names = [
         name
@@ -37,12 +36,12 @@ def head_modules(model: Any) -> list[str]:
         if name != model.base_model_prefix and next(child.parameters(), None) is not None
     ]
     if not names:
-        refuse("--model_checkpoint", type(model).__name__, "has no classification head that could be trained")
+        refuse("--model_checkpoint", type(model).__name__, "has no classification head to train; give another model")
     return names
 
 
 def head_parameters(model: Any, names: Sequence[str]) -> list[str]:
-    """Those of the parameter `names` of a model that `prepare_mode` returned that are the classification head's."""
+    """Those of the parameter `names` that belong to the classification head; `model` is from `prepare_mode`."""
     heads = head_modules(model.get_base_model() if isinstance(model, PeftModel) else model)
     return [name for name in names if any(f".{head}." in f".{name}" for head in heads)]
 
@@ -62,16 +61,16 @@ def prepare_mode(
     """Choose what is trained.
 
     Args:
-        model: a classifier of the transformers library; changed in place.
+        model: a transformers classifier; changed in place.
         mode: one of MODES.
         lora_r, lora_alpha, lora_dropout: see `dptune.lora.add_lora`.
-        lora_target_modules: layers to adapt; None for the queries and values of attention.
-        num_prepend_tokens: virtual tokens of a prefix or a soft prompt.
-        prefix_projection: whether a prefix is the output of a small network, which is trained in its place.
-        also_trained: names of modules that are trained beside the head, because the checkpoint has no weights for them.
+        lora_target_modules: layers to adapt; None for attention queries and values.
+        num_prepend_tokens: number of virtual tokens of a prefix or soft prompt.
+        prefix_projection: compute the prefix by a small network, and train that network instead of the prefix.
+        also_trained: other modules to train, because the checkpoint has no weights for them.
 
     Returns:
-        The model, inside a `PeftModel` in PEFT's modes, and the names of all that is trained, in its order.
+        The model (a `PeftModel` in PEFT's modes), and the names of the trained parameters in the model's order.
 
     Raises:
         InvalidArgument: the mode does not fit the model.
@@ -90,7 +89,7 @@ def prepare_mode(
         require_count("--num_prepend_tokens", num_prepend_tokens)
         how = {"num_virtual_tokens": num_prepend_tokens, "prefix_projection": prefix_projection}
         model = _in_peft(model, mode, _PEFT[method](how), heads)
-        for _, adapter in adapters(model):  # PEFT has frozen them with the base
+        for _, adapter in adapters(model):  # PEFT froze them with the base model
             adapter.requires_grad_(True)
         if virtual_tokens(mode, num_prepend_tokens):
             _require_read(model, mode)
@@ -105,7 +104,7 @@ def _prefix(how: dict[str, Any]) -> PeftConfig:
 
 
 def _soft_prompt(how: dict[str, Any]) -> PeftConfig:
-    """It begins as words of the vocabulary, drawn at random, which Lester et al. (2021) found better than noise."""
+    """A soft prompt that starts as random words of the vocabulary: Lester et al. (2021) found it better than noise."""
     how = {"num_virtual_tokens": how["num_virtual_tokens"], "prompt_tuning_init": "SAMPLE_VOCAB"}
     return PromptTuningConfig(task_type=TaskType.SEQ_CLS, **how)
 
@@ -118,18 +117,18 @@ _PEFT: dict[str, Callable[[dict[str, Any]], PeftConfig]] = {
 
 
 def _in_peft(model: Any, mode: str, config: PeftConfig, heads: Sequence[str]) -> Any:
-    """`model` in PEFT, which freezes it, and trains and saves a copy of the head's modules."""
+    """`model` wrapped by PEFT, which freezes it, and trains and saves a copy of the head's modules."""
     config.modules_to_save = list(heads)
     try:
         return get_peft_model(model, config)
-    except ValueError as error:  # such as an architecture for which PEFT knows no layers
+    except ValueError as error:  # for example an architecture whose layers PEFT does not know
         reason = " ".join(str(error).split())
-        refuse(_FLAG, mode, f"PEFT does not put it into {type(model).__name__} ({reason}); take another mode")
+        refuse(_FLAG, mode, f"PEFT does not support it for {type(model).__name__} ({reason}); give another mode")
 
 
 @torch.no_grad()
 def _require_read(model: PeftModel, mode: str) -> None:
-    """Refuse a model that fails on a prefix or a soft prompt, or leaves it out: another one must change the logits."""
+    """Refuse a model that fails with a prefix or soft prompt, or ignores it: changing it must change the logits."""
     kind, training = type(model.get_base_model()).__name__, model.training
     encoder = model.prompt_encoder[model.active_adapter]
     ids = torch.tensor([[3, 4]], device=model.device)
@@ -144,27 +143,27 @@ def _require_read(model: PeftModel, mode: str) -> None:
         read = not torch.equal(class_logits(model, inputs), before)
     except Exception as error:  # models fail in unrelated ways, deep inside
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        refuse(_FLAG, mode, f"{kind} does not run with it ({type(error).__name__}: {reason}); take another mode")
+        refuse(_FLAG, mode, f"{kind} does not run with it ({type(error).__name__}: {reason}); give another mode")
     finally:
         encoder.load_state_dict(own)
         model.train(training)
     if not read:
-        refuse(_FLAG, mode, f"{kind} leaves it out in silence; take another mode")
+        refuse(_FLAG, mode, f"{kind} silently ignores it; give another mode")
 
 
 def _train_biases(model: nn.Module) -> None:
     """BitFit (Ben Zaken et al. 2022)."""
     biases = [parameter for name, parameter in model.named_parameters() if name.rpartition(".")[2] == "bias"]
     if not biases:
-        refuse(_FLAG, "bias-only", f"{type(model).__name__} has no biases; take another mode, such as ia3")
+        refuse(_FLAG, "bias-only", f"{type(model).__name__} has no biases; give another mode, such as ia3")
     for parameter in biases:
         parameter.requires_grad_(True)
 
 
 def _attention_of(model: Any) -> Sequence[str]:
-    """The layers that PEFT's LoRA adapts in such a model by default."""
+    """The layers that PEFT's LoRA adapts by default in a model of this type."""
     kind = model.config.model_type
     targets = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
     if targets is None or isinstance(targets, str):
-        refuse("--lora_target_modules", None, f"needed for a model of type {kind}: names of its linear layers")
+        refuse("--lora_target_modules", None, f"must be given for a model of type {kind}: names of its linear layers")
     return targets

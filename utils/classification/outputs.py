@@ -1,4 +1,4 @@
-"""What a run of train_classifier.py leaves in a task's folder at its end."""
+"""The results that train_classifier.py writes to a task's folder at the end of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.classification.metrics import majority
 from utils.classification.tasks import ClassificationTask
 from utils.training.task import Finished
 
-SCORES_NAME = "results.json"  # the last file of a run: where it is, the run has ended
+SCORES_NAME = "results.json"  # written last: if it exists, the run has finished
 _NOTICE = "scores are of the validation split, which the privacy guarantee does not cover; seconds are not private"
 
 
@@ -47,35 +47,35 @@ def write_summary(finished: Finished, task: ClassificationTask, settings: Settin
 
 
 def finished_results(folder: Path) -> dict[str, Any] | None:
-    """What a run that has ended left in its folder; None where there is none."""
+    """The results of a finished run in this folder; None if there are none."""
     path = folder / SCORES_NAME
     found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
     return found
 
 
 def refuse_other_results(results: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Refuse to take finished results for those of a run with another identity.
+    """Refuse finished results of a run with another identity.
 
     Raises:
-        InvalidArgument: they differ; the message names what, with both values.
+        InvalidArgument: the identities differ; the message names the setting and both values.
     """
     refuse_other_run(results["settings"], _published(identity), where=SCORES_NAME)
 
 
 def _published(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the data's fingerprint, which lets a guess of the data be confirmed."""
+    """The identity without the data's fingerprint, with which anyone could confirm a guess of the data."""
     return {name: value for name, value in identity.items() if name != "training_data"}
 
 
 def last_scores(diagnostics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Those of the last evaluation; none without a validation split."""
+    """The scores of the last evaluation; empty without a validation split."""
     return next((row["scores"] for row in reversed(diagnostics) if "scores" in row), {})
 
 
 def describe_scores(task: ClassificationTask, scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Scores in lines for a person, beside the share of the commonest class."""
+    """Scores in printable lines, beside the share of the majority class."""
     return [
         f"{split:<23}{', '.join(f'{metric} {value:.4f}' for metric, value in found.items())} "
-        f"(commonest class: {majority(task.validation[split].labels):.4f})"
+        f"(majority class: {majority(task.validation[split].labels):.4f})"
         for split, found in scores.items()
     ]

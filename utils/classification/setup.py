@@ -1,4 +1,4 @@
-"""From the flags of train_classifier.py to what a run is made of: tasks, plans, and a model of which a part trains."""
+"""Turn the flags of train_classifier.py into a run: tasks, plans, and a model with its trained parameters."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ from utils.training.task import PER_EXAMPLE, Finished
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SHORT = 0.5  # of a typical gradient's length: full mode at a third of it went the way of the commonest class
+_SHORT = 0.5  # of a typical gradient norm: at a third of it, full mode predicted only the majority class
 
 
 def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
     """The tasks of --datasets, or the one of --train_file, tokenised.
 
     Raises:
-        InvalidArgument: data that are not there or cannot be read, or one checkpoint to resume several tasks from.
+        InvalidArgument: data that are missing or cannot be read, or one checkpoint to resume several tasks from.
     """
     data, resume, length = settings.data, settings.results.resume_from_checkpoint, settings.checkpoint.max_length
     load = partial(
@@ -69,7 +69,7 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
     if data.train_file is None:
         names = data.datasets or []  # `TaskArguments` has exactly one of the two
         if resume not in (None, "latest") and len(names) > 1:
-            refuse("--resume_from_checkpoint", resume, "is of one task; give latest, or that task alone in --datasets")
+            refuse("--resume_from_checkpoint", resume, "belongs to one task; give latest, or only that task")
         return [load(name) for name in names]
     task = load_file_task(
         data.train_file,
@@ -86,7 +86,7 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
 
 
 class PlannedTask(NamedTuple):
-    """A task, the settings with what was left open for it, and steps and noise."""
+    """A task, its settings with the measured defaults filled in, and its plan of steps and noise."""
 
     task: ClassificationTask
     settings: Settings
@@ -94,11 +94,11 @@ class PlannedTask(NamedTuple):
 
 
 def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, accelerator: Accelerator) -> PlannedTask:
-    """Plan one task; every rank calls it. The logical batch is the same on any number of processes.
+    """Plan one task; every rank calls it. The logical batch does not depend on the number of processes.
 
     Raises:
         InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach, or a
-            clip norm to measure on a model that cannot be loaded.
+            model that cannot be loaded to measure the clip norm.
     """
     batch, examples = settings.steps.batch_size, len(task.train)
     if batch > examples:
@@ -119,48 +119,47 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
 
 
 def describe_setup(settings: Settings) -> list[str]:
-    """The mode in a line for a person, whether the clip norm is measured, and a warning where privacy was meant and is
-    not there. `settings` as the user gave them."""
+    """Printable lines: the mode, whether the clip norm is measured, and a warning if a flag has no effect."""
     lines = [f"fine-tuning mode       {settings.mode.finetune_mode}"]
     if settings.budget.clip_norm_is_open:
-        lines.append("--max_grad_norm        measured (just above a typical gradient at the start, on random tokens)")
+        lines.append("--max_grad_norm        measured, just above a typical gradient at the start, on random tokens")
     return lines if settings.budget.warning is None else [*lines, settings.budget.warning]
 
 
 def describe_rates(updates: UpdateSettings, *, chosen: bool) -> str:
-    """The peak rates in a line for a person; `chosen` is whether the user gave the first."""
-    given = "" if chosen else " (the default of this mode)"
+    """The peak learning rates in a printable line; `chosen` says whether the user gave --learning_rate."""
+    given = "" if chosen else " (default of this mode)"
     same = updates.head_learning_rate == updates.learning_rate
     head = "" if same else f", {updates.head_learning_rate:g} for the head"
     return f"learning rate          {updates.learning_rate:g}{given}{head}"
 
 
 def describe_short_clip_norm(clip_norm: float, typical: float) -> list[str]:
-    """A warning where private training would hardly learn: see `measured_defaults.measure_clip_norm`."""
+    """A warning if the clip norm is too small to learn much: see `measured_defaults.measure_clip_norm`."""
     if not clip_norm < _SHORT * typical:
         return []
     return [
-        f"warning: clip norm {clip_norm:g} is far below a typical gradient at the start, {typical:.2g} long: every "
-        "example then pulls equally hard, and the commonest class may win; without --max_grad_norm it is measured"
+        f"warning: clip norm {clip_norm:g} is far below the typical gradient norm at the start, {typical:.2g}. Nearly "
+        "every gradient is clipped, so the model may predict only the majority class; leave --max_grad_norm out"
     ]
 
 
 def dtype_of_launch(accelerator: Accelerator) -> torch.dtype:
-    """What forward passes compute in.
+    """The dtype of forward passes.
 
     Raises:
-        InvalidArgument: a launch that is not for classifiers.
+        InvalidArgument: the launch shards the model, or uses float16.
     """
     if sharding_of_launch() is not None:
-        refuse("distributed_type", "FSDP", "classifiers are not sharded; take accelerate_config_nofsdp.cfg or torchrun")
+        refuse("distributed_type", "FSDP", "classifiers are not sharded; use accelerate_config_nofsdp.cfg or torchrun")
     dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
     if dtype == torch.float16:
-        refuse("mixed_precision", "fp16", "float16 overflows where whole models train; set it to bf16 or no")
+        refuse("mixed_precision", "fp16", "float16 overflows when a whole model trains; set it to bf16 or no")
     return dtype
 
 
 def identity_of(planned: PlannedTask, trained: Trained) -> dict[str, Any]:
-    """What a resumed run must share, as JSON values. Numbers of processes and sizes of micro-batches are not in it."""
+    """What a resumed run must share, as JSON values. Process counts and micro-batch sizes may differ."""
     task, settings, plan = planned
     # The mode comes first: a measured clip norm follows it, and would be named in its place.
     return (
@@ -180,7 +179,7 @@ def identity_of(planned: PlannedTask, trained: Trained) -> dict[str, Any]:
 
 
 class Trained(NamedTuple):
-    """A model in its mode, the names of what is trained, and how; and a fingerprint of the checkpoint's own weights."""
+    """A model in its mode, its trained parameters, how they are updated, and a fingerprint of the starting weights."""
 
     model: Any
     names: list[str]
@@ -211,12 +210,12 @@ class ClassifierTask:
 
     @property
     def trained(self) -> list[str]:
-        """Names of the parameters that are trained."""
+        """Names of the trained parameters."""
         return self.fine_tuned.names
 
     @property
     def head(self) -> list[str]:
-        """Those of them that belong to the classification head."""
+        """Names of the trained parameters of the classification head."""
         return head_parameters(self.model, self.fine_tuned.names)
 
     @property
@@ -245,7 +244,7 @@ class ClassifierTask:
         return {"eval_loss": total / rows, "scores": found} if rows else {}
 
     def save(self, finished: Finished) -> list[str]:
-        """Write what was trained, then `results.json`."""
+        """Write the trained model or adapter, then `results.json`."""
         task, folder = self.planned.task, finished.folder
         saved = save_classifier(self.model, self.tokenizer, folder, base_model=self.base_model)
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
@@ -258,7 +257,7 @@ def is_finished(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accele
     """Whether an earlier launch finished this task with these settings. Every rank calls it.
 
     Raises:
-        InvalidArgument: the folder holds a run that is not resumed, or one with other settings.
+        InvalidArgument: the folder holds a run and resuming was not asked for, or a run with other settings.
     """
     folder, output, ranks = planned.settings.folder / planned.task.name, planned.settings.results, ranks_of(accelerator)
     if output.resume_from_checkpoint is None and not output.dry_run:
@@ -271,7 +270,7 @@ def is_finished(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accele
 
 
 def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> bool:
-    """Train and write one task; whether it ended by itself. A dry run stops before the training."""
+    """Train and save one task; returns False if a signal stopped it. A dry run stops before training."""
     task, settings, plan = planned
     output, dtype = settings.results.of_task(settings.folder / task.name), dtype_of_launch(accelerator)
     with open_folder(output, accelerator) as folder:
@@ -298,12 +297,11 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
 
 
 def load_trained(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> Trained:
-    """A fresh model in its mode on this rank's device, equal on every rank. Before a private run the engine's gradients
-    of it are compared with autograd's.
+    """A fresh model in its mode on this rank's device, the same on every rank; a private one passes a gradient check.
 
     Raises:
-        InvalidArgument: no such model, a mode that does not fit it, a text longer than its context, or gradients that
-            the engine does not know.
+        InvalidArgument: no such model, a mode that does not fit it, a --max_length beyond its context, or layers that
+            the engine does not support.
     """
     task, settings, plan = planned
     trained = load_in_mode(task, settings, tokenizer)
@@ -322,8 +320,8 @@ def load_trained(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accel
 
 
 def load_in_mode(task: ClassificationTask, settings: Settings, tokenizer: Any) -> Trained:
-    """The same, as it is loaded: on the CPU, and no gradient compared."""
-    set_seed(settings.steps.seed)  # the start of what is new
+    """The same model on the CPU, without the comparison of gradients."""
+    set_seed(settings.steps.seed)  # for the new weights
     name, mode = settings.checkpoint.model_checkpoint, settings.mode
     model, new = load_classifier(name, task.class_names, pad_token_id=tokenizer.pad_token_id)
     longest, virtual = settings.checkpoint.max_length, settings.virtual_tokens

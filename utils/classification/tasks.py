@@ -1,4 +1,4 @@
-"""What the classification script trains on: a GLUE task or a user's file, tokenised."""
+"""The data of train_classifier.py: a GLUE task or a user's file, tokenised."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TASKS = tuple(GLUE)
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """A training set and what it is judged on.
+    """A training set and its validation splits.
 
     Attributes:
         name: one of TASKS, or the training file's name without its suffix.
         class_names: by class number.
         train: the training set.
-        validation: by the name of the split; none where a user gave none.
+        validation: by name of the split; empty if the user gave none.
         metrics: see `utils.classification.metrics.scores`.
     """
 
@@ -52,11 +52,11 @@ def load_task(
     Args:
         name: one of TASKS.
         tokenizer: the model's.
-        max_length: most tokens of an example, special tokens counted; see
+        max_length: maximum number of tokens per example, counting special tokens; see
             `utils.classification.dataset.tokenize_texts`.
-        data_dir: GLUE's TSV files (see `utils.classification.glue.read_folder`); None takes the hub's copy.
-        max_train_examples: so many rows of the training set, chosen at random; see `LabelledTexts.sample`.
-        seed: of that choice.
+        data_dir: GLUE's TSV files (see `utils.classification.glue.read_folder`); None downloads the hub's copy.
+        max_train_examples: number of random rows of the training set to use; see `LabelledTexts.sample`.
+        seed: seed of that choice.
 
     Raises:
         InvalidArgument: naming the flag, its value and the remedy.
@@ -83,19 +83,19 @@ def load_file_task(
 ) -> ClassificationTask:
     """A user's own rows.
 
-    Without `class_names` they are all the labels of the training file, of rows that `max_train_examples` leaves out
-    too; the guarantee does not hide which they are.
+    Without `class_names` the classes are all labels of the training file, including rows that `max_train_examples`
+    leaves out. The privacy guarantee does not hide these labels.
 
     Args:
         train_file: a .json, .jsonl, .csv or .parquet file, or a saved DatasetDict.
-        validation_file: the same; None takes a DatasetDict's own validation split, or does without.
-        text_columns: one, or the two of a pair.
-        label_column: text or whole numbers.
-        class_names: fixed without a look at the rows, in the order of class numbers.
+        validation_file: the same; None uses a DatasetDict's own validation split, if it has one.
+        text_columns: one column, or the two columns of a pair.
+        label_column: column of text or whole numbers.
+        class_names: classes in the order of class numbers, chosen without looking at the rows.
         tokenizer, max_length, max_train_examples, seed: see `load_task`.
 
     Raises:
-        InvalidArgument: naming the flag, its value and the remedy; never showing what a row holds.
+        InvalidArgument: naming the flag, its value and the remedy; never showing a row's content.
     """
 
     def read(path: str, flag: str, split: str) -> NamedTexts:
@@ -117,12 +117,12 @@ def load_file_task(
 
 
 def describe_task(task: ClassificationTask) -> list[str]:
-    """The task in lines for a person. Counts of the training set other than its size are not for publishing."""
+    """The task in printable lines. Do not publish counts of the training set other than its size."""
     lines = [f"task                   {task.name}: {', '.join(task.class_names)}"]
     for split, data in {"training": task.train, **task.validation}.items():
         lines.append(f"{split:<23}{len(data):,} examples, {len(data.ids):,} tokens")
         if data.num_cut:
-            lines.append(f"{'':<23}{data.num_cut:,} are cut to --max_length")
+            lines.append(f"{'':<23}{data.num_cut:,} of them are cut to --max_length")
         if data.num_skipped:
-            lines.append(f"{'':<23}{data.num_skipped:,} more rows are left out: damaged, or without a label")
+            lines.append(f"{'':<23}{data.num_skipped:,} more rows are left out: damaged or without a label")
     return lines

@@ -1,1 +1,1 @@
-"""Comparing the modes of fine-tuning, privately or not."""
+"""Comparing fine-tuning modes, with and without privacy."""

@@ -1,6 +1,6 @@
-"""The command line of a comparison of ways of fine-tuning, and the trainer's command line that each trial gets.
+"""The command line of a comparison of fine-tuning modes, and the command line of train_classifier.py for each trial.
 
-Words behind `--` are the trainer's own flags. They may not name what is compared, nor what epsilon is computed from.
+Words after `--` are flags of train_classifier.py. They must not set what is compared or what epsilon depends on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from utils.classification.mode_defaults import MODES, default_learning_rate
 from utils.comparison.outcomes import SCORE_NOISE
 from utils.comparison.trials import Candidate
 
-# Of the trainer's flags, besides those that all trials share.
+# Flags of train_classifier.py that a comparison sets, besides those that all trials share.
 _SET_BY_THE_COMPARISON = (
     "enable_dp",
     "finetune_mode",
@@ -31,20 +31,20 @@ _SET_BY_THE_COMPARISON = (
 
 @dataclass
 class TrialArguments:
-    """What all trials share."""
+    """Settings that all trials share."""
 
     _argument_group_name = "training"
 
     output_dir: str = field(metadata={"help": "folder for the trials, the table and the plot"})
     model_checkpoint: str = field(default="prajjwal1/bert-tiny", metadata={"help": "folder or hub name of the model"})
-    datasets: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "GLUE tasks, compared one by one"})
-    data_dir: str | None = field(default=None, metadata={"help": "folder with GLUE's own TSV files; default: the hub"})
-    max_train_examples: int | None = field(default=None, metadata={"help": "train on so many rows, chosen by the seed"})
-    max_length: int = field(default=128, metadata={"help": "longest text in tokens"})
-    epochs: float = field(default=3, metadata={"help": "expected passes over the training set"})
-    batch_size: int = field(default=256, metadata={"help": "expected logical batch"})
-    target_epsilon: float = field(default=8.0, metadata={"help": "of each private run; of a whole private selection"})
-    delta: float = field(default=1e-6, metadata={"help": "chance that the bound may fail"})
+    datasets: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "GLUE tasks, each compared alone"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder of GLUE's TSV files; default: use the hub"})
+    max_train_examples: int | None = field(default=None, metadata={"help": "number of rows to train on; default: all"})
+    max_length: int = field(default=128, metadata={"help": "maximum number of tokens per example"})
+    epochs: float = field(default=3, metadata={"help": "average passes over the training set"})
+    batch_size: int = field(default=256, metadata={"help": "average number of examples per step"})
+    target_epsilon: float = field(default=8.0, metadata={"help": "epsilon of each private run or private selection"})
+    delta: float = field(default=1e-6, metadata={"help": "probability that the epsilon bound fails"})
 
     def __post_init__(self) -> None:
         for name in ("epochs", "target_epsilon"):
@@ -59,30 +59,33 @@ class ChoiceArguments:
 
     _argument_group_name = "comparison"
 
-    modes: list[str] = field(default_factory=lambda: list(MODES), metadata={"help": "ways of fine-tuning"})
+    modes: list[str] = field(default_factory=lambda: list(MODES), metadata={"help": "fine-tuning modes"})
     learning_rates: list[float] | None = field(
-        default=None, metadata={"help": "tried in each mode; default: --rate_factors times the mode's own"}
+        default=None, metadata={"help": "learning rates to try in each mode; default: --rate_factors times its default"}
     )
     baseline_learning_rates: list[float] | None = field(
-        default=None, metadata={"help": "tried without privacy; default: --learning_rates"}
+        default=None, metadata={"help": "learning rates to try without privacy; default: --learning_rates"}
     )
     rate_factors: list[float] = field(
         default_factory=lambda: [0.3, 1.0, 3.0],
-        metadata={"help": "without --learning_rates: times each mode's default rate, with privacy and without"},
+        metadata={"help": "factors of each mode's default learning rate to try, if --learning_rates is not given"},
     )
     max_grad_norm: list[float] | None = field(
-        default=None, metadata={"help": "clip norms tried in private runs; default: what the trainer measures"}
+        default=None, metadata={"help": "clip norms to try in private runs; default: measured by each run"}
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "each trial once for each of them"})
-    baseline: bool = field(default=True, metadata={"help": "train each mode without privacy too"})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "seeds: each trial runs once per seed"})
+    baseline: bool = field(default=True, metadata={"help": "train each mode also without privacy"})
     private_selection: str | None = field(
         default=None,
-        metadata={"help": "release the best of a random number of trials alone", "choices": DISTRIBUTIONS},
+        metadata={
+            "help": "release only the best of so many random trials (docs/choosing.md)",
+            "choices": DISTRIBUTIONS,
+        },
     )
-    mean_trials: float = field(default=10.0, metadata={"help": "how many trials a private selection has on average"})
+    mean_trials: float = field(default=10.0, metadata={"help": "average number of trials of a private selection"})
     validation_noise: float = field(
         default=SCORE_NOISE,
-        metadata={"help": "standard deviation of a private selection's scores, in validation records"},
+        metadata={"help": "standard deviation of the noise on a private selection's scores, in records"},
     )
 
     def __post_init__(self) -> None:
@@ -90,7 +93,7 @@ class ChoiceArguments:
         for name in ("modes", *numbers, "seeds"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
-                refuse(f"--{name}", " ".join(map(str, values)), "give at least one, and none twice")
+                refuse(f"--{name}", " ".join(map(str, values)), "give at least one value, each only once")
         for mode in self.modes:
             if mode not in MODES:
                 refuse("--modes", mode, f"give some of {', '.join(MODES)}")
@@ -98,10 +101,10 @@ class ChoiceArguments:
             for value in getattr(self, name) or []:
                 require_positive(f"--{name}", value)
         if self.private_selection is not None and len(self.seeds) > 1:
-            refuse("--seeds", " ".join(map(str, self.seeds)), "a private selection takes one seed")
+            refuse("--seeds", " ".join(map(str, self.seeds)), "a private selection uses one seed; give one")
 
     def candidates(self, mode: str, of_head: Callable[[], float], *, private: bool) -> list[Candidate]:
-        """What is tried in one mode; `of_head` measures the rate of a head that trains alone."""
+        """The candidates of one mode; `of_head` measures the rate of a head that trains alone."""
         clip_norms = self.max_grad_norm if private and self.max_grad_norm is not None else [None]
         rates = self._rates_of(mode, of_head, private=private)
         return [Candidate(mode, rate, clip_norm) for rate in rates for clip_norm in clip_norms]
@@ -117,7 +120,7 @@ class ChoiceArguments:
 def trainer_flags(
     training: TrialArguments, candidate: Candidate, seed: int, *, private: bool, privacy: Sequence[str]
 ) -> list[str]:
-    """The trainer's flags for one trial but for its data set and folder; `privacy` says how much noise."""
+    """The flags of train_classifier.py for one trial, without data set and folder; `privacy` sets the noise."""
     flags = [*candidate.flags, "--model_checkpoint", training.model_checkpoint, "--seed", str(seed)]
     flags += ["--max_length", str(training.max_length), "--epochs", repr(training.epochs)]
     flags += ["--batch_size", str(training.batch_size)]
@@ -130,9 +133,9 @@ def trainer_flags(
 
 
 def refuse_compared_flags(extra: Sequence[str]) -> None:
-    """Refuse flags behind `--` that would change what is compared, or what epsilon is computed from."""
+    """Refuse flags after `--` that would change what is compared or what epsilon depends on."""
     taken = {*TrialArguments.__dataclass_fields__, *_SET_BY_THE_COMPARISON}
     for word in extra:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in taken:
-            refuse(f"--{name}", "behind --", "the comparison sets it; give it before --, or leave it out")
+            refuse(f"--{name}", "after --", "the comparison sets it; give it before --, or leave it out")

@@ -1,4 +1,4 @@
-"""The folder that a comparison of fine-tuning modes is made in: its trials, the tables of them, a private selection."""
+"""The folder of a comparison of fine-tuning modes: its trials, their tables, and private selections."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TRIALS_FOLDER, TRIALS_NAME = "trials", "trials.jsonl"
 
 
 def require_same_settings(folder: Path, training: TrialArguments, extra: Sequence[str]) -> None:
-    """Trials in one folder share all settings but the data set; finished ones are not run again under others.
+    """Record the settings that all trials in the folder share, except the data set; refuse other settings later.
 
     Raises:
-        InvalidArgument: the folder's have others.
+        InvalidArgument: the trials in the folder have other settings.
     """
     settings = asdict(training) | {"trainer": list(extra)}
     del settings["output_dir"], settings["datasets"]
@@ -42,7 +42,7 @@ def require_same_settings(folder: Path, training: TrialArguments, extra: Sequenc
 
 
 def finished_trials(folder: Path) -> dict[str, list[Outcome]]:
-    """The trials in a folder by data set, whichever line ran them: all of them were looked at, and cost privacy."""
+    """All finished trials in a folder, by data set. Each was looked at, so each costs privacy."""
     by_dataset: dict[str, list[Outcome]] = {}
     for path in sorted((folder / TRIALS_FOLDER).glob(f"*/*/*/{SCORES_NAME}")):
         outcome = Outcome.of(json.loads(path.read_text()), path.with_name(LEDGER_NAME))
@@ -53,7 +53,7 @@ def finished_trials(folder: Path) -> dict[str, list[Outcome]]:
 
 
 def spent_besides(folder: Path, dataset: str) -> Others:
-    """What trials without results spent on a data set, and a private selection whether it has ended or not."""
+    """What unfinished trials and private selections, finished or not, spent on a data set."""
     unfinished = []
     for path in sorted((folder / TRIALS_FOLDER / dataset).glob(f"*/{dataset}/{LEDGER_NAME}")):
         if not path.with_name(SCORES_NAME).exists() and (spends := Ledger(path).spends):
@@ -65,19 +65,19 @@ def spent_besides(folder: Path, dataset: str) -> Others:
 
 
 def secret_folder(folder: Path, dataset: str) -> Path:
-    """Where a private selection's trials are until it ends."""
+    """The folder of a private selection's trials until it ends."""
     return folder / f".secret-{dataset}"
 
 
 def release_folder(folder: Path, dataset: str) -> Path:
-    """Where its winner is afterwards."""
+    """The folder of a private selection's winner."""
     return folder / "selected" / dataset
 
 
 def write_comparison(folder: Path, by_dataset: Mapping[str, Sequence[Outcome]]) -> None:
-    """The table, the plot and a line a trial."""
-    warning = "NOT PRIVATE where the validation data are private: exact scores."
-    head = ["# Ways of fine-tuning, compared", "", warning, ""]
+    """Write the table, the plot and a file with one line per trial."""
+    warning = "NOT PRIVATE if the validation data are private: the scores are exact."
+    head = ["# Fine-tuning modes compared", "", warning, ""]
     with atomic_write(folder / COMPARISON_NAME) as file:
         parts = (comparison_section(outcomes, spent_besides(folder, name)) for name, outcomes in by_dataset.items())
         file.write("\n".join([*head, *parts]))

@@ -1,8 +1,8 @@
-"""Ways of fine-tuning side by side: what each finished training scored, the best rate of each, what choosing cost.
+"""Fine-tuning modes side by side: scores of finished trainings, best settings of each mode, the cost of choosing.
 
-The best learning rate of a mode, and with privacy the best clip norm, are those with the best mean accuracy over seeds
-on the task's first validation split, and that accuracy is what is shown, so it flatters a little; private and plain
-runs are treated alike. Where some were run with more seeds than others, only those with the most are candidates.
+The best learning rate (and clip norm, with privacy) has the best mean accuracy over seeds on the task's first
+validation split. That accuracy is also the one shown, so it is slightly optimistic, for private and plain runs alike.
+If settings ran with different numbers of seeds, only those with the most seeds are candidates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from utils.comparison.trials import TrialResults
 
 COMPARISON_NAME, PLOT_NAME, SETTINGS_NAME = "comparison.md", "comparison.png", "settings.json"  # in its folder
 METRIC = "accuracy"
-SCORE_NOISE = 5.0  # records: of a private selection, unless --validation_noise says otherwise
+SCORE_NOISE = 5.0  # in records: noise of a private selection, unless --validation_noise is given
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,14 @@ class Outcome:
     """One finished training.
 
     Attributes:
-        dataset, mode, learning_rate, clip_norm, private, seed: which; no clip norm without privacy.
-        trained_parameters: how many numbers it trained.
+        dataset, mode, learning_rate, clip_norm, private, seed: its settings; no clip norm without privacy.
+        trained_parameters: number of trained parameters.
         split: the validation split that is compared.
-        accuracy: there, exact: no epsilon covers it for validation records.
-        majority: accuracy of always saying the commonest class of that split.
-        epsilon, delta: None without privacy. Epsilon alone is None where a run under a fixed noise seed has no
-            guarantee.
+        accuracy: exact accuracy on that split; no epsilon covers it for validation records.
+        majority: accuracy of always predicting the majority class of that split.
+        epsilon, delta: None without privacy. Epsilon alone is None if a fixed noise seed voids the guarantee.
         spends: the noisy steps in its ledger.
-        train_examples: it was trained on so many.
+        train_examples: number of training examples.
         scores: by split and metric.
     """
 
@@ -62,10 +61,10 @@ class Outcome:
 
     @classmethod
     def of(cls, results: TrialResults, ledger: Path) -> Outcome:
-        """From what `train_classifier.py` wrote about one data set, and the ledger of that run.
+        """The outcome from a run's `results.json` and ledger.
 
         Raises:
-            InvalidArgument: it has no validation split, or the ledger lacks steps.
+            InvalidArgument: there is no validation split, or the ledger lacks steps.
         """
         if not results["scores"]:
             refuse("scores", {}, f"{results['task']} has no validation split to compare on")
@@ -95,7 +94,7 @@ class Outcome:
 
 
 def _spends(path: Path, steps: int) -> tuple[Spend, ...]:
-    """The steps that were taken: after a crash more than were planned, never fewer."""
+    """The noisy steps taken: after a crash possibly more than planned, never fewer."""
     ledger = Ledger(path)
     if ledger.steps < steps:
         refuse("ledger", str(path), f"has {ledger.steps} of {steps} steps, so epsilon would be too small; restore it")
@@ -103,11 +102,11 @@ def _spends(path: Path, steps: int) -> tuple[Spend, ...]:
 
 
 class Others(NamedTuple):
-    """What else was spent on the records of a comparison, in its folder.
+    """Other privacy costs on the same records in a comparison's folder.
 
     Attributes:
-        unfinished: (mode, noisy steps) of each private training that began and has no results, yet or for good.
-        selection: (epsilon, delta) of a private selection; None where there is none.
+        unfinished: (mode, noisy steps) of each private training without results.
+        selection: (epsilon, delta) of a private selection; None if there is none.
     """
 
     unfinished: Sequence[tuple[str, tuple[Spend, ...]]] = ()
@@ -118,8 +117,8 @@ NOTHING_ELSE = Others()
 
 
 class Best(NamedTuple):
-    """The best learning rate and clip norm of some runs: their mean accuracy, the standard deviation over seeds (None
-    for one), and how many seeds there are."""
+    """The best learning rate and clip norm of some runs, with mean accuracy, number of seeds, and standard deviation
+    over seeds (None for one seed)."""
 
     learning_rate: float
     clip_norm: float | None
@@ -141,12 +140,12 @@ class ModeRow(NamedTuple):
 
     @property
     def gap(self) -> float | None:
-        """Accuracy that privacy costs."""
+        """How much accuracy privacy costs."""
         return None if self.private is None or self.plain is None else self.plain.accuracy - self.private.accuracy
 
 
 def best_settings(outcomes: Iterable[Outcome]) -> Best | None:
-    """Of those with the most seeds, the one with the best mean accuracy; of equal ones the smallest rate."""
+    """The settings with the best mean accuracy among those with the most seeds; of equal ones the smallest rate."""
     by_settings: dict[tuple[float, float | None], list[float]] = {}
     for one in sorted(outcomes, key=lambda one: (one.learning_rate, one.clip_norm or 0)):
         by_settings.setdefault((one.learning_rate, one.clip_norm), []).append(one.accuracy)
@@ -158,7 +157,7 @@ def best_settings(outcomes: Iterable[Outcome]) -> Best | None:
 
 
 def mode_rows(outcomes: Sequence[Outcome]) -> list[ModeRow]:
-    """One row a mode, in the order in which modes first come, for the outcomes of one data set."""
+    """One row per mode, in the order of first appearance, for the outcomes of one data set."""
     rows = []
     for mode in dict.fromkeys(one.mode for one in outcomes):
         of_mode = [one for one in outcomes if one.mode == mode]
@@ -168,7 +167,7 @@ def mode_rows(outcomes: Sequence[Outcome]) -> list[ModeRow]:
 
 
 def comparison_section(outcomes: Sequence[Outcome], others: Others = NOTHING_ELSE) -> str:
-    """Markdown on the outcomes of one data set: the table, and what choosing by these scores costs."""
+    """Markdown for the outcomes of one data set: the table, and the privacy cost of choosing by these scores."""
     lines = [f"## {outcomes[0].dataset}", "", *_table(outcomes), "", *_how_to_read(outcomes)]
     private = [one for one in outcomes if one.private]
     return "\n".join([*lines, *(["", *_cost(private, others)] if private else []), ""])
@@ -176,7 +175,7 @@ def comparison_section(outcomes: Sequence[Outcome], others: Others = NOTHING_ELS
 
 def _table(outcomes: Sequence[Outcome]) -> list[str]:
     head = ["mode", "trained parameters", "rate (private)", "clip norm", f"private {METRIC}"]
-    head += ["rate (no privacy)", f"{METRIC} without privacy", "gap", "commonest class"]
+    head += ["rate (no privacy)", f"{METRIC} without privacy", "gap", "majority class"]
     majority = f"{outcomes[0].majority:.3f}"
     rows = [[*_cells(row), majority] for row in mode_rows(outcomes)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
@@ -198,49 +197,50 @@ def _how_to_read(outcomes: Sequence[Outcome]) -> list[str]:
     first = outcomes[0]
     over = "one seed"
     if len({one.seed for one in outcomes}) > 1:
-        over = "one seed, or means ± standard deviations over (so many) seeds"
+        over = "one seed, or mean ± standard deviation (number of seeds)"
     tried = {(one.mode, one.private, one.learning_rate, one.clip_norm) for one in outcomes}
     if (most := max(Counter(settings[:2] for settings in tried).values())) > 1:
         over += (
-            f". Rates and clip norms are the best of up to {most} on that same split, so these figures flatter a little"
+            f". Rates and clip norms are the best of up to {most} on that split, so accuracies are slightly optimistic"
         )
     return [f"{first.train_examples:,} training examples; {METRIC} on the split `{first.split}`, {over}."]
 
 
 def _cost(private: Sequence[Outcome], others: Others) -> list[str]:
-    """What it costs to look at all these runs and publish the best, in sentences."""
+    """The privacy cost of looking at all these runs and publishing the best."""
     if any(one.epsilon is None for one in private):
-        return ["These runs have no guarantee (a fixed noise seed): no epsilon can be stated for choosing among them."]
+        return [
+            "Some runs have a fixed noise seed and no guarantee, so no epsilon can be stated for choosing among them."
+        ]
     delta = max(float(one.delta or 0) for one in private)
     ((most_tried, _),) = Counter(one.mode for one in private).most_common(1)
     of_mode = [one.spends for one in private if one.mode == most_tried]
     begun = [spends for mode, spends in others.unfinished if mode == most_tried]
     every, unfinished = [one.spends for one in private], [spends for _, spends in others.unfinished]
     alone = max(float(one.epsilon or 0) for one in private)
-    # The least noise of all: with it every trial would cost as much as the dearest.
+    # The least noisy steps: with them every trial would cost as much as the most expensive run.
     worst = max((spend for one in private for spend in one.spends), key=lambda spend: compose([spend], delta=delta))
     selection = PrivateSelection(POISSON, len(private), SCORE_NOISE)
     one_mode, all_runs = (rounded_up(composed(some, delta), 2) for some in (of_mode + begun, every + unfinished))
     return [
         "### What choosing costs",
         "",
-        f"Each private run alone is ({rounded_up(alone, 2)}, {delta:g})-DP for the records trained on. Choosing by "
-        "what the runs scored is a look at all of them:",
+        f"Each private run alone is ({rounded_up(alone, 2)}, {delta:g})-DP for its training records. Choosing by "
+        "score uses the output of all runs, so it costs more:",
         "",
         f"| published | epsilon at delta {delta:g} |",
         "| --- | ---: |",
-        f"| one run, its settings fixed beforehand | {rounded_up(alone, 2)} |",
+        f"| one run whose settings were fixed beforehand | {rounded_up(alone, 2)} |",
         f"| the best of one mode's runs ({_number(of_mode, begun)}, of {most_tried}) | {one_mode} |",
-        f"| the best of all runs ({_number(every, unfinished)}), or anything else that was chosen by this table "
-        f"| {all_runs} |",
+        f"| the best of all runs ({_number(every, unfinished)}), or anything else chosen by this table | {all_runs} |",
         f"| one model by private selection, {selection.mean_trials:g} trials on average, the same noise "
         f"| {rounded_up(selection.epsilon(worst, delta), 2)} |",
         "",
         *_selection(others),
-        "These are for records that were trained on. The scores themselves are exact counts on validation records, "
-        "which no epsilon covers here: publish them only if the validation data are public. Private selection adds "
-        f"noise of {SCORE_NOISE:g} records to each score and protects both (`--private_selection`, "
-        "docs/choosing.md). Nothing of the runs without privacy is private.",
+        "These epsilons are for training records. The scores are exact counts on validation records, which no epsilon "
+        "covers here: publish them only if the validation data are public. Private selection adds noise of "
+        f"{SCORE_NOISE:g} records to each score and protects both (`--private_selection`, docs/choosing.md). Runs "
+        "without privacy protect nothing.",
     ]
 
 
@@ -252,12 +252,12 @@ def _selection(others: Others) -> list[str]:
     if others.selection is None:
         return []
     epsilon, delta = others.selection
-    text = "A private selection on the same records is in this folder too. What it costs adds to each of these: "
+    text = "This folder also holds a private selection on the same records. Add its cost to each row: "
     return [f"{text}epsilon {rounded_up(epsilon, 2)} and delta {delta:g}.", ""]
 
 
 def composed(runs: Iterable[Iterable[Spend]], delta: float) -> float:
-    """Epsilon of all these runs together; to the accountant, those with the same settings are one long run."""
+    """Epsilon of all these runs together. Runs with the same settings are accounted as one long run."""
     steps: Counter[Spend] = Counter()
     for spend in (spend for spends in runs for spend in spends):
         steps[spend._replace(steps=1)] += spend.steps

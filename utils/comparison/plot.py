@@ -1,4 +1,4 @@
-"""Score against trained parameters, one panel a data set: filled markers are private runs, hollow ones are not."""
+"""Accuracy against trained parameters, one panel per data set. Filled markers are private runs, hollow ones are not."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from matplotlib.lines import Line2D
 from dptune._files import atomic_write
 from utils.comparison.outcomes import METRIC, Outcome, mode_rows
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; the marker says the mode a second time.
+# Okabe and Ito's colours, which people with any colour vision can tell apart. Markers show the mode too.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _PANEL_INCHES, _LEGEND_INCHES, _DPI = (5.2, 4.4), 2.0, 150
 
 
 def plot_modes(path: str | os.PathLike[str], by_dataset: Mapping[str, Sequence[Outcome]]) -> None:
-    """Draw the best rate of each mode, private and not, as a PNG; a thin line joins the two.
+    """Plot the best settings of each mode as a PNG; a thin line joins the private and the plain run.
 
     Args:
         path: the PNG to write.
-        by_dataset: outcomes by data set, each with one at least.
+        by_dataset: outcomes by data set, at least one each.
     """
     width, height = _PANEL_INCHES
     size = (width * len(by_dataset) + _LEGEND_INCHES, height)
@@ -54,7 +54,7 @@ def _draw(axes: Axes, dataset: str, outcomes: Sequence[Outcome], modes: Sequence
                 markerfacecolor=fill, markeredgewidth=1.5, linestyle="none", capsize=3, zorder=3,
             )  # fmt: skip
     axes.axhline(outcomes[0].majority, color="#555555", linewidth=1, linestyle="--")
-    axes.annotate("commonest class", (0.99, outcomes[0].majority), xycoords=("axes fraction", "data"), xytext=(0, 3),
+    axes.annotate("majority class", (0.99, outcomes[0].majority), xycoords=("axes fraction", "data"), xytext=(0, 3),
                   textcoords="offset points", ha="right", fontsize=8, color="#555555")  # fmt: skip
     axes.set_xscale("log")
     axes.set_title(dataset, fontsize=12)
@@ -70,7 +70,7 @@ def _style(number: int) -> tuple[str, str]:
 
 
 def _legend(modes: Sequence[str]) -> list[Line2D]:
-    """The modes, then what is filled and what is not."""
+    """The modes, then the meaning of filled and hollow markers."""
     entries = [(mode, color, marker, color) for mode, (color, marker) in zip(modes, map(_style, count()), strict=False)]
     entries += [("private", "#555555", "o", "#555555"), ("without privacy", "#555555", "o", "white")]
     return [

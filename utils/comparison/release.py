@@ -1,6 +1,6 @@
-"""What a private selection releases: its plan, the winner's model, and a statement of what all of it together costs.
+"""The release of a private selection: its plan, the winner's model, and a statement of the epsilon of both together.
 
-The winner's own report and card stay behind: they state the epsilon of one run, which is too small here.
+The winner's own report and card are not released: they state the epsilon of one run, which is too small here.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from dptune.accounting.selection import SELECTION_ACCOUNTANT, PrivateSelection
 from utils.comparison.trials import Candidate
 
 RELEASE_NAME, CARD_NAME = "selection.json", "README.md"
-_TIME = 946684800  # of everything released, 2000-01-01: when the winner was trained tells how long the selection ran on
-MODEL_FOLDERS = ("model", "adapter")  # what of a training's folder is the model
+_TIME = 946684800  # 2000-01-01, the time stamp of all released files: real times reveal how long the selection ran
+MODEL_FOLDERS = ("model", "adapter")  # the parts of a training's folder that are the model
 _PRIVACY_UNIT = "one record of the training set or of the validation set, added or removed"
 _METHOD = "private selection (Papernot and Steinke 2022) among runs of DP-SGD"
 
 
 @dataclass(frozen=True)
 class SelectionPlan:
-    """All that is decided before the first trial, and is public.
+    """The public settings of a selection, decided before the first trial.
 
     Attributes:
-        dataset: its name.
-        selection: how many trials on average, how noisy their scores.
-        candidates: what a trial picks from.
+        dataset: name of the data set.
+        selection: distribution of the number of trials, and the noise of their scores.
+        candidates: settings that trials are drawn from.
         spend: the noisy steps of each trial.
-        delta: chance that the bound may fail.
-        train_examples, validation_examples: how many records there are of each.
-        seed: of every trial's new weights.
+        delta: probability that the epsilon bound fails.
+        train_examples, validation_examples: numbers of records.
+        seed: seed of each trial's new weights.
     """
 
     dataset: str
@@ -49,11 +49,11 @@ class SelectionPlan:
     seed: int
 
     def epsilon(self) -> float:
-        """Of everything that is released, for a record of either set."""
+        """Epsilon of everything released, for a training or validation record."""
         return self.selection.epsilon(self.spend, self.delta)
 
     def as_json(self) -> dict[str, object]:
-        """What may be published about it."""
+        """The plan as publishable JSON values."""
         return {
             "dataset": self.dataset,
             "distribution_of_trials": self.selection.distribution,
@@ -75,28 +75,28 @@ class SelectionPlan:
 
 
 class Winner(NamedTuple):
-    """The best trial: what it trained, with the clip norm that it used, and its noisy accuracy."""
+    """The best trial: its settings, with the clip norm that it used, and its noisy accuracy."""
 
     candidate: Candidate
     noisy_accuracy: float
 
 
 class PublicPlan(TypedDict):
-    """Of what `SelectionPlan.as_json` holds, what is read again."""
+    """The parts of `SelectionPlan.as_json` that are read back."""
 
     epsilon: float
     delta: float
 
 
 class Release(NamedTuple):
-    """What `selection.json` says: the plan, and the winner where a trial was drawn."""
+    """The content of `selection.json`: the plan, and the winner unless no trial was drawn."""
 
     plan: PublicPlan
     winner: Winner | None
 
 
 def released(folder: Path) -> Release | None:
-    """What an earlier selection released into `folder`; None where there is nothing."""
+    """What an earlier selection released into `folder`; None if nothing."""
     path = folder / RELEASE_NAME
     if not path.exists():
         return None
@@ -105,14 +105,14 @@ def released(folder: Path) -> Release | None:
 
 
 def write_release(release: Path, source: Path | None, plan: SelectionPlan, winner: Winner | None) -> None:
-    """Make the folder, whole or not at all: the model where there is one, and what may be said of it.
+    """Write the release folder, whole or not at all: the model, if there is one, `selection.json` and a card.
 
-    It is on the disk when this returns: the caller then removes what it was made from.
+    It is on disk when this returns, because the caller then deletes the trials.
 
     Args:
-        release: the folder; may not be there.
-        source: the winner's folder, of which nothing but the model is taken; None where nothing is released.
-        plan, winner: for `selection.json`, and in words for the model card.
+        release: the folder; must not exist.
+        source: the winner's folder, from which only the model is copied; None if no trial was drawn.
+        plan, winner: for `selection.json` and the model card.
     """
     partial = release.with_name(f".{release.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -136,17 +136,17 @@ def write_release(release: Path, source: Path | None, plan: SelectionPlan, winne
 
 
 def _card(plan: SelectionPlan, winner: Winner | None) -> str:
-    """The release in words."""
+    """The text of the release's card."""
     title = f"# Private selection on {plan.dataset}: epsilon {rounded_up(plan.epsilon(), 2)}"
     return "\n".join([title, "", *_result(plan, winner), "", *_guarantee(plan), ""])
 
 
 def _result(plan: SelectionPlan, winner: Winner | None) -> list[str]:
     if winner is None:
-        return ["The number of trials that was drawn is 0: nothing was trained and nothing is released."]
+        return ["The drawn number of trials is 0: nothing was trained and no model is released."]
     best, noise = winner.candidate, plan.selection.validation_noise / plan.validation_examples
     return [
-        "| mode | learning rate | clip norm | accuracy (noisy) | standard deviation of its noise |",
+        "| mode | learning rate | clip norm | noisy accuracy | standard deviation of its noise |",
         "| --- | ---: | ---: | ---: | ---: |",
         f"| {best.mode} | {best.learning_rate:g} | {best.clip_norm:g} | {winner.noisy_accuracy:.3f} | {noise:.3f} |",
         "",
@@ -157,13 +157,13 @@ def _result(plan: SelectionPlan, winner: Winner | None) -> list[str]:
 def _guarantee(plan: SelectionPlan) -> list[str]:
     selection, spend = plan.selection, plan.spend
     return [
-        f"All of this together, the model too, is ({rounded_up(plan.epsilon(), 2)}, {plan.delta:g})-differentially "
-        f"private for {_PRIVACY_UNIT}: {_METHOD}, {SELECTION_ACCOUNTANT}. A {selection.distribution} number of trials, "
-        f"{selection.mean_trials:g} on average, picked among {len(plan.candidates)} candidates; each trained "
-        f"{spend.steps:,} steps with noise multiplier {spend.noise_multiplier:g} and sampling probability "
-        f"{spend.sampling_probability:.4g}, and its number of right answers got Gaussian noise of "
-        f"{selection.validation_noise:g} records.",
+        f"This release, including the model, is ({rounded_up(plan.epsilon(), 2)}, {plan.delta:g})-differentially "
+        f"private for {_PRIVACY_UNIT}: {_METHOD}, {SELECTION_ACCOUNTANT}. The number of trials had a "
+        f"{selection.distribution} distribution with mean {selection.mean_trials:g}. Each trial picked one of "
+        f"{len(plan.candidates)} candidates and trained {spend.steps:,} steps with noise multiplier "
+        f"{spend.noise_multiplier:g} and sampling probability {spend.sampling_probability:.4g}. Its number of correct "
+        f"answers got Gaussian noise of {selection.validation_noise:g} records.",
         "",
-        "This holds if nothing else about the trials is published: not how many there were, not the losers, no exact "
-        "score, no log, and not how long it took.",
+        "This holds only if nothing else about the trials is published: not how many there were, no other trial, no "
+        "exact score, no log, and not how long it took.",
     ]

@@ -1,4 +1,4 @@
-"""A comparison of ways of fine-tuning, and a private selection among them: what `scripts/compare_modes.py` runs."""
+"""The work of `scripts/compare_modes.py`: a comparison of fine-tuning modes, or a private selection among them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from utils.comparison.release import SelectionPlan
 from utils.comparison.selection import select
 from utils.comparison.trials import Candidate, Runner, TrialResults, run_trial
 
-Sizes = Callable[[TrialArguments, str], tuple[int, int]]  # data set -> (training, validation) records
+Sizes = Callable[[TrialArguments, str], tuple[int, int]]  # (settings, data set) -> (training, validation) records
 
 
 def compare(
     folder: Path, training: TrialArguments, choice: ChoiceArguments, extra: Sequence[str], runner: Runner
 ) -> None:
-    """Train all there is to compare and write the table and the plot, after each data set anew."""
+    """Train all candidates, and write the table and the plot anew after each data set."""
     for dataset in training.datasets:
         planned = list(trials(choice, partial(head_rate_of, training.model_checkpoint)))
         for number, (candidate, private, seed) in enumerate(planned, start=1):
@@ -49,13 +49,12 @@ def compare(
             print(f"{dataset} {number}/{len(planned)}: {name}: {outcome.accuracy:.3f}", flush=True)
         write_comparison(folder, finished_trials(folder))
     print(
-        f"{folder / COMPARISON_NAME} and {PLOT_NAME}; {TRIALS_NAME} and {TRIALS_FOLDER}/ hold exact scores: NOT PRIVATE"
+        f"wrote {folder / COMPARISON_NAME}, {PLOT_NAME}, {TRIALS_NAME}, {TRIALS_FOLDER}/: scores are exact, NOT PRIVATE"
     )
 
 
 def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tuple[Candidate, bool, int]]:
-    """(what, whether privately, seed) of every training of a comparison on one data set; for `of_head` see
-    `ChoiceArguments.rates_of`."""
+    """(candidate, whether private, seed) of every training on one data set; see `ChoiceArguments.candidates`."""
     for mode in choice.modes:
         for private in (True, False) if choice.baseline else (True,):
             candidates = choice.candidates(mode, of_head, private=private)
@@ -71,7 +70,7 @@ def select_privately(
     runner: Runner,
     sizes: Sizes,
 ) -> None:
-    """Run a private selection on one data set, unless that is done, and say what was released."""
+    """Run a private selection on one data set, unless it is done already, and print what was released."""
     plan = plan_selection(dataset, training, choice, *sizes(training, dataset))
     _announce(plan)
     noise = ["--noise_multiplier", repr(plan.spend.noise_multiplier)]
@@ -80,32 +79,32 @@ def select_privately(
         flags = trainer_flags(training, candidate, plan.seed, private=True, privacy=noise)
         try:
             return run_trial(dataset, trial, [*flags, *extra], runner)
-        except InvalidArgument:  # it names the trial, so it bounds their secret number, and may quote what it scored
-            remedy = f"a trial failed; its log is in {secret_folder(folder, dataset)}: publish nothing of it"
+        except InvalidArgument:  # it names the trial, which bounds their secret number, and may quote a score
+            remedy = f"a trial failed; read its log in {secret_folder(folder, dataset)}, and do not publish the log"
             refuse("--private_selection", choice.private_selection, remedy)
 
     release = release_folder(folder, dataset)
     winner = select(plan, secret_folder(folder, dataset), release, train)
     if winner is None:
-        print(f"{dataset}: no trial was drawn, so nothing is released, and the budget is spent all the same: another "
-              "selection on these records adds its epsilon to this one's; --private_selection geometric draws at least "
-              "one trial")  # fmt: skip
+        print(f"{dataset}: no trial was drawn, so nothing is released. The budget is spent all the same: another "
+              "selection on these records adds its epsilon. --private_selection geometric always draws at least "
+              "one trial.")  # fmt: skip
     else:
         print(f"{dataset}: {winner.candidate}, noisy accuracy {winner.noisy_accuracy:.3f}, epsilon "
-              f"{rounded_up(plan.epsilon(), 4)} in all: {release}")  # fmt: skip
+              f"{rounded_up(plan.epsilon(), 4)} for the whole selection: {release}")  # fmt: skip
 
 
 def plan_selection(
     dataset: str, training: TrialArguments, choice: ChoiceArguments, num_train: int, num_validation: int
 ) -> SelectionPlan:
-    """Find the noise with which the whole selection costs the target epsilon.
+    """Compute the noise for which the whole selection costs the target epsilon.
 
     Raises:
         InvalidArgument: the target is out of reach, delta is too large, or a batch larger than the data set.
     """
     require_delta(training.delta, num_train, name="--delta")
     if training.batch_size > num_train:
-        refuse("--batch_size", training.batch_size, f"must be at most the {num_train} training examples there are")
+        refuse("--batch_size", training.batch_size, f"there are {num_train} training examples; give at most that")
     of_head = partial(head_rate_of, training.model_checkpoint)
     distribution = present(choice.private_selection, "distribution of the number of trials")
     selection = PrivateSelection(distribution, choice.mean_trials, choice.validation_noise)
@@ -122,20 +121,22 @@ def plan_selection(
 
 def _announce(plan: SelectionPlan) -> None:
     cost, selection = plan.selection.cost(plan.spend, plan.delta), plan.selection
-    print(f"{plan.dataset}: a {selection.distribution} number of trials, {selection.mean_trials:g} on average, among "
-          f"{len(plan.candidates)} candidates, noise multiplier {plan.spend.noise_multiplier:g}")  # fmt: skip
+    print(f"{plan.dataset}: private selection among {len(plan.candidates)} candidates; number of trials: "
+          f"{selection.distribution}, mean {selection.mean_trials:g}; noise multiplier "
+          f"{plan.spend.noise_multiplier:g}")  # fmt: skip
     whole, alone, best_of = (rounded_up(one, 4) for one in (cost.selection, cost.one_run, cost.best_of))
-    print(f"epsilon at delta {plan.delta:g}: {whole} for the selection, {alone} for one such run, {best_of} for the "
-          f"best of {cost.runs} by composition")  # fmt: skip
+    print(f"epsilon at delta {plan.delta:g}: {whole} for the selection; for comparison, {alone} for one such run and "
+          f"{best_of} for the best of {cost.runs} runs by composition")  # fmt: skip
     if nothing := selection.chance_of_nothing:
-        print(f"with a chance of {nothing:.2g} no trial is drawn, and nothing is released")
-    print("how many trials there are, and how long they take, is secret: publish neither", flush=True)
+        print(f"with probability {nothing:.2g} no trial is drawn and nothing is released")
+    print("The number of trials and their duration are secret: publish neither.", flush=True)
 
 
 @cache
 def head_rate_of(checkpoint: str) -> float:
-    """The rate of a head that trains alone on this checkpoint. What the checkpoint lacks, such as a pooler, begins the
-    same in every call: candidates must not vary, or no selection could go on."""
+    """The learning rate of a head that trains alone on this checkpoint.
+
+    New weights, such as a pooler, start the same in every call: an interrupted selection needs the same candidates."""
     pad_token_id = load_classifier_tokenizer(checkpoint).pad_token_id
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
@@ -144,7 +145,7 @@ def head_rate_of(checkpoint: str) -> float:
 
 
 def count_records(training: TrialArguments, dataset: str) -> tuple[int, int]:
-    """(records trained on, records of the first validation split); both numbers are treated as public."""
+    """(training records, records of the first validation split); both numbers are treated as public."""
     task = load_task(
         dataset,
         tokenizer=load_classifier_tokenizer(training.model_checkpoint),

@@ -1,11 +1,11 @@
-"""Carrying out a private selection: the draw, the trials in a secret folder, and what of them is released.
+"""Run a private selection: the draw, the trials in a secret folder, and the release of the winner.
 
-Everything about the trials is secret: how many there are, which candidates they train, their models, scores, logs and
-how long they take. So they live in a folder that only its owner can read and that is removed in the end, and what is
-released is written from the winner's model alone: the winner's own report would state the epsilon of one run.
+Everything about the trials is secret: their number, candidates, models, scores, logs and duration. So they are in a
+folder that only its owner can read and that is deleted at the end. Only the winner's model is released, without its
+report, which states the epsilon of one run.
 
-A selection that was interrupted goes on with the same draw. A trial that was interrupted starts afresh: nobody has
-seen what it released, so it never happened.
+An interrupted selection resumes with the same draw. An interrupted trial starts afresh: nobody has seen its output, so
+its partial training costs nothing.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from utils.comparison.trials import Candidate, TrialResults
 
 _DRAW_NAME = "draw.json"
 
-TrainTrial = Callable[[Candidate, Path], TrialResults]  # (what, its folder) -> its results
+TrainTrial = Callable[[Candidate, Path], TrialResults]  # (candidate, folder) -> results
 
 
 def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) -> Winner | None:
-    """Run the selection and release its winner, which is returned; None where no trial was drawn.
+    """Run the selection, release its winner and return it; None if no trial was drawn.
 
     Args:
-        plan: what to do.
-        secret: folder for the trials, removed in the end.
-        release: folder that appears when the selection is done: the model, `selection.json` and a model card.
+        plan: the plan.
+        secret: folder for the trials, deleted at the end.
+        release: folder written when the selection is done: the model, `selection.json` and a model card.
         train: trains one trial privately, with exactly the noise, sampling and steps of the plan.
 
     Raises:
-        InvalidArgument: a trial trained with other settings than those accounted for, or an earlier selection with
-            another plan was interrupted in `secret`.
+        InvalidArgument: a trial did not train with the settings of the plan, or `secret` holds an interrupted
+            selection with another plan.
     """
     if (earlier := released(release)) is not None:
         _require_same(plan, earlier.plan)
-        shutil.rmtree(secret, ignore_errors=True)  # of a selection that was stopped behind its release
+        shutil.rmtree(secret, ignore_errors=True)  # left by a selection that was stopped right after its release
         return earlier.winner
     trials = _drawn(plan, secret)
     folders = [secret / f"trial-{number}" for number in range(len(trials))]
@@ -70,14 +70,14 @@ def select(plan: SelectionPlan, secret: Path, release: Path, train: TrainTrial) 
 
 
 def planned_selection(secret: Path) -> PublicPlan | None:
-    """What is public of a selection that has begun in this folder and has not ended; None where there is none."""
+    """The public plan of an unfinished selection in this folder; None if there is none."""
     path = secret / _DRAW_NAME
     plan: PublicPlan | None = json.loads(path.read_text())["plan"] if path.exists() else None
     return plan
 
 
 def _drawn(plan: SelectionPlan, secret: Path) -> list[DrawnTrial]:
-    """The trials of this selection: drawn once, with the noise of their scores, and kept over interruptions."""
+    """The trials of this selection and the noise of their scores: drawn once and kept over interruptions."""
     path = secret / _DRAW_NAME
     if path.exists():
         saved = json.loads(path.read_text())
@@ -92,7 +92,7 @@ def _drawn(plan: SelectionPlan, secret: Path) -> list[DrawnTrial]:
 
 
 def _require_same(plan: SelectionPlan, before: Mapping[str, object]) -> None:
-    """What is done, or was interrupted, was the same selection; one of an older version says nothing of its seed."""
+    """Refuse an earlier selection with another plan. Older versions did not record the seed."""
     for name, value in plan.as_json().items():
         if before.get(name, value) != value:
             refuse(
@@ -101,15 +101,15 @@ def _require_same(plan: SelectionPlan, before: Mapping[str, object]) -> None:
 
 
 def _require_accounted(plan: SelectionPlan, folder: Path, results: TrialResults) -> None:
-    """The trial's ledger holds the plan's noisy steps and no others, or its epsilon would be another."""
+    """Refuse a trial whose ledger does not hold exactly the plan's noisy steps: its epsilon would differ."""
     if not results["private"] or results["epsilon"] is None:
-        refuse("epsilon", None, "a trial has no guarantee; private selection is among private trainings only")
+        refuse("epsilon", None, "a trial has no guarantee; private selection needs private trainings")
     spends = Ledger(folder / plan.dataset / LEDGER_NAME).spends
     if spends != [plan.spend]:
         refuse("ledger", spends, f"a trial must train with {plan.spend}, which is what epsilon is computed from")
 
 
 def _right_answers(plan: SelectionPlan, results: TrialResults) -> int:
-    """How many records of the first validation split were answered rightly: one record moves it by one at most."""
+    """Number of correct records in the first validation split: one record changes it by at most one."""
     accuracy = next(iter(results["scores"].values()))[METRIC]
     return round(accuracy * plan.validation_examples)

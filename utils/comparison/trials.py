@@ -1,6 +1,6 @@
-"""Trials: one training each by `train_classifier.py`, in a process and a folder of its own.
+"""Trials: each is one training by `train_classifier.py`, in its own process and folder.
 
-A finished trial left `results.json`, and is not run again.
+A finished trial has a `results.json` and is not run again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dptune._validate import refuse
 
 TRAINER = Path(__file__).resolve().parents[2] / "train_classifier.py"
 
-Runner = Callable[[Sequence[str], Path], int]  # (command line, file for what it prints) -> exit status
+Runner = Callable[[Sequence[str], Path], int]  # (command line, log file) -> exit status
 
 
 class TrialResults(TypedDict):
-    """What `results.json` says of a training, as far as a comparison reads it; `scores` are by split and metric."""
+    """The part of `results.json` that a comparison reads; `scores` are by split and metric."""
 
     task: str
     mode: str
@@ -40,39 +40,39 @@ class TrialResults(TypedDict):
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is compared: a mode at a learning rate and, with privacy, a clip norm, None for the trainer's."""
+    """A mode with a learning rate and, with privacy, a clip norm (None: measured by the training)."""
 
     mode: str
     learning_rate: float
     clip_norm: float | None = None
 
     def __str__(self) -> str:
-        """As a trial's folder is called."""
+        """The name of the trial's folder."""
         clip_norm = "" if self.clip_norm is None else f"_clip{self.clip_norm!r}"
         return f"{self.mode}_lr{self.learning_rate!r}{clip_norm}"
 
     @property
     def flags(self) -> list[str]:
-        """As the trainer takes them."""
+        """The flags of train_classifier.py."""
         flags = ["--finetune_mode", self.mode, "--learning_rate", repr(self.learning_rate)]
         return flags if self.clip_norm is None else [*flags, "--max_grad_norm", repr(self.clip_norm)]
 
 
 def run_in_process(command: Sequence[str], log: Path) -> int:
-    """Run it with this interpreter; what it prints goes to `log`, behind what an earlier attempt left."""
+    """Run a command line and append its output to `log`."""
     with log.open("ab") as file:
         run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False)
     return run.returncode
 
 
 def run_trial(dataset: str, folder: Path, flags: Sequence[str], runner: Runner) -> TrialResults:
-    """What a training on `dataset` wrote as its results; it is run unless it is there already.
+    """The results of a training on `dataset`, which is run unless its results exist.
 
     Args:
         dataset: one name for --datasets.
-        folder: of this trial alone; its log stands beside it.
-        flags: all others.
-        runner: `run_in_process`, or what stands in for it in tests.
+        folder: this trial's folder; its log is beside it.
+        flags: all other flags.
+        runner: `run_in_process`, or a stand-in for tests.
 
     Raises:
         InvalidArgument: the training failed, or left no results.
@@ -86,9 +86,9 @@ def run_trial(dataset: str, folder: Path, flags: Sequence[str], runner: Runner) 
         command = [sys.executable, str(TRAINER), "--datasets", dataset, "--output_dir", str(folder), *flags]
         if status := runner(command, log):
             said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-            remedy = f"train_classifier.py ended with status {status}: {said[-1] if said else 'nothing said'}"
-            refuse("trial", folder.name, f"{remedy} (all of it in {log})")
+            remedy = f"train_classifier.py ended with status {status}: {said[-1] if said else 'no output'}"
+            refuse("trial", folder.name, f"{remedy} (full log: {log})")
         if not results.exists():
-            refuse("trial", folder.name, f"train_classifier.py left no {results}; see {log}")
+            refuse("trial", folder.name, f"train_classifier.py wrote no {results}; see {log}")
     found: TrialResults = json.loads(results.read_text())
     return found

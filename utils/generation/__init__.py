@@ -1,1 +1,1 @@
-"""Sampling texts from a model in batches."""
+"""Sampling texts from a model."""

@@ -1,7 +1,7 @@
-"""What draws texts: the one method that every backend has, and what they share so that their texts mean the same.
+"""Generation backends: their common method, and code that they share so that their texts agree.
 
-A backend gets jobs (`utils.generation.batches`) and hands back finished texts as they come. The prompts, the journal
-and the files are not its business (`utils.generation.run`).
+A backend gets jobs (`utils.generation.batches`) and returns finished texts as they come. Prompts, journal and files are
+handled by `utils.generation.run`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from utils.generation.batches import TextJob
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SPARE_TOKENS = 8  # for tokens without text, and for a space that decoding leaves out in front
+_SPARE_TOKENS = 8  # for tokens without text, and for a leading space that decoding drops
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One drawn text, its length in tokens, and whether it ended by itself: by an end token or at a stop string."""
+    """One generated text, its length in tokens, and whether it ended with an end token or a stop string."""
 
     text: str
     tokens: int
@@ -32,17 +32,17 @@ class Drawn:
 
 
 class Backend(Protocol):
-    """Draws texts, in whatever order is fastest."""
+    """Generates texts, in any order."""
 
     def draw(
         self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
     ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
-        """Finished texts of this rank's share, each once, as soon as they are there.
+        """Yield the finished texts of this rank's share, each once, as soon as they are ready.
 
         Args:
             jobs: all texts of the run, the same on every rank.
-            done: indexes of jobs that need no text, the same on every rank.
-            rank, world: this process and how many there are; they share what is not done.
+            done: indexes of jobs that are done already, the same on every rank.
+            rank, world: this process and the number of processes, which share the other jobs.
         """
 
 
@@ -50,8 +50,8 @@ def finish(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequenc
     """Cut at the first end token, decode, and cut before the first stop string.
 
     Args:
-        tokenizer: decodes.
-        ids: the new tokens, without the prompt's; padding may follow.
+        tokenizer: for decoding.
+        ids: the new tokens, without the prompt; padding may follow.
         ends: the end tokens.
         stop: the stop strings.
     """
@@ -64,7 +64,7 @@ def finish(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequenc
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Tokens as text, as they stand."""
+    """Tokens as text, without clean-up of spaces."""
     text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
 
@@ -72,7 +72,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """(the text before the first stop string, whether there is one).
 
-    White space in front is left out: the space before the first word is part of its token, not of the text.
+    Leading white space is removed: the space before the first word belongs to its token, not to the text.
 
     >>> cut(" Blue.\\nUSER: And", ["USER:", "\\n"])
     ('Blue.', True)
@@ -82,14 +82,14 @@ def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
 
 
 def holds_stop(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stop: Sequence[str]) -> bool:
-    """Whether the last of the new tokens `ids` complete a stop string. It saves time; `finish` decides on the cut."""
-    longest = max((len(one.encode()) for one in stop), default=0)  # a token is one byte of UTF-8 or more
+    """Whether the new tokens `ids` end with a stop string. This saves time; `finish` decides where to cut."""
+    longest = max((len(one.encode()) for one in stop), default=0)  # a token has at least one byte
     tail = decode(tokenizer, ids[-longest - _SPARE_TOKENS :])
     return any(one in tail for one in stop)
 
 
 def end_tokens(generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The model's own end tokens and the tokenizer's, since that is the one training appends."""
+    """The end tokens of the model and of the tokenizer; training appends the tokenizer's."""
     own = generation_config.eos_token_id
     return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])})
 
@@ -97,7 +97,7 @@ def end_tokens(generation_config: GenerationConfig, tokenizer: PreTrainedTokeniz
 def sampling_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: SamplingArguments
 ) -> GenerationConfig:
-    """What the flags say, nothing of the model's own defaults but its end tokens."""
+    """The flags' settings. Of the model's own defaults only the end tokens are used."""
     config = GenerationConfig(
         do_sample=sampling.temperature != 0,
         repetition_penalty=sampling.repetition_penalty,
@@ -111,8 +111,8 @@ def sampling_config(
 
 
 def require_positions(model: PreTrainedModel, max_length: int) -> int:
-    """How many positions the model has, if it says so, else `max_length`, which must be within them."""
+    """The model's number of positions, or `max_length` if unknown. Refuses a `max_length` beyond it."""
     window: int = getattr(model.config, "max_position_embeddings", None) or max_length
     if max_length > window:
-        refuse("--max_length", max_length, f"this model has positions for {window} tokens; give at most that")
+        refuse("--max_length", max_length, f"this model supports at most {window} tokens; give at most that")
     return window

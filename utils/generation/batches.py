@@ -1,4 +1,4 @@
-"""Prompts -> tokens -> batches: what is drawn together, decided from all prompts before anything is drawn."""
+"""Prompts -> tokens -> batches. Batches are planned from all prompts before anything is generated."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from utils.data.tokenization import start_token
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ANSWER_START = "A"  # any letter: stands for the answer behind a prompt
+_ANSWER_START = "A"  # any letter: represents the answer after a prompt
 
 
 @dataclass(frozen=True)
 class TextJob:
-    """One text to draw. `ids` are the prompt's tokens, at least one."""
+    """One text to generate. `ids` are the prompt's tokens, at least one."""
 
     index: int
     prompt: str
@@ -27,14 +27,14 @@ class TextJob:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The tokens that stood before the answer in training, where prompt and answer were tokenized as one text.
+    """The tokens before the answer in training, where prompt and answer are tokenized as one text.
 
-    A trailing space belongs to the answer's first token there (`Abstract: The` is `Abstract`, `:`, ` The`), and several
-    trailing line breaks may be cut otherwise at the end of a text than within one. So the prompt is tokenized with an
-    answer behind it, and the tokens that reach beyond its last non-space character are dropped. A tokenizer without
-    offsets, or one that merges the prompt's end with a letter, gets the prompt alone, without trailing spaces.
+    There a trailing space belongs to the answer's first token (`Abstract: The` is `Abstract`, `:`, ` The`). Trailing
+    line breaks may be tokenized differently than at the end of a text. So the prompt is tokenized with an answer after
+    it, and tokens beyond the prompt's last non-space character are dropped. If the tokenizer has no offsets, or merges
+    the prompt's end with a letter, the prompt is tokenized alone, without trailing spaces.
 
-    An empty prompt is the beginning-of-text token, or the end token for a tokenizer that has none.
+    An empty prompt becomes the beginning-of-text token, or the end token if there is none.
     """
     kept = prompt.rstrip(" ")
     ids = _ids_before_answer(tokenizer, prompt, len(kept)) if tokenizer.is_fast else None
@@ -46,19 +46,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def make_jobs(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> list[TextJob]:
-    """One job a prompt, indexed from 0. Raises `InvalidArgument` for a prompt that leaves no room for a new token."""
+    """One job per prompt, indexed from 0. Raises `InvalidArgument` for a prompt that leaves no room for a token."""
     encoded = {prompt: tuple(encode_prompt(tokenizer, prompt)) for prompt in dict.fromkeys(prompts)}
     for prompt, ids in encoded.items():
         if len(ids) >= max_length:
             which = f"prompt {prompts.index(prompt) + 1} of {len(prompts)} alone has {len(ids)} tokens"
-            refuse("--max_length", max_length, f"{which}; raise it or shorten the prompt")
+            refuse("--max_length", max_length, f"{which}; give a larger value or shorten the prompt")
     return [TextJob(index, prompt, encoded[prompt]) for index, prompt in enumerate(prompts)]
 
 
 def plan_batches(jobs: Sequence[TextJob], batch_size: int, max_spread: int) -> list[list[TextJob]]:
-    """Batches of at most `batch_size` jobs, longest prompts first, lengths in one at most `max_spread` tokens apart.
+    """Batches of at most `batch_size` jobs whose prompt lengths differ by at most `max_spread` tokens.
 
-    Longest first: a batch that does not fit in memory fails at once, not in the last hour.
+    The longest come first, so that a batch that does not fit in memory fails at once, not in the last hour.
     """
     batches: list[list[TextJob]] = []
     for job in sorted(jobs, key=lambda job: (-len(job.ids), job.index)):
@@ -71,20 +71,20 @@ def plan_batches(jobs: Sequence[TextJob], batch_size: int, max_spread: int) -> l
 
 
 def batch_seed(seed: int, batch: Sequence[TextJob]) -> int:
-    """A seed (63 bits) for each batch of each `--seed`, since equal prompts must not get equal texts.
+    """A different seed (63 bits) for each batch, because equal prompts must not get equal texts.
 
-    It depends on the batch's size as well: a run continued with another one repeats no random numbers.
+    It also depends on the batch size: a run resumed with another size repeats no random numbers.
     """
     return seed_of(seed, batch[0].index, len(batch))
 
 
 def seed_of(*parts: int) -> int:
-    """A seed (63 bits) that follows from `parts` alone."""
+    """A seed (63 bits) that depends only on `parts`."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
 def _ids_before_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> list[int] | None:
-    """Tokens within the first `length` characters of `prompt` when an answer follows; None if they don't fill them."""
+    """The tokens of the first `length` characters of `prompt` before an answer; None if tokens do not end there."""
     encoded = tokenizer(prompt + _ANSWER_START, return_offsets_mapping=True)
     ends = [end for _, end in encoded["offset_mapping"]]
     count = next((position for position, end in enumerate(ends) if end > length), len(ends))

@@ -1,12 +1,12 @@
-"""Drawing texts by transformers' continuous batching: a waiting text takes the place of one that ends at once.
+"""Text generation with transformers' continuous batching: when a text ends, the next one starts at once.
 
-`generate` in batches draws until the longest text of a batch has ended; here the device stays full until few are left.
-The texts follow from `--seed` and `--batch_size` as long as nothing interrupts the run; one that goes on draws what is
-missing with other random numbers.
+`generate` runs until the longest text of a batch has ended; here the device stays full until few texts are left. An
+uninterrupted run depends only on `--seed` and `--batch_size`. A resumed run generates the missing texts with other
+random numbers.
 
-What the library would do in silence, or say in a log only, and what is done about it: it drops a repetition penalty
-(`SamplingArguments` refuses one), it does not look at stop strings (they are looked for here), and it hands back what
-it has when a request fails or its thread dies (here that ends the run; finished texts are kept).
+The library fails silently, or only in a log, in three ways that are handled here. It drops a repetition penalty
+(`SamplingArguments` refuses one). It ignores stop strings (we look for them). It returns a partial text when a request
+fails or its thread dies (we end the run and keep the finished texts).
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from transformers.generation.continuous_batching.requests import GenerationOutput
 
 _PAGE_TOKENS = 256  # the library's default, whose name differs between versions
-_STEP_TOKENS = 512  # most tokens of one forward pass; a longer prompt is read in several
+_STEP_TOKENS = 512  # maximum number of tokens per forward pass; a longer prompt is read in several
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 60.0
 
 
 class ContinuousBackend:
-    """Draws with a model of this process; arguments and errors as `GenerateBackend`'s.
+    """Generates with a model in this process; arguments and errors as for `GenerateBackend`.
 
-    `batch_size` texts are drawn at once, and the cache is as large as they need at most.
+    `batch_size` texts are generated at once, and the cache is large enough for them.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: SamplingArguments) -> None:
         require_positions(model, sampling.max_length)
         self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
         self._config = sampling_config(model, tokenizer, sampling)
-        model.generation_config = GenerationConfig()  # else its own defaults fill in what the flags leave out
+        model.generation_config = GenerationConfig()  # so that the model's defaults are not used
 
     def draw(
         self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
@@ -57,9 +57,9 @@ class ContinuousBackend:
         with self._managed(batch_seed(self._sampling.seed, share)) as manager:
             for name, job in waiting.items():
                 room = self._sampling.max_length - len(job.ids)
-                streaming = self._sampling.stop is not None  # hands out unfinished texts too
+                streaming = self._sampling.stop is not None  # returns unfinished texts too
                 manager.add_request(list(job.ids), request_id=name, max_new_tokens=room, streaming=streaming)
-            manager.start()  # now that all are there: which are drawn together does not depend on the clock
+            manager.start()  # after adding all, so that the order does not depend on the clock
             while waiting:
                 output = self._next(manager)
                 if output is None or output.request_id not in waiting:
@@ -69,7 +69,7 @@ class ContinuousBackend:
 
     @contextmanager
     def _managed(self, seed: int) -> Iterator[ContinuousBatchingManager]:
-        """The library's manager, not started yet; the global random numbers, which it seeds, are put back."""
+        """The library's manager, not yet started. It seeds the global random generators, which are restored."""
         sampling = self._sampling
         pages = -(-sampling.max_length // _PAGE_TOKENS) + 1
         settings = ContinuousBatchingConfig(
@@ -89,20 +89,20 @@ class ContinuousBackend:
                 manager.destroy()
 
     def _next(self, manager: ContinuousBatchingManager) -> GenerationOutput | None:
-        """The next output if there is one soon; ends the run if there will be none, or if it is an error."""
+        """The next output, or None if there is none soon. Raises if there was an error or the thread has ended."""
         output = manager.get_result(timeout=_POLL_SECONDS)
         error = None if output is None else output.error
         if output is None and not manager.is_running():
             error = str(manager.background_thread_status.fatal_error or "its thread ended")
         if error is not None and "out of memory" in error:
-            remedy = "does not fit in memory; halve it and run again, which continues this run"
+            remedy = "does not fit in memory; halve it and run again to resume"
             refuse("--batch_size", self._sampling.batch_size, remedy)
         if error is not None:
             raise RuntimeError(f"continuous batching failed: {error}; run again with --backend hf")
         return output
 
     def _is_stopped(self, manager: ContinuousBatchingManager, output: GenerationOutput) -> bool:
-        """Whether an unfinished text holds a stop string; it is then drawn no further."""
+        """Whether an unfinished text holds a stop string; its generation is then cancelled."""
         if not holds_stop(self._tokenizer, output.generated_tokens, self._sampling.stop or ()):
             return False
         manager.cancel_request(output.request_id)

@@ -1,7 +1,7 @@
-"""Where generated texts are kept while they are drawn: an interrupted run resumes, no text is lost or doubled.
+"""Files that keep generated texts during a run: an interrupted run resumes, and no text is lost or repeated.
 
-Each rank appends to a file of its own, `generations.rank<r>.jsonl`. The main process merges them into
-`generations.jsonl` once every text is there. `generation_config.json` says what drew them.
+Each rank appends to its own file, `generations.rank<r>.jsonl`. The main process merges these into `generations.jsonl`
+once every text is done. `generation_config.json` records the model and settings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RANK_FILES = "generations.rank*.jsonl"
 
 
 class Generation(TypedDict):
-    """One generated text. `ended`: the model closed it itself, it was not cut at the length limit."""
+    """One generated text. `ended`: it ended with an end token or stop string, not at the length limit."""
 
     prompt: str
     text: str
@@ -28,27 +28,27 @@ class Generation(TypedDict):
 
 
 def generation_journal(output_dir: Path) -> Journal:
-    """What says whether a folder may take the texts of a run, and takes them."""
+    """The journal of a folder: it checks that a run belongs in the folder, and stores its texts."""
     return Journal(output_dir, "generation_config.json", (FINAL_FILE, _RANK_FILES), "generations")
 
 
 def append_generations(output_dir: Path, rank: int, rows: Iterable[Generation]) -> None:
-    """Add finished rows to the file of `rank`; they are on disk when this returns."""
+    """Append finished rows to the file of `rank`; they are on disk when this returns."""
     journal = generation_journal(output_dir)
     for row in rows:
         journal.append(_RANK_FILES.replace("*", str(rank)), row)
 
 
 def read_generations(output_dir: Path) -> dict[int, Generation]:
-    """All rows that earlier runs finished, by index, whatever their number of ranks."""
+    """All finished rows by index, from any number of ranks."""
     return {row["index"]: cast("Generation", row) for row in generation_journal(output_dir).rows()}
 
 
 def merge_generations(output_dir: Path, count: int) -> None:
-    """Write rows 0 to `count` - 1 to `generations.jsonl` in order, then remove the files of the ranks.
+    """Write rows 0 to `count` - 1 to `generations.jsonl` in order, then delete the ranks' files.
 
     Raises:
-        RuntimeError: a row is missing. The files of the ranks stay.
+        RuntimeError: a row is missing. The ranks' files are kept.
     """
     rows = read_generations(output_dir)
     missing = [index for index in range(count) if index not in rows]

@@ -1,8 +1,7 @@
-"""Drawing texts by `generate` in batches, the default backend.
+"""Text generation with `generate` in batches, the default backend.
 
-The batches are planned from all prompts and dealt over the ranks, and each has random numbers of its own. So the texts
-depend on neither the number of ranks nor on interruptions: they follow from the model, the settings, `--seed` and
-`--batch_size`.
+Batches are planned from all prompts and dealt over the ranks, and each has its own seed. So the texts depend on the
+model, the settings, `--seed` and `--batch_size`, but not on the number of ranks or on interruptions.
 """
 
 from __future__ import annotations
@@ -29,38 +28,38 @@ from utils.models.sharded import compute_device
 
 
 class GenerateBackend:
-    """Draws one batch after another with a model of this process.
+    """Generates one batch after another with a model in this process.
 
     Args:
-        model: on the device that draws; its own sampling defaults are removed.
+        model: on the device to use; its own sampling defaults are removed.
         tokenizer: with a padding token.
-        sampling: `batch_size` texts are drawn at once.
+        sampling: how to sample; `batch_size` texts are generated at once.
 
     Raises:
-        InvalidArgument: a `max_length` too large for the model; `draw` raises it for a batch too large for the memory.
+        InvalidArgument: `max_length` is too large for the model. `draw` raises it if a batch does not fit in memory.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: SamplingArguments) -> None:
         self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
         self._spread = max_spread(model, sampling)
         self._config = sampling_config(model, tokenizer, sampling)
-        model.generation_config = GenerationConfig()  # else its own defaults fill in what the flags leave out
+        model.generation_config = GenerationConfig()  # so that the model's defaults are not used
 
     def draw(
         self, jobs: Sequence[TextJob], done: Container[int], *, rank: int = 0, world: int = 1
     ) -> Iterator[Sequence[tuple[TextJob, Drawn]]]:
-        """See `Backend.draw`. A batch of which some are done is drawn whole: an uninterrupted run has the same."""
+        """See `Backend.draw`. A partly finished batch is generated whole, as in an uninterrupted run."""
         batches = plan_batches(jobs, self._sampling.batch_size, self._spread)
         pending = [batch for batch in batches if any(job.index not in done for job in batch)]
         for batch in pending[rank::world]:
             pairs = zip(batch, self._draw(batch), strict=True)
             yield [(job, drawn) for job, drawn in pairs if job.index not in done]
         if is_sharded(self._model) and rank >= len(pending) % world > 0:
-            # The others have one batch more, and need this rank's weights for it: it draws along, for nothing.
+            # Other ranks have one batch more and need this rank's weights for it, so it runs a batch too.
             self._draw(pending[0])
 
     def _draw(self, batch: Sequence[TextJob]) -> list[Drawn]:
-        """One text for each job of `batch`, by the batch's own random numbers."""
+        """One text per job of `batch`, with the batch's own seed."""
         sampling = self._sampling
         try:
             return draw_batch(
@@ -68,7 +67,7 @@ class GenerateBackend:
                 max_length=sampling.max_length, seed=batch_seed(sampling.seed, batch), stop=sampling.stop or (),
             )  # fmt: skip
         except torch.OutOfMemoryError:
-            remedy = "does not fit in memory; halve it and run again, which continues this run"
+            remedy = "does not fit in memory; halve it and run again to resume"
             refuse("--batch_size", sampling.batch_size, remedy)
 
 
@@ -82,9 +81,9 @@ def draw_batch(
     seed: int,
     stop: Sequence[str] = (),
 ) -> list[Drawn]:
-    """One text for each prompt (a sequence of token ids), of at most `max_length` tokens together with its prompt.
+    """One text for each prompt (a sequence of token ids); prompt and text have at most `max_length` tokens.
 
-    Prompts are padded on the left. The random numbers follow from `seed`; the global generators are left as they were.
+    Prompts are padded on the left. Random numbers depend on `seed`; the global generators are restored.
     """
     width = max(map(len, prompts))
     padded = [[config.pad_token_id] * (width - len(ids)) + list(ids) for ids in prompts]
@@ -97,24 +96,23 @@ def draw_batch(
             attention_mask=torch.tensor(mask, device=device),
             generation_config=config,
             stopping_criteria=StoppingCriteriaList([StopStrings(tokenizer, stop, width)] if stop else []),
-            synced_gpus=is_sharded(model),  # a rank whose texts have ended still gives its weights to the others
+            synced_gpus=is_sharded(model),  # a rank whose texts have ended still shares its weights
         )
-    # Every prompt has its own room: a longer one than the batch's shortest ran beyond it.
+    # Cut each text to its own limit: generation ran until the limit of the shortest prompt.
     new = [ids[: max_length - len(prompt)] for ids, prompt in zip(output_BT[:, width:].tolist(), prompts, strict=True)]
     return [finish(tokenizer, ids, config.eos_token_id, stop) for ids in new]
 
 
 class StopStrings(StoppingCriteria):
-    """Ends a text once its last tokens hold a stop string. It saves time; `finish` decides where the text is cut.
+    """Ends a text once its last tokens hold a stop string. This saves time; `finish` decides where to cut.
 
-    `GenerationConfig.stop_strings` looks at the prompt too: a prompt that ends in a line break and a text that begins
-    with one would be an empty line, and the text would stop without a stop string in it. It also matches the
-    tokenizer's pieces instead of decoding them.
+    `GenerationConfig.stop_strings` is not used: it looks at the prompt too, so a prompt that ends in a line break and a
+    text that begins with one would match an empty line. It also matches the tokenizer's pieces instead of their text.
 
     Args:
-        tokenizer: decodes.
+        tokenizer: for decoding.
         stop: the stop strings.
-        width: columns of the prompts, which are not looked at.
+        width: number of prompt columns, which are ignored.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], width: int) -> None:
@@ -127,10 +125,10 @@ class StopStrings(StoppingCriteria):
 
 
 def max_spread(model: PreTrainedModel, sampling: SamplingArguments) -> int:
-    """How far prompt lengths within a batch may differ, in tokens.
+    """How much prompt lengths within a batch may differ, in tokens.
 
-    The shortest prompt gets `max_length` tokens, so the longest runs beyond that by the difference (and is cut), which
-    must stay within the model's positions. A repetition penalty would take padding for text: it gets one length.
+    The text of the longest prompt runs beyond `max_length` by this difference before it is cut, which must stay within
+    the model's positions. A repetition penalty would treat padding as text, so it allows no difference.
     """
     window = require_positions(model, sampling.max_length)
     return 0 if sampling.repetition_penalty != 1 else window - sampling.max_length
@@ -138,7 +136,7 @@ def max_spread(model: PreTrainedModel, sampling: SamplingArguments) -> int:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators that sampling uses, and put them back."""
+    """Seed the random generators that sampling uses, and restore them."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""What is written beside `generations.jsonl` once every text is there: instructions, a summary, AlpacaEval's format."""
+"""Files written beside `generations.jsonl` once every text is done: instructions, a summary, AlpacaEval's format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALPACA_EVAL_FILE = "alpaca_eval.json"
 
 @dataclass(frozen=True)
 class Speed:
-    """What a process drew, in tokens, and how long it took, in seconds."""
+    """Tokens that a process generated, and the seconds that it took."""
 
     tokens: int
     seconds: float
@@ -28,15 +28,15 @@ class Speed:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of the texts. Those that ended are the blank ones, the duplicates and those that are kept.
+    """Counts of texts: `ended` = `blank` + `duplicates` + `kept`.
 
     Attributes:
-        texts: how many were drawn.
-        ended: by themselves; the others were cut at the length limit.
-        blank: of those, white space at most.
-        duplicates: of those that are not blank, equal to an earlier one of them to the letter.
-        kept: the rest.
-        tokens_per_second: of all processes together, in the run that finished; None if it had nothing left to draw.
+        texts: how many were generated.
+        ended: how many ended with an end token or stop string; the others were cut at the length limit.
+        blank: ended texts that are empty or white space.
+        duplicates: other ended texts that are identical to an earlier one.
+        kept: the remaining ended texts.
+        tokens_per_second: of all processes together in the last run; None if that run had nothing to generate.
     """
 
     texts: int
@@ -48,17 +48,17 @@ class Summary:
 
     def __str__(self) -> str:
         speed = "" if self.tokens_per_second is None else f", {self.tokens_per_second:.0f} tokens/s"
-        counts = f"{self.ended} of {self.texts} texts ended by themselves, {self.blank} of them blank, "
-        return f"{counts}{self.duplicates} duplicates, {self.kept} kept{speed}"
+        counts = f"{self.blank} blank, {self.duplicates} duplicates, {self.kept} kept"
+        return f"{self.ended} of {self.texts} texts ended before the length limit: {counts}{speed}"
 
 
 def write_sampling_outputs(path: Path, sampling: SamplingArguments, speeds: Sequence[Speed]) -> Summary:
-    """Write the summary and, where it is asked for, the instructions, beside the texts of `path`.
+    """Write the summary and, if asked for, the instructions, beside `path`.
 
     Args:
-        path: a whole `generations.jsonl`.
-        sampling: says whether the instructions are wanted.
-        speeds: of every process.
+        path: a finished `generations.jsonl`.
+        sampling: says whether to write the instructions.
+        speeds: the speed of each process.
     """
     rows = _in_order(path)
     ended = [row for row in rows if row["ended"]]
@@ -77,14 +77,14 @@ def write_sampling_outputs(path: Path, sampling: SamplingArguments, speeds: Sequ
 
 
 def write_alpaca_eval(path: Path, instructions: Sequence[Instruction], generator: str) -> Path:
-    """Write the texts of `path` as AlpacaEval reads a model's outputs, in the order of the instructions.
+    """Write the texts of `path` in AlpacaEval's format, in the order of the instructions.
 
     The format is that of `model_outputs` in https://github.com/tatsu-lab/alpaca_eval.
 
     Args:
-        path: a whole `generations.jsonl`, with one text for each instruction.
-        instructions: what was asked.
-        generator: the name under which AlpacaEval lists the model.
+        path: a finished `generations.jsonl`, with one text per instruction.
+        instructions: the instructions.
+        generator: the model's name in AlpacaEval.
     """
     pairs = zip(instructions, _in_order(path), strict=True)
     outputs = [_alpaca_row(instruction, row, generator) for instruction, row in pairs]
@@ -103,7 +103,7 @@ def _in_order(path: Path) -> list[Generation]:
 
 
 def _together(speeds: Sequence[Speed]) -> float | None:
-    """Tokens of all processes by the time of the slowest; None without a token."""
+    """Tokens of all processes per second of the slowest; None if there are no tokens."""
     tokens = sum(speed.tokens for speed in speeds)
     return round(tokens / max(speed.seconds for speed in speeds), 1) if tokens else None
 

@@ -1,7 +1,7 @@
-"""Drawing texts with everything the command line says: prompts -> jobs -> a backend -> journal -> files.
+"""A whole sampling run: prompts -> jobs -> backend -> journal -> files.
 
-Whatever the backend, a finished text is on disk before the next one is waited for, and a run that was interrupted goes
-on with the texts that are missing.
+With every backend, a finished text is on disk before the next one is waited for, and an interrupted run resumes with
+the missing texts.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from utils.generation.sources import find_source
 from utils.models.arguments import ModelArguments
 from utils.models.loading import adapter_files, load_tokenizer
 
-# Fields that change where and how fast texts are drawn, or what is written beside them, not what they are drawn from.
+# Settings that change where and how fast texts are generated or which files are written, not the distribution of texts.
 _NOT_IDENTITY = {"output_dir", "batch_size", "lora_weights_path", "deduplicate", "vllm_url", "vllm_model"}
 
 
 def sample_instructions(
     instructions: Sequence[str], model_args: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
 ) -> Path | None:
-    """Draw one text for each instruction with everything the command line says, and print where they are.
+    """Generate one text per instruction and print where they are.
 
-    What can be wrong with the arguments is seen before the model is loaded, and nothing is written before it is.
+    The arguments are checked before the model is loaded, and nothing is written before it is loaded.
 
     Returns:
-        The file of texts on the main process, when it is whole and what belongs beside it is written; None on others.
+        The finished file of texts on the main process; None on others.
     """
     accelerator = make_accelerator()
     tokenizer = load_tokenizer(
@@ -69,18 +69,18 @@ def sample_instructions(
         speeds = gather_object([speed])
         if is_main:
             print(f"{len(jobs)} texts in {path}\n{write_sampling_outputs(path, sampling, speeds)}")
-    accelerator.end_training()  # destroys the process group: left to the interpreter's exit it may abort
+    accelerator.end_training()  # destroys the process group, which may abort at the interpreter's exit
     return path if accelerator.is_main_process else None
 
 
 def sampling_identity(
     prompts: Sequence[str], model_args: ModelArguments, adapter: AdapterArguments, sampling: SamplingArguments
 ) -> dict[str, object]:
-    """What the texts follow from, as JSON values: settings, prompts, the content of the adapter, which must exist."""
+    """What the texts depend on, as JSON values: settings, prompts, and the content of the adapter."""
     settings = public_config(model_args, adapter, sampling)
     files = [] if adapter.lora_weights_path is None else adapter_files(adapter.lora_weights_path)
     if settings["backend"] == "hf":
-        settings["backend"] = None  # folders from before there was another go on
+        settings["backend"] = None  # so that folders of older versions, without backends, can resume
     return {name: value for name, value in settings.items() if name not in _NOT_IDENTITY} | {
         "adapter_sha256": digest_of_files(*files) if files else None,
         "num_prompts": len(prompts),
@@ -98,28 +98,28 @@ def generate_all(
     world: int = 1,
     wait: Callable[[], object] = lambda: None,
 ) -> tuple[Path, Speed]:
-    """Draw this rank's share of the texts; rank 0 merges those of all into `generations.jsonl`.
+    """Generate this rank's share of the texts; rank 0 merges all shares into `generations.jsonl`.
 
     Args:
-        backend: draws.
-        jobs: all texts to draw, with indexes 0 to n - 1, the same on every rank.
-        sampling: `output_dir` may hold texts already; they are not drawn again.
-        identity: what the texts follow from, JSON values by name; a folder takes texts of one identity only.
-        rank, world: this process and how many there are; every rank makes this call.
+        backend: generates the texts.
+        jobs: all texts to generate, with indexes 0 to n - 1, the same on every rank.
+        sampling: texts that are already in `output_dir` are not generated again.
+        identity: what the texts depend on, JSON values by name; a folder takes texts of one identity only.
+        rank, world: this process and the number of processes; every rank makes this call.
         wait: returns once every rank has called it.
 
     Returns:
-        The merged file's path, and how fast this process was.
+        The path of the merged file, and the speed of this process.
 
     Raises:
-        InvalidArgument: a folder with texts of another identity, or what the backend refuses.
+        InvalidArgument: the folder has texts of another identity, or the backend refuses.
     """
     output_dir = Path(sampling.output_dir)
     if rank == 0:
         generation_journal(output_dir).claim(identity)
     wait()
     done = read_generations(output_dir).keys()
-    wait()  # all ranks must deal from the same rows, so none appends before all have read
+    wait()  # no rank may append before all have read the same rows
     speed = _draw_share(backend, jobs, done, output_dir, rank, world)
     wait()
     if rank == 0:
@@ -130,7 +130,7 @@ def generate_all(
 def _draw_share(
     backend: Backend, jobs: Sequence[TextJob], done: Container[int], output_dir: Path, rank: int, world: int
 ) -> Speed:
-    """Draw what is missing; finished texts are on disk before the next are waited for."""
+    """Generate the missing texts; finished ones are on disk before the next are waited for."""
     tokens, start, missing = 0, time.monotonic(), sum(job.index not in done for job in jobs)
     with tqdm(total=-(-missing // world), unit="text", disable=rank != 0) as bar:
         for finished in backend.draw(jobs, done, rank=rank, world=world):

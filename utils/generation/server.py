@@ -1,12 +1,13 @@
-"""Drawing texts by an OpenAI-compatible server, such as vLLM's, that holds the model and the adapter.
+"""Text generation by an OpenAI-compatible server, such as vLLM's, that holds the model and the adapter.
 
     vllm serve PATH --enable-lora --lora-modules dptune=OUT --max-lora-rank 64
 
-in vLLM's own environment serves the base at PATH with the PEFT files of a training's folder OUT, as the model `dptune`.
+serves the base model at PATH with the PEFT adapter in a training's folder OUT, under the model name `dptune`. Run it in
+vLLM's own environment.
 
-Prompts are sent as token ids, so that they are those of training whatever the server's tokenizer adds. Every sampling
-parameter is sent, so that the server's own defaults (vLLM takes them from the model's folder) do not count. Each text
-has a seed of its own, which depends on neither the other texts nor interruptions.
+Prompts are sent as token ids, exactly as in training, so the server's tokenizer adds nothing. Every sampling parameter
+is sent, so the server's defaults (vLLM reads them from the model's folder) are not used. Each text has its own seed,
+which does not depend on other texts or on interruptions.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from utils.generation.backends import Drawn, cut, end_tokens
 from utils.generation.batches import TextJob, seed_of
 
 _RETRIES = 6  # with growing pauses, after 408, 409, 429, 5xx and lost connections
-_TIMEOUT = 600.0  # seconds for one text
-_FAILURES = (openai.OpenAIError, ValueError)  # ValueError: an answer that says it is JSON and is not
+_TIMEOUT = 600.0  # seconds per text
+_FAILURES = (openai.OpenAIError, ValueError)  # ValueError: an answer that claims to be JSON but is not
 
 
 class ServerBackend:
-    """Asks for `batch_size` texts at once.
+    """Requests `batch_size` texts at once.
 
     Args:
-        model: its name on the server.
-        tokenizer: of the base model.
+        model: the model's name on the server.
+        tokenizer: the base model's tokenizer.
         base: folder or hub name of the base model, whose end tokens are sent.
-        sampling: how texts are drawn, and the server's address.
+        sampling: how to sample, and the server's address.
         token, revision: for a base model on the hub.
 
-    `draw` raises `InvalidArgument` for a server that cannot be reached, refuses, or gives no text.
+    `draw` raises `InvalidArgument` if the server cannot be reached, refuses, or returns no text.
     """
 
     def __init__(
@@ -69,8 +70,7 @@ class ServerBackend:
         failure: BaseException | None = None
         with ThreadPoolExecutor(self._sampling.batch_size) as pool:
             while True:
-                # Not more are handed to the pool than it works on, and after a failure none: what is asked for already
-                # is waited for and kept.
+                # Submit only as many as the pool works on, and none after a failure: texts under way are still kept.
                 room = 0 if failure else self._sampling.batch_size - len(asked)
                 asked |= {pool.submit(self._ask, job): job for job in islice(waiting, room)}
                 if not asked:
@@ -83,7 +83,7 @@ class ServerBackend:
             raise failure
 
     def _ask(self, job: TextJob) -> Drawn:
-        """One text."""
+        """Request one text."""
         sampling = self._sampling
         own = {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": sampling.repetition_penalty}
         try:
@@ -104,22 +104,22 @@ class ServerBackend:
             _refuse(self._url, error)
         choice = answer.choices[0] if isinstance(answer, Completion) and answer.choices else None
         if choice is None or choice.text is None or choice.finish_reason not in ("stop", "length"):
-            said = "no text" if choice is None else f"a text that ended by {choice.finish_reason!r}"
-            refuse("--vllm_url", self._url, f"the server gave {said} for index {job.index}; run again to continue")
+            said = "no text" if choice is None else f"a text with finish_reason {choice.finish_reason!r}"
+            refuse("--vllm_url", self._url, f"the server returned {said} for index {job.index}; run again to resume")
         text, stopped = cut(choice.text, self._stop)
         tokens = answer.usage.completion_tokens if answer.usage else 0
         return Drawn(text, tokens, stopped or choice.finish_reason == "stop")
 
 
 def find_model(url: str, name: str | None) -> str:
-    """`name` if the server at `url` has it, or its only model if none is given; else raises `InvalidArgument`."""
+    """`name` if the server has that model, or the server's only model if `name` is None; else `InvalidArgument`."""
     client = _client(url)
     try:
-        # Raw, since the client itself fails at what is no list of models, such as a web page.
+        # Raw, because the client itself fails on anything but a list of models, such as a web page.
         listed = json.loads(client.models.with_raw_response.list().text)
         there = sorted(model["id"] for model in listed["data"])
     except (KeyError, TypeError, ValueError):
-        refuse("--vllm_url", url, "lists no models; give the address that ends in /v1")
+        refuse("--vllm_url", url, "does not list models; give the address that ends in /v1")
     except openai.OpenAIError as error:
         _refuse(url, error)
     if name is None and len(there) == 1:
@@ -130,13 +130,13 @@ def find_model(url: str, name: str | None) -> str:
 
 
 def _client(url: str) -> openai.OpenAI:
-    """The key is the environment's, never a flag's, and never the one of another service."""
-    key = key_from_environment(VLLM_KEY) or "none"  # the client insists on one, a server without keys passes it over
+    """A client whose key comes from VLLM_API_KEY, never from a flag or from another service's variable."""
+    key = key_from_environment(VLLM_KEY) or "none"  # the client needs a key; a server without keys ignores it
     return openai.OpenAI(base_url=url, api_key=key, max_retries=_RETRIES, timeout=_TIMEOUT)
 
 
 def _own_config(base: str, token: str | None, revision: str | None) -> GenerationConfig:
-    """The base model's end tokens, from its generation settings or else from its configuration."""
+    """The base model's generation settings, or else settings from its configuration, for the end tokens."""
     try:
         return GenerationConfig.from_pretrained(base, token=token, revision=revision)
     except OSError:  # it has none
@@ -144,6 +144,6 @@ def _own_config(base: str, token: str | None, revision: str | None) -> Generatio
 
 
 def _refuse(url: str, error: Exception) -> NoReturn:
-    """One line without a word of the server's, which may repeat the key; what is finished is on disk: run it again."""
+    """One line that does not quote the server, whose text may repeat the key. Finished texts are on disk."""
     status = f" (HTTP {error.status_code})" if isinstance(error, openai.APIStatusError) else ""
-    refuse("--vllm_url", url, f"{type(error).__name__}{status}; see to the server, then run again to continue")
+    refuse("--vllm_url", url, f"{type(error).__name__}{status}; check the server, then run again to resume")

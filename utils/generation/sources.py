@@ -1,6 +1,6 @@
-"""What texts are drawn from: a model of this process, or one behind a server. Known before either is loaded or asked.
+"""The source of texts: a model in this process, or a model on a server.
 
-What can be wrong with the arguments is refused when the source is found, so that nothing is loaded in vain.
+The arguments are checked before a model is loaded.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from utils.models.sharded import describe_shards
 
 @dataclass(frozen=True)
 class Source:
-    """What texts are drawn from.
+    """A source of texts.
 
     Attributes:
-        identity: what of it the texts follow from, JSON values by name.
-        load: makes it ready to draw.
+        identity: what the texts depend on, JSON values by name.
+        load: loads the source and returns its backend.
     """
 
     identity: dict[str, object]
@@ -45,7 +45,7 @@ def find_source(
     adapter: AdapterArguments,
     sampling: SamplingArguments,
 ) -> Source:
-    """The source that the flags name. Raises `InvalidArgument` for flags that do not go together."""
+    """The source that the flags name. Raises `InvalidArgument` for flags that contradict each other."""
     if sampling.backend == "vllm":
         return _server(tokenizer, model_args, adapter, sampling)
     return _local(accelerator, tokenizer, model_args, adapter, sampling)
@@ -61,7 +61,7 @@ def _local(
     """The model in this process, on the device and in the precision of the launch."""
     sharding = sharding_of_launch()
     if sharding is not None and sampling.backend == "continuous":
-        refuse("--backend", "continuous", "cannot draw with sharded weights; give hf, or a configuration without FSDP")
+        refuse("--backend", "continuous", "cannot use sharded weights; give hf, or a configuration without FSDP")
     merge = adapter.merge_lora and sharding is None and model_args.qbits == 16
     dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
 
@@ -87,7 +87,7 @@ def _local(
 
 
 def _digest_of_weights(folder: Path) -> str | None:
-    """Of a model in a folder, which may be trained anew under its name; None for one of the hub."""
+    """Digest of a model in a folder, whose files may change; None for a model on the hub."""
     files = [path for suffix in ("*.safetensors", "*.bin", "config.json") for path in sorted(folder.glob(suffix))]
     return digest_of_files(*files) if files else None
 
@@ -98,14 +98,14 @@ def _server(
     adapter: AdapterArguments,
     sampling: SamplingArguments,
 ) -> Source:
-    """The model behind `--vllm_url`; its name stands for its weights, adapter and precision, which are the server's."""
+    """The model at `--vllm_url`. Its name represents weights, adapter and precision, which the server decides."""
     from utils.generation.server import ServerBackend, find_model  # the client takes a second to import
 
     if adapter.lora_weights_path is not None:
-        remedy = "the server holds the adapter: serve it with --lora-modules NAME=FOLDER and give --vllm_model NAME"
+        remedy = "the server loads the adapter: start it with --lora-modules NAME=FOLDER and give --vllm_model NAME"
         refuse("--lora_weights_path", adapter.lora_weights_path, remedy)
     if model_args.qbits != 16:
-        refuse("--qbits", model_args.qbits, "the server decides on the precision; leave it out with --backend vllm")
+        refuse("--qbits", model_args.qbits, "the server decides the precision; leave it out with --backend vllm")
     name = find_model(present(sampling.vllm_url, "server"), sampling.vllm_model)
     source = model_args.hub
     backend = ServerBackend(name, tokenizer, model_args.model_name_or_path, sampling, **source)

@@ -1,13 +1,13 @@
-"""MAUVE: how far two samples of texts are apart, from their embeddings.
+"""MAUVE: how far apart two samples of texts are, from their embeddings.
 
-Both are quantised by one k-means, and the two histograms over clusters are compared by a curve of Kullback-Leibler
+One k-means clusters both samples. The two histograms over clusters are compared by a curve of Kullback-Leibler
 divergences to their mixtures: one axis counts what the synthetic sample has and the real one lacks, the other the
 reverse. MAUVE is the area under that curve, 1 for equal histograms and near 0 for disjoint ones (Pillutla et al. 2021,
 "MAUVE: Measuring the Gap Between Neural Text and Human Text using Divergence Frontiers").
 
-The package of the paper, `mauve-text`, is not used: it needs faiss, and a download for its features. Its defaults are
-kept (scaling 5, a tenth as many clusters as texts, PCA to 90% of the variance), but the embeddings here are others, so
-values compare only with those of the same embedder and the same number of texts.
+The paper's package, `mauve-text`, is not used: it needs faiss and downloads its features. We keep its defaults (scaling
+5, one cluster per ten texts, PCA to 90% of the variance) but use other embeddings. So compare values only with those of
+the same embedder and the same number of texts.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _SCALING = 5.0
 _MIXTURES = 25  # points of the curve besides its two ends
 _EXPLAINED_VARIANCE = 0.9
 _TEXTS_A_CLUSTER = 10
-_CLUSTERINGS = 3  # k-means' own randomness is averaged over them
+_CLUSTERINGS = 3  # to average over the randomness of k-means
 _SMOOTHING = 0.5  # Krichevsky and Trofimov's, added to each count
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a sample is from a real one of equally many texts; means over a few clusterings.
+    """How far a sample is from a real one of the same size; means over a few clusterings.
 
     Attributes:
         mauve: in (0, 1], 1 for equal.
-        mauve_error: its standard error, by a bootstrap of the texts and over the clusterings.
-        mauve_star: the same with smoothed histograms, which small samples bias less (Pillutla et al. 2023).
+        mauve_error: its standard error, from a bootstrap over texts and from the clusterings.
+        mauve_star: MAUVE with smoothed histograms, which is less biased for small samples (Pillutla et al. 2023).
         frontier_integral: in [0, 1], 0 for equal (Liu et al. 2021).
         missed: share of the real texts in clusters with no text of the sample.
         spurious: share of the sample's texts in clusters with no real text.
-        clusters: how many there are.
+        clusters: number of clusters.
         curve: `divergence_curve` of the first clustering.
     """
 
@@ -57,14 +57,14 @@ class Divergence:
 def compare_embeddings(
     sample: np.ndarray, real: np.ndarray, *, clusters: int | None = None, resamples: int = 200, seed: int = 0
 ) -> Divergence:
-    """Compare two samples of equally many texts by their embeddings.
+    """Compare two samples of the same size by their embeddings.
 
     Args:
         sample: float [N, D].
         real: float [N, D].
-        clusters: for k-means; a tenth of N, at least 2, if None. Never more than there are different embeddings.
+        clusters: number of k-means clusters; N / 10 but at least 2 if None. At most the number of different embeddings.
         resamples: bootstrap samples for the error; at least 2.
-        seed: of the clusterings and the bootstrap.
+        seed: seed of the clusterings and the bootstrap.
     """
     if not len(sample) == len(real) >= 2:
         raise RuntimeError(f"{len(sample)} texts beside {len(real)}")
@@ -94,7 +94,7 @@ def divergence_curve(sample: np.ndarray, real: np.ndarray, *, mixtures: int = _M
 
     Args:
         sample: shares that sum to 1, float64 [K].
-        real: the same of the real texts.
+        real: the same for the real texts.
         mixtures: evenly spread weights of the sample in the mixture, strictly between 0 and 1 but for rounding.
 
     Returns:
@@ -114,10 +114,10 @@ def mauve_score(sample: np.ndarray, real: np.ndarray) -> float:
 
 
 def frontier_integral(sample: np.ndarray, real: np.ndarray) -> float:
-    """Mean over all mixtures of the two weighted divergences to the mixture, times 2, so that disjoint ones have 1.
+    """Mean over all mixtures of the two weighted divergences to the mixture, times 2, so that disjoint samples give 1.
 
-    In closed form a sum over clusters of (p + q) / 2 - p q (ln p - ln q) / (p - q), whose last term is p where p = q
-    and 0 where one of the two is 0 (Liu et al. 2021, "Divergence Frontiers for Generative Models").
+    In closed form it is a sum over clusters of (p + q) / 2 - p q (ln p - ln q) / (p - q). The last term is p where
+    p = q, and 0 where p or q is 0 (Liu et al. 2021, "Divergence Frontiers for Generative Models").
     """
     gap = sample - real
     apart = np.abs(gap) > 1e-8
@@ -127,16 +127,16 @@ def frontier_integral(sample: np.ndarray, real: np.ndarray) -> float:
 
 
 def _project(points: np.ndarray) -> np.ndarray:
-    """Rows of length 1, turned to the axes of most variance, without those that hold the last tenth of it."""
+    """Rows scaled to length 1, then reduced by PCA to the axes that hold 90% of the variance."""
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
     points = points / np.where(lengths > 0, lengths, 1)
-    if np.ptp(points, axis=0).max() == 0:  # all the same: no axis has any variance
+    if np.ptp(points, axis=0).max() == 0:  # all rows are equal: no axis has any variance
         return points
     return PCA(n_components=_EXPLAINED_VARIANCE, svd_solver="full").fit_transform(points)
 
 
 def _cluster(points: np.ndarray, size: int, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many of the first `size` points, and of the others, fall into each cluster."""
+    """Numbers of the first `size` points, and of the others, in each cluster."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than clusters, by rounding
         labels = KMeans(clusters, n_init=1, random_state=seed).fit(points).labels_
@@ -150,6 +150,6 @@ def _smoothed(counts: np.ndarray) -> np.ndarray:
 def _bootstrap_variance(
     sample: np.ndarray, real: np.ndarray, size: int, resamples: int, rng: np.random.Generator
 ) -> float:
-    """Variance of the score when `size` texts are drawn anew from both histograms."""
+    """Variance of the score over resamples of `size` texts from both histograms."""
     drawn = [rng.multinomial(size, histogram, size=resamples) / size for histogram in (sample, real)]
     return float(np.var([mauve_score(*pair) for pair in zip(*drawn, strict=True)], ddof=1))

@@ -1,10 +1,10 @@
-"""Texts as vectors whose directions say how alike they are.
+"""Embeddings of texts.
 
 "tfidf" needs no download: word counts weighted by rarity (TF-IDF), reduced by a truncated SVD (latent semantic
 analysis, Deerwester et al. 1990). Any other name is a model of the sentence-transformers library, an extra.
 
-An embedder is fitted, and what it was fitted on can be read out of it: a TF-IDF vocabulary is a list of its documents'
-words. Where something computed with it is released, fit it on synthetic or public texts only.
+An embedder reveals the texts that it was fitted on: a TF-IDF vocabulary lists their words. If something computed with
+it is released, fit it only on synthetic or public texts.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import numpy as np
 
 from dptune._validate import present, refuse, require_count
 
-if TYPE_CHECKING:  # programs import this module before they parse their flags: scikit-learn is loaded when it is used
+if TYPE_CHECKING:  # programs import this module to parse their flags, so scikit-learn is imported only when used
     from sklearn.decomposition import TruncatedSVD
 
 TFIDF = "tfidf"
 _FLAG = "--embedder"
-_BATCH_SIZE, _LONG = 32, 1000  # of a neural model; texts beyond which it shows how far it is
+_BATCH_SIZE, _LONG = 32, 1000  # of a neural model; number of texts from which a progress bar is shown
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors of length 1; alike texts have a large inner product."""
+    """Turns texts into vectors of length 1; similar texts have a large inner product."""
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Learn from `texts` whatever there is to learn, once, before `embed`."""
+        """Fit to `texts`; called once before `embed`."""
 
     def embed(self, texts: Sequence[str], *, alone: bool = False) -> np.ndarray:
-        """float32 [N, D], a row a text. Rows have length 1, or 0 where nothing in the text is known.
+        """Embeddings, float32 [N, D], one row per text. Rows have length 1, or 0 if no word of the text is known.
 
         Args:
-            texts: N.
-            alone: to the last bit, a row follows from its own text. Ask for it where texts are private: in a batch a
-                neural model pads them to the longest, which moves the last bits of the others' vectors, and so one
-                text may decide whose nearest neighbour another's is. Slower.
+            texts: N texts.
+            alone: embed each text alone, so that its row depends on no other text, to the last bit. Use it for private
+                texts: in a batch, padding to the longest text changes the last bits of other rows, so one text could
+                change the nearest neighbour of another. Slower.
         """
 
 
@@ -47,11 +47,11 @@ def make_embedder(name: str = TFIDF, *, dimensions: int = 64, seed: int = 0) -> 
 
     Args:
         name: "tfidf", or a folder or hub name of a sentence-transformers model.
-        dimensions: of "tfidf"'s vectors, at most; fewer where few words or texts are fitted.
-        seed: of the SVD's random start.
+        dimensions: maximum dimensions of "tfidf"; fewer if it is fitted to few words or texts.
+        seed: seed of the SVD.
 
     Raises:
-        InvalidArgument: dimensions below 1, or a model where sentence-transformers is not installed or cannot load it.
+        InvalidArgument: dimensions below 1, sentence-transformers is not installed, or it cannot load the model.
     """
     require_count("dimensions", dimensions)
     return _Tfidf(dimensions, seed) if name == TFIDF else _SentenceTransformer(name)
@@ -64,7 +64,7 @@ class _Tfidf:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self._dimensions, self._seed = dimensions, seed
-        # Sublinear counts: a word said ten times is not ten times as telling. One-letter words count too.
+        # Sublinear counts: a word used ten times is not ten times as important. One-letter words count too.
         self._words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
         self._directions: TruncatedSVD | None = None
 
@@ -74,11 +74,11 @@ class _Tfidf:
         try:
             counts = self._words.fit_transform(texts)
         except ValueError:  # scikit-learn's empty vocabulary
-            refuse(_FLAG, TFIDF, f"none of the {len(texts)} texts to fit has a word in it; give others")
+            refuse(_FLAG, TFIDF, f"none of the {len(texts)} texts to fit has a word in it; give other texts")
         rank = min(self._dimensions, *counts.shape)
         self._directions = TruncatedSVD(rank, random_state=self._seed).fit(counts)
 
-    def embed(self, texts: Sequence[str], *, alone: bool = False) -> np.ndarray:  # noqa: ARG002  # it always is
+    def embed(self, texts: Sequence[str], *, alone: bool = False) -> np.ndarray:  # noqa: ARG002  # always alone
         from sklearn.preprocessing import normalize
 
         reduced = present(self._directions, "fit before embed").transform(self._words.transform(texts))
@@ -86,7 +86,7 @@ class _Tfidf:
 
 
 class _SentenceTransformer:
-    """A pretrained encoder; learns nothing here."""
+    """A pretrained encoder; it is not fitted."""
 
     def __init__(self, name: str) -> None:
         if find_spec("sentence_transformers") is None:
@@ -99,7 +99,7 @@ class _SentenceTransformer:
             refuse(_FLAG, name, f"cannot be loaded as a sentence-transformers model ({type(error).__name__})")
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Nothing to learn."""
+        """Do nothing."""
 
     def embed(self, texts: Sequence[str], *, alone: bool = False) -> np.ndarray:
         size = 1 if alone else _BATCH_SIZE

@@ -1,7 +1,7 @@
-"""Everything that is said about synthetic samples beside real text: numbers by column, and curves to draw.
+"""The comparison of synthetic samples with real text: numbers by column, and curves to plot.
 
-All of it is computed on real rows, so none of it is private. It quotes no text, neither real nor synthetic; passages
-that look memorised are returned apart, for a file of their own (`memorised_rows`).
+All of it is computed on real rows, so none of it is protected by epsilon. It quotes no text, real or synthetic.
+Passages that look memorised are returned separately, for their own file (`memorised_rows`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from utils.synthetic.words import take_words, word_spans
 
 @dataclass(frozen=True)
 class Words:
-    """Vocabularies at one number of words, and Zipf's curve of each column and of the reference."""
+    """Vocabulary comparisons at an equal number of words, and Zipf's curve of each column."""
 
     words: int
     columns: dict[str, VocabularyComparison]
@@ -39,7 +39,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths of one unit; `reference` is the reference beside itself, so that its gaps are 0."""
+    """Lengths in one unit; `reference` compares the reference with itself, so its gaps are 0."""
 
     columns: dict[str, LengthComparison]
     reference: LengthComparison
@@ -48,16 +48,16 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A column beside the training rows.
+    """A column compared with the training rows.
 
     Attributes:
-        copies: how many texts are copies of a training row, but for case and white space.
-        passages: how many share a passage of at least `passage_words` words with one, copies among them.
+        copies: how many texts are copies of a training row, ignoring case and white space.
+        passages: how many are copies or share a passage of at least `passage_words` words with a training row.
         similarity: cosine similarity to the most similar row.
         passage: longest passage shared with a row, in words.
-        similarities: for each text, to draw.
-        lengths: of the passages, for each text, to draw.
-        found: for each text (row that it is a copy of, or -1; its longest shared passage); rows counted from 0.
+        similarities: of each text, to plot.
+        lengths: length of each text's longest shared passage, to plot.
+        found: for each text (copied row or -1, longest shared passage); rows are counted from 0.
     """
 
     texts: int
@@ -73,8 +73,8 @@ class Overlap:
 def embed_columns(comparison: Comparison, embedder: Embedder) -> dict[str, np.ndarray]:
     """Embeddings by column, and of the reference under the name "".
 
-    The embedder learns from the reference alone: so the held-out column is as new to it as the synthetic ones, and a
-    column's numbers do not depend on which others stand beside it.
+    The embedder is fitted only to the reference. So the held-out column is as new to it as the synthetic ones, and the
+    numbers of a column do not depend on other columns.
     """
     embedder.fit(comparison.reference.texts)
     samples = {**comparison.columns, "": comparison.reference}
@@ -84,7 +84,7 @@ def embed_columns(comparison: Comparison, embedder: Embedder) -> dict[str, np.nd
 def divergences(
     comparison: Comparison, embedded: dict[str, np.ndarray], arguments: StatisticsArguments, seed: int
 ) -> dict[str, Divergence]:
-    """MAUVE and its like for each column, all with equally many texts."""
+    """MAUVE and related divergences for each column, all with the same number of texts."""
     count = comparison.texts_a_column
     return {
         name: compare_embeddings(
@@ -99,7 +99,7 @@ def divergences(
 
 
 def vocabularies(comparison: Comparison, seed: int) -> Words:
-    """The columns' words beside the reference's, all cut to as many words as the shortest sample has."""
+    """The words of each column compared with the reference's, all cut to the word count of the shortest sample."""
     texts = {name: sample.words() for name, sample in comparison.columns.items()}
     reference = comparison.reference.words()
     count = min(sum(map(len, sample)) for sample in (*texts.values(), reference))
@@ -127,7 +127,7 @@ def lengths(comparison: Comparison) -> dict[str, Lengths]:
 def overlaps(
     comparison: Comparison, embedded: dict[str, np.ndarray], embedder: Embedder, passage_words: int
 ) -> dict[str, Overlap]:
-    """Each column beside the training rows, its nearness compared with that of the held-out column."""
+    """Each column compared with the training rows, and its nearness to them with that of the held-out column."""
     columns, train = comparison.columns, present(comparison.train, "training set")
     rows = embedder.embed(train.texts)
     similarities = {name: nearest_similarity(embedded[name], rows) for name in columns}
@@ -158,8 +158,8 @@ def memorised_rows(
     """The synthetic texts that copy a training row or share a long passage with one, the longest passages first.
 
     Yields:
-        synthetic, synthetic_row, training_row (both counted from 1, as in the files), kind ("copy" or "passage"), words
-        and passage, which quotes what may be somebody's private text.
+        synthetic, synthetic_row, training_row (rows counted from 1, as in the files), kind ("copy" or "passage"), words
+        and passage, which may quote a person's private text.
     """
     train = present(comparison.train, "training set")
     for name, sample in comparison.synthetic.items():

@@ -1,7 +1,7 @@
-"""What a sample of texts has in common with the rows that its generator was trained on.
+"""What a sample of texts shares with the rows that its generator was trained on.
 
-Real texts that were not trained on share words and phrases with the rows too. So every number stands beside that of
-held-out texts: memorising shows as the synthetic ones being nearer to the rows than the held-out ones are.
+Real texts that were not trained on also share words and phrases with the rows. So every number is compared with that of
+held-out texts: a generator that memorises writes texts that are nearer to the rows than held-out texts are.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _SIMILARITIES_AT_ONCE = 20_000_000  # 80 MB in float32
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near to the training rows a sample's texts are, by one measure of it, higher meaning nearer.
+    """How near a sample's texts are to the training rows by one measure; a higher measure means nearer.
 
     Attributes:
         quantiles: of the measure over the sample, at NEARNESS_QUANTILES.
-        nearer: chance that one of the sample's texts is nearer than a held-out text, ties counting half: 0.5 without
-            memorising, 1 if every text is (the area under the ROC curve of telling them apart by the measure).
+        nearer: probability that a text of the sample is nearer than a held-out text, counting ties half. It is 0.5
+            without memorising, and 1 if every text is nearer (the area under the measure's ROC curve).
         nearer_error: its standard error.
     """
 
@@ -33,7 +33,7 @@ class Nearness:
 
 
 def normal_form(text: str) -> str:
-    """Texts with equal ones are copies of one another: case and white space are ignored.
+    """The text without differences in case and white space; texts with equal forms are copies.
 
     >>> normal_form("Say  Hi\\n") == normal_form("say hi")
     True
@@ -42,7 +42,7 @@ def normal_form(text: str) -> str:
 
 
 def copied_rows(texts: Sequence[str], rows: Sequence[str]) -> list[int]:
-    """For each text the first row that it is a copy of, by `normal_form`, counted from 0; -1 if there is none."""
+    """For each text the first row with the same `normal_form`, counted from 0; -1 if there is none."""
     first: dict[str, int] = {}
     for number, row in enumerate(rows):
         first.setdefault(normal_form(row), number)
@@ -50,13 +50,13 @@ def copied_rows(texts: Sequence[str], rows: Sequence[str]) -> list[int]:
 
 
 def nearest_similarity(texts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The cosine similarity of each text to the row most like it, float32 [N].
+    """The cosine similarity of each text to its most similar row, float32 [N].
 
     Args:
-        texts: embeddings of length 1, or 0 for a text without any known word (its similarity is then 0), float [N, D].
-        rows: the same of the rows, float [M, D], M at least 1.
+        texts: embeddings, float [N, D], of length 1, or 0 for a text without a known word (its similarity is 0).
+        rows: the same for the rows, float [M, D], M at least 1.
 
-    Rounded, so that texts equally near are so whatever rounding did: a copy's similarity is 1.
+    Similarities are rounded, so that the similarity of a copy is exactly 1.
     """
     step = max(1, _SIMILARITIES_AT_ONCE // len(rows))
     parts = [(texts[start : start + step] @ rows.T).max(axis=1) for start in range(0, len(texts), step)]
@@ -64,7 +64,7 @@ def nearest_similarity(texts: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def compare_nearness(sample: np.ndarray, held_out: np.ndarray) -> Nearness:
-    """Compare what a measure says of a sample's texts, [N], with what it says of held-out ones, [M]; 2 each at least.
+    """Compare a measure on a sample's texts, [N], with the measure on held-out texts, [M]; at least 2 texts each.
 
     The standard error is that of DeLong et al. (1988).
     """
@@ -77,7 +77,7 @@ def compare_nearness(sample: np.ndarray, held_out: np.ndarray) -> Nearness:
 
 
 def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each value the share of `others` below it, those equal to it counting half."""
+    """For each value the share of `others` below it, counting equal ones half."""
     ordered = np.sort(others)
     sides = [np.searchsorted(ordered, values, side=side) for side in ("left", "right")]
     return np.mean(sides, axis=0) / len(others)

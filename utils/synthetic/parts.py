@@ -34,7 +34,7 @@ from utils.synthetic.texts import Comparison
 
 JSON_NAME, PAGE_NAME = "evaluation.json", "evaluation.html"
 MEMORISED_NAME = "diagnostics_memorised.jsonl"
-MUST_NOT_BE_PUBLISHED = "NOT PRIVATE: these passages may be somebody's own text. This file must not be published."
+MUST_NOT_BE_PUBLISHED = "NOT PRIVATE: these passages may be people's own texts. This file must not be published."
 
 EvaluationPart = tuple[str, object, list[Section]]  # name in the JSON file, its content, sections of the page
 
@@ -42,7 +42,7 @@ EvaluationPart = tuple[str, object, list[Section]]  # name in the JSON file, its
 def evaluate(
     folder: Path, comparison: Comparison, texts: TextArguments, statistics: StatisticsArguments, proxy: ProxyArguments
 ) -> Iterator[EvaluationPart]:
-    """One part after the other; passages that look memorised go to their own file in `folder`."""
+    """Yield one part after the other. Passages that look memorised are written to their own file in `folder`."""
     embedder = make_embedder(statistics.embedder, dimensions=statistics.embedding_dimensions, seed=texts.seed)
     embedded = embed_columns(comparison, embedder)
     found = divergences(comparison, embedded, statistics, texts.seed)
@@ -58,7 +58,7 @@ def evaluate(
     }
     yield "lengths", plain_lengths, [lengths_section(one, unit) for unit, one in by_unit.items()]
     yield from proxy_part(folder, comparison, proxy, texts)
-    (folder / MEMORISED_NAME).unlink(missing_ok=True)  # of an earlier run with other files
+    (folder / MEMORISED_NAME).unlink(missing_ok=True)  # may be from an earlier run with other files
     if comparison.train is not None:
         overlap = overlaps(comparison, embedded, embedder, statistics.passage_words)
         _write_memorised(folder / MEMORISED_NAME, comparison, overlap, statistics.passage_words)
@@ -69,21 +69,21 @@ def evaluate(
 def proxy_part(
     folder: Path, comparison: Comparison, proxy: ProxyArguments, texts: TextArguments
 ) -> Iterator[EvaluationPart]:
-    """What small models learn from the samples; nothing if that is switched off."""
+    """What small models learn from the samples; yields nothing if they are switched off."""
     settings = proxy.settings(texts.seed)
     if settings is None:
         return
     results = dict(train_proxies(folder, comparison, settings, texts.max_texts))
-    small = "A small language model, which learns what follows what within a few words and little of sense,"
+    small = "A small language model, which learns word order over a few words but little meaning,"
     model = small if settings.model == TINY else f"The model {settings.model}"
-    description = f"{model} is trained for {settings.steps} steps on each sample, always from the same start."
+    description = f"{model} is trained for {settings.steps} steps on each sample, always from the same weights."
     yield "proxy", results, [proxy_section(results, description)]
 
 
 def write(
     folder: Path, comparison: Comparison, parts: Sequence[EvaluationPart], settings: Mapping[str, object]
 ) -> None:
-    """The JSON file and the page, each whole."""
+    """Write the JSON file and the page, each whole or not at all."""
     counts = {name: {"texts": len(one), "blank": one.blank} for name, one in comparison.columns.items()}
     about = {"not_private": EVALUATION_NOTICE, "settings": settings, "texts_a_column": comparison.texts_a_column}
     content = {**about, "samples": counts, **{name: plain for name, plain, _ in parts}}
@@ -94,13 +94,13 @@ def write(
 
 
 def _introduction(comparison: Comparison) -> list[str]:
-    """What is compared, and what was left out."""
+    """What is compared, and what is left out."""
     sizes = ", ".join(f"{name}: {len(one):,} texts" for name, one in comparison.synthetic.items())
     blank = sum(one.blank for one in comparison.synthetic.values())
-    first = f"{sizes}; {blank:,} blank ones left out. Held out: {len(comparison.held_out):,} real texts."
+    first = f"{sizes}; {blank:,} blank texts are left out. Held out: {len(comparison.held_out):,} real texts."
     second = (
-        "The held-out texts are split in two. One half is the reference that every sample is compared with, the other "
-        f"half is the column “{HELD_OUT}”: perfect synthetic text would look like it."
+        "The held-out texts are split in two. One half is the reference that every sample is compared with. The other "
+        f"half is the column “{HELD_OUT}”: it shows what perfect synthetic text would score."
     )
     return [first, second]
 
@@ -111,6 +111,6 @@ def _write_memorised(path: Path, comparison: Comparison, overlap: dict[str, Over
 
 
 def _plain_overlap(one: Overlap) -> dict[str, object]:
-    """The numbers without what is there to be drawn or quoted."""
+    """The numbers, without the values that are only plotted or quoted."""
     counts = {"texts": one.texts, "copies": one.copies, "passages": one.passages}
     return {**counts, "similarity": asdict(one.similarity), "passage": asdict(one.passage)}

@@ -1,8 +1,8 @@
-"""The longest passage that a text shares with any of many others, exactly: a suffix array over all of them.
+"""The longest passage that a text shares with any of many other texts, found exactly by a suffix array over all.
 
-Suffixes are sorted by prefix doubling (Manber and Myers 1993), which leaves a rank for each run of 1, 2, 4, ... words:
-equal ranks mean equal runs. The longest match of a suffix is with the next one before or behind it, in sorted order,
-that belongs to the rows searched. For N words and texts of L words it takes O(N log N log L) time and 4 N log L bytes.
+Suffixes are sorted by prefix doubling (Manber and Myers 1993), which gives a rank to each run of 1, 2, 4, ... words:
+equal ranks mean equal runs. The longest match of a suffix is with the nearest one before or after it in sorted order
+that belongs to the searched rows. For N words and texts of L words it takes O(N log N log L) time and 4 N log L bytes.
 Two million words take seven seconds on one core.
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SharedPassage:
-    """The longest run of words that a text has in common with a row.
+    """The longest run of words that a text shares with a row.
 
     Attributes:
-        length: in words; 0 if not one word is shared.
+        length: in words; 0 if no word is shared.
         start: where it begins in the text, in words.
-        row: one of the rows that have it; -1 if none.
+        row: one of the rows that contain it; -1 if there is none.
     """
 
     length: int
@@ -30,7 +30,7 @@ class SharedPassage:
 
 
 def longest_shared_passages(texts: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> list[SharedPassage]:
-    """For each text the longest run of consecutive words that stands in some row too.
+    """For each text the longest run of consecutive words that some row contains too.
 
     Args:
         texts: words of each text.
@@ -51,7 +51,7 @@ def longest_shared_passages(texts: Sequence[Sequence[str]], rows: Sequence[Seque
 
 
 def _concatenate(texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Word numbers of all texts, int64 [N], and which text each is of; each text ends in a number of its own."""
+    """Word numbers of all texts, int64 [N], and the text of each; every text ends with a number that no other has."""
     numbers: dict[str, int] = {}
     words = [
         number
@@ -63,7 +63,7 @@ def _concatenate(texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray
 
 
 def _ranks_of_runs(words: np.ndarray, longest: int) -> list[np.ndarray]:
-    """Ranks of the runs of 1, 2, 4, ... words at each position, int32 [N] each, until a run is over `longest`.
+    """Ranks of the runs of 1, 2, 4, ... words at each position, int32 [N] each, until runs exceed `longest`.
 
     Runs of one length have the same rank if and only if they are equal, and ranks are in lexicographical order.
     """
@@ -97,7 +97,7 @@ def _best_matches(ranks: Sequence[np.ndarray], is_row: np.ndarray) -> tuple[np.n
 
 
 def _common_lengths(ranks: Sequence[np.ndarray], ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """How many words from `ours` on equal those from `theirs` on, pair by pair: the largest runs first."""
+    """How many words from `ours` on equal those from `theirs` on, pair by pair; tests the largest runs first."""
     size = len(ranks[0])
     length = np.zeros(len(ours), dtype=np.int64)
     for level in reversed(range(len(ranks))):

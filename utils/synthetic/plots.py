@@ -1,7 +1,7 @@
-"""The plots of a comparison of synthetic with real text, as SVG images in data addresses.
+"""The plots of a comparison of synthetic with real text, as SVG images in data URLs.
 
-An image in a data address can run no script, whatever a sample is named. Samples differ by colour and by dashes; the
-held-out one is black.
+An image in a data URL cannot run a script, whatever the name of a sample. Samples differ by colour and dashes; the
+held-out sample is black.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.synthetic.arguments import HELD_OUT, UNTRAINED
 
-# Okabe and Ito's colours, which people with any colour vision tell apart.
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
 _INCHES = (4.8, 3.4)  # a phone's width at the page's letter size
@@ -47,30 +47,29 @@ def plot_ranks(curves: Mapping[str, np.ndarray]) -> str:
 
 
 def plot_lengths(values: Mapping[str, np.ndarray], label: str) -> str:
-    """Share of texts at most so long."""
+    """Share of texts up to each length."""
     shares = np.linspace(0, 1, _MOST_POINTS)
     lines = {name: (np.maximum(np.quantile(lengths, shares), 1), shares) for name, lengths in values.items()}
-    labels = label, "share of texts at most so long"
+    labels = label, "share of texts up to this length"
     return _plot_lines(lines, labels, lambda axes: axes.set(xscale="log", ylim=(0, 1.02)))
 
 
 def plot_tails(values: Mapping[str, np.ndarray], label: str, *, logarithmic: bool) -> str:
-    """Share of texts at least so near to a training row; `logarithmic` has both axes so, for passages."""
+    """Share of texts at least as near to a training row as x; `logarithmic` (for passages) applies to both axes."""
     lines = {name: tail(np.maximum(nearness, 1) if logarithmic else nearness) for name, nearness in values.items()}
     scale = "log" if logarithmic else "linear"
-    labels = label, "share of texts with at least that"
+    labels = label, "share of texts with at least this"
     return _plot_lines(lines, labels, lambda axes: axes.set(xscale=scale, yscale=scale))
 
 
 def tail(values: np.ndarray) -> Line:
-    """Points of a tail, ascending, and the share of `values` that are at least each of them: all of them, or an even
-    choice."""
+    """Ascending points (all values, or evenly chosen ones) and the share of `values` that are at least each point."""
     shares = np.linspace(1, 1 / len(values), min(_MOST_POINTS, len(values)))
     return np.quantile(values, 1 - shares, method="higher"), shares
 
 
 def plot_accuracies(results: Mapping[str, Mapping[str, float]]) -> str:
-    """Next-token accuracy with two standard errors."""
+    """Next-token accuracy with error bars of two standard errors."""
 
     def draw(axes: Axes) -> None:
         names = list(results)
@@ -88,7 +87,7 @@ def plot_accuracies(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _plot_lines(lines: Mapping[str, Line], labels: tuple[str, str], scale: Callable[[Axes], object]) -> str:
-    """One line a sample, with `labels` at the two axes."""
+    """One line per sample, with `labels` on the two axes."""
 
     def draw(axes: Axes) -> None:
         for name, (x, y) in lines.items():
@@ -101,7 +100,7 @@ def _plot_lines(lines: Mapping[str, Line], labels: tuple[str, str], scale: Calla
 
 
 def _image(draw: Callable[[Axes], None], *, legend: bool = True) -> str:
-    """What `draw` puts on fresh axes, as a data address."""
+    """What `draw` puts on new axes, as a data URL."""
     figure = Figure(figsize=_INCHES, layout="constrained", facecolor="white")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
@@ -126,5 +125,5 @@ def _style(name: str, names: Sequence[str]) -> tuple[str, str, float]:
 
 
 def _plain(name: str) -> str:
-    """Without meaning for matplotlib, which reads what stands between dollar signs as mathematics."""
+    """The name with dollar signs escaped: matplotlib reads text between them as mathematics."""
     return name.replace("$", r"\$")

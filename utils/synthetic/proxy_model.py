@@ -1,11 +1,11 @@
-"""Train on synthetic text, test on real: how much of the language a small model learns from a sample of texts.
+"""Train on synthetic text, test on real text: how much language a small model learns from a sample of texts.
 
-One model a sample, each from the same start with the same number of steps, so that what differs is the text. The
-default is a Llama of one layer and half a million parameters, which half a minute on one core teaches to guess a sixth
-of the tokens of medical abstracts (of 2000 different ones). Its tokenizer is made from the held-out texts, so it is the
-same for every sample. What it learns is what follows what within a few words: text made from a table of real words and
-their successors teaches it as much as real text. A pre-trained model, fine-tuned whole, can take its place and sees
-more. No privacy is in any of this: what comes out may not be published.
+One model is trained per sample, each from the same weights with the same number of steps, so that only the text
+differs. The default is a Llama with one layer and half a million parameters. In half a minute on one core it learns to
+predict a sixth of the tokens of medical abstracts (vocabulary 2000). Its tokenizer is made from the held-out texts, so
+it is the same for every sample. It only learns word order over a few words: text generated from a table of real words
+and their successors teaches it as much as real text. A pre-trained model, fine-tuned whole, can be used instead and
+sees more. None of this is private: do not publish the results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from utils.models.loading import load_model, load_tokenizer
 from utils.synthetic.proxy_settings import TINY, ProxySettings
 
 _TINY_VOCABULARY = 2000
-_TINY_SPREAD = 0.05  # of the first weights; with the usual 0.02 so few steps teach half as much
+_TINY_SPREAD = 0.05  # standard deviation of the initial weights; with the usual 0.02 it learns half as much
 _WARMUP = 0.1  # of the steps
 _RESAMPLES = 1000
 _IGNORED = -100
@@ -34,12 +34,12 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class Windows:
-    """Texts cut into windows whose tokens are predicted from those before them in the window.
+    """Texts cut into windows; each token is predicted from those before it in its window.
 
     Attributes:
-        ids: for each window up to max_length + 1 token ids. The first is the end token or the last of the window
-            before, so that each token of a text, its end included, is predicted once.
-        owners: which text each window is of, int64 [N].
+        ids: up to max_length + 1 token ids per window. The first is the end token or the last token of the previous
+            window, so that each token of a text, including its end token, is predicted once.
+        owners: the text of each window, int64 [N].
     """
 
     ids: list[list[int]]
@@ -48,7 +48,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Sums over each text's tokens, float64 [texts] each; `nats` is minus the log-likelihood."""
+    """Sums over the tokens of each text, float64 [texts] each; `nats` is the negative log-likelihood."""
 
     correct: np.ndarray
     tokens: np.ndarray
@@ -56,14 +56,14 @@ class Predictions:
 
 
 def make_tokenizer(settings: ProxySettings, held_out: Sequence[str]) -> PreTrainedTokenizerBase:
-    """The given one, or a byte-level BPE tokenizer made from the held-out texts, which knows every character."""
+    """The given tokenizer, or a byte-level BPE tokenizer made from the held-out texts, which covers every character."""
     if (name := settings.tokenizer if settings.model == TINY else settings.model) is not None:
         return load_tokenizer(name)
     return GPT2Tokenizer().train_new_from_iterator(list(held_out), vocab_size=_TINY_VOCABULARY, show_progress=False)
 
 
 def make_model(settings: ProxySettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model before any training, on the CPU in float32."""
+    """The model before training, on the CPU in float32."""
     if settings.model != TINY:
         return load_model(settings.model, dtype=torch.float32, device="cpu").requires_grad_(True)
     with torch.random.fork_rng():
@@ -73,7 +73,7 @@ def make_model(settings: ProxySettings, tokenizer: PreTrainedTokenizerBase) -> P
                 vocab_size=len(tokenizer),
                 hidden_size=128,
                 intermediate_size=352,
-                num_hidden_layers=1,  # learns more in a minute than two do
+                num_hidden_layers=1,  # learns more in a minute than two layers do
                 num_attention_heads=4,
                 num_key_value_heads=4,
                 max_position_embeddings=settings.max_length,
@@ -99,7 +99,7 @@ def cut_windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_le
 def train_proxy(
     model: PreTrainedModel, windows: Windows, settings: ProxySettings, on_step: Callable[[], object] = lambda: None
 ) -> None:
-    """Train all parameters with AdamW on random batches of windows, each epoch in a new order."""
+    """Train all parameters with AdamW on random batches of windows, in a new order each epoch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.peak_rate, weight_decay=0.0)
     rng = np.random.default_rng(settings.seed)
     waiting: list[int] = []
@@ -123,7 +123,7 @@ def predict_texts(model: PreTrainedModel, windows: Windows, batch_size: int) -> 
     """The model's predictions of every token of the texts that the windows were cut from."""
     model.eval()
     sums = np.zeros((3, windows.owners.max() + 1))
-    order = np.argsort([len(ids) for ids in windows.ids], kind="stable")  # alike lengths: less padding
+    order = np.argsort([len(ids) for ids in windows.ids], kind="stable")  # similar lengths: less padding
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         logits, labels = _predict(model, [windows.ids[index] for index in batch])
@@ -139,12 +139,12 @@ def summarise_predictions(predictions: Predictions, num_bytes: int, *, seed: int
     """Shares and means over all tokens.
 
     Args:
-        predictions: of N texts.
-        num_bytes: of all texts together in UTF-8.
-        seed: of the bootstrap over texts that gives the standard error.
+        predictions: for N texts.
+        num_bytes: length of all texts together in UTF-8.
+        seed: seed of the bootstrap over texts, for the standard error.
 
     Returns:
-        accuracy: share of tokens that the model's likeliest next token is; accuracy_error: its standard error.
+        accuracy: share of tokens that the model predicts as the likeliest; accuracy_error: its standard error.
         nats_per_token: the cross-entropy. bits_per_byte: the same, comparable between tokenizers.
     """
     correct, tokens, nats = predictions.correct, predictions.tokens, predictions.nats
@@ -159,21 +159,21 @@ def summarise_predictions(predictions: Predictions, num_bytes: int, *, seed: int
 
 
 def result_name(settings: ProxySettings, training: Sequence[str] | None, held_out: Sequence[str]) -> str:
-    """A name for a result: the same settings, model files and texts give the same one."""
+    """A name for a result; the same settings, model files and texts give the same name."""
     folders = [_folder_state(name) for name in (settings.model, settings.tokenizer) if name]
     content = json.dumps([asdict(settings), folders, training, list(held_out)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _folder_state(name: str) -> list[tuple[str, int, int]]:
-    """What tells whether a model's folder has changed; nothing for a name on the hub."""
+    """Names, sizes and times of the files in a model's folder, to notice changes; empty for a hub name."""
     folder = Path(name)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine down to a tenth."""
+    """Linear warm-up, then a cosine decay to a tenth."""
     warmup = max(1, round(_WARMUP * steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -182,7 +182,7 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _predict(model: PreTrainedModel, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [B, T, V] and the tokens that they should give [B, T]; padding is on the right, where no token sees it."""
+    """Logits [B, T, V] and target tokens [B, T]; padding is on the right, where no token sees it."""
     longest = max(map(len, ids))
     inputs = torch.tensor([[*row[:-1], *[row[0]] * (longest - len(row))] for row in ids])
     labels = torch.tensor([[*row[1:], *[_IGNORED] * (longest - len(row))] for row in ids])

@@ -1,4 +1,4 @@
-"""The proxy models of a comparison, one after the other, each result kept so that an interrupted run goes on."""
+"""Train the proxy models of a comparison one after the other; each result is saved, so an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ Result = dict[str, float]
 def train_proxies(
     folder: Path, comparison: Comparison, settings: ProxySettings, max_texts: int
 ) -> Iterator[tuple[str, Result]]:
-    """Train a model on each synthetic sample, and on the training rows if there are any, and test it on real text.
+    """Train a model on each synthetic sample, and on the training rows if given, and test it on real text.
 
     Args:
-        folder: each result is kept in its subfolder `proxy_models`, and found there again by settings and texts.
+        folder: results are saved in its subfolder `proxy_models` and found again by settings and texts.
         comparison: the samples; the models are tested on both halves of the held-out texts.
-        settings: of all models alike.
-        max_texts: of the training rows, so that they have no more than the synthetic samples.
+        settings: the settings of all models.
+        max_texts: maximum number of training rows, the same as for synthetic samples.
 
     Yields:
-        (name, result): the synthetic names, REAL_TRAINING, and UNTRAINED, the model before training.
+        (name, result) for each synthetic sample, REAL_TRAINING, and UNTRAINED (the model before training).
     """
     samples: dict[str, Sequence[str] | None] = {name: one.texts for name, one in comparison.synthetic.items()}
     if comparison.train is not None:
@@ -58,7 +58,7 @@ def train_proxies(
 
 
 def _train_one(name: str, texts: Sequence[str] | None, held_out: Sequence[str], settings: ProxySettings) -> Result:
-    """Train on `texts`, or not at all if None, and test."""
+    """Train on `texts` unless None, and test."""
     tokenizer = make_tokenizer(settings, held_out)
     model = make_model(settings, tokenizer)
     if texts is not None:
@@ -70,6 +70,6 @@ def _train_one(name: str, texts: Sequence[str] | None, held_out: Sequence[str], 
 
 
 def _read(path: Path) -> Result:
-    """A kept result without its warning; NaN for a number that was not finite."""
+    """A saved result without its warning; NaN for a number that was not finite."""
     content: Mapping[str, float | None] = json.loads(path.read_text())
     return {name: math.nan if value is None else value for name, value in content.items() if name != "not_private"}

@@ -1,4 +1,4 @@
-"""How the small models that compare texts are trained: apart from the models, so that flags do not wait for torch."""
+"""Settings of the small models that compare texts, apart from the models so that flags do not import torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _TINY_RATE, _PRETRAINED_RATE = 3e-3, 5e-5
 
 @dataclass(frozen=True)
 class ProxySettings:
-    """How the models are made and trained; they are kept for the same settings and texts only.
+    """How the models are made and trained. Saved results are reused only for the same settings and texts.
 
     Attributes:
         model: TINY, or folder or hub name of a causal language model.
         tokenizer: folder or hub name for the tiny model; None makes one from the held-out texts.
-        steps, batch_size: of training; a batch is of windows.
-        max_length: tokens of a window.
-        learning_rate: highest of the cosine schedule; None is 3e-3 for the tiny model, 5e-5 for others.
-        seed: of the tiny model's weights and of the batches.
+        steps, batch_size: of training; a batch consists of windows.
+        max_length: tokens per window.
+        learning_rate: peak of the cosine schedule; None is 3e-3 for the tiny model, 5e-5 for others.
+        seed: seed of the tiny model's weights and of the batches.
     """
 
     model: str = TINY

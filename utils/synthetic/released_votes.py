@@ -1,4 +1,4 @@
-"""Noisy votes on disk: released once, used as often as one likes."""
+"""Noisy votes on disk: released once and reused at no further cost."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ReleasedVotes:
     """One release.
 
     Attributes:
-        votes: with noise, float64 [K].
-        release: its id, by which a budget knows it (`dptune.budget.Stage`).
-        secret_noise: whether nobody can repeat the noise.
+        votes: noisy votes, float64 [K].
+        release: id of the release in a budget (`dptune.budget.Stage`).
+        secret_noise: False if the noise is from a fixed key, so that anyone can repeat it.
     """
 
     votes: np.ndarray
@@ -33,15 +33,15 @@ class ReleasedVotes:
 
 
 def texts_digest(texts: Sequence[str]) -> str:
-    """SHA-256 of texts in their order."""
+    """SHA-256 of texts in order."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def saved_votes(folder: Path, identity: Mapping[str, object]) -> ReleasedVotes | None:
-    """The votes that an earlier call released; None where none came so far.
+    """The votes that an earlier call released; None if there are none.
 
     Raises:
-        InvalidArgument: they follow from something else than `identity`, or the files cannot be read.
+        InvalidArgument: the saved identity differs from `identity`, or the files cannot be read.
     """
     if not (folder / HISTOGRAM_NAME).exists():
         return None
@@ -54,7 +54,7 @@ def saved_votes(folder: Path, identity: Mapping[str, object]) -> ReleasedVotes |
         refuse("--output_dir", str(folder), f"{HISTOGRAM_NAME} or {VOTES_STATE_NAME} is damaged; give a new folder")
     if differing := sorted(name for name in {**saved, **identity} if saved.get(name) != identity.get(name)):
         remedy = (
-            f"its votes follow from other {', '.join(differing)}; give a new folder, where votes cost epsilon again"
+            f"its votes were made with other {', '.join(differing)}; give a new folder, where votes cost epsilon again"
         )
         refuse("--output_dir", str(folder), remedy)
     return released
@@ -63,9 +63,9 @@ def saved_votes(folder: Path, identity: Mapping[str, object]) -> ReleasedVotes |
 def save_votes(
     folder: Path, released: ReleasedVotes, public: Mapping[str, object], identity: Mapping[str, object]
 ) -> None:
-    """Write released votes with `public` facts about them, and, not for publishing, what they follow from.
+    """Write released votes with `public` facts, and a private file with what they depend on.
 
-    The latter first: there are votes only together with it.
+    The private file is written first, so that votes never exist without it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = {**public, "release": released.release, "secret_noise": released.secret_noise}

@@ -1,7 +1,7 @@
-"""One self-contained page on how synthetic text compares with real text: tables, how to read them, plots.
+"""A self-contained page on how synthetic text compares with real text: tables, explanations, plots.
 
-It holds numbers and the names of the samples, and quotes no text. Names come from the command line and file names: they
-are escaped, and the page forbids scripts. It is computed on real rows and says on top that it is not private.
+It holds numbers and sample names, and quotes no text. Names come from the command line and file names, so they are
+escaped and the page forbids scripts. The page is computed on real rows and says at the top that it is not private.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Plot:
-    """An image as a data address, and what it shows."""
+    """An image as a data URL, and its caption."""
 
     image: str
     caption: str
@@ -36,7 +36,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A table with a row a number and a column a sample, how to read it, and its plots."""
+    """A table with one row per number and one column per sample, its explanation, and its plots."""
 
     title: str
     explanation: str
@@ -56,27 +56,27 @@ def render(
 
 
 def divergence_section(results: Mapping[str, Divergence], texts: int) -> Section:
-    """MAUVE and its like."""
+    """MAUVE and related divergences."""
     some = next(iter(results.values()))
     rows = [
         _row("MAUVE", results, lambda one: _with_error(one.mauve, one.mauve_error)),
         _row("MAUVE, smoothed", results, lambda one: _number(one.mauve_star)),
         _row("frontier integral", results, lambda one: _number(one.frontier_integral)),
         _row("real text missed", results, lambda one: _percent(one.missed)),
-        _row("text unlike any real", results, lambda one: _percent(one.spurious)),
+        _row("text unlike any real text", results, lambda one: _percent(one.spurious)),
     ]
     explanation = (
-        f"Texts are placed by what they are about, {texts} of each sample, and grouped into {some.clusters} clusters. "
-        f"MAUVE compares how each sample spreads over them: 1 is the same as real text, 0 nothing in common, ± is a "
-        f"standard error. Judge by the column “{HELD_OUT}”: other real text scores that. The frontier integral "
-        "runs the other way, 0 is best. The last two rows count texts in clusters that the other side never enters."
+        f"{texts} texts of each sample are embedded and grouped into {some.clusters} clusters. MAUVE compares how the "
+        "sample and real text spread over the clusters: 1 means equally, 0 nothing in common, ± is a standard error. "
+        f"Compare with the column “{HELD_OUT}”: this is what other real text scores. For the frontier integral 0 is "
+        "best. The last two rows are the shares of real and of synthetic texts in clusters without the other kind."
     )
     plot = Plot(
         plot_curves({name: one.curve for name, one in results.items()}),
-        "Divergence curves: MAUVE is the area below. One that is low at its right end misses kinds of real text; one "
-        "that is short at its upper end has kinds that real text lacks.",
+        "Divergence curves: MAUVE is the area below. A curve that is low at the right misses kinds of real text. A "
+        "curve that ends early at the top has kinds of text that real text lacks.",
     )
-    return Section("As a whole", explanation, list(results), rows, [plot])
+    return Section("Overall similarity", explanation, list(results), rows, [plot])
 
 
 def words_section(words: Words) -> Section:
@@ -84,36 +84,37 @@ def words_section(words: Words) -> Section:
     results = words.columns
     rows = [
         _row("different words", results, lambda one: f"{one.size:,}"),
-        _row("its words unseen in real text", results, lambda one: _percent(one.unseen)),
-        _row("real words it lacks", results, lambda one: _percent(one.missed)),
+        _row("words not in real text", results, lambda one: _percent(one.unseen)),
+        _row("real words missing", results, lambda one: _percent(one.missed)),
         _row("distinct-1", results, lambda one: _number(one.distinct[0])),
         _row("distinct-2", results, lambda one: _number(one.distinct[1])),
         _row("distinct-3", results, lambda one: _number(one.distinct[2])),
-        _row("word frequencies apart (bits)", results, lambda one: _number(one.frequency_divergence)),
+        _row("difference of word frequencies (bits)", results, lambda one: _number(one.frequency_divergence)),
     ]
     explanation = (
-        f"Each sample is cut to {words.words:,} words, for a longer one always has more different words. A model that "
-        "repeats itself has few of them and a low distinct-2; one that babbles has many unseen ones. The last row is "
-        "the Jensen-Shannon divergence of the word frequencies, 0 for equal and 1 for nothing in common; two real "
-        f"samples differ by chance as much as the column “{HELD_OUT}” says."
+        f"Each sample is cut to {words.words:,} words, because a longer sample has more different words. A model that "
+        "repeats itself has few different words and a low distinct-2 (the share of different pairs of words). A model "
+        "that writes nonsense has many words that are not in real text. The last row is the Jensen-Shannon divergence "
+        "of the word frequencies: 0 means equal, 1 means nothing in common. The column "
+        f"“{HELD_OUT}” shows how much two real samples differ by chance."
     )
-    plot = Plot(plot_ranks(words.curves), "Word frequencies by rank. Real text falls off in nearly a straight line.")
+    plot = Plot(plot_ranks(words.curves), "Word frequencies by rank. Real text gives nearly a straight line.")
     return Section("Words", explanation, list(results), rows, [plot])
 
 
 def lengths_section(lengths: Lengths, unit: str) -> Section:
     """Lengths in one unit."""
     results = {**lengths.columns, REFERENCE: lengths.reference}
-    labels = [f"{who} at most" for who in ("5% are", "a quarter is", "half is", "three quarters are", "95% are")]
+    labels = ["5% quantile", "25% quantile", "median", "75% quantile", "95% quantile"]
     rows = [_row("mean", results, lambda one: f"{one.mean:,.1f}")]
     for label, values in zip(labels, zip(*(one.quantiles for one in results.values()), strict=True), strict=True):
         rows.append((label, [f"{value:,.0f}" for value in values]))
-    rows.append(_row(f"apart ({unit})", results, lambda one: f"{one.wasserstein:,.1f}"))
-    rows.append(_row("largest gap in shares (KS)", results, lambda one: _number(one.ks)))
-    rows.append(_row("chance of such a gap", results, lambda one: f"{one.ks_p:.2g}"))
+    rows.append(_row(f"distance ({unit})", results, lambda one: f"{one.wasserstein:,.1f}"))
+    rows.append(_row("Kolmogorov-Smirnov statistic", results, lambda one: _number(one.ks)))
+    rows.append(_row("its p-value", results, lambda one: f"{one.ks_p:.2g}"))
     explanation = (
-        "“Apart” is Wasserstein's distance: by how much lengths would have to change on average to be the reference's, "
-        "the other half of the held-out texts. A chance near 0 says that the lengths differ by more than luck."
+        "Lengths are compared with the reference, the other half of the held-out texts. The (Wasserstein) distance is "
+        "how much lengths must change on average to match it. A p-value near 0 means that the difference is not chance."
     )
     plot = Plot(plot_lengths(lengths.values, f"{unit} (logarithmic)"), "Share of texts by length.")
     return Section(f"Length in {unit}", explanation, list(results), rows, [plot])
@@ -123,24 +124,24 @@ def proxy_section(results: Mapping[str, Mapping[str, float]], description: str) 
     """Train on synthetic, test on real."""
     rows = [
         _row("accuracy", results, lambda one: _with_error(one["accuracy"], one["accuracy_error"], digits=4)),
-        _row("nats a token", results, lambda one: _number(one["nats_per_token"])),
-        _row("bits a byte", results, lambda one: _number(one["bits_per_byte"])),
+        _row("nats per token", results, lambda one: _number(one["nats_per_token"])),
+        _row("bits per byte", results, lambda one: _number(one["bits_per_byte"])),
     ]
     explanation = (
-        f"{description} It is then tested on all held-out real texts: accuracy is the share of tokens that it guesses "
-        "from those before, ± a standard error over texts. Good synthetic text teaches nearly as much as real rows do. "
-        "Nats and bits are the cross-entropy, less is better."
+        f"{description} It is then tested on all held-out real texts. Accuracy is the share of next tokens that it "
+        "predicts correctly, ± a standard error over texts. Good synthetic text teaches nearly as much as real rows. "
+        "Nats and bits measure the cross-entropy: less is better."
     )
     plot = Plot(plot_accuracies(results), "Next-token accuracy on held-out real text, with two standard errors.")
     return Section("Train on synthetic, test on real", explanation, list(results), rows, [plot])
 
 
 def overlap_section(results: Mapping[str, Overlap], passage_words: int, file_name: str) -> Section:
-    """What is shared with the training rows."""
+    """What the samples share with the training rows."""
     rows = [
         _row("copies of a training row", results, lambda one: f"{one.copies} ({_percent(one.copies / one.texts)})"),
         _row(
-            f"share {passage_words} words or more, or are copies",
+            f"copies, or {passage_words} or more shared words",
             results,
             lambda one: f"{one.passages} ({_percent(one.passages / one.texts)})",
         ),
@@ -148,22 +149,22 @@ def overlap_section(results: Mapping[str, Overlap], passage_words: int, file_nam
         *_nearness_rows("most similar row (cosine)", results, lambda one: one.similarity, _number),
     ]
     explanation = (
-        f"Memorising shows as synthetic text being nearer to the training rows than the column “{HELD_OUT}” is, which "
-        "no generator was trained on: “nearer than held out” is 0.5 without it, above 0.5 with it (± a standard error; "
-        "short texts share short passages, so compare samples of like lengths). The passages themselves are in "
-        f"{file_name}, which must stay where the training rows are."
+        "A generator that memorises writes texts that are nearer to the training rows than real held-out texts are "
+        f"(column “{HELD_OUT}”). “Nearer than held out” is 0.5 without memorising and above 0.5 with it, ± a standard "
+        "error. Short texts share short passages, so compare samples of similar length. The passages are in "
+        f"{file_name}: protect it like the training rows, and do not publish it."
     )
     plots = [
         Plot(
             plot_tails({name: one.lengths for name, one in results.items()}, "words (logarithmic)", logarithmic=True),
-            "Share of texts by the longest passage that they share with a training row.",
+            "Share of texts by the length of the longest passage that they share with a training row.",
         ),
         Plot(
             plot_tails({n: one.similarities for n, one in results.items()}, "cosine similarity", logarithmic=False),
             "Share of texts by their similarity to the most similar training row.",
         ),
     ]
-    return Section("In common with the training rows", explanation, list(results), rows, plots)
+    return Section("Overlap with the training rows", explanation, list(results), rows, plots)
 
 
 def _nearness_rows(

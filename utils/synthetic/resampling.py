@@ -1,8 +1,8 @@
-"""Choosing synthetic texts so that their kinds are as frequent as among private ones, by a noisy histogram of those.
+"""Resample synthetic texts so that each kind is as frequent as among private texts, using a noisy histogram.
 
 Yu et al. 2024, "Privacy-Preserving Instructions for Aligning Large Language Models": synthetic texts are clustered by
 their embeddings, each private record votes for the nearest cluster, and synthetic texts are drawn to match the noisy
-votes. Clusters and embeddings come from synthetic texts alone, so a private record decides nothing but its own vote.
+votes. Clusters and embeddings depend only on synthetic texts, so a private record affects only its own vote.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def cluster(
         synthetic: N texts.
         num_buckets: K.
         embedder: not fitted yet.
-        seed: of the clusters' start.
-        clusterer: "minibatch" (Sculley 2010, scikit-learn's) or "faiss" (the faiss library's k-means, an extra).
+        seed: seed of the initial clusters.
+        clusterer: "minibatch" (Sculley 2010, by scikit-learn) or "faiss" (k-means of the faiss library, an extra).
 
     Raises:
-        InvalidArgument: fewer different texts than clusters, or faiss is not installed.
+        InvalidArgument: there are fewer different texts than clusters, or faiss is not installed.
     """
     different = len(set(synthetic))
     if different < num_buckets:
@@ -62,7 +62,7 @@ def cluster(
 
 
 def _minibatch(vectors: np.ndarray, num_buckets: int, seed: int) -> np.ndarray:
-    from sklearn.cluster import MiniBatchKMeans  # slow to import: not before it is used
+    from sklearn.cluster import MiniBatchKMeans  # slow to import
 
     return np.asarray(MiniBatchKMeans(num_buckets, random_state=seed, n_init=3).fit(vectors).cluster_centers_)
 
@@ -72,7 +72,7 @@ def _faiss(vectors: np.ndarray, num_buckets: int, seed: int) -> np.ndarray:
         refuse("--clusterer", FAISS, f"needs `pip install faiss-cpu`; {MINIBATCH} needs nothing")
     import faiss
 
-    # It warns below 39 texts a cluster, which small sets have.
+    # Without min_points_per_centroid faiss warns below 39 texts per cluster, which is normal for small sets.
     found = faiss.Kmeans(vectors.shape[1], num_buckets, seed=seed, nredo=3, min_points_per_centroid=1)
     found.train(vectors)
     return np.asarray(found.centroids)
@@ -84,40 +84,40 @@ _CLUSTERERS = {MINIBATCH: _minibatch, FAISS: _faiss}
 def private_votes(
     real: Sequence[str], buckets: Buckets, embedder: Embedder, units: Sequence[Hashable] | None = None
 ) -> np.ndarray:
-    """How many private records are nearest to each cluster, float64 [K]: not for release (`dptune.histogram`)."""
+    """Number of private records nearest to each cluster, float64 [K]. Do not release it: see `dptune.histogram`."""
     return votes(nearest(embedder.embed(real, alone=True), buckets.centers), len(buckets), units)
 
 
 def nearest(vectors: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """The nearest centre of each row, int64 [N]: of that row alone, whatever stands beside it.
+    """The nearest centre of each row, int64 [N]; it does not depend on the other rows.
 
-    One row at a time: a product of many rows rounds each by its place among them, and where two centres all but
-    coincide, as they do when texts are fewer than they seem, that would choose between them.
+    Rows are computed one at a time: in a matrix product the rounding of a row depends on its position, which could
+    change the nearest centre where two centres nearly coincide.
     """
     return np.array([np.square(centers - row).sum(axis=1).argmin() for row in vectors], dtype=np.int64)
 
 
 def shares(noisy_votes: np.ndarray) -> np.ndarray:
-    """What part of the texts should come from each cluster, float64 [K], sum 1: negative votes count as none.
+    """The share of texts to take from each cluster, float64 [K], sum 1. Negative votes count as 0.
 
     Raises:
         InvalidArgument: no vote is above 0.
     """
     kept = np.clip(noisy_votes, 0, None)
     if not kept.sum() > 0:
-        refuse("--histogram_sigma", None, "no bucket has more votes than noise: take more records or less noise")
+        refuse("--histogram_sigma", None, "no cluster has a positive noisy vote; use more records or less noise")
     return np.asarray(kept / kept.sum())
 
 
 def quotas(wanted: np.ndarray, available: np.ndarray, total: int) -> np.ndarray:
-    """How many texts to take from each cluster, int64 [K]: as `wanted` says as far as there are enough.
+    """How many texts to take from each cluster, int64 [K]: the `wanted` shares as far as texts are available.
 
-    What a cluster lacks is taken from the others in their proportions. Whole numbers by largest remainders.
+    What a cluster lacks is taken from the others in proportion. Rounding is by largest remainders.
 
     Args:
         wanted: shares, sum 1.
-        available: texts in each cluster.
-        total: texts to take; fewer where the clusters that are wanted have fewer.
+        available: number of texts in each cluster.
+        total: number of texts to take; fewer are taken if the wanted clusters have fewer.
     """
     taken = np.zeros(len(wanted), dtype=np.int64)
     while (missing := total - int(taken.sum())) > 0:
@@ -133,7 +133,7 @@ def quotas(wanted: np.ndarray, available: np.ndarray, total: int) -> np.ndarray:
 
 
 def resample(buckets: Buckets, noisy_votes: np.ndarray, total: int, seed: int) -> np.ndarray:
-    """Which synthetic texts to keep, ascending int64: none twice, drawn at random within each cluster.
+    """Rows of the synthetic texts to keep, ascending int64: drawn at random within each cluster, none twice.
 
     Raises:
         InvalidArgument: see `shares`.
@@ -150,9 +150,9 @@ def resample(buckets: Buckets, noisy_votes: np.ndarray, total: int, seed: int) -
 
 
 def distance(buckets: Buckets, noisy_votes: np.ndarray, rows: np.ndarray | None = None) -> float:
-    """Total variation between the clusters of synthetic texts (all, or `rows`) and what the noisy votes ask for.
+    """Total variation distance between the cluster shares of synthetic texts (all, or `rows`) and of the noisy votes.
 
-    Computed from what is released: it may be published.
+    It is computed from released values, so it may be published.
     """
     of_rows = buckets.of_synthetic if rows is None else buckets.of_synthetic[rows]
     counts = np.bincount(of_rows, minlength=len(buckets))

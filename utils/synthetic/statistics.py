@@ -1,7 +1,7 @@
-"""Words and lengths of two samples of texts, compared.
+"""Compare the words and lengths of two samples of texts.
 
-All functions take words, not texts (`utils.synthetic.words`). What depends on how many words there are is for samples
-of equally many: `utils.synthetic.words.take_words`.
+Functions take words, not texts (`utils.synthetic.words`). Statistics that depend on the number of words need samples of
+equal size: see `utils.synthetic.words.take_words`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Texts = Sequence[Sequence[str]]  # the words of each text
 
 @dataclass(frozen=True)
 class VocabularyComparison:
-    """The words of a sample beside those of a real one.
+    """The words of a sample compared with those of a real one.
 
     Attributes:
-        size: how many different words the sample has.
-        unseen: share of the sample's words, repetitions counted, that the real sample lacks.
-        missed: share of the real sample's words, repetitions counted, that the sample lacks.
-        distinct: share of different ones among all runs of 1, 2 and 3 words within a text (Li et al. 2016).
+        size: number of different words in the sample.
+        unseen: share of the sample's words, counting repetitions, that the real sample lacks.
+        missed: share of the real sample's words, counting repetitions, that the sample lacks.
+        distinct: share of different runs among all runs of 1, 2 and 3 words within a text (Li et al. 2016).
         frequency_divergence: Jensen-Shannon divergence of the word frequencies in bits: 0 equal, 1 no common word.
     """
 
@@ -40,14 +40,14 @@ class VocabularyComparison:
 
 @dataclass(frozen=True)
 class LengthComparison:
-    """Lengths of a sample's texts beside those of real ones.
+    """Lengths of a sample's texts compared with those of real ones.
 
     Attributes:
         mean: of the sample.
         quantiles: of the sample, at LENGTH_QUANTILES.
-        wasserstein: by how much lengths must change on average to become the real ones, in the unit of the lengths.
-        ks: Kolmogorov and Smirnov's statistic, the largest gap between the two distribution functions.
-        ks_p: chance of such a gap or a larger one between samples of one distribution.
+        wasserstein: how much lengths must change on average to match the real ones, in the unit of the lengths.
+        ks: Kolmogorov-Smirnov statistic, the largest gap between the two distribution functions.
+        ks_p: its p-value: probability of at least this gap between two samples of one distribution.
     """
 
     mean: float
@@ -58,7 +58,7 @@ class LengthComparison:
 
 
 def compare_vocabulary(sample: Texts, real: Texts) -> VocabularyComparison:
-    """Compare the words of two samples that hold equally many of them, at least one."""
+    """Compare the words of two samples with the same number of words, at least one."""
     ours, theirs = count_words(sample), count_words(real)
     if not ours.total() == theirs.total() > 0:
         raise RuntimeError(f"{ours.total()} words beside {theirs.total()}")
@@ -77,7 +77,7 @@ def count_words(texts: Texts) -> Counter[str]:
 
 
 def share_outside(counts: Counter[str], known: Counter[str]) -> float:
-    """Share of the words in `counts`, repetitions counted, that `known` lacks.
+    """Share of the words in `counts`, counting repetitions, that `known` lacks.
 
     >>> share_outside(Counter(a=3, b=1), Counter(a=1))
     0.25
@@ -86,7 +86,7 @@ def share_outside(counts: Counter[str], known: Counter[str]) -> float:
 
 
 def distinct_share(texts: Texts, run: int) -> float:
-    """Different ones among all runs of `run` words within a text; NaN if no text is that long.
+    """Share of different runs among all runs of `run` words within a text; NaN if no text is that long.
 
     >>> distinct_share([["a", "b", "a", "b"]], 2)
     0.6666666666666666
@@ -98,7 +98,7 @@ def distinct_share(texts: Texts, run: int) -> float:
 def frequency_divergence(one: Counter[str], other: Counter[str]) -> float:
     """Jensen-Shannon divergence of two word counts in bits, symmetric, 0 to 1.
 
-    Two samples of one language differ by chance too, small ones more: read it beside that of two real samples.
+    Two samples of one language also differ by chance, small ones more. Compare with the value of two real samples.
     """
     words = sorted(one.keys() | other.keys())
     frequencies = [np.array([counts[word] for word in words], dtype=np.float64) for counts in (one, other)]
@@ -107,13 +107,13 @@ def frequency_divergence(one: Counter[str], other: Counter[str]) -> float:
 
 
 def rank_frequencies(texts: Texts) -> np.ndarray:
-    """Frequencies of the different words, the commonest first, float64 summing to 1 (Zipf's curve)."""
+    """Frequencies of the different words, most frequent first, float64 summing to 1 (Zipf's curve)."""
     counts = np.array(sorted(count_words(texts).values(), reverse=True), dtype=np.float64)
     return counts / counts.sum()
 
 
 def compare_lengths(sample: Sequence[int], real: Sequence[int]) -> LengthComparison:
-    """Compare the lengths of two samples of texts, each with one at least."""
+    """Compare the lengths of two samples of texts, at least one text each."""
     ks = ks_2samp(sample, real)
     return LengthComparison(
         mean=float(np.mean(sample)),

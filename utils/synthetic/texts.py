@@ -1,7 +1,7 @@
-"""The texts of a comparison: samples of the files, and the held-out ones in two halves.
+"""The texts of a comparison: samples from the files, and the held-out texts in two halves.
 
-One half of the held-out texts is the reference that everything is compared with. The other half stands beside the
-synthetic samples as one more column: what real text scores.
+One half of the held-out texts is the reference that everything is compared with. The other half is one more column
+beside the synthetic samples, which shows what real text scores.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ FEWEST_TEXTS = 10
 
 @dataclass(frozen=True)
 class Sample:
-    """Texts of one file, in random order, none blank.
+    """Texts of one file, in random order, without blank ones.
 
     Attributes:
-        texts: N of them.
-        rows: where each stands in its file, counted from 1.
-        blank: how many rows of the file were left out as blank.
+        texts: N texts.
+        rows: the row number of each in its file, counted from 1.
+        blank: how many blank rows of the file were left out.
     """
 
     texts: list[str]
@@ -38,7 +38,7 @@ class Sample:
         return len(self.texts)
 
     def part(self, start: int, stop: int | None) -> Sample:
-        """Some of the texts, as a slice takes them."""
+        """The texts from `start` to `stop`, like a slice."""
         return Sample(self.texts[start:stop], self.rows[start:stop], self.blank)
 
     def words(self) -> list[list[str]]:
@@ -51,9 +51,9 @@ class Comparison:
     """All texts.
 
     Attributes:
-        columns: HELD_OUT, the other half of the held-out texts, and the synthetic samples by name.
-        reference: one half of the held-out texts.
-        train: all training rows, if they were given.
+        columns: the second half of the held-out texts (HELD_OUT), and the synthetic samples, by name.
+        reference: the first half of the held-out texts.
+        train: all training rows, if given.
     """
 
     columns: Mapping[str, Sample]
@@ -62,17 +62,17 @@ class Comparison:
 
     @property
     def synthetic(self) -> dict[str, Sample]:
-        """The columns that are not real."""
+        """The synthetic columns."""
         return {name: sample for name, sample in self.columns.items() if name != HELD_OUT}
 
     @property
     def held_out(self) -> list[str]:
-        """Both halves."""
+        """Both halves of the held-out texts."""
         return [*self.reference.texts, *self.columns[HELD_OUT].texts]
 
     @property
     def texts_a_column(self) -> int:
-        """How many texts every column and the reference have."""
+        """The number of texts that every column and the reference have at least."""
         return min(len(self.reference), *map(len, self.columns.values()))
 
 
@@ -80,8 +80,8 @@ def load_comparison(arguments: TextArguments) -> Comparison:
     """Read all files.
 
     Raises:
-        InvalidArgument: a file that `read_rows` refuses, that lacks the column, or that holds fewer than 10 texts or no
-            word at all; errors name the row and never show what it holds.
+        InvalidArgument: a file that `read_rows` refuses, that lacks the column, or that has fewer than 10 texts or no
+            word at all. Errors name the row and never show its content.
     """
     seed, most = arguments.seed, arguments.max_texts
     real = arguments.real_column or arguments.text_column
@@ -95,7 +95,7 @@ def load_comparison(arguments: TextArguments) -> Comparison:
     if arguments.train_file is not None:
         train = read_sample(arguments.train_file, "--train_file", real, seed, real_flag)
     for name, file in arguments.named_files.items():
-        _require_words(columns[name], "--synthetic_file", file, "what is drawn of it")
+        _require_words(columns[name], "--synthetic_file", file, "the sample drawn from it")
     middle = len(held_out) - len(held_out) // 2
     halves = held_out.part(0, middle), held_out.part(middle, None)
     for half in halves:
@@ -107,7 +107,7 @@ def read_sample(path: str, flag: str, column: str, seed: int, column_flag: str) 
     """All texts of a file that are not blank, in an order that the seed decides."""
     rows = read_rows(path, flag)
     if not any(column in row for row in rows):
-        refuse(column_flag, column, f"no such column in {path}, which has {show_columns(rows[0])}; name one of them")
+        refuse(column_flag, column, f"no such column in {path}, which has {show_columns(rows[0])}; give one of them")
     texts = []
     for number, row in enumerate(rows, start=1):
         place = Place(flag, path, number)
@@ -122,6 +122,6 @@ def read_sample(path: str, flag: str, column: str, seed: int, column_flag: str) 
 
 
 def _require_words(sample: Sample, flag: str, path: str, what: str) -> None:
-    """Words are compared: there must be one."""
+    """Refuse texts without any word: words are compared."""
     if not any(map(words_of, sample.texts)):
         refuse(flag, path, f"{what} has no word in it; give a file of texts")

@@ -1,4 +1,4 @@
-"""Texts as words, for statistics: without case and punctuation; each Chinese or Japanese character is a word."""
+"""Split texts into words for statistics, without case and punctuation. Each Chinese or Japanese character is a word."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of `text`, as many as `word_spans` gives, case-folded.
+    """The words of `text`, case-folded, one per span of `word_spans`.
 
     >>> words_of("Straße, STRASSE 你好")
     ['strasse', 'strasse', '你', '好']
@@ -32,13 +32,13 @@ def words_of(text: str) -> list[str]:
 def take_words(texts: Sequence[Sequence[str]], count: int, seed: int) -> list[list[str]]:
     """Texts in random order until they hold `count` words; the last one is cut.
 
-    How many different words a text has, and how many are new, grows with its length, so samples are compared at one
-    number of words.
+    The number of different words, and of new ones, grows with the length of a sample. So samples are compared at an
+    equal number of words.
 
     Args:
         texts: words of each text.
-        count: how many to take; at most as many as there are.
-        seed: of the order.
+        count: number of words to take; at most as many as there are.
+        seed: seed of the order.
     """
     taken: list[list[str]] = []
     missing = count
@@ -48,5 +48,5 @@ def take_words(texts: Sequence[Sequence[str]], count: int, seed: int) -> list[li
         taken.append(list(texts[number][:missing]))
         missing -= len(taken[-1])
     if missing > 0:
-        raise RuntimeError(f"{count} words asked for, {missing} fewer are there")
+        raise RuntimeError(f"{count} words asked for, but the texts have {missing} fewer")
     return taken

@@ -166,9 +166,9 @@ def test_one_bad_row_is_set_aside_and_the_others_are_answered() -> None:
     [
         (400, "check --model, --max_tokens"),
         (401, "OPENAI_API_KEY is not accepted"),
-        (403, "may not use this model"),
+        (403, "is not allowed to use this model"),
         (404, "no such route or model"),
-        (422, "leave out the row with id 'q0'"),
+        (422, "remove the row with id 'q0'"),
     ],
 )
 def test_what_the_first_request_is_refused_for_ends_the_run(number: int, remedy: str) -> None:
@@ -187,7 +187,7 @@ def test_what_the_first_request_is_refused_for_ends_the_run(number: int, remedy:
 
 
 def test_without_a_key_the_remedy_is_to_set_one() -> None:
-    with FaultyServer(always=status(401)) as server, pytest.raises(InvalidArgument, match="wants a key; set"):
+    with FaultyServer(always=status(401)) as server, pytest.raises(InvalidArgument, match="needs a key; set"):
         ask_all(server, ["q"], key=None)
 
 
@@ -205,7 +205,7 @@ def test_a_key_that_ends_in_the_middle_ends_the_run_and_sets_nothing_aside() -> 
 
 def test_an_endpoint_that_goes_down_ends_the_run_and_sets_nothing_aside() -> None:
     answers, names = Answers(), [f"q{i}" for i in range(200)]
-    told = r"no usable answer 1\d times in a row, the last time: HTTP 503"
+    told = r"no usable answer 1\d times in a row; last reason: HTTP 503"
     with (
         FaultyServer({name: [status(503)] for name in names[20:]}) as server,
         pytest.raises(InvalidArgument, match=told),
@@ -220,7 +220,9 @@ def test_an_endpoint_that_goes_down_at_the_end_sets_nothing_aside() -> None:
     answers, names = Answers(), [f"q{i}" for i in range(20)]
     with (
         FaultyServer({name: [None] for name in names[:15]}, always=status(503)) as server,
-        pytest.raises(InvalidArgument, match=r"the last 5 rows got no answer \(HTTP 503\); .*the same line goes on"),
+        pytest.raises(
+            InvalidArgument, match=r"no answer for the last 5 rows \(HTTP 503\); .*the same line again to resume"
+        ),
     ):
         ask_all(server, names, answers=answers)
     assert set(answers.replies) == set(names[:15])
@@ -269,7 +271,7 @@ def test_an_endpoint_that_never_answers_sets_nothing_aside() -> None:
 def test_nobody_at_the_address_is_seen_at_the_first_request() -> None:
     with FaultyServer() as server:
         pass
-    with pytest.raises(InvalidArgument, match="no connection: start the endpoint, or mend the address"):
+    with pytest.raises(InvalidArgument, match="no connection: start the endpoint or correct the address"):
         ask_all(server, ["q0", "q1"])
 
 

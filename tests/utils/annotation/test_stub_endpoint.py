@@ -43,7 +43,7 @@ def test_an_answer_says_what_it_is_and_is_always_the_same(server: StubServer) ->
     number, first, headers = send(f"{server.base_url}/chat/completions", user("Größe? " * 20))
     assert number == 200
     text = first["choices"][0]["message"]["content"]
-    assert text == "[stub answer] No model wrote this. It was asked: " + " ".join(["Größe?"] * 12)
+    assert text == "[stub answer] No model wrote this. The instruction was: " + " ".join(["Größe?"] * 12)
     assert first["model"] == MODEL == "stub (no model)"
     assert headers["X-Stub"] == "no model"
     assert first["usage"] == {"prompt_tokens": 20, "completion_tokens": 21, "total_tokens": 41}

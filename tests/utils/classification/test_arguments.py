@@ -140,9 +140,9 @@ def test_outputs_may_go_elsewhere() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--train_file", "x.csv", "--text_columns", "text"), "--datasets='sst2': give exactly one of it and"),
+        (("--train_file", "x.csv", "--text_columns", "text"), "--datasets='sst2': give either this or"),
         (("--target_epsilon", "0"), "--target_epsilon=0.0: give a finite number above 0"),
-        (("--target_epsilon", "1", "--noise_multiplier", "1"), "--target_epsilon=1.0: give it or --noise_multiplier"),
+        (("--target_epsilon", "1", "--noise_multiplier", "1"), "--target_epsilon=1.0: give --target_epsilon or --noi"),
         (("--noise_multiplier", "-1"), "--noise_multiplier=-1.0: give a finite number above 0"),
         (("--max_grad_norm", "-1"), "--max_grad_norm=-1.0: give a finite number above 0"),
         (("--delta", "1"), "--delta=1.0: give a number above 0 and below 1"),
@@ -157,10 +157,10 @@ def test_outputs_may_go_elsewhere() -> None:
             "--num_prepend_tokens=0: give a whole number",
         ),
         (("--finetune_mode", "prefix+lora", "--lora_r", "0"), "--lora_r=0: give a whole number"),
-        (("--prefix_projection",), "--prefix_projection=True: belongs to a prefix, not to --finetune_mode full"),
-        (("--label_column", "label"), "--label_column='label': belongs to --train_file"),
+        (("--prefix_projection",), "--prefix_projection=True: needs a prefix mode, not --finetune_mode full"),
+        (("--label_column", "label"), "--label_column='label': works only with --train_file"),
         (("--optimizer", "sgd"), "--learning_rate=None: --optimizer sgd needs it"),
-        (("--text_columns", "text"), r"--text_columns=\['text'\]: belongs to --train_file"),
+        (("--text_columns", "text"), r"--text_columns=\['text'\]: works only with --train_file"),
         (("--eval_freq", "0"), "--eval_freq=0: give a whole number"),
         (("--max_train_examples", "0"), "--max_train_examples=0: give a whole number"),
         (("--weight_decay", "-1"), "--weight_decay=-1.0: give a number of at least 0"),
@@ -177,15 +177,15 @@ def test_a_mistake_names_the_flag(flags: tuple[str, ...], message: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "--datasets=None: give exactly one of it and --train_file"),
+        ((), "--datasets=None: give either this or --train_file"),
         (("--datasets", "sst2", "sst2"), "--datasets='sst2 sst2': names a task twice"),
         (("--train_file", "x.csv"), "--text_columns=None: --train_file needs it"),
-        (("--train_file", "x.csv", "--text_columns", "t", "--data_dir", "d"), "--data_dir='d': belongs to --datasets"),
+        (("--train_file", "x", "--text_columns", "t", "--data_dir", "d"), "--data_dir='d': works only with --datasets"),
         (("--train_file", "x", "--text_columns", "label"), "--label_column='label': is one of --text_columns"),
-        (("--train_file", "x", "--text_columns", "t", "--class_names", "a"), "--class_names='a': give at least two"),
-        (("--train_file", "x", "--text_columns", "t", "--class_names", "a", "a"), "--class_names='a a': give at"),
-        (("--train_file", "x", "--text_columns", "t", "--class_names", "a", " b"), "--class_names='a  b': give at"),
-        (("--datasets", "sst2", "--class_names", "a", "b"), r"--class_names=\['a', 'b'\]: belongs to --train_file"),
+        (("--train_file", "x", "--text_columns", "t", "--class_names", "a"), "--class_names='a': give two or more"),
+        (("--train_file", "x", "--text_columns", "t", "--class_names", "a", "a"), "--class_names='a a': give two"),
+        (("--train_file", "x", "--text_columns", "t", "--class_names", "a", " b"), "--class_names='a  b': give two"),
+        (("--datasets", "sst2", "--class_names", "a", "b"), r"--class_names=\['a', 'b'\]: works only with --train"),
     ],
 )
 def test_mistakes_about_the_data(flags: tuple[str, ...], message: str) -> None:

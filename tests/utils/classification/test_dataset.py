@@ -206,7 +206,7 @@ def test_an_empty_subset_and_the_whole() -> None:
     ("columns", "max_length", "error"),
     [
         (1, 1, r"--max_length=1: .*at least 2"),
-        (1, 2, r"--max_length=2: .*need 3; give that or more"),
+        (1, 2, r"--max_length=2: .*need 3; give at least that"),
         (2, 4, r"--max_length=4: .*need 5"),
     ],
 )

@@ -231,5 +231,5 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_pad_token_beyond_the_embedding_is_refused(checkpoints: dict[str, Path]) -> None:
-    with pytest.raises(InvalidArgument, match=r"tokenizer pads with token 23, but the model has embeddings for 23 onl"):
+    with pytest.raises(InvalidArgument, match=r"tokenizer pads with token 23, but the model has only 23 embeddings"):
         load_classifier(str(checkpoints["BERT"]), CLASSES, pad_token_id=23)

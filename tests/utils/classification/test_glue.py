@@ -124,12 +124,12 @@ def test_rows_of_mnli_without_an_agreed_label_are_left_out_and_counted(tmp_path:
     ("train", "error"),
     [
         (b"", r"train\.tsv': no column sentence or content or text \(found "),
-        (b"sentence\tlabel\n", r"train\.tsv': there are no labelled rows"),
+        (b"sentence\tlabel\n", r"train\.tsv': has no labelled rows"),
         (b"sentence\tclass\na\t1\n", r"no column label \(found sentence, class\)"),
         (b"a secret text\t1\n", r"no column sentence or content or text \(found \(name not shown\)"),
         (b"sentence\tlabel\na\t1\na secret\n", r"line 3 has 1 fields, the header 2"),
         (b"sentence\tlabel\na secret\t1\t1\n", r"line 2 has 3 fields, the header 2"),
-        (b"sentence\tlabel\n\na secret\tsecret\n", r"line 3 has an unknown label; give one of negative, positive"),
+        (b"sentence\tlabel\n\na secret\tsecret\n", r"line 3 has an unknown label; use one of negative, positive"),
         (b"sentence\tlabel\na secret\t2\n", r"line 2 has an unknown label"),
         (b"sentence\tlabel\na secret\t\n", r"line 2 has an unknown label"),
         (b"sentence\tlabel\na secret \xe9\t1\n", r"not UTF-8"),
@@ -223,8 +223,8 @@ def test_a_hub_out_of_reach_is_one_line_that_names_the_way_without_it(monkeypatc
     with pytest.raises(InvalidArgument) as caught:
         read_hub("mnli")
     assert str(caught.value) == (
-        "--datasets='mnli': cannot be had from the hub (ConnectionError); "
-        "give --data_dir with a folder of GLUE's TSV files"
+        "--datasets='mnli': cannot be loaded from the hub (ConnectionError); "
+        "give --data_dir a folder of GLUE's TSV files"
     )
     assert len(asked) == 1  # each try waits for half a minute
 

@@ -145,7 +145,7 @@ def test_ranks_share_the_rows_and_judge_none_twice(world_size: int, count: int) 
 def test_a_row_that_is_judged_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micro_batches, "deal", lambda rows, *_, **__: [[rows], [rows]])
     data = dataset(4)
-    with pytest.raises(RuntimeError, match="judged twice"):
+    with pytest.raises(RuntimeError, match="evaluated twice"):
         run_ranks(
             2,
             lambda rank, gather: predicted(

@@ -73,7 +73,9 @@ def test_measuring_changes_nothing() -> None:
 def test_a_head_that_cannot_be_measured_needs_a_rate() -> None:
     model = make("BERT")
     model.classifier = nn.Sequential(nn.LayerNorm(16))
-    with pytest.raises(InvalidArgument, match="--head_learning_rate=None: give one: BertForSequenceClassification's"):
+    with pytest.raises(
+        InvalidArgument, match="--head_learning_rate=None: must be given: BertForSequenceClassification's"
+    ):
         measure_head_rate(model)
 
 
@@ -138,8 +140,8 @@ def test_measuring_a_clip_norm_changes_nothing() -> None:
 def test_gradients_without_a_length_need_a_clip_norm() -> None:
     model = in_mode("Llama", "last-layer")
     model.model.norm.weight.data.zero_()
-    with pytest.raises(InvalidArgument, match=r"--max_grad_norm=None: give one: .* they are 0.0 long"):
+    with pytest.raises(InvalidArgument, match=r"--max_grad_norm=None: must be given, .* norm 0.0"):
         measure_clip_norm(model)
     model.model.norm.weight.data.fill_(float("nan"))
-    with pytest.raises(InvalidArgument, match=r"--max_grad_norm=None: give one: .* they are nan long"):
+    with pytest.raises(InvalidArgument, match=r"--max_grad_norm=None: must be given, .* norm nan"):
         measure_clip_norm(model)

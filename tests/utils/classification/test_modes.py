@@ -159,10 +159,12 @@ def test_a_head_of_several_layers_is_trained_whole() -> None:
 def test_what_does_not_fit_the_model_is_one_line() -> None:
     model = bert()
     model.config.model_type = "unheard-of"
-    with pytest.raises(InvalidArgument, match="--lora_target_modules=None: needed for a model of type unheard-of"):
+    with pytest.raises(
+        InvalidArgument, match="--lora_target_modules=None: must be given for a model of type unheard-of"
+    ):
         prepare_mode(model, "lora")
     electra = ElectraForSequenceClassification(ElectraConfig(**SIZES))
-    with pytest.raises(InvalidArgument, match="--finetune_mode='ia3': PEFT does not put it into Electra"):
+    with pytest.raises(InvalidArgument, match="--finetune_mode='ia3': PEFT does not support it for Electra"):
         prepare_mode(electra, "ia3")
     with pytest.raises(InvalidArgument, match="targets='nothing': matches no linear layer"):
         prepare_mode(bert(), "lora", lora_target_modules=["nothing"])
@@ -188,9 +190,9 @@ def openai_gpt() -> Any:
 @pytest.mark.parametrize(
     ("model", "mode", "reason"),
     [
-        (albert, "prefix", r"AlbertForSequenceClassification does not run with it \(\w+Error: .*\); take another mode"),
+        (albert, "prefix", r"AlbertForSequenceClassification does not run with it \(\w+Error: .*\); give another mode"),
         (albert, "prefix+lora", r"AlbertForSequenceClassification does not run with it"),
-        (openai_gpt, "prefix", r"OpenAIGPTForSequenceClassification leaves it out in silence; take another mode"),
+        (openai_gpt, "prefix", r"OpenAIGPTForSequenceClassification silently ignores it; give another mode"),
     ],
 )
 def test_a_model_that_does_not_read_a_prefix_is_refused(model: Any, mode: str, reason: str) -> None:

@@ -123,7 +123,9 @@ def test_an_empty_validation_split_is_refused(tmp_path: Path) -> None:
     splits = {"train": datasets.Dataset.from_list(rows_of("ham", "spam"))}
     splits["validation"] = splits["train"].select([])
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
-    with pytest.raises(InvalidArgument, match=r"--train_file=.*a split of it has no rows; fill it, or leave it out"):
+    with pytest.raises(
+        InvalidArgument, match=r"--train_file=.*one of its splits has no rows; add rows or remove the split"
+    ):
         load_file(tmp_path / "saved")
 
 
@@ -134,7 +136,7 @@ def test_class_names_that_are_given_do_not_depend_on_the_rows(tmp_path: Path) ->
     assert task.train.labels.tolist() == [0, 2, 0]
     held_out = write_rows(tmp_path / "v.jsonl", rows_of("ham", "secret"))
     for flag, files in (("--train_file", (held_out,)), ("--validation_file", (train, held_out))):
-        with pytest.raises(InvalidArgument, match=rf"^{flag}=.*row 2 .*is none of --class_names; ") as caught:
+        with pytest.raises(InvalidArgument, match=rf"^{flag}=.*row 2 .*is not one of --class_names; ") as caught:
             load_file(*files, class_names=["spam", "eggs", "ham"])
         assert "secret" not in str(caught.value)
 
@@ -169,9 +171,9 @@ def test_what_was_lost_is_told(tmp_path: Path) -> None:
     assert describe_task(task) == [
         "task                   qqp: not_duplicate, duplicate",
         "training               6 examples, 72 tokens",
-        "                       6 are cut to --max_length",
-        "                       1 more rows are left out: damaged, or without a label",
+        "                       6 of them are cut to --max_length",
+        "                       1 more rows are left out: damaged or without a label",
         "validation             4 examples, 48 tokens",
-        "                       4 are cut to --max_length",
+        "                       4 of them are cut to --max_length",
     ]
     assert np.array_equal(task.train.lengths, np.full(6, 12))

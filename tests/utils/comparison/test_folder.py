@@ -57,7 +57,7 @@ def test_a_trial_that_did_not_end_is_counted(tmp_path: Path) -> None:
 
 def test_a_private_selection_in_the_same_folder_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(monkeypatch, (1, 0.0), (2, 0.0))
-    told = "A private selection on the same records is in this folder too. What it costs adds to each of these: epsilon"
+    told = "This folder also holds a private selection on the same records. Add its cost to each row: epsilon"
     with pytest.raises(InvalidArgument, match="a trial failed"):
         select(tmp_path, "--target_epsilon", "5", trainer=Trainer(accuracy, stop_after=1))
     for _ in range(2):  # first it is interrupted, then done

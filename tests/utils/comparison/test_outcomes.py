@@ -58,9 +58,9 @@ def test_the_report_says_what_choosing_costs(tmp_path: Path) -> None:
     spent = {m: compose([Spend(0.8, Q, m * STEPS)], delta=1e-6) for m in (1, 2, 6)}
     selection = PrivateSelection("poisson", 6, 5.0).epsilon(Spend(0.8, Q, STEPS), 1e-6)
     expected = {
-        "one run, its settings fixed beforehand": spent[1],
+        "one run whose settings were fixed beforehand": spent[1],
         "the best of one mode's runs (2, of full)": spent[2],
-        "the best of all runs (6), or anything else that was chosen by this table": spent[6],
+        "the best of all runs (6), or anything else chosen by this table": spent[6],
         "one model by private selection, 6 trials on average, the same noise": selection,
     }
     assert figures.keys() == expected.keys()
@@ -86,5 +86,5 @@ def test_a_ledger_that_lost_steps_is_refused(tmp_path: Path) -> None:
 def test_runs_without_a_guarantee_have_no_cost(tmp_path: Path) -> None:
     compare(tmp_path, "--no_baseline", trainer=Trainer(accuracy, results={"epsilon": None}))
     text = (tmp_path / "comparison.md").read_text()
-    assert "no guarantee (a fixed noise seed)" in text
+    assert "a fixed noise seed and no guarantee" in text
     assert "| published |" not in text

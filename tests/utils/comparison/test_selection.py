@@ -57,7 +57,7 @@ def test_no_trial_is_an_outcome(
     draw(monkeypatch)
     for _ in range(2):  # the second time it is still the outcome, whatever would be drawn
         assert select(tmp_path, name="poisson").commands == []
-        assert "nothing is released, and the budget is spent all the same" in capsys.readouterr().out
+        assert "nothing is released. The budget is spent all the same" in capsys.readouterr().out
         draw(monkeypatch, (1, 0.0))
     assert files_of(tmp_path / "selected" / "sst2") == {"selection.json", "README.md"}
     assert json.loads((tmp_path / "selected" / "sst2" / "selection.json").read_text())["winner"] is None

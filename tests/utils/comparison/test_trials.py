@@ -44,9 +44,9 @@ def test_the_results_of_a_process_are_read_and_kept(tmp_path: Path) -> None:
     [
         (
             "bad",
-            r"trial='trial-1': train_classifier.py ended with status 1: error: no such rate \(all of it in .*\.log\)",
+            r"trial='trial-1': train_classifier.py ended with status 1: error: no such rate \(full log: .*\.log\)",
         ),
-        ("lazy", r"trial='trial-1': train_classifier.py left no .*results.json; see .*trial-1.log"),
+        ("lazy", r"trial='trial-1': train_classifier.py wrote no .*results.json; see .*trial-1.log"),
     ],
 )
 def test_a_failure_is_named_with_the_last_line_of_its_log(tmp_path: Path, rate: str, message: str) -> None:

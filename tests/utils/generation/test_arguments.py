@@ -12,11 +12,11 @@ from utils.generation.arguments import SamplingArguments
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--backend", "vllm"], "--backend='vllm': name its server by --vllm_url"),
+        (["--backend", "vllm"], "--backend='vllm': needs --vllm_url"),
         (["--vllm_url", "http://127.0.0.1:9/v1"], "--vllm_url="),
         (["--backend", "continuous", "--repetition_penalty", "1.2"], "--repetition_penalty=1.2: --backend continuous"),
         (["--stop", "fine", ""], "--stop="),
-        (["--vllm_model", "m"], "--vllm_model='m': is for --backend vllm"),
+        (["--vllm_model", "m"], "--vllm_model='m': works only with --backend vllm"),
         (["--backend", "vllm", "--vllm_url", "localhost"], "--vllm_url="),
         (["--max_length", "1"], "--max_length=1: "),
         (["--batch_size", "0"], "--batch_size=0: "),

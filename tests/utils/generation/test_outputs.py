@@ -60,7 +60,7 @@ def test_the_summary_counts_every_text_once(path: Path) -> None:
     assert summary == Summary(texts=10, ended=7, blank=2, duplicates=1, kept=4, tokens_per_second=25.0)
     assert summary.ended == summary.blank + summary.duplicates + summary.kept
     assert json.loads(path.with_name("summary.json").read_text())["tokens_per_second"] == 25.0
-    assert str(summary) == "7 of 10 texts ended by themselves, 2 of them blank, 1 duplicates, 4 kept, 25 tokens/s"
+    assert str(summary) == "7 of 10 texts ended before the length limit: 2 blank, 1 duplicates, 4 kept, 25 tokens/s"
 
 
 def test_a_run_with_nothing_left_to_draw_has_no_speed(path: Path) -> None:

@@ -121,11 +121,11 @@ def test_busy_and_failing_answers_are_asked_for_again(tokenizer: PreTrainedToken
     [
         (as_json({"error": {"message": "unknown field"}}, 400), r"BadRequestError \(HTTP 400\); .*run again"),
         (RATE_LIMITED, "RateLimitError"),
-        (WEB_PAGE, "gave no text for index"),
+        (WEB_PAGE, "returned no text for index"),
         ((200, {"Content-Type": "application/json"}, b"{torn"), "JSONDecodeError"),
-        (as_json({"choices": []}), "gave no text for index"),
-        (as_json(completion(None, None)), "ended by None"),
-        (as_json(completion("half", "abort")), "ended by 'abort'"),
+        (as_json({"choices": []}), "returned no text for index"),
+        (as_json(completion(None, None)), "finish_reason None"),
+        (as_json(completion("half", "abort")), "finish_reason 'abort'"),
     ],
 )
 def test_a_lasting_failure_is_one_line_after_what_is_finished(
@@ -181,7 +181,7 @@ def test_the_model_is_chosen_by_name_where_there_are_several() -> None:
             find_model(server.url, None)
         with pytest.raises(InvalidArgument, match=r"^--vllm_model='other': the server has base, dptune;"):
             find_model(server.url, "other")
-    with running(CompletionServer(models=None)) as server, pytest.raises(InvalidArgument, match="lists no models"):
+    with running(CompletionServer(models=None)) as server, pytest.raises(InvalidArgument, match="does not list models"):
         find_model(server.url, None)
 
 

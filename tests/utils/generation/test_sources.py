@@ -59,7 +59,7 @@ def test_continuous_batching_and_sharding_are_refused_together(
     tiny_model_dir: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InvalidArgument, match=r"^--backend='continuous': cannot draw with sharded weights; give hf"):
+    with pytest.raises(InvalidArgument, match=r"^--backend='continuous': cannot use sharded weights; give hf"):
         _find(tiny_model_dir, tokenizer, backend="continuous")
     assert _find(tiny_model_dir, tokenizer).identity["merge_lora"] is False
 

@@ -30,13 +30,13 @@ def test_samples_are_named_after_their_files_or_as_asked() -> None:
     ("flags", "complaint"),
     [
         (["--names", "a"], "--names='a': there are 2 synthetic files"),
-        (["--names", "a", "a"], "--names='a a': two are alike"),
+        (["--names", "a", "a"], "--names='a a': two names are equal"),
         (["--names", "a", HELD_OUT], f"--names='{HELD_OUT}': give another name"),
         (["--names", "a", "reference"], "--names='reference': give another name"),
         (["--names", "a", " "], "--names=' ': give another name"),
         (["--names", "a", "b\x1b[2J"], "printable"),
         (["--names", "a", "b" * 61], "at most 60"),
-        (["--train_file", "./h.jsonl"], "--train_file='./h.jsonl': is --held_out_file too"),
+        (["--train_file", "./h.jsonl"], "--train_file='./h.jsonl': is also --held_out_file"),
         (["--max_texts", "9"], "--max_texts=9: give a whole number of at least 10"),
     ],
 )

@@ -42,7 +42,7 @@ def test_what_may_be_published_does_not_hold_what_the_votes_follow_from(folder: 
 
 
 def test_other_records_are_refused_by_name(folder: Path) -> None:
-    with pytest.raises(InvalidArgument, match="its votes follow from other real_file, whose"):
+    with pytest.raises(InvalidArgument, match="its votes were made with other real_file, whose"):
         saved_votes(folder, {**IDENTITY, "real_file": texts_digest(["another"]), "whose": 1})
 
 

@@ -95,7 +95,7 @@ def test_a_records_cluster_does_not_depend_on_its_neighbours() -> None:
 
 def test_negative_votes_count_as_none() -> None:
     assert shares(np.array([-5.0, 1.0, 3.0])).tolist() == [0, 0.25, 0.75]
-    with pytest.raises(InvalidArgument, match="no bucket"):
+    with pytest.raises(InvalidArgument, match="no cluster"):
         shares(np.array([-1.0, 0.0]))
 
 

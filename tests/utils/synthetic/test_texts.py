@@ -68,7 +68,7 @@ def test_real_files_may_have_another_column(tmp_path: Path) -> None:
     ("made", "held", "complaint"),
     [
         (["word"] * 20, ["word", *["?!"] * 19], "one half of its rows has no word in it"),
-        (["word", *["?!"] * 399], ["word"] * 20, "what is drawn of it has no word in it"),
+        (["word", *["?!"] * 399], ["word"] * 20, "the sample drawn from it has no word in it"),
     ],
 )
 def test_texts_that_are_compared_have_words(

@@ -40,5 +40,5 @@ def test_which_texts_are_taken_depends_on_the_seed() -> None:
 
 
 def test_more_words_than_there_are_is_our_own_mistake() -> None:
-    with pytest.raises(RuntimeError, match="4 words asked for, 1 fewer"):
+    with pytest.raises(RuntimeError, match="4 words asked for, but the texts have 1 fewer"):
         take_words([["a"] * 3], 4, seed=0)
