@@ -241,7 +241,7 @@ FAULTS = (
         "dptune/step.py",
         "        if self._ledger is not None:\n",
         "        if self._ledger is not None and self._ledger.steps % 7 != 1:\n",
-        (STEP, SESSION),
+        (STEP + "::test_steps_have_independent_noise_and_each_is_in_the_ledger",),
         "epsilon is of fewer steps than were released",
     ),
     Fault(
@@ -249,7 +249,7 @@ FAULTS = (
         "dptune/step.py",
         "noise_multiplier=self.config.noise_multiplier,",
         "noise_multiplier=self.config.gradient_noise_multiplier,",
-        ("tests/dptune/test_clipping_styles.py",),
+        ("tests/dptune/test_clipping_styles.py::test_the_count_is_paid_for",),
         "the count's share of the budget is not accounted",
     ),
     Fault(
@@ -257,7 +257,7 @@ FAULTS = (
         "dptune/run/session.py",
         "self.ledger = Ledger(self.folder / LEDGER_NAME, group_size=self.plan.privacy.group_size)",
         "self.ledger = Ledger(self.folder / LEDGER_NAME)",
-        (TRAINER_PRIVACY,),
+        (TRAINER_PRIVACY + "::test_a_group_size_is_in_ledger_report_and_epsilon",),
         "epsilon is that of one example, not of the whole unit",
     ),
     Fault(
@@ -265,7 +265,7 @@ FAULTS = (
         "dptune/accounting/__init__.py",
         "part = _one_step(sigma, q, group_size, interval).self_compose(steps)",
         "part = _one_step(sigma, q, 1, interval).self_compose(steps)",
-        ("tests/dptune/accounting/test_groups.py",),
+        ("tests/dptune/accounting/test_groups.py::test_larger_groups_cost_more_and_less_than_group_privacy",),
         "an author of k examples gets the epsilon of one",
     ),
     Fault(
@@ -289,7 +289,9 @@ FAULTS = (
         "dptune/accounting/__init__.py",
         "return math.ceil(value * 1e4 - 1e-6) / 1e4",
         "return math.floor(value * 1e4) / 1e4",
-        ("tests/dptune/accounting/test_accounting.py",),
+        (
+            "tests/dptune/accounting/test_accounting.py::test_the_noise_found_keeps_its_promise_and_is_the_smallest_that_does",
+        ),
         "the target epsilon is exceeded",
         ("group_size)], delta=delta) > target_epsilon:", "group_size)], delta=delta) > 2 * target_epsilon:"),
     ),
@@ -298,7 +300,7 @@ FAULTS = (
         "dptune/report/statement.py",
         "epsilon=None if reasons else ledger.epsilon(config.delta),",
         "epsilon=None if reasons else config.planned_epsilon(),",
-        ("tests/dptune/report/test_statement.py", SESSION),
+        ("tests/dptune/report/test_statement.py::test_steps_are_the_ledgers_with_the_repeated_ones_among_them",),
         "steps that ran twice after a crash are not in the reported epsilon",
     ),
     Fault(
@@ -316,7 +318,7 @@ FAULTS = (
         "return np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)",
         "size = round(self.num_examples * self.sampling_probability)\n"
         "        return np.sort(np.argsort(self.keystream.uniforms(self.num_examples))[:size])",
-        ("tests/dptune/test_sampling.py",),
+        ("tests/dptune/test_sampling.py::test_the_number_drawn_is_binomial_too_and_not_fixed",),
         "the accounting is for Poisson draws only",
     ),
     Fault(
@@ -325,7 +327,7 @@ FAULTS = (
         "return np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)",
         "self._u = getattr(self, '_u', None) if hasattr(self, '_u') else self.keystream.uniforms(self.num_examples)\n"
         "        return np.flatnonzero(self._u < self.sampling_probability)",
-        ("tests/dptune/test_sampling.py",),
+        ("tests/dptune/test_sampling.py::test_steps_are_independent_of_each_other",),
         "the same examples in every step: no amplification by sampling",
     ),
     Fault(
@@ -333,7 +335,7 @@ FAULTS = (
         "dptune/keystream.py",
         "return cls(new_key(), secret=True)",
         "return cls(bytes(range(KEY_BYTES)), secret=True)",
-        ("tests/dptune/test_keystream.py", SESSION),
+        (SESSION + "::test_two_runs_differ_whatever_the_seeds",),
         "all runs share one noise, which can be subtracted",
     ),
     Fault(
@@ -349,7 +351,7 @@ FAULTS = (
         "dptune/run/session.py",
         "return Keystream.shared(self.ranks.from_main(new_key))",
         "return Keystream.from_os()",
-        (SESSION,),
+        (SESSION + "::test_ranks_share_their_draws_and_not_their_noise",),
         "an example can be in a step twice, once on each rank: sensitivity 2 C",
     ),
     Fault(
@@ -357,7 +359,7 @@ FAULTS = (
         "dptune/run/session.py",
         "        draw_new_masks(self.ranks.rank, number, test_seed=self.plan.test_seed)\n",
         "",
-        (SESSION,),
+        (SESSION + "::test_dropouts_masks_are_drawn_before_each_step_and_forgotten_after",),
         "masks follow a public seed: removing an example shifts those of the examples behind it",
     ),
     Fault(
@@ -365,7 +367,7 @@ FAULTS = (
         "dptune/run/session.py",
         "            forget_masks()\n",
         "            pass\n",
-        (SESSION,),
+        (SESSION + "::test_dropouts_masks_are_drawn_before_each_step_and_forgotten_after",),
         "a checkpoint tells the last step's masks",
     ),
     # --- the run ---
@@ -382,7 +384,7 @@ FAULTS = (
         "dptune/run/session.py",
         "        if self.completed >= self.last:\n",
         "        if self.completed > self.last:\n",
-        (SESSION,),
+        (SESSION + "::test_a_step_beyond_the_last_one_is_neither_begun_nor_released",),
         "a loop that counts wrongly exceeds the budget",
     ),
     Fault(
@@ -390,7 +392,7 @@ FAULTS = (
         "dptune/run/session.py",
         "            self.ledger.require_continues(saved.ledger, saved.ledger_steps)\n",
         "            pass\n",
-        (SESSION,),
+        (SESSION + "::test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused",),
         "a ledger that lost lines understates epsilon",
     ),
     Fault(
@@ -398,7 +400,7 @@ FAULTS = (
         "dptune/run/session.py",
         "            refuse_other_run(saved.identity, self.identity)\n",
         "            pass\n",
-        (SESSION,),
+        (SESSION + "::test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused",),
         "a run goes on with less noise than the one it resumes",
     ),
     Fault(
@@ -406,7 +408,7 @@ FAULTS = (
         "dptune/run/session.py",
         "            refuse_existing_run(self.folder)\n",
         "            pass\n",
-        (SESSION,),
+        (SESSION + "::test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused",),
         "two runs in one ledger",
     ),
     Fault(
@@ -414,7 +416,7 @@ FAULTS = (
         "dptune/run/session.py",
         "            self.ranks.require_equal(self._parameters)\n",
         "            pass\n",
-        (SESSION,),
+        (SESSION + "::test_ranks_are_compared_every_ten_steps",),
         "ranks that drifted apart train different models on one ledger",
     ),
     Fault(
@@ -438,7 +440,9 @@ FAULTS = (
         "utils/training/run.py",
         "    resumed = saved_run(folder.saved, folder.path)\n",
         "    folder.lock.release()\n    resumed = saved_run(folder.saved, folder.path)\n",
-        ("tests/utils/training/test_run.py",),
+        (
+            "tests/utils/training/test_run.py::test_the_folder_is_locked_and_the_settings_written_before_anything_is_trained",
+        ),
         "a second launch writes into the same ledger",
     ),
     Fault(
@@ -446,7 +450,9 @@ FAULTS = (
         "utils/training/run.py",
         "    ranks.from_main(lambda: folder.lock.make(folder.path))\n",
         "    folder.path.mkdir(parents=True, exist_ok=True)\n",
-        ("tests/utils/training/test_run.py",),
+        (
+            "tests/utils/training/test_run.py::test_the_folder_is_locked_and_the_settings_written_before_anything_is_trained",
+        ),
         "two launches write into one ledger",
     ),
     Fault(
@@ -463,7 +469,7 @@ FAULTS = (
         "dptune/units/batches.py",
         "return rows[np.sort(np.argsort(numbers(len(rows)))[:most])]",
         "return rows[np.sort(np.argsort(numbers(len(rows)))[: most + 1])]",
-        (BATCHES,),
+        (BATCHES + "::test_rows_beyond_k_are_left_out_and_up_to_k_all_stay",),
         "more of an author's rows enter a step than the report says",
     ),
     Fault(
@@ -471,7 +477,7 @@ FAULTS = (
         "dptune/units/batches.py",
         "return rows[np.sort(np.argsort(numbers(len(rows)))[:most])]",
         "return rows[:most]",
-        (BATCHES,),
+        (BATCHES + "::test_rows_beyond_k_are_left_out_and_up_to_k_all_stay",),
         "rows are not chosen afresh, as the report says",
     ),
     Fault(
@@ -479,7 +485,7 @@ FAULTS = (
         "dptune/units/batches.py",
         "shares = 1 / counts if self.mean else np.ones(len(counts))",
         "shares = np.ones(len(counts))",
-        (BATCHES,),
+        (BATCHES + "::test_a_batch_of_authors_is_filled_up_with_rows_that_teach_nothing",),
         "the sum of an author's gradients is trained on instead of their mean",
     ),
     Fault(
@@ -504,7 +510,7 @@ FAULTS = (
         "utils/training/loop.py",
         "                run.begin_step()\n",
         "",
-        (LOOP,),
+        (LOOP + "::test_the_order_of_a_run",),
         "no fresh masks, ranks never compared",
     ),
     Fault(
@@ -512,7 +518,7 @@ FAULTS = (
         "utils/training/loop.py",
         "                draw = draws.draw()\n",
         "                draw = draw if run.completed > 0 else draws.draw()\n",
-        (LOOP,),
+        (LOOP + "::test_every_step_has_a_draw_of_its_own",),
         "every step trains on the same batch",
     ),
     Fault(
@@ -520,7 +526,7 @@ FAULTS = (
         "utils/training/loop.py",
         "                if seen is None:\n",
         "                if seen is None:\n                    run.finish_step()\n",
-        (LOOP,),
+        (LOOP + "::test_a_stop_in_the_middle_releases_nothing_of_the_step_and_saves_the_one_before",),
         "part of a batch is released and the resumed run repeats it",
     ),
     Fault(
@@ -552,7 +558,7 @@ FAULTS = (
         "dptune/integrations/engine.py",
         "        if scales != [1.0]:\n",
         "        if not scales:\n",
-        (ENGINE,),
+        (ENGINE + "::test_a_loss_that_is_multiplied_is_refused",),
         "gradients of another scale than the clip norm was chosen for",
     ),
     # --- checks before training ---
@@ -561,7 +567,7 @@ FAULTS = (
         "utils/training/causal_lm.py",
         "        if self.plan.privacy is not None:\n            self._check_neighbours(model)\n",
         "",
-        ("tests/utils/training/test_causal_lm.py",),
+        ("tests/utils/training/test_causal_lm.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "a model in which rows reach each other trains under a bound that does not hold",
     ),
     Fault(
@@ -569,7 +575,7 @@ FAULTS = (
         "utils/classification/setup.py",
         "        check_classifier_rules(model, token_types=task.train.token_types is not None, **kinds)\n",
         "        pass\n",
-        ("tests/utils/classification/test_setup.py",),
+        ("tests/utils/classification/test_setup.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "the same for classifiers",
     ),
     Fault(
@@ -577,7 +583,7 @@ FAULTS = (
         "scripts/nlg_reddit/fine_tune.py",
         "check=not (privacy.disable_dp or training.dry_run)",
         "check=privacy.disable_dp",
-        ("tests/scripts/test_nlg_reddit.py",),
+        ("tests/scripts/test_nlg_reddit.py::test_neighbours_are_checked_at_full_length_before_a_private_run",),
         "the same for the conversations' script",
     ),
     Fault(
@@ -585,7 +591,7 @@ FAULTS = (
         "dptune/integrations/trainer.py",
         "        self._trainer._check_rules()\n",
         "",
-        ("tests/dptune/integrations/test_losses.py", "tests/dptune/integrations/test_whole_models.py"),
+        ("tests/dptune/integrations/test_losses.py::test_an_encoder_whose_padding_is_not_masked_is_refused",),
         "the same for a Trainer",
     ),
     Fault(
@@ -593,7 +599,7 @@ FAULTS = (
         "dptune/integrations/engine.py",
         "        self._check_rules(train_dataloader.collate_fn)\n",
         "",
-        ("tests/dptune/integrations/test_losses.py",),
+        ("tests/dptune/integrations/test_losses.py::test_an_encoder_whose_padding_is_not_masked_is_refused",),
         "the same for the callback",
     ),
     Fault(

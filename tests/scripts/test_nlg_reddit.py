@@ -212,6 +212,21 @@ def test_micro_batches_hold_no_more_rows_than_a_device_takes(line: Any, monkeypa
     assert sum(items for _, items, _ in seen) > 30
 
 
+@pytest.mark.parametrize(
+    ("how", "checked"), [({}, [32]), ({"disable_dp": True, "noise_multiplier": None}, []), ({"dry_run": True}, [])]
+)
+def test_neighbours_are_checked_at_full_length_before_a_private_run(
+    how: dict[str, object], checked: list[int], line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`DPTrainer` checks again, on items of the corpus, which may all be short."""
+    widths: list[int] = []
+    monkeypatch.setattr(fine_tune, "check_rules", lambda *_, width: widths.append(width))
+    monkeypatch.setattr(fine_tune, "make_trainer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune.main(line(**how))
+    assert widths == checked
+
+
 def test_a_dry_run_writes_nothing(line: Any, tmp_path: Path, capsys: Any) -> None:
     fine_tune.main(line(dry_run=True))
     shown = capsys.readouterr().out
