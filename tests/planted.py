@@ -249,7 +249,7 @@ FAULTS = (
         "dptune/step.py",
         "noise_multiplier=self.config.noise_multiplier,",
         "noise_multiplier=self.config.gradient_noise_multiplier,",
-        ("tests/dptune/test_clipping_styles.py::test_the_count_is_paid_for",),
+        ("tests/dptune/test_clipping_styles.py::test_a_step_records_the_noise_that_is_accounted",),
         "the count's share of the budget is not accounted",
     ),
     Fault(

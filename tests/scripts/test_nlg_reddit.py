@@ -27,6 +27,8 @@ from tests.scripts.nlg_reddit_files import COMMAND_LINE, NOBODYS, SIZES, save_ti
 from utils.cli.old_flags import RENAMED
 from utils.data.features import RowFeatures
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "scripts" / "nlg_reddit" / "aml").glob("*-*.yml"))
 SEED = 5

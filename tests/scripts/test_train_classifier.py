@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from dptune.ledger import Ledger
-from dptune.report import publish
 from dptune.run import session
 from dptune.run.checkpoint import load_checkpoint
 from tests.classifier_folders import save_bert, save_llama, write_qnli, write_sst2
@@ -31,7 +30,6 @@ from utils.classification.measured_defaults import measure_clip_norm
 from utils.classification.mode_defaults import MODES
 from utils.classification.modes import prepare_mode
 from utils.classification.tasks import load_task
-from utils.training import outputs as run_outputs
 
 KEYS = {
     *("notice", "task", "mode", "private", "epsilon", "delta", "noise_multiplier", "clip_norm"),
@@ -39,20 +37,9 @@ KEYS = {
     *("trained_parameters", "steps", "expected_batch_size", "train_examples", "scores", "majority", "seed", "seconds"),
     "settings",
 }
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-@pytest.fixture(autouse=True)
-def quick_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of a tiny run's time would go into drawing."""
-    if "with_plots" not in request.fixturenames:
-        monkeypatch.setattr(publish, "_plot_curve", lambda path, _: path.touch() or True)
-        monkeypatch.setattr(run_outputs, "plot_diagnostics", lambda path, *_, **__: path.touch())
-
-
-@pytest.fixture
-def with_plots() -> None:
-    """For a test of a run as it is."""
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +208,6 @@ def test_a_budget_without_enable_dp_is_no_privacy(
     assert "There is no privacy guarantee" in (tmp_path / "sst2" / "README.md").read_text()
 
 
-@pytest.mark.usefixtures("with_plots")
 def test_each_task_has_a_folder_and_a_budget_of_its_own(bert: Path, data: Path, tmp_path: Path) -> None:
     given = {"datasets": "sst2 qnli", "enable_dp": True, "target_epsilon": 2}
     main(flags(bert, data, tmp_path, **given))

@@ -9,27 +9,20 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument, Ledger
-from dptune.report import publish
 from dptune.run.checkpoint import LEDGER_NAME
 from dptune.run.lock import FolderLock
 from tests.tasks import STEPS, TinyTask, micro_batches, pace, plan
 from tests.utils.training.test_loop import asked_in
 from utils.cli.launch import make_accelerator
-from utils.training import outputs
 from utils.training import run as module
 from utils.training.arguments import OutputArguments
 from utils.training.loop import End
 from utils.training.outputs import CONFIG_NAME, RESULTS_NAME
 from utils.training.run import open_folder, train
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 BUSY = "another process is at work in it"
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than these runs."""
-    monkeypatch.setattr(outputs, "plot_diagnostics", lambda *_, **__: None)
-    monkeypatch.setattr(publish, "_plot_curve", lambda *_: False)
 
 
 def trained(folder: Path, task: TinyTask, **flags: Any) -> End:
