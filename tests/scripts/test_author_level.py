@@ -12,6 +12,7 @@ import torch
 import train_clm
 from dptune import accounting
 from dptune.accounting import Spend
+from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger
 from tests.scripts.test_resume import crash, refused, report_of, signal_in_step, weights_of
 from tests.scripts.test_train_clm import REPORT_KEYS, flags
@@ -77,7 +78,7 @@ def test_a_run_reports_its_unit_and_what_the_ledger_holds(method: str, line: Any
     assert Ledger(out / "ledger.jsonl").spends == spends
     spent = accounting.compose([Spend(1.5, wanted["q"], STEPS, wanted["group_size"])], delta=1e-2)
     assert report["epsilon"] == pytest.approx(spent)
-    assert f"epsilon                {spent:.4f} at delta 0.01" in shown
+    assert f"epsilon                {rounded_up(spent)} at delta 0.01" in shown
     card = (out / "README.md").read_text()
     assert "one author (all rows with the same value in column user;" in card
     assert report["method"].split(":")[0] in card

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_clm
 from dptune import CausalLMLoss, attach_adapter
+from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger
 from dptune.lora import LoraAdapter
 from utils.data.load import load_training_data
@@ -204,7 +205,7 @@ def test_target_epsilon_is_kept(tiny_model_dir, train_file, tmp_path, capsys):
     )
     report = json.loads((out / "privacy_report.json").read_text())
     assert 2.9 < report["epsilon"] <= 3
-    assert f"epsilon {report['epsilon']:.4f}" in capsys.readouterr().out
+    assert f"epsilon {rounded_up(report['epsilon'])}" in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_model_dir, train_file, tmp_path, capsys):
