@@ -13,6 +13,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tests.tiny import save_tiny
 
 
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are empty files: drawing them takes longer than a tiny run. Use it where a test looks at none of them."""
+
+    def touch(path: Path, *_: object, **__: object) -> bool:
+        path.touch()
+        return True
+
+    monkeypatch.setattr("dptune.report.publish._plot_curve", touch)
+    monkeypatch.setattr("utils.training.outputs.plot_diagnostics", touch)
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny Llama with its tokenizer."""

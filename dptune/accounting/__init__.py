@@ -77,18 +77,19 @@ def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = N
         InvalidArgument: a setting outside its range.
     """
     require_delta(delta)
-    spends = [spend for spend in map(_checked, spends) if spend.steps]
+    counted = tuple(spend for spend in map(_checked, spends) if spend.steps)
     if interval is not None:
-        return _on_grid(spends, delta, interval)
-    interval = _FINE if all(spend.noise_multiplier >= spend.group_size for spend in spends) else _COARSE
-    spent, steps = _on_grid(spends, delta, interval), sum(spend.steps for spend in spends)
+        return _on_grid(counted, delta, interval)
+    interval = _FINE if all(spend.noise_multiplier >= spend.group_size for spend in counted) else _COARSE
+    spent, steps = _on_grid(counted, delta, interval), sum(spend.steps for spend in counted)
     while interval > (finer := _widest_grid(spent, steps)):
         interval = finer
-        spent = _on_grid(spends, delta, interval)
+        spent = _on_grid(counted, delta, interval)
     return spent
 
 
-def _on_grid(spends: list[Spend], delta: float, interval: float) -> float:
+@lru_cache(maxsize=256)  # a run asks the same when it is planned and when it is reported
+def _on_grid(spends: tuple[Spend, ...], delta: float, interval: float) -> float:
     interval, total = max([interval, *map(_affordable_grid, spends)]), None
     for sigma, q, steps, group_size in spends:
         part = _one_step(sigma, q, group_size, interval).self_compose(steps)

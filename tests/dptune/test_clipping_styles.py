@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dptune import InvalidArgument, PrivacyConfig, PrivateStep
-from dptune.accounting import epsilon
+from dptune import InvalidArgument, Ledger, PrivacyConfig, PrivateStep
+from dptune.accounting import Spend, epsilon
 from dptune.clipping import layers_of
 from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, Flat, PerLayer
 from tests.private_sum import NoNoise, config_for
@@ -148,6 +149,16 @@ def test_the_count_is_paid_for(count_noise: float) -> None:
     settings = {"sampling_probability": config.sampling_probability, "steps": config.steps, "delta": config.delta}
     assert config.planned_epsilon() == epsilon(noise_multiplier=config.noise_multiplier, **settings)
     assert config.planned_epsilon() > epsilon(noise_multiplier=gradient, **settings)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_step_records_the_noise_that_is_accounted(style: str, tmp_path: Path) -> None:
+    """Not the gradient's own, which is larger where a count is released beside it."""
+    own, config, ledger = model(), configured(STYLES[style]), Ledger(tmp_path / "ledger.jsonl")
+    with PrivateStep(own, config, ledger=ledger) as step:
+        step.backward(losses(own, inputs(3)))
+        step.finish()
+    assert ledger.spends == [Spend(config.noise_multiplier, config.sampling_probability, 1)]
 
 
 def test_a_count_with_too_little_noise_is_refused() -> None:

@@ -14,12 +14,12 @@ from dptune import accounting
 from dptune.accounting import Spend
 from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger
-from tests.scripts.test_resume import crash, no_plots, refused, report_of, signal_in_step, weights_of
+from tests.scripts.test_resume import crash, refused, report_of, signal_in_step, weights_of
 from tests.scripts.test_train_clm import REPORT_KEYS, flags
 from utils.training.log import read_diagnostics
 from utils.training.micro_batches import MicroBatches
 
-__all__ = ["no_plots"]  # a fixture that every test here uses
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 SIZES, STEPS = [1, 2, 2, 3, 5, 9, 12, 20], 6  # rows of each author
 SETTINGS: dict[str, Any] = {

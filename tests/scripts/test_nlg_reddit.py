@@ -27,6 +27,8 @@ from tests.scripts.nlg_reddit_files import COMMAND_LINE, NOBODYS, SIZES, save_ti
 from utils.cli.old_flags import RENAMED
 from utils.data.features import RowFeatures
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "scripts" / "nlg_reddit" / "aml").glob("*-*.yml"))
 SEED = 5
@@ -210,6 +212,21 @@ def test_micro_batches_hold_no_more_rows_than_a_device_takes(line: Any, monkeypa
     assert {k for _, _, k in seen} <= {1, 2, 3}
     assert max(rows for rows, _, _ in seen) <= 4
     assert sum(items for _, items, _ in seen) > 30
+
+
+@pytest.mark.parametrize(
+    ("how", "checked"), [({}, [32]), ({"disable_dp": True, "noise_multiplier": None}, []), ({"dry_run": True}, [])]
+)
+def test_neighbours_are_checked_at_full_length_before_a_private_run(
+    how: dict[str, object], checked: list[int], line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`DPTrainer` checks again, on items of the corpus, which may all be short."""
+    widths: list[int] = []
+    monkeypatch.setattr(fine_tune, "check_rules", lambda *_, width: widths.append(width))
+    monkeypatch.setattr(fine_tune, "make_trainer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune.main(line(**how))
+    assert widths == checked
 
 
 def test_a_dry_run_writes_nothing(line: Any, tmp_path: Path, capsys: Any) -> None:

@@ -19,16 +19,16 @@ import train_clm
 from dptune import accounting, ledger, step
 from dptune.ledger import Ledger
 from dptune.ranks import Ranks
-from dptune.report import publish
 from dptune.run import checkpoint
 from dptune.run.lock import FolderLock
 from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
 from tests.tiny import save_tiny
 from utils.training import causal_lm
-from utils.training import outputs as run_outputs
 from utils.training.log import read_diagnostics
 from utils.training.micro_batches import MicroBatches, remember_budget
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 DELTA, STEPS = 1e-3, 9
 SETTINGS: dict[str, object] = {"num_train_epochs": None, "max_train_steps": STEPS, "checkpointing_steps": 3}
@@ -82,13 +82,6 @@ def refused(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         train_clm.main(line)
     assert stopped.value.code == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots take longer than these runs, and are tested in `test_train_clm.py`."""
-    monkeypatch.setattr(run_outputs, "plot_diagnostics", lambda *_, **__: None)
-    monkeypatch.setattr(publish, "_plot_curve", lambda *_: False)
 
 
 def crash(line: list[str], number: int) -> None:

@@ -158,6 +158,7 @@ _TRAINERS = {
     "data_collator",
     "losses",
     "callbacks",
+    "clipping",
     "compute_metrics",
     "compute_loss_func",
     "rows_per_unit",

@@ -213,13 +213,6 @@ def test_a_second_vector_in_one_layer_is_refused() -> None:
         pass
 
 
-def test_a_merged_vector_is_refused() -> None:
-    model = get_peft_model(classifier("BERT"), IA3Config(task_type="SEQ_CLS"))
-    model.merge_adapter()
-    with pytest.raises(InvalidArgument, match="merged or switched off"), PerExampleGradients(model):
-        pass
-
-
 def test_left_padding_is_refused() -> None:
     inputs = {"input_ids": torch.tensor([[0, 5]]), "attention_mask": torch.tensor([[0, 1]])}
     with pytest.raises(InvalidArgument, match="padded on the right"):

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from dptune import InvalidArgument, accounting
-from dptune.integrations.checks import refuse_unsafe_arguments
+from dptune.accounting.rounding import rounded_up
 from dptune.run.checkpoint import LEDGER_NAME
 from tests.dptune.integrations.runs import (
     COUNT,
@@ -29,7 +29,6 @@ from tests.dptune.integrations.runs import (
     no_noise,  # noqa: F401
     plain_trainer,
     privacy_arguments,
-    training_arguments,
 )
 
 
@@ -208,7 +207,8 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path: Path, capsys: pyte
     assert not (tmp_path / "run" / LEDGER_NAME).exists()
     printed = capsys.readouterr().out
     assert "expected batch size    6" in printed
-    assert f"{accounting.epsilon(noise_multiplier=1.0, sampling_probability=0.5, steps=2, delta=1e-3):.4f}" in printed
+    spent = accounting.epsilon(noise_multiplier=1.0, sampling_probability=0.5, steps=2, delta=1e-3)
+    assert rounded_up(spent) in printed
 
 
 @pytest.mark.usefixtures("no_noise")
@@ -249,37 +249,10 @@ def test_rows_of_one_unit_are_clipped_together(tmp_path: Path) -> None:
     torch.testing.assert_close(log.grads[0], expected, rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("max_grad_norm", 1.0),
-        ("label_smoothing_factor", 0.1),
-        ("neftune_noise_alpha", 5.0),
-        ("auto_find_batch_size", True),
-        ("include_num_input_tokens_seen", "all"),
-        ("optim", "lomo"),
-        ("gradient_accumulation_steps", 7),
-        ("push_to_hub", True),
-    ],
-)
+@pytest.mark.parametrize(("argument", "value"), [("max_grad_norm", 1.0), ("gradient_accumulation_steps", 7)])
 def test_arguments_that_break_it_are_refused_by_name(tmp_path: Path, argument: str, value: Any) -> None:
     with pytest.raises(InvalidArgument, match=f"--{argument}="):
         dp_trainer(tmp_path, **{argument: value})
-
-
-@pytest.mark.parametrize("argument", ["fp16", "torch_compile", "fsdp", "deepspeed"])
-def test_what_this_machine_cannot_even_ask_for_is_refused(tmp_path: Path, argument: str) -> None:
-    args = training_arguments(tmp_path)
-    object.__setattr__(args, argument, "on")
-    with pytest.raises(InvalidArgument, match=f"--{argument}="):
-        refuse_unsafe_arguments(args)
-
-
-def test_processes_that_do_not_see_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    args = training_arguments(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", str(args.world_size + 1))
-    with pytest.raises(InvalidArgument, match="--use_cpu"):
-        refuse_unsafe_arguments(args)
 
 
 def test_a_loss_of_the_micro_batch_is_refused(tmp_path: Path) -> None:
@@ -288,11 +261,6 @@ def test_a_loss_of_the_micro_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="couples"):
         dp_trainer(tmp_path, losses=lambda model, inputs: model(**inputs).loss).train()
     assert not (tmp_path / LEDGER_NAME).exists()
-
-
-def test_a_data_set_without_a_length_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="train_dataset"):
-        dp_trainer(tmp_path, train_dataset=iter(data()))
 
 
 def test_rows_that_were_not_announced_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dptune import GaussianNoise, Ledger, PrivacyConfig
+from dptune import GaussianNoise, Keystream, Ledger, PrivacyConfig
 from dptune.report import statement as report
 from dptune.report.statement import PrivacyStatement, state_privacy, versions, write_privacy_report
 
@@ -115,6 +115,17 @@ def test_a_statement_that_contradicts_itself_cannot_be_made(changes: dict[str, A
 def test_repeated_steps_are_stated(tmp_path: Path, repeated: int) -> None:
     write_privacy_report(tmp_path / "r.json", private(repeated_steps=repeated))
     assert _read(tmp_path / "r.json")["repeated_steps"] == repeated
+
+
+@pytest.mark.parametrize("secret", [True, False])
+def test_noise_under_a_key_that_is_known_guarantees_nothing(secret: bool, tmp_path: Path) -> None:
+    config = PrivacyConfig(
+        num_examples=100, expected_batch_size=4.0, steps=3, clip_norm=1.0, noise_multiplier=2.0, delta=1e-4
+    )
+    with GaussianNoise(4, Keystream.from_os() if secret else Keystream.for_tests(0)) as noise:
+        stated = state_privacy(config, Ledger(tmp_path / "ledger.jsonl"), noise, privacy_unit="one row")
+    assert (stated.guarantee, stated.epsilon) == (("dp", 0.0) if secret else ("none", None))
+    assert any("fixed key" in reason for reason in stated.reasons) is not secret
 
 
 def test_steps_are_the_ledgers_with_the_repeated_ones_among_them(tmp_path: Path) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
-from dptune import InvalidArgument
-from dptune.run.identity import refuse_other_run
+from dptune import InvalidArgument, add_lora
+from dptune.clipping_styles import Adaptive
+from dptune.run.identity import mechanism_identity, model_identity, refuse_other_run
+from dptune.run.plan import PrivacySettings, make_plan
+from dptune.units.unit import ItemUnit
+from tests.examples import randomise_adapters
+from tests.processes import run_processes
+from tests.tiny import tiny_llama
+from utils.cli.launch import Sharding
+from utils.models.loading import load_model
 
 IDENTITY: dict[str, Any] = {
     "run": {"clip_norm": 1.0, "noise_multiplier": 0.9, "target_epsilon": None, "training_data": "ab12"},
@@ -73,3 +86,108 @@ def test_many_differences_and_long_values_stay_one_readable_line() -> None:
         refuse_other_run(saved_identity, current)
     assert str(caught.value).count(" was ") == 5
     assert len(str(caught.value)) < 1200
+
+
+# --- the mechanism's identity ---
+
+SETTINGS = PrivacySettings(clip_norm=1.0, noise_multiplier=0.9, delta=1e-4)
+
+
+def mechanism(*, privacy: bool = True, **changed: Any) -> dict[str, Any]:
+    """The identity of a run whose settings or plan differ in some values."""
+    how: dict[str, Any] = {"num_examples": 100, "batch": 10, "steps": 8}
+    how |= {name: changed.pop(name) for name in ("num_examples", "batch", "unit", "test_seed") if name in changed}
+    return mechanism_identity(make_plan(dataclasses.replace(SETTINGS, **changed) if privacy else None, **how))
+
+
+def test_the_same_mechanism_has_the_same_identity_after_json() -> None:
+    assert json.loads(json.dumps(mechanism())) == mechanism()
+
+
+@pytest.mark.parametrize(
+    ("named", "changed"),
+    [
+        ("clip_norm", {"clip_norm": 1.5}),
+        ("noise_multiplier", {"noise_multiplier": 0.91}),
+        ("target_epsilon", {"noise_multiplier": None, "target_epsilon": 3.0}),
+        ("delta", {"delta": 2e-4}),
+        ("clipping", {"clipping": Adaptive()}),
+        ("sampling_probability", {"batch": 11}),
+        ("expected_batch_size", {"batch": 11}),
+        ("insecure_test_seed", {"test_seed": 1}),
+        ("num_examples", {"num_examples": 101}),
+        ("privacy_unit", {"unit": ItemUnit("one household")}),
+        ("group_size", {"unit": ItemUnit(group_size=2)}),
+        ("clip_norm", {"privacy": False}),
+    ],
+)
+def test_a_change_of_the_mechanism_is_refused_by_name(named: str, changed: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match=rf"(: |, ){named} was .* in the checkpoint and is .* now"):
+        refuse_other_run(mechanism(), mechanism(**changed))
+
+
+# --- the model's identity ---
+
+
+def adapted(model: Any = None, **how: Any) -> Any:
+    model = model or tiny_llama()
+    settings: dict[str, Any] = {"rank": 4, "alpha": 8.0, "targets": ("q_proj", "v_proj")}
+    add_lora(model, **settings | how)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ({"rank": 5}, r"adapters\.model\.layers\.0\.self_attn\.q_proj\[0\] was 4 in the checkpoint and is 5 now"),
+        ({"alpha": 9.0}, r"was 8\.0 in the checkpoint and is 9\.0 now"),
+        ({"targets": ("q_proj",)}, r"v_proj\[0\] was 4 in the checkpoint and is absent now"),
+        ({"targets": ("q_proj", "v_proj", "o_proj")}, r"o_proj\[0\] was absent in the checkpoint and is 4 now"),
+    ],
+)
+def test_another_adapter_is_refused_by_name(how: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        refuse_other_run(model_identity(adapted()), model_identity(adapted(**how)))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_another_base_is_refused(seed: int) -> None:
+    with pytest.raises(InvalidArgument, match="base_model was"):
+        refuse_other_run(model_identity(adapted()), model_identity(adapted(tiny_llama(seed))))
+
+
+def test_one_changed_base_weight_is_another_base_and_training_changes_nothing() -> None:
+    before = model_identity(adapted())
+    model = adapted()
+    randomise_adapters(model)
+    assert model_identity(model) == before
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0] *= 1.5
+    assert model_identity(model) != before
+
+
+def rounded_to_bfloat16(folder: Path, out: Path) -> Path:
+    """The model's folder with weights that bfloat16 holds exactly, saved in float32."""
+    shutil.copytree(folder, out)
+    model = AutoModelForCausalLM.from_pretrained(folder).bfloat16().float()
+    model.save_pretrained(out)
+    return out
+
+
+def loaded_identity(folder: Path, dtype: torch.dtype, sharding: Sharding | None = None) -> dict[str, Any]:
+    return model_identity(adapted(load_model(str(folder), dtype=dtype, device=torch.device("cpu"), sharding=sharding)))
+
+
+def _sharded_identity(_rank: int, _gather: Any, folder: Path) -> dict[str, Any]:
+    return loaded_identity(folder, torch.float32, Sharding())
+
+
+def test_precision_changes_no_identity(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = rounded_to_bfloat16(tiny_model_dir, tmp_path / "rounded")
+    assert loaded_identity(folder, torch.bfloat16) == loaded_identity(folder, torch.float32)
+
+
+def test_sharding_over_ranks_changes_no_identity(tiny_model_dir: Path) -> None:
+    """On the main process, which compares. A third of a norm's 32 values is fewer than are sampled of a matrix."""
+    found = run_processes(3, _sharded_identity, tiny_model_dir)
+    assert found[0] == loaded_identity(tiny_model_dir, torch.float32)

@@ -24,7 +24,6 @@ from utils.models.memory import (
     most_examples,
 )
 from utils.models.sizes import ModelSizes, model_sizes
-from utils.training.plan import describe_model
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -351,18 +350,3 @@ def test_a_devices_memory_is_that_of_a_gpu_only(monkeypatch):
 def test_mistakes_are_refused(changes, message):
     with pytest.raises(InvalidArgument, match=message):
         settings(**changes)
-
-
-def test_the_plan_tells_parameters_and_memory():
-    model = build(LlamaConfig(**SHAPE))
-    lines = describe_model(model, MemorySettings(torch.float32, 512, 128), 8 * GIB)
-    assert lines[0].startswith("trainable parameters   ")
-    assert lines[1:] == describe_memory(sizes_of(model), MemorySettings(torch.float32, 512, 128), 8 * GIB)
-
-
-def test_a_model_without_decoder_layers_is_not_estimated():
-    model = build(LlamaConfig(**SHAPE))
-    model._no_split_modules = None
-    assert model_sizes(model) is None
-    lines = describe_model(model, MemorySettings(torch.float32, 512, 512))
-    assert "not estimated" in lines[1]

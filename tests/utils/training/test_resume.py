@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, get_scheduler
+from transformers import get_scheduler
 
 from dptune import InvalidArgument, Ledger, add_lora, trainable_parameters
-from dptune.accounting import epsilon
 from dptune.budget import Budget
 from dptune.run.checkpoint import TrainingState
-from dptune.run.identity import mechanism_identity, model_identity, refuse_other_run
-from dptune.run.plan import RunPlan, last_step
+from dptune.run.plan import RunPlan
 from dptune.run.session import PrivateRun
 from tests.examples import randomise_adapters
-from tests.processes import run_processes
 from tests.tiny import tiny_llama
-from utils.cli.launch import Sharding
-from utils.data.tokenization import TokenizedDataset
-from utils.models.loading import load_model
 from utils.training.arguments import OptimizationArguments, OutputArguments, PrivacyFlags
 from utils.training.plan import plan_run
 from utils.training.resume import (
@@ -39,62 +29,7 @@ from utils.training.resume import (
     saved_run,
 )
 
-PRIVACY = {"clip_norm": 1.0, "noise_multiplier": 0.9, "delta": 1e-4}
 NUM_EXAMPLES = 100
-
-
-def dataset(seed: int = 0, count: int = NUM_EXAMPLES) -> TokenizedDataset:
-    ids = np.random.default_rng(seed).integers(3, 400, 5 * count, dtype=np.int32)
-    return TokenizedDataset(ids, np.arange(5 * count) % 5 > 1, np.arange(0, 5 * count + 1, 5), num_cut=0)
-
-
-def planned(privacy: PrivacyFlags, per_device: int = 10, num_examples: int = NUM_EXAMPLES) -> RunPlan:
-    optimization = OptimizationArguments(per_device_train_batch_size=per_device, max_train_steps=8)
-    return plan_run(privacy, optimization, num_examples=num_examples, world_size=1)
-
-
-def identity_of_run(per_device: int = 10, data: TokenizedDataset | None = None, **changed: Any) -> dict[str, Any]:
-    data = data or dataset()
-    plan = planned(PrivacyFlags(**(PRIVACY | changed)), per_device, len(data))
-    return mechanism_identity(plan) | {"training_data": data.fingerprint()}
-
-
-# --- the run's identity ---
-
-
-def test_the_same_run_has_the_same_identity_after_json() -> None:
-    assert json.loads(json.dumps(identity_of_run())) == identity_of_run()
-
-
-@pytest.mark.parametrize(
-    ("named", "changed"),
-    [
-        ("clip_norm", {"clip_norm": 1.5}),
-        ("noise_multiplier", {"noise_multiplier": 0.91}),
-        ("target_epsilon", {"noise_multiplier": None, "target_epsilon": 3.0}),
-        ("delta", {"delta": 2e-4}),
-        ("sampling_probability", {"per_device": 11}),
-        ("expected_batch_size", {"per_device": 11}),
-        ("insecure_test_seed", {"insecure_test_seed": 1}),
-        ("training_data", {"data": dataset(1)}),
-        ("num_examples", {"data": dataset(0, NUM_EXAMPLES + 1)}),
-        ("clip_norm", {"clip_norm": -1.0, "noise_multiplier": -1.0}),
-    ],
-)
-def test_a_change_of_the_mechanism_or_the_data_is_refused_by_name(named: str, changed: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgument, match=rf"(: |, ){named} was .* in the checkpoint and is .* now"):
-        refuse_other_run(identity_of_run(), identity_of_run(**changed))
-
-
-def test_one_label_or_the_order_of_two_examples_is_other_data() -> None:
-    answers, ids = dataset().is_answer.copy(), dataset().ids.copy()
-    answers[4] = False
-    ids[:5], ids[5:10] = ids[5:10].copy(), ids[:5].copy()
-    for other in (dataclasses.replace(dataset(), is_answer=answers), dataclasses.replace(dataset(), ids=ids)):
-        assert identity_of_run(data=other)["training_data"] != identity_of_run()["training_data"]
-
-
-# --- the model's identity ---
 
 
 def adapted(model: Any = None, **how: Any) -> Any:
@@ -102,63 +37,6 @@ def adapted(model: Any = None, **how: Any) -> Any:
     settings: dict[str, Any] = {"rank": 4, "alpha": 8.0, "targets": ("q_proj", "v_proj")}
     add_lora(model, **settings | how)
     return model
-
-
-@pytest.mark.parametrize(
-    ("how", "named"),
-    [
-        ({"rank": 5}, r"adapters\.model\.layers\.0\.self_attn\.q_proj\[0\] was 4 in the checkpoint and is 5 now"),
-        ({"alpha": 9.0}, r"was 8\.0 in the checkpoint and is 9\.0 now"),
-        ({"targets": ("q_proj",)}, r"v_proj\[0\] was 4 in the checkpoint and is absent now"),
-        ({"targets": ("q_proj", "v_proj", "o_proj")}, r"o_proj\[0\] was absent in the checkpoint and is 4 now"),
-    ],
-)
-def test_another_adapter_is_refused_by_name(how: dict[str, Any], named: str) -> None:
-    with pytest.raises(InvalidArgument, match=named):
-        refuse_other_run(model_identity(adapted()), model_identity(adapted(**how)))
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_another_base_is_refused(seed: int) -> None:
-    with pytest.raises(InvalidArgument, match="base_model was"):
-        refuse_other_run(model_identity(adapted()), model_identity(adapted(tiny_llama(seed))))
-
-
-def test_one_changed_base_weight_is_another_base_and_training_changes_nothing() -> None:
-    before = model_identity(adapted())
-    model = adapted()
-    randomise_adapters(model)
-    assert model_identity(model) == before
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[0] *= 1.5
-    assert model_identity(model) != before
-
-
-def rounded_to_bfloat16(folder: Path, out: Path) -> Path:
-    """The model's folder with weights that bfloat16 holds exactly, saved in float32."""
-    shutil.copytree(folder, out)
-    model = AutoModelForCausalLM.from_pretrained(folder).bfloat16().float()
-    model.save_pretrained(out)
-    return out
-
-
-def loaded_identity(folder: Path, dtype: torch.dtype, sharding: Sharding | None = None) -> dict[str, Any]:
-    return model_identity(adapted(load_model(str(folder), dtype=dtype, device=torch.device("cpu"), sharding=sharding)))
-
-
-def _sharded_identity(_rank: int, _gather: Any, folder: Path) -> dict[str, Any]:
-    return loaded_identity(folder, torch.float32, Sharding())
-
-
-def test_precision_changes_no_identity(tiny_model_dir: Path, tmp_path: Path) -> None:
-    folder = rounded_to_bfloat16(tiny_model_dir, tmp_path / "rounded")
-    assert loaded_identity(folder, torch.bfloat16) == loaded_identity(folder, torch.float32)
-
-
-def test_sharding_over_ranks_changes_no_identity(tiny_model_dir: Path) -> None:
-    """On the main process, which compares. A third of a norm's 32 values is fewer than are sampled of a matrix."""
-    found = run_processes(3, _sharded_identity, tiny_model_dir)
-    assert found[0] == loaded_identity(tiny_model_dir, torch.float32)
 
 
 def test_what_is_known_before_the_model_is_compared_before_it_is_loaded() -> None:
@@ -212,10 +90,11 @@ def test_a_new_run_counts_its_processes() -> None:
 
 
 @pytest.fixture(scope="module")
-def budget() -> tuple[RunPlan, float]:
-    """A run of 8 steps that spends its whole budget, and the budget."""
+def budget() -> RunPlan:
+    """A run of 8 steps that spends its whole budget."""
     privacy = PrivacyFlags(clip_norm=1.0, target_epsilon=3.0, delta=1e-4)
-    return planned(privacy), 3.0
+    optimization = OptimizationArguments(per_device_train_batch_size=10, max_train_steps=8)
+    return plan_run(privacy, optimization, num_examples=NUM_EXAMPLES, world_size=1)
 
 
 def ledger_of(plan: RunPlan, steps: int, path: Path) -> Ledger:
@@ -228,38 +107,6 @@ def ledger_of(plan: RunPlan, steps: int, path: Path) -> Ledger:
             clip_norm=1.0,
         )
     return ledger
-
-
-@pytest.mark.parametrize(
-    ("completed", "released", "last"),
-    [
-        (0, 0, 8),
-        (5, 5, 8),
-        (8, 8, 8),
-        (4, 6, 6),  # two steps are run again: two of the planned ones are not
-        (0, 3, 5),
-        (7, 8, 7),
-        (2, 20, 2),  # nothing is left, and nothing is undone
-    ],
-)
-def test_repeated_steps_shorten_a_run_with_a_budget(
-    completed: int, released: int, last: int, budget: tuple[RunPlan, float]
-) -> None:
-    plan, target = budget
-    found = last_step(plan, released, completed)
-    assert found == last
-    assert plan.privacy is not None
-    spent = {"noise_multiplier": plan.privacy.noise_multiplier, "sampling_probability": plan.sampling_probability}
-    if released <= 8:
-        assert epsilon(**spent, steps=released + found - completed, delta=1e-4) <= target
-    if found < 8:
-        assert epsilon(**spent, steps=released + found - completed + 1, delta=1e-4) > target
-
-
-def test_without_a_budget_every_planned_step_is_run(budget: tuple[RunPlan, float]) -> None:
-    plan, _ = budget
-    assert last_step(dataclasses.replace(plan, target_epsilon=None), 6, 4) == 8
-    assert last_step(dataclasses.replace(plan, privacy=None), 6, 4) == 8
 
 
 # --- saving and restoring ---
@@ -349,21 +196,19 @@ def private_run(folder: Path, plan: RunPlan) -> Ledger:
     return ledger_of(plan, 2, folder / "ledger.jsonl")
 
 
-def test_a_private_run_is_found_with_the_steps_its_checkpoint_knew(
-    budget: tuple[RunPlan, float], tmp_path: Path
-) -> None:
-    assert private_run(tmp_path, budget[0]).steps == 6
+def test_a_private_run_is_found_with_the_steps_its_checkpoint_knew(budget: RunPlan, tmp_path: Path) -> None:
+    assert private_run(tmp_path, budget).steps == 6
     for asked in ("latest", str(tmp_path / "checkpoint-4")):
         saved = find(tmp_path, asked)
         assert saved is not None
         assert (saved.step, saved.ledger_steps) == (4, 4)
         assert (saved.identity["a"], saved.config) == (1, {"num_processes": 1})
-        resumed = PrivateRun(budget[0], tmp_path, resume_from=saved_run(saved, tmp_path), identity={"a": 1})
+        resumed = PrivateRun(budget, tmp_path, resume_from=saved_run(saved, tmp_path), identity={"a": 1})
         assert (resumed.completed, resumed.last) == (4, 6)
 
 
-def test_a_ledger_that_lost_lines_is_refused(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
-    private_run(tmp_path, budget[0])
+def test_a_ledger_that_lost_lines_is_refused(budget: RunPlan, tmp_path: Path) -> None:
+    private_run(tmp_path, budget)
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
     with pytest.raises(InvalidArgument, match="has 3 lines, but the checkpoint already has 4"):
@@ -373,14 +218,14 @@ def test_a_ledger_that_lost_lines_is_refused(budget: tuple[RunPlan, float], tmp_
         find(tmp_path)
 
 
-def test_a_ledger_without_a_checkpoint_is_refused(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
-    ledger_of(budget[0], 1, tmp_path / "ledger.jsonl")
+def test_a_ledger_without_a_checkpoint_is_refused(budget: RunPlan, tmp_path: Path) -> None:
+    ledger_of(budget, 1, tmp_path / "ledger.jsonl")
     with pytest.raises(InvalidArgument, match=r"^--resume_from_checkpoint='latest': .*new --output_dir"):
         find(tmp_path)
 
 
-def test_a_run_does_not_start_over_another(budget: tuple[RunPlan, float], tmp_path: Path) -> None:
-    private_run(tmp_path, budget[0])
+def test_a_run_does_not_start_over_another(budget: RunPlan, tmp_path: Path) -> None:
+    private_run(tmp_path, budget)
     with pytest.raises(InvalidArgument, match=r"^run_folder=.*holds a run already \(ledger.jsonl\)"):
         find(tmp_path, None)
 

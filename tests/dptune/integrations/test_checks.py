@@ -1,0 +1,52 @@
+"""Settings of transformers' Trainer that break the guarantee are refused, and nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from dptune import InvalidArgument
+from dptune.integrations.checks import refuse_unsafe_arguments
+from tests.dptune.integrations.runs import training_arguments
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> Any:
+    return training_arguments(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(
+            ("max_grad_norm", 1.0),
+            ("max_grad_norm", 0.1),
+            ("label_smoothing_factor", 0.1),
+            ("neftune_noise_alpha", 5.0),
+        ),
+        *(("fp16", True), ("push_to_hub", True), ("auto_find_batch_size", True), ("torch_compile", True)),
+        *(("use_liger_kernel", True), ("fsdp", "full_shard"), ("deepspeed", "config.json")),
+        *(("parallelism_config", "any"), ("include_num_input_tokens_seen", "all"), ("n_gpu", 2)),
+        *(("train_sampling_strategy", "group_by_length"), ("optim", "lomo"), ("optim", "galore_adamw_layerwise")),
+    ],
+)
+def test_what_breaks_it_is_refused_by_name(argument: str, value: Any, args: Any) -> None:
+    refuse_unsafe_arguments(args)
+    stand_in: Any = type("Arguments", (), {**vars(args), "world_size": args.world_size, argument: value})
+    with pytest.raises(InvalidArgument, match=rf"^--{argument}='?{value}'?: "):
+        refuse_unsafe_arguments(stand_in)
+
+
+def test_transformers_own_default_of_clipping_is_refused(tmp_path: Path) -> None:
+    args = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(InvalidArgument, match=r"^--max_grad_norm=1\.0: .*give 0"):
+        refuse_unsafe_arguments(args)
+
+
+def test_processes_that_do_not_see_each_other_are_refused(args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(args.world_size + 1))
+    with pytest.raises(InvalidArgument, match=r"^--use_cpu="):
+        refuse_unsafe_arguments(args)

@@ -1,0 +1,120 @@
+"""Draws of authors, and the batches that are made of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from dptune import Keystream, PoissonSampler
+from dptune.units.batches import AuthorDraw, AuthorSampler, Part, choose_rows, parts_of, rows_of
+from utils.data.tokenization import TokenizedDataset
+
+
+def sampler(sizes: list[int], q: float, most: int, seed: int = 0) -> AuthorSampler:
+    rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    return AuthorSampler(PoissonSampler(len(sizes), q, Keystream.for_tests(seed)), rows, most, mean=True)
+
+
+def test_authors_are_drawn_independently_and_their_rows_uniformly() -> None:
+    drawn = sampler([1, 2, 4, 6], 0.3, 3)
+    authors: Counter[int] = Counter()
+    subsets: dict[int, Counter[tuple[int, ...]]] = {2: Counter(), 3: Counter()}
+    pairs, rounds = 0, 6000
+    for _ in range(rounds):
+        draw = drawn.draw()
+        found = [int(np.searchsorted([1, 3, 7], rows[0], side="right")) for rows in draw.rows]
+        assert found == sorted(set(found))
+        authors.update(found)
+        pairs += 2 in found and 3 in found
+        for author, rows in zip(found, draw.rows, strict=True):
+            assert len(set(rows.tolist())) == len(rows) == min([1, 2, 4, 6][author], 3)
+            if author in subsets:
+                subsets[author][tuple(rows.tolist())] += 1
+    for author in range(4):
+        assert abs(authors[author] / rounds - 0.3) < 5 * math.sqrt(0.21 / rounds)
+    assert abs(pairs / rounds - 0.09) < 5 * math.sqrt(0.09 * 0.91 / rounds)
+    assert [len(found) for found in subsets.values()] == [4, 20]
+    assert all(chisquare(list(found.values())).pvalue > 1e-4 for found in subsets.values())
+
+
+def test_a_draw_goes_on_where_the_stream_stands() -> None:
+    one, other = sampler([3, 5, 9], 0.6, 2), sampler([3, 5, 9], 0.6, 2)
+    for _ in range(3):
+        other.draw()
+    draws = [one.draw() for _ in range(4)]
+    assert rows_of(draws[3]).tolist() == rows_of(other.draw()).tolist()
+    assert len({tuple(rows_of(draw).tolist()) for draw in draws}) > 1
+
+
+def data_of(lengths: list[int]) -> TokenizedDataset:
+    ids = np.arange(1, sum(lengths) + 1, dtype=np.int32)
+    starts = np.cumsum([0, *lengths])
+    is_answer = ~np.isin(np.arange(len(ids)), starts)
+    return TokenizedDataset(ids, is_answer, starts, num_cut=0)
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_a_batch_of_authors_is_filled_up_with_rows_that_teach_nothing(mean: bool) -> None:
+    data = data_of([2, 3, 1, 4, 2, 2])
+    (part,) = parts_of(AuthorDraw([np.array([0, 2, 3]), np.array([1, 4, 5])], mean), data)
+    assert (part.rows_per_unit, part.items.tolist(), part.lengths.tolist()) == (3, [0, 1], [12, 9])
+    (part,) = parts_of(AuthorDraw([np.array([5]), np.array([1]), np.array([3])], mean), data)
+    assert (part.rows_per_unit, part.lengths.tolist()) == (1, [2, 3, 4])
+    parts = parts_of(AuthorDraw([np.array([0, 1, 2]), np.array([3, 4, 5, 1]), np.array([5])], mean), data)
+    assert [(part.rows_per_unit, part.items.tolist()) for part in parts] == [(1, [2]), (4, [0, 1])]
+    batch = parts[1].batch(np.array([0, 1]), 99)
+    assert batch.inputs["input_ids"].shape == (8, 4)
+    assert batch.is_row is not None
+    assert batch.weights is not None
+    assert batch.is_row.tolist() == [True] * 3 + [False] + [True] * 4
+    assert torch.equal(batch.inputs["input_ids"][:3, :3], data.batch([0, 1, 2], 99)["input_ids"])
+    assert batch.inputs["labels"][:, 0].tolist() == [-100] * 8
+    assert batch.inputs["labels"][3].tolist() == [-100] * 4
+    assert batch.weights.tolist() == pytest.approx([1 / 3] * 4 + [1 / 4] * 4 if mean else [1] * 8)
+
+
+def test_no_author_is_filled_up_beyond_twice_their_rows() -> None:
+    data, rng = data_of([3] * 200), np.random.default_rng(0)
+    draw = AuthorDraw(np.split(np.arange(200), np.cumsum(rng.integers(1, 12, 25))), mean=True)
+    parts = parts_of(draw, data)
+    assert sorted(np.concatenate([part.items for part in parts]).tolist()) == list(range(len(draw)))
+    for part in parts:
+        for item in part.items:
+            assert part.rows_per_unit / 2 < len(draw.rows[item]) <= part.rows_per_unit
+
+
+def test_nobody_drawn_is_no_part_at_all() -> None:
+    assert parts_of(AuthorDraw([], mean=True), data_of([2])) == []
+    assert rows_of(AuthorDraw([], mean=True)).tolist() == []
+
+
+def test_a_draw_of_rows_is_one_part_of_rows_with_their_own_weight() -> None:
+    data = data_of([2, 3, 1])
+    (part,) = parts_of(np.array([0, 2]), data)
+    assert (part.rows_per_unit, part.items.tolist(), part.lengths.tolist()) == (1, [0, 2], [2, 3, 1])
+    batch = part.batch(part.items, 99)
+    assert (batch.weights, batch.is_row) == (None, None)
+    assert rows_of(part.items).tolist() == [0, 2]
+
+
+def test_no_items_give_the_dummy_also_where_authors_are_drawn() -> None:
+    data = data_of([2, 3])
+    part = Part(data, np.array([0]), np.array([4]), rows_per_unit=2, authors=[np.array([0, 1])], mean=True)
+    batch = part.batch(np.array([], dtype=np.int64), 99)
+    assert (batch.inputs["labels"] == -100).all()
+
+
+def test_rows_beyond_k_are_left_out_and_up_to_k_all_stay() -> None:
+    rows = np.array([4, 7, 9, 11])
+    assert choose_rows(rows, 4, lambda _: np.zeros(4)).tolist() == rows.tolist()
+    assert choose_rows(rows, 2, lambda _: np.array([0.9, 0.1, 0.5, 0.2])).tolist() == [7, 11]
+
+
+def test_as_many_authors_are_sampled_as_have_rows() -> None:
+    with pytest.raises(ValueError, match="2 authors are sampled, but 1 have rows"):
+        AuthorSampler(PoissonSampler(2, 0.5, Keystream.for_tests(0)), [np.array([0])], 1, mean=True)

@@ -1,0 +1,679 @@
+r"""Plant faults that break privacy in silence, one at a time, and check that the tests named for each go red.
+
+    python -m tests.planted                       # all of them: about twenty minutes on two cores
+    python -m tests.planted --only noise ledger   # those whose names contain one of these words
+    python -m tests.planted --output table.md     # also write the table
+
+Each fault is a change of one place in a temporary copy of the tree. Nothing crashes with it and every output looks as
+before, so that only a test can tell. A fault that is `missed` is a gap in the tests. `tests/test_planted.py` checks in
+every run of the suite that each fault still fits the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+_IGNORED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "shared", "results", "*.egg-info")
+_TESTS_RED, _TIMEOUT = 1, 600.0  # pytest's exit status; seconds
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One change that no user would notice.
+
+    Attributes:
+        name: what is broken.
+        file: where, below the root.
+        old: text that occurs once in it.
+        new: what replaces it.
+        tests: files, or single tests, at least one of which must fail.
+        why: what the fault would cost.
+        and_also: another pair of `old` and `new`, where one place is not enough.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    why: str
+    and_also: tuple[str, str] | None = None
+
+    @property
+    def changes(self) -> list[tuple[str, str]]:
+        """(old, new) of each place."""
+        return [(self.old, self.new), *([self.and_also] if self.and_also else [])]
+
+
+STEP, SESSION = "tests/dptune/test_step.py", "tests/dptune/run/test_session.py"
+NEIGHBOURS, AUTHORS = "tests/test_neighbours.py", "tests/test_author_neighbours.py"
+TRAINER, ENGINE = "tests/dptune/integrations/test_trainer.py", "tests/dptune/integrations/test_engine.py"
+TRAINER_PRIVACY = "tests/dptune/integrations/test_trainer_privacy.py"
+TRAINER_RESUME = "tests/dptune/integrations/test_resume.py"
+BATCHES, LOOP = "tests/dptune/units/test_batches.py", "tests/utils/training/test_loop.py"
+
+_ADD_NOISE, _DIVIDE = "        self._add_noise(total_P)\n", "        total_P /= self.config.divisor\n"
+
+FAULTS = (
+    # --- the step ---
+    Fault(
+        "noise scaled by 1/2",
+        "dptune/step.py",
+        "add_(values.to(sum_P.device), alpha=std)",
+        "add_(values.to(sum_P.device), alpha=std / 2)",
+        (STEP,),
+        "the real epsilon is more than twice the reported one",
+    ),
+    Fault(
+        "noise not scaled by the clip norm",
+        "dptune/mechanism.py",
+        "return self.gradient_noise_multiplier * (clip_norm or self.clip_norm) / sqrt(world_size)",
+        "return self.gradient_noise_multiplier / sqrt(world_size)",
+        (STEP, "tests/dptune/test_mechanism.py"),
+        "with a clip norm above 1 the noise is too small",
+    ),
+    Fault(
+        "noise skipped on one rank",
+        "dptune/step.py",
+        _ADD_NOISE,
+        "        if self._ledger is not None:\n    " + _ADD_NOISE,
+        (STEP,),
+        "the sum has the noise of one rank only",
+    ),
+    Fault(
+        "each rank's noise divided by the number of ranks",
+        "dptune/mechanism.py",
+        "/ sqrt(world_size)",
+        "/ world_size",
+        (STEP, "tests/dptune/test_mechanism.py"),
+        "variances add up, standard deviations do not: too little noise on several ranks",
+    ),
+    Fault(
+        "noise after the division",
+        "dptune/step.py",
+        _ADD_NOISE,
+        "",
+        (STEP,),
+        "the noise is not divided with the sum: what is released is not what is documented",
+        (_DIVIDE, _DIVIDE + _ADD_NOISE),
+    ),
+    Fault(
+        "noise after the ranks have met",
+        "dptune/step.py",
+        _ADD_NOISE,
+        "",
+        (STEP,),
+        "each rank goes its own way, with the noise of one rank",
+        (_DIVIDE, _ADD_NOISE + _DIVIDE),
+    ),
+    Fault(
+        "noise divided by the batch before it is added",
+        "dptune/step.py",
+        "std, start = self.config.noise_std_per_rank(self._world_size, self.clip_norm), 0",
+        "std, start = self.config.noise_std_per_rank(self._world_size, self.clip_norm) / self.config.divisor, 0",
+        (STEP,),
+        "the noise is too small by the batch size",
+    ),
+    Fault(
+        "divisor is the drawn size",
+        "dptune/step.py",
+        _DIVIDE,
+        "        total_P /= max(1, self._drawn)\n        self._drawn = 0\n",
+        (STEP,),
+        "the number drawn is private, and the division reveals it",
+        (
+            "        sum_P = self._begun()\n        try:\n",
+            "        sum_P = self._begun()\n        self._drawn = getattr(self, '_drawn', 0) + len(norms)\n"
+            "        try:\n",
+        ),
+    ),
+    Fault(
+        "neighbouring coordinates share noise",
+        "dptune/step.py",
+        "for values in self.noise.parts():",
+        "for values in ((part + part.roll(1)) / 2**0.5 for part in self.noise.parts()):",
+        (STEP, "tests/dptune/test_engine_claims.py"),
+        "of the right variance, but half of it can be subtracted",
+    ),
+    # --- clipping ---
+    Fault(
+        "factor without min(1, .)",
+        "dptune/clipping.py",
+        "clamp_min(torch.finfo(norms_B.dtype).tiny)).clamp(max=1.0)",
+        "clamp_min(torch.finfo(norms_B.dtype).tiny))",
+        ("tests/dptune/test_clipping.py",),
+        "short gradients are stretched to C: results change, and zero gradients become huge",
+    ),
+    Fault(
+        "norm of one layer only",
+        "dptune/clipping.py",
+        "return torch.stack(list(squared_norms.values())).sum(0).sqrt()",
+        "return torch.stack(list(squared_norms.values()))[0].sqrt()",
+        (NEIGHBOURS,),
+        "other layers' gradients are not bounded",
+    ),
+    Fault(
+        "squared norm taken for the norm",
+        "dptune/clipping.py",
+        "return torch.stack(list(squared_norms.values())).sum(0).sqrt()",
+        "return torch.stack(list(squared_norms.values())).sum(0)",
+        (NEIGHBOURS,),
+        "gradients shorter than 1 are clipped too little",
+    ),
+    Fault(
+        "each layer gets the whole clip norm",
+        "dptune/clipping.py",
+        "return dict.fromkeys(layers, 1 / sqrt(len(layers)))",
+        "return dict.fromkeys(layers, 1.0)",
+        ("tests/dptune/test_clipping_styles.py",),
+        "K layers move the sum by C sqrt(K)",
+    ),
+    Fault(
+        "sum before clipping",
+        "dptune/step.py",
+        "return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit)",
+        "return self._add(recorded.folded(len(losses)), losses.detach(), len(losses))",
+        (NEIGHBOURS,),
+        "a micro-batch is clipped as one example: sensitivity C holds, but for nobody's gradient",
+    ),
+    Fault(
+        "rows of an author clipped one by one",
+        "dptune/step.py",
+        "return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit)",
+        "return self._add(recorded, losses.detach(), 1)",
+        (AUTHORS,),
+        "an author of k rows moves the sum by k C",
+    ),
+    Fault(
+        "infinite gradients are kept",
+        "dptune/clipping.py",
+        "    factors = (clip_norm / norms_B.clamp_min(torch.finfo(norms_B.dtype).tiny)).clamp(max=1.0)\n"
+        "    return torch.where(norms_B.isfinite(), factors, torch.zeros_like(factors))",
+        "    factors = (clip_norm / norms_B.clamp_min(torch.finfo(norms_B.dtype).tiny)).clamp(max=1.0)\n"
+        "    return factors.nan_to_num(1.0)",
+        ("tests/dptune/test_clipping.py",),
+        "one example with an overflow destroys the sum, which tells that it was drawn",
+    ),
+    Fault(
+        "tied parameter's cross term left out",
+        "dptune/per_example/uses.py",
+        "found = found + 2 * ordinary.inner_products(lookup)",
+        "found = found + ordinary.inner_products(lookup)",
+        ("tests/dptune/per_example/test_recorded.py",),
+        "a tied embedding's norm is too small, and what it clips too long",
+    ),
+    Fault(
+        "private gradient clipped again",
+        "utils/training/loop.py",
+        "        optimizer.step()\n",
+        "        nn.utils.clip_grad_norm_(parameters, 1.0)\n        optimizer.step()\n",
+        (LOOP,),
+        "no privacy is lost, but the update is no longer the noisy mean that is documented",
+    ),
+    # --- the ledger and accounting ---
+    Fault(
+        "ledger written after the gradient is released",
+        "dptune/step.py",
+        "        if self._ledger is not None:\n",
+        "        if self._ledger is not None and False:\n",
+        (STEP,),
+        "a crash between update and record loses a step from epsilon",
+        (
+            "            parameter.grad = mean.to(parameter.dtype)\n        self._sum_P = None\n",
+            "            parameter.grad = mean.to(parameter.dtype)\n        self._sum_P = None\n"
+            "        if self._ledger is not None:\n"
+            "            settings = {'sampling_probability': self.config.sampling_probability}\n"
+            "            settings |= {'noise_multiplier': self.config.noise_multiplier}\n"
+            "            self._ledger.record(clip_norm=self._last_clip_norm, **settings)\n",
+        ),
+    ),
+    Fault(
+        "ledger line skipped",
+        "dptune/step.py",
+        "        if self._ledger is not None:\n",
+        "        if self._ledger is not None and self._ledger.steps % 7 != 1:\n",
+        (STEP + "::test_steps_have_independent_noise_and_each_is_in_the_ledger",),
+        "epsilon is of fewer steps than were released",
+    ),
+    Fault(
+        "adaptive clipping's ledger has the wrong noise",
+        "dptune/step.py",
+        "noise_multiplier=self.config.noise_multiplier,",
+        "noise_multiplier=self.config.gradient_noise_multiplier,",
+        ("tests/dptune/test_clipping_styles.py::test_a_step_records_the_noise_that_is_accounted",),
+        "the count's share of the budget is not accounted",
+    ),
+    Fault(
+        "group size not recorded",
+        "dptune/run/session.py",
+        "self.ledger = Ledger(self.folder / LEDGER_NAME, group_size=self.plan.privacy.group_size)",
+        "self.ledger = Ledger(self.folder / LEDGER_NAME)",
+        (TRAINER_PRIVACY + "::test_a_group_size_is_in_ledger_report_and_epsilon",),
+        "epsilon is that of one example, not of the whole unit",
+    ),
+    Fault(
+        "group size ignored in accounting",
+        "dptune/accounting/__init__.py",
+        "part = _one_step(sigma, q, group_size, interval).self_compose(steps)",
+        "part = _one_step(sigma, q, 1, interval).self_compose(steps)",
+        ("tests/dptune/accounting/test_groups.py::test_larger_groups_cost_more_and_less_than_group_privacy",),
+        "an author of k examples gets the epsilon of one",
+    ),
+    Fault(
+        "group size ignored in the plan",
+        "dptune/run/plan.py",
+        "steps=steps, group_size=unit.group_size)",
+        "steps=steps, group_size=1)",
+        ("tests/dptune/run/test_plan.py",),
+        "the noise is too small for the unit that is promised",
+    ),
+    Fault(
+        "epsilon rounded down",
+        "dptune/accounting/rounding.py",
+        "quantize(Decimal(1).scaleb(-digits), ROUND_CEILING, _EXACT)",
+        "quantize(Decimal(1).scaleb(-digits), 'ROUND_FLOOR', _EXACT)",
+        ("tests/dptune/accounting/test_rounding.py",),
+        "a bound that is printed is no bound",
+    ),
+    Fault(
+        "noise multiplier rounded down",
+        "dptune/accounting/__init__.py",
+        "return math.ceil(value * 1e4 - 1e-6) / 1e4",
+        "return math.floor(value * 1e4) / 1e4",
+        (
+            "tests/dptune/accounting/test_accounting.py::test_the_noise_found_keeps_its_promise_and_is_the_smallest_that_does",
+        ),
+        "the target epsilon is exceeded",
+        ("group_size)], delta=delta) > target_epsilon:", "group_size)], delta=delta) > 2 * target_epsilon:"),
+    ),
+    Fault(
+        "report of the planned steps",
+        "dptune/report/statement.py",
+        "epsilon=None if reasons else ledger.epsilon(config.delta),",
+        "epsilon=None if reasons else config.planned_epsilon(),",
+        ("tests/dptune/report/test_statement.py::test_steps_are_the_ledgers_with_the_repeated_ones_among_them",),
+        "steps that ran twice after a crash are not in the reported epsilon",
+    ),
+    Fault(
+        "report promises privacy under a fixed key",
+        "dptune/report/statement.py",
+        "reasons = () if noise.keystream.secret else (",
+        "reasons = () if noise.keystream else (",
+        ("tests/dptune/report/test_statement.py",),
+        "anyone who knows the test seed can subtract the noise",
+    ),
+    # --- randomness ---
+    Fault(
+        "sampler of a fixed size without replacement",
+        "dptune/sampling.py",
+        "return np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)",
+        "size = round(self.num_examples * self.sampling_probability)\n"
+        "        return np.sort(np.argsort(self.keystream.uniforms(self.num_examples))[:size])",
+        ("tests/dptune/test_sampling.py::test_the_number_drawn_is_binomial_too_and_not_fixed",),
+        "the accounting is for Poisson draws only",
+    ),
+    Fault(
+        "draws repeat every epoch",
+        "dptune/sampling.py",
+        "return np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)",
+        "self._u = getattr(self, '_u', None) if hasattr(self, '_u') else self.keystream.uniforms(self.num_examples)\n"
+        "        return np.flatnonzero(self._u < self.sampling_probability)",
+        ("tests/dptune/test_sampling.py::test_steps_are_independent_of_each_other",),
+        "the same examples in every step: no amplification by sampling",
+    ),
+    Fault(
+        "same key twice",
+        "dptune/keystream.py",
+        "return cls(new_key(), secret=True)",
+        "return cls(bytes(range(KEY_BYTES)), secret=True)",
+        (SESSION + "::test_two_runs_differ_whatever_the_seeds",),
+        "all runs share one noise, which can be subtracted",
+    ),
+    Fault(
+        "ranks share one noise",
+        "dptune/run/session.py",
+        "            return GaussianNoise(size)\n",
+        "            return GaussianNoise(size, Keystream.shared(self.ranks.from_main(new_key)))\n",
+        (SESSION + "::test_ranks_share_their_draws_and_not_their_noise",),
+        "equal noise on every rank does not add up to the variance that is accounted",
+    ),
+    Fault(
+        "ranks draw different batches",
+        "dptune/run/session.py",
+        "return Keystream.shared(self.ranks.from_main(new_key))",
+        "return Keystream.from_os()",
+        (SESSION + "::test_ranks_share_their_draws_and_not_their_noise",),
+        "an example can be in a step twice, once on each rank: sensitivity 2 C",
+    ),
+    Fault(
+        "dropout masks not redrawn",
+        "dptune/run/session.py",
+        "        draw_new_masks(self.ranks.rank, number, test_seed=self.plan.test_seed)\n",
+        "",
+        (SESSION + "::test_dropouts_masks_are_drawn_before_each_step_and_forgotten_after",),
+        "masks follow a public seed: removing an example shifts those of the examples behind it",
+    ),
+    Fault(
+        "masks' seed kept in checkpoints",
+        "dptune/run/session.py",
+        "            forget_masks()\n",
+        "            pass\n",
+        (SESSION + "::test_dropouts_masks_are_drawn_before_each_step_and_forgotten_after",),
+        "a checkpoint tells the last step's masks",
+    ),
+    # --- the run ---
+    Fault(
+        "last step beyond the budget",
+        "dptune/run/plan.py",
+        "return min(plan.steps, max(completed, completed + affordable - recorded))",
+        "return min(plan.steps, max(completed, completed + affordable - recorded) + 1)",
+        ("tests/dptune/run/test_plan.py",),
+        "a resumed run exceeds its target epsilon",
+    ),
+    Fault(
+        "step beyond the last one is released",
+        "dptune/run/session.py",
+        "        if self.completed >= self.last:\n",
+        "        if self.completed > self.last:\n",
+        (SESSION + "::test_a_step_beyond_the_last_one_is_neither_begun_nor_released",),
+        "a loop that counts wrongly exceeds the budget",
+    ),
+    Fault(
+        "resumed ledger not checked",
+        "dptune/run/session.py",
+        "            self.ledger.require_continues(saved.ledger, saved.ledger_steps)\n",
+        "            pass\n",
+        (SESSION + "::test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused",),
+        "a ledger that lost lines understates epsilon",
+    ),
+    Fault(
+        "identity not checked",
+        "dptune/run/session.py",
+        "            refuse_other_run(saved.identity, self.identity)\n",
+        "            pass\n",
+        (SESSION + "::test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused",),
+        "a run goes on with less noise than the one it resumes",
+    ),
+    Fault(
+        "existing run not refused",
+        "dptune/run/session.py",
+        "            refuse_existing_run(self.folder)\n",
+        "            pass\n",
+        (SESSION + "::test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused",),
+        "two runs in one ledger",
+    ),
+    Fault(
+        "ranks not compared",
+        "dptune/run/session.py",
+        "            self.ranks.require_equal(self._parameters)\n",
+        "            pass\n",
+        (SESSION + "::test_ranks_are_compared_every_ten_steps",),
+        "ranks that drifted apart train different models on one ledger",
+    ),
+    Fault(
+        "adaptive clip norm forgotten on resume",
+        "dptune/run/session.py",
+        "        if self._mechanism:\n",
+        "        if self._mechanism and self.completed < 0:\n",
+        (TRAINER_PRIVACY + "::test_a_style_trains_and_is_resumed_with_its_clip_norm",),
+        "a resumed run starts again from the first clip norm",
+    ),
+    Fault(
+        "folder not locked by DPTrainer",
+        "dptune/integrations/trainer.py",
+        "            ranks.from_main(lambda: lock.make(Path(self.args.output_dir)))\n",
+        "            Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)\n",
+        (TRAINER_PRIVACY + "::test_two_runs_do_not_share_a_folder",),
+        "two runs write into one ledger",
+    ),
+    Fault(
+        "folder unlocked before training ends",
+        "utils/training/run.py",
+        "    resumed = saved_run(folder.saved, folder.path)\n",
+        "    folder.lock.release()\n    resumed = saved_run(folder.saved, folder.path)\n",
+        (
+            "tests/utils/training/test_run.py::test_the_folder_is_locked_and_the_settings_written_before_anything_is_trained",
+        ),
+        "a second launch writes into the same ledger",
+    ),
+    Fault(
+        "folder of a training script never locked",
+        "utils/training/run.py",
+        "    ranks.from_main(lambda: folder.lock.make(folder.path))\n",
+        "    folder.path.mkdir(parents=True, exist_ok=True)\n",
+        (
+            "tests/utils/training/test_run.py::test_the_folder_is_locked_and_the_settings_written_before_anything_is_trained",
+        ),
+        "two launches write into one ledger",
+    ),
+    Fault(
+        "privacy state not saved with a Trainer's checkpoint",
+        "dptune/integrations/state.py",
+        "steps = run.ledger.steps\n",
+        "steps = run.completed\n",
+        ("tests/dptune/integrations/test_state.py",),
+        "a checkpoint counts fewer steps than were released",
+    ),
+    # --- units ---
+    Fault(
+        "author's rows beyond k",
+        "dptune/units/batches.py",
+        "return rows[np.sort(np.argsort(numbers(len(rows)))[:most])]",
+        "return rows[np.sort(np.argsort(numbers(len(rows)))[: most + 1])]",
+        (BATCHES + "::test_rows_beyond_k_are_left_out_and_up_to_k_all_stay",),
+        "more of an author's rows enter a step than the report says",
+    ),
+    Fault(
+        "author's rows always the first k",
+        "dptune/units/batches.py",
+        "return rows[np.sort(np.argsort(numbers(len(rows)))[:most])]",
+        "return rows[:most]",
+        (BATCHES + "::test_rows_beyond_k_are_left_out_and_up_to_k_all_stay",),
+        "rows are not chosen afresh, as the report says",
+    ),
+    Fault(
+        "author's weights ignored",
+        "dptune/units/batches.py",
+        "shares = 1 / counts if self.mean else np.ones(len(counts))",
+        "shares = np.ones(len(counts))",
+        (BATCHES + "::test_a_batch_of_authors_is_filled_up_with_rows_that_teach_nothing",),
+        "the sum of an author's gradients is trained on instead of their mean",
+    ),
+    Fault(
+        "more examples kept of an author than accounted",
+        "dptune/units/unit.py",
+        "for _, row in sorted(theirs)[:most]]",
+        "for _, row in sorted(theirs)[: most + 1]]",
+        ("tests/dptune/units/test_unit.py",),
+        "the group is larger than its epsilon says",
+    ),
+    Fault(
+        "rows per unit not announced to the step by DPTrainer",
+        "dptune/integrations/trainer.py",
+        "total += run.backward(losses, rows_per_unit=rows_per_unit).losses.sum()",
+        "total += run.backward(losses).losses.sum()",
+        (TRAINER + "::test_rows_of_one_unit_are_clipped_together",),
+        "an item of several rows moves the sum by more than C",
+    ),
+    # --- the loops ---
+    Fault(
+        "begin_step not called by the training loop",
+        "utils/training/loop.py",
+        "                run.begin_step()\n",
+        "",
+        (LOOP + "::test_the_order_of_a_run",),
+        "no fresh masks, ranks never compared",
+    ),
+    Fault(
+        "draw made once by the training loop",
+        "utils/training/loop.py",
+        "                draw = draws.draw()\n",
+        "                draw = draw if run.completed > 0 else draws.draw()\n",
+        (LOOP + "::test_every_step_has_a_draw_of_its_own",),
+        "every step trains on the same batch",
+    ),
+    Fault(
+        "step finished after a stop",
+        "utils/training/loop.py",
+        "                if seen is None:\n",
+        "                if seen is None:\n                    run.finish_step()\n",
+        (LOOP + "::test_a_stop_in_the_middle_releases_nothing_of_the_step_and_saves_the_one_before",),
+        "part of a batch is released and the resumed run repeats it",
+    ),
+    Fault(
+        "begin_step not called by DPTrainer",
+        "dptune/integrations/trainer.py",
+        "        run.begin_step()\n",
+        "",
+        (TRAINER + "::test_dropouts_masks_are_secret_though_the_trainers_seed_is_not",),
+        "no fresh masks, ranks never compared",
+    ),
+    Fault(
+        "begin_step not called by the callback",
+        "dptune/integrations/callback.py",
+        "        self.engine.begin_step()\n",
+        "        pass\n",
+        ("tests/dptune/integrations/test_callback.py",),
+        "no fresh masks, ranks never compared",
+    ),
+    Fault(
+        "micro-batches of one step not counted",
+        "dptune/integrations/engine.py",
+        "        if self._collected != self._parts:\n",
+        "        if self._collected > self._parts:\n",
+        (ENGINE,),
+        "a Trainer that cuts a step short releases part of a draw",
+    ),
+    Fault(
+        "scaled loss not noticed by the callback",
+        "dptune/integrations/engine.py",
+        "        if scales != [1.0]:\n",
+        "        if not scales:\n",
+        (ENGINE + "::test_a_loss_that_is_multiplied_is_refused",),
+        "gradients of another scale than the clip norm was chosen for",
+    ),
+    # --- checks before training ---
+    Fault(
+        "neighbours not checked by train_clm.py",
+        "utils/training/causal_lm.py",
+        "        if self.plan.privacy is not None:\n            self._check_neighbours(model)\n",
+        "",
+        ("tests/utils/training/test_causal_lm.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
+        "a model in which rows reach each other trains under a bound that does not hold",
+    ),
+    Fault(
+        "neighbours not checked by train_classifier.py",
+        "utils/classification/setup.py",
+        "        check_classifier_rules(model, token_types=task.train.token_types is not None, **kinds)\n",
+        "        pass\n",
+        ("tests/utils/classification/test_setup.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
+        "the same for classifiers",
+    ),
+    Fault(
+        "neighbours not checked by nlg_reddit",
+        "scripts/nlg_reddit/fine_tune.py",
+        "check=not (privacy.disable_dp or training.dry_run)",
+        "check=privacy.disable_dp",
+        ("tests/scripts/test_nlg_reddit.py::test_neighbours_are_checked_at_full_length_before_a_private_run",),
+        "the same for the conversations' script",
+    ),
+    Fault(
+        "neighbours not checked by DPTrainer",
+        "dptune/integrations/trainer.py",
+        "        self._trainer._check_rules()\n",
+        "",
+        ("tests/dptune/integrations/test_losses.py::test_an_encoder_whose_padding_is_not_masked_is_refused",),
+        "the same for a Trainer",
+    ),
+    Fault(
+        "neighbours not checked by the callback",
+        "dptune/integrations/engine.py",
+        "        self._check_rules(train_dataloader.collate_fn)\n",
+        "",
+        ("tests/dptune/integrations/test_losses.py::test_an_encoder_whose_padding_is_not_masked_is_refused",),
+        "the same for the callback",
+    ),
+    Fault(
+        "the check compares a row with itself only",
+        "dptune/per_example/check.py",
+        "one = [part[index : index + 1] for part in batch] if alone is None else alone(index)",
+        "one = [part[index : index + 1] for part in batch]",
+        ("tests/dptune/per_example/test_check.py", "tests/utils/models/test_trainable.py"),
+        "what a row's padding does to it is not seen",
+    ),
+    Fault(
+        "max_grad_norm not refused",
+        "dptune/integrations/checks.py",
+        "        lambda value: value != 0,\n",
+        "        lambda value: False,\n",
+        ("tests/dptune/integrations/test_checks.py",),
+        "transformers clips the noisy gradient again",
+    ),
+)
+
+
+def copy_tree(target: Path) -> Path:
+    """The working tree without what tests do not need."""
+    return Path(shutil.copytree(ROOT, target, ignore=_IGNORED, symlinks=True))
+
+
+def plant(fault: Fault, tree: Path) -> None:
+    """Change a copy of the tree."""
+    path = tree / fault.file
+    text = path.read_text()
+    for old, new in fault.changes:
+        if (count := text.count(old)) != 1:
+            raise SystemExit(f"{fault.name}: {old!r} occurs {count} times in {fault.file}; it must be there once")
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def is_caught(fault: Fault, tree: Path) -> bool:
+    """Whether a test goes red; an error of another kind, such as a test that is not there, ends the program."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *fault.tests]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+    )
+    if run.returncode not in (0, _TESTS_RED) or "error during collection" in run.stdout:
+        raise SystemExit(f"{fault.name}: pytest ended with {run.returncode}\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+    return run.returncode == _TESTS_RED
+
+
+def main() -> None:
+    """Plant each fault, run its tests and print a table; the exit status is 1 if one was missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[""], help="words, one of which a fault's name must contain")
+    parser.add_argument("--output", type=Path, help="file for the table. Default: print it only")
+    args = parser.parse_args()
+    rows = ["| fault | place | caught | seconds |", "| --- | --- | --- | ---: |"]
+    print(*rows, sep="\n", flush=True)
+    missed = 0
+    with TemporaryDirectory() as folder:
+        tree = copy_tree(Path(folder) / "tree")
+        for fault in (one for one in FAULTS if any(word in one.name for word in args.only)):
+            sound, began = (tree / fault.file).read_text(), time.monotonic()
+            plant(fault, tree)
+            caught = is_caught(fault, tree)
+            (tree / fault.file).write_text(sound)
+            missed += not caught
+            verdict, seconds = "yes" if caught else "**MISSED**", time.monotonic() - began
+            rows.append(f"| {fault.name} | `{fault.file}` | {verdict} | {seconds:.0f} |")
+            print(rows[-1], flush=True)
+    print(f"{len(rows) - 2} faults, {missed} missed")
+    if args.output:
+        args.output.write_text("\n".join(rows) + "\n")
+    raise SystemExit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

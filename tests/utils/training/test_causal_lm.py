@@ -1,0 +1,123 @@
+"""A language model's job: planned before its model is loaded, its neighbours checked before a private step."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaModel
+
+from dptune import InvalidArgument
+from dptune.lora import adapters
+from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL
+from tests.scripts.test_train_clm import flags
+from tests.tasks import rows
+from utils.cli.flags import parse
+from utils.cli.launch import make_accelerator
+from utils.training import causal_lm
+from utils.training.arguments import CAUSAL_LM_GROUPS, DataArguments, Groups
+from utils.training.causal_lm import CausalLMJob, CausalLMTask, plan_job, recomputes, require_answers
+from utils.training.micro_batches import remember_budget
+from utils.training.run import open_folder
+
+WITHOUT_PRIVACY = {"clip_norm": -1, "noise_multiplier": -1}
+
+
+@pytest.fixture
+def job(tiny_model_dir: Path, tmp_path: Path) -> Any:
+    """Plans a job in `tmp_path/out`, with flags changed."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"instruction": "Say a word.", "answer": "word end"}\n' * 40)
+
+    def make(**changes: object) -> CausalLMJob:
+        groups = Groups(*parse(*CAUSAL_LM_GROUPS, args=flags(tiny_model_dir, data, tmp_path / "out", **changes)))
+        with open_folder(groups.output, make_accelerator()) as folder:
+            return plan_job(groups, folder)
+
+    return make
+
+
+def test_a_job_is_planned_from_its_flags_and_writes_nothing(job: Any, tmp_path: Path) -> None:
+    planned = job(num_train_epochs=2)
+    assert (planned.plan.num_examples, planned.plan.expected_batch_size, planned.plan.steps) == (40, 16, 5)
+    assert (planned.asked, planned.token_budget, planned.processes) == (4 * 48, 4 * 48, 1)
+    assert planned.identity == {"training_data": planned.train.fingerprint(), "optimizer": "adamw"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_that_did_not_fit_is_remembered(job: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    remember_budget(tmp_path / "out", asked=192, fits=64)
+    assert (job().asked, job().token_budget) == (192, 64)
+    assert job(max_tokens_per_device=100).token_budget == 100
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_rows_that_reach_each_other_are_refused_before_a_private_run(
+    private: bool, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = LlamaModel.forward
+
+    def coupled(self: Any, *args: Any, **how: Any) -> Any:
+        outputs = forward(self, *args, **how)
+        outputs.last_hidden_state = outputs.last_hidden_state + outputs.last_hidden_state.mean(0, keepdim=True)
+        return outputs
+
+    monkeypatch.setattr(LlamaModel, "forward", coupled)
+    planned = job(**({} if private else WITHOUT_PRIVACY))
+    if not private:
+        assert planned.load().model is not None
+        return
+    with pytest.raises(InvalidArgument, match="per-example gradients are not autograd's"):
+        planned.load()
+
+
+def test_an_adapter_starts_as_the_seed_says_and_a_whole_model_is_float32(job: Any) -> None:
+    one, same, other = (job(lora_target_modules="q_proj", seed=seed).load() for seed in (5, 5, 6))
+    starts = [next(adapters(task.model))[1].A.weight for task in (one, same, other)]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+    assert (one.trained, one.artifact) == (None, LORA_ADAPTER)
+    whole = job(trainable="norms", lora_r=None).load()
+    assert whole.artifact == WHOLE_MODEL
+    assert whole.trained == [name for name, p in whole.model.named_parameters() if p.requires_grad]
+    assert {p.dtype for p in whole.model.parameters()} == {torch.float32}
+
+
+def test_a_checkpoint_of_another_model_is_refused(job: Any) -> None:
+    planned = job()
+    identity = planned.load().identity
+    saved = type("Saved", (), {"identity": identity | {"base_model": "another"}})
+    folder = dataclasses.replace(planned.folder, saved=saved)
+    with pytest.raises(InvalidArgument, match="base_model was 'another' in the checkpoint"):
+        dataclasses.replace(planned, folder=folder).load()
+
+
+def test_held_out_data_without_an_answer_are_refused() -> None:
+    data = DataArguments(train_file="rows.jsonl", block_size=48)
+    require_answers(None, data)
+    require_answers(rows(), data)
+    silent = dataclasses.replace(rows(), is_answer=rows().is_answer & False)
+    with pytest.raises(InvalidArgument, match=r"^--validation_file='rows.jsonl': .*within --block_size 48"):
+        require_answers(silent, data)
+
+
+def test_the_held_out_loss_is_measured_where_there_are_data(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal_lm, "held_out_loss", lambda _, data, __: float(len(data)))
+    task = job().load()
+    assert isinstance(task, CausalLMTask)
+    nothing: Any = None
+    assert task.evaluate(nothing) == {}
+    task.job = dataclasses.replace(task.job, held_out=rows())
+    assert task.evaluate(nothing) == {"eval_loss": 10.0}
+
+
+def test_activations_are_recomputed_where_flag_or_launch_asks(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recomputes(job(gradient_ckpt=True).groups)
+    plain = job().groups
+    assert not recomputes(plain)
+    monkeypatch.setattr(causal_lm, "sharding_of_launch", lambda: type("Sharding", (), {"checkpoint_activations": True}))
+    assert recomputes(plain)

@@ -1,0 +1,228 @@
+"""The training loop: what it calls, in which order, and what a stop and a resumed run leave of it."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dptune import Keystream, Ledger, PoissonSampler, trainable_parameters
+from dptune.run import session
+from dptune.run.checkpoint import LEDGER_NAME, load_checkpoint
+from dptune.run.session import PrivateRun
+from dptune.units.batches import rows_of
+from tests.tasks import BATCH, COUNT, SEED, STEPS, TinyTask, micro_batches, pace, plan
+from utils.cli.interruption import StopRequest
+from utils.training import loop as module
+from utils.training.loop import End, Pace, TrainingLoop, describe_stop
+from utils.training.micro_batches import MicroBatches
+from utils.training.resume import Checkpoints, saved_run
+
+
+def the_loop(
+    folder: Path, task: TinyTask, *, every: int = 0, how: Pace | None = None, step: int = 0, **planned: Any
+) -> TrainingLoop:
+    """A loop in a folder, from the beginning or from the checkpoint after `step` steps."""
+    saved = load_checkpoint(folder / f"checkpoint-{step}") if step else None
+    run = PrivateRun(plan(**planned), folder, resume_from=saved_run(saved, folder), identity=task.identity)
+    folder.mkdir(exist_ok=True)
+    return TrainingLoop(run, task, micro_batches(task), Checkpoints(run, {}, every, None), how or pace())
+
+
+def weights(task: TinyTask) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainable_parameters(task.model)])
+
+
+class Watched:
+    """What a loop calls, by name and in order; micro-batches of one step are one."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.drawn: list[list[int]] = []
+        self.released: list[Tensor] = []  # gradients as they leave the step
+        self.used: list[Tensor] = []  # gradients that the optimizer gets
+        self._patch = patch
+        for owner, name in ((PrivateRun, "begin_step"), (PrivateRun, "backward"), (PrivateRun, "finish_step")):
+            self._note(owner, name)
+        self._note(Checkpoints, "save")
+        self._note(PoissonSampler, "draw")
+        make = module.make_optimizer
+
+        def made(settings: Any, parameters: Any, *rest: Any) -> Any:
+            optimizer = make(settings, parameters, *rest)
+            optimizer.register_step_pre_hook(lambda *_: self._update(parameters))
+            return optimizer
+
+        patch.setattr(module, "make_optimizer", made)
+
+    def _note(self, owner: type, name: str) -> None:
+        real = getattr(owner, name)
+
+        def noted(this: Any, *args: Any, **how: Any) -> Any:
+            self.calls.append(name)
+            result = real(this, *args, **how)
+            if name == "draw":
+                self.drawn.append(rows_of(result).tolist())
+            if name == "finish_step":
+                self.released.append(torch.cat([p.grad.flatten() for p in this._parameters]))
+            return result
+
+        self._patch.setattr(owner, name, noted)
+
+    def _update(self, parameters: Any) -> None:
+        self.calls.append("update")
+        self.used.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+
+    @property
+    def order(self) -> list[str]:
+        return [name for name, _ in groupby(self.calls)]
+
+
+ONE_STEP = ["begin_step", "draw", "backward", "finish_step", "update"]
+
+
+def test_the_order_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch)
+    task = TinyTask(on_evaluate=lambda: watched.calls.append("evaluate"))
+    end, rows = the_loop(tmp_path, task, every=2).train(None)
+    assert end == End(STEPS, None)
+    pair = [*ONE_STEP, *ONE_STEP, "evaluate", "save"]
+    assert watched.order == ["evaluate", "save", *pair, *pair, *ONE_STEP, "evaluate", "save"]
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 2, 4, 5]
+    assert len(Ledger(tmp_path / LEDGER_NAME).content().splitlines()) == STEPS
+
+
+def test_every_step_has_a_draw_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch)
+    _, rows = the_loop(tmp_path, TinyTask()).train(None)
+    expected = PoissonSampler(COUNT, BATCH / COUNT, Keystream.for_tests(f"{SEED} sampling"))
+    assert watched.drawn[:STEPS] == [expected.draw().tolist() for _ in range(STEPS)]
+    assert [row["batch_drawn"] for row in rows[1:]] == [len(draw) for draw in watched.drawn[:STEPS]]
+
+
+def test_the_optimizer_gets_the_gradient_as_it_was_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch)
+    the_loop(tmp_path, TinyTask()).train(None)
+    assert len(watched.used) == STEPS
+    assert all(torch.equal(*pair) for pair in zip(watched.released, watched.used, strict=True))
+
+
+def test_a_private_gradient_is_never_clipped_again_and_a_plain_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = pace(plain_max_grad_norm=1e-3)
+    with pytest.raises(RuntimeError, match="not clipped again"):
+        the_loop(tmp_path / "private", TinyTask(), how=how).train(None)
+    watched = Watched(monkeypatch)
+    the_loop(tmp_path / "plain", TinyTask(), how=how, private=False).train(None)
+    assert [grad.norm().item() for grad in watched.used] == pytest.approx([1e-3] * STEPS, rel=1e-3)
+    assert max(grad.norm().item() for grad in watched.released) > 1e-2
+
+
+def test_rows_tell_the_epsilon_and_the_rate_of_each_step(tmp_path: Path) -> None:
+    loop = the_loop(tmp_path, TinyTask(), test_seed=None)
+    _, rows = loop.train(None)
+    spent = [row["epsilon"] for row in rows[1:]]
+    assert spent == sorted(set(spent))
+    assert spent[-1] == loop.run.epsilon
+    assert [row["clip_norm"] for row in rows[1:]] == [0.5] * STEPS
+    assert rows[1]["learning_rate"] == 0.01
+    assert rows[-1]["learning_rate"] < 0.002, "the rate of the update, not of the one after it"
+
+
+def test_nothing_is_evaluated_before_the_first_step_if_so_told(tmp_path: Path) -> None:
+    _, rows = the_loop(tmp_path, TinyTask(), how=pace(eval_at_start=False)).train(None)
+    assert rows[0] == {"step": 0}
+
+
+def test_dropout_is_on_in_steps_and_off_in_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[tuple[str, bool]] = []
+    task = TinyTask(on_evaluate=lambda: modes.append(("evaluation", task.model.training)))
+    backward = PrivateRun.backward
+
+    def note(self: PrivateRun, losses: Tensor, **how: Any) -> Any:
+        modes.append(("step", task.model.training))
+        return backward(self, losses, **how)
+
+    monkeypatch.setattr(PrivateRun, "backward", note)
+    the_loop(tmp_path, task).train(None)
+    assert set(modes) == {("evaluation", False), ("step", True)}
+
+
+def asked_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A stop is asked for in the middle of the `number`th step from now: some of its gradients are added already."""
+    run, calls = MicroBatches.run, iter(range(1, 99))
+
+    def stopped(self: MicroBatches, draw: Any, step: Any, losses: Any, stop: StopRequest) -> Any:
+        seen = run(self, draw, step, losses, stop)
+        if next(calls) != number:
+            return seen
+        stop.name = "SIGTERM"
+        return None
+
+    monkeypatch.setattr(MicroBatches, "run", stopped)
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_a_stop_in_the_middle_releases_nothing_of_the_step_and_saves_the_one_before(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, task = Watched(monkeypatch), TinyTask()
+    asked_in(monkeypatch, 3)
+    loop = the_loop(tmp_path, task, every=every)
+    end, rows = loop.train(None)
+    assert end == End(2, "SIGTERM")
+    assert (watched.order[-4:], len(watched.used)) == (["begin_step", "draw", "backward", "save"], 2)
+    assert Ledger(tmp_path / LEDGER_NAME).steps == 2
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    saved = load_checkpoint(tmp_path / "checkpoint-2")
+    assert (saved.step, saved.ledger_steps) == (2, 2)
+    told = describe_stop(end, STEPS, tmp_path)
+    assert told.startswith(f"SIGTERM: stopped after step 2 of {STEPS}, saved in {tmp_path}; ")
+    assert "--resume_from_checkpoint latest" in told
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_resumed_run_ends_to_the_bit_as_one_that_never_stopped(
+    private: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped, resumed = TinyTask(), TinyTask(), TinyTask()
+    _, rows = the_loop(tmp_path / "whole", whole, private=private).train(None)
+    with monkeypatch.context() as patch:
+        asked_in(patch, 3)
+        the_loop(tmp_path / "stopped", stopped, private=private).train(None)
+    again = the_loop(tmp_path / "stopped", resumed, step=2, private=private)
+    end, resumed_rows = again.train(load_checkpoint(tmp_path / "stopped" / "checkpoint-2"))
+    assert end == End(STEPS, None)
+    assert torch.equal(weights(whole), weights(resumed))
+    changing = {"seconds"}
+    assert [{name: row[name] for name in row.keys() - changing} for row in rows] == [
+        {name: row[name] for name in row.keys() - changing} for row in resumed_rows
+    ]
+
+
+def test_a_run_whose_budget_is_spent_ends_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "last_step", lambda *_: 2)
+    end, rows = the_loop(tmp_path, TinyTask(), every=4).train(None)
+    assert end == End(2, None)
+    assert rows[-1]["eval_loss"] == 4.0
+    assert (tmp_path / "checkpoint-2").is_dir()
+    assert Ledger(tmp_path / LEDGER_NAME).steps == 2
+
+
+def test_an_error_takes_the_hooks_off(tmp_path: Path) -> None:
+    task = TinyTask()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    task.on_evaluate = fail
+    with pytest.raises(ZeroDivisionError):
+        the_loop(tmp_path, task).train(None)
+    assert not any(part._forward_hooks for part in task.model.modules())
+    assert trainable_parameters(task.model)

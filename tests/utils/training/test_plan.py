@@ -1,0 +1,92 @@
+"""From flags to a plan, and what is printed about data and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from dptune import InvalidArgument
+from dptune.units.unit import EXAMPLE_LEVEL, PrivacyUnit, group_by_author
+from tests.tasks import rows
+from tests.utils.models.test_memory import GIB, SHAPE, build, sizes_of
+from tests.whole_models import CAUSAL
+from utils.models.memory import MemorySettings, describe_memory
+from utils.training.arguments import OptimizationArguments, PrivacyFlags
+from utils.training.plan import describe_data, describe_model, num_sampled, plan_run
+
+PRIVACY: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
+AUTHORS = group_by_author(["a", "a", "b", None, "a", "b", "b", "b", "c", "c"])
+
+
+def optimization(**changed: Any) -> OptimizationArguments:
+    return OptimizationArguments(per_device_train_batch_size=4, gradient_accumulation_steps=2, **changed)
+
+
+def test_the_batch_is_over_all_processes_and_steps_cover_the_epochs() -> None:
+    plan = plan_run(PrivacyFlags(**PRIVACY), optimization(num_train_epochs=3), num_examples=100, world_size=2)
+    assert (plan.expected_batch_size, plan.steps) == (16, 19)
+    given = plan_run(PrivacyFlags(**PRIVACY), optimization(max_train_steps=7), num_examples=100, world_size=2)
+    assert given.steps == 7
+
+
+def test_without_privacy_there_is_no_mechanism() -> None:
+    flags = PrivacyFlags(clip_norm=-1, noise_multiplier=-1)
+    assert plan_run(flags, optimization(max_train_steps=7), num_examples=100, world_size=1).privacy is None
+
+
+def test_bounded_authors_are_accounted_as_groups() -> None:
+    flags = PrivacyFlags(**PRIVACY, privacy_unit="user", user_level_method=EXAMPLE_LEVEL, examples_per_unit=3)
+    plan = plan_run(flags, optimization(max_train_steps=7), num_examples=100, world_size=1)
+    assert plan.privacy is not None
+    assert plan.privacy.group_size == 3
+
+
+def test_a_batch_of_more_authors_than_there_are_is_refused() -> None:
+    flags = PrivacyFlags(**PRIVACY, privacy_unit="user", examples_per_unit=2)
+    with pytest.raises(InvalidArgument, match="a batch of 8, more than the 5 authors"):
+        plan_run(flags, optimization(max_train_steps=7), num_examples=5, world_size=1)
+
+
+def test_rows_or_authors_are_counted() -> None:
+    data = rows()
+    assert num_sampled(PrivacyUnit(), data) == 10
+    by_author = dataclasses.replace(data, authors=AUTHORS)
+    assert num_sampled(PrivacyUnit("user", examples=2), by_author) == 4
+    assert num_sampled(PrivacyUnit("user", EXAMPLE_LEVEL, examples=2), by_author) == 10
+    with pytest.raises(RuntimeError, match="without the column"):
+        num_sampled(PrivacyUnit("user", examples=2), data)
+
+
+def test_data_are_described_with_what_is_lost() -> None:
+    data = rows()
+    is_answer = data.is_answer & (np.arange(len(data.ids)) >= data.starts[2])
+    lossy = dataclasses.replace(data, is_answer=is_answer, num_cut=3, authors=AUTHORS)
+    text = "\n".join(describe_data(lossy, None))
+    for told in ("4 of 10 examples", "4 rows are of the largest", "3 examples are cut", "2 examples have no answer"):
+        assert told in text
+    assert "nothing: no validation data" in text
+    assert describe_data(data, data)[-1] == f"held out               10 examples, {int(data.lengths.sum()):,} tokens"
+
+
+def test_the_plan_tells_parameters_and_memory() -> None:
+    model = build(LlamaConfig(**SHAPE))
+    lines = describe_model(model, 512, torch.float32, checkpointing=False, block_size=128, available=8 * GIB)
+    assert lines[0].startswith("trainable parameters   ")
+    assert lines[1:] == describe_memory(sizes_of(model), MemorySettings(torch.float32, 512, 128), 8 * GIB)
+
+
+def test_a_model_without_decoder_layers_is_not_estimated() -> None:
+    model = build(LlamaConfig(**SHAPE))
+    model._no_split_modules = None
+    assert "not estimated" in describe_model(model, 512, torch.float32, checkpointing=False)[1]
+
+
+def test_a_whole_model_is_told_by_its_weights_alone() -> None:
+    lines = describe_model(CAUSAL["Llama"](), 512, torch.float32, checkpointing=False)
+    assert "(100.000%)" in lines[0]
+    assert "activations not estimated" in lines[1]
