@@ -75,7 +75,7 @@ def test_data_are_described_with_what_is_lost() -> None:
 
 def test_the_plan_tells_parameters_and_memory() -> None:
     model = build(LlamaConfig(**SHAPE))
-    lines = describe_model(model, 512, torch.float32, checkpointing=False, block_size=128, available=8 * GIB)
+    lines = describe_model(model, MemorySettings(torch.float32, 512, 128), 8 * GIB)
     assert lines[0].startswith("trainable parameters   ")
     assert lines[1:] == describe_memory(sizes_of(model), MemorySettings(torch.float32, 512, 128), 8 * GIB)
 
@@ -83,10 +83,10 @@ def test_the_plan_tells_parameters_and_memory() -> None:
 def test_a_model_without_decoder_layers_is_not_estimated() -> None:
     model = build(LlamaConfig(**SHAPE))
     model._no_split_modules = None
-    assert "not estimated" in describe_model(model, 512, torch.float32, checkpointing=False)[1]
+    assert "not estimated" in describe_model(model, MemorySettings(torch.float32, 512, 512))[1]
 
 
 def test_a_whole_model_is_told_by_its_weights_alone() -> None:
-    lines = describe_model(CAUSAL["Llama"](), 512, torch.float32, checkpointing=False)
+    lines = describe_model(CAUSAL["Llama"](), MemorySettings(torch.float32, 512, 512))
     assert "(100.000%)" in lines[0]
     assert "activations not estimated" in lines[1]
