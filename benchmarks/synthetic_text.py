@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import tables
 from benchmarks.synthetic_text_data import ABSTRACTS_HELD_OUT, ABSTRACTS_TRAIN
-from benchmarks.topic_classifier import Labelled, Score, commonest, train_and_test
+from benchmarks.topic_classifier import Labelled, Score, majority, train_and_test
 from dptune.accounting.rounding import rounded_up
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.files.tables import read_rows
@@ -51,7 +51,7 @@ def topic_rows(real: Labelled, held_out: Labelled, synthetic: Mapping[str, Label
     count = max(map(len, synthetic.values()))
     sets = {"real": real, "real, as many as synthetic": real.draw(count, seed=0), **synthetic}
     rows = [_topic_row(name, len(one), train_and_test(one, held_out)) for name, one in sets.items()]
-    return [*rows, ["majority topic", "0", f"{commonest(held_out):.3f}", "-"]]
+    return [*rows, ["majority topic", "0", f"{majority(held_out):.3f}", "-"]]
 
 
 def _topic_row(name: str, texts: int, score: Score) -> list[str]:

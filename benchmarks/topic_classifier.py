@@ -49,7 +49,7 @@ class Score:
     macro_f1: float
 
 
-def commonest(test: Labelled) -> float:
+def majority(test: Labelled) -> float:
     """Accuracy of always predicting the majority topic of the test texts."""
     return max(np.unique(np.asarray(test.topics), return_counts=True)[1]) / len(test)
 
