@@ -183,7 +183,8 @@ class Budget:
     def _append(self, stage: Stage) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn(self.path)
-        append_line(self.path, json.dumps({name: value for name, value in vars(stage).items() if value is not None}))
+        entry = {name: value for name, value in vars(stage).items() if value is not None}
+        append_line(self.path, json.dumps(entry, allow_nan=False))
 
 
 def _reasons(stages: Sequence[Stage]) -> list[str]:

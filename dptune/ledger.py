@@ -62,7 +62,7 @@ class Ledger:
         }
         if self.group_size != 1:
             entry["group_size"] = self.group_size
-        line = json.dumps(entry)
+        line = json.dumps(entry, allow_nan=False)
         self._cut_unfinished()
         self._unfinished = f"{line}\n".encode()
         append_line(self.path, line)

@@ -199,7 +199,7 @@ def make_chitchat(wheel: Path, folder: Path) -> None:
         conversations = json.loads(archive.read(CHITCHAT.member))
     for split, rows in split_by_person(conversations).items():
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         print(f"  {split}: {len(rows)} rows, {len({row['user'] for row in rows})} people")
 
 

@@ -161,9 +161,7 @@ def test_out_of_memory_never_splits_an_author(mean: bool, limit: int) -> None:
 
 
 def test_an_author_who_does_not_fit_is_refused_with_the_remedy() -> None:
-    with pytest.raises(
-        InvalidArgument, match=r"^--examples_per_unit: out of memory on one author's \d rows of \d+ tok"
-    ):
+    with pytest.raises(InvalidArgument, match=r"^examples_per_unit: out of memory on one author's \d rows of \d+ tok"):
         summed(AuthorDraw(OWN, mean=True), 0.3, limit=15)
 
 

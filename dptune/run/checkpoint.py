@@ -313,4 +313,4 @@ def _refuse_damaged(folder: Path, damage: str) -> NoReturn:
 
 
 def _json_bytes(value: object) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ USER_LEVEL_METHODS = (USER_LEVEL, EXAMPLE_LEVEL)
 UNIT_GRADIENTS = ("mean", "sum")
 
 _T = TypeVar("_T")
+_WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")  # how a column of whole numbers with a gap is often written
 
 
 class Unit(Protocol):
@@ -181,8 +183,8 @@ class Authors:
 def author_name(value: object) -> str | None:
     """The author that a cell names, or None where it names nobody (nothing, NaN, white space).
 
-    7, 7.0 and " 7 " are one author: formats differ in what they make of a column of numbers, and to take two people for
-    one only ever protects them better.
+    7, 7.0, " 7 " and "7.0" are one author: formats differ in what they make of a column of numbers, and to take two
+    people for one only ever protects them better.
 
     Raises:
         TypeError: neither text nor a number.
@@ -193,7 +195,8 @@ def author_name(value: object) -> str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return value.strip() or None
+        name = value.strip()
+        return name.partition(".")[0] if _WHOLE_NUMBER.fullmatch(name) else name or None
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(type(value).__name__)
     if math.isnan(value):

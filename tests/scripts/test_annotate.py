@@ -21,6 +21,7 @@ from dptune._validate import InvalidArgument
 from dptune.run.lock import LOCK_NAME, FolderLock
 from scripts import annotate
 from tests.endpoint import Fault, FaultyServer, body, changed, rate_limit, status
+from utils.annotation.files import ReplyJournal
 from utils.annotation.stub_endpoint import completion
 from utils.cli.flags import exit_on_invalid_argument
 from utils.files.jsonl import write_jsonl
@@ -241,7 +242,7 @@ def test_a_new_folder_is_locked_before_anything_is_written_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_input(tmp_path, 2)
-    found, claim = [], annotate.Journal.claim
+    found, claim = [], ReplyJournal.claim
 
     def claiming(*args: Any) -> None:
         found.extend(path.name for path in (tmp_path / "out").iterdir())
@@ -249,7 +250,7 @@ def test_a_new_folder_is_locked_before_anything_is_written_in_it(
             other.take(tmp_path / "out")
         claim(*args)
 
-    monkeypatch.setattr(annotate.Journal, "claim", claiming)
+    monkeypatch.setattr(ReplyJournal, "claim", claiming)
     with FaultyServer() as server:
         annotate.main(flags(tmp_path, server))
     assert found == [LOCK_NAME]

@@ -21,6 +21,7 @@ from tests.classifier_folders import save_bert, write_sst2
 from tests.comparison_runs import STEPS, Q, accuracy, compare, draw, files_of, select
 from tests.trainer_stand_in import Trainer
 from utils.classification.measured_defaults import measure_head_rate
+from utils.comparison.run import head_rate_of
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_a_checkpoint_without_a_pooler_measures_the_same_in_every_process(tmp_pa
     for seed in range(10):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        found.add(compare_modes.head_rate_of.__wrapped__(str(checkpoint)))
+        found.add(head_rate_of.__wrapped__(str(checkpoint)))
         assert torch.equal(torch.get_rng_state(), before)
     assert len(found) == 1
 

@@ -27,6 +27,7 @@ from dptune.run.lock import LOCK_NAME, FolderLock
 from tests.completion_server import CompletionServer, running
 from tests.tiny import save_tiny, tiny_llama
 from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.files.journal import Journal
 from utils.generation import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +131,7 @@ class Stopped(BaseException):
 
 def _stop_after_four_texts(flags: list[object], output: Path) -> list[dict[str, Any]]:
     """Run the data set's script here, stop it once it has four texts, and return the rows that it left: not all."""
-    append = run.append_rows
+    append = run.append_generations
 
     def appending(*args: Any) -> None:
         append(*args)
@@ -138,7 +139,7 @@ def _stop_after_four_texts(flags: list[object], output: Path) -> list[dict[str, 
             raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "append_rows", appending)
+        patch.setattr(run, "append_generations", appending)
         with pytest.raises(Stopped):
             _run_here(inference_generation_dataset, *flags)
     gc.collect()  # the error holds the drawing, which would go on beside the next run
@@ -355,15 +356,15 @@ def test_a_folder_in_which_another_process_draws_is_left_alone(
 def test_a_new_folder_is_locked_before_anything_is_written_in_it(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, claim = [], run.claim
+    found, claim, folder = [], Journal.claim, tmp_path / "new"
 
-    def claiming(folder: Path, identity: Mapping[str, Any]) -> None:
+    def claiming(journal: Journal, identity: Mapping[str, object]) -> None:
         found.extend(path.name for path in folder.iterdir())
         with FolderLock() as other, pytest.raises(InvalidArgument, match="another process is at work in it"):
             other.take(folder)
-        claim(folder, identity)
+        claim(journal, identity)
 
-    monkeypatch.setattr(run, "claim", claiming)
+    monkeypatch.setattr(Journal, "claim", claiming)
     _run_here(inference_generation_dataset, *_dataset_flags(tiny_model_dir, tmp_path / "new"), "--num_samples", 2)
     assert found == [LOCK_NAME]
 

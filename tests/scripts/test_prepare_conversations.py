@@ -106,7 +106,7 @@ def test_a_language_is_identified_where_the_file_names_none(tmp_path: Path) -> N
         ([lmsys(0, "a")], ["--user_column", "who"], "--user_column='who': no such column"),
         ([lmsys(0, "secret")], ["--min_chars", "50"], r"nothing is kept \(1 too short\)"),
         ([lmsys(0, "secret", language="English")], ["--language", "en"], "is 'en' what the column language calls it"),
-        ([], [], r"nothing is kept \(no rows\)"),
+        ([], [], r"is empty"),
         ([lmsys(0, "a", who="u")], ["--user_column", "who", "--ignore_users"], "--ignore_users"),
     ],
 )

@@ -96,14 +96,6 @@ def sharding_of_launch(environment: Mapping[str, str] = os.environ) -> Sharding 
     )
 
 
-def memory_settings(sharding: Sharding | None, num_processes: int, bits: int) -> dict[str, Any]:
-    """Arguments of `utils.models.memory.MemorySettings` that the launch and the base model's precision decide."""
-    how = {"world_size": num_processes, "bits": bits, "sharded": sharding is not None}
-    if sharding is None:
-        return how
-    return how | {"offload": sharding.cpu_offload, "reshard": sharding.reshard_after_forward}
-
-
 def _flag(environment: Mapping[str, str], name: str, *, default: bool) -> bool:
     value = environment.get(name, str(default)).lower()
     if value not in ("true", "false"):  # FSDP1 has other values here, such as FULL_SHARD

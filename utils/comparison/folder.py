@@ -38,7 +38,7 @@ def require_same_settings(folder: Path, training: TrialArguments, extra: Sequenc
                 refuse(f"--{name}", settings.get(name), remedy)
         return
     with atomic_write(path) as file:
-        file.write(json.dumps(settings, indent=2) + "\n")
+        file.write(json.dumps(settings, indent=2, allow_nan=False) + "\n")
 
 
 def finished_trials(folder: Path) -> dict[str, list[Outcome]]:

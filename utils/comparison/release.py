@@ -126,7 +126,7 @@ def write_release(release: Path, source: Path | None, plan: SelectionPlan, winne
     content = plan.as_json() | {"winner": winner and asdict(winner.candidate)}
     if winner is not None:
         content["noisy_accuracy"] = winner.noisy_accuracy
-    (partial / RELEASE_NAME).write_text(json.dumps(content, indent=2) + "\n")
+    (partial / RELEASE_NAME).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     (partial / CARD_NAME).write_text(_card(plan, winner))
     for path in [partial, *partial.rglob("*")]:
         os.utime(path, (_TIME, _TIME))

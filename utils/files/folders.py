@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ from dptune._files import sync_folder, sync_tree
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Fill the folder `target` with `write`, completely or not at all. Replaces an existing one, as left by a finished
     run that is resumed."""
-    partial = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    write(partial)
-    sync_tree(partial)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write(partial)
+        sync_tree(partial)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     sync_folder(target.parent)

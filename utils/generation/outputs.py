@@ -110,4 +110,4 @@ def _together(speeds: Sequence[Speed]) -> float | None:
 
 def _write_json(path: Path, content: object) -> None:
     with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

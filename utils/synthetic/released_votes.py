@@ -75,4 +75,4 @@ def save_votes(
     }
     for name, content in contents.items():
         with atomic_write(folder / name) as file:
-            file.write(json.dumps(content, indent=1) + "\n")
+            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -313,7 +314,7 @@ class OptimizationArguments:
             refuse("--momentum", self.momentum, "give a number in [0, 1)")
         if self.momentum and self.optimizer != "sgd":
             refuse("--momentum", self.momentum, f"belongs to --optimizer sgd, not {self.optimizer}")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
 
 

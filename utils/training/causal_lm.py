@@ -17,11 +17,11 @@ from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_na
 from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.plan import RunPlan, describe_plan
 from utils.cli.flags import public_config
-from utils.cli.launch import compute_dtype, loss_scale, memory_settings, ranks_of, sharding_of_launch
+from utils.cli.launch import compute_dtype, loss_scale, ranks_of, sharding_of_launch
 from utils.data.load import load_training_data
 from utils.data.tokenization import TokenizedDataset
 from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
-from utils.models.memory import device_memory
+from utils.models.memory import MemorySettings, device_memory
 from utils.models.sharded import describe_shards
 from utils.models.trainable import (
     MODEL_NAME,
@@ -202,14 +202,20 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
     if token_budget != asked:
-        accelerator.print(
-            f"tokens at a time       {token_budget:,} instead of {asked:,}, which did not fit in memory before"
-        )
-    limits: dict[str, Any] = memory_settings(sharding, accelerator.num_processes, bits)
-    limits |= {"block_size": groups.data.block_size, "lengths": train.lengths, "checkpointing": recomputes(groups)}
-    at_once = max(token_budget, unit.rows_at_once * groups.data.block_size)
-    available = device_memory(accelerator.device)
-    accelerator.print(*describe_model(skeleton, at_once, dtype, available=available, **limits), sep="\n")
+        accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
+    needed = MemorySettings(
+        dtype,
+        max(token_budget, unit.rows_at_once * groups.data.block_size),
+        groups.data.block_size,
+        recomputes(groups),
+        accelerator.num_processes,
+        sharded=sharding is not None,
+        offload=sharding is not None and sharding.cpu_offload,
+        reshard=sharding is None or sharding.reshard_after_forward,
+        bits=bits,
+        lengths=train.lengths,
+    )
+    accelerator.print(*describe_model(skeleton, needed, device_memory(accelerator.device)), sep="\n")
     return CausalLMJob(
         groups, folder, dtype, names, tokenizer, train, held_out, plan, processes, identity, token_budget, asked
     )

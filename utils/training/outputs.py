@@ -25,7 +25,7 @@ _PACKAGES = ("transformers", "accelerate")
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved settings, without secrets."""
     with atomic_write(folder / CONFIG_NAME) as file:
-        file.write(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        file.write(json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def finish_run(run: PrivateRun, task: Task, diagnostics: Sequence[Mapping[str, Any]]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from torch import nn
 
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
@@ -79,26 +77,13 @@ def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) ->
     return [*lines, f"held out               {len(held_out):,} examples, {int(held_out.lengths.sum()):,} tokens"]
 
 
-def describe_model(
-    model: Any,
-    token_budget: int,
-    dtype: torch.dtype,
-    *,
-    checkpointing: bool,
-    block_size: int | None = None,
-    available: int | None = None,
-    **settings: Any,
-) -> list[str]:
+def describe_model(model: nn.Module, settings: MemorySettings, available: int | None = None) -> list[str]:
     """Printed lines: the number of parameters and an estimate of the memory per device.
 
     Args:
         model: a transformers model with its trained parameters; may be on the meta device.
-        token_budget: padded tokens in one forward pass.
-        dtype: data type of the base model.
-        checkpointing: whether activations are recomputed.
-        block_size: tokens of the longest example; None for the budget.
-        available: bytes on the device, if known (`utils.models.memory.device_memory`).
-        settings: other fields of `utils.models.memory.MemorySettings`: world_size, sharded, offload, bits, lengths.
+        settings: what memory depends on besides the model.
+        available: bytes available on the device, if known (`utils.models.memory.device_memory`).
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in model.parameters())
@@ -109,5 +94,4 @@ def describe_model(
     sizes = model_sizes(model)
     if sizes is None:
         return [*lines, f"memory per device      not estimated: {type(model).__name__} has no list of decoder layers"]
-    needed = MemorySettings(dtype, token_budget, block_size or token_budget, checkpointing, **settings)
-    return [*lines, *describe_memory(sizes, needed, available)]
+    return [*lines, *describe_memory(sizes, settings, available)]

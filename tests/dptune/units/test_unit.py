@@ -27,6 +27,7 @@ TOKENIZER = tiny_tokenizer()
     ("value", "name"),
     [
         *(("ann", "ann"), (" ann\n", "ann"), ("Ann", "Ann"), (7, "7"), (7.0, "7"), ("7", "7"), (7.5, "7.5")),
+        *(("7.0", "7"), (" 7.00 ", "7"), ("-7.0", "-7"), ("7.50", "7.50"), ("v7.0", "v7.0"), ("7.0.0", "7.0.0")),
         *((np.int64(7), "7"), (np.float64(7), "7"), (math.inf, "inf"), (0, "0"), ("nan", "nan")),
         *((None, None), ("", None), (" \t", None), (math.nan, None), (np.float64("nan"), None)),
     ],

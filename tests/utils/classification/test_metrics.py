@@ -41,5 +41,5 @@ def test_majority() -> None:
 
 @pytest.mark.parametrize(("labels", "predictions"), [([], []), ([0, 1], [0])])
 def test_every_row_needs_a_prediction(labels: list[int], predictions: list[int]) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="predictions for"):
         scores(labels, predictions, ("accuracy",))

@@ -10,7 +10,7 @@ import pytest
 from scripts import compare_modes
 from tests.comparison_runs import FLAGS, accuracy, compare
 from tests.trainer_stand_in import TRAIN, VALIDATION, Trainer
-from utils.classification.modes import default_learning_rate
+from utils.classification.mode_defaults import default_learning_rate
 from utils.cli.flags import exit_on_invalid_argument
 
 

@@ -38,6 +38,15 @@ def test_an_error_halfway_leaves_the_old_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="halfway"):
         write_folder(tmp_path / "out", failing)
     assert content(tmp_path / "out") == ["old"]
-    write_folder(tmp_path / "out", filling("newest"))  # the part that a crash left does not matter
-    assert content(tmp_path / "out") == ["newest"]
+    assert content(tmp_path) == ["out"]
+
+
+def test_two_writers_at_once_do_not_touch_each_others_half(tmp_path: Path) -> None:
+    def interrupted(folder: Path) -> None:
+        filling("first")(folder)
+        write_folder(tmp_path / "out", filling("second"))
+        assert content(folder) == ["first"]
+
+    write_folder(tmp_path / "out", interrupted)
+    assert content(tmp_path / "out") == ["first"]
     assert content(tmp_path) == ["out"]

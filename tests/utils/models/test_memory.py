@@ -355,7 +355,7 @@ def test_mistakes_are_refused(changes, message):
 
 def test_the_plan_tells_parameters_and_memory():
     model = build(LlamaConfig(**SHAPE))
-    lines = describe_model(model, 512, torch.float32, checkpointing=False, block_size=128, available=8 * GIB)
+    lines = describe_model(model, MemorySettings(torch.float32, 512, 128), 8 * GIB)
     assert lines[0].startswith("trainable parameters   ")
     assert lines[1:] == describe_memory(sizes_of(model), MemorySettings(torch.float32, 512, 128), 8 * GIB)
 
@@ -364,5 +364,5 @@ def test_a_model_without_decoder_layers_is_not_estimated():
     model = build(LlamaConfig(**SHAPE))
     model._no_split_modules = None
     assert model_sizes(model) is None
-    lines = describe_model(model, 512, torch.float32, checkpointing=False)
+    lines = describe_model(model, MemorySettings(torch.float32, 512, 512))
     assert "not estimated" in lines[1]

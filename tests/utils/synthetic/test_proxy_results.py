@@ -30,13 +30,13 @@ def comparison(train: list[str] | None = None) -> Comparison:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many windows each training had."""
-    train, seen = proxy_results.train, []
+    train, seen = proxy_results.train_proxy, []
 
     def counting(model: Any, windows: Any, *args: Any, **kwargs: Any) -> None:
         seen.append(len(windows.ids))
         train(model, windows, *args, **kwargs)
 
-    monkeypatch.setattr(proxy_results, "train", counting)
+    monkeypatch.setattr(proxy_results, "train_proxy", counting)
     return seen
 
 
@@ -77,7 +77,9 @@ def test_other_settings_are_trained_anew(tmp_path: Path, trained: list[int]) -> 
 def test_a_model_that_diverged_is_kept_as_json_and_is_no_number_when_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy_results, "summarise", lambda *_, **__: {"accuracy": math.nan, "nats_per_token": math.inf})
+    monkeypatch.setattr(
+        proxy_results, "summarise_predictions", lambda *_, **__: {"accuracy": math.nan, "nats_per_token": math.inf}
+    )
     for _ in range(2):  # as it is trained, and as it is found again
         results = dict(train_proxies(tmp_path, comparison(), SETTINGS, max_texts=20))
         assert all(math.isnan(value) for result in results.values() for value in result.values())
