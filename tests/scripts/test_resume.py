@@ -332,7 +332,7 @@ def test_ranks_compare_their_adapters_before_the_first_step_and_every_few(line, 
     assert compared == [16, 16], "before steps 1 and 11: A and B of four layers in two blocks"
 
 
-def test_the_command_resumes_with_the_budget_that_a_launch_out_of_memory_left(crashed, line, monkeypatch):
+def test_the_command_resumes_with_the_budget_that_a_launch_out_of_memory_left(crashed, line, monkeypatch, capsys):
     budgets = []
     monkeypatch.setattr(
         causal_lm, "MicroBatches", lambda *args, **how: budgets.append(args[1]) or MicroBatches(*args, **how)
@@ -340,6 +340,7 @@ def test_the_command_resumes_with_the_budget_that_a_launch_out_of_memory_left(cr
     remember_budget(crashed, asked=192, fits=64)
     train_clm.main(line(resume_from_checkpoint="latest"))
     assert budgets == [64]
+    assert "64; 192 did not fit in memory before" in capsys.readouterr().out
     assert report_of(crashed)["repeated_steps"] == 2
 
 
@@ -351,7 +352,7 @@ def test_another_token_budget_given_on_purpose_is_obeyed(crashed, line, monkeypa
     remember_budget(crashed, asked=192, fits=64)
     train_clm.main(line(resume_from_checkpoint="latest", max_tokens_per_device=384))
     assert budgets == [384]
-    assert "which did not fit in memory" not in capsys.readouterr().out
+    assert "did not fit in memory before" not in capsys.readouterr().out
 
 
 def test_a_dry_run_works_in_the_folder_of_a_run(crashed, line, capsys):

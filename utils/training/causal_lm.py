@@ -202,7 +202,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
     if token_budget != asked:
-        accelerator.print(f"tokens at a time       {token_budget:,} instead of {asked:,}, which did not fit in memory")
+        accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
     needed = MemorySettings(
         dtype,
         max(token_budget, unit.rows_at_once * groups.data.block_size),

@@ -78,12 +78,12 @@ def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) ->
 
 
 def describe_model(model: nn.Module, settings: MemorySettings, available: int | None = None) -> list[str]:
-    """Parameters and an an estimate of the memory per device, as printed lines.
+    """Printed lines: the number of parameters and an estimate of the memory per device.
 
     Args:
-        model: a transformers model with its adapters; may be on the meta device.
+        model: a transformers model with its trained parameters; may be on the meta device.
         settings: what memory depends on besides the model.
-        available: bytes of the device, if they are known (`utils.models.memory.device_memory`).
+        available: bytes available on the device, if known (`utils.models.memory.device_memory`).
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in model.parameters())
