@@ -324,7 +324,7 @@ def test_the_clip_norm_is_measured_where_none_is_given(
     checkpoint = request.getfixturevalue(name)
     given = flags(checkpoint, data, tmp_path, finetune_mode=mode, enable_dp=True, noise_multiplier=1)
     main(given)
-    assert "(just above a typical gradient at the start" in capsys.readouterr().out
+    assert "measured, just above a typical gradient at the start" in capsys.readouterr().out
     set_seed(0)
     pad_token_id = load_classifier_tokenizer(checkpoint).pad_token_id
     model, _ = load_classifier(checkpoint, ("negative", "positive"), pad_token_id=pad_token_id)
@@ -346,7 +346,7 @@ def test_a_clip_norm_far_below_the_gradients_is_said(
     clip_norm = times * results_of(tmp_path / "measured")["clip_norm"]
     assert "far below" not in capsys.readouterr().out
     main(flags(bert, data, tmp_path / "given", **given, max_grad_norm=clip_norm))
-    said = f"warning: clip norm {clip_norm:g} is far below a typical gradient at the start"
+    said = f"warning: clip norm {clip_norm:g} is far below the typical gradient norm at the start"
     assert (said in capsys.readouterr().out) == warned
 
 
@@ -538,7 +538,7 @@ def test_half_precision_launches_are_refused(asked: str, dtype: torch.dtype | No
     if dtype is not None:
         assert dtype_of_launch(launched) == dtype
         return
-    with pytest.raises(InvalidArgument, match="mixed_precision='fp16': float16 overflows where whole models train"):
+    with pytest.raises(InvalidArgument, match="mixed_precision='fp16': float16 overflows when a whole model trains"):
         dtype_of_launch(launched)
 
 
