@@ -503,7 +503,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         ({"finetune_mode": "lora", "lora_target_modules": "nothing"}, "'nothing': matches no linear layer"),
         ({"finetune_mode": "nothing"}, "invalid choice: 'nothing'"),
         ({"datasets": "sst2 cola"}, "--datasets='cola'"),
-        ({"datasets": "sst2 qnli", "resume_from_checkpoint": "x"}, "--resume_from_checkpoint='x': is of one task"),
+        ({"datasets": "sst2 qnli", "resume_from_checkpoint": "x"}, "--resume_from_checkpoint='x': belongs to one task"),
         ({"model_checkpoint": "/nowhere"}, "--model_checkpoint='/nowhere': no tokenizer could be loaded"),
     ],
 )
