@@ -308,7 +308,7 @@ def test_the_clip_norm_is_measured_where_none_is_given(
     checkpoint = request.getfixturevalue(name)
     given = flags(checkpoint, data, tmp_path, finetune_mode=mode, enable_dp=True, noise_multiplier=1)
     main(given)
-    assert "(just above a typical gradient at the start" in capsys.readouterr().out
+    assert "measured, just above a typical gradient at the start" in capsys.readouterr().out
     set_seed(0)
     pad_token_id = load_classifier_tokenizer(checkpoint).pad_token_id
     model, _ = load_classifier(checkpoint, ("negative", "positive"), pad_token_id=pad_token_id)
@@ -332,7 +332,7 @@ def test_a_clip_norm_far_below_the_gradients_is_said(
     (measured,) = re.findall(r"^clip norm +(\S+)$", printed, re.MULTILINE)
     clip_norm = times * float(measured)
     main(flags(bert, data, tmp_path, **given, max_grad_norm=clip_norm))
-    said = f"warning: clip norm {clip_norm:g} is far below a typical gradient at the start"
+    said = f"warning: clip norm {clip_norm:g} is far below the typical gradient norm at the start"
     assert (said in capsys.readouterr().out) == warned
 
 
@@ -489,7 +489,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         ({"finetune_mode": "lora", "lora_target_modules": "nothing"}, "'nothing': matches no linear layer"),
         ({"finetune_mode": "nothing"}, "invalid choice: 'nothing'"),
         ({"datasets": "sst2 cola"}, "--datasets='cola'"),
-        ({"datasets": "sst2 qnli", "resume_from_checkpoint": "x"}, "--resume_from_checkpoint='x': is of one task"),
+        ({"datasets": "sst2 qnli", "resume_from_checkpoint": "x"}, "--resume_from_checkpoint='x': belongs to one task"),
         ({"model_checkpoint": "/nowhere"}, "--model_checkpoint='/nowhere': no tokenizer could be loaded"),
     ],
 )
