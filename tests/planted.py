@@ -1,6 +1,6 @@
 r"""Plant faults that break privacy in silence, one at a time, and check that the tests named for each go red.
 
-    python -m tests.planted                       # all of them: about twenty minutes on two cores
+    python -m tests.planted                       # all of them: about half an hour on two quiet cores
     python -m tests.planted --only noise ledger   # those whose names contain one of these words
     python -m tests.planted --output table.md     # also write the table
 
