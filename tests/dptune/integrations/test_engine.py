@@ -120,6 +120,18 @@ def test_a_trainer_that_scales_for_accumulation_is_refused(tmp_path: Path) -> No
     assert_refused("multiplied by", trainer)
 
 
+def test_a_step_of_fewer_micro_batches_than_its_draw_has_is_not_released(tmp_path: Path) -> None:
+    trainer, engine = plain_trainer(tmp_path)
+
+    class CutsShort(transformers.TrainerCallback):
+        def on_step_begin(self, *_event: Any, **_: Any) -> None:
+            engine._collected = -1  # one of them never comes
+
+    trainer.add_callback(CutsShort())
+    assert_refused(r"^gradient_accumulation_steps=3: 2 micro-batches in a step", trainer)
+    assert not (tmp_path / LEDGER_NAME).exists()
+
+
 def test_its_own_sampler_is_refused(tmp_path: Path) -> None:
     assert_refused("train_dataset=privacy_engine.dataset", plain_trainer(tmp_path, train_dataset_of_trainer=data())[0])
 
