@@ -1,7 +1,7 @@
 """Per-example gradients: `hooks` record them, `rules` compute them per layer type, `uses` and `recorded` keep them
 until the norms are known, and `check` tests whether they are right for a model."""
 
-from dptune.per_example.check import require_exact_gradients
+from dptune.per_example.check import require_exact_gradients, require_separate_rows
 from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.precision import full_precision
 from dptune.per_example.recorded import HalfAdded, Recorded
@@ -17,5 +17,6 @@ __all__ = [
     "full_precision",
     "known_layers",
     "require_exact_gradients",
+    "require_separate_rows",
     "rule_for",
 ]

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dptune._validate import HIDDEN, refuse
+from dptune._validate import HIDDEN, Described, refuse
 from dptune.per_example.hooks import PerExampleGradients
 
 # Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
@@ -22,6 +22,7 @@ from dptune.per_example.hooks import PerExampleGradients
 # 0.17 of its norm (30 layers).
 _TOLERATED = {torch.float32: (1e-2, 1e-5), torch.float64: (1e-2, 1e-5)}
 _TOLERATED_OF_LESS = (0.5, 0.2)
+_SAME_LOSS = 2e-3  # tolerance for a row's loss in batches of the same shape
 
 
 def require_exact_gradients(
@@ -63,6 +64,43 @@ def require_exact_gradients(
             _compare(found, {name: wanted[name].norm() for name in norms}, tolerated, reason)
     finally:
         model.train(was_training)
+
+
+def require_separate_rows(
+    model: nn.Module, losses: Callable[..., Tensor], *rows: Tensor, lengths: Sequence[int], vocab_size: int
+) -> None:
+    """Refuse a model whose gradients the engine gets wrong, or whose rows reach each other in a batch.
+
+    The rows run together, padded, and each alone, cut to its own length. Then the shortest row runs with other padding
+    and other neighbours of the same shape: its loss must not change, in any precision.
+
+    Args:
+        model: what is trained.
+        losses: (*rows) -> losses [B].
+        rows: tensors [B, T] or [B]; the first one holds random token ids.
+        lengths: tokens of each row, B of them.
+        vocab_size: number of token ids.
+
+    Raises:
+        InvalidArgument: see `require_exact_gradients`; or the loss of a row changes.
+    """
+
+    def alone(row: int) -> list[Tensor]:
+        return [part[row : row + 1, : lengths[row]] if part.ndim == 2 else part[row : row + 1] for part in rows]
+
+    require_exact_gradients(model, losses, *rows, alone=alone)
+    ids, *others = rows
+    shortest = min(range(len(lengths)), key=lengths.__getitem__)
+    changed = torch.randint(1, vocab_size, ids.shape, generator=torch.Generator().manual_seed(1)).to(ids.device)
+    changed[shortest, : lengths[shortest]] = ids[shortest, : lengths[shortest]]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        one, other = (losses(tokens, *others)[shortest].item() for tokens in (ids, changed))
+    model.train(was_training)
+    if not abs(one - other) <= _SAME_LOSS * (1 + abs(one)):
+        reason = f"a row's loss is {one:g} or {other:g}, by its padding and other rows, so privacy would not hold"
+        refuse("model", Described(type(model).__name__), f"{reason}; use one that masks padding")
 
 
 def _recorded(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dptune.integrations.peft import class_logits, require_known_method
-from dptune.per_example import require_exact_gradients
+from dptune.per_example import require_separate_rows
 from utils.classification.dataset import ClassificationDataset
 from utils.data.tokenization import IGNORED
 from utils.training.micro_batches import MicroBatches
@@ -58,19 +58,15 @@ def check_classifier_rules(model: Any, *, num_classes: int, pad_token_id: int, t
     device, size = next(model.parameters()).device, (len(_CHECKED_LENGTHS), max(_CHECKED_LENGTHS))
     generator = torch.Generator().manual_seed(0)
     mask = (torch.arange(size[1]) < torch.tensor(_CHECKED_LENGTHS)[:, None]).long()
-    ids = torch.randint(1, model.config.get_text_config().vocab_size, size, generator=generator)
+    vocab_size = model.config.get_text_config().vocab_size
+    ids = torch.randint(1, vocab_size, size, generator=generator)
     ids = ids.where(mask.bool(), torch.tensor(pad_token_id))
     rows = [ids, torch.arange(size[0]) % num_classes, mask]
     if token_types:
         rows.append(torch.randint(0, 2, size, generator=generator) * mask)
     rows = [part.to(device) for part in rows]
-
-    def alone(row: int) -> list[Tensor]:
-        return [
-            part[row : row + 1, : _CHECKED_LENGTHS[row]] if part.ndim == 2 else part[row : row + 1] for part in rows
-        ]
-
-    require_exact_gradients(model, ClassificationLoss(model), *rows, alone=alone)
+    loss = ClassificationLoss(model)
+    require_separate_rows(model, loss, *rows, lengths=_CHECKED_LENGTHS, vocab_size=vocab_size)
 
 
 @torch.no_grad()

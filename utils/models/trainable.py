@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from dptune._validate import refuse
 from dptune.lora import add_lora
 from dptune.losses import IGNORE
-from dptune.per_example import require_exact_gradients
+from dptune.per_example import require_separate_rows
 from utils.files.folders import write_folder
 
 MODEL_NAME = "model"  # the folder below --output_dir
 _FLAG = "--trainable"
 _PRESETS = ("all", "biases", "norms")
 _CHECKED_TOKENS = 7  # in the shorter of two rows
-_SAME = 2e-3  # tolerance for a row's loss in batches of the same shape
 
 Losses = Callable[..., Tensor]  # (input_ids [B, T], labels [B, T]) -> [B]
 
@@ -142,29 +141,11 @@ def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int)
     generator = torch.Generator().manual_seed(0)
     lengths = (_CHECKED_TOKENS, max(width, _CHECKED_TOKENS + 1))
     size = (len(lengths), max(lengths))
-    ids = torch.randint(1, model.config.get_text_config().vocab_size, size, generator=generator)
+    vocab_size = model.config.get_text_config().vocab_size
+    ids = torch.randint(1, vocab_size, size, generator=generator)
     labels = ids.where(torch.arange(size[1]) < torch.tensor(lengths)[:, None], torch.tensor(IGNORE))
     ids, labels = ids.to(device), labels.to(device)
-
-    def alone(row: int) -> list[Tensor]:
-        return [part[row : row + 1, : lengths[row]] for part in (ids, labels)]
-
-    require_exact_gradients(model, losses, ids, labels, alone=alone)
-    others = torch.randint(1, model.config.get_text_config().vocab_size, size, generator=generator).to(device)
-    others[0, :_CHECKED_TOKENS] = ids[0, :_CHECKED_TOKENS]
-    _require_same_first_loss(model, lambda tokens: losses(tokens, labels), ids, others)
-
-
-def _require_same_first_loss(model: Any, losses: Losses, ids: Tensor, others: Tensor) -> None:
-    """Refuse a model whose loss of a row changes with its padding tokens or with the other row."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        one, other = (losses(tokens)[0].item() for tokens in (ids, others))
-    model.train(was_training)
-    if not abs(one - other) <= _SAME * (1 + abs(one)):
-        reason = f"a row's loss is {one:g} or {other:g}, by its padding and other rows, so privacy would not hold"
-        refuse("--model_name_or_path", type(model).__name__, f"{reason}; use a causal language model")
+    require_separate_rows(model, losses, ids, labels, lengths=lengths, vocab_size=vocab_size)
 
 
 def save_trained_model(model: Any, tokenizer: Any, folder: Path) -> None:

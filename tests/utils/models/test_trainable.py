@@ -19,7 +19,7 @@ from transformers import (
 
 from dptune import CausalLMLoss, InvalidArgument, add_lora
 from tests.tiny import tiny_llama
-from utils.models import trainable
+from dptune.per_example import check
 from utils.models.trainable import check_rules, choose_trainable
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_a_bfloat16_model_is_left_unchanged(name):
 
 def test_in_any_precision_other_padding_of_the_same_width_changes_nothing(monkeypatch):
     """Where the comparison of gradients tolerates rounding, a weak look at padding is still found."""
-    monkeypatch.setattr(trainable, "require_exact_gradients", lambda *_, **__: None)
+    monkeypatch.setattr(check, "require_exact_gradients", lambda *_, **__: None)
     model = prepared(MEET["attention in both directions"], "adapters", torch.bfloat16)
     with pytest.raises(InvalidArgument, match="by its padding and other rows"):
         check_rules(model, CausalLMLoss(model), CPU, width=WIDTH)
