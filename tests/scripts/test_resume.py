@@ -198,7 +198,7 @@ CHANGED = {
     "delta": ({"delta": 1e-4}, "delta was 0.001"),
     "rank": ({"lora_r": 8}, "adapters.model.layers.0.self_attn.q_proj"),
     "alpha": ({"lora_alpha": 8}, "adapters.model.layers.0.self_attn.q_proj"),
-    "targets": ({"lora_target_modules": "lm_head"}, "adapters.model.layers.0.self_attn.k_proj"),
+    "targets": ({"lora_target_modules": "lm_head"}, "adapters.lm_head[0] was absent in the checkpoint"),
     "prompts": ({"prompt_style": "chat"}, "training_data was"),
     "randomness": ({"insecure_test_seed": 1}, "insecure_test_seed was None"),
 }
