@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from dptune import CausalLMLoss, InvalidArgument, add_lora
-from tests.tiny import tiny_llama
 from dptune.per_example import check
+from tests.tiny import tiny_llama
 from utils.models.trainable import check_rules, choose_trainable
 
 CPU = torch.device("cpu")
