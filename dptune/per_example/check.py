@@ -104,8 +104,9 @@ def require_separate_rows(
     model.train(was_training)
     differing = [other for other in found if not abs(one - other) <= _SAME_LOSS * (1 + abs(one))]
     if differing:
-        reason = f"a row's loss is {one:g} or {differing[0]:g}, by its padding and other rows, so privacy would not hold"
-        refuse("model", Described(type(model).__name__), f"{reason}; use one that masks padding")
+        reason = f"a row's loss is {one:g} or {differing[0]:g}, by its padding and other rows"
+        remedy = "so privacy would not hold; use one that masks padding"
+        refuse("model", Described(type(model).__name__), f"{reason}, {remedy}")
 
 
 def _recorded(
