@@ -70,7 +70,7 @@ def test_a_run_reports_its_unit_and_what_the_ledger_holds(method: str, line: Any
     assert (
         "of their examples" in report["method"]
         if method == "user-level"
-        else "3 examples an author" in report["method"]
+        else "3 examples per author" in report["method"]
     )
     assert (report["sampled"], report["group_size"]) == (wanted["sampled"], wanted["group_size"])
     assert (report["num_examples"], report["expected_batch_size"]) == (wanted["counted"], 4)

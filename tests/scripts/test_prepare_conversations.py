@@ -95,7 +95,7 @@ def test_a_language_is_identified_where_the_file_names_none(tmp_path: Path) -> N
     ]
     (kept,) = prepare(tmp_path, rows, "--language", "de")
     assert kept["instruction"].startswith("Bitte")
-    with pytest.raises(InvalidArgument, match="takes a code such as en"):
+    with pytest.raises(InvalidArgument, match="give a code such as en"):
         prepare(tmp_path, rows, "--language", "German")
 
 

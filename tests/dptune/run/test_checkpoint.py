@@ -303,7 +303,7 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     (folder,) = saved(tmp_path, 1)
     manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest | {"format": 2}))
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest | {"format": 1}))
     assert f"{MANIFEST_NAME} is damaged or of another version" in refusal(folder)
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
     assert load_checkpoint(folder).step == 1

@@ -90,7 +90,7 @@ def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     if not private:
         assert load_trained(*setup).model is not None
         return
-    with pytest.raises(InvalidArgument, match="per-example gradients are not autograd's"):
+    with pytest.raises(InvalidArgument, match="per-example gradients differ from autograd's"):
         load_trained(*setup)
 
 
@@ -111,7 +111,7 @@ def test_the_start_is_the_seeds_and_the_identity_has_all_that_a_resumed_run_shar
 
 def test_one_checkpoint_is_not_of_several_tasks(bert: Path, glue: Path, tmp_path: Path) -> None:
     line = flags(bert, glue, tmp_path, datasets="sst2 qnli", resume_from_checkpoint="x")
-    with pytest.raises(InvalidArgument, match=r"^--resume_from_checkpoint='x': is of one task"):
+    with pytest.raises(InvalidArgument, match=r"^--resume_from_checkpoint='x': belongs to one task"):
         load_tasks(Settings(*parse(*CLASSIFIER_GROUPS, args=line)), None)
 
 
@@ -126,7 +126,7 @@ def test_rates_and_setup_are_told(planned: Any) -> None:
     updates = UpdateSettings("adamw", 0.01, 0.0, head_learning_rate=0.01)
     assert describe_rates(updates, chosen=True) == "learning rate          0.01"
     other = UpdateSettings("adamw", 0.01, 0.0, head_learning_rate=0.5)
-    assert describe_rates(other, chosen=False).endswith("0.01 (the default of this mode), 0.5 for the head")
+    assert describe_rates(other, chosen=False).endswith("0.01 (default of this mode), 0.5 for the head")
     assert describe_setup(planned()[0].settings) == ["fine-tuning mode       lora"]
     (_, warning) = describe_setup(planned(enable_dp=None, noise_multiplier=None, target_epsilon=3)[0].settings)
     assert "enable_dp" in warning
