@@ -143,7 +143,7 @@ _WRITERS: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_m
 
 
 def _title(table: Table) -> str:
-    return f"{table.quantity} {table.given}; {ADJACENCY}, {ACCOUNTANT}"
+    return f"{table.quantity} {table.given}\n({ADJACENCY}; {ACCOUNTANT})"
 
 
 def _grid(table: Table) -> list[list[str]]:
