@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dptune.integrations.collator import DataCollatorForPrivateCausalLanguageModeling
 from dptune.integrations.losses import DefaultLosses
 from dptune.losses import IGNORE
-from dptune.units.batches import choose_rows
+from dptune.units.batches import choose_rows, row_weights
 from dptune.units.unit import Authors
 
 Feature = dict[str, list[int]]
@@ -70,8 +69,8 @@ class AuthorCollator(DataCollatorForPrivateCausalLanguageModeling):
         most = max(len(rows) for rows in features)
         empty = {"input_ids": [self._fill], "labels": [IGNORE]}
         filled = [row for rows in features for row in [*rows, *[empty] * (most - len(rows))]]
-        weights = [1 / len(rows) for rows in features for _ in range(most)]
-        return super().__call__(filled) | {_WEIGHTS: torch.tensor(weights)}
+        counts = np.array([len(rows) for rows in features])
+        return super().__call__(filled) | {_WEIGHTS: row_weights(counts, most, mean=True)}
 
 
 class AuthorLosses:

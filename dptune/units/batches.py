@@ -143,8 +143,19 @@ class Part:
         for name, filling in (("input_ids", pad_token_id), ("labels", IGNORE)):
             inputs[name] = torch.full((len(is_row), rows[name].shape[1]), filling, dtype=torch.int64)
             inputs[name][is_row] = rows[name]
-        shares = 1 / counts if self.mean else np.ones(len(counts))
-        return Batch(inputs, torch.from_numpy(np.repeat(shares, self.rows_per_unit)).float(), is_row)
+        return Batch(inputs, row_weights(counts, self.rows_per_unit, mean=self.mean), is_row)
+
+
+def row_weights(counts: np.ndarray, rows_per_unit: int, *, mean: bool) -> Tensor:
+    """What the losses of authors' rows are multiplied by, float32 [U * k].
+
+    Args:
+        counts: rows of each author before they are filled up, int [U].
+        rows_per_unit: k.
+        mean: whether an author's losses add up to the mean over their rows, instead of the sum.
+    """
+    shares = 1 / counts if mean else np.ones(len(counts))
+    return torch.from_numpy(np.repeat(shares, rows_per_unit)).float()
 
 
 def parts_of(draw: UnitDraw, data: Rows) -> list[Part]:
