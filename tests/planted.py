@@ -401,7 +401,7 @@ FAULTS = (
         "            refuse_other_run(saved.identity, self.identity)\n",
         "            pass\n",
         (SESSION + "::test_a_folder_with_a_run_and_another_runs_checkpoint_are_refused",),
-        "a run goes on with less noise than the one it resumes",
+        "a resumed run has less noise than before",
     ),
     Fault(
         "existing run not refused",
