@@ -217,6 +217,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_model_dir, train_file
     assert not out.exists()
 
 
+def test_held_out_data_without_an_answer_end_the_run_before_the_model_is_loaded(
+    tiny_model_dir, train_file, tmp_path, capsys
+):
+    """Every prompt is longer than the block, so that no answer token is left."""
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"instruction": "word " * 200, "answer": "yes"}) + "\n")
+    with pytest.raises(SystemExit):
+        train_clm.main(flags(tiny_model_dir, train_file, tmp_path / "out", validation_file=held_out, dry_run=True))
+    assert "no held-out example has an answer token" in capsys.readouterr().err
+
+
 def test_the_seed_changes_the_adapters_start_and_nothing_makes_two_runs_equal(tiny_model_dir, train_file, tmp_path):
     states = []
     for name in ("one", "other"):

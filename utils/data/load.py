@@ -30,7 +30,7 @@ def load_training_data(
     prompt_style: str,
     tokenizer: PreTrainedTokenizerBase,
     block_size: int,
-    data_dir: str | Path = DATA_DIR,
+    data_dir: str | Path | None = None,
     date_from: str = FIRST_DAY,
     date_to: str = LAST_DAY,
     unit: PrivacyUnit = _ROW,
@@ -46,7 +46,7 @@ def load_training_data(
         prompt_style: see `utils.data.prompts.format_prompt`.
         tokenizer: a fast tokenizer.
         block_size: maximum tokens per example.
-        data_dir: holds a folder for each built-in data set (`pubmed`).
+        data_dir: holds a folder for each built-in data set (`pubmed`); None for the project's own `data`.
         date_from, date_to: ISO days, inclusive, for built-in data sets with dates.
         unit: the privacy unit. With a column, the training set records each row's author; if the unit bounds authors,
             at most `unit.examples` rows of each are kept.
@@ -62,7 +62,7 @@ def load_training_data(
             refuse("--privacy_unit", unit.column, f"--dataset_name {dataset_name} names no authors; give --train_file")
         days = DayRange.parse(date_from, date_to)
         train, validation = load_dataset_by_name(
-            dataset_name, data_dir=data_dir, prompt_style=prompt_style, tokenizer=tokenizer, days=days
+            dataset_name, data_dir=data_dir or DATA_DIR, prompt_style=prompt_style, tokenizer=tokenizer, days=days
         )
     else:
         own = validation_file is None

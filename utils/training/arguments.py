@@ -15,7 +15,7 @@ from dptune.run.plan import PrivacySettings
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
 from utils.cli.flags import naming
 from utils.cli.trackers import REPORT_TO_CHOICES, choose_trackers
-from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
+from utils.data.named_sets import DATASET_NAMES, FIRST_DAY, LAST_DAY
 from utils.data.prompts import PROMPT_STYLES
 from utils.models.arguments import ModelArguments
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
@@ -55,7 +55,10 @@ class DataArguments:
         default=None,
         metadata={"help": "held-out examples in the same formats; their measured loss is not private"},
     )
-    data_dir: str = field(default=str(DATA_DIR), metadata={"help": "folder in which --dataset_name looks for its data"})
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder in which --dataset_name looks for its data; by default the project's data/"},
+    )
     date_from: str = field(default=FIRST_DAY, metadata={"help": "first day to use of a --dataset_name with dates"})
     date_to: str = field(default=LAST_DAY, metadata={"help": "last day to use of a --dataset_name with dates"})
     block_size: int = field(default=512, metadata={"help": "maximum tokens per example; longer ones are cut"})

@@ -15,17 +15,21 @@ from dptune.integrations.losses import DefaultLosses
 from tests.dptune.integrations.runs import Collator, data, lora_llama
 
 
-def check(collate: Any = None, examples: Any = None, losses: Any = None) -> None:
-    model = lora_llama()
+def check(collate: Any = None, examples: Any = None, losses: Any = None) -> list[int]:
+    """The number of losses of each forward pass of the check."""
+    model, counts = lora_llama(), []
 
     def own(inputs: Mapping[str, Any]) -> Tensor:
-        return DefaultLosses()(model, inputs)
+        found = (losses or DefaultLosses())(model, inputs)
+        counts.append(len(found))
+        return found
 
-    check_on_items(model, losses or own, collate or Collator(), data() if examples is None else examples)
+    check_on_items(model, own, collate or Collator(), data() if examples is None else examples)
+    return counts
 
 
 def test_rows_that_are_padded_on_the_right_pass() -> None:
-    check()
+    assert {5, 1} <= set(check()), "together, and each one alone"
 
 
 def test_losses_that_couple_items_are_refused() -> None:
@@ -48,7 +52,7 @@ def test_a_collator_that_mixes_items_is_refused() -> None:
 
 
 def test_a_collator_that_makes_several_rows_per_item_is_compared_row_by_row() -> None:
-    check(lambda items: Collator()([item for item in items for _ in range(2)]))
+    assert set(check(lambda items: Collator()([item for item in items for _ in range(2)]))) == {10, 1}
 
 
 def test_the_shortest_and_the_longest_of_the_first_items_are_taken() -> None:
@@ -65,7 +69,7 @@ def test_the_shortest_and_the_longest_of_the_first_items_are_taken() -> None:
 
 
 def test_fewer_items_than_it_takes_are_enough() -> None:
-    check(examples=data(2))
+    assert set(check(examples=data(2))) == {2, 1}
 
 
 def test_dropout_is_off_and_the_mode_is_as_before() -> None:
