@@ -355,9 +355,11 @@ def test_another_token_budget_given_on_purpose_is_obeyed(crashed, line, monkeypa
     assert "did not fit in memory before" not in capsys.readouterr().out
 
 
-def test_a_dry_run_works_in_the_folder_of_a_run(crashed, line, capsys):
+def test_a_dry_run_works_in_the_folder_of_a_run_that_another_process_continues(crashed, line, capsys):
     before = {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()}
-    train_clm.main(line(dry_run=True))
+    with FolderLock() as at_work:
+        at_work.take(crashed)
+        train_clm.main(line(dry_run=True))
     assert "noise multiplier       0.8" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()} == before
 

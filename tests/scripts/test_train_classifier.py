@@ -476,6 +476,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("left", ["diagnostics.jsonl", "results.json"])
+def test_a_dry_run_works_in_the_folder_of_a_run_with_other_settings(
+    left: str, bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / left).write_text("{}")
+    main(flags(bert, data, tmp_path, enable_dp=True, noise_multiplier=1, dry_run=True))
+    assert "noise multiplier" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "sst2").iterdir()] == [left]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -260,7 +260,9 @@ def is_finished(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accele
         InvalidArgument: the folder holds a run and resuming was not asked for, or a run with other settings.
     """
     folder, output, ranks = planned.settings.folder / planned.task.name, planned.settings.results, ranks_of(accelerator)
-    if output.resume_from_checkpoint is None and not output.dry_run:
+    if output.dry_run:
+        return False
+    if output.resume_from_checkpoint is None:
         ranks.from_main(lambda: refuse_existing_run(folder, OTHER_FILES))
     if (found := ranks.from_main(lambda: finished_results(folder))) is None:
         return False

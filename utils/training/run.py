@@ -47,11 +47,13 @@ class RunFolder:
 def open_folder(output: OutputArguments, accelerator: Accelerator) -> Iterator[RunFolder]:
     """Lock a run's folder, if it exists, and find what --resume_from_checkpoint names. Every rank calls it.
 
+    A dry run takes no lock, because it writes nothing.
+
     Raises:
         InvalidArgument: another process works in the folder, or it holds a run that is not being resumed.
     """
     path, ranks = Path(output.output_dir), ranks_of(accelerator)
-    with FolderLock(enabled=ranks.is_main) as lock:
+    with FolderLock(enabled=ranks.is_main and not output.dry_run) as lock:
         ranks.from_main(lambda: lock.take(path))
         yield RunFolder(path, output, ranks.from_main(lambda: find_saved_run(output)), accelerator, lock)
 
