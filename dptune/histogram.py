@@ -6,29 +6,26 @@ removing one unit changes the counts by at most 1 in L2 (and L1) norm, and noise
 Gaussian mechanism with noise multiplier sigma. Post-processing of the noisy counts (rounding, clamping, resampling)
 costs nothing more.
 
-In floating point, the last bits of count + noise would reveal the count, because each count can reach only some doubles
-(Mironov 2012, "On significance of the least significant bits for differential privacy"). So the sum is rounded to a
-grid that depends on sigma alone, 2^-11 to 2^-10 of sigma. The noise is far finer than the grid: its values are less
-than 2^-18 sigma apart out to 11 sigma (2^-48 out to 8), beyond which a Gaussian has a mass of 4e-28. So many noise
-values lead from any count to each point of the grid, with about the probability of a Gaussian. Counts that are not
-multiples of the grid (shares of 1/m) are covered too, because only the noisy sum is rounded, never the count.
+The noisy counts are rounded to a grid that depends on sigma alone (`dptune.grid`). The noise is far finer than the
+grid: its values are less than 2^-18 sigma apart out to 11 sigma (2^-48 out to 8), beyond which a Gaussian has a mass of
+4e-28. Counts that are not multiples of the grid (shares of 1/m) are covered too, because only the noisy sum is rounded,
+never the count.
 
 No torch in this file.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from dptune._validate import refuse, require_count, require_positive
+from dptune.grid import grid_of
 from dptune.keystream import Keystream
 
 SENSITIVITY = 1.0  # L2 sensitivity of `votes` to adding or removing one unit
-_GRID_BITS = 10  # a finer grid comes closer to that of the doubles; a coarser one adds error (this one sigma^2 / 10^7)
 
 
 def votes(buckets: np.ndarray, num_buckets: int, units: Sequence[Hashable] | None = None) -> np.ndarray:
@@ -57,8 +54,8 @@ def votes(buckets: np.ndarray, num_buckets: int, units: Sequence[Hashable] | Non
 def release(votes_K: np.ndarray, noise_multiplier: float, keystream: Keystream | None = None) -> np.ndarray:
     """`votes_K` plus independent Gaussian noise of standard deviation `noise_multiplier` x SENSITIVITY, float64 [K].
 
-    The values are multiples of `grid(noise_multiplier)`. Each call is one more release: enter it into the budget first
-    (`dptune.budget.Budget.enter_gaussian`).
+    The values are multiples of `grid_of(noise_multiplier)`. Each call is one more release: enter it into the budget
+    first (`dptune.budget.Budget.enter_gaussian`).
 
     Args:
         votes_K: counts to which one privacy unit contributes at most 1 in L2 norm.
@@ -70,14 +67,8 @@ def release(votes_K: np.ndarray, noise_multiplier: float, keystream: Keystream |
     """
     require_positive("noise_multiplier", noise_multiplier)
     noise = noise_multiplier * SENSITIVITY * _standard_normals(keystream or Keystream.from_os(), len(votes_K))
-    step = grid(noise_multiplier)
+    step = grid_of(noise_multiplier * SENSITIVITY)
     return np.asarray(np.rint((votes_K + noise) / step) * step, dtype=np.float64)
-
-
-def grid(noise_multiplier: float) -> float:
-    """The grid of released votes: a power of two, 2^-11 to 2^-10 of the noise's standard deviation."""
-    _, exponent = math.frexp(noise_multiplier * SENSITIVITY)
-    return math.ldexp(1.0, exponent - 1 - _GRID_BITS)
 
 
 def _standard_normals(keystream: Keystream, size: int) -> np.ndarray:

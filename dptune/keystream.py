@@ -8,18 +8,22 @@ not.
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 KEY_BYTES = 32
-_LOW_BITS = (1 << 53) - 1
+BITS = 53  # random bits of a uniform
+_LOW_BITS = (1 << BITS) - 1
 _SLACK = 15  # extra bytes that the cipher needs behind its output
 
 
 class Keystream:
     """An endless stream of random 64-bit words under one key. Not safe to share between threads.
+
+    A secret stream works only in the process that made it: after a fork, parent and child would draw the same words.
 
     Make one with `from_os` (the default everywhere), `shared` (for ranks that must agree on one secret draw) or
     `for_tests` (reproducible; a run that uses it has no guarantee, and its report says so).
@@ -31,6 +35,7 @@ class Keystream:
         self.secret = secret
         # The counter starts at zero: one key makes one stream, and a key is never used for two purposes.
         self._key, self._place = key, start  # the position of the next word
+        self._process = os.getpid()
         self._cipher = _cipher_at(key, start)
 
     @classmethod
@@ -50,13 +55,19 @@ class Keystream:
 
     def split(self, count: int) -> Keystream:
         """A stream of the next `count` words for another thread; this stream then skips them."""
+        self.require_own_process()
         part = Keystream(self._key, secret=self.secret, start=self._place)
         self._place += count
         self._cipher = _cipher_at(self._key, self._place)
         return part
 
     def words(self, count: int) -> np.ndarray:
-        """`count` uniform uint64 words."""
+        """`count` uniform uint64 words.
+
+        Raises:
+            RuntimeError: the stream is secret and another process made it.
+        """
+        self.require_own_process()
         buffer = bytearray(8 * count + _SLACK)
         self._cipher.update_into(bytes(8 * count), buffer)
         self._place += count
@@ -64,11 +75,20 @@ class Keystream:
 
     def uniforms(self, count: int) -> np.ndarray:
         """`count` float64 values, uniform on the multiples of 2^-53 in [0, 1)."""
+        values = self.integers(count).astype(np.float64)
+        values *= 2.0**-BITS
+        return values
+
+    def integers(self, count: int) -> np.ndarray:
+        """`count` uniform int64 values in [0, 2^53)."""
         words = self.words(count).view(np.int64)
         words &= _LOW_BITS
-        values = words.astype(np.float64)
-        values *= 2.0**-53
-        return values
+        return words
+
+    def require_own_process(self) -> None:
+        """Raise `RuntimeError` if the stream is secret and another process made it, which draws the same words."""
+        if self.secret and os.getpid() != self._process:
+            raise RuntimeError("this keystream is another process's, and would repeat its randomness: make a new one")
 
 
 def _cipher_at(key: bytes, word: int) -> CipherContext:

@@ -11,6 +11,7 @@ from math import isclose, sqrt
 from dptune import accounting
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.clipping_styles import FLAT, Adaptive, Clipping, PerLayer
+from dptune.grid import grid_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,14 @@ class PrivacyConfig:
             clip_norm: the current step's clip norm, if it is adaptive; None for `self.clip_norm`.
         """
         return self.gradient_noise_multiplier * (clip_norm or self.clip_norm) / sqrt(world_size)
+
+    def grid(self, clip_norm: float | None = None) -> float:
+        """The grid on which a step's noisy sum is released; the same on every rank, so that ranks add exactly.
+
+        Args:
+            clip_norm: see `noise_std_per_rank`.
+        """
+        return grid_of(self.noise_std_per_rank(1, clip_norm))
 
     @property
     def divisor(self) -> float:

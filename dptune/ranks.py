@@ -92,9 +92,10 @@ def sum_over_ranks(
 ) -> None:
     """Replace `flat_P` [P] on every rank by the sum over ranks, in slices of bounded size.
 
-    With `reduce`, this is an all-reduce: each rank sends 2 P values, for any number of ranks. With `gather`, each rank
-    sends P values to every other rank, and all add in rank order. So the result is the same on every rank to the bit,
-    and the same as on one process that adds the ranks' shares.
+    Ranks add in float64. There the sum of values on one grid is exact, so it reveals nothing but itself: not which rank
+    held how much of it. With `reduce`, this is an all-reduce: each rank sends 2 P float64 values, for any number of
+    ranks. With `gather`, each rank sends P values in the type of `flat_P` to every other rank, and all add in rank
+    order. So the result is the same on every rank to the bit.
 
     Raises:
         InvalidArgument: several ranks with neither `gather` nor `reduce`.
@@ -107,9 +108,9 @@ def sum_over_ranks(
     for start in range(0, len(flat_P), size):
         part = flat_P[start : start + size]
         if reduce is not None:
-            total = reduce(part.clone())
+            total = reduce(part.double())
         elif gather is not None:
-            total = torch.zeros_like(part)
+            total = torch.zeros_like(part, dtype=torch.float64)
             for share in gather(part.contiguous()).view(world_size, -1):
                 total += share
         part.copy_(total)
@@ -119,10 +120,10 @@ def bytes_sent(size: int, *, world_size: int, reduce: bool = False) -> int:
     """Bytes that one rank sends per step to sum `size` float32 values over the ranks, with ring algorithms.
 
     In a ring all-gather each rank sends N - 1 vectors; in a ring all-reduce it sends 2 (N - 1) / N of one vector
-    (Patarasuk and Yuan 2009).
+    (Patarasuk and Yuan 2009), in float64.
     """
     others = world_size - 1
-    return 2 * 4 * size * others // world_size if reduce else 4 * size * others
+    return 2 * 8 * size * others // world_size if reduce else 4 * size * others
 
 
 def checksum_of(parameters: Iterable[Tensor]) -> Tensor:

@@ -157,15 +157,24 @@ class PrivateStep:
         factors = self._clipper.factors(squared_norms, self.clip_norm)
         clipped = torch.stack([*{id(part): part for part in factors.values()}.values()]).lt(1).any(0)
         factors = _scaled(factors, 1 / self._loss_scale)
+        stats, count = MicroBatchStats(losses, norms, clipped), self._count(norms)
         sum_P = self._begun()
         try:
             recorded.add_weighted_sums(_views(self._recorder.parameters, sum_P), factors)
         except HalfAdded:
             self._is_spoiled = True
             raise
-        if isinstance(self.config.clipping, Adaptive):
-            sum_P[-1] += self.config.count_scale(self.clip_norm) * _unclipped_over_half(norms, self.clip_norm)
-        return MicroBatchStats(losses, norms, clipped)
+        self._is_spoiled = True  # until the count is added too: a second try would count the micro-batch twice
+        if count is not None:
+            sum_P[-1] += count
+        self._is_spoiled = False
+        return stats
+
+    def _count(self, norms: Tensor) -> Tensor | None:
+        """What adaptive clipping adds to its count for one micro-batch, scaled like the gradients; None without it."""
+        if not isinstance(self.config.clipping, Adaptive):
+            return None
+        return self.config.count_scale(self.clip_norm) * _unclipped_over_half(norms, self.clip_norm)
 
     def finish(self) -> None:
         """Add noise to the sum, record the step, sum over ranks, divide by the expected batch size, write `.grad`.
@@ -228,12 +237,8 @@ class PrivateStep:
                 refuse(name, f"of shape {tuple(parameter.shape)}", remedy)
 
     def _add_noise(self, sum_P: Tensor) -> None:
-        std, start = self.config.noise_std_per_rank(self._world_size, self.clip_norm), 0
-        for values in self.noise.parts():
-            sum_P[start : start + len(values)].add_(values.to(sum_P.device), alpha=std)
-            start += len(values)
-        if start != len(sum_P):
-            raise RuntimeError(f"there are {start} noise values for {len(sum_P)} sums: this step cannot be released")
+        std = self.config.noise_std_per_rank(self._world_size, self.clip_norm)
+        self.noise.add_to(sum_P, std, grid=self.config.grid(self.clip_norm))
 
     def _adapt_clip_norm(self, total_P: Tensor) -> None:
         if isinstance(self.config.clipping, Adaptive):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from dptune._validate import InvalidArgument
-from dptune.histogram import SENSITIVITY, grid, release, votes
+from dptune.grid import grid_of
+from dptune.histogram import SENSITIVITY, release, votes
 from dptune.keystream import Keystream
 
 BUCKETS = 5
@@ -78,7 +79,9 @@ class Drawn:
 def test_every_released_value_is_reached_with_and_without_a_unit(sigma: float, change: float) -> None:
     private = np.full(4000, 12.0)
     released = release(private, sigma, Keystream.for_tests(2))
-    released[:1000] += np.rint(np.linspace(-5, 5, 1000) * sigma / grid(sigma)) * grid(sigma)  # out to 8 and 9 sigma
+    released[:1000] += np.rint(np.linspace(-5, 5, 1000) * sigma / grid_of(sigma)) * grid_of(
+        sigma
+    )  # out to 8 and 9 sigma
     for neighbour in (private, private + change, private - change):
         drawn = Drawn((released - neighbour) / sigma)
         assert np.array_equal(release(neighbour, sigma, drawn), released)
@@ -86,7 +89,7 @@ def test_every_released_value_is_reached_with_and_without_a_unit(sigma: float, c
 
 @pytest.mark.parametrize("sigma", [0.3, 2.0, 10.0, 5000.0])
 def test_released_values_lie_on_a_grid_that_sigma_alone_decides(sigma: float) -> None:
-    step = grid(sigma)
+    step = grid_of(sigma)
     assert math.frexp(step)[0] == 0.5  # a power of two: multiples are exact
     assert 2**-11 < step / sigma <= 2**-10
     shares = np.arange(1000) / 7

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ from scipy import stats
 
 from dptune import GaussianNoise, InvalidArgument, Keystream
 from dptune import noise as noise_module
-from dptune.noise import standard_normals
+from dptune.grid import grid_of
+from dptune.noise import _fine_uniforms, standard_normals
 
 LARGE = 12 * noise_module._CHUNK + 12_345  # several chunks and part of another
 
 
 @pytest.fixture(scope="module")
 def values() -> np.ndarray:
-    return standard_normals(Keystream.for_tests(1), LARGE).numpy().astype(np.float64)
+    return standard_normals(Keystream.for_tests(1), LARGE).numpy()
 
 
 def test_moments(values: np.ndarray) -> None:
@@ -39,6 +41,19 @@ def test_distribution_and_tails(values: np.ndarray) -> None:
     assert 4.5 < abs(values).max() < 8.6
 
 
+def test_small_uniforms_are_fine_enough_for_the_tail() -> None:
+    """A uniform of 53 zero bits is one of 2^53 values, from 12.1 standard deviations inwards, not one value."""
+    stream = _Ending([0, 0, 0, 5 << 40], [0, 1, (1 << 53) - 1])
+    values = _fine_uniforms(4, stream)
+    assert values.tolist() == pytest.approx([2.0**-107, 1.5 * 2.0**-106, 2.0**-53, 5 * 2.0**-13], rel=1e-12)
+
+
+def test_a_small_uniform_is_as_likely_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise_module, "_SMALL", 1 << 52)  # half of the values get more bits
+    values = _fine_uniforms(200_000, Keystream.for_tests(3))
+    assert stats.kstest(values, "uniform").pvalue > 1e-4
+
+
 @pytest.mark.parametrize("lag", [1, 2, LARGE // 2, noise_module._CHUNK // 2, noise_module._CHUNK])
 def test_values_of_one_vector_are_independent(values: np.ndarray, lag: int) -> None:
     """The two values of a Box-Muller pair are half a chunk apart. Their magnitudes must be independent too."""
@@ -51,29 +66,25 @@ def test_values_of_one_vector_are_independent(values: np.ndarray, lag: int) -> N
 def test_odd_sizes_and_borders_between_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(noise_module, "_CHUNK", 256)
     many = np.stack([standard_normals(Keystream.for_tests(seed), size).numpy() for seed in range(400)])
-    assert many.dtype == np.float32
+    assert many.dtype == np.float64
     assert many.shape == (400, size)
     assert np.isfinite(many).all()
     assert (many.std(axis=0) > 0.75).all()  # every value is filled: unfilled memory would be constant or huge
     assert (many.std(axis=0) < 1.3).all()
-    assert len(np.unique(many)) > 0.98 * many.size  # float32: some coincide
+    assert len(np.unique(many)) == many.size
 
 
-@pytest.mark.parametrize("uniform", [0.0, 0.25, 0.75, 1 - 2.0**-53])
-def test_the_ends_of_the_unit_interval_are_finite(uniform: float) -> None:
-    class Constant:
-        def uniforms(self, count: int) -> np.ndarray:
-            return np.full(count, uniform)
-
-    drawn = standard_normals(Constant(), 4).numpy()  # type: ignore[arg-type]
+@pytest.mark.parametrize("units", [0, 1 << 51, 3 << 51, (1 << 53) - 1])
+def test_the_ends_of_the_unit_interval_are_finite(units: int) -> None:
+    drawn = standard_normals(_Ending([units] * 2, [units] * 2, [units] * 2), 4).numpy()
     assert np.isfinite(drawn).all()
-    assert abs(drawn).max() < 8.6
+    assert abs(drawn).max() < 12.2
 
 
-def test_steps_are_independent_and_the_type_is_float32() -> None:
+def test_steps_are_independent_and_the_type_is_float64() -> None:
     with GaussianNoise(20_000) as source:
         steps = torch.stack([source.take() for _ in range(6)])
-    assert steps.dtype == torch.float32
+    assert steps.dtype == torch.float64
     assert (torch.corrcoef(steps) - torch.eye(6)).abs().max() < 5 / 20_000**0.5
     assert len(steps.flatten().unique()) > 0.99 * steps.numel()
 
@@ -103,6 +114,22 @@ def test_seeds_do_not_reach_it() -> None:
     assert not torch.equal(*drawn)
 
 
+class _Ending(Keystream):
+    """Gives these integers, one list per call, to whoever splits it too."""
+
+    def __init__(self, *lists: list[int]) -> None:
+        super().__init__(bytes(32), secret=False)
+        self._lists = iter(lists)
+
+    def split(self, _count: int) -> Keystream:
+        return self
+
+    def integers(self, count: int) -> np.ndarray:
+        values = np.array(next(self._lists), dtype=np.int64)
+        assert len(values) == count
+        return values
+
+
 class _Watched(Keystream):
     """Reports each use, with the name of the thread."""
 
@@ -111,18 +138,17 @@ class _Watched(Keystream):
         self.used = threading.Semaphore(0)
         self.threads: set[str] = set()
 
-    def uniforms(self, count: int) -> np.ndarray:
+    def split(self, count: int) -> Keystream:
         self.threads.add(threading.current_thread().name)
         self.used.release()
-        return super().uniforms(count)
+        return super().split(count)
 
 
 def test_the_next_vector_is_made_in_the_background_before_it_is_asked_for() -> None:
     stream = _Watched()
     with GaussianNoise(8, stream) as source:
         for _ in range(3):
-            for _ in range(2):  # two draws of uniforms per vector, made while this thread waits
-                assert stream.used.acquire(timeout=20)
+            assert stream.used.acquire(timeout=20), "one stretch per vector, taken while this thread waits"
             source.take()
     assert threading.current_thread().name not in stream.threads
     assert all(name.startswith("dptune-noise") for name in stream.threads)
@@ -133,12 +159,12 @@ class _Broken(Keystream):
 
     def __init__(self) -> None:
         super().__init__(bytes(32), secret=False)
-        self._good: Iterator[int] = iter(range(2))
+        self._good: Iterator[int] = iter(range(1))
 
-    def uniforms(self, count: int) -> np.ndarray:
+    def split(self, count: int) -> Keystream:
         if next(self._good, None) is None:
             raise OSError("no randomness left")
-        return super().uniforms(count)
+        return super().split(count)
 
 
 def test_an_error_in_the_thread_surfaces_and_no_old_noise_is_given_again() -> None:
@@ -183,3 +209,53 @@ def test_a_vector_that_is_too_large_to_keep_ready_comes_in_parts_of_the_same_val
             assert [len(part) for part in parts] == [1000, 1000, 500]
             for part, values in zip(parts, wanted[3 * step :], strict=False):
                 assert torch.equal(part, values)
+
+
+@pytest.mark.parametrize("std", [0.3, 20.0])
+def test_a_noisy_sum_is_a_multiple_of_the_grid_next_to_sum_plus_noise(std: float) -> None:
+    sums, grid = torch.linspace(-9, 9, 4001), grid_of(std)
+    with GaussianNoise(4001, Keystream.for_tests(4)) as source, GaussianNoise(4001, Keystream.for_tests(4)) as same:
+        exact = sums.double() + std * same.take()
+        source.add_to(sums, std, grid=grid)
+    multiples = sums.double() / grid
+    assert torch.equal(multiples, multiples.round())
+    assert (sums.double() - exact).abs().max() <= grid / 2
+    assert sums.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [1, 999, 1001])
+def test_another_number_of_sums_than_of_noise_values_is_an_error(size: int) -> None:
+    with GaussianNoise(1000) as source, pytest.raises(RuntimeError, match="1000 noise values for"):
+        source.add_to(torch.zeros(size), 1.0, grid=2.0**-10)
+
+
+def test_every_value_of_the_grid_is_as_likely_as_a_gaussian_says() -> None:
+    """For a sum between two points of a coarse grid, so that a wrong rounding would show."""
+    std, grid, n = 1.0, 0.25, 200_000
+    sums = torch.full((n,), 0.1)
+    with GaussianNoise(n, Keystream.for_tests(6)) as source:
+        source.add_to(sums, std, grid=grid)
+    points = np.arange(-12, 13)
+    seen = np.array([(sums.numpy() / grid == point).sum() for point in points])
+    expected = n * np.diff(stats.norm.cdf((np.append(points, 13) - 0.5) * grid, loc=float(np.float32(0.1))))
+    assert stats.chisquare(seen, expected * seen.sum() / expected.sum()).pvalue > 1e-4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_cannot_repeat_the_noise() -> None:
+    source, stream = GaussianNoise(10), Keystream.from_os()
+
+    def refused(draw: Callable[[], object]) -> bool:
+        try:
+            draw()
+        except RuntimeError:
+            return True
+        return False
+
+    child = os.fork()
+    if child == 0:
+        found = [refused(source.take), refused(lambda: stream.words(1)), refused(lambda: stream.split(1))]
+        os._exit(0 if all(found) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert source.take().shape == (10,), "the parent goes on"
+    source.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -15,6 +17,7 @@ from dptune import (
     PrivateStep,
 )
 from dptune.clipping import whole_norms
+from dptune.clipping_styles import Adaptive
 from dptune.per_example import HalfAdded, uses
 from tests.dptune.test_step import EXAMPLES, adapted, size_of
 from tests.examples import padded
@@ -70,6 +73,31 @@ def one_step(model: nn.Module, step: PrivateStep | PlainStep, pieces=((0, 6), (6
             step.backward(CausalLMLoss(model)(*padded(EXAMPLES[start:stop])))
         step.finish()
         return released(model)
+
+
+def test_an_error_after_the_gradients_were_added_spoils_the_step(monkeypatch):
+    """A second try would add the micro-batch twice, and count it once more."""
+    model = adapted()
+    step = PrivateStep(
+        model,
+        replace(config_for(12, clip_norm=0.05), clipping=Adaptive(count_noise=5.0)),
+        ledger=NoLedger(),
+        noise=NoNoise(size_of(model) + 1),
+    )
+
+    class Exhausted:
+        """A count that cannot be added."""
+
+        def __radd__(self, _sum):
+            raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(PrivateStep, "_count", lambda *_: Exhausted())
+    with step:
+        with pytest.raises((RuntimeError, TypeError)):
+            step.backward(CausalLMLoss(model)(*padded(EXAMPLES[:6])))
+        monkeypatch.undo()
+        with pytest.raises(RuntimeError, match="only added in part"):
+            step.backward(CausalLMLoss(model)(*padded(EXAMPLES[:6])))
 
 
 @pytest.mark.parametrize("scale", [0.0, -2.0, 3.0, 1000.0, float("inf"), float("nan")])

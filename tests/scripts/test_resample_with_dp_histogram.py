@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from dptune.accounting import epsilon
 from dptune.budget import Budget
-from dptune.histogram import grid
+from dptune.grid import grid_of
 from dptune.keystream import Keystream
 from scripts import resample_with_dp_histogram as script
 from tests.utils.synthetic.test_resampling import ANIMALS, MONEY
@@ -161,7 +161,7 @@ def test_the_budget_is_entered_before_the_noise_is_drawn(folder: Path, monkeypat
 def test_released_votes_are_noisy_and_differ_from_run_to_run(folder: Path) -> None:
     votes = [json.loads((run(folder, out=out) / "histogram.json").read_text())["noisy_votes"] for out in ("a", "b")]
     assert not np.isclose(*votes).any()
-    assert not np.any(np.array(votes) % grid(2.0))  # not the float's last bits, which would tell the counts
+    assert not np.any(np.array(votes) % grid_of(2.0))  # not the float's last bits, which would tell the counts
 
 
 def test_noise_under_a_fixed_key_is_no_privacy(folder: Path) -> None:
