@@ -69,7 +69,7 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
-def _create(path: Path, mode: Literal["w", "wb"]) -> IO[Any]:
+def _create(path: Path, mode: Literal["w", "wb"]) -> IO[bytes] | IO[str]:
     """Open a file that must be new. `open` obeys the umask; `tempfile` would let only the owner read."""
     if mode == "wb":
         return path.open("xb")
@@ -84,7 +84,7 @@ def _missing_line_end(file: IO[bytes]) -> bytes:
     return b"" if file.read(1) == b"\n" else b"\n"
 
 
-def _sync(file: IO[Any]) -> None:
+def _sync(file: IO[bytes] | IO[str]) -> None:
     """Flush the file's content to disk, past the buffers of Python and of the operating system."""
     file.flush()
     os.fsync(file.fileno())

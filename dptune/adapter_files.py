@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -103,7 +103,7 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
             adapter.B.weight.copy_(loaded[name].B)
 
 
-def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transposed: bool) -> dict[str, Any]:
+def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transposed: bool) -> dict[str, object]:
     (rank, alpha), *others = {(adapter.rank, adapter.alpha) for adapter in found.values()}
     if others:
         kinds = f"rank {rank} and alpha {alpha:g}, rank {others[0][0]} and alpha {others[0][1]:g}"
@@ -169,7 +169,7 @@ def _read_peft(path: Path) -> dict[str, _Entry]:
 
 
 def _entries(
-    path: Path, state: Mapping[str, Any], A_key: str, B_key: str, alpha_of: Callable[[str], Any]
+    path: Path, state: Mapping[str, object], A_key: str, B_key: str, alpha_of: Callable[[str], object]
 ) -> dict[str, _Entry]:
     before, after = A_key.split("{}")
     keys = [key for key in state if isinstance(key, str) and ".lora" in key]

@@ -33,7 +33,7 @@ from dptune._validate import HIDDEN, refuse
 _WHOLE_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
 
-_T = TypeVar("_T", bound=Callable[..., Any])
+_T = TypeVar("_T", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import cache, lru_cache, partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 ADJACENCY = "add or remove one privacy unit"
 ACCOUNTANT = "PLD (dp-accounting)"
@@ -52,7 +55,9 @@ class Spend(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _one_step(noise_multiplier: float, sampling_probability: float, group_size: int, interval: float) -> Any:
+def _one_step(
+    noise_multiplier: float, sampling_probability: float, group_size: int, interval: float
+) -> PrivacyLossDistribution:
     # Imported only when needed, here and below, because importing dp-accounting takes up to 5 s.
     if group_size > 1:
         from dptune.accounting.groups import mixture_of_gaussians

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from dptune.integrations.collator import DataCollatorForPrivateCausalLanguageModeling
 from dptune.integrations.losses import DefaultLosses
+from dptune.integrations.peft import TransformersModel
 from dptune.losses import IGNORE
 from dptune.units.batches import choose_rows, row_weights
 from dptune.units.unit import Authors
@@ -79,6 +80,6 @@ class AuthorLosses:
     def __init__(self) -> None:
         self._losses = DefaultLosses()
 
-    def __call__(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, model: TransformersModel, inputs: Mapping[str, Tensor]) -> Tensor:
         rows = {name: values for name, values in inputs.items() if name != _WEIGHTS}
         return self._losses(model, rows) * inputs[_WEIGHTS]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dptune._validate import refuse
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 class _Rule(NamedTuple):
@@ -57,7 +60,7 @@ _RULES = (
 _DEFAULTS = {"train_sampling_strategy": "random", "n_gpu": 1, "max_grad_norm": 1.0}
 
 
-def refuse_unsafe_arguments(args: Any) -> None:
+def refuse_unsafe_arguments(args: TrainingArguments) -> None:
     """Refuse transformers' `TrainingArguments` if a value breaks the guarantee.
 
     Raises:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dptune.losses import IGNORE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -28,7 +31,7 @@ class DataCollatorForPrivateCausalLanguageModeling:
         pad_to_multiple_of: T is rounded up to a multiple of this.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     pad_to_multiple_of: int = 1
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -8,16 +8,25 @@ Processes may run different numbers of micro-batches: each holds all weights, an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, Protocol, TypedDict
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dptune._validate import refuse
 from dptune.sampling import PoissonSampler, deal
 
-Collator = Callable[[list[Any]], Any]
+Collator = Callable[[list[Any]], Mapping[str, Tensor]]  # examples -> inputs of a micro-batch
+
+
+class Examples(Protocol):
+    """A training set: a list, or a data set of torch or of the datasets library that has a length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> object: ...
 
 
 class TrainerDraw(TypedDict):
@@ -30,7 +39,7 @@ class TrainerDraw(TypedDict):
         drawn: number of examples in the whole draw. NOT private.
     """
 
-    micro_batches: list[Any]
+    micro_batches: list[Mapping[str, Tensor]]
     rows_per_unit: list[int]
     items: list[int]
     drawn: int
@@ -93,13 +102,13 @@ class DrawSampler(Sampler[_Rows]):
 class _MicroBatches(Dataset[TrainerDraw]):
     """The training set with whole draws as "items", so that the loader's workers collate them."""
 
-    def __init__(self, examples: Any, collator: Collator) -> None:
+    def __init__(self, examples: Examples, collator: Collator) -> None:
         self._examples, self._collator = examples, collator
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, share: Any) -> TrainerDraw:
+    def __getitem__(self, share: _Rows) -> TrainerDraw:
         micro_batches = [self._collator(fetch(self._examples, rows)) for rows in share["rows"]]
         return {
             "micro_batches": micro_batches,
@@ -109,7 +118,7 @@ class _MicroBatches(Dataset[TrainerDraw]):
         }
 
 
-class PoissonMicroBatches(Dataset[Any]):
+class PoissonMicroBatches(Dataset[object]):
     """Gives a `DataLoader` the examples of the next micro-batch, no matter which items it asks for.
 
     Its length is not the number of examples. It makes each epoch consist of whole steps.
@@ -121,7 +130,7 @@ class PoissonMicroBatches(Dataset[Any]):
         steps_per_epoch: steps per epoch.
     """
 
-    def __init__(self, examples: Any, *, parts: int, micro_batch_size: int, steps_per_epoch: int) -> None:
+    def __init__(self, examples: Examples, *, parts: int, micro_batch_size: int, steps_per_epoch: int) -> None:
         self.examples, self._parts = examples, parts
         self._length = steps_per_epoch * parts * micro_batch_size
         self._sampler: PoissonSampler | None = None
@@ -131,10 +140,10 @@ class PoissonMicroBatches(Dataset[Any]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, item: int) -> Any:
+    def __getitem__(self, item: int) -> NoReturn:
         refuse("train_dataset", "privacy_engine.dataset", f"has no item {item}: let the Trainer's DataLoader read it")
 
-    def __getitems__(self, items: list[int]) -> list[Any]:
+    def __getitems__(self, items: list[int]) -> list[object]:
         """The examples of the next micro-batch. An empty one gives the first example, whose loss will not count."""
         if self._sampler is None:
             refuse("privacy_engine", "not started", "pass callbacks=[PrivacyEngineCallback(privacy_engine)]")
@@ -154,7 +163,7 @@ class PoissonMicroBatches(Dataset[Any]):
         self.handed.clear()
 
 
-def fetch(examples: Any, rows: Sequence[int] | np.ndarray) -> list[Any]:
+def fetch(examples: Examples, rows: Sequence[int] | np.ndarray) -> list[object]:
     """The examples with these numbers, read in one call if the data set supports that."""
     numbers = [int(row) for row in rows]
     if hasattr(examples, "__getitems__"):
@@ -162,7 +171,9 @@ def fetch(examples: Any, rows: Sequence[int] | np.ndarray) -> list[Any]:
     return [examples[number] for number in numbers]
 
 
-def draw_loader(examples: Any, collator: Collator, sampler: DrawSampler, **settings: Any) -> DataLoader[TrainerDraw]:
+def draw_loader(
+    examples: Examples, collator: Collator, sampler: DrawSampler, **settings: Any
+) -> DataLoader[TrainerDraw]:
     """A loader of `TrainerDraw`s.
 
     Args:
@@ -171,9 +182,9 @@ def draw_loader(examples: Any, collator: Collator, sampler: DrawSampler, **setti
         sampler: the draws.
         settings: arguments of `DataLoader` that change no result (workers, pinning).
     """
-    examples = _MicroBatches(examples, collator)
-    return DataLoader(examples, sampler=sampler, batch_size=None, collate_fn=_same, **settings)
+    draws = _MicroBatches(examples, collator)
+    return DataLoader(draws, sampler=sampler, batch_size=None, collate_fn=_same, **settings)
 
 
-def _same(draw: Any) -> Any:
+def _same(draw: object) -> object:
     return draw

@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from dptune._validate import refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
-from dptune.integrations.draws import PoissonMicroBatches
+from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
 from dptune.integrations.items import check_on_items
 from dptune.integrations.losses import losses_of_outputs
 from dptune.integrations.planning import count_examples, logical_batch, plan_training
@@ -31,6 +32,9 @@ from dptune.run.plan import RunPlan, describe_plan
 from dptune.run.session import PrivateRun
 from dptune.step import PrivateStep
 from dptune.units.unit import ItemUnit, Unit
+
+if TYPE_CHECKING:
+    from transformers import TrainerState, TrainingArguments
 
 OutputLosses = Callable[[Any, Any, Tensor | None], Tensor]  # (model, outputs, labels) -> losses [B]
 
@@ -54,9 +58,9 @@ class PrivacyEngine:
 
     def __init__(
         self,
-        model: Any,
-        args: Any,
-        train_dataset: Any,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_dataset: Examples,
         privacy_args: PrivacyArguments,
         *,
         losses: OutputLosses = losses_of_outputs,
@@ -96,7 +100,7 @@ class PrivacyEngine:
         """Epsilon spent so far; None before the first step."""
         return self._run.epsilon if self._run is not None else None
 
-    def loss(self, outputs: Any, labels: Tensor | None, **_: Any) -> Tensor:
+    def loss(self, outputs: object, labels: Tensor | None, **_: object) -> Tensor:
         """Pass this to the Trainer as `compute_loss_func`.
 
         Returns:
@@ -114,7 +118,9 @@ class PrivacyEngine:
         total.register_hook(lambda grad: self._scales.append(grad.item()))
         return total.detach() / self.plan.expected_batch_size + (total - total.detach())
 
-    def begin(self, args: Any, state: Any, model: Any, train_dataloader: Any) -> None:
+    def begin(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, train_dataloader: DataLoader[object]
+    ) -> None:
         """Check the Trainer, open the run and start recording per-example gradients.
 
         Raises:
@@ -204,20 +210,22 @@ class PrivacyEngine:
             raise RuntimeError("training has not begun")
         return self._run
 
-    def _check_rules(self, collate: Callable[[list[Any]], Any]) -> None:
+    def _check_rules(self, collate: Collator) -> None:
         """Compare the engine's gradients with autograd's on a few items, before anything is released."""
         device = next(self.model.parameters()).device
 
-        def losses(inputs: Mapping[str, Any]) -> Tensor:
+        def losses(inputs: Mapping[str, Tensor]) -> Tensor:
             given = {name: value for name, value in inputs.items() if name != "labels"}  # as the Trainer does
             return self._losses(self.model, self.model(**given), inputs.get("labels"))
 
-        def on_device(items: list[Any]) -> dict[str, Any]:
+        def on_device(items: list[object]) -> dict[str, Tensor]:
             return {name: value.to(device) for name, value in collate(items).items()}
 
         check_on_items(self.model, losses, on_device, self.dataset.examples)
 
-    def _check_trainer(self, args: Any, state: Any, model: Any, loader: Any) -> None:
+    def _check_trainer(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, loader: DataLoader[object]
+    ) -> None:
         if model is not self.model:
             refuse("model", type(model).__name__, "is not the one that the PrivacyEngine was made with; pass the same")
         if getattr(loader, "dataset", None) is not self.dataset:
@@ -234,7 +242,7 @@ class PrivacyEngine:
             refuse("--ignore_data_skip", False, "a resumed run makes new draws: give --ignore_data_skip")
 
 
-def _refuse_unsafe(args: Any) -> None:
+def _refuse_unsafe(args: TrainingArguments) -> None:
     refuse_unsafe_arguments(args)
     if args.world_size > 1:
         refuse("torchrun", args.world_size, "a plain Trainer averages gradients before they are clipped: use DPTrainer")
@@ -242,6 +250,6 @@ def _refuse_unsafe(args: Any) -> None:
         refuse("--dataloader_num_workers", args.dataloader_num_workers, "only the main process can draw; give 0")
 
 
-def _trainer_steps(args: Any, steps_per_epoch: int) -> int:
+def _trainer_steps(args: TrainingArguments, steps_per_epoch: int) -> int:
     """The number of steps, as the Trainer counts them."""
     return int(args.max_steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)

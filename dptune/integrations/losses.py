@@ -6,7 +6,7 @@ Shapes: B examples, T tokens, V vocabulary or classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ from torch.nn import functional as F
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dptune._validate import refuse
-from dptune.integrations.peft import PREFIX, PROMPT, class_logits, method_of
+from dptune.integrations.peft import PREFIX, PROMPT, TransformersModel, class_logits, method_of
 from dptune.losses import IGNORE, CausalLMLoss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 TrainerLosses = Callable[[Any, Mapping[str, Tensor]], Tensor]  # (model, inputs of a micro-batch) -> losses [B]
 
@@ -27,7 +31,7 @@ _CAUSAL = {
 _CAUSAL_INPUTS = {"input_ids", "labels", "attention_mask", "position_ids"}
 
 
-def _refuse_task(model: Any, labels: Tensor | None) -> NoReturn:
+def _refuse_task(model: TransformersModel, labels: Tensor | None) -> NoReturn:
     shape = None if labels is None else tuple(labels.shape)
     refuse(
         "losses",
@@ -48,9 +52,9 @@ class DefaultLosses:
     """
 
     def __init__(self) -> None:
-        self._causal: tuple[Any, CausalLMLoss] | None = None
+        self._causal: tuple[PreTrainedModel, CausalLMLoss] | None = None
 
-    def __call__(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, model: TransformersModel, inputs: Mapping[str, Tensor]) -> Tensor:
         labels = inputs.get("labels")
         if labels is not None and labels.ndim == 2 and _is_causal_lm(model):
             _require_plain_rows(inputs)
@@ -61,7 +65,7 @@ class DefaultLosses:
             return class_losses(model, logits, labels)
         _refuse_task(model, labels)
 
-    def _causal_loss(self, model: Any) -> CausalLMLoss:
+    def _causal_loss(self, model: TransformersModel) -> CausalLMLoss:
         base = _base(model)
         if self._causal is None or self._causal[0] is not base:
             _require_only_past(base)
@@ -69,7 +73,9 @@ class DefaultLosses:
         return self._causal[1]
 
 
-def losses_of_outputs(model: Any, outputs: Any, labels: Tensor | None) -> Tensor:
+def losses_of_outputs(
+    model: TransformersModel, outputs: ModelOutput | tuple[Tensor, ...], labels: Tensor | None
+) -> Tensor:
     """The same losses [B] from the outputs of `model` for a micro-batch, for a loop that calls the model itself."""
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
     if labels is not None and labels.ndim == 2 and _is_causal_lm(model):
@@ -89,7 +95,7 @@ def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return sums / targets.ne(IGNORE).sum(1).clamp_min(1)
 
 
-def class_losses(model: Any, logits_BV: Tensor, labels_B: Tensor) -> Tensor:
+def class_losses(model: TransformersModel, logits_BV: Tensor, labels_B: Tensor) -> Tensor:
     """Cross-entropy of each example, [B], in nats.
 
     Raises:
@@ -105,12 +111,12 @@ def _are_classes(labels: Tensor) -> bool:
     return labels.ndim == 1 and not labels.is_floating_point()
 
 
-def _base(model: Any) -> Any:
+def _base(model: TransformersModel) -> PreTrainedModel:
     """The transformers model inside a PEFT model; both share their layers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _is_causal_lm(model: Any) -> bool:
+def _is_causal_lm(model: TransformersModel) -> bool:
     base = _base(model)
     return type(base).__name__ in _CAUSAL and not getattr(base.config, "is_encoder_decoder", False)
 
@@ -132,7 +138,7 @@ def _require_plain_rows(inputs: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _require_only_past(model: Any) -> None:
+def _require_only_past(model: PreTrainedModel) -> None:
     """Refuse a model whose tokens see later tokens. They would see padding, whose length depends on other examples."""
     device = next(model.parameters()).device
     first = torch.tensor([[1, 2, 3, 4]], device=device)

@@ -11,24 +11,30 @@ Shapes: B rows, T tokens, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dptune._validate import refuse
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+TransformersModel: TypeAlias = "PreTrainedModel | PeftModel"
+
 PREFIX, PROMPT = "PREFIX_TUNING", "PROMPT_TUNING"
 KNOWN_METHODS = ("IA3", "LORA", PREFIX, PROMPT)
 
 
-def method_of(model: Any) -> str | None:
+def method_of(model: object) -> str | None:
     """Name of the PEFT method of `model`, such as "LORA"; None for a plain model."""
     config = getattr(model, "active_peft_config", None)
     return None if config is None else config.peft_type.value
 
 
-def require_known_method(model: Any) -> None:
+def require_known_method(model: TransformersModel) -> None:
     """Refuse a PEFT method or configuration without known per-example gradients.
 
     Raises:
@@ -47,7 +53,7 @@ def require_known_method(model: Any) -> None:
         refuse("peft_type", method, "not supported for encoder-decoder models; use LoRA or (IA)^3")
 
 
-def class_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+def class_logits(model: TransformersModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits [B, C] of a sequence classifier of the transformers library, plain or inside a PEFT model.
 
     Args:
@@ -75,11 +81,11 @@ def class_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
-def _recomputes(base: Any) -> bool:
+def _recomputes(base: PreTrainedModel) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
 
 
-def _decoder_logits(model: Any, base: Any, ids: Tensor, mask: Tensor) -> Tensor:
+def _decoder_logits(model: TransformersModel, base: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """No mask is needed: with causal attention, no real token sees padding on the right."""
     method, last, rows = method_of(model), mask.sum(1) - 1, torch.arange(len(ids), device=ids.device)
     if method == PROMPT:
@@ -94,7 +100,7 @@ def _decoder_logits(model: Any, base: Any, ids: Tensor, mask: Tensor) -> Tensor:
     return logits
 
 
-def prompted(model: Any, base: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def prompted(model: PeftModel, base: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inputs as embeddings behind the soft prompt, with mask and token types extended to match.
 
     PEFT looks the prompt up once and repeats it; here every row looks it up, so that each row has its own gradient.
@@ -112,7 +118,7 @@ def prompted(model: Any, base: Any, inputs: Mapping[str, Tensor]) -> dict[str, T
     return found
 
 
-def _prefixed_encoder_logits(model: Any, base: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+def _prefixed_encoder_logits(model: PeftModel, base: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Give the backbone the prefix and a mask that includes it; pooling and head stay the model's own."""
     mask = inputs["attention_mask"]
     prefix = model.get_prompt(batch_size=len(mask))
@@ -122,7 +128,7 @@ def _prefixed_encoder_logits(model: Any, base: Any, inputs: Mapping[str, Tensor]
     added.masked_fill_(seen.eq(0), torch.finfo(dtype).min)
     wide = added[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
-    def put_prefix(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def put_prefix(_: object, args: object, kwargs: dict[str, object]) -> tuple[object, dict[str, object]]:
         return args, kwargs | {"attention_mask": wide, "past_key_values": prefix}
 
     hook = base.base_model.register_forward_pre_hook(put_prefix, with_kwargs=True)

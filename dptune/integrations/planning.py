@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dptune._validate import refuse, renamed
 from dptune.accounting import planned_steps
@@ -11,6 +11,9 @@ from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.run.plan import RunPlan, expected_batch, make_plan
 from dptune.units.unit import Unit
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 def count_examples(train_dataset: object) -> int:
@@ -24,7 +27,7 @@ def count_examples(train_dataset: object) -> int:
     return len(train_dataset)
 
 
-def logical_batch(args: Any, num_examples: int) -> int:
+def logical_batch(args: TrainingArguments, num_examples: int) -> int:
     """The expected batch size of transformers' flags: per device x processes x accumulation steps.
 
     Raises:
@@ -40,7 +43,7 @@ def logical_batch(args: Any, num_examples: int) -> int:
         )
 
 
-def steps_of(args: Any, *, num_examples: int, batch: int) -> int:
+def steps_of(args: TrainingArguments, *, num_examples: int, batch: int) -> int:
     """`max_steps` if it is set; otherwise the steps of `num_train_epochs` at this sampling probability, rounded up."""
     if args.max_steps > 0:
         return int(args.max_steps)

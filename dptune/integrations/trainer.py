@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
-from dptune.integrations.draws import DrawSampler, TrainerDraw, draw_loader
+from dptune.integrations.draws import Collator, DrawSampler, Examples, TrainerDraw, draw_loader
 from dptune.integrations.items import check_on_items
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of
@@ -74,10 +75,10 @@ class DPTrainer(transformers.Trainer):
 
     def __init__(
         self,
-        model: Any = None,
-        args: Any = None,
-        data_collator: Any = None,
-        train_dataset: Any = None,
+        model: nn.Module | None = None,
+        args: transformers.TrainingArguments | None = None,
+        data_collator: Collator | None = None,
+        train_dataset: Examples | None = None,
         *,
         privacy_args: PrivacyArguments,
         losses: TrainerLosses | None = None,
@@ -196,7 +197,7 @@ class DPTrainer(transformers.Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
 
-    def training_step(self, model: nn.Module, inputs: TrainerDraw, _num_items: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: TrainerDraw, _num_items: object = None) -> Tensor:
         """Run one logical step and write its private gradient to `.grad`; returns the loss, which is not private."""
         run = self._begun
         model.train()
@@ -213,11 +214,13 @@ class DPTrainer(transformers.Trainer):
         run.finish_step()
         return self._mean_loss(total, inputs["drawn"])
 
-    def get_batch_samples(self, epoch_iterator: Any, *_settings: Any) -> tuple[list[TrainerDraw], None]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[TrainerDraw], *_settings: object
+    ) -> tuple[list[TrainerDraw], None]:
         """The next draw. It has no number of items: that number is private, and nothing is divided by it."""
         return [draw for draw in [next(epoch_iterator, None)] if draw is not None], None
 
-    def floating_point_ops(self, inputs: Any) -> int:
+    def floating_point_ops(self, inputs: TrainerDraw | Mapping[str, Tensor]) -> int:
         """Sum over this process's micro-batches of a draw."""
         if "micro_batches" not in inputs:
             return int(super().floating_point_ops(inputs))
@@ -248,7 +251,7 @@ class DPTrainer(transformers.Trainer):
             raise RuntimeError("training has not begun: call train()")
         return self._run
 
-    def _own_arguments(self, args: Any) -> Any:
+    def _own_arguments(self, args: transformers.TrainingArguments) -> transformers.TrainingArguments:
         """A copy of the arguments with one draw per step, and without skipped draws when the run resumes."""
         own = copy.copy(args)
         own.gradient_accumulation_steps = 1
@@ -319,7 +322,7 @@ class _RunCallback(transformers.TrainerCallback):
     def __init__(self, trainer: DPTrainer) -> None:
         self._trainer = trainer
 
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_train_begin(self, _args: object, state: transformers.TrainerState, _control: object, **_: object) -> None:
         run = self._trainer._begun
         self._trainer._check_rules()
         copy_from_main(self._trainer.model)
@@ -327,7 +330,9 @@ class _RunCallback(transformers.TrainerCallback):
         run.__enter__()
         state.max_steps = run.last  # where the Trainer logs, evaluates and saves for the last time
 
-    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+    def on_save(
+        self, args: transformers.TrainingArguments, state: transformers.TrainerState, _control: object, **_: object
+    ) -> None:
         run = self._trainer._run
         if run is not None and state.is_world_process_zero:
             save_privacy_state(run, Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -122,8 +122,8 @@ class PerExampleGradients:
     def _reset(self) -> None:
         self._uses, self._backward_pass, self._examples = {}, None, None
 
-    def _hook(self, name: str) -> Any:
-        def tap(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+    def _hook(self, name: str) -> Callable[..., Tensor]:
+        def tap(layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], output: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
                 return output
             input = layer_input(layer, args, kwargs)
@@ -196,7 +196,7 @@ class PerExampleGradients:
         Raises:
             InvalidArgument: there is such a parameter; the message names it if it is part of the model.
         """
-        seen: set[Any] = set()
+        seen: set[object] = set()
         nodes = [losses.grad_fn]
         while nodes:
             node = nodes.pop()

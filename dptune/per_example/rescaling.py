@@ -47,7 +47,7 @@ def require_one_vector(layer: Any, name: str) -> None:
         refuse(name, active[0], "its (IA)^3 vector is merged or switched off; unmerge it and enable the adapter")
 
 
-def rescaling(layer: Any, factor: Tensor, grad: Tensor) -> dict[str, Use]:
+def rescaling(layer: nn.Module, factor: Tensor, grad: Tensor) -> dict[str, Use]:
     """p = l * z: the gradient of l is the sum over tokens of z_t g_t, [B, *shape of l]."""
     dtype = torch.promote_types(factor.dtype, torch.float32)
     products = factor.to(dtype) * grad.to(dtype)
@@ -62,16 +62,16 @@ def tap_rescaling(layer: Any, tap: Tap) -> list[RemovableHandle]:
     def hold(value: Tensor) -> None:
         held[:] = [value] if torch.is_grad_enabled() else []
 
-    def before_layer(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def before_layer(_: object, args: tuple[Tensor, ...]) -> None:
         hold(args[0])
 
-    def before_base(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def before_base(_: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         return (tap(args[0], held.pop()), *args[1:]) if held else None
 
-    def after_base(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+    def after_base(_: object, __: object, output: Tensor) -> None:
         hold(output)
 
-    def after_layer(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def after_layer(_: object, __: object, output: Tensor) -> Tensor | None:
         return tap(output, held.pop()) if held else None
 
     if layer.is_feedforward:

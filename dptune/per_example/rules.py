@@ -21,7 +21,6 @@ from dptune.per_example.rescaling import is_rescaling, rescaling
 from dptune.per_example.uses import Outer, Use
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Use]]
-Inputs = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Tensor]
 
 _RULES: dict[type[nn.Module], Rule] = {}
 
@@ -136,7 +135,7 @@ def _scale_and_shift(layer: Any, normalised: Tensor, grad: Tensor) -> dict[str, 
     return found
 
 
-def _epsilon(layer: Any) -> float | None:
+def _epsilon(layer: object) -> float | None:
     return next((getattr(layer, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(layer, name)), None)
 
 

@@ -29,7 +29,7 @@ _MARKERS_UP_TO = 40  # points; with more, the line itself shows where they are
 _DPI = 150
 _BANNER_INCHES = 0.5
 
-DiagnosticsRow = Mapping[str, Any]
+DiagnosticsRow = Mapping[str, float | None]
 
 
 def plot_epsilon(
@@ -151,7 +151,7 @@ def _line(axes: Axes, rows: Sequence[DiagnosticsRow], key: str, color: str, labe
 
 def _column(rows: Sequence[DiagnosticsRow], key: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of `key`, with NaN for missing values. matplotlib leaves a gap for NaN and infinity."""
-    values = [np.nan if row.get(key) is None else float(row[key]) for row in rows]
+    values = [np.nan if (value := row.get(key)) is None else value for row in rows]
     return np.array([row["step"] for row in rows]), np.array(values, dtype=float)
 
 

@@ -64,8 +64,8 @@ class TrainingState:
     identity: dict[str, Any]
     config: dict[str, Any]
     weights: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    schedule: dict[str, Any]
+    optimizer: dict[str, object]
+    schedule: dict[str, object]
     mechanism: dict[str, float] = field(default_factory=dict)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +18,9 @@ _SAMPLED_VALUES = 16  # maximum per weight: enough to tell models apart, and fas
 _MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # limits for one line of error message
 
 
-def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, where: str = "the checkpoint") -> None:
+def refuse_other_run(
+    saved: Mapping[str, object], current: Mapping[str, object], *, where: str = "the checkpoint"
+) -> None:
     """Refuse to resume from a checkpoint of another run.
 
     Args:
@@ -44,7 +45,7 @@ def refuse_other_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, wh
     refuse("resume_from", HIDDEN, f"{', '.join(told)}{more}; {remedy}")
 
 
-def mechanism_identity(plan: RunPlan) -> dict[str, Any]:
+def mechanism_identity(plan: RunPlan) -> dict[str, object]:
     """{setting: value} of everything that decides a run's mechanism, as JSON values."""
     mechanism = plan.privacy
     return {
@@ -61,14 +62,14 @@ def mechanism_identity(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def model_identity(model: nn.Module) -> dict[str, Any]:
+def model_identity(model: nn.Module) -> dict[str, object]:
     """A fingerprint of the base model and the shapes of the trained parameters, as JSON values. Main process only."""
     shapes = {
         name: [adapter.rank, *adapter.B.weight.shape[:1], *adapter.A.weight.shape[1:], adapter.alpha]
         for name, adapter in adapters(model)
     }
     frozen = ((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
-    identity: dict[str, Any] = {"base_model": weights_fingerprint(frozen), "adapters": shapes}
+    identity: dict[str, object] = {"base_model": weights_fingerprint(frozen), "adapters": shapes}
     trained = {
         name: list(parameter.shape)
         for name, parameter in model.named_parameters()
@@ -98,7 +99,7 @@ _ABSENT = object()
 _Key = tuple[str | int, ...]
 
 
-def _leaves(value: Any, key: _Key = ()) -> Iterator[tuple[_Key, Any]]:
+def _leaves(value: object, key: _Key = ()) -> Iterator[tuple[_Key, object]]:
     """(path, value) of every leaf of nested dictionaries and lists; an empty one is a leaf."""
     if value and isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from dptune._validate import refuse
 
@@ -25,7 +25,7 @@ class FolderLock:
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
-        self._file: IO[Any] | None = None
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> FolderLock:
         return self

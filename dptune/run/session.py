@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ class SavedRun:
     step: int
     ledger: Path
     ledger_steps: int
-    identity: Mapping[str, Any]
+    identity: Mapping[str, object]
     mechanism: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -88,7 +88,7 @@ class PrivateRun:
         ranks: Ranks = ALONE,
         *,
         resume_from: SavedRun | None = None,
-        identity: Mapping[str, Any] | None = None,
+        identity: Mapping[str, object] | None = None,
     ) -> None:
         self.plan, self.folder, self.ranks = plan, Path(run_folder), ranks
         self.identity = {**(identity or {}), **mechanism_identity(plan)}
