@@ -131,7 +131,7 @@ class GaussianNoise:
         Raises:
             RuntimeError: the source is closed, or it is another process's.
         """
-        self.keystream.require_own_process()  # the values that were prepared are the same in a forked process
+        self.keystream.require_own_process()  # prepared values are the same in a forked process
         for start in range(0, self.size, _AHEAD):
             yield self._part(min(_AHEAD, self.size - start))
 

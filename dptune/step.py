@@ -164,7 +164,7 @@ class PrivateStep:
         except HalfAdded:
             self._is_spoiled = True
             raise
-        self._is_spoiled = True  # until the count is added too: a second try would count the micro-batch twice
+        self._is_spoiled = True  # until the count is added too
         if count is not None:
             sum_P[-1] += count
         self._is_spoiled = False

@@ -179,7 +179,7 @@ FAULTS = (
     Fault(
         "a forked process draws its parent's noise",
         "dptune/noise.py",
-        "        self.keystream.require_own_process()  # the values that were prepared are the same in a forked process\n",
+        "        self.keystream.require_own_process()  # prepared values are the same in a forked process\n",
         "",
         ("tests/dptune/test_noise.py",),
         "the difference of the two releases has no noise",
@@ -195,7 +195,7 @@ FAULTS = (
     Fault(
         "a step goes on after an error behind the sum",
         "dptune/step.py",
-        "        self._is_spoiled = True  # until the count is added too: a second try would count the micro-batch twice\n",
+        "        self._is_spoiled = True  # until the count is added too\n",
         "",
         ("tests/dptune/test_step_scale_and_retry.py",),
         "the micro-batch that is tried again counts twice",
