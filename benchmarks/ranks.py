@@ -184,7 +184,7 @@ def _predicted(job: Job, model: Any) -> tuple[int, int]:
         checkpointing=job.checkpointing,
         world_size=job.processes,
         sharded=job.sharded,
-        lengths=job.draw_lengths(),
+        drawn=job.draw / job.processes,
     )
     micro_batches = len(_dealt(job)[0])
     sent = bytes_sent(sizes.trained, world_size=job.processes)

@@ -27,6 +27,7 @@ from dptune.keystream import BITS, Keystream
 # single thread; more threads would compete with the training step for cores.
 _CHUNK = (1 << 16) - 2
 _AHEAD = 1 << 24  # maximum number of values prepared for the next step: 128 MB; more are made in parts, on demand
+_AT_ONCE = 1 << 16  # values added at a time, so that the float64 copies on the device stay small
 _SMALL = 1 << 33  # a uniform below this many units, one in a million, gets as many bits again
 
 
@@ -118,8 +119,9 @@ class GaussianNoise:
             part = sum_P[start : start + len(values)]
             start += len(values)
             if len(part) == len(values):
-                noisy = values.to(sum_P.device).mul_(std / grid).add_(part, alpha=1 / grid)
-                part.copy_(noisy.round_().mul_(grid))
+                for own, more in zip(part.split(_AT_ONCE), values.split(_AT_ONCE), strict=True):
+                    noisy = more.to(sum_P.device).mul_(std / grid).add_(own, alpha=1 / grid)
+                    own.copy_(noisy.round_().mul_(grid))
         if start != len(sum_P):
             raise RuntimeError(f"there are {start} noise values for {len(sum_P)} sums: this step cannot be released")
 

@@ -155,8 +155,8 @@ FAULTS = (
     Fault(
         "noise added in float32",
         "dptune/noise.py",
-        "part.copy_(noisy.round_().mul_(grid))",
-        "part.add_(values.float(), alpha=std)",
+        "own.copy_(noisy.round_().mul_(grid))",
+        "own.copy_(own + (noisy - own.double() / grid).mul_(grid).float())",
         ("tests/dptune/test_last_bits.py",),
         "membership can be read off the values that float32 noise reaches",
     ),

@@ -13,6 +13,7 @@ from torch import nn
 from dptune import CausalLMLoss
 from dptune.report.card import LORA_ADAPTER, Artifact
 from dptune.run.plan import PrivacySettings, RunPlan, make_plan
+from dptune.shapes import Shapes
 from tests.dptune.integrations.runs import lora_llama
 from tests.examples import random_examples
 from utils.cli.launch import make_accelerator
@@ -78,4 +79,4 @@ def pace(**changed: Any) -> Pace:
 
 def micro_batches(task: TinyTask) -> MicroBatches:
     """Of few rows each."""
-    return MicroBatches(task.rows, 60, 0, make_accelerator())
+    return MicroBatches(task.rows, Shapes(64, 60, drawn=1e6), 0, make_accelerator())

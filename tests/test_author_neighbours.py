@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune import CausalLMLoss, InvalidArgument, Keystream, Ledger, PlainStep, PoissonSampler, PrivateStep, add_lora
+from dptune.shapes import Shapes
 from dptune.units.batches import AuthorDraw, AuthorSampler, parts_of
 from tests.examples import random_examples, randomise_adapters
 from tests.private_sum import NoNoise, config_for
@@ -33,6 +34,7 @@ from utils.training.micro_batches import MicroBatches
 K = 5
 SIZES = range(1, K + 4)  # rows of each author
 EXAMPLES = random_examples(sum(SIZES), seed=4, vocab_size=60, longest=14)
+LONGEST, MANY = 14, 1e6  # so many items are expected that every micro-batch fills its budget
 ROWS = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
 EVERYBODY = AuthorSampler(PoissonSampler(len(SIZES), 1.0, Keystream.for_tests(0)), ROWS, K, mean=True).draw()
 OWN = EVERYBODY.rows  # up to k rows of each; an author with three is filled up to four
@@ -84,7 +86,9 @@ def summed(
     with TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.jsonl")
         with step_type(model, config, ledger=ledger, noise=NoNoise(size), **ranks) as step:  # type: ignore[arg-type]
-            seen = MicroBatches(data, budget, 0, make_accelerator()).run(draw, step, losses, StopRequest())
+            seen = MicroBatches(data, Shapes(LONGEST, budget, MANY), 0, make_accelerator()).run(
+                draw, step, losses, StopRequest()
+            )
             assert seen is not None
             step.finish()
         assert ledger.steps == (1 if ranks.get("rank", 0) == 0 else 0)
@@ -117,7 +121,7 @@ def test_the_sum_is_the_oracles(mean: bool, quantile: float, budget: int) -> Non
     _, norms = oracle(OWN, 1.0, mean)
     clip_norm = float(np.quantile(norms, quantile)) * (0.5 if quantile == 0 else 1.001)
     expected, norms = oracle(OWN, clip_norm, mean)
-    found, seen, _ = summed(AuthorDraw(OWN, mean), clip_norm, budget=budget)
+    found, seen, _ = summed(AuthorDraw(OWN, mean, K), clip_norm, budget=budget)
     assert (found - expected).norm() < 1e-5 * expected.norm()
     measured = torch.cat([stats.norms for stats in seen]).tolist()
     assert sorted(measured) == pytest.approx(sorted(norms), rel=1e-4)
@@ -126,9 +130,9 @@ def test_the_sum_is_the_oracles(mean: bool, quantile: float, budget: int) -> Non
 
 def moved(mean: bool, clip_norm: float, **how: Any) -> list[float]:
     """Change of the sum without each author, divided by C."""
-    whole, _, _ = summed(AuthorDraw(OWN, mean), clip_norm, **how)
+    whole, _, _ = summed(AuthorDraw(OWN, mean, K), clip_norm, **how)
     others = [[own for own in OWN if own is not gone] for gone in OWN]
-    without = [summed(AuthorDraw(rows, mean), clip_norm, **how)[0] for rows in others]
+    without = [summed(AuthorDraw(rows, mean, K), clip_norm, **how)[0] for rows in others]
     return [float((whole - rest).norm()) / clip_norm for rest in without]
 
 
@@ -154,7 +158,7 @@ def test_rows_clipped_one_by_one_break_the_bound(mean: bool) -> None:
 @pytest.mark.parametrize("limit", [5 * 14, 6 * 14])
 def test_out_of_memory_never_splits_an_author(mean: bool, limit: int) -> None:
     expected, norms = oracle(OWN, 0.3, mean)
-    found, seen, memory = summed(AuthorDraw(OWN, mean), 0.3, budget=10_000, limit=limit)
+    found, seen, memory = summed(AuthorDraw(OWN, mean, K), 0.3, budget=10_000, limit=limit)
     assert memory.failed
     assert (found - expected).norm() < 1e-5 * expected.norm()
     assert sum(len(stats.norms) for stats in seen) == len(norms)
@@ -162,11 +166,11 @@ def test_out_of_memory_never_splits_an_author(mean: bool, limit: int) -> None:
 
 def test_an_author_who_does_not_fit_is_refused_with_the_remedy() -> None:
     with pytest.raises(InvalidArgument, match=r"^examples_per_unit: out of memory on one author's \d rows of \d+ tok"):
-        summed(AuthorDraw(OWN, mean=True), 0.3, limit=15)
+        summed(AuthorDraw(OWN, mean=True, most=K), 0.3, limit=15)
 
 
 def test_nobody_drawn_is_a_step_of_noise_alone() -> None:
-    found, seen, memory = summed(AuthorDraw([], mean=True), 0.3)
+    found, seen, memory = summed(AuthorDraw([], mean=True, most=K), 0.3)
     assert not found.any()
     assert seen == memory.attempts == []
 
@@ -176,7 +180,9 @@ def test_without_privacy_the_authors_are_averaged_too(mean: bool) -> None:
     model = adapted()
     losses = CausalLMLoss(model)
     with PlainStep(model, 5.0) as step:
-        MicroBatches(DATA, 100, 0, make_accelerator()).run(AuthorDraw(OWN, mean), step, losses, StopRequest())
+        MicroBatches(DATA, Shapes(LONGEST, 100, MANY), 0, make_accelerator()).run(
+            AuthorDraw(OWN, mean, K), step, losses, StopRequest()
+        )
         step.finish()
         grads = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
         found = torch.cat([grad.flatten().double() for grad in grads if grad is not None]) * 5.0
@@ -191,7 +197,11 @@ def _rank(rank: int, gather: Callable[[Tensor], Tensor], draws: list[AuthorDraw]
 
 
 def test_two_processes_find_the_same_sum_in_as_many_forward_passes() -> None:
-    draws = [AuthorDraw(OWN, mean=True), AuthorDraw(OWN[2:3], mean=True), AuthorDraw([], mean=True)]
+    draws = [
+        AuthorDraw(OWN, mean=True, most=K),
+        AuthorDraw(OWN[2:3], mean=True, most=K),
+        AuthorDraw([], mean=True, most=K),
+    ]
     ranks = run_processes(2, _rank, draws)
     for number, draw in enumerate(draws):
         (one, passes), (other, also) = (rank[number] for rank in ranks)

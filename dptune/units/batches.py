@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dptune.losses import IGNORE
 from dptune.sampling import PoissonSampler
+from dptune.shapes import Shape
 from dptune.units.unit import Authors
 
 
@@ -31,8 +31,11 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: np.ndarray, pad_token_id: int, /) -> dict[str, Tensor]:
-        """A model's inputs for some rows, each [rows, T]; for no rows, a dummy row with zero loss and gradient."""
+    def batch(self, indices: np.ndarray, pad_token_id: int, /, width: int | None = None) -> dict[str, Tensor]:
+        """A model's inputs for some rows, each [rows, T]; for no rows, a dummy row with zero loss and gradient.
+
+        T is `width`, or else the longest row's length.
+        """
 
     def fingerprint(self) -> str:
         """SHA-256 of the examples in order."""
@@ -43,12 +46,14 @@ class AuthorDraw:
     """The authors of one step.
 
     Attributes:
-        rows: for each author drawn, the numbers of the chosen rows, at least one; int64 arrays.
+        rows: for each author drawn, the numbers of the chosen rows, at least one and at most `most`; int64 arrays.
         mean: whether each row's loss is divided by the number of chosen rows of its author.
+        most: k, the maximum number of rows per author: a setting, not the largest number in the draw.
     """
 
     rows: list[np.ndarray]
     mean: bool
+    most: int
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,7 +79,7 @@ class AuthorSampler:
 
     def draw(self) -> AuthorDraw:
         """One new draw, authors in ascending order; possibly empty."""
-        return AuthorDraw([self._chosen(self.rows[author]) for author in self.authors.draw()], self.mean)
+        return AuthorDraw([self._chosen(self.rows[author]) for author in self.authors.draw()], self.mean, self.most)
 
     def _chosen(self, rows: np.ndarray) -> np.ndarray:
         return choose_rows(rows, self.most, self.authors.keystream.uniforms)  # the sampling key, which all ranks share
@@ -95,27 +100,35 @@ def choose_rows(rows: np.ndarray, most: int, numbers: Callable[[int], np.ndarray
 
 @dataclass(frozen=True)
 class Batch:
-    """The inputs of one forward pass.
+    """The inputs of one forward pass, filled up to a fixed shape with rows that have no label.
 
     Attributes:
         inputs: the tensors that the losses are computed from, such as "input_ids" and "labels", [U * k, T].
+        rows: the places of the rows that come from the data, int64 [rows].
+        items: how many of the U units come from the data; they are the first ones.
         weights: factors of the losses, float32 [U * k]; None for 1.
-        is_row: which rows come from the data and are not filled in, bool [U * k]; None for all.
     """
 
     inputs: dict[str, Tensor]
+    rows: Tensor
+    items: int
     weights: Tensor | None = None
-    is_row: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        weights = None if self.weights is None else self.weights.to(device)
+        return Batch(inputs, self.rows.to(device), self.items, weights)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Part of a draw, which `deal` cuts into micro-batches.
+    """Part of a draw, which `deal_in_shapes` cuts into micro-batches.
 
     Attributes:
         data: the training set.
         items: the items to deal, int64: rows, or positions in `authors`.
-        lengths: padded tokens of each item alone, indexed by item.
+        tokens: tokens of each item's longest row, indexed by item.
         rows_per_unit: k, the number of neighbouring rows of a batch that are clipped as one.
         authors: rows of each author by position; None if the items are rows.
         mean: see `AuthorDraw`.
@@ -123,46 +136,47 @@ class Part:
 
     data: Rows
     items: np.ndarray
-    lengths: np.ndarray
+    tokens: np.ndarray
     rows_per_unit: int = 1
     authors: Sequence[np.ndarray] | None = None
     mean: bool = False
 
-    def batch(self, items: np.ndarray, pad_token_id: int) -> Batch:
-        """The batch of some items, each of them whole; for no items, the dummy of `Rows.batch`."""
-        if self.authors is None or not len(items):
-            return Batch(self.data.batch(items, pad_token_id))
-        return self._of_authors([self.authors[item] for item in items], pad_token_id)
+    def batch(self, items: np.ndarray, shape: Shape, pad_token_id: int) -> Batch:
+        """The batch of at most `shape.items` items, each of them whole, filled up to the shape.
 
-    def _of_authors(self, chosen: list[np.ndarray], pad_token_id: int) -> Batch:
-        """Authors with fewer than k rows are filled up with rows that have no label, whose gradient is zero."""
-        counts = np.array([len(rows) for rows in chosen])
-        is_row = torch.from_numpy((np.arange(self.rows_per_unit) < counts[:, None]).flatten())
-        rows = self.data.batch(np.concatenate(chosen), pad_token_id)
-        inputs = {}
-        for name, filling in (("input_ids", pad_token_id), ("labels", IGNORE)):
-            inputs[name] = torch.full((len(is_row), rows[name].shape[1]), filling, dtype=torch.int64)
-            inputs[name][is_row] = rows[name]
-        return Batch(inputs, row_weights(counts, self.rows_per_unit, mean=self.mean), is_row)
+        Authors with fewer than k rows, and missing items, are filled up with dummy rows of `Rows.batch`, whose gradient
+        is zero.
+        """
+        chosen = [np.array([item]) if self.authors is None else self.authors[item] for item in items]
+        counts = np.zeros(shape.items, dtype=np.int64)
+        counts[: len(items)] = [len(rows) for rows in chosen]
+        places = torch.from_numpy(np.flatnonzero(np.arange(self.rows_per_unit) < counts[:, None]))
+        dummy = self.data.batch(np.array([], dtype=np.int64), pad_token_id, shape.width)
+        inputs = {name: torch.cat([value] * shape.items * self.rows_per_unit) for name, value in dummy.items()}
+        if len(items):
+            for name, value in self.data.batch(np.concatenate(chosen), pad_token_id, shape.width).items():
+                inputs[name][places] = value
+        weights = None if self.authors is None else row_weights(counts, self.rows_per_unit, mean=self.mean)
+        return Batch(inputs, places, len(items), weights)
 
 
 def row_weights(counts: np.ndarray, rows_per_unit: int, *, mean: bool) -> Tensor:
     """What the losses of authors' rows are multiplied by, float32 [U * k].
 
     Args:
-        counts: rows of each author before they are filled up, int [U].
+        counts: rows of each author before they are filled up, int [U]; 0 for an author who is filled in.
         rows_per_unit: k.
         mean: whether an author's losses add up to the mean over their rows, instead of the sum.
     """
-    shares = 1 / counts if mean else np.ones(len(counts))
+    shares = 1 / np.maximum(counts, 1) if mean else np.ones(len(counts))
     return torch.from_numpy(np.repeat(shares, rows_per_unit)).float()
 
 
 def parts_of(draw: UnitDraw, data: Rows) -> list[Part]:
     """The parts of a draw. A draw of rows is one part.
 
-    A draw of authors has one part per number of rows, rounded up to a power of two. So an author with one row is not
-    filled up to the size of the largest author.
+    A draw of authors has one part per number of rows, rounded up to a power of two or the maximum. So an author with
+    one row is not filled up to the size of the largest author.
     """
     if not isinstance(draw, AuthorDraw):
         return [Part(data, draw, data.lengths)]
@@ -170,9 +184,9 @@ def parts_of(draw: UnitDraw, data: Rows) -> list[Part]:
         return []
     longest = np.array([data.lengths[rows].max() for rows in draw.rows])
     counts = np.array([len(rows) for rows in draw.rows])
-    rounded = np.minimum(2 ** np.ceil(np.log2(counts)).astype(np.int64), counts.max())
+    rounded = np.minimum(2 ** np.ceil(np.log2(counts)).astype(np.int64), draw.most)
     return [
-        Part(data, np.flatnonzero(rounded == size), int(size) * longest, int(size), draw.rows, draw.mean)
+        Part(data, np.flatnonzero(rounded == size), longest, int(size), draw.rows, draw.mean)
         for size in np.unique(rounded)
     ]
 

@@ -335,7 +335,9 @@ def test_ranks_compare_their_adapters_before_the_first_step_and_every_few(line, 
 def test_the_command_resumes_with_the_budget_that_a_launch_out_of_memory_left(crashed, line, monkeypatch, capsys):
     budgets = []
     monkeypatch.setattr(
-        causal_lm, "MicroBatches", lambda *args, **how: budgets.append(args[1]) or MicroBatches(*args, **how)
+        causal_lm,
+        "MicroBatches",
+        lambda *args, **how: budgets.append(args[1].token_budget) or MicroBatches(*args, **how),
     )
     remember_budget(crashed, asked=192, fits=64)
     train_clm.main(line(resume_from_checkpoint="latest"))
@@ -347,7 +349,9 @@ def test_the_command_resumes_with_the_budget_that_a_launch_out_of_memory_left(cr
 def test_another_token_budget_given_on_purpose_is_obeyed(crashed, line, monkeypatch, capsys):
     budgets = []
     monkeypatch.setattr(
-        causal_lm, "MicroBatches", lambda *args, **how: budgets.append(args[1]) or MicroBatches(*args, **how)
+        causal_lm,
+        "MicroBatches",
+        lambda *args, **how: budgets.append(args[1].token_budget) or MicroBatches(*args, **how),
     )
     remember_budget(crashed, asked=192, fits=64)
     train_clm.main(line(resume_from_checkpoint="latest", max_tokens_per_device=384))

@@ -54,20 +54,23 @@ class ClassificationDataset:
         """Number of tokens per example, int64 [N], at least 1."""
         return np.diff(self.starts)
 
-    def batch(self, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
-        """The chosen examples, padded on the right to the longest.
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, pad_token_id: int, width: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The chosen examples, padded on the right to `width` tokens, or else to the longest.
 
         Args:
             indices: B examples. An empty list gives a dummy batch for a rank whose share of a draw is empty: one row
                 whose label is ignored, so that its loss and its gradient are exactly zero.
             pad_token_id: fills the right; any id of the vocabulary works.
+            width: T; at least the length of every chosen example.
 
         Returns:
             "input_ids" and "attention_mask" [B, T], "labels" [B], and "token_type_ids" [B, T] where the tokenizer
             gives them; all int64. The mask is 1 on an example's own tokens, 0 on padding.
         """
         rows = [slice(self.starts[i], self.starts[i + 1]) for i in indices]
-        width = max((row.stop - row.start for row in rows), default=_DUMMY_TOKENS)
+        width = width or max((row.stop - row.start for row in rows), default=_DUMMY_TOKENS)
         shape = (max(len(rows), 1), width)
         ids, mask = np.full(shape, pad_token_id, dtype=np.int64), np.full(shape, int(not rows), dtype=np.int64)
         types = np.zeros(shape, dtype=np.int64)

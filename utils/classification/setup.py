@@ -19,6 +19,7 @@ from dptune.report.card import Artifact
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
 from dptune.run.plan import RunPlan, make_plan
+from dptune.shapes import Shapes
 from utils.classification.arguments import Settings
 from utils.classification.dataset import ClassificationDataset
 from utils.classification.files import classifier_artifact, load_classifier, save_classifier
@@ -286,7 +287,11 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         logits = in_autocast(partial(class_logits, trained.model), dtype, accelerator.device)
         budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, settings.token_budget))
         micro_batches = MicroBatches(
-            task.train, budget, tokenizer.pad_token_id, accelerator, virtual_tokens=settings.virtual_tokens
+            task.train,
+            Shapes(settings.checkpoint.max_length, budget, plan.expected_batch_size / accelerator.num_processes),
+            tokenizer.pad_token_id,
+            accelerator,
+            virtual_tokens=settings.virtual_tokens,
         )
         epoch = max(1, round(1 / plan.sampling_probability))
         eval_freq, clip = settings.results.eval_freq or epoch, settings.budget.plain_max_grad_norm

@@ -65,8 +65,10 @@ class TokenizedDataset:
         """Number of examples with a zero gradient. They stay, since dropping them would change the sampling."""
         return int((self.num_answer_tokens == 0).sum())
 
-    def batch(self, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
-        """A batch of examples, padded on the right to the longest.
+    def batch(
+        self, indices: Sequence[int] | np.ndarray, pad_token_id: int, width: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """A batch of examples, padded on the right to `width` tokens, or else to the longest.
 
         There is no attention mask: under causal attention a token sees only tokens to its left, never right padding,
         and padded positions have no loss. (A model without causal attention needs a mask.)
@@ -75,13 +77,14 @@ class TokenizedDataset:
             indices: B examples. If empty, the batch is a dummy: one row without a token to learn, whose gradient is
                 exactly zero.
             pad_token_id: the padding; any id of the vocabulary works.
+            width: T; at least the length of every chosen example.
 
         Returns:
             "input_ids" [B, T] and "labels" [B, T], int64. labels[b, t] is input_ids[b, t] where the token's loss counts
             and -100 elsewhere. Labels are not shifted; the loss shifts them.
         """
         rows = [slice(self.starts[i], self.starts[i + 1]) for i in indices]
-        width = max((row.stop - row.start for row in rows), default=_DUMMY_TOKENS)
+        width = width or max((row.stop - row.start for row in rows), default=_DUMMY_TOKENS)
         input_ids = np.full((max(len(rows), 1), width), pad_token_id, dtype=np.int64)
         labels = np.full_like(input_ids, IGNORED)
         for b, row in enumerate(rows):

@@ -7,12 +7,12 @@ them. Sizes are in bytes; counts of tokens include padding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 
 from dptune._validate import refuse, require_count
+from dptune.shapes import Shapes
 from utils.models.quantization import BITS
 from utils.models.sizes import ModelSizes
 
@@ -24,7 +24,7 @@ _GATHERED = 1 << 26  # bytes of all ranks' shares that dptune.ranks holds at a t
 # The current layer, the next one, which FSDP gathers ahead, and the buffer for receiving it.
 _GATHERED_LAYERS = 3
 _ADAPTER_COPIES = 4  # weight, Adam's two moments, and the clipped sum, which becomes the gradient
-_STEP_COPIES = 1  # noise on its way to the device, then a temporary of the optimizer
+_STEP_COPIES = 1  # a temporary of the optimizer
 _PLAIN_LOGIT = 8  # bytes per logit: float32, and its exponential during the sum
 _TRAINED_LOGIT = 14  # with an adapted output layer: both parts, their sum, log-probabilities
 _BUDGET_STEP = 64  # tokens
@@ -45,8 +45,8 @@ class MemorySettings:
         offload: whether shards are kept in the CPU's memory.
         reshard: whether a layer's gathered weights are dropped between forward and backward pass.
         bits: bits per frozen weight in the decoder layers' linear layers: 4, 8, or 16 for `dtype`.
-        lengths: tokens of every example, [num_examples], which bound the examples per forward pass; None if all have
-            `block_size` tokens.
+        drawn: expected number of items (examples or authors) per step and process.
+        rows_per_item: maximum number of examples that are clipped as one.
 
     Raises:
         InvalidArgument: a count below 1, other bits, or offloading without sharding.
@@ -61,7 +61,8 @@ class MemorySettings:
     offload: bool = False
     reshard: bool = True
     bits: int = 16
-    lengths: np.ndarray | None = field(default=None, compare=False, repr=False)
+    drawn: float = 1.0
+    rows_per_item: int = 1
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "block_size", "world_size"):
@@ -72,16 +73,9 @@ class MemorySettings:
             refuse("offload", True, "only shards can be offloaded; turn sharding on")
 
     @property
-    def tokens(self) -> int:
-        """Padded tokens of the largest forward pass."""
-        return max(self.token_budget, self.block_size)
-
-    @property
-    def examples(self) -> int:
-        """Maximum number of examples in one forward pass."""
-        if self.lengths is not None and len(self.lengths):
-            return most_examples(self.lengths, self.token_budget)
-        return max(1, self.token_budget // self.block_size)
+    def micro_batches(self) -> set[tuple[int, int]]:
+        """(examples, padded tokens) of every forward pass there can be."""
+        return Shapes(self.block_size, self.token_budget, self.drawn).sizes(self.rows_per_item)
 
 
 @dataclass(frozen=True)
@@ -127,8 +121,13 @@ class MemoryNeeds:
 
 
 def memory_needs(sizes: ModelSizes, settings: MemorySettings) -> MemoryNeeds:
-    """What one device needs for private steps with AdamW."""
-    tokens, itemsize = settings.tokens, settings.dtype.itemsize
+    """What one device needs for private steps with AdamW, in the micro-batch that needs most."""
+    needs = (_needs(sizes, settings, examples, tokens) for examples, tokens in settings.micro_batches)
+    return max(needs, key=lambda one: one.total)
+
+
+def _needs(sizes: ModelSizes, settings: MemorySettings, examples: int, tokens: int) -> MemoryNeeds:
+    itemsize = settings.dtype.itemsize
     scores = sizes.scores * sizes.heads * settings.block_size
     layer = _FLOAT32 * sizes.exact + itemsize * sizes.plain + scores
     adapter = _FLOAT32 * (sizes.adapter_shared if itemsize >= _FLOAT32 else sizes.adapter)
@@ -146,37 +145,12 @@ def memory_needs(sizes: ModelSizes, settings: MemorySettings) -> MemoryNeeds:
         adapters=_ADAPTER_COPIES * flat,
         activations=tokens * (sizes.layers * layer + last_norm),
         adapter_activations=tokens * adapter,
-        per_example_gradients=settings.examples * flat,
+        per_example_gradients=examples * flat,
         one_layer=tokens * one_layer,
-        logits=_logits(sizes, settings),
+        logits=_logits(sizes, settings, tokens),
         finish=_STEP_COPIES * flat + shares + shares // settings.world_size,
         host=2 * flat + (frozen if settings.offload else 0),
     )
-
-
-def most_examples(lengths: np.ndarray, token_budget: int, max_padding: float = 0.05) -> int:
-    """Maximum number of examples that `dptune.deal` can put in one micro-batch, over all draws.
-
-    A micro-batch is as wide as its longest example, and at most `max_padding` of it is padding. So for each width this
-    counts how many of the longest examples up to it have a mean of at least (1 - max_padding) of it. The budget alone
-    is a poor bound: 2,048 tokens hold 1,024 examples of 2 tokens, if the data has that many.
-
-    Args:
-        lengths: tokens of every example of the data set, [num_examples].
-        token_budget, max_padding: as `deal` takes them.
-    """
-    ascending = np.sort(lengths)
-    sums = np.concatenate([[0], np.cumsum(ascending)])
-    most = 1
-    for width in np.unique(ascending).tolist():
-        end = int(np.searchsorted(ascending, width, side="right"))
-        low, high = 1, max(1, min(token_budget // width, end))
-        while low < high:  # their mean falls as their number grows
-            middle = (low + high + 1) // 2
-            enough = sums[end] - sums[end - middle] >= (1 - max_padding) * width * middle
-            low, high = (middle, high) if enough else (low, middle - 1)
-        most = max(most, low)
-    return most
 
 
 def device_memory(device: torch.device) -> int | None:
@@ -199,7 +173,7 @@ def describe_memory(sizes: ModelSizes, settings: MemorySettings, available: int 
     parts = [(one.name.replace("_", " "), getattr(needs, one.name)) for one in fields(needs) if one.name != "host"]
     lines = [
         f"memory per device      about {_size(needs.total)} at the peak (estimated), for at most "
-        f"{settings.tokens:,} tokens and {settings.examples:,} examples at a time",
+        f"{max(tokens for _, tokens in settings.micro_batches):,} tokens at a time",
         f"                       largest parts, which peak at different times: "
         f"{', '.join(f'{name} {_size(size)}' for name, size in parts if 200 * size >= needs.total)}",
     ]
@@ -285,10 +259,10 @@ def _weights(sizes: ModelSizes, settings: MemorySettings) -> tuple[int, int]:
     return int(-(-whole // settings.world_size)), int(gathered) + unpacked
 
 
-def _logits(sizes: ModelSizes, settings: MemorySettings) -> int:
+def _logits(sizes: ModelSizes, settings: MemorySettings, tokens: int) -> int:
     """Bytes of the output layer: one chunk of logits with its copies, and the hidden states of labelled tokens."""
-    itemsize, every = settings.dtype.itemsize, settings.tokens * sizes.vocabulary
-    hidden = 2 * settings.tokens * sizes.hidden * itemsize
+    itemsize, every = settings.dtype.itemsize, tokens * sizes.vocabulary
+    hidden = 2 * tokens * sizes.hidden * itemsize
     if sizes.whole_logits:
         return hidden + every * (itemsize + 3 * _FLOAT32)
     chunk = min(every, max(_CHUNK_LOGITS, sizes.vocabulary))

@@ -16,6 +16,7 @@ from dptune.losses import CausalLMLoss
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
 from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.plan import RunPlan, describe_plan
+from dptune.shapes import Shapes
 from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, loss_scale, ranks_of, sharding_of_launch
 from utils.data.load import load_training_data
@@ -79,7 +80,11 @@ class CausalLMJob:
         task, groups = self.load(), self.groups
         micro_batches = MicroBatches(
             self.train,
-            self.token_budget,
+            Shapes(
+                groups.data.block_size,
+                self.token_budget,
+                self.plan.expected_batch_size / self.folder.accelerator.num_processes,
+            ),
             self.tokenizer.pad_token_id,
             self.folder.accelerator,
             in_step=sharding_of_launch() is not None,
@@ -205,7 +210,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
     needed = MemorySettings(
         dtype,
-        max(token_budget, unit.rows_at_once * groups.data.block_size),
+        token_budget,
         groups.data.block_size,
         recomputes(groups),
         accelerator.num_processes,
@@ -213,7 +218,8 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         offload=sharding is not None and sharding.cpu_offload,
         reshard=sharding is None or sharding.reshard_after_forward,
         bits=bits,
-        lengths=train.lengths,
+        drawn=plan.expected_batch_size / accelerator.num_processes,
+        rows_per_item=unit.rows_at_once,
     )
     accelerator.print(*describe_model(skeleton, needed, device_memory(accelerator.device)), sep="\n")
     return CausalLMJob(

@@ -19,6 +19,7 @@ from torch import Tensor
 from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
 from dptune.sampling import deal
+from dptune.shapes import Shape, Shapes, deal_in_shapes
 from dptune.step import MicroBatchStats
 from dptune.units.batches import Batch, Part, Rows, UnitDraw, parts_of
 from utils.cli.interruption import StopRequest
@@ -61,18 +62,18 @@ class MicroBatches:
 
     Attributes:
         data: the whole training set.
-        token_budget: padded tokens in one forward pass, the same on every rank.
+        shapes: the shapes of all micro-batches, the same on every rank.
         pad_token_id: token that pads rows.
         accelerator: the ranks and this rank's device.
         in_step: whether all ranks must make the same number of forward passes, because their weights are sharded.
             Then no rank can use smaller micro-batches alone: one that runs out of memory ends the launch.
         folder: the run's folder, where such a rank records the budget for the next launch.
-        asked: the token budget that the user asked for; None if it is `token_budget`.
+        asked: the token budget that the user asked for; None if it is that of `shapes`.
         virtual_tokens: tokens of a soft prompt that the model puts before each row; they count in the budget.
     """
 
     data: Rows
-    token_budget: int
+    shapes: Shapes
     pad_token_id: int
     accelerator: Accelerator
     in_step: bool = False
@@ -81,7 +82,7 @@ class MicroBatches:
     virtual_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self._fits = self.token_budget  # halved whenever this rank runs out of memory
+        self._fitting = self.shapes  # with half the budget whenever this rank runs out of memory
 
     def run(self, draw: UnitDraw, step: Accumulates, losses: Losses, stop: StopRequest) -> list[MicroBatchStats] | None:
         """Add the gradients of this rank's share of `draw` to `step`; every rank calls it with the same draw.
@@ -102,16 +103,24 @@ class MicroBatches:
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
         seen: list[MicroBatchStats] = []
         for part in parts_of(draw, self.data):
-            part = replace(part, lengths=part.lengths + part.rows_per_unit * self.virtual_tokens)
-            shares = deal(part.items, part.lengths, token_budget=self.token_budget, ranks=world_size)
-            for items in shares[rank]:
+            for shape, shares in self._dealt(part, world_size):
                 if self._any_rank(stop.pending):
                     return None
-                if len(items):
-                    seen += self._backward(part, items, step, losses)
-                else:  # a dummy batch, as this rank has no more examples
-                    step.backward(losses(**self._batch(part, items).inputs))
+                if len(shares[rank]):
+                    seen += self._backward(part, shares[rank], shape, step, losses)
+                else:  # a dummy, as this rank has no more examples
+                    step.backward(losses(**self._batch(part, shares[rank], Shape(1, shape.width)).inputs))
         return None if self._any_rank(stop.pending) else seen
+
+    def _dealt(self, part: Part, ranks: int) -> list[tuple[Shape, list[np.ndarray]]]:
+        return deal_in_shapes(
+            part.items,
+            part.tokens,
+            self.shapes,
+            ranks=ranks,
+            rows_per_item=part.rows_per_unit,
+            virtual_tokens=self.virtual_tokens,
+        )
 
     def dealt(self, data: Rows, rows: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """This rank's share of held-out rows: yields (rows, inputs on its device) for each forward pass.
@@ -119,7 +128,7 @@ class MicroBatches:
         All ranks get the same number of passes; a rank without rows gets the dummy of `Rows.batch`.
         """
         ranks, lengths = self.accelerator.num_processes, data.lengths + self.virtual_tokens
-        shares = deal(rows, lengths, token_budget=self.token_budget, ranks=ranks)
+        shares = deal(rows, lengths, token_budget=self.shapes.token_budget, ranks=ranks)
         for share in shares[self.accelerator.process_index]:
             batch = data.batch(share, self.pad_token_id)
             yield share, {name: value.to(self.accelerator.device) for name, value in batch.items()}
@@ -129,57 +138,57 @@ class MicroBatches:
         own = torch.cat([torch.empty(0), *(value.detach().cpu() for value in values)]).tolist()
         return torch.tensor(gather_object(own), dtype=torch.float64)
 
-    def _backward(self, part: Part, items: np.ndarray, step: Accumulates, losses: Losses) -> list[MicroBatchStats]:
+    def _backward(
+        self, part: Part, items: np.ndarray, shape: Shape, step: Accumulates, losses: Losses
+    ) -> list[MicroBatchStats]:
         """One micro-batch, in as many pieces as memory requires. Each item counts once: a piece adds all its gradients
         to the step, or none."""
         seen: list[MicroBatchStats] = []
-        pending = [items]
-        while pending:
-            piece, *rest = deal(pending.pop(0), part.lengths, token_budget=self._fits, max_padding=1.0)[0]
-            pending[:0] = rest
-            stats = self._try(part, piece, step, losses)
+        while len(items):
+            fitting = self._fitting.shape(shape.width, part.rows_per_unit, self.virtual_tokens)
+            stats = self._try(part, items[: fitting.items], fitting, step, losses)
             if stats is None:
-                self._halve(part, piece)
-                pending.insert(0, piece)
+                self._halve(part, fitting)
             else:
                 seen.append(stats)
+                items = items[fitting.items :]
         return seen
 
-    def _try(self, part: Part, items: np.ndarray, step: Accumulates, losses: Losses) -> MicroBatchStats | None:
+    def _try(
+        self, part: Part, items: np.ndarray, shape: Shape, step: Accumulates, losses: Losses
+    ) -> MicroBatchStats | None:
         """None if memory ran out. Returning frees the exception, and the tensors that its traceback held."""
         try:
-            batch = self._batch(part, items)
+            batch = self._batch(part, items, shape)
             return _backward_of(batch, part.rows_per_unit, step, losses(**batch.inputs))
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
             return None
 
-    def _halve(self, part: Part, items: np.ndarray) -> None:
+    def _halve(self, part: Part, shape: Shape) -> None:
         """Halve the budget of the micro-batch that failed, so that it is cut next time."""
-        tokens = int(part.lengths[items].max()) * len(items)
-        if len(items) == 1:
+        tokens = shape.items * part.rows_per_unit * (shape.width + self.virtual_tokens)
+        if shape.items == 1:
             _refuse_too_large(part, tokens)
-        self._fits = min(self._fits, tokens) // 2
+        fits, budget = tokens // 2, self.shapes.token_budget
+        self._fitting = replace(self._fitting, token_budget=fits)
         if self.in_step:
             if self.folder is not None:
-                remember_budget(self.folder, asked=self.asked or self.token_budget, fits=self._fits)
+                remember_budget(self.folder, asked=self.asked or budget, fits=fits)
             refuse(
                 "max_tokens_per_device",
-                self.token_budget,
+                budget,
                 "out of memory, and ranks with sharded weights cannot cut one micro-batch differently; "
-                f"--resume_from_checkpoint latest resumes with {self._fits}",
+                f"--resume_from_checkpoint latest resumes with {fits}",
             )
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        print(f"out of memory: rank {self.accelerator.process_index} continues with {self._fits} tokens at a time")
+        print(f"out of memory: rank {self.accelerator.process_index} continues with {fits} tokens at a time")
 
-    def _batch(self, part: Part, items: np.ndarray) -> Batch:
-        batch, device = part.batch(items, self.pad_token_id), self.accelerator.device
-        inputs = {key: value.to(device) for key, value in batch.inputs.items()}
-        weights, is_row = (None if mask is None else mask.to(device) for mask in (batch.weights, batch.is_row))
-        return Batch(inputs, weights, is_row)
+    def _batch(self, part: Part, items: np.ndarray, shape: Shape) -> Batch:
+        return part.batch(items, shape, self.pad_token_id).to(self.accelerator.device)
 
     def _any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; all ranks learn it at the same micro-batch."""
@@ -189,12 +198,11 @@ class MicroBatches:
 
 
 def _backward_of(batch: Batch, rows_per_unit: int, step: Accumulates, losses: Tensor) -> MicroBatchStats:
-    """The backward pass of one batch. Its statistics hold the unweighted losses of the rows from the data."""
-    if batch.weights is None or batch.is_row is None:
-        return step.backward(losses)
-    weighted = losses * batch.weights.to(losses.dtype)
+    """The backward pass of one batch. Its statistics leave out what was filled in, and the losses are unweighted."""
+    own = losses.detach()[batch.rows]  # before the backward pass: behind it nothing may run out of memory
+    weighted = losses if batch.weights is None else losses * batch.weights.to(losses.dtype)
     stats = step.backward(weighted, rows_per_unit=rows_per_unit)
-    return replace(stats, losses=losses.detach()[batch.is_row])
+    return MicroBatchStats(own, stats.norms[: batch.items], stats.clipped[: batch.items])
 
 
 def _refuse_too_large(part: Part, tokens: int) -> NoReturn:

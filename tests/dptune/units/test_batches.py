@@ -11,6 +11,7 @@ import torch
 from scipy.stats import chisquare
 
 from dptune import Keystream, PoissonSampler
+from dptune.shapes import Shape
 from dptune.units.batches import AuthorDraw, AuthorSampler, Part, choose_rows, parts_of, rows_of
 from utils.data.tokenization import TokenizedDataset
 
@@ -61,26 +62,34 @@ def data_of(lengths: list[int]) -> TokenizedDataset:
 @pytest.mark.parametrize("mean", [True, False])
 def test_a_batch_of_authors_is_filled_up_with_rows_that_teach_nothing(mean: bool) -> None:
     data = data_of([2, 3, 1, 4, 2, 2])
-    (part,) = parts_of(AuthorDraw([np.array([0, 2, 3]), np.array([1, 4, 5])], mean), data)
-    assert (part.rows_per_unit, part.items.tolist(), part.lengths.tolist()) == (3, [0, 1], [12, 9])
-    (part,) = parts_of(AuthorDraw([np.array([5]), np.array([1]), np.array([3])], mean), data)
-    assert (part.rows_per_unit, part.lengths.tolist()) == (1, [2, 3, 4])
-    parts = parts_of(AuthorDraw([np.array([0, 1, 2]), np.array([3, 4, 5, 1]), np.array([5])], mean), data)
+    (part,) = parts_of(AuthorDraw([np.array([0, 2, 3]), np.array([1, 4, 5])], mean, most=3), data)
+    assert (part.rows_per_unit, part.items.tolist(), part.tokens.tolist()) == (3, [0, 1], [4, 3])
+    (part,) = parts_of(AuthorDraw([np.array([5]), np.array([1]), np.array([3])], mean, most=9), data)
+    assert (part.rows_per_unit, part.tokens.tolist()) == (1, [2, 3, 4])
+    draw = AuthorDraw([np.array([0, 1, 2]), np.array([3, 4, 5, 1]), np.array([5])], mean, most=9)
+    parts = parts_of(draw, data)
     assert [(part.rows_per_unit, part.items.tolist()) for part in parts] == [(1, [2]), (4, [0, 1])]
-    batch = parts[1].batch(np.array([0, 1]), 99)
-    assert batch.inputs["input_ids"].shape == (8, 4)
-    assert batch.is_row is not None
+    batch = parts[1].batch(np.array([0, 1]), Shape(3, 6), 99)
+    assert batch.inputs["input_ids"].shape == (12, 6)
     assert batch.weights is not None
-    assert batch.is_row.tolist() == [True] * 3 + [False] + [True] * 4
+    assert batch.items == 2
+    assert batch.rows.tolist() == [0, 1, 2, 4, 5, 6, 7]
     assert torch.equal(batch.inputs["input_ids"][:3, :3], data.batch([0, 1, 2], 99)["input_ids"])
-    assert batch.inputs["labels"][:, 0].tolist() == [-100] * 8
-    assert batch.inputs["labels"][3].tolist() == [-100] * 4
-    assert batch.weights.tolist() == pytest.approx([1 / 3] * 4 + [1 / 4] * 4 if mean else [1] * 8)
+    assert batch.inputs["labels"][:, 0].tolist() == [-100] * 12
+    assert (batch.inputs["labels"][[3, 8, 9, 10, 11]] == -100).all()
+    assert batch.weights[:8].tolist() == pytest.approx([1 / 3] * 4 + [1 / 4] * 4 if mean else [1] * 8)
+
+
+def test_the_rows_that_an_author_is_filled_up_to_do_not_depend_on_who_else_is_drawn() -> None:
+    data, three, five = data_of([2] * 8), np.array([0, 1, 2]), np.array([3, 4, 5, 6, 7])
+    for others in ([], [five]):
+        parts = parts_of(AuthorDraw([three, *others], mean=True, most=5), data)
+        assert [part.rows_per_unit for part in parts if 0 in part.items] == [4]
 
 
 def test_no_author_is_filled_up_beyond_twice_their_rows() -> None:
     data, rng = data_of([3] * 200), np.random.default_rng(0)
-    draw = AuthorDraw(np.split(np.arange(200), np.cumsum(rng.integers(1, 12, 25))), mean=True)
+    draw = AuthorDraw(np.split(np.arange(200), np.cumsum(rng.integers(1, 12, 25))), mean=True, most=200)
     parts = parts_of(draw, data)
     assert sorted(np.concatenate([part.items for part in parts]).tolist()) == list(range(len(draw)))
     for part in parts:
@@ -89,24 +98,26 @@ def test_no_author_is_filled_up_beyond_twice_their_rows() -> None:
 
 
 def test_nobody_drawn_is_no_part_at_all() -> None:
-    assert parts_of(AuthorDraw([], mean=True), data_of([2])) == []
-    assert rows_of(AuthorDraw([], mean=True)).tolist() == []
+    assert parts_of(AuthorDraw([], mean=True, most=1), data_of([2])) == []
+    assert rows_of(AuthorDraw([], mean=True, most=1)).tolist() == []
 
 
 def test_a_draw_of_rows_is_one_part_of_rows_with_their_own_weight() -> None:
     data = data_of([2, 3, 1])
     (part,) = parts_of(np.array([0, 2]), data)
-    assert (part.rows_per_unit, part.items.tolist(), part.lengths.tolist()) == (1, [0, 2], [2, 3, 1])
-    batch = part.batch(part.items, 99)
-    assert (batch.weights, batch.is_row) == (None, None)
+    assert (part.rows_per_unit, part.items.tolist(), part.tokens.tolist()) == (1, [0, 2], [2, 3, 1])
+    batch = part.batch(part.items, Shape(2, 3), 99)
+    assert (batch.weights, batch.rows.tolist(), batch.items) == (None, [0, 1], 2)
     assert rows_of(part.items).tolist() == [0, 2]
 
 
 def test_no_items_give_the_dummy_also_where_authors_are_drawn() -> None:
     data = data_of([2, 3])
     part = Part(data, np.array([0]), np.array([4]), rows_per_unit=2, authors=[np.array([0, 1])], mean=True)
-    batch = part.batch(np.array([], dtype=np.int64), 99)
+    batch = part.batch(np.array([], dtype=np.int64), Shape(1, 4), 99)
     assert (batch.inputs["labels"] == -100).all()
+    assert batch.inputs["labels"].shape == (2, 4)
+    assert (batch.items, len(batch.rows)) == (0, 0)
 
 
 def test_rows_beyond_k_are_left_out_and_up_to_k_all_stay() -> None:

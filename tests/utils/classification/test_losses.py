@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from dptune import InvalidArgument
+from dptune.shapes import Shapes
 from tests.classifier_folders import SIZES
 from tests.ranks import run_ranks
 from utils.classification import losses as classification
@@ -105,7 +106,7 @@ def predicted(
 ) -> tuple[np.ndarray, float]:
     """`ranks`: what `Launch` is told."""
     accelerator: Any = Launch(**ranks)
-    return predict(classify, data, MicroBatches(data, budget, 0, accelerator))
+    return predict(classify, data, MicroBatches(data, Shapes(64, budget), 0, accelerator))
 
 
 def test_predictions_and_loss_are_those_of_one_row_at_a_time() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dptune import CausalLMLoss
+from dptune.shapes import Shapes
 from tests.dptune.integrations.runs import lora_llama
 from tests.examples import random_examples
 from tests.reference import example_loss, oracle
@@ -24,7 +25,9 @@ def test_it_is_the_mean_over_tokens(budget: int) -> None:
     total = sum(
         count * example_loss(oracle(model), example).item() for count, example in zip(counts, examples, strict=True)
     )
-    found = held_out_loss(CausalLMLoss(model), data, MicroBatches(TinyTask().rows, budget, 0, make_accelerator()))
+    found = held_out_loss(
+        CausalLMLoss(model), data, MicroBatches(TinyTask().rows, Shapes(64, budget), 0, make_accelerator())
+    )
     assert found == pytest.approx(total / sum(counts), rel=1e-5)
 
 
@@ -35,5 +38,5 @@ def test_no_gradient_is_taken() -> None:
         asked.append(torch.is_grad_enabled())
         return torch.ones(len(input_ids))
 
-    assert held_out_loss(losses, rows(), MicroBatches(rows(), 60, 0, make_accelerator())) == 1.0
+    assert held_out_loss(losses, rows(), MicroBatches(rows(), Shapes(64, 60), 0, make_accelerator())) == 1.0
     assert not any(asked)

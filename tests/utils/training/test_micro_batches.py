@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dptune import CausalLMLoss, InvalidArgument, Ledger, PlainStep, PrivateStep, add_lora, deal
+from dptune import CausalLMLoss, InvalidArgument, Ledger, PlainStep, PrivateStep, add_lora
+from dptune.shapes import Shapes, deal_in_shapes
 from tests.examples import random_examples, randomise_adapters
 from tests.private_sum import NoNoise, config_for, private_sum
 from tests.processes import run_processes
@@ -94,8 +95,13 @@ def released(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
 
+def shapes(budget: int = BUDGET) -> Shapes:
+    """So many rows are expected that every micro-batch fills its budget."""
+    return Shapes(LONGEST, budget, drawn=1e6)
+
+
 def micro_batches(budget: int = BUDGET, **how: Any) -> MicroBatches:
-    return MicroBatches(DATA, budget, 0, make_accelerator(), **how)
+    return MicroBatches(DATA, shapes(budget), 0, make_accelerator(), **how)
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +158,9 @@ def test_enough_memory_changes_no_cut(tmp_path: Path) -> None:
     with a_step(model, tmp_path) as step:
         seen = micro_batches().run(ALL, step, losses, StopRequest())
     assert seen is not None
-    dealt = deal(ALL, DATA.lengths, token_budget=BUDGET)[0]
-    assert [len(stats.losses) for stats in seen] == [len(rows) for rows in dealt]
-    assert len(memory.attempts) == len(dealt)
+    dealt = deal_in_shapes(ALL, DATA.lengths, shapes())
+    assert [len(stats.losses) for stats in seen] == [len(rows) for _, (rows,) in dealt]
+    assert memory.attempts == [shape.items * shape.width for shape, _ in dealt]
     assert max(memory.attempts) <= BUDGET
 
 
@@ -243,7 +249,7 @@ class Asked:
         return self.losses(input_ids, labels)
 
 
-DEALT = len(deal(ALL, DATA.lengths, token_budget=BUDGET, ranks=2)[0])
+DEALT = len(deal_in_shapes(ALL, DATA.lengths, shapes(), ranks=2))
 CASES: dict[str, dict[str, Any]] = {  # draw; on rank 1 only: the limit of memory, the micro-batch of a request
     "memory": {"draw": ALL, "limit": 2 * LONGEST},
     "empty": {"draw": NOBODY},

@@ -1,0 +1,139 @@
+"""The fixed shapes of micro-batches, so that a row's rounded gradient does not depend on who else was drawn.
+
+Kernels choose how to add up by the shape of their inputs, so a row's gradient is rounded by the shape of its
+micro-batch. In bfloat16 on a CPU it changed by up to 3.7% between batches of 1, 2, 4 and 8 rows. If shapes followed the
+draw, one row more would change what the others add, beyond the sensitivity. Here the shape follows from the row's own
+length alone: a width just above it, and a fixed number of rows for each width. Micro-batches are filled up with rows
+that have no label and add exactly nothing.
+
+No torch in this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dptune._validate import require_count, require_positive
+
+_NARROWEST = 8  # tokens
+_STEPS = 8  # widths per doubling: they are at most 1/8 wider than a row, and 3% on average
+# Rows per micro-batch: one, and one more for so many drawn examples. Half a micro-batch per width is filled up on
+# average, which is then about 2% of a draw whose lengths fill two doublings.
+_DRAWN_PER_ROW = 400
+_NARROW_ROWS = 4  # a narrow micro-batch has at most so many times the rows of the widest: each needs its own gradient
+_LEAST_TOKENS = 64  # narrow micro-batches get more rows than that, because a forward pass of fewer tokens is no faster
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of one micro-batch.
+
+    Attributes:
+        items: rows, or authors.
+        width: tokens per row, padding included.
+    """
+
+    items: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of a run: they follow from settings alone, never from a draw.
+
+    Attributes:
+        longest: maximum tokens per row: a public bound, not the longest row of the data.
+        token_budget: maximum padded tokens in one forward pass; a single longer item goes alone.
+        drawn: expected number of items per step and rank. With more of them, micro-batches have more rows.
+
+    Raises:
+        InvalidArgument: a value below 1, or `drawn` not above 0.
+    """
+
+    longest: int
+    token_budget: int
+    drawn: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_count("longest", self.longest)
+        require_count("token_budget", self.token_budget)
+        require_positive("drawn", self.drawn)
+
+    @cached_property
+    def widths(self) -> np.ndarray:
+        """All widths, ascending, int64; the last one is `longest`."""
+        widths = [min(_NARROWEST, self.longest)]
+        while widths[-1] < self.longest:
+            step = max(1, 2 ** (widths[-1].bit_length() - 1) // _STEPS)
+            widths.append(min(widths[-1] + step, self.longest))
+        return np.array(widths, dtype=np.int64)
+
+    def width_of(self, tokens: np.ndarray) -> np.ndarray:
+        """The width of rows with so many tokens, int64.
+
+        Raises:
+            ValueError: a row is longer than `longest`.
+        """
+        if len(tokens) and int(tokens.max()) > self.longest:
+            raise ValueError(f"a row of {int(tokens.max())} tokens, where at most {self.longest} are allowed")
+        return np.asarray(self.widths[np.searchsorted(self.widths, tokens)], dtype=np.int64)
+
+    def shape(self, width: int, rows_per_item: int = 1, virtual_tokens: int = 0) -> Shape:
+        """The shape of micro-batches of this width.
+
+        Args:
+            width: one of `widths`.
+            rows_per_item: k, for items of several rows.
+            virtual_tokens: tokens that the model puts before each row; they count in the budget.
+        """
+        tokens = rows_per_item * (width + virtual_tokens)
+        wanted = max(1 + int(self.drawn / _DRAWN_PER_ROW), _LEAST_TOKENS // tokens)
+        most = _NARROW_ROWS * max(1, self.token_budget // self.longest)
+        return Shape(max(1, min(self.token_budget // tokens, wanted, most)), width)
+
+    def sizes(self, rows_per_item: int = 1) -> set[tuple[int, int]]:
+        """(rows, padded tokens) of the micro-batches of all shapes.
+
+        Args:
+            rows_per_item: the largest number of rows per item; items may have fewer.
+        """
+        powers = {min(2**power, rows_per_item) for power in range(rows_per_item.bit_length() + 1)}
+        rows = [(k * self.shape(int(width), k).items, int(width)) for k in powers for width in self.widths]
+        return {(count, count * width) for count, width in rows}
+
+
+def deal_in_shapes(
+    items: np.ndarray,
+    tokens: np.ndarray,
+    shapes: Shapes,
+    *,
+    ranks: int = 1,
+    rows_per_item: int = 1,
+    virtual_tokens: int = 0,
+) -> list[tuple[Shape, list[np.ndarray]]]:
+    """Cut one draw into micro-batches of fixed shapes, with the same number and shapes on every rank.
+
+    Args:
+        items: the drawn items (rows or authors), int64 [n].
+        tokens: tokens of each item's longest row, indexed by item.
+        shapes: the run's shapes.
+        ranks: number of processes that share the draw.
+        rows_per_item, virtual_tokens: see `Shapes.shape`.
+
+    Returns:
+        [(shape, [items of each rank])] from the widest to the narrowest. A rank has at most `shape.items` items, and
+        the numbers of two ranks differ by at most one. Fill up the rest. An empty draw gives no micro-batches.
+    """
+    require_count("ranks", ranks)
+    widths = shapes.width_of(tokens[items])
+    dealt = []
+    for width in np.unique(widths)[::-1]:
+        shape = shapes.shape(int(width), rows_per_item, virtual_tokens)
+        own = items[widths == width]
+        for start in range(0, len(own), shape.items * ranks):
+            part = own[start : start + shape.items * ranks]
+            dealt.append((shape, [part[rank::ranks] for rank in range(ranks)]))
+    return dealt
