@@ -4,6 +4,9 @@ Models return losses that average over all tokens of the micro-batch. This coupl
 so each loss here is divided only by its own example's number of tokens. Logits are computed only where a label counts,
 in chunks, and never kept: with a vocabulary of 50,000 they would take more memory than everything else.
 
+A kernel may round by the shape of its inputs, so no shape depends on the labels of other rows: where a micro-batch has
+several rows, chunks of labelled tokens are filled up to a fixed size.
+
 Shapes: B examples, T tokens, D hidden size, V vocabulary, N tokens with a label, S maximum number of labelled tokens
 per example.
 """
@@ -54,7 +57,8 @@ class CausalLMLoss:
         head = self.model.get_output_embeddings()
         if _is_frozen_linear(head) or (type(head) is nn.Linear and not torch.is_grad_enabled()):
             rows = targets.ne(IGNORE)
-            nll_N = _FrozenHeadNLL.apply(hidden_BTD[rows], head.weight, head.bias, targets[rows])  # type: ignore[no-untyped-call]
+            size = _chunk_tokens(head.weight) if len(labels) > 1 else None
+            nll_N = _FrozenHeadNLL.apply(hidden_BTD[rows], head.weight, head.bias, targets[rows], size)  # type: ignore[no-untyped-call]
             sums = torch.zeros(len(labels), dtype=nll_N.dtype, device=nll_N.device)
             sums = sums.index_add(0, rows.nonzero()[:, 0], nll_N)
         elif type(head) is nn.Linear:
@@ -100,7 +104,12 @@ def _row_sums(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _labelled_first(hidden_BTD: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(hidden [B, S, D], targets [B, S]): labelled positions of each example first, in order; the rest is ignored."""
+    """(hidden [B, S, D], targets [B, S]): labelled positions of each example first, in order; the rest is ignored.
+
+    S is the number of labels of a row that is alone, and T - 1 for several rows.
+    """
+    if len(targets) > 1:
+        return hidden_BTD, targets
     longest = int(targets.ne(IGNORE).sum(1).max())
     order_BS = targets.eq(IGNORE).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(longest, 1)]
     hidden_BSD = hidden_BTD.gather(1, order_BS[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
@@ -157,33 +166,48 @@ class _RowNLL(torch.autograd.Function):
 
 
 class _FrozenHeadNLL(torch.autograd.Function):
-    """(hidden [N, D], weight [V, D], bias [V] or None, targets [N]) -> negative log-likelihoods [N].
+    """(hidden [N, D], weight [V, D], bias [V] or None, targets [N], size) -> negative log-likelihoods [N].
+
+    Chunks have `size` tokens, and the last one is filled up with zeros; None for chunks as large as fit in memory.
 
     The gradient of the hidden rows is computed together with each chunk's logits, so logits are neither kept nor
     computed twice: the arithmetic of an ordinary step, with the memory of one chunk.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, size: int | None
+    ) -> Tensor:
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         nll_N = hidden_ND.new_empty(len(hidden_ND), dtype=dtype)
         wants_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden_ND) if wants_grad else None
-        rows = max(1, _CHUNK_LOGITS // len(weight_VD))
+        rows = size or max(1, _CHUNK_LOGITS // len(weight_VD))
         for start in range(0, len(hidden_ND), rows):
             part = slice(start, start + rows)
-            logits_nV = F.linear(hidden_ND[part], weight_VD, bias_V).to(dtype)
+            chunk, own = _filled_up(hidden_ND[part], size), len(targets_N[part])
+            logits_nV = F.linear(chunk, weight_VD, bias_V)[:own].to(dtype)
             logsumexp_n = logits_nV.logsumexp(1)
             own_n = targets_N[part, None]
             nll_N[part] = logsumexp_n - logits_nV.gather(1, own_n)[:, 0]
             if grad_ND is not None:
                 probabilities = logits_nV.sub_(logsumexp_n[:, None]).exp_()
                 probabilities.scatter_add_(1, own_n, probabilities.new_full(own_n.shape, -1.0))
-                grad_ND[part] = probabilities.to(weight_VD.dtype) @ weight_VD
+                grad_ND[part] = (_filled_up(probabilities.to(weight_VD.dtype), size) @ weight_VD)[:own]
         ctx.save_for_backward(grad_ND)
         return nll_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grads[0][:, None].to(grad_ND.dtype), None, None, None
+        return grad_ND * grads[0][:, None].to(grad_ND.dtype), None, None, None, None
+
+
+def _chunk_tokens(weight_VD: Tensor) -> int:
+    """Tokens per chunk where several rows share it: few on a CPU, where filling up costs time."""
+    return max(1, min(_CHUNK_LOGITS // len(weight_VD), 64 if weight_VD.device.type == "cpu" else 512))
+
+
+def _filled_up(rows_ND: Tensor, size: int | None) -> Tensor:
+    """The rows, with rows of zeros behind them up to `size`; as they are if it is None."""
+    return rows_ND if size is None else F.pad(rows_ND, (0, 0, 0, size - len(rows_ND)))

@@ -76,8 +76,8 @@ FAULTS = (
     Fault(
         "noise not scaled by the clip norm",
         "dptune/mechanism.py",
-        "return self.gradient_noise_multiplier * (clip_norm or self.clip_norm) / sqrt(world_size)",
-        "return self.gradient_noise_multiplier / sqrt(world_size)",
+        "return self.gradient_noise_multiplier * (clip_norm or self.clip_norm) * (1 + ROUNDING) / sqrt(world_size)",
+        "return self.gradient_noise_multiplier * (1 + ROUNDING) / sqrt(world_size)",
         (STEP, "tests/dptune/test_mechanism.py"),
         "with a clip norm above 1 the noise is too small",
     ),
@@ -135,6 +135,51 @@ FAULTS = (
             "        sum_P = self._begun()\n        self._drawn = getattr(self, '_drawn', 0) + len(norms)\n"
             "        try:\n",
         ),
+    ),
+    Fault(
+        "a micro-batch is as wide as its longest row",
+        "dptune/units/batches.py",
+        "self.data.batch(np.concatenate(chosen), pad_token_id, shape.width)",
+        "self.data.batch(np.concatenate(chosen), pad_token_id, int(self.tokens[items].max()))",
+        ("tests/test_fixed_shapes.py", "tests/dptune/units/test_batches.py"),
+        "a row's rounding follows its neighbours' lengths",
+        (
+            "dummy = self.data.batch(np.array([], dtype=np.int64), pad_token_id, shape.width)",
+            "dummy = self.data.batch(\n            np.array([], dtype=np.int64), pad_token_id, "
+            "int(self.tokens[items].max()) if len(items) else 2\n        )",
+        ),
+    ),
+    Fault(
+        "a micro-batch has as many rows as were drawn",
+        "dptune/shapes.py",
+        "dealt.append((shape, [part[rank::ranks] for rank in range(ranks)]))",
+        "dealt.append((Shape(-(-len(part) // ranks), shape.width), [part[rank::ranks] for rank in range(ranks)]))",
+        ("tests/test_fixed_shapes.py",),
+        "a row's rounding follows the number of its neighbours",
+    ),
+    Fault(
+        "the output layer's chunks follow the number of labels",
+        "dptune/losses.py",
+        "size = _chunk_tokens(head.weight) if len(labels) > 1 else None",
+        "size = None",
+        ("tests/test_fixed_shapes.py",),
+        "a row's rounding follows the labels of its neighbours",
+    ),
+    Fault(
+        "an author is filled up to the largest in the draw",
+        "dptune/units/batches.py",
+        "np.log2(counts)).astype(np.int64), draw.most)",
+        "np.log2(counts)).astype(np.int64), counts.max())",
+        ("tests/dptune/units/test_batches.py",),
+        "an author's rounding follows the other authors",
+    ),
+    Fault(
+        "no margin for rounding",
+        "dptune/mechanism.py",
+        "* (1 + ROUNDING) / sqrt(world_size)",
+        "/ sqrt(world_size)",
+        ("tests/dptune/test_mechanism.py",),
+        "sums of many rows move by more than C",
     ),
     Fault(
         "neighbouring coordinates share noise",
@@ -539,7 +584,7 @@ FAULTS = (
     Fault(
         "author's weights ignored",
         "dptune/units/batches.py",
-        "shares = 1 / counts if mean else np.ones(len(counts))",
+        "shares = 1 / np.maximum(counts, 1) if mean else np.ones(len(counts))",
         "shares = np.ones(len(counts))",
         (BATCHES + "::test_a_batch_of_authors_is_filled_up_with_rows_that_teach_nothing",),
         "the sum of an author's gradients is trained on instead of their mean",

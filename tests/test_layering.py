@@ -24,6 +24,8 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.clipping_styles",
         "dptune.accounting.groups",
         "dptune.accounting.rounding",
+        "dptune.grid",
+        "dptune.shapes",
     ),
     ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.dropout"),
     (
@@ -61,6 +63,8 @@ WITHOUT_TORCH = (
     "dptune.accounting.groups",
     "dptune.accounting.rounding",
     "dptune.sampling",
+    "dptune.grid",
+    "dptune.shapes",
     "dptune.clipping_styles",
     "dptune.mechanism",
     "dptune.run.plan",

@@ -24,12 +24,12 @@ ROUNDING = 1e-5  # float32 sums of a few gradients
 
 
 def moved(model, examples, config, without: int, **variant) -> float:
-    """Change of the released sum without the example `without`, in units of the sensitivity."""
+    """Change of the released sum without the example `without`, in units of the clip norm."""
     everyone = list(range(len(examples)))
     others = [index for index in everyone if index != without]
     with_it = private_sum(model, examples, everyone, config, **variant)
     without_it = private_sum(model, examples, others, config, **variant)
-    return ((with_it - without_it).norm() / config.sensitivity).item()
+    return ((with_it - without_it).norm() / config.clip_norm).item()
 
 
 def adapted(seed: int, targets=("q_proj", "v_proj", "o_proj")):

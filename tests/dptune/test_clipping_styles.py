@@ -16,6 +16,7 @@ from dptune import InvalidArgument, Ledger, PrivacyConfig, PrivateStep
 from dptune.accounting import Spend, epsilon
 from dptune.clipping import layers_of
 from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, Flat, PerLayer
+from dptune.mechanism import ROUNDING
 from tests.private_sum import NoNoise, config_for
 from tests.ranks import run_ranks
 from tests.whole_models import squared_outputs, whole_model
@@ -122,19 +123,19 @@ def test_one_example_moves_what_is_released_by_at_most_the_sensitivity(style: st
     for index in range(len(x)):
         others = torch.cat([x[:index], x[index + 1 :]])
         moved.append((whole - released(clipping, others)).norm().item())
-    assert max(moved) <= sensitivity * (1 + 1e-9)
+    assert max(moved) <= sensitivity / (1 + ROUNDING) * (1 + 1e-9)
     assert max(moved) > 0.9 * sensitivity  # and the bound is tight
 
 
 def test_stated_sensitivities() -> None:
-    assert configured(FLAT).sensitivity == CLIP_NORM
-    assert configured(PerLayer()).sensitivity == CLIP_NORM
-    assert configured(PerLayer({"0": 0.3, "2": 0.4})).sensitivity == pytest.approx(0.5)
-    assert configured(Automatic()).sensitivity == CLIP_NORM
+    assert configured(FLAT).sensitivity == pytest.approx(CLIP_NORM * (1 + ROUNDING))
+    assert configured(PerLayer()).sensitivity == pytest.approx(CLIP_NORM * (1 + ROUNDING))
+    assert configured(PerLayer({"0": 0.3, "2": 0.4})).sensitivity == pytest.approx(0.5 * (1 + ROUNDING))
+    assert configured(Automatic()).sensitivity == pytest.approx(CLIP_NORM * (1 + ROUNDING))
     config = configured(Adaptive(count_noise=2.0))
     # The clipped sum, and half a count, scaled so that both have the same noise.
-    scale = config.noise_std / 2.0
-    assert config.sensitivity == pytest.approx(math.hypot(CLIP_NORM, scale / 2))
+    scale = config.count_scale(CLIP_NORM)
+    assert config.sensitivity == pytest.approx(math.hypot(CLIP_NORM, scale / 2) * (1 + ROUNDING))
     assert config.noise_std == pytest.approx(config.noise_multiplier * config.sensitivity)
 
 

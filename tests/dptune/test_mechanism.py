@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument, PrivacyConfig, accounting
-from dptune.mechanism import sampling_probability
+from dptune.mechanism import ROUNDING, sampling_probability
 
 SETTING: dict[str, Any] = {
     "num_examples": 1000,
@@ -23,8 +23,8 @@ SETTING: dict[str, Any] = {
 
 def test_noise_sensitivity_probability_and_divisor() -> None:
     config = PrivacyConfig(**SETTING)
-    assert config.sensitivity == 0.3
-    assert config.noise_std == pytest.approx(1.5 * 0.3)
+    assert config.sensitivity == pytest.approx(0.3 * (1 + ROUNDING))
+    assert config.noise_std == pytest.approx(1.5 * 0.3 * (1 + ROUNDING))
     assert config.sampling_probability == pytest.approx(0.05)
     assert config.divisor == 50.0
 

@@ -1,0 +1,85 @@
+"""Shapes of micro-batches follow from settings and a row's own length, waste little, and are the same on all ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dptune._validate import InvalidArgument
+from dptune.shapes import Shape, Shapes, deal_in_shapes
+
+
+@pytest.mark.parametrize("longest", [1, 2, 7, 8, 9, 64, 100, 512, 4096])
+def test_widths_end_at_the_longest_and_are_at_most_an_eighth_wider_than_a_row(longest: int) -> None:
+    shapes = Shapes(longest, 2048)
+    tokens = np.arange(1, longest + 1)
+    widths = shapes.width_of(tokens)
+    assert (widths >= tokens).all()
+    assert widths[-1] == shapes.widths[-1] == longest
+    assert (widths[8:] <= np.ceil(tokens[8:] * 9 / 8)).all()
+    assert len(shapes.widths) <= 8 * max(1, np.log2(longest) - 2), "a small set"
+
+
+@given(
+    seed=st.integers(0, 1000),
+    count=st.integers(0, 60),
+    budget=st.integers(1, 300),
+    drawn=st.sampled_from([1.0, 500.0, 1e6]),
+    ranks=st.integers(1, 4),
+)
+def test_every_item_is_dealt_once_in_the_shape_of_its_own_length(
+    seed: int, count: int, budget: int, drawn: float, ranks: int
+) -> None:
+    chance = np.random.default_rng(seed)
+    tokens, shapes = chance.integers(1, 65, 60), Shapes(64, budget, drawn)
+    items = np.sort(chance.choice(60, count, replace=False))
+    dealt = deal_in_shapes(items, tokens, shapes, ranks=ranks)
+    seen = [item for _, shares in dealt for share in shares for item in share]
+    assert sorted(seen) == items.tolist()
+    for shape, shares in dealt:
+        assert len(shares) == ranks
+        assert max(map(len, shares)) <= shape.items
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert shape.items * shape.width <= max(budget, shape.width)
+        for share in shares:
+            assert {shapes.shape(int(width)) for width in shapes.width_of(tokens[share])} <= {shape}
+
+
+def test_rows_of_one_item_and_virtual_tokens_count_in_the_budget() -> None:
+    shapes = Shapes(64, 256, 1e6)
+    assert shapes.shape(32) == Shape(8, 32)
+    assert shapes.shape(32, rows_per_item=4) == Shape(2, 32)
+    assert shapes.shape(32, virtual_tokens=32) == Shape(4, 32)
+    assert shapes.shape(64, rows_per_item=9) == Shape(1, 64), "an item is never split"
+
+
+def test_narrow_micro_batches_hold_no_more_than_four_times_the_rows_of_the_widest() -> None:
+    assert Shapes(512, 2048, 1e6).shape(8) == Shape(16, 8)
+
+
+@pytest.mark.parametrize("drawn", [256, 1024, 4096])
+@pytest.mark.parametrize("spread", [0.15, 0.3])
+def test_padding_stays_small_for_large_logical_batches(drawn: int, spread: float) -> None:
+    """Lengths like those of abstracts: log-normal, most within two doublings, cut at 512 tokens."""
+    chance = np.random.default_rng(0)
+    tokens = np.minimum(np.exp(chance.normal(np.log(250), spread, 20 * drawn)).astype(np.int64), 512)
+    shapes = Shapes(512, 2048, drawn)
+    shares = []
+    for _ in range(10):
+        draw = np.flatnonzero(chance.random(len(tokens)) < 1 / 20)
+        padded = sum(shape.items * shape.width for shape, _ in deal_in_shapes(draw, tokens, shapes))
+        shares.append(1 - tokens[draw].sum() / padded)
+    assert np.mean(shares) < 0.05
+
+
+def test_a_row_beyond_the_public_bound_is_an_error() -> None:
+    with pytest.raises(ValueError, match="a row of 65 tokens, where at most 64"):
+        Shapes(64, 100).width_of(np.array([3, 65]))
+
+
+@pytest.mark.parametrize("changed", [{"longest": 0}, {"token_budget": 0}, {"drawn": 0.0}])
+def test_settings_that_cannot_be_are_refused(changed: dict[str, float]) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{next(iter(changed))}="):
+        Shapes(**({"longest": 64, "token_budget": 64, "drawn": 1.0} | changed))  # type: ignore[arg-type]

@@ -1,0 +1,152 @@
+"""Nobody's contribution depends on who else is drawn: to the bit, whoever stands beside a row, wherever it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dptune import CausalLMLoss, PerExampleGradients, PrivacyConfig, PrivateStep, add_lora
+from dptune.mechanism import ROUNDING
+from dptune.shapes import Shapes, deal_in_shapes
+from dptune.units.batches import AuthorDraw, Part, Rows, UnitDraw, parts_of
+from tests.classifier_folders import SIZES
+from tests.examples import random_examples, randomise_adapters
+from tests.private_sum import NoNoise
+from tests.tiny import tiny_llama
+from tests.utils.classification.test_losses import bert
+from utils.classification.dataset import ClassificationDataset
+from utils.classification.losses import ClassificationLoss
+from utils.data.tokenization import TokenizedDataset
+
+COUNT, LONGEST = 40, 48
+SHAPES = Shapes(LONGEST, 4 * LONGEST, drawn=2000)  # up to six rows per micro-batch
+Losses = Callable[..., Tensor]
+
+
+def texts() -> TokenizedDataset:
+    examples = random_examples(COUNT, seed=3, vocab_size=400, shortest=3, longest=LONGEST)
+    ids = [np.array(ids, dtype=np.int32) for ids, _ in examples]
+    answers = [np.array(labels) != -100 for _, labels in examples]
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in ids])])
+    return TokenizedDataset(np.concatenate(ids), np.concatenate(answers), starts, num_cut=0)
+
+
+def sentences() -> ClassificationDataset:
+    chance = np.random.default_rng(0)
+    lengths = np.append(chance.integers(3, LONGEST, COUNT - 8), [LONGEST] * 8)  # some fill the whole width
+    starts = np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
+    ids = chance.integers(5, SIZES["vocab_size"], lengths.sum(), dtype=np.int32)
+    return ClassificationDataset(ids, None, starts, chance.integers(0, 3, COUNT), num_cut=0)
+
+
+def language_model(dtype: torch.dtype, *, whole: bool) -> tuple[nn.Module, Losses, Rows]:
+    model = tiny_llama(hidden=64)
+    if not whole:
+        add_lora(model, rank=4, alpha=8.0)
+        randomise_adapters(model)
+    for parameter in model.parameters():
+        if whole or not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return model, CausalLMLoss(model), texts()
+
+
+def classifier(dtype: torch.dtype) -> tuple[nn.Module, Losses, Rows]:
+    model = bert(max_position_embeddings=64).to(dtype)
+    return model, ClassificationLoss(model), sentences()
+
+
+FRONT_DOORS: dict[str, Callable[[torch.dtype], tuple[nn.Module, Losses, Rows]]] = {
+    "adapters": lambda dtype: language_model(dtype, whole=False),
+    "whole model": lambda dtype: language_model(dtype, whole=True),
+    "classifier": classifier,
+}
+
+
+def contributions(model: nn.Module, losses: Losses, data: Rows, draw: UnitDraw, **how: Any) -> dict[int, Tensor]:
+    """{item: its gradient as it is recorded, flat} of a draw, dealt as in a run."""
+    found = {}
+    with PerExampleGradients(model) as recorder:
+        for part in parts_of(draw, data):
+            for shape, shares in deal_in_shapes(
+                part.items, part.tokens, SHAPES, rows_per_item=part.rows_per_unit, **how
+            ):
+                for items in shares:
+                    found |= _of_micro_batch(recorder, losses, part, shape, items)
+    return found
+
+
+def _of_micro_batch(
+    recorder: PerExampleGradients, losses: Losses, part: Part, shape: Any, items: np.ndarray
+) -> dict[int, Tensor]:
+    batch = part.batch(items, shape, 0)
+    own = losses(**batch.inputs)
+    (own if batch.weights is None else own * batch.weights).sum().backward()
+    made = recorder.take().folded(part.rows_per_unit).materialised()
+    rows = torch.cat([grads.flatten(1) for grads in made.values()], 1)
+    assert not rows[len(items) :].any(), "what fills up adds exactly nothing"
+    names = items if part.authors is None else [int(part.authors[item][0]) for item in items]
+    return {int(name): row for name, row in zip(names, rows, strict=False)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("door", FRONT_DOORS)
+def test_a_rows_contribution_is_its_own_to_the_bit(door: str, dtype: torch.dtype) -> None:
+    model, losses, data = FRONT_DOORS[door](dtype)
+    everybody = contributions(model, losses, data, np.arange(COUNT))
+    chance = np.random.default_rng(1)
+    draws = [np.flatnonzero(chance.random(COUNT) < share) for share in (0.1, 0.5)]
+    draws += [np.array([row]) for row in (0, 17, COUNT - 1)] + [np.arange(COUNT)[::-1]]
+    for draw in draws:
+        for ranks in (1, 2):
+            for row, gradient in contributions(model, losses, data, draw, ranks=ranks).items():
+                assert torch.equal(gradient, everybody[row]), f"row {row} among {len(draw)} on {ranks} ranks"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_authors_contribution_is_their_own_to_the_bit(dtype: torch.dtype) -> None:
+    model, losses, data = language_model(dtype, whole=False)
+    authors = np.split(np.arange(COUNT), np.cumsum([1, 2, 3, 4, 5, 5, 5, 5, 5]))
+    everybody = contributions(model, losses, data, AuthorDraw(list(authors), mean=True, most=5))
+    for gone in range(len(authors)):
+        others = [rows for number, rows in enumerate(authors) if number != gone]
+        for name, gradient in contributions(model, losses, data, AuthorDraw(others, mean=True, most=5)).items():
+            assert torch.equal(gradient, everybody[name])
+
+
+def test_shapes_that_follow_the_draw_would_change_what_others_add() -> None:
+    """The fault that fixed shapes prevent, so that the tests above can fail."""
+    model, losses, data = language_model(torch.bfloat16, whole=False)
+    seen = []
+    for rows in ([5], [5, 9, 11, 20]):
+        with PerExampleGradients(model) as recorder:
+            losses(**data.batch(np.array(rows), 0)).sum().backward()
+            made = recorder.take().materialised()
+        seen.append(torch.cat([grads.flatten(1) for grads in made.values()], 1)[0])
+    assert not torch.equal(*seen)
+
+
+def test_the_order_of_sums_moves_the_sum_by_less_than_is_accounted_for() -> None:
+    """4,096 rows whose gradients all point the same way, so that partial sums are as large as they can be."""
+    count, generator = 4096, torch.Generator().manual_seed(0)
+    direction = torch.rand(256, generator=generator) + 0.5
+    x = direction * (0.9 + 0.2 * torch.rand(count, 1, generator=generator))
+
+    def clipped_sum(rows: Tensor) -> Tensor:
+        model = nn.Linear(256, 1, bias=False)
+        config = PrivacyConfig(
+            num_examples=count, expected_batch_size=count, steps=1, clip_norm=1.0, noise_multiplier=1.0, delta=1e-5
+        )
+        with PrivateStep(model, config, ledger=None, noise=NoNoise(256), rank=1) as step:  # type: ignore[arg-type]
+            for part in rows.split(6):
+                step.backward(model(part)[:, 0])
+            return step._begun().double()
+
+    whole = clipped_sum(x)
+    moved = [(whole - clipped_sum(torch.cat([x[:row], x[row + 1 :]]))).norm().item() for row in (0, 1000, 4095)]
+    assert max(moved) <= 1 + ROUNDING
+    assert max(moved) > 1 - ROUNDING
