@@ -15,7 +15,7 @@ from dptune._validate import refuse
 from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, attach_adapter
 from dptune.lora import merge_lora
 from utils.cli.launch import Sharding
-from utils.models.quantization import keep_differentiable, quantized_loading
+from utils.models.quantization import keep_differentiable, quantized_loading, round_rows_alone
 from utils.models.sharded import load_sharded_model
 
 _REMEDY = "give a folder with a causal language model and its tokenizer, or a hub name (gated: with --access_token)"
@@ -83,6 +83,7 @@ def load_model(
         )
     model = model.requires_grad_(False).eval()
     keep_differentiable(model)
+    round_rows_alone(model)
     return model if quantized else model.to(device)
 
 
