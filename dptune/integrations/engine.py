@@ -20,7 +20,7 @@ from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import PoissonMicroBatches
-from dptune.integrations.items import check_on_items
+from dptune.integrations.items import check_on_random_items
 from dptune.integrations.losses import losses_of_outputs
 from dptune.integrations.planning import count_examples, logical_batch, plan_training
 from dptune.integrations.processes import ranks_of_launch
@@ -47,6 +47,7 @@ class PrivacyEngine:
         losses: (model, outputs, labels) -> losses [B]; by default those of `DPTrainer`.
         privacy_unit: see `DPTrainer`.
         clipping: the clipping style.
+        max_length: maximum tokens of an item; see `DPTrainer`.
 
     Raises:
         InvalidArgument: a setting would break the guarantee; the message says what to change.
@@ -62,6 +63,7 @@ class PrivacyEngine:
         losses: OutputLosses = losses_of_outputs,
         privacy_unit: str | Unit = ItemUnit(),  # noqa: B008 (immutable)
         clipping: Clipping = FLAT,
+        max_length: int | None = None,
     ) -> None:
         if privacy_args.disable_dp:
             refuse("--disable_dp", True, "leave the callback out, or use DPTrainer for the same sampling")
@@ -70,6 +72,7 @@ class PrivacyEngine:
         batch = logical_batch(args, num_examples)
         per_epoch = -(-num_examples // batch)
         self.model, self._losses, self._privacy_args = model, losses, privacy_args
+        self._max_length = max_length
         self._parts, self._micro_batch_size = args.gradient_accumulation_steps, args.per_device_train_batch_size
         self.plan: RunPlan = plan_training(
             privacy_args,
@@ -205,7 +208,7 @@ class PrivacyEngine:
         return self._run
 
     def _check_rules(self, collate: Callable[[list[Any]], Any]) -> None:
-        """Compare the engine's gradients with autograd's on a few items, before anything is released."""
+        """Compare the engine's gradients with autograd's on random items, before anything is released."""
         device = next(self.model.parameters()).device
 
         def losses(inputs: Mapping[str, Any]) -> Tensor:
@@ -215,7 +218,7 @@ class PrivacyEngine:
         def on_device(items: list[Any]) -> dict[str, Any]:
             return {name: value.to(device) for name, value in collate(items).items()}
 
-        check_on_items(self.model, losses, on_device, self.dataset.examples)
+        check_on_random_items(self.model, losses, on_device, self.dataset.examples, max_length=self._max_length)
 
     def _check_trainer(self, args: Any, state: Any, model: Any, loader: Any) -> None:
         if model is not self.model:

@@ -153,11 +153,11 @@ def trainer_of(words: list[str]) -> Any:
     tokenizer = fine_tune.load_tokenizer(model_args.model_name)
     train, held_out = fine_tune.load_corpus(data, tokenizer, model_args.sequence_len, training.seed)
     torch.manual_seed(0)
-    model = fine_tune.prepared_model(model_args, check=False)
+    model = fine_tune.prepared_model(model_args)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    return fine_tune.make_trainer(model, tokenizer, training, privacy, data.unit, train, held_out)
+    return fine_tune.make_trainer(model, tokenizer, training, privacy, data.unit, train, held_out, max_length=model_args.sequence_len)
 
 
 def mean_gradients(model: Any, dataset: AuthorItems) -> list[dict[str, torch.Tensor]]:
