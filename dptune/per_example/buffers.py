@@ -52,8 +52,6 @@ class FixedBuffers:
         return not torch.equal(buffer.to(values), values)
 
 
-
-
 def _version(buffer: Tensor) -> int | None:
     """How often it was written to; None for a tensor of the inference mode, where nothing counts it."""
     return None if buffer.is_inference() else buffer._version

@@ -78,9 +78,7 @@ def require_exact_gradients(
     buffers.require_unchanged()
 
 
-def require_separate_rows(
-    model: nn.Module, losses: Callable[..., Tensor], batch_of: BatchOf, *, longest: int
-) -> None:
+def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch_of: BatchOf, *, longest: int) -> None:
     """Refuse a model whose gradients the engine gets wrong, or whose rows reach each other in a batch.
 
     Two random rows run together, padded, and each alone. They are of several lengths: see `neighbouring_lengths`. Then
@@ -123,9 +121,9 @@ def _require_same_loss(
 def _run_in_training_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequence[Any]) -> None:
     """A forward pass as in training; torch's random numbers go on afterwards as if it had not been there."""
     device = next(model.parameters()).device
-    with in_mode(model, training=True), torch.no_grad():
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            losses(*batch)
+    kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with in_mode(model, training=True), torch.no_grad(), kept:
+        losses(*batch)
 
 
 def _recorded(

@@ -122,6 +122,8 @@ def _refuse_unknown(name: str, kind: type) -> NoReturn:
 def _refuse_coupled(name: str, kind: type, layer: Any) -> NoReturn:
     if kind.__name__ != "Linear8bitLt":
         _refuse_unknown(name, kind)
-    reason = f"its outlier threshold of {layer.state.threshold:g} looks at the whole micro-batch, which couples examples"
+    reason = (
+        f"its outlier threshold of {layer.state.threshold:g} looks at the whole micro-batch, which couples examples"
+    )
     remedy = "load it with llm_int8_threshold=0.0, or set the layer's state.threshold to 0"
     refuse(name or "model", Described(kind.__name__), f"{reason}; {remedy}")

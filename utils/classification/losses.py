@@ -21,7 +21,6 @@ from utils.data.tokenization import IGNORED
 from utils.training.micro_batches import MicroBatches
 
 
-
 class ClassificationLoss:
     """Cross-entropy of each example, float32 [B]; exactly zero where the label is -100.
 

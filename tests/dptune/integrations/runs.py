@@ -26,7 +26,7 @@ from tests.reference import Example, clipped_sum, example_gradients
 from tests.tiny import tiny_llama
 
 COUNT = 12
-LONGEST = 16  # tokens of an item
+LONGEST = 32  # tokens of an item
 SEED = 10
 
 

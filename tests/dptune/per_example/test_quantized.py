@@ -98,7 +98,7 @@ def test_a_layer_that_may_round_by_the_whole_micro_batch_is_refused_by_name(reas
 
 
 def test_a_weight_of_a_librarys_own_kind_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="^1=Linear: is quantised"):
+    with pytest.raises(InvalidArgument, match=r"^1=Linear: is quantised"):
         PerExampleGradients(with_(of_torchao()))
 
 
@@ -108,7 +108,7 @@ def test_a_layer_that_rounds_each_token_by_itself_is_taken(name: str) -> None:
 
 
 def test_a_layer_under_an_adapter_is_looked_at_too() -> None:
-    with pytest.raises(InvalidArgument, match="^1=Linear8bitLt: its outlier threshold"):
+    with pytest.raises(InvalidArgument, match=r"^1=Linear8bitLt: its outlier threshold"):
         PerExampleGradients(with_(eight_bits(6.0), trained="1"))
 
 
