@@ -161,9 +161,7 @@ class PrivacyEngine:
             remedy = "the Trainer must call backward() on it once, unscaled; use a Trainer that does not scale its loss"
             refuse("privacy_engine.loss", f"multiplied by {scales}", remedy)
         handed = self.dataset.handed.popleft() if self.dataset.handed else 0
-        if len(losses) != max(handed, 1):
-            remedy = f"for a micro-batch of {handed} examples: the collator must make one row per example"
-            refuse("data_collator", f"{len(losses)} rows", remedy)
+        _require_one_row_each(len(losses), max(handed, 1))
         self._step.collect(losses)
         self._collected += 1
 
@@ -216,7 +214,9 @@ class PrivacyEngine:
             return self._losses(self.model, self.model(**given), inputs.get("labels"))
 
         def on_device(items: list[Any]) -> dict[str, Any]:
-            return {name: value.to(device) for name, value in collate(items).items()}
+            inputs = {name: value.to(device) for name, value in collate(items).items()}
+            _require_one_row_each(len(next(iter(inputs.values()))), len(items))
+            return inputs
 
         check_on_random_items(self.model, losses, on_device, self.dataset.examples, max_length=self._max_length)
 
@@ -243,6 +243,12 @@ def _refuse_unsafe(args: Any) -> None:
         refuse("torchrun", args.world_size, "a plain Trainer averages gradients before they are clipped: use DPTrainer")
     if args.dataloader_num_workers:
         refuse("--dataloader_num_workers", args.dataloader_num_workers, "only the main process can draw; give 0")
+
+
+def _require_one_row_each(rows: int, examples: int) -> None:
+    if rows != examples:
+        remedy = f"for a micro-batch of {examples} examples: the collator must make one row per example"
+        refuse("data_collator", f"{rows} rows", remedy)
 
 
 def _trainer_steps(args: Any, steps_per_epoch: int) -> int:

@@ -35,7 +35,7 @@ class Vocabulary:
     def of(cls, model: Any) -> Vocabulary:
         """From a model's configuration, or from its first embedding."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         tokens = getattr(text, "vocab_size", None) or _first_embedding(base)
         classes = max(2, getattr(config, "num_labels", None) or 2)
