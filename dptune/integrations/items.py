@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dptune._validate import HIDDEN, Described, refuse
+from dptune._validate import HIDDEN, Described, InvalidArgument, refuse
 from dptune.integrations.draws import fetch
 from dptune.integrations.vocabulary import Vocabulary, longest_item
 from dptune.per_example import RandomRow, require_separate_rows
@@ -196,7 +196,9 @@ def check_on_random_items(
 def _collated(collate: Callable[[list[Any]], Mapping[str, Any]], items: list[Any]) -> Mapping[str, Any]:
     try:
         return collate(items)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (InvalidArgument, torch.OutOfMemoryError):
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         remedy = f"cannot take random items with the keys of the first item ({reason}); items must be numbers alone"
         refuse("data_collator", HIDDEN, remedy)
