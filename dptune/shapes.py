@@ -19,10 +19,10 @@ import numpy as np
 from dptune._validate import require_count, require_positive
 
 _NARROWEST = 8  # tokens
-_STEPS = 8  # widths per doubling: they are at most 1/8 wider than a row, and 3% on average
+_STEPS = 16  # widths per doubling: they are at most 1/16 wider than a row, and 2% on average
 # Rows per micro-batch: one, and one more for so many drawn examples. Half a micro-batch per width is filled up on
 # average, which is then about 2% of a draw whose lengths fill two doublings.
-_DRAWN_PER_ROW = 400
+_DRAWN_PER_ROW = 800
 _NARROW_ROWS = 4  # a narrow micro-batch has at most so many times the rows of the widest: each needs its own gradient
 _LEAST_TOKENS = 64  # narrow micro-batches get more rows than that, because a forward pass of fewer tokens is no faster
 

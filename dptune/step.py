@@ -25,6 +25,7 @@ from dptune.lora import trainable_parameters
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
 from dptune.per_example import HalfAdded, PerExampleGradients, Recorded, full_precision
+from dptune.per_example.buffers import FixedBuffers
 from dptune.ranks import Gather, Reduce, sum_over_ranks
 
 K = TypeVar("K")
@@ -100,6 +101,7 @@ class PrivateStep:
 
     def __enter__(self) -> PrivateStep:
         self._recorder.__enter__()
+        self._buffers = FixedBuffers(self._recorder.model)
         return self
 
     def __exit__(
@@ -183,10 +185,12 @@ class PrivateStep:
         step begins.
 
         Raises:
-            InvalidArgument: a parameter that is not recorded has a gradient, or the ledger cannot record the step.
+            InvalidArgument: a parameter that is not recorded has a gradient, a buffer of the model has changed, or the
+                ledger cannot record the step.
         """
         total_P = self._begun()
         self._refuse_other_gradients()
+        self._buffers.require_unchanged()
         self._add_noise(total_P)
         if self._ledger is not None:
             # Before the sum over ranks: without rank 0's share no rank has the gradient, so none uses it unrecorded.

@@ -21,7 +21,7 @@ from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
-from dptune.integrations.items import check_on_items
+from dptune.integrations.items import check_on_random_items
 from dptune.integrations.losses import losses_of_outputs
 from dptune.integrations.planning import count_examples, logical_batch, plan_training
 from dptune.integrations.processes import ranks_of_launch
@@ -51,6 +51,7 @@ class PrivacyEngine:
         losses: (model, outputs, labels) -> losses [B]; by default those of `DPTrainer`.
         privacy_unit: see `DPTrainer`.
         clipping: the clipping style.
+        max_length: maximum tokens of an item; see `DPTrainer`.
 
     Raises:
         InvalidArgument: a setting would break the guarantee; the message says what to change.
@@ -66,6 +67,7 @@ class PrivacyEngine:
         losses: OutputLosses = losses_of_outputs,
         privacy_unit: str | Unit = ItemUnit(),  # noqa: B008 (immutable)
         clipping: Clipping = FLAT,
+        max_length: int | None = None,
     ) -> None:
         if privacy_args.disable_dp:
             refuse("--disable_dp", True, "leave the callback out, or use DPTrainer for the same sampling")
@@ -74,6 +76,7 @@ class PrivacyEngine:
         batch = logical_batch(args, num_examples)
         per_epoch = -(-num_examples // batch)
         self.model, self._losses, self._privacy_args = model, losses, privacy_args
+        self._max_length = max_length
         self._parts, self._micro_batch_size = args.gradient_accumulation_steps, args.per_device_train_batch_size
         self.plan: RunPlan = plan_training(
             privacy_args,
@@ -164,9 +167,7 @@ class PrivacyEngine:
             remedy = "the Trainer must call backward() on it once, unscaled; use a Trainer that does not scale its loss"
             refuse("privacy_engine.loss", f"multiplied by {scales}", remedy)
         handed = self.dataset.handed.popleft() if self.dataset.handed else 0
-        if len(losses) != max(handed, 1):
-            remedy = f"for a micro-batch of {handed} examples: the collator must make one row per example"
-            refuse("data_collator", f"{len(losses)} rows", remedy)
+        _require_one_row_each(len(losses), max(handed, 1))
         self._step.collect(losses)
         self._collected += 1
 
@@ -211,7 +212,7 @@ class PrivacyEngine:
         return self._run
 
     def _check_rules(self, collate: Collator) -> None:
-        """Compare the engine's gradients with autograd's on a few items, before anything is released."""
+        """Compare the engine's gradients with autograd's on random items, before anything is released."""
         device = next(self.model.parameters()).device
 
         def losses(inputs: Mapping[str, Tensor]) -> Tensor:
@@ -219,9 +220,11 @@ class PrivacyEngine:
             return self._losses(self.model, self.model(**given), inputs.get("labels"))
 
         def on_device(items: list[object]) -> dict[str, Tensor]:
-            return {name: value.to(device) for name, value in collate(items).items()}
+            inputs = {name: value.to(device) for name, value in collate(items).items()}
+            _require_one_row_each(len(next(iter(inputs.values()))), len(items))
+            return inputs
 
-        check_on_items(self.model, losses, on_device, self.dataset.examples)
+        check_on_random_items(self.model, losses, on_device, self.dataset.examples, max_length=self._max_length)
 
     def _check_trainer(
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, loader: DataLoader[object]
@@ -248,6 +251,12 @@ def _refuse_unsafe(args: TrainingArguments) -> None:
         refuse("torchrun", args.world_size, "a plain Trainer averages gradients before they are clipped: use DPTrainer")
     if args.dataloader_num_workers:
         refuse("--dataloader_num_workers", args.dataloader_num_workers, "only the main process can draw; give 0")
+
+
+def _require_one_row_each(rows: int, examples: int) -> None:
+    if rows != examples:
+        remedy = f"for a micro-batch of {examples} examples: the collator must make one row per example"
+        refuse("data_collator", f"{rows} rows", remedy)
 
 
 def _trainer_steps(args: TrainingArguments, steps_per_epoch: int) -> int:

@@ -1,60 +1,204 @@
-"""Checks on a few items, before training begins, that items of one micro-batch do not affect each other's gradients."""
+"""What an item of a data set is made of, and random items of the same make, with which a model is checked.
+
+Private items decide nothing about the check but its shape: their keys, and whether a value is a list of tokens, a
+number or an array of one shape. No value of theirs is used. All items must have the make of the first one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from dptune._validate import HIDDEN, Described, InvalidArgument, refuse
 from dptune.integrations.draws import fetch
-from dptune.per_example import require_exact_gradients
+from dptune.integrations.vocabulary import Vocabulary, longest_item
+from dptune.per_example import RandomRow, require_separate_rows
 
-_LOOKED_AT, _AT_LEAST = 64, 3
+_READ = 1024  # items at a time
+_TOKENS, _NUMBER, _ARRAY, _OTHER = "tokens", "number", "array", "other"
 
 
-def check_on_items(
+@dataclass(frozen=True)
+class Leaf:
+    """One value of an item: `shape` is that of an array, and `whole` says whether it holds integers."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] = ()
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """An item with named values, or a tuple of values."""
+
+    parts: Mapping[Any, Any]
+    is_tuple: bool = False
+
+
+@dataclass(frozen=True)
+class Several:
+    """An item that is a list of rows."""
+
+    row: Any
+
+
+Make = Leaf | Record | Several
+
+
+def make_of(item: Any, name: str = "") -> Make:
+    """What an item is made of."""
+    if isinstance(item, Mapping):
+        return Record({key: make_of(value, str(key)) for key, value in item.items()})
+    if isinstance(item, tuple):
+        return Record(dict(enumerate(make_of(value) for value in item)), is_tuple=True)
+    if isinstance(item, list) and item and isinstance(item[0], Mapping):
+        return Several(make_of(item[0]))
+    return _leaf(item, name)
+
+
+def _leaf(value: Any, name: str) -> Leaf:
+    if isinstance(value, bool | int | float | np.generic) or getattr(value, "shape", None) == ():
+        return Leaf(name, _NUMBER, whole=_is_whole(value))
+    if isinstance(value, list) and (not value or isinstance(value[0], int | np.integer)):
+        return Leaf(name, _TOKENS)  # quick, for there may be many
+    if not isinstance(value, list | np.ndarray | Tensor):
+        return Leaf(name, _OTHER)
+    try:
+        array = value if isinstance(value, Tensor) else np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return Leaf(name, _OTHER)
+    whole = _is_whole(array)
+    return Leaf(name, _TOKENS) if whole and array.ndim == 1 else Leaf(name, _ARRAY, tuple(array.shape), whole)
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point()
+    return bool(np.issubdtype(np.asarray(value).dtype, np.integer) or np.asarray(value).dtype == np.bool_)
+
+
+def _leaves(make: Make) -> list[Leaf]:
+    if isinstance(make, Leaf):
+        return [make]
+    parts = make.parts.values() if isinstance(make, Record) else [make.row]
+    return [leaf for part in parts for leaf in _leaves(part)]
+
+
+def has_tokens(make: Make) -> bool:
+    """Whether items have lists of tokens, and so a length."""
+    return any(leaf.kind == _TOKENS for leaf in _leaves(make))
+
+
+def _length(item: Any, make: Make) -> int:
+    """The longest list of tokens in an item."""
+    if isinstance(make, Several):
+        return max((_length(row, make.row) for row in item), default=0)
+    if isinstance(make, Record):
+        return max((_length(item[key], part) for key, part in make.parts.items()), default=0)
+    return len(item) if make.kind == _TOKENS else 0
+
+
+def _fits(item: Any, make: Make) -> bool:
+    """Whether an item is made like the first one."""
+    if isinstance(make, Several):
+        return isinstance(item, list) and all(_fits(row, make.row) for row in item)
+    if isinstance(make, Record):
+        if not isinstance(item, tuple if make.is_tuple else Mapping) or len(item) != len(make.parts):
+            return False
+        return all(key in item or make.is_tuple for key in make.parts) and all(
+            _fits(item[key], part) for key, part in make.parts.items()
+        )
+    found = _leaf(item, make.name)
+    return (found.kind, found.shape) == (make.kind, make.shape)
+
+
+def require_short_items(examples: Any, make: Make, max_length: int) -> None:
+    """Read all items once, and refuse one that is longer than `max_length` tokens or made unlike the first one.
+
+    Raises:
+        InvalidArgument: with the item's number and its length; the item itself is not shown.
+    """
+    for start in range(0, len(examples), _READ):
+        rows = range(start, min(start + _READ, len(examples)))
+        for index, item in zip(rows, fetch(examples, rows), strict=True):
+            if not _fits(item, make):
+                remedy = "has other keys, kinds of values or shapes than the first item; make all items alike"
+                refuse("train_dataset", Described(f"item {index}"), remedy)
+            if (length := _length(item, make)) > max_length:
+                remedy = f"has {length} tokens, more than max_length={max_length}: cut it, or raise max_length"
+                refuse("train_dataset", Described(f"item {index}"), remedy)
+
+
+def random_item(make: Make, row: RandomRow, vocabulary: Vocabulary, *, rows: int = 1) -> Any:
+    """An item of that make. Lists of tokens have `row.length` tokens; a list of rows has `rows` rows."""
+    if isinstance(make, Several):
+        numbers = [row.number + 100 * added for added in range(rows)]
+        return [random_item(make.row, row._replace(number=number), vocabulary) for number in numbers]
+    if isinstance(make, Record):
+        made = {key: random_item(part, row, vocabulary) for key, part in make.parts.items()}
+        return tuple(made.values()) if make.is_tuple else made
+    if make.kind == _TOKENS:
+        return vocabulary.tokens(make.name, row).tolist()
+    if make.kind == _NUMBER:
+        return vocabulary.number(make.name, row) if make.whole else row.normal(()).item()
+    if make.kind == _ARRAY:
+        return row.normal(make.shape).gt(0).long() if make.whole else row.normal(make.shape)
+    return ""  # a text or another object that the collator leaves out
+
+
+def check_on_random_items(
     model: nn.Module,
     losses: Callable[[Mapping[str, Any]], Tensor],
     collate: Callable[[list[Any]], Mapping[str, Any]],
     examples: Any,
+    *,
+    max_length: int | None,
+    most_rows: int = 1,
 ) -> None:
-    """Compare the engine's gradients of some items in one micro-batch with autograd's of each item alone.
+    """Compare the engine's gradients with autograd's on random items, together and each alone, as the collator pads.
 
     Args:
         model: the model that is trained.
         losses: inputs of a micro-batch -> losses [B].
         collate: items -> inputs, padded as in training.
-        examples: the training set; a few of its first items are used, with the shortest and the longest. If the
-            collator makes several rows per item, rows are compared as it pads them.
+        examples: the training set.
+        max_length: the largest number of tokens of an item; by default the model's context. It must be public.
+        most_rows: the largest number of rows of an item, if items are lists of rows.
 
     Raises:
-        InvalidArgument: they differ, because a rule is wrong or an item affects others by its tokens or its padding.
+        InvalidArgument: they differ, because a rule is wrong or an item affects others by its tokens or its padding;
+            the collator cannot take the random items; an item of the data set is too long; or `max_length` is needed.
     """
-    items = _of_all_lengths(fetch(examples, range(min(_LOOKED_AT, len(examples)))))
-    together = collate(items)
-    names = sorted(together)
+    make, vocabulary = make_of(fetch(examples, [0])[0]), Vocabulary.of(model)
+    if not any(leaf.kind in (_TOKENS, _ARRAY) for leaf in _leaves(make)):
+        refuse("train_dataset", HIDDEN, "its items have neither token ids nor arrays of numbers; tokenise them first")
+    longest = longest_item(model, max_length) if has_tokens(make) else 1
 
-    def of_parts(*parts: Any) -> Tensor:
-        return losses(dict(zip(names, parts, strict=True)))
+    def batch_of(rows: Sequence[RandomRow]) -> list[Any]:
+        # All items but the first have two rows, if they may, so that items are filled up.
+        counts = [1 if row.number == 0 else min(2, most_rows) for row in rows]
+        pairs = zip(rows, counts, strict=True)
+        return [_collated(collate, [random_item(make, row, vocabulary, rows=count) for row, count in pairs])]
 
-    def alone(index: int) -> list[Any]:
-        inputs = collate([items[index]])
-        return [inputs[name] for name in names]
-
-    parts = [together[name] for name in names]
-    one_row_each = len(parts[0]) == len(items)
-    require_exact_gradients(model, of_parts, *parts, alone=alone if one_row_each else None)
-
-
-def _of_all_lengths(items: list[Any]) -> list[Any]:
-    """A few of the items, each once, including the shortest and the longest."""
-    lengths = [_length(item) for item in items]
-    chosen = {*range(len(items))[:_AT_LEAST], lengths.index(min(lengths)), lengths.index(max(lengths))}
-    return [items[index] for index in sorted(chosen)]
+    try:
+        require_separate_rows(model, losses, batch_of, longest=longest)
+    except torch.OutOfMemoryError:
+        refuse("max_length", longest, "two random items of that length do not fit in memory; give a smaller one")
+    require_short_items(examples, make, longest)  # last, so that no item decides what is said of the model
 
 
-def _length(item: Any) -> int:
-    """Number of token ids; 0 if the item has none."""
-    ids = item.get("input_ids", ()) if isinstance(item, Mapping) else ()
-    return len(ids)
+def _collated(collate: Callable[[list[Any]], Mapping[str, Any]], items: list[Any]) -> Mapping[str, Any]:
+    try:
+        return collate(items)
+    except (InvalidArgument, torch.OutOfMemoryError):
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        remedy = f"cannot take random items with the keys of the first item ({reason}); items must be numbers alone"
+        refuse("data_collator", HIDDEN, remedy)

@@ -27,7 +27,7 @@ from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import Collator, DrawSampler, Examples, TrainerDraw, draw_loader
-from dptune.integrations.items import check_on_items
+from dptune.integrations.items import check_on_random_items
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
@@ -68,6 +68,8 @@ class DPTrainer(transformers.Trainer):
             micro-batch up to the largest number.
         privacy_unit: what an item is, for the report; an `ItemUnit` with a group size if a unit has several items.
         clipping: the clipping style.
+        max_length: maximum tokens of an item, which must be public. A longer item is refused. By default it is the
+            model's context, if that is at most 4,096 tokens. Rows up to this length are tried before training.
 
     Raises:
         InvalidArgument: a setting would break the guarantee; the message says what to change.
@@ -85,6 +87,7 @@ class DPTrainer(transformers.Trainer):
         rows_per_unit: int | np.ndarray = 1,
         privacy_unit: str | Unit = ItemUnit(),  # noqa: B008 (immutable)
         clipping: Clipping = FLAT,
+        max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -99,6 +102,7 @@ class DPTrainer(transformers.Trainer):
         self._last_loss = 0.0
         self._num_examples = count_examples(train_dataset) if train_dataset is not None else 0
         self._rows_per_unit = _of_each(rows_per_unit, self._num_examples)
+        self._max_length, self._most_rows = max_length, rows_per_unit if isinstance(rows_per_unit, int) else 2
         # With a fixed number of rows per item, each row counts; otherwise the caller has already averaged them.
         self._losses_per_item = rows_per_unit if isinstance(rows_per_unit, int) else 1
         self._batch = logical_batch(args, self._num_examples) if self._num_examples else 0
@@ -261,15 +265,17 @@ class DPTrainer(transformers.Trainer):
         return own
 
     def _check_rules(self) -> None:
-        """Compare the engine's gradients with autograd's on a few items, before anything is released."""
+        """Compare the engine's gradients with autograd's on random items, before anything is released."""
         if self.privacy_args.disable_dp:
             return
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        check_on_items(
+        check_on_random_items(
             self.model,
             functools.partial(self._losses, self.model),
             lambda items: self._prepare_inputs(collate(items)),
             self.train_dataset,
+            max_length=self._max_length,
+            most_rows=self._most_rows,
         )
 
     def _checkpoint(self, asked: str | bool | None) -> str | None:

@@ -4,57 +4,68 @@ A rule only sees the input and output of one layer. It would be silently wrong f
 elsewhere (`F.linear(x, embedding.weight)`), or that puts tokens where examples belong. It would also be wrong for a
 model in which an example's gradient depends on the rest of the micro-batch: on the padding that a longer neighbour
 causes (attention without a mask, position embeddings that change with the longest row), or on the neighbour itself.
+A model may also keep what it saw in a buffer, which would be released without noise.
+
+Every front door checks with `require_separate_rows`, on random rows alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dptune._validate import HIDDEN, Described, refuse
+from dptune.per_example.buffers import FixedBuffers, in_mode
 from dptune.per_example.hooks import PerExampleGradients
+from dptune.per_example.random_rows import RandomRow, neighbouring_lengths
 
 # Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
 # rounding depends on the shape of the batch: in bfloat16, a row's gradient alone and next to another row differed by
 # 0.17 of its norm (30 layers).
 _TOLERATED = {torch.float32: (1e-2, 1e-5), torch.float64: (1e-2, 1e-5)}
 _TOLERATED_OF_LESS = (0.5, 0.2)
-_OTHER_PADDINGS = 4  # one alone may change the loss by less than the tolerance, by chance
+_OTHER_NEIGHBOURS = 4  # one alone may change the loss by less than the tolerance, by chance
 _SAME_LOSS = 2e-3  # tolerance for a row's loss in batches of the same shape
+
+BatchOf = Callable[[Sequence[RandomRow]], Sequence[Any]]  # rows -> arguments of the losses, padded as in training
 
 
 def require_exact_gradients(
     model: nn.Module,
     losses: Callable[..., Tensor],
-    *batch: Tensor,
-    alone: Callable[[int], Sequence[Tensor]] | None = None,
+    *batch: Any,
+    alone: Callable[[int], Sequence[Any]] | None = None,
+    examples: int | None = None,
 ) -> None:
     """Compare per-example norms and a weighted sum of per-example gradients with autograd's, without dropout.
+
+    A forward pass in training mode is tried as well, and no buffer may change in it.
 
     Args:
         model: the model whose trainable parameters are compared.
         losses: (*batch) -> losses [B].
         batch: tensors of B examples, such as token ids and labels [B, T] of random tokens, with T different from B.
-        alone: index of an example -> the tensors of that example alone, without the padding that `batch` adds; by
-            default its rows of `batch`.
+        alone: index of an example -> the arguments of `losses` for that example alone, without the padding that
+            `batch` adds; by default its rows of `batch`.
+        examples: number of examples, if each has several neighbouring losses; by default B.
 
     Raises:
-        InvalidArgument: they differ (the message names the parameter), or there is not one loss per example.
+        InvalidArgument: they differ (the message names the parameter), a buffer changes (the message names it), or
+            there is not one loss per example.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    buffers = FixedBuffers(model)
+    with in_mode(model, training=False):
         with PerExampleGradients(model) as recorder:
-            norms, sums = _recorded(recorder, losses(*batch), lambda count: torch.arange(1.0, count + 1))
+            norms, sums = _recorded(recorder, losses(*batch), lambda count: torch.arange(1.0, count + 1), examples)
             count = len(next(iter(norms.values())))
-            each = [_recorded(recorder, losses(*batch), partial(_only, index))[1] for index in range(count)]
+            each = [_recorded(recorder, losses(*batch), partial(_only, i), examples)[1] for i in range(count)]
         parameters, tolerated = recorder.parameters, _tolerated(model)
-        batch_losses = losses(*batch)
-        weights = torch.arange(1, count + 1, device=batch_losses.device)
-        wanted = _gradients(parameters, (batch_losses * weights).sum())
+        per_example = losses(*batch).unflatten(0, (count, -1)).sum(1)
+        wanted = _gradients(parameters, (per_example * torch.arange(1, count + 1, device=per_example.device)).sum())
         _compare(sums, wanted, tolerated, "the model uses it in a way that no rule sees (freeze it)")
         for index in range(count):
             one = [part[index : index + 1] for part in batch] if alone is None else alone(index)
@@ -63,45 +74,43 @@ def require_exact_gradients(
             _compare(each[index], wanted, tolerated, reason)
             found = {name: norms[name][index] for name in norms}
             _compare(found, {name: wanted[name].norm() for name in norms}, tolerated, reason)
-    finally:
-        model.train(was_training)
+    _run_in_training_mode(model, losses, batch)
+    buffers.require_unchanged()
 
 
-def require_separate_rows(
-    model: nn.Module, losses: Callable[..., Tensor], *rows: Tensor, lengths: Sequence[int], vocab_size: int
-) -> None:
+def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch_of: BatchOf, *, longest: int) -> None:
     """Refuse a model whose gradients the engine gets wrong, or whose rows reach each other in a batch.
 
-    The rows run together, padded, and each alone, cut to its own length. Then the shortest row runs with other paddings
-    and other neighbours of the same shape: its loss must not change, in any precision.
+    Two random rows run together, padded, and each alone. They are of several lengths: see `neighbouring_lengths`. Then
+    the shorter row runs beside other rows of the same length: its loss must not change, in any precision.
 
     Args:
         model: what is trained.
-        losses: (*rows) -> losses [B].
-        rows: tensors [B, T] or [B]; the first one holds random token ids.
-        lengths: tokens of each row, B of them.
-        vocab_size: number of token ids.
+        losses: (*arguments) -> losses [B]; for two rows, the first half belongs to the first one.
+        batch_of: random rows -> arguments of `losses`, padded as in training.
+        longest: tokens of the longest row that can share a batch. It must be public, not measured on the data.
 
     Raises:
         InvalidArgument: see `require_exact_gradients`; or the loss of a row changes.
     """
+    for lengths in neighbouring_lengths(model, longest):
+        rows = [RandomRow(length, number) for number, length in enumerate(lengths)]
 
-    def alone(row: int) -> list[Tensor]:
-        return [part[row : row + 1, : lengths[row]] if part.ndim == 2 else part[row : row + 1] for part in rows]
+        def alone(row: int, rows: Sequence[RandomRow] = tuple(rows)) -> Sequence[Any]:
+            return batch_of([rows[row]])
 
-    require_exact_gradients(model, losses, *rows, alone=alone)
-    ids, *others = rows
-    shortest = min(range(len(lengths)), key=lengths.__getitem__)
-    generator, batches = torch.Generator().manual_seed(1), [ids]
-    for _ in range(_OTHER_PADDINGS):
-        changed = torch.randint(1, vocab_size, ids.shape, generator=generator).to(ids.device)
-        changed[shortest, : lengths[shortest]] = ids[shortest, : lengths[shortest]]
-        batches.append(changed)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        one, *found = (losses(tokens, *others)[shortest].item() for tokens in batches)
-    model.train(was_training)
+        require_exact_gradients(model, losses, *batch_of(rows), alone=alone, examples=len(rows))
+        _require_same_loss(model, losses, batch_of, rows)
+
+
+def _require_same_loss(
+    model: nn.Module, losses: Callable[..., Tensor], batch_of: BatchOf, rows: Sequence[RandomRow]
+) -> None:
+    """Refuse a model in which the loss of the first of two rows follows the tokens of the second one."""
+    first, second = rows
+    batches = [[first, second._replace(number=number)] for number in range(1, 2 + _OTHER_NEIGHBOURS)]
+    with in_mode(model, training=False), torch.no_grad():
+        one, *found = (losses(*batch_of(batch)).unflatten(0, (2, -1)).sum(1)[0].item() for batch in batches)
     differing = [other for other in found if not abs(one - other) <= _SAME_LOSS * (1 + abs(one))]
     if differing:
         reason = f"a row's loss is {one:g} or {differing[0]:g}, by its padding and other rows"
@@ -109,15 +118,25 @@ def require_separate_rows(
         refuse("model", Described(type(model).__name__), f"{reason}, {remedy}")
 
 
+def _run_in_training_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequence[Any]) -> None:
+    """A forward pass as in training; torch's random numbers go on afterwards as if it had not been there."""
+    device = next(model.parameters()).device
+    kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with in_mode(model, training=True), torch.no_grad(), kept:
+        losses(*batch)
+
+
 def _recorded(
-    recorder: PerExampleGradients, losses: Tensor, weights_of: Callable[[int], Tensor]
+    recorder: PerExampleGradients, losses: Tensor, weights_of: Callable[[int], Tensor], examples: int | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(norms [B], weighted sum of the per-example gradients), each by parameter."""
+    """(norms [B], weighted sum of the per-example gradients), each by parameter; `examples` may have several losses."""
     if losses.ndim != 1:
         remedy = "give one loss per example, [B]; a mean over the micro-batch couples examples and voids the bound"
         refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
+    if examples is not None and (len(losses) % examples or not len(losses)):
+        refuse("losses.shape", tuple(losses.shape), f"give the same number of losses for each of {examples} examples")
     losses.sum().backward()
-    recorded = recorder.take()
+    recorded = recorder.take().folded(1 if examples is None else len(losses) // examples)
     norms = {name: squared.sqrt() for name, squared in recorded.squared_norms().items()}
     if not norms:
         refuse("model", HIDDEN, "the losses do not depend on any trained parameter")

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dptune._validate import HIDDEN, Described, present, refuse
 from dptune.per_example.precision import full_precision
+from dptune.per_example.quantized import require_separate_rounding
 from dptune.per_example.recorded import Recorded
 from dptune.per_example.rescaling import is_rescaling, require_one_vector, tap_rescaling, vectors_of
 from dptune.per_example.rules import find_rule, known_layers, layer_input
@@ -60,10 +61,12 @@ class PerExampleGradients:
     that raises `RuntimeError`, because its gradients would silently add up.
 
     Raises:
-        InvalidArgument: no rule covers a trainable parameter, or a layer mixes examples (batch normalisation).
+        InvalidArgument: no rule covers a trainable parameter, or a layer mixes examples (batch normalisation, or
+            activations that are rounded by the whole micro-batch).
     """
 
     def __init__(self, model: nn.Module) -> None:
+        require_separate_rounding(model)
         self.model = model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._layers = _covered_layers(model)

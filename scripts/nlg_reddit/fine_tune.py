@@ -24,7 +24,7 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser, set_seed
 
-from dptune import CausalLMLoss, add_lora
+from dptune import add_lora
 from dptune._validate import HIDDEN, InvalidArgument, refuse, require_count
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.integrations.authors import AuthorCollator, AuthorItems, AuthorLosses
@@ -40,7 +40,7 @@ from utils.data.records import Record, load_texts
 from utils.data.splits import hold_out
 from utils.data.tokenization import TokenizedDataset, tokenize
 from utils.models.loading import load_model, load_tokenizer, require_context
-from utils.models.trainable import MODEL_NAME, check_rules, choose_trainable, save_trained_model
+from utils.models.trainable import MODEL_NAME, choose_trainable, save_trained_model
 
 _SAMPLE, _AUTHOR = "sample", "author"
 _GPT2_TARGET = "c_attn"
@@ -151,8 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_main:
         print(*_describe_corpus(train, held_out), sep="\n")
     set_seed(training.seed)  # initial adapters; noise and sampling use secret keys
-    model = prepared_model(model_args, check=not (privacy.disable_dp or training.dry_run))
-    trainer = make_trainer(model, tokenizer, training, privacy, data_args.unit, train, held_out)
+    model = prepared_model(model_args)
+    unit, length = data_args.unit, model_args.sequence_len
+    trainer = make_trainer(model, tokenizer, training, privacy, unit, train, held_out, max_length=length)
     output = trainer.train(resume_from_checkpoint=_checkpoint(training))
     if training.dry_run:
         return
@@ -215,14 +216,11 @@ def _describe_corpus(train: TokenizedDataset, held_out: TokenizedDataset | None)
     return lines
 
 
-def prepared_model(model_args: ModelArguments, *, check: bool) -> Any:
-    """The model with its trained parameters; `check` compares the engine's gradients with autograd's first."""
-    device = torch.device("cpu")
-    model = load_model(model_args.model_name, dtype=torch.float32, device=device)
+def prepared_model(model_args: ModelArguments) -> Any:
+    """The model with its trained parameters. `DPTrainer` compares the engine's gradients with autograd's."""
+    model = load_model(model_args.model_name, dtype=torch.float32, device=torch.device("cpu"))
     require_context(model, model_args.sequence_len)
     choose_parameters(model, model_args)
-    if check:
-        check_rules(model, CausalLMLoss(model), device, width=model_args.sequence_len)
     return model
 
 
@@ -245,8 +243,10 @@ def make_trainer(
     unit: PrivacyUnit,
     train: TokenizedDataset,
     held_out: TokenizedDataset | None,
+    *,
+    max_length: int,
 ) -> DPTrainer:
-    """A Trainer that samples texts, or authors with up to k of their texts."""
+    """A Trainer that samples texts of up to `max_length` tokens, or authors with up to k of their texts."""
     features = RowFeatures(train)
     rows: RowFeatures | AuthorItems = features
     rows_per_unit: int | np.ndarray = 1
@@ -262,6 +262,7 @@ def make_trainer(
         losses=None if train.authors is None else AuthorLosses(),
         rows_per_unit=rows_per_unit,
         privacy_unit=unit,
+        max_length=max_length,
         eval_dataset=None if held_out is None else RowFeatures(held_out),
     )
 

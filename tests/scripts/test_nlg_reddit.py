@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Model
 
 from dptune import accounting
 from dptune.adapter_files import attach_adapter
@@ -153,11 +153,13 @@ def trainer_of(words: list[str]) -> Any:
     tokenizer = fine_tune.load_tokenizer(model_args.model_name)
     train, held_out = fine_tune.load_corpus(data, tokenizer, model_args.sequence_len, training.seed)
     torch.manual_seed(0)
-    model = fine_tune.prepared_model(model_args, check=False)
+    model = fine_tune.prepared_model(model_args)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    return fine_tune.make_trainer(model, tokenizer, training, privacy, data.unit, train, held_out)
+    return fine_tune.make_trainer(
+        model, tokenizer, training, privacy, data.unit, train, held_out, max_length=model_args.sequence_len
+    )
 
 
 def mean_gradients(model: Any, dataset: AuthorItems) -> list[dict[str, torch.Tensor]]:
@@ -214,19 +216,24 @@ def test_micro_batches_hold_no_more_rows_than_a_device_takes(line: Any, monkeypa
     assert sum(items for _, items, _ in seen) > 30
 
 
-@pytest.mark.parametrize(
-    ("how", "checked"), [({}, [32]), ({"disable_dp": True, "noise_multiplier": None}, []), ({"dry_run": True}, [])]
-)
-def test_neighbours_are_checked_at_full_length_before_a_private_run(
-    how: dict[str, object], checked: list[int], line: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", [{}, authors()])
+def test_rows_that_reach_each_other_are_refused_before_a_private_run(
+    how: dict[str, object], line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """`DPTrainer` checks again, on items of the corpus, which may all be short."""
-    widths: list[int] = []
-    monkeypatch.setattr(fine_tune, "check_rules", lambda *_, width: widths.append(width))
-    monkeypatch.setattr(fine_tune, "make_trainer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    """Also where they do so at the full length alone."""
+    forward = GPT2Model.forward
+
+    def coupled(self: Any, *args: Any, **how: Any) -> Any:
+        outputs = forward(self, *args, **how)
+        hidden = outputs.last_hidden_state
+        outputs.last_hidden_state = hidden + hidden.mean(0, keepdim=True) if hidden.shape[1] >= 32 else hidden
+        return outputs
+
+    monkeypatch.setattr(GPT2Model, "forward", coupled)
+    with pytest.raises(SystemExit):
         fine_tune.main(line(**how))
-    assert widths == checked
+    assert "per-example gradients differ from autograd's" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "privacy_report.json").exists()
 
 
 def test_a_dry_run_writes_nothing(line: Any, tmp_path: Path, capsys: Any) -> None:

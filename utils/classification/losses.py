@@ -5,21 +5,20 @@ Shapes: B examples per batch, T tokens, C classes, N examples of a split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from dptune.integrations.peft import class_logits, require_known_method
-from dptune.per_example import require_separate_rows
+from dptune.per_example import RandomRow, require_separate_rows
 from utils.classification.dataset import ClassificationDataset
 from utils.data.tokenization import IGNORED
 from utils.training.micro_batches import MicroBatches
-
-_CHECKED_LENGTHS = (8, 5, 3)  # different, so that the check sees padding that changes another example
 
 
 class ClassificationLoss:
@@ -42,31 +41,35 @@ class ClassificationLoss:
         return F.cross_entropy(logits_BC, labels, ignore_index=IGNORED, reduction="none")
 
 
-def check_classifier_rules(model: Any, *, num_classes: int, pad_token_id: int, token_types: bool) -> None:
-    """Before training, compare the engine's gradients with autograd's on a few random rows of different lengths.
+def check_classifier_rules(
+    model: Any, *, num_classes: int, pad_token_id: int, token_types: bool, max_length: int
+) -> None:
+    """Before training, compare the engine's gradients with autograd's on random rows of different lengths.
 
     Args:
         model: the model to train, in float32.
         num_classes: number of classes of the task.
         pad_token_id: the tokenizer's pad token.
         token_types: whether rows have "token_type_ids".
+        max_length: maximum tokens of a row, without virtual tokens, which the model adds.
 
     Raises:
         InvalidArgument: the engine does not know the PEFT method, or its rules do not describe the model's layers.
     """
     require_known_method(model)
-    device, size = next(model.parameters()).device, (len(_CHECKED_LENGTHS), max(_CHECKED_LENGTHS))
-    generator = torch.Generator().manual_seed(0)
-    mask = (torch.arange(size[1]) < torch.tensor(_CHECKED_LENGTHS)[:, None]).long()
+    device = next(model.parameters()).device
     vocab_size = model.config.get_text_config().vocab_size
-    ids = torch.randint(1, vocab_size, size, generator=generator)
-    ids = ids.where(mask.bool(), torch.tensor(pad_token_id))
-    rows = [ids, torch.arange(size[0]) % num_classes, mask]
-    if token_types:
-        rows.append(torch.randint(0, 2, size, generator=generator) * mask)
-    rows = [part.to(device) for part in rows]
-    loss = ClassificationLoss(model)
-    require_separate_rows(model, loss, *rows, lengths=_CHECKED_LENGTHS, vocab_size=vocab_size)
+
+    def batch_of(rows: Sequence[RandomRow]) -> list[Tensor]:
+        ids = pad_sequence([row.tokens(vocab_size) for row in rows], batch_first=True, padding_value=pad_token_id)
+        mask = pad_sequence([torch.ones(row.length, dtype=torch.int64) for row in rows], batch_first=True)
+        parts = [ids, torch.tensor([row.number % num_classes for row in rows]), mask]
+        if token_types:
+            types = [torch.randint(0, 2, (row.length,), generator=row.generator()) for row in rows]
+            parts.append(pad_sequence(types, batch_first=True))
+        return [part.to(device) for part in parts]
+
+    require_separate_rows(model, ClassificationLoss(model), batch_of, longest=max_length)
 
 
 @torch.no_grad()

@@ -322,7 +322,8 @@ def load_trained(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accel
         kinds = {"num_classes": len(task.class_names), "pad_token_id": tokenizer.pad_token_id}
         for line in describe_short_clip_norm(plan.privacy.clip_norm, typical_gradient_norm(model)):
             accelerator.print(line)
-        check_classifier_rules(model, token_types=task.train.token_types is not None, **kinds)
+        longest, types = settings.checkpoint.max_length, task.train.token_types is not None
+        check_classifier_rules(model, token_types=types, max_length=longest, **kinds)
     return trained
 
 

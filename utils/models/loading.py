@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dptune._validate import refuse
 from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, attach_adapter
+from dptune.integrations.vocabulary import context_of
 from dptune.lora import merge_lora
 from utils.cli.launch import Sharding
-from utils.models.quantization import keep_differentiable, quantized_loading
+from utils.models.quantization import keep_differentiable, quantized_loading, round_rows_alone
 from utils.models.sharded import load_sharded_model
 
 _REMEDY = "give a folder with a causal language model and its tokenizer, or a hub name (gated: with --access_token)"
@@ -83,6 +84,7 @@ def load_model(
         )
     model = model.requires_grad_(False).eval()
     keep_differentiable(model)
+    round_rows_alone(model)
     return model if quantized else model.to(device)
 
 
@@ -100,24 +102,11 @@ def require_context(
     model: PreTrainedModel, block_size: int, *, flag: str = "--block_size", virtual_tokens: int = 0
 ) -> None:
     """Refuse a `block_size` that, with the virtual tokens before it, exceeds the model's context."""
-    context = _context(model)
+    context = context_of(model)
     if context is not None and block_size + virtual_tokens > context:
         shared = f" for text and {virtual_tokens} virtual tokens" if virtual_tokens else ""
         most = context - virtual_tokens
         refuse(flag, block_size, f"the model's context is {context} tokens{shared}; give at most {most}")
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    """Maximum tokens of a text. RoBERTa's first positions, up to its padding index, are reserved."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
-        return None
-    reserved = [
-        layer.padding_idx + 1
-        for name, layer in model.named_modules()
-        if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None
-    ]
-    return positions - max(reserved, default=0)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

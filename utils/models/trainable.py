@@ -9,17 +9,18 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from dptune._validate import refuse
 from dptune.lora import add_lora
 from dptune.losses import IGNORE
-from dptune.per_example import require_separate_rows
+from dptune.per_example import RandomRow, require_separate_rows
 from utils.files.folders import write_folder
 
 MODEL_NAME = "model"  # the folder below --output_dir
 _FLAG = "--trainable"
 _PRESETS = ("all", "biases", "norms")
-_CHECKED_TOKENS = 7  # in the shorter of two rows
+_PADDING = 1000  # the number of the first padding; rows have smaller ones
 
 Losses = Callable[..., Tensor]  # (input_ids [B, T], labels [B, T]) -> [B]
 
@@ -128,8 +129,8 @@ def in_autocast(losses: Losses, dtype: torch.dtype, device: torch.device) -> Los
 
 
 def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int) -> None:
-    """Compare the engine's gradients with autograd's on random tokens before training: for a batch of a short row and
-    one of `width` tokens, and for each row alone.
+    """Compare the engine's gradients with autograd's on random tokens before training, for short rows beside long ones
+    and for each row alone.
 
     Args:
         width: tokens of the longest row that can share a batch, since its effect on others may depend on its length.
@@ -138,14 +139,16 @@ def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int)
         InvalidArgument: the engine's gradient rules do not cover the model, or a row's gradient depends on its padding
             or on other rows.
     """
-    generator = torch.Generator().manual_seed(0)
-    lengths = (_CHECKED_TOKENS, max(width, _CHECKED_TOKENS + 1))
-    size = (len(lengths), max(lengths))
     vocab_size = model.config.get_text_config().vocab_size
-    ids = torch.randint(1, vocab_size, size, generator=generator)
-    labels = ids.where(torch.arange(size[1]) < torch.tensor(lengths)[:, None], torch.tensor(IGNORE))
-    ids, labels = ids.to(device), labels.to(device)
-    require_separate_rows(model, losses, ids, labels, lengths=lengths, vocab_size=vocab_size)
+
+    def batch_of(rows: Sequence[RandomRow]) -> list[Tensor]:
+        """Padded by random tokens: in training, what pads a row has a meaning elsewhere."""
+        labels = pad_sequence([row.tokens(vocab_size) for row in rows], batch_first=True, padding_value=IGNORE)
+        number = _PADDING + sum(row.number for row in rows)
+        padding = RandomRow(labels.numel(), number).tokens(vocab_size).view_as(labels)
+        return [labels.where(labels.ne(IGNORE), padding).to(device), labels.to(device)]
+
+    require_separate_rows(model, losses, batch_of, longest=width)
 
 
 def save_trained_model(model: Any, tokenizer: Any, folder: Path) -> None:

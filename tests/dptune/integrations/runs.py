@@ -26,6 +26,7 @@ from tests.reference import Example, clipped_sum, example_gradients
 from tests.tiny import tiny_llama
 
 COUNT = 12
+LONGEST = 32  # tokens of an item
 SEED = 10
 
 
@@ -111,7 +112,7 @@ def dp_trainer(
 ) -> DPTrainer:
     own = {name: changed.pop(name) for name in _TRAINERS & changed.keys()}
     model = lora_llama() if model is None else model
-    settings = {"train_dataset": data(), "data_collator": Collator()} | own
+    settings = {"train_dataset": data(), "data_collator": Collator(), "max_length": LONGEST} | own
     return DPTrainer(
         model, training_arguments(folder, **changed), privacy_args=privacy or privacy_arguments(), **settings
     )
@@ -124,7 +125,8 @@ def plain_trainer(
     own = {name: changed.pop(name) for name in _TRAINERS & changed.keys()}
     model = lora_llama() if model is None else model
     args = training_arguments(folder, transformers.TrainingArguments, **changed)
-    engine = PrivacyEngine(model, args, own.pop("train_dataset", data()), privacy or privacy_arguments())
+    rows, longest = own.pop("train_dataset", data()), own.pop("max_length", LONGEST)
+    engine = PrivacyEngine(model, args, rows, privacy or privacy_arguments(), max_length=longest)
     callbacks = [PrivacyEngineCallback(engine), *own.pop("callbacks", [])]
     dataset = own.pop("train_dataset_of_trainer", engine.dataset)
     settings = {"train_dataset": dataset, "data_collator": Collator(), "compute_loss_func": engine.loss} | own
@@ -152,6 +154,7 @@ def expected_gradient(
 
 
 _TRAINERS = {
+    "max_length",
     "train_dataset",
     "train_dataset_of_trainer",
     "eval_dataset",

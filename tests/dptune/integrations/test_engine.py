@@ -164,9 +164,15 @@ def test_arguments_that_break_it_are_refused_by_engine_and_callback(tmp_path: Pa
     assert_refused(f"--{argument}", trainer)
 
 
-def test_a_collator_that_adds_rows_is_refused(tmp_path: Path) -> None:
-    trainer, _ = plain_trainer(tmp_path, data_collator=lambda features: Collator()([*features, *features]))
-    assert_refused("data_collator", trainer)
+@pytest.mark.parametrize("known", [[], data()])
+def test_a_collator_that_adds_rows_is_refused(known: list[Any], tmp_path: Path) -> None:
+    """Before training; and in a step, if it does so for items of the data set alone."""
+
+    def add(features: list[Any]) -> Any:
+        return Collator()([*features, *(one for one in features if not known or one in known)])
+
+    trainer, _ = plain_trainer(tmp_path, data_collator=add)
+    assert_refused(r"^data_collator='\d rows': for a micro-batch of", trainer)
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, Phi3Config, Phi3ForSequenceClassification
 
 from dptune import InvalidArgument
 from dptune.shapes import Shapes
@@ -64,8 +64,8 @@ def test_an_ignored_label_gives_a_loss_and_a_gradient_of_exactly_zero() -> None:
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
-def check(model: Any) -> None:
-    check_classifier_rules(model, num_classes=CLASSES, pad_token_id=0, token_types=True)
+def check(model: Any, *, max_length: int = 24, token_types: bool = True) -> None:
+    check_classifier_rules(model, num_classes=CLASSES, pad_token_id=0, token_types=token_types, max_length=max_length)
 
 
 def test_a_model_that_couples_neighbours_is_refused_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +78,22 @@ def test_a_model_that_couples_neighbours_is_refused_and_no_other(monkeypatch: py
     monkeypatch.setattr(classification, "class_logits", lambda m, i: unmasked(m, i) + unmasked(m, i).mean(0))
     with pytest.raises(InvalidArgument, match="its per-example gradients differ from autograd's"):
         check(bert())
+
+
+@pytest.mark.parametrize("max_length", [16, 17, 40])
+def test_positions_that_switch_with_the_longest_row_are_refused_if_a_row_can_be_so_long(max_length: int) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    context = {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    sizes = SIZES | {"hidden_size": 16, "num_attention_heads": 2, "initializer_range": 0.3}
+    torch.manual_seed(0)
+    config = Phi3Config(**sizes | context, rope_parameters=rope, num_labels=CLASSES, pad_token_id=0)
+    model = Phi3ForSequenceClassification(config)
+    if max_length == 16:
+        check(model, max_length=max_length, token_types=False)
+        return
+    with pytest.raises(InvalidArgument, match="its per-example gradients differ from autograd's"):
+        check(model, max_length=max_length, token_types=False)
 
 
 Classify = Callable[[Mapping[str, Tensor]], Tensor]

@@ -78,10 +78,13 @@ def test_an_open_clip_norm_is_measured_once_for_plan_and_settings(
 def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     private: bool, planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where they do so only if a row has --max_length tokens."""
     forward = BertModel.forward
 
     def coupled(self: Any, *args: Any, **how: Any) -> Any:
         outputs = forward(self, *args, **how)
+        if outputs.last_hidden_state.shape[1] < 16:
+            return outputs
         outputs.pooler_output = outputs.pooler_output + outputs.pooler_output.mean(0, keepdim=True)
         return outputs
 

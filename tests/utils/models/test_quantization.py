@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from dptune import CausalLMLoss, add_lora
 from dptune._validate import InvalidArgument
-from dptune.per_example import PerExampleGradients
+from dptune.per_example import PerExampleGradients, hooks
 from tests.examples import padded, random_examples, randomise_adapters
 from tests.reference import Example
 from tests.tiny import save_tiny
@@ -138,8 +138,19 @@ def test_an_examples_gradient_does_not_depend_on_a_neighbours_outliers(folder: P
     assert moved_by_a_neighbour(quantized(folder, bits)) < 1e-5
 
 
-def test_with_an_outlier_threshold_it_would(folder: Path) -> None:
+def test_with_an_outlier_threshold_it_would(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "require_separate_rounding", lambda _: None)
     assert moved_by_a_neighbour(with_threshold(folder, 6.0)) > 1e-3
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_checkpoint_in_eight_bits_loses_its_own_threshold(folder: Path, bits: int, tmp_path: Path) -> None:
+    """transformers prefers the checkpoint's settings to ours. The engine refuses what was not loaded here."""
+    with_threshold(folder, 6.0).save_pretrained(tmp_path)
+    as_it_comes = adapted(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
+    with pytest.raises(InvalidArgument, match="outlier threshold of 6"):
+        PerExampleGradients(as_it_comes)
+    assert moved_by_a_neighbour(quantized(tmp_path, bits)) < 1e-5
 
 
 def test_sixteen_bits_ask_for_nothing() -> None:

@@ -59,11 +59,13 @@ def test_a_budget_that_did_not_fit_is_remembered(job: Any, tmp_path: Path) -> No
 def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     private: bool, job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where they do so only if a row has --block_size tokens."""
     forward = LlamaModel.forward
 
     def coupled(self: Any, *args: Any, **how: Any) -> Any:
         outputs = forward(self, *args, **how)
-        outputs.last_hidden_state = outputs.last_hidden_state + outputs.last_hidden_state.mean(0, keepdim=True)
+        hidden = outputs.last_hidden_state
+        outputs.last_hidden_state = hidden + hidden.mean(0, keepdim=True) if hidden.shape[1] >= 48 else hidden
         return outputs
 
     monkeypatch.setattr(LlamaModel, "forward", coupled)
