@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -136,8 +137,9 @@ class Budget:
         stages = self.stages
         lines = [f"{entered.stage:<32} {self._alone(entered, delta)}" for entered in stages]
         total = self._together(stages, delta)
-        if total is None:
-            return [*lines, f"{'together':<32} NO GUARANTEE ({'; '.join(_reasons(stages))})"]
+        if total is None or math.isinf(total):
+            why = "; ".join(_reasons(stages)) or "some noise is so small that epsilon is infinite"
+            return [*lines, f"{'together':<32} NO GUARANTEE ({why})"]
         units = {entered.unit for entered in stages}  # at most one: see _together
         return [
             *lines,

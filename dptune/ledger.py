@@ -14,7 +14,7 @@ from pathlib import Path
 from dptune import accounting
 from dptune._files import append_line, sync_folder
 from dptune._validate import refuse, require_count
-from dptune.accounting import Spend
+from dptune.accounting import Cost, Spend
 
 
 class Ledger:
@@ -119,12 +119,16 @@ class Ledger:
                 refuse("ledger", str(self.path), "another process writes to it; give each run a separate folder")
             file.truncate(self._length)
 
+    def cost(self, delta: float) -> Cost:
+        """Epsilon of everything recorded, as the report states it, and the accountant that gave it."""
+        return accounting.account(self.spends, delta=delta)
+
     def epsilon(self, delta: float) -> float:
-        """Epsilon of everything recorded, as the report states it."""
-        return accounting.compose(self.spends, delta=delta)
+        """The epsilon of `cost`."""
+        return self.cost(delta).epsilon
 
     def running_epsilon(self, delta: float) -> float:
-        """A slightly larger bound, within milliseconds, for a progress bar."""
+        """A slightly larger bound, for a progress bar; see `accounting.running_epsilon`."""
         return accounting.running_epsilon(self.spends, delta=delta)
 
 

@@ -1,7 +1,11 @@
 """The cost of a run of the subsampled Gaussian mechanism: (sigma, q, steps, delta) <-> epsilon.
 
-dp-accounting computes privacy loss distributions (PLD): Koskela et al. 2020; Doroshenko et al. 2022, "Connect the
-Dots". Its discretisation is pessimistic, so every epsilon here is an upper bound; a finer grid only lowers it.
+dp-accounting computes it, in one of three ways. Every epsilon is an upper bound, rounding errors included.
+- Steps that use every example (q = 1, one example per unit): the Gaussian mechanism's closed form, at any delta.
+- Other steps: privacy loss distributions (PLD), see `distributions.py`. Rounding leaves them no answer for tiny deltas:
+  below about 1e-14 plus 4e-16 per step.
+- There, and where the grid would be too large: Renyi accounting (RDP), at any delta, up to twice the true epsilon.
+
 Adjacency: add or remove one privacy unit. A unit is one sampled example, or up to `group_size` of them (`groups.py`).
 Sampling: Poisson. No torch in this file.
 
@@ -13,65 +17,49 @@ dp-accounting and scipy take seconds to import, so functions import them only wh
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
-
-if TYPE_CHECKING:
-    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+from dptune.accounting.distributions import FINEST, Answer, epsilon_on_grid
+from dptune.accounting.spend import Spend as Spend
 
 ADJACENCY = "add or remove one privacy unit"
 ACCOUNTANT = "PLD (dp-accounting)"
+GAUSSIAN_ACCOUNTANT = "Gaussian mechanism in closed form (dp-accounting)"
+RENYI_ACCOUNTANT = "RDP (dp-accounting)"
+USELESS_EPSILON = 50.0  # above, an epsilon protects nobody: the odds of a guess may grow by a factor of 5e21
 
 # Grid widths. Reports start with _FINE, or with _COARSE below a noise multiplier of 1: there epsilon is large, and the
 # fine grid would take ten times as long to change its fifth digit. Searches and progress displays use _COARSE. Reports
-# and searches go on to finer powers of ten, down to _FINEST, while the grid's error matters (each grid contains the
+# and searches go on to finer powers of ten, down to FINEST, while the grid's error matters (each grid contains the
 # points of the coarser ones). A width of h spreads the losses by about h sqrt(steps). A spread of 0.02 epsilon makes
 # epsilon 0.1% too large, a spread of 0.5 epsilon 50% (measured).
-_FINEST, _FINE, _COARSE = 1e-5, 1e-4, 1e-3
+_FINE, _COARSE = 1e-4, 1e-3
 _UNSEEN = 0.02
-_MOST_POINTS = 4_000_000  # grid points times group size, two seconds of work; beyond it, the grid is widened
-_MOST_STEPS = 1_000_000  # maximum in a search for the budget's end: beyond any run, and one query takes ten seconds
+_MOST_STEPS = 1_000_000  # maximum in a search for the budget's end: beyond any run
+_HUGE, _MOST_NOISE = 1e300, 1e9  # the squares of larger noise overflow; less noise still gives an upper bound
 SIGMA_RANGE = (0.2, 1e4)  # below, a single step costs an epsilon of tens; above, the gradient is pure noise
 
 
-class Spend(NamedTuple):
-    """`steps` releases of a Poisson-subsampled Gaussian mechanism with the same settings.
+class Cost(NamedTuple):
+    """What releases cost.
 
     Attributes:
-        noise_multiplier: standard deviation of the noise, divided by the norm to which each example is clipped.
-        sampling_probability: probability of each example, per step.
-        steps: number of releases.
-        group_size: maximum number of examples of one privacy unit. An example is whatever is sampled and clipped as
-            one. If that is everything that an author contributes to a step, the group size is 1.
+        epsilon: an upper bound; infinity if it is beyond the range of floating point.
+        accountant: the method that gave it, in words.
     """
 
-    noise_multiplier: float
-    sampling_probability: float
-    steps: int
-    group_size: int = 1
+    epsilon: float
+    accountant: str
 
 
-@lru_cache(maxsize=64)
-def _one_step(
-    noise_multiplier: float, sampling_probability: float, group_size: int, interval: float
-) -> PrivacyLossDistribution:
-    # Imported only when needed, here and below, because importing dp-accounting takes up to 5 s.
-    if group_size > 1:
-        from dptune.accounting.groups import mixture_of_gaussians
+def account(spends: Iterable[Spend], *, delta: float, interval: float | None = None) -> Cost:
+    """The cost of everything in `spends` together, at `delta`; an epsilon of 0 if nothing was released.
 
-        return mixture_of_gaussians(noise_multiplier, sampling_probability, group_size, interval)
-    from dp_accounting.pld import privacy_loss_distribution as pld
-
-    return pld.from_gaussian_mechanism(
-        noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_probability
-    )
-
-
-def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = None) -> float:
-    """Epsilon of everything in `spends` together, at `delta`; 0 if nothing was released.
+    It takes a few seconds and less than 1 GB, whatever the settings.
 
     Args:
         spends: mechanisms released on the same data, in any order.
@@ -82,44 +70,55 @@ def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = N
         InvalidArgument: a setting outside its range.
     """
     require_delta(delta)
-    counted = tuple(spend for spend in map(_checked, spends) if spend.steps)
-    if interval is not None:
-        return _on_grid(counted, delta, interval)
-    interval = _FINE if all(spend.noise_multiplier >= spend.group_size for spend in counted) else _COARSE
-    spent, steps = _on_grid(counted, delta, interval), sum(spend.steps for spend in counted)
-    while interval > (finer := _widest_grid(spent, steps)):
-        interval = finer
-        spent = _on_grid(counted, delta, interval)
-    return spent
+    counted = _together(map(_checked, spends))
+    if not counted:
+        return Cost(0.0, ACCOUNTANT)
+    return _cheapest(counted, delta, interval)
+
+
+def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = None) -> float:
+    """The epsilon of `account`, for the same arguments."""
+    return account(spends, delta=delta, interval=interval).epsilon
+
+
+def _together(spends: Iterable[Spend]) -> tuple[Spend, ...]:
+    """One spend for each setting, in order of first use, without those of no steps. Noise without end is capped."""
+    steps: Counter[tuple[float, float, int]] = Counter()
+    for sigma, q, count, group_size in spends:
+        steps[min(sigma, _MOST_NOISE * group_size), q, group_size] += count
+    return tuple(Spend(sigma, q, count, group_size) for (sigma, q, group_size), count in steps.items() if count)
 
 
 @lru_cache(maxsize=256)  # a run asks the same when it is planned and when it is reported
-def _on_grid(spends: tuple[Spend, ...], delta: float, interval: float) -> float:
-    interval, total = max([interval, *map(_affordable_grid, spends)]), None
-    for sigma, q, steps, group_size in spends:
-        part = _one_step(sigma, q, group_size, interval).self_compose(steps)
-        total = part if total is None else total.compose(part)
-    return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
+def _cheapest(spends: tuple[Spend, ...], delta: float, interval: float | None) -> Cost:
+    """The smallest bound among those worth computing."""
+    from dptune.accounting.bounds import gaussian_epsilon, renyi_epsilon
+
+    gaussian = Cost(gaussian_epsilon(spends, delta), GAUSSIAN_ACCOUNTANT)
+    if all(spend.sampling_probability == 1 for spend in spends) or gaussian.epsilon == 0:
+        return gaussian
+    answer = _finer(spends, delta) if interval is None else epsilon_on_grid(spends, delta, interval)
+    found = Cost(answer.epsilon, ACCOUNTANT)
+    if answer.tight:
+        return found
+    return min(found, Cost(renyi_epsilon(spends, delta), RENYI_ACCOUNTANT), gaussian)
 
 
-@lru_cache(maxsize=256)
-def _affordable_grid(spend: Spend) -> float:
-    """The finest affordable grid, a power of ten: a large group with little noise has losses in the thousands."""
-    if spend.group_size == 1:
-        return 0.0
-    from dptune.accounting.groups import loss_range
-
-    width = _FINEST
-    losses = loss_range(spend.noise_multiplier, spend.sampling_probability, spend.group_size)
-    while losses / width * spend.group_size > _MOST_POINTS:
-        width *= 10
-    return width
+def _finer(spends: tuple[Spend, ...], delta: float) -> Answer:
+    """The answer of the widest grid whose error does not matter."""
+    interval = _FINE if all(spend.noise_multiplier >= spend.group_size for spend in spends) else _COARSE
+    answer, steps = epsilon_on_grid(spends, delta, interval), sum(spend.steps for spend in spends)
+    while math.isfinite(answer.epsilon) and interval > (finer := _widest_grid(answer.epsilon, steps)):
+        interval, coarse = finer, answer.epsilon
+        answer = epsilon_on_grid(spends, delta, interval)
+        answer = Answer(min(coarse, answer.epsilon), answer.tight)
+    return answer
 
 
 def _widest_grid(epsilon: float, steps: int) -> float:
     """The widest grid whose error is negligible in `epsilon` after `steps` steps, or else the finest grid."""
     fits = (width for width in (_COARSE, _FINE) if width * math.sqrt(steps) <= _UNSEEN * epsilon)
-    return next(fits, _FINEST)
+    return next(fits, FINEST)
 
 
 def _checked(spend: Spend) -> Spend:
@@ -142,7 +141,10 @@ def epsilon(
 
 
 def running_epsilon(spends: Iterable[Spend], *, delta: float) -> float:
-    """`compose` on a coarser grid: a slightly larger bound, within milliseconds, for progress bars and curves."""
+    """`compose` on a coarser grid, for progress bars and curves.
+
+    The bound is slightly larger, and takes milliseconds unless there is very little noise.
+    """
     return compose(spends, delta=delta, interval=_COARSE)
 
 
@@ -222,7 +224,7 @@ def max_steps(
     def excess(steps: int, interval: float | None = None) -> float:
         spend = Spend(noise_multiplier, sampling_probability, steps, group_size)
         spent = compose([spend], delta=delta, interval=interval)
-        return spent - target_epsilon
+        return min(spent, _HUGE) - target_epsilon  # the search cannot use infinity
 
     exact, most = cache(excess), max(_MOST_STEPS, at_least)
     # The rough grid answers in milliseconds. It is pessimistic: a number of steps that fits there fits the report too.

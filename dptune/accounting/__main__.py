@@ -25,25 +25,29 @@ from dptune._validate import (
     require_delta,
     require_positive,
 )
-from dptune.accounting import ACCOUNTANT, ADJACENCY, epsilon, noise_multiplier, planned_steps
+from dptune.accounting import ACCOUNTANT, ADJACENCY, Cost, Spend, account, noise_multiplier, planned_steps
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 
 _OUT_OF_REACH = "-"
-_MOST_STEPS = 1_000_000  # per cell: the accountant takes half a minute, and too much memory beyond
-_LEAST_NOISE = 0.1  # for the same reason; it means an epsilon of hundreds
+_MOST_STEPS = 1_000_000  # per cell: more than any training takes
+_LEAST_NOISE = 0.1  # less means an epsilon of hundreds
 
-Accountant = Callable[..., float | None]  # takes sampling_probability and steps
+Accountant = Callable[..., tuple[float | None, str]]  # (value, what gave it) for a sampling_probability and steps
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A possible run: `value` is its epsilon or its noise multiplier; None if no useful noise reaches the target."""
+    """A possible run: `value` is its epsilon or its noise multiplier; None if no useful noise reaches the target.
+
+    `accountant` is what gave it.
+    """
 
     batch_size: int
     epochs: float
     steps: int
     sampling_probability: float
     value: float | None
+    accountant: str = ACCOUNTANT
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def make_table(args: argparse.Namespace) -> Table:
     setting = {"delta": args.delta, "group_size": args.group_size}
     if args.target_epsilon is None:
         quantity, given = "epsilon", f"at noise multiplier {args.noise_multiplier:g}"
-        accountant: Accountant = partial(epsilon, noise_multiplier=args.noise_multiplier, **setting)
+        accountant: Accountant = partial(_cost, noise_multiplier=args.noise_multiplier, **setting)
     else:
         quantity, given = "noise multiplier", f"for epsilon {rounded_up(args.target_epsilon, trim=True)}"
         accountant = partial(_noise_if_any, target_epsilon=args.target_epsilon, **setting)
@@ -99,17 +103,22 @@ def _check(args: argparse.Namespace) -> None:
 def _cell(num_examples: int, batch_size: int, epochs: float, accountant: Accountant) -> Cell:
     steps = planned_steps(num_examples=num_examples, expected_batch_size=batch_size, epochs=epochs)
     probability = batch_size / num_examples
-    return Cell(batch_size, epochs, steps, probability, accountant(sampling_probability=probability, steps=steps))
+    return Cell(batch_size, epochs, steps, probability, *accountant(sampling_probability=probability, steps=steps))
 
 
-def _noise_if_any(**setting: Any) -> float | None:
+def _cost(*, noise_multiplier: float, sampling_probability: float, steps: int, delta: float, group_size: int) -> Cost:
+    return account([Spend(noise_multiplier, sampling_probability, steps, group_size)], delta=delta)
+
+
+def _noise_if_any(*, target_epsilon: float, **setting: Any) -> tuple[float | None, str]:
     """`noise_multiplier`, or None for a target that is out of reach, so that the other cells are still computed."""
     try:
-        return noise_multiplier(**setting)
+        found = noise_multiplier(target_epsilon=target_epsilon, **setting)
     except InvalidArgument as error:
         if error.name != "target_epsilon":
             raise
-        return None
+        return None, ACCOUNTANT
+    return found, _cost(noise_multiplier=found, **setting).accountant
 
 
 def as_text(table: Table) -> str:
@@ -143,7 +152,8 @@ _WRITERS: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_m
 
 
 def _title(table: Table) -> str:
-    return f"{table.quantity} {table.given}\n({ADJACENCY}; {ACCOUNTANT})"
+    accountants = sorted({cell.accountant for row in table.rows for cell in row if cell.value is not None})
+    return f"{table.quantity} {table.given}\n({'; '.join([ADJACENCY, *(accountants or [ACCOUNTANT])])})"
 
 
 def _grid(table: Table) -> list[list[str]]:

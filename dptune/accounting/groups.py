@@ -18,7 +18,12 @@ import math
 import numpy as np
 from dp_accounting.pld import pld_pmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
-from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType, MixtureGaussianPrivacyLoss
+from dp_accounting.pld.privacy_loss_mechanism import (
+    AdjacencyType,
+    GaussianPrivacyLoss,
+    MixtureGaussianPrivacyLoss,
+    MonotonePrivacyLoss,
+)
 from scipy.stats import binom
 
 _TABLE, _HALVINGS = 4096, 40  # points of the table of brackets; halvings of a bracket, to 1e-14 of the range
@@ -39,10 +44,23 @@ def mixture_of_gaussians(
     return PrivacyLossDistribution(*(_discretised(loss, interval) for loss in losses))
 
 
-def loss_range(noise_multiplier: float, sampling_probability: float, group_size: int) -> float:
-    """The range of the privacy losses of one step, in nats. Divided by the grid's width, it is the number of points."""
-    bounds = [loss.connect_dots_bounds() for loss in _losses(noise_multiplier, sampling_probability, group_size)]
-    return max(float(one.epsilon_upper - one.epsilon_lower) for one in bounds)
+def loss_size(noise_multiplier: float, sampling_probability: float, group_size: int) -> tuple[float, float]:
+    """(range, standard deviation) of the privacy losses of one step, in nats; the larger of both directions.
+
+    The range divided by a grid's width is its number of points.
+    """
+    losses: tuple[MonotonePrivacyLoss, ...]
+    losses = mixtures = _losses(noise_multiplier, sampling_probability, group_size)
+    spread = max(loss.standard_deviation_of_losses() for loss in mixtures)
+    if group_size == 1:  # a class with a truncation of its own, which `distributions.one_step` uses
+        losses = tuple(
+            GaussianPrivacyLoss(
+                noise_multiplier, sampling_prob=sampling_probability, adjacency_type=loss.adjacency_type
+            )
+            for loss in mixtures
+        )
+    bounds = [loss.connect_dots_bounds() for loss in losses]
+    return max(float(one.epsilon_upper - one.epsilon_lower) for one in bounds), spread
 
 
 def _losses(noise_multiplier: float, sampling_probability: float, group_size: int) -> tuple[_Loss, _Loss]:
@@ -80,6 +98,16 @@ class _Loss(MixtureGaussianPrivacyLoss):  # type: ignore[misc]  # dp-accounting 
             too_large = self._losses_at(middle) > privacy_losses
             low, high = np.where(too_large, middle, low), np.where(too_large, high, middle)
         return np.where(above == 0, -np.inf, np.where(above == _TABLE, np.inf, high))
+
+    def standard_deviation_of_losses(self) -> float:
+        """Standard deviation of the privacy loss, in nats, under the data set that has the unit's examples or not."""
+        removed = self.adjacency_type == AdjacencyType.REMOVE
+        centres, weights = (-self.sensitivities, self.sampling_probs) if removed else (np.zeros(1), np.ones(1))
+        z = np.linspace(-10, 10, max(41, 4000 // len(centres)))
+        weights = np.outer(weights, np.exp(-0.5 * z * z))
+        losses = self._losses_at((centres[:, None] + self._standard_deviation * z).ravel()).reshape(weights.shape)
+        mean = np.average(losses, weights=weights)
+        return float(np.sqrt(np.average((losses - mean) ** 2, weights=weights)))
 
     def _losses_at(self, x: np.ndarray) -> np.ndarray:
         """`privacy_loss` at many points."""

@@ -20,7 +20,6 @@ No torch in this file. As in `dptune.accounting`, functions import dp-accounting
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,14 +27,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
-from dptune.accounting import SIGMA_RANGE, Spend, compose, round_up
+from dptune.accounting import RENYI_ACCOUNTANT, SIGMA_RANGE, Spend, compose, round_up
 from dptune.accounting.rounding import rounded_up
 from dptune.keystream import Keystream
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-SELECTION_ACCOUNTANT = "RDP (dp-accounting)"
+SELECTION_ACCOUNTANT = RENYI_ACCOUNTANT
 POISSON, GEOMETRIC = "poisson", "geometric"
 DISTRIBUTIONS = (POISSON, GEOMETRIC)
 
@@ -156,7 +155,7 @@ class PrivateSelection:
         from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
         step = PoissonSampledDpEvent(spend.sampling_probability, GaussianDpEvent(spend.noise_multiplier))
-        return self._epsilon_of(SelfComposedDpEvent(step, spend.steps), delta)
+        return self._epsilon_of(SelfComposedDpEvent(step, spend.steps), delta, spend.steps)
 
     def validation_epsilon(self, delta: float) -> float:
         """Epsilon for a validation record, which changes the number of right answers by at most 1."""
@@ -164,11 +163,11 @@ class PrivateSelection:
 
         return self._epsilon_of(GaussianDpEvent(self.validation_noise), delta)
 
-    def _epsilon_of(self, trial: DpEvent, delta: float) -> float:
+    def _epsilon_of(self, trial: DpEvent, delta: float, steps: int = 1) -> float:
         from dp_accounting.dp_event import RepeatAndSelectDpEvent
 
         require_delta(delta)
-        return _epsilon_of(RepeatAndSelectDpEvent(trial, self.mean_trials, _SHAPES[self.distribution]), delta)
+        return _epsilon_of(RepeatAndSelectDpEvent(trial, self.mean_trials, _SHAPES[self.distribution]), delta, steps)
 
     def noise_multiplier(
         self, *, target_epsilon: float, delta: float, sampling_probability: float, steps: int
@@ -230,20 +229,10 @@ def best_of(scores: Sequence[float], trials: Sequence[DrawnTrial]) -> tuple[int,
 
 
 @lru_cache(maxsize=256)
-def _epsilon_of(event: DpEvent, delta: float) -> float:
-    from dp_accounting.rdp import RdpAccountant
+def _epsilon_of(event: DpEvent, delta: float, steps: int) -> float:
+    from dptune.accounting.bounds import renyi_epsilon_of
 
-    accountant = RdpAccountant()
-    # With little noise, a series diverges for the lowest orders. dp-accounting skips such orders with a warning on each
-    # query, which is silenced here: skipping orders can only raise the bound.
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        accountant.compose(event)
-        return float(accountant.get_epsilon(delta))
-    finally:
-        logger.setLevel(level)
+    return renyi_epsilon_of(event, delta, steps=steps)
 
 
 def _inside(uniforms: Iterable[float]) -> list[float]:

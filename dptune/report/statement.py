@@ -19,7 +19,7 @@ from typing import Literal, TypeGuard
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
-from dptune.accounting import ACCOUNTANT, ADJACENCY
+from dptune.accounting import ADJACENCY
 from dptune.clipping_styles import clipping_in_words
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
@@ -126,10 +126,12 @@ def state_privacy(
 ) -> PrivacyStatement:
     """What a private run guarantees: the epsilon of all steps in its ledger, at its configuration's delta.
 
+    There is no guarantee if the noise's key is fixed, or if epsilon is infinite.
+
     Args:
         config: the mechanism that ran.
         ledger: every noisy step that was taken.
-        noise: the source of the noise; there is no guarantee if its key is fixed.
+        noise: the source of the noise.
         privacy_unit: whose presence is hidden.
         repeated_steps: how many of the ledger's steps a crash threw away.
         method, sampled: see `PrivacyStatement`.
@@ -143,9 +145,12 @@ def state_privacy(
         if spend.group_size != config.group_size:
             remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
+    cost = ledger.cost(config.delta)
     reasons = () if noise.keystream.secret else ("the noise came from a fixed key, so anyone can reproduce it",)
+    if math.isinf(cost.epsilon):
+        reasons = (*reasons, "the noise is so small that epsilon is infinite")
     return PrivacyStatement(
-        epsilon=None if reasons else ledger.epsilon(config.delta),
+        epsilon=None if reasons else cost.epsilon,
         delta=config.delta,
         noise_multiplier=config.noise_multiplier,
         clip_norm=config.clip_norm,
@@ -158,7 +163,7 @@ def state_privacy(
         privacy_unit=privacy_unit,
         group_size=config.group_size,
         adjacency=ADJACENCY,
-        accountant=ACCOUNTANT,
+        accountant=cost.accountant,
         sampler=SAMPLER,
         noise_source=noise.source,
         guarantee="none" if reasons else "dp",

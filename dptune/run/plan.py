@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dptune import accounting
 from dptune._validate import refuse, require_delta, require_positive
+from dptune.accounting import USELESS_EPSILON
 from dptune.accounting.rounding import rounded_up
 from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.mechanism import PrivacyConfig
@@ -184,6 +185,8 @@ def describe_plan(plan: RunPlan) -> list[str]:
         return [*lines, "privacy                NONE: clipping and noise are turned off"]
     if unit != ROW:
         lines += [f"privacy unit           {unit.name}", f"method                 {unit.how}"]
+    epsilon = plan.privacy.planned_epsilon()
+    useless = f"epsilon is above {USELESS_EPSILON:g}: this protects nobody; use it only to see whether training works"
     words = clipping_in_words(plan.privacy.clipping)
     style = [] if plan.privacy.clipping == FLAT else [f"clipping               {words}"]
     return [
@@ -191,5 +194,6 @@ def describe_plan(plan: RunPlan) -> list[str]:
         f"clip norm              {plan.privacy.clip_norm:g}",
         *style,
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
-        f"epsilon                {rounded_up(plan.privacy.planned_epsilon())} at delta {plan.privacy.delta:g}",
+        f"epsilon                {rounded_up(epsilon)} at delta {plan.privacy.delta:g}",
+        *([f"too little noise       {useless}"] if epsilon > USELESS_EPSILON else []),
     ]

@@ -6,6 +6,7 @@ then in `.grad`. The training scripts, `DPTrainer` and the callback for transfor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,10 +102,14 @@ class PrivateRun:
 
     @property
     def epsilon(self) -> float | None:
-        """Epsilon spent so far; None before the first step, without privacy and on all ranks but 0."""
+        """Epsilon spent so far; None before the first step, without privacy and on all ranks but 0.
+
+        None too if it is infinite, because no log or JSON file may hold such a number.
+        """
         if self.ledger is None or self.plan.privacy is None or not self.ledger.steps:
             return None
-        return self.ledger.running_epsilon(self.plan.privacy.delta)
+        spent = self.ledger.running_epsilon(self.plan.privacy.delta)
+        return spent if math.isfinite(spent) else None
 
     @property
     def clip_norm(self) -> float | None:

@@ -39,7 +39,7 @@ def test_training_and_histogram_cost_what_dp_accounting_says_by_hand(tmp_path: P
         accountant.compose(ComposedDpEvent([SelfComposedDpEvent(step, STEPS), GaussianDpEvent(10.0)]))
         by_hand.append(accountant.get_epsilon(DELTA))
     assert round(by_hand[0], 3) == 2.304
-    assert pipeline(tmp_path).epsilon(DELTA) == pytest.approx(by_hand[1], abs=1e-9)
+    assert by_hand[1] < (pipeline(tmp_path).epsilon(DELTA) or 0) < by_hand[1] * (1 + 1e-7)  # the margin for rounding
 
 
 def test_together_they_cost_more_than_either_and_less_than_the_sum(tmp_path: Path) -> None:
@@ -167,6 +167,12 @@ def test_two_units_that_were_entered_at_one_time_do_not_add_up_either(tmp_path: 
     for ask in (budget.epsilon, budget.describe):
         with pytest.raises(InvalidArgument, match="two units"):
             ask(DELTA)
+
+
+def test_a_stage_with_hardly_any_noise_leaves_no_guarantee(tmp_path: Path) -> None:
+    budget = pipeline(tmp_path)
+    budget.enter_gaussian("histogram", 1e-200, unit=UNIT)
+    assert budget.describe(DELTA)[-1].endswith("NO GUARANTEE (some noise is so small that epsilon is infinite)")
 
 
 def test_a_stage_without_privacy_voids_the_whole(tmp_path: Path) -> None:

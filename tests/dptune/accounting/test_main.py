@@ -69,6 +69,16 @@ def test_text_and_markdown_hold_the_same_table(capsys: pytest.CaptureFixture[str
     assert len({len(line) for line in text.splitlines()[3:]}) == 1  # columns line up
 
 
+@pytest.mark.parametrize("quantity", ["--noise_multiplier", "--target_epsilon"])
+def test_the_title_names_the_accountants_that_answered(capsys: pytest.CaptureFixture[str], quantity: str) -> None:
+    flags = ["--num_examples", "100", "--batch_size", "10", "100", "--epochs", "1", quantity, "2"]
+    for delta, accountant in (("1e-6", "PLD"), ("1e-18", "RDP")):
+        tables.main([*flags, "--delta", delta])
+        how = capsys.readouterr().out.splitlines()[1]
+        closed = "Gaussian mechanism in closed form (dp-accounting)"
+        assert how == f"(add or remove one privacy unit; {closed}; {accountant} (dp-accounting))"
+
+
 @pytest.mark.parametrize("form", ["text", "markdown", "csv"])
 def test_a_cell_that_no_noise_reaches_leaves_the_others(capsys: pytest.CaptureFixture[str], form: str) -> None:
     """With hardly any noise, one step with a tiny probability costs less than 60; drawing all examples does not."""

@@ -128,6 +128,31 @@ def test_noise_under_a_key_that_is_known_guarantees_nothing(secret: bool, tmp_pa
     assert any("fixed key" in reason for reason in stated.reasons) is not secret
 
 
+@pytest.mark.parametrize(
+    ("noise_multiplier", "delta", "guarantee", "accountant"),
+    [(2.0, 1e-4, "dp", "PLD"), (2.0, 1e-18, "dp", "RDP"), (1e-200, 1e-4, "none", "Gaussian")],
+)
+def test_the_accountant_is_the_one_that_gave_epsilon_and_an_infinite_one_guarantees_nothing(
+    noise_multiplier: float, delta: float, guarantee: str, accountant: str, tmp_path: Path
+) -> None:
+    config = PrivacyConfig(
+        num_examples=100,
+        expected_batch_size=4.0,
+        steps=3,
+        clip_norm=1.0,
+        noise_multiplier=noise_multiplier,
+        delta=delta,
+    )
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.record(noise_multiplier=noise_multiplier, sampling_probability=0.04, clip_norm=1.0)
+    with GaussianNoise(4) as noise:
+        stated = state_privacy(config, ledger, noise, privacy_unit="one row")
+    assert stated.guarantee == guarantee
+    assert stated.accountant.startswith(accountant)
+    assert stated.reasons == (() if guarantee == "dp" else ("the noise is so small that epsilon is infinite",))
+    write_privacy_report(tmp_path / "r.json", stated)
+
+
 def test_steps_are_the_ledgers_with_the_repeated_ones_among_them(tmp_path: Path) -> None:
     config = PrivacyConfig(
         num_examples=100, expected_batch_size=4.0, steps=3, clip_norm=1.0, noise_multiplier=2.0, delta=1e-4

@@ -77,6 +77,15 @@ def test_the_description_has_the_epsilon_rounded_up(budget: RunPlan) -> None:
     assert words[2:] == ["at", "delta", "0.0001"]
 
 
+@pytest.mark.parametrize(("noise", "shown"), [(0.01, "5"), (1e-200, "inf")])
+def test_noise_that_protects_nobody_is_said_before_training(noise: float, shown: str) -> None:
+    settings = PrivacySettings(noise_multiplier=noise, delta=DELTA)
+    *_, epsilon_line, last = describe_plan(make_plan(settings, num_examples=100, batch=10, steps=1))
+    assert epsilon_line.split()[1].startswith(shown)
+    words = "epsilon is above 50: this protects nobody; use it only to see whether training works"
+    assert last == f"too little noise       {words}"
+
+
 def test_a_batch_is_per_device_times_processes_times_accumulation() -> None:
     shape = {"per_device": 3, "gradient_accumulation_steps": 4, "world_size": 2, "sampled": "authors"}
     assert expected_batch(**shape, num_examples=24) == 24

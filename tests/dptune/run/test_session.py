@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,17 @@ def test_a_step_is_counted_recorded_and_stated(tmp_path: Path) -> None:
     assert run.epsilon is not None
     assert run.epsilon >= statement.epsilon
     assert "cryptography" in statement.versions
+
+
+def test_a_run_with_hardly_any_noise_ends_with_a_statement(tmp_path: Path) -> None:
+    """It trained to its end, and then an assertion stopped it before anything was saved."""
+    useless = dataclasses.replace(CONFIG, noise_multiplier=1e-200)
+    run = trained(tmp_path, RunPlan(useless, 500, 100.0, 9), 2)
+    assert run.epsilon is None
+    assert run.ledger is not None
+    statement = run.statement()
+    assert (statement.guarantee, statement.epsilon, statement.steps) == ("none", None, 2)
+    assert session.describe_end(run, statement)[0].endswith("NONE: the noise is so small that epsilon is infinite")
 
 
 def test_a_step_beyond_the_last_one_is_neither_begun_nor_released(tmp_path: Path) -> None:
