@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import transformers
 
-from dptune._validate import renamed
+from dptune._validate import refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.run.plan import PrivacySettings
 
@@ -20,6 +20,9 @@ FLAGS = {
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
 }
+# Arguments that only a private run reads.
+ONLY_PRIVATE = ("per_sample_max_grad_norm", "noise_multiplier", "target_epsilon", "target_delta")
+NOT_READ = "is not read with --disable_dp: leave one of the two out"
 
 
 @dataclass
@@ -27,7 +30,8 @@ class PrivacyArguments:
     """The privacy settings. Together with the logical batch and the steps of `TrainingArguments` they decide epsilon.
 
     Raises:
-        InvalidArgument: both or neither of the noise multiplier and the target epsilon, or a value outside its range.
+        InvalidArgument: both or neither of the noise multiplier and the target epsilon, a value outside its range, or
+            a privacy setting together with `disable_dp`.
     """
 
     per_sample_max_grad_norm: float = field(
@@ -58,6 +62,11 @@ class PrivacyArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.disable_dp:
+            for one in fields(self):
+                value = getattr(self, one.name)
+                if one.name in ONLY_PRIVATE and value != one.default:
+                    refuse(f"--{one.name}", value, NOT_READ)
         with renamed(FLAGS):
             self.settings()
 

@@ -53,7 +53,7 @@ def flags(model: Path, data: Path, out: Path, **changes: object) -> list[str]:
         "learning_rate": 0.02,
         "clip_norm": 1,
         "noise_multiplier": 0.8,
-        "delta": 1e-3,
+        "delta": None if changes.get("clip_norm") == -1 else 1e-3,
         "lora_r": 4,
     } | changes
     chosen = {name: value for name, value in settings.items() if value is not None}
@@ -289,6 +289,20 @@ def test_a_mistake_is_one_line_with_the_remedy_and_status_2(name, tiny_model_dir
     for part in wanted:
         assert part in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "unread", [{"target_epsilon": 8}, {"delta": 1e-7}, {"clipping": "flat"}, {"adaptive_quantile": 0.3}]
+)
+def test_a_setting_of_privacy_is_refused_without_privacy_before_anything_is_read(unread, tmp_path, capsys):
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(SystemExit) as stopped:
+        train_clm.main(flags(nowhere, nowhere, tmp_path / "out", clip_norm=-1, noise_multiplier=-1, **unread))
+    assert stopped.value.code == 2
+    ((name, _),) = unread.items()
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith(f"error: --{name}=")
+    assert "is not read without privacy: leave it out, or give --clip_norm and --noise_multiplier" in error
 
 
 BAD_FILES = {

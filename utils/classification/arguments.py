@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.run.plan import PrivacySettings
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
+from utils.cli.flags import refuse_unread
 from utils.training.arguments import LR_SCHEDULERS, OutputArguments
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
@@ -28,6 +29,7 @@ CLASSIFIER_FLAGS = {
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
 }
+ONLY_PRIVATE = ("target_epsilon", "noise_multiplier", "delta")  # flags that only a private run reads
 _EPSILON = 8.0
 
 
@@ -197,15 +199,6 @@ class BudgetArguments:
         """The clip norm of a step's whole gradient in training without privacy."""
         return None if self.enable_dp else self.max_grad_norm
 
-    @property
-    def warning(self) -> str | None:
-        """A line for a user who set a privacy flag but not --enable_dp."""
-        given = {"--target_epsilon": self.target_epsilon, "--noise_multiplier": self.noise_multiplier}
-        for flag, value in given.items():
-            if value is not None and not self.enable_dp:
-                return f"privacy                NONE: {flag} {value:g} has NO effect without --enable_dp"
-        return None
-
 
 @dataclass
 class StepArguments:
@@ -296,6 +289,11 @@ class Settings(NamedTuple):
     budget: BudgetArguments
     steps: StepArguments
     results: ResultArguments
+
+    def refuse_unread(self, given: Collection[str]) -> None:
+        """Refuse flags of privacy, among those that were `given`, without --enable_dp."""
+        if not self.budget.enable_dp:
+            refuse_unread(given, ONLY_PRIVATE, "is not read without --enable_dp: give that too, or leave it out", *self)
 
     @property
     def folder(self) -> Path:

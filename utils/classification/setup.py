@@ -119,11 +119,11 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
 
 
 def describe_setup(settings: Settings) -> list[str]:
-    """Printable lines: the mode, whether the clip norm is measured, and a warning if a flag has no effect."""
+    """Printable lines: the mode, and whether the clip norm is measured."""
     lines = [f"fine-tuning mode       {settings.mode.finetune_mode}"]
     if settings.budget.clip_norm_is_open:
         lines.append("--max_grad_norm        measured, just above a typical gradient at the start, on random tokens")
-    return lines if settings.budget.warning is None else [*lines, settings.budget.warning]
+    return lines
 
 
 def describe_rates(updates: UpdateSettings, *, chosen: bool) -> str:

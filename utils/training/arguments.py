@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
@@ -13,7 +13,7 @@ from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, PerLayer
 from dptune.lora_targets import DEFAULT_TARGETS
 from dptune.run.plan import PrivacySettings
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
-from utils.cli.flags import naming
+from utils.cli.flags import naming, refuse_unread
 from utils.cli.trackers import REPORT_TO_CHOICES, choose_trackers
 from utils.data.named_sets import DATASET_NAMES, FIRST_DAY, LAST_DAY
 from utils.data.prompts import PROMPT_STYLES
@@ -23,6 +23,17 @@ from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 CLIPPING_STYLES = ("flat", "per-layer", "automatic", "adaptive")
 # Schedules of transformers.get_scheduler that need no extra setting.
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+# Flags that only a private run reads. The others of privacy also say what is drawn, so runs without privacy read them.
+ONLY_PRIVATE = (
+    "target_epsilon",
+    "delta",
+    "clipping",
+    "layer_clip_norms",
+    "automatic_gamma",
+    "adaptive_quantile",
+    "adaptive_learning_rate",
+    "adaptive_count_noise",
+)
 # {parameter, as the engine and shared code name it: flag of train_clm.py}.
 TRAINING_FLAGS = {
     **dict.fromkeys(("model", "folder", "files"), "--model_name_or_path"),
@@ -370,6 +381,12 @@ class Groups(NamedTuple):
     lora: LoraArguments
     optimization: OptimizationArguments
     output: OutputArguments
+
+    def refuse_unread(self, given: Collection[str]) -> None:
+        """Refuse flags of privacy, among those that were `given`, if privacy is turned off."""
+        if self.privacy.settings() is None:
+            remedy = "is not read without privacy: leave it out, or give --clip_norm and --noise_multiplier above 0"
+            refuse_unread(given, ONLY_PRIVATE, remedy, *self)
 
 
 CAUSAL_LM_GROUPS = (
