@@ -116,7 +116,8 @@ def _recorded(
     if losses.ndim != 1:
         remedy = "give one loss per example, [B]; a mean over the micro-batch couples examples and voids the bound"
         refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
-    losses.sum().backward()
+    if losses.requires_grad:  # else no layer that is recorded was run
+        losses.sum().backward()
     recorded = recorder.take()
     norms = {name: squared.sqrt() for name, squared in recorded.squared_norms().items()}
     if not norms:
