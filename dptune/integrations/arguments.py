@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import transformers
 
@@ -81,6 +82,44 @@ class PrivacyArguments:
             delta=self.target_delta,
             clipping=clipping,
         )
+
+
+# Arguments that say how a gradient becomes an update. transformers restores their values of the checkpoint, whatever
+# is asked for now, so another value is refused; those of other versions are left out.
+_OF_UPDATES = (
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "dp_adam",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_ratio",
+    "warmup_steps",
+)
+
+
+def updates_identity(args: Any, optimizer: Any = None) -> dict[str, Any]:
+    """How a Trainer updates, as JSON values: what a resumed run must share, besides the mechanism.
+
+    Args:
+        args: the Trainer's arguments.
+        optimizer: the caller's own, if the Trainer was given one; its settings are compared too.
+    """
+    values = {name: getattr(args, name) for name in _OF_UPDATES if hasattr(args, name)}
+    found = {name: getattr(value, "value", value) for name, value in values.items()}  # some are enumerations
+    if optimizer is not None:
+        for number, group in enumerate(optimizer.param_groups):
+            rate = group.get("initial_lr", group["lr"])  # a schedule changes `lr`
+            own = {
+                name: value for name, value in (group | {"lr": rate}).items() if name not in ("params", "initial_lr")
+            }
+            found |= {f"optimizer.{number}.{name}": value for name, value in own.items()}
+    return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in found.items()}
 
 
 @dataclass

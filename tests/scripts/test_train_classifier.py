@@ -80,7 +80,7 @@ def flags(checkpoint: Path, data: Path, out: Path, **changes: object) -> list[st
         "batch_size": 24,
         "micro_batch_size": 8,
         "epochs": 0.4,
-        "delta": 1e-3 if "enable_dp" in changes else None,
+        "delta": 1e-3 if changes.get("enable_dp") else None,
         "num_prepend_tokens": 3,
         "lora_r": 2,
     } | changes
@@ -418,7 +418,7 @@ def finished(bert: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 TOLD: list[tuple[dict[str, Any], str]] = [
     ({"noise_multiplier": 50}, "noise_multiplier was 1.0 in results.json and is 50.0 now"),
-    ({"enable_dp": None}, "delta was 0.001 in results.json and is None now"),
+    ({"enable_dp": None, "noise_multiplier": None}, "delta was 0.001 in results.json and is None now"),
     ({"delta": 2e-3}, "delta was 0.001 in results.json and is 0.002 now"),
     ({"max_grad_norm": 3}, "clip_norm was 0.5 in results.json and is 3.0 now"),
     ({"finetune_mode": "last-layer"}, "finetune_mode was 'bias-only' in results.json and is 'last-layer' now"),

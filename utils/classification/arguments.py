@@ -13,6 +13,7 @@ from dptune.run.plan import PrivacySettings
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.cli.flags import refuse_unread
 from utils.training.arguments import LR_SCHEDULERS, OutputArguments
+from utils.training.changes import OnResume, OnResumeTable
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
 # The engine's name of a setting -> the flag of train_classifier.py.
@@ -330,3 +331,49 @@ class Settings(NamedTuple):
 
 
 CLASSIFIER_GROUPS = (CheckpointArguments, ModeArguments, TaskArguments, BudgetArguments, StepArguments, ResultArguments)
+
+# What a resumed run does about a changed flag. Every flag has a class.
+ON_RESUME: OnResumeTable = {
+    "model_checkpoint": OnResume.COMPARED,
+    "max_length": OnResume.REFUSED,
+    # what is trained
+    "finetune_mode": OnResume.REFUSED,
+    "lora_r": OnResume.REFUSED,
+    "lora_alpha": OnResume.REFUSED,
+    "lora_dropout": OnResume.REFUSED,
+    "lora_target_modules": OnResume.REFUSED,
+    "num_prepend_tokens": OnResume.REFUSED,
+    "prefix_projection": OnResume.REFUSED,
+    # the data; each task has a folder of its own, and its tokens and labels are compared
+    "datasets": OnResume.RUNTIME,
+    "data_dir": OnResume.COMPARED,
+    "train_file": OnResume.COMPARED,
+    "validation_file": OnResume.EFFECTIVE,
+    "text_columns": OnResume.COMPARED,
+    "label_column": OnResume.COMPARED,
+    "class_names": OnResume.REFUSED,
+    "max_train_examples": OnResume.COMPARED,
+    # privacy: the defaults depend on other flags, so what follows is compared
+    "enable_dp": OnResume.REFUSED,
+    "target_epsilon": OnResume.COMPARED,
+    "noise_multiplier": OnResume.COMPARED,
+    "max_grad_norm": OnResume.COMPARED,
+    "delta": OnResume.REFUSED,
+    "insecure_test_seed": OnResume.REFUSED,
+    # optimisation: likewise
+    "learning_rate": OnResume.COMPARED,
+    "head_learning_rate": OnResume.COMPARED,
+    "epochs": OnResume.COMPARED,
+    "batch_size": OnResume.REFUSED,
+    "micro_batch_size": OnResume.RUNTIME,
+    "optimizer": OnResume.REFUSED,
+    "weight_decay": OnResume.REFUSED,
+    "lr_scheduler_type": OnResume.REFUSED,
+    "seed": OnResume.REFUSED,
+    # output
+    "output_dir": OnResume.RUNTIME,
+    "eval_freq": OnResume.RUNTIME,
+    "checkpointing_steps": OnResume.RUNTIME,
+    "resume_from_checkpoint": OnResume.RUNTIME,
+    "dry_run": OnResume.RUNTIME,
+}

@@ -18,6 +18,7 @@ from utils.cli.trackers import REPORT_TO_CHOICES, choose_trackers
 from utils.data.named_sets import DATASET_NAMES, FIRST_DAY, LAST_DAY
 from utils.data.prompts import PROMPT_STYLES
 from utils.models.arguments import ModelArguments
+from utils.training.changes import OnResume, OnResumeTable
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
 CLIPPING_STYLES = ("flat", "per-layer", "automatic", "adaptive")
@@ -398,3 +399,68 @@ CAUSAL_LM_GROUPS = (
     OptimizationArguments,
     OutputArguments,
 )
+
+# What a resumed run does about a changed flag. Every flag has a class.
+ON_RESUME: OnResumeTable = {
+    # the model
+    "model_name_or_path": OnResume.COMPARED,
+    "revision": OnResume.COMPARED,
+    "qbits": OnResume.REFUSED,
+    "access_token": OnResume.RUNTIME,
+    # the data; tokens and labels are compared
+    "dataset_name": OnResume.COMPARED,
+    "train_file": OnResume.COMPARED,
+    "validation_file": OnResume.EFFECTIVE,
+    "data_dir": OnResume.COMPARED,
+    "date_from": OnResume.COMPARED,
+    "date_to": OnResume.COMPARED,
+    "block_size": OnResume.COMPARED,
+    "prompt_style": OnResume.REFUSED,
+    # privacy
+    "clip_norm": OnResume.REFUSED,
+    "noise_multiplier": OnResume.REFUSED,
+    "target_epsilon": OnResume.REFUSED,
+    "delta": OnResume.REFUSED,
+    "privacy_unit": OnResume.REFUSED,
+    "examples_per_unit": OnResume.REFUSED,
+    "user_level_method": OnResume.REFUSED,
+    "unit_gradient": OnResume.REFUSED,
+    "insecure_test_seed": OnResume.REFUSED,
+    "clipping": OnResume.REFUSED,
+    "layer_clip_norms": OnResume.COMPARED,
+    "automatic_gamma": OnResume.REFUSED,
+    "adaptive_quantile": OnResume.REFUSED,
+    "adaptive_learning_rate": OnResume.REFUSED,
+    "adaptive_count_noise": OnResume.REFUSED,
+    # what is trained
+    "trainable": OnResume.REFUSED,
+    "lora_r": OnResume.REFUSED,
+    "lora_alpha": OnResume.REFUSED,
+    "lora_dropout": OnResume.EFFECTIVE,
+    "lora_target_modules": OnResume.COMPARED,
+    # optimisation
+    "per_device_train_batch_size": OnResume.COMPARED,
+    "gradient_accumulation_steps": OnResume.COMPARED,
+    "max_tokens_per_device": OnResume.RUNTIME,
+    "num_train_epochs": OnResume.EFFECTIVE,
+    "max_train_steps": OnResume.EFFECTIVE,
+    "optimizer": OnResume.REFUSED,
+    "momentum": OnResume.EFFECTIVE,
+    "learning_rate": OnResume.EFFECTIVE,
+    "weight_decay": OnResume.EFFECTIVE,
+    "lr_scheduler_type": OnResume.EFFECTIVE,
+    "num_warmup_steps": OnResume.EFFECTIVE,
+    "gradient_sync": OnResume.RUNTIME,
+    "gradient_ckpt": OnResume.RUNTIME,
+    "seed": OnResume.REFUSED,
+    # output
+    "output_dir": OnResume.RUNTIME,
+    "checkpointing_steps": OnResume.RUNTIME,
+    "save_total_limit": OnResume.RUNTIME,
+    "resume_from_checkpoint": OnResume.RUNTIME,
+    "eval_freq": OnResume.RUNTIME,
+    "eval_at_start": OnResume.RUNTIME,
+    "with_tracking": OnResume.RUNTIME,
+    "report_to": OnResume.RUNTIME,
+    "dry_run": OnResume.RUNTIME,
+}
