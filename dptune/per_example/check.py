@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune._validate import HIDDEN, Described, refuse
+from dptune.per_example.coverage import in_one_line, require_reached
 from dptune.per_example.hooks import PerExampleGradients
 
 # Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
@@ -26,6 +27,7 @@ _OTHER_PADDINGS = 4  # one alone may change the loss by less than the tolerance,
 _SAME_LOSS = 2e-3  # tolerance for a row's loss in batches of the same shape
 
 
+@in_one_line
 def require_exact_gradients(
     model: nn.Module,
     losses: Callable[..., Tensor],
@@ -42,13 +44,15 @@ def require_exact_gradients(
             default its rows of `batch`.
 
     Raises:
-        InvalidArgument: they differ (the message names the parameter), or there is not one loss per example.
+        InvalidArgument: they differ or a trained parameter has none (the message names it), the model cannot be
+            recorded, or there is not one loss per example.
     """
     was_training = model.training
     model.eval()
     try:
         with PerExampleGradients(model) as recorder:
             norms, sums = _recorded(recorder, losses(*batch), lambda count: torch.arange(1.0, count + 1))
+            require_reached(recorder.parameters, norms)
             count = len(next(iter(norms.values())))
             each = [_recorded(recorder, losses(*batch), partial(_only, index))[1] for index in range(count)]
         parameters, tolerated = recorder.parameters, _tolerated(model)

@@ -109,7 +109,7 @@ def require_context(
 
 def _context(model: PreTrainedModel) -> int | None:
     """Maximum tokens of a text. RoBERTa's first positions, up to its padding index, are reserved."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = positions_of(model)
     if positions is None:
         return None
     reserved = [
@@ -118,6 +118,12 @@ def _context(model: PreTrainedModel) -> int | None:
         if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None
     ]
     return positions - max(reserved, default=0)
+
+
+def positions_of(model: PreTrainedModel) -> int | None:
+    """How many positions a model has; None if it does not say, or has no limit: XLNet says -1."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    return positions if positions is not None and positions > 0 else None
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

@@ -248,7 +248,10 @@ class LoraArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability of the adapters' inputs"})
     lora_target_modules: list[str] = field(
         default_factory=lambda: list(DEFAULT_TARGETS),
-        metadata={"help": "names, or name endings, of the linear layers to adapt; lm_head too"},
+        metadata={
+            "help": "names, name endings or patterns (*.language_model.*.q_proj) of the linear layers to adapt; "
+            "lm_head too"
+        },
     )
 
 
