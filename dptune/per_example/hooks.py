@@ -153,7 +153,7 @@ class PerExampleGradients:
         if not isinstance(ids, Tensor) or ids.ndim != 2:  # some models give a frozen table their input's shape
             if name not in self._layers:
                 return ids, output
-            refuse(name, HIDDEN, "its ids are not [B, T], so it has no per-example gradients; freeze it")
+            refuse(name or "the model", HIDDEN, "its ids are not [B, T], so it has no per-example gradients; freeze it")
         if self._first_lookup is None or self._first_lookup[0] == name:
             self._first_lookup = name, len(ids)
         examples = self._first_lookup[1]
