@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from utils.classification.arguments import CLASSIFIER_FLAGS, Settings
 from utils.classification.arguments import CLASSIFIER_GROUPS as GROUPS
-from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.flags import exit_on_invalid_argument, given_fields, parse
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train on one task after another."""
     settings = Settings(*parse(*GROUPS, args=argv, description=__doc__))
+    settings.refuse_unread(given_fields(argv, GROUPS))
     # Imported here, so that --help and a mistyped flag need neither torch nor transformers.
     from utils.cli.launch import make_accelerator
 

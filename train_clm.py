@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.flags import exit_on_invalid_argument, given_fields, parse
 from utils.training.arguments import CAUSAL_LM_GROUPS as GROUPS
 from utils.training.arguments import TRAINING_FLAGS, Groups
 
@@ -25,6 +25,7 @@ from utils.training.arguments import TRAINING_FLAGS, Groups
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train, with a lock on the output folder."""
     groups = Groups(*parse(*GROUPS, args=argv, description=__doc__))
+    groups.refuse_unread(given_fields(argv, GROUPS))
     # Imported here, so that --help and a mistyped flag do not wait for torch and transformers.
     from utils.cli.launch import make_accelerator
     from utils.training.causal_lm import plan_job

@@ -12,17 +12,19 @@ import math
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dptune._files import atomic_write
 from dptune._validate import Described, refuse
 from dptune.lora import LoraAdapter, adapters, attach, is_conv1d, linear_layers, linear_sizes
+from dptune.peft_format import read_settings, refuse_unused
 
 WEIGHTS_NAME = "lora_weights.bin"
 PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -84,15 +86,17 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
         path: `lora_weights.bin`, a PEFT folder, or the `adapter_model.safetensors` in one.
 
     Raises:
-        InvalidArgument: there is no such file, it is not an adapter file, or it is for another model or rank. `model`
-            is unchanged then.
+        InvalidArgument: there is no such file, it is not an adapter file, it holds more than A and B of linear layers,
+            or it is for another model or rank. `model` is unchanged then.
     """
-    loaded = _read_adapter(Path(path))
+    loaded, copied = _read_adapter(Path(path))
     present = dict(adapters(model))
     if merged := [name for name, adapter in present.items() if adapter.replaced_weight is not None]:
         refuse("model", merged[0], "its adapter is merged; call unmerge_lora first")
     for name, entry in loaded.items():
         _check_fits(model, name, entry, present)
+    for key, weight in copied.items():
+        _require_own(model, str(path), key, weight)
     if present.keys() - loaded.keys():
         refuse("path", str(path), f"has no weights for the model's adapter on {min(present.keys() - loaded.keys())}")
     if not present:
@@ -130,7 +134,11 @@ class _Entry(NamedTuple):
     alpha: float
 
 
-def _read_adapter(path: Path) -> dict[str, _Entry]:
+_Read = tuple[dict[str, _Entry], dict[str, Tensor]]  # adapters by layer; what else the file holds, by its key
+
+
+def _read_adapter(path: Path) -> _Read:
+    """The adapters of a file, and the base's weights that PEFT's format may copy: of an adapted head, for example."""
     if path.is_dir() and (path / PEFT_CONFIG_NAME).exists():
         return _read_peft(path / PEFT_WEIGHTS_NAME)
     if path.is_dir() and (path / WEIGHTS_NAME).exists():
@@ -145,35 +153,36 @@ def _read_adapter(path: Path) -> dict[str, _Entry]:
         refuse("path", str(path), f"not a state dict that loads with weights_only=True; give a {WEIGHTS_NAME} file")
     if not isinstance(state, dict):
         refuse("path", str(path), f"holds no state dict; give a {WEIGHTS_NAME} file")
-    return _entries(path, state, "{}.lora.A.weight", "{}.lora.B.weight", lambda name: state.get(f"{name}.lora.alpha"))
+    keys = ("{}.lora.A.weight", "{}.lora.B.weight")
+    entries, others = _entries(path, state, *keys, lambda name: state.get(f"{name}.lora.alpha"))
+    if others:
+        refuse_unused(str(path), min(others, key=str))
+    return entries, {}
 
 
-def _read_peft(path: Path) -> dict[str, _Entry]:
+def _read_peft(path: Path) -> _Read:
     try:
         state = load_file(path)
         config = json.loads((path.parent / PEFT_CONFIG_NAME).read_text())
     except (OSError, SafetensorError, ValueError) as error:
         refuse("path", str(path.parent), f"not a readable PEFT adapter ({type(error).__name__})")
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        refuse("path", str(path.parent), f"its {PEFT_CONFIG_NAME} describes no LoRA adapter")
-    for option in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save"):
-        if config.get(option):
-            refuse("path", str(path.parent), f"PEFT's {option} is not supported; give a plain LoRA adapter")
-    return _entries(
-        path,
-        state,
-        _PEFT_PREFIX + "{}.lora_A.weight",
-        _PEFT_PREFIX + "{}.lora_B.weight",
-        lambda _: config.get("lora_alpha"),
-    )
+    settings = read_settings(config, str(path.parent))
+    keys = (_PEFT_PREFIX + "{}.lora_A.weight", _PEFT_PREFIX + "{}.lora_B.weight")
+    entries, others = _entries(path, state, *keys, settings.alpha_of)
+    for name, entry in entries.items():
+        if len(entry.A) != settings.rank_of(name):
+            told = f"{len(entry.A)} in its weights and {settings.rank_of(name)} in its {PEFT_CONFIG_NAME}"
+            refuse("path", str(path.parent), f"the rank of {name} is {told}; save the adapter again")
+    return entries, others
 
 
 def _entries(
-    path: Path, state: Mapping[str, object], A_key: str, B_key: str, alpha_of: Callable[[str], object]
-) -> dict[str, _Entry]:
+    path: Path, state: Mapping[str, Any], A_key: str, B_key: str, alpha_of: Callable[[str], object]
+) -> _Read:
+    """The adapters of `state`, and its other entries."""
     before, after = A_key.split("{}")
-    keys = [key for key in state if isinstance(key, str) and ".lora" in key]
-    names = [key[len(before) : -len(after)] for key in keys if key.startswith(before) and key.endswith(after)]
+    keys = [key for key in state if isinstance(key, str) and key.startswith(before) and key.endswith(after)]
+    names = [key[len(before) : -len(after)] for key in keys]
     if not names:
         refuse("path", str(path), "holds no LoRA weights")
     entries = {}
@@ -183,9 +192,20 @@ def _entries(
             refuse("path", str(path), f"the adapter of {name} is incomplete or damaged; save it again")
         entries[name] = _Entry(A, B, alpha)
     known = {pattern.format(name) for name in names for pattern in (A_key, B_key, "{}.lora.alpha")}
-    if unknown := sorted(set(keys) - known):
-        refuse("path", str(path), f"{unknown[0]} belongs to no plain LoRA adapter, or to an incomplete one")
-    return entries
+    return entries, {key: value for key, value in state.items() if key not in known}
+
+
+def _require_own(model: nn.Module, path: str, key: str, weight: Tensor) -> None:
+    """Refuse an entry of a PEFT file that is no copy of the model's own weight: nothing would use it."""
+    name = key.removeprefix(_PEFT_PREFIX).replace(".base_layer.", ".")
+    own = dict(model.named_parameters(remove_duplicate=False)).get(name) if key.startswith(_PEFT_PREFIX) else None
+    if own is None:
+        refuse_unused(path, key)
+    whole = (own.full_tensor() if isinstance(own, DTensor) else own.detach()).cpu()
+    same = torch.equal(weight.to(whole.dtype), whole) or torch.equal(weight, whole.to(weight.dtype))
+    if not same:  # in the precision of either
+        remedy = "such as an enlarged vocabulary or a trained one; give the base that the adapter was trained on"
+        refuse("path", path, f"{key} differs from the model's own weight, {remedy}, or merge it into that with PEFT")
 
 
 def _is_matrix(value: object) -> TypeGuard[Tensor]:

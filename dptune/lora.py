@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
@@ -90,7 +91,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
+    return name == target or name.endswith(f".{target}") or fnmatchcase(name, target)
 
 
 def add_lora(
@@ -107,7 +108,8 @@ def add_lora(
         model: any module; changed in place.
         rank: R, at least 1.
         alpha: above 0; the adapter's output is scaled by alpha / R.
-        targets: full module names (`model.layers.0.self_attn.q_proj`) or their endings (`q_proj`, `self_attn.q_proj`).
+        targets: full module names (`model.layers.0.self_attn.q_proj`), their endings (`q_proj`, `self_attn.q_proj`), or
+            full names with shell wildcards (`*.language_model.*.q_proj`).
         dropout: share of an adapter's inputs that is set to zero in training mode, in [0, 1).
 
     Returns:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptune.run.lock import FolderLock
-from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.launch_lines import split_at_dashes
-from utils.comparison.arguments import ChoiceArguments, TrialArguments, refuse_compared_flags
+from utils.comparison.arguments import ONLY_SELECTION, ChoiceArguments, TrialArguments, refuse_compared_flags
 from utils.comparison.trials import Runner, run_in_process
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None, *, runner: Runner = run_in_process, 
     """
     own, extra = split_at_dashes(sys.argv[1:] if argv is None else argv)
     training, choice = parse(*GROUPS, args=own, description=__doc__)
+    if choice.private_selection is None:
+        remedy = "is not read without --private_selection: give that too, or leave it out"
+        refuse_unread(given_fields(own, GROUPS), ONLY_SELECTION, remedy, choice)
     refuse_compared_flags(extra)
     from utils.comparison.folder import require_same_settings
     from utils.comparison.run import compare, count_records, select_privately

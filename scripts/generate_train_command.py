@@ -27,7 +27,7 @@ from dptune.accounting import noise_multiplier, planned_steps
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.units.unit import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
-from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.launch_lines import as_command, as_line, launch_words, require_job, require_not_taken, split_at_dashes
 from utils.data.prompts import PROMPT_STYLES, UNCONDITIONAL
 from utils.data.row_authors import authors_of, refuse_unnoticed_users
@@ -72,6 +72,7 @@ _TAKEN = {
     "user_level_method": "--user_level_method",
     "dry_run": "--print_only",  # a dry run must not be entered in the budget
 }
+_ONLY_PRIVATE = ("delta", "clip")  # flags that only a private job reads
 
 
 @dataclass
@@ -181,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     own, extra = split_at_dashes(sys.argv[1:] if argv is None else argv)
     (job,) = parse(JobArguments, args=own, description=__doc__)
+    if not job.private:
+        refuse_unread(given_fields(own, [JobArguments]), _ONLY_PRIVATE, "is not read with --eps -1: leave it out", job)
     words = training_launch(job, extra)
     print(*describe_cost(job), *describe_entry(job), as_line(words), sep="\n", flush=True)
     if not job.print_only:

@@ -623,6 +623,25 @@ FAULTS = (
         "every step trains on the same batch",
     ),
     Fault(
+        "empty draw skipped by the training loop",
+        "utils/training/loop.py",
+        "                draw = draws.draw()\n",
+        "                draw = draws.draw()\n"
+        "                if not len(draw):\n"
+        "                    run.completed += 1\n"
+        "                    continue\n",
+        (LOOP + "::test_a_draw_without_any_row_is_a_step_and_a_line_of_the_ledger",),
+        "a step without an update tells that nobody was drawn",
+    ),
+    Fault(
+        "empty draw replaced by another in the training loop",
+        "utils/training/loop.py",
+        "                draw = draws.draw()\n",
+        "                draw = next(filter(len, map(lambda _: draws.draw(), range(99))))\n",
+        (LOOP + "::test_a_draw_without_any_row_is_a_step_and_a_line_of_the_ledger",),
+        "the draws are no longer Poisson, and epsilon is of other draws",
+    ),
+    Fault(
         "step finished after a stop",
         "utils/training/loop.py",
         "                if seen is None:\n",

@@ -48,7 +48,7 @@ CAUSAL_LM: dict[str, dict[str, object]] = {
     "lora-epsilon": {"lora_r": 4, "noise_multiplier": None, "target_epsilon": 4},
     "whole": {"trainable": "all", "optimizer": "dp-adam"},
     "whole-layers": {"trainable": "all", "clipping": "per-layer"},
-    "plain": {"lora_r": 4, "clip_norm": -1, "noise_multiplier": -1},
+    "plain": {"lora_r": 4, "clip_norm": -1, "noise_multiplier": -1, "delta": None},
     "authors": {"lora_r": 4, "privacy_unit": "user", "examples_per_unit": 3, "gradient_accumulation_steps": 1},
     "groups": {
         "lora_r": 4,
@@ -131,7 +131,12 @@ def record(folder: Path) -> dict[str, Any]:
         out, log = folder / f"classifier-{name}", folder / f"classifier-{name}.log"
         settings: dict[str, object] = {"model_checkpoint": bert, "datasets": "sst2", "data_dir": glue}
         settings |= {"output_dir": out, "max_length": 16, "batch_size": 24, "micro_batch_size": 8, "epochs": 1}
-        settings |= {"delta": 1e-3, "lora_r": 2, "insecure_test_seed": 3, "finetune_mode": name} | changed
+        settings |= {
+            "delta": 1e-3 if "enable_dp" in changed else None,
+            "lora_r": 2,
+            "insecure_test_seed": 3,
+            "finetune_mode": name,
+        } | changed
         launch([sys.executable, "train_classifier.py", *command_line(settings)], log)
         found[f"classifier-{name}"] = recording_of(out / "sst2", log)
     for name in ("trainer", "callback"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import transformers
 
-from dptune._validate import renamed
+from dptune._validate import refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.run.plan import PrivacySettings
 
@@ -20,6 +21,9 @@ FLAGS = {
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
 }
+# Arguments that only a private run reads.
+ONLY_PRIVATE = ("per_sample_max_grad_norm", "noise_multiplier", "target_epsilon", "target_delta")
+NOT_READ = "is not read with --disable_dp: leave one of the two out"
 
 
 @dataclass
@@ -27,7 +31,8 @@ class PrivacyArguments:
     """The privacy settings. Together with the logical batch and the steps of `TrainingArguments` they decide epsilon.
 
     Raises:
-        InvalidArgument: both or neither of the noise multiplier and the target epsilon, or a value outside its range.
+        InvalidArgument: both or neither of the noise multiplier and the target epsilon, a value outside its range, or
+            a privacy setting together with `disable_dp`.
     """
 
     per_sample_max_grad_norm: float = field(
@@ -58,6 +63,11 @@ class PrivacyArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.disable_dp:
+            for one in fields(self):
+                value = getattr(self, one.name)
+                if one.name in ONLY_PRIVATE and value != one.default:
+                    refuse(f"--{one.name}", value, NOT_READ)
         with renamed(FLAGS):
             self.settings()
 
@@ -72,6 +82,44 @@ class PrivacyArguments:
             delta=self.target_delta,
             clipping=clipping,
         )
+
+
+# Arguments that say how a gradient becomes an update. transformers restores their values of the checkpoint, whatever
+# is asked for now, so another value is refused; those of other versions are left out.
+_OF_UPDATES = (
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "dp_adam",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_ratio",
+    "warmup_steps",
+)
+
+
+def updates_identity(args: Any, optimizer: Any = None) -> dict[str, Any]:
+    """How a Trainer updates, as JSON values: what a resumed run must share, besides the mechanism.
+
+    Args:
+        args: the Trainer's arguments.
+        optimizer: the caller's own, if the Trainer was given one; its settings are compared too.
+    """
+    values = {name: getattr(args, name) for name in _OF_UPDATES if hasattr(args, name)}
+    found = {name: getattr(value, "value", value) for name, value in values.items()}  # some are enumerations
+    if optimizer is not None:
+        for number, group in enumerate(optimizer.param_groups):
+            rate = group.get("initial_lr", group["lr"])  # a schedule changes `lr`
+            own = {
+                name: value for name, value in (group | {"lr": rate}).items() if name not in ("params", "initial_lr")
+            }
+            found |= {f"optimizer.{number}.{name}": value for name, value in own.items()}
+    return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in found.items()}
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from dptune._validate import refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.integrations.arguments import FLAGS, PrivacyArguments
+from dptune.integrations.arguments import FLAGS, PrivacyArguments, updates_identity
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
 from dptune.integrations.items import check_on_random_items
@@ -136,7 +136,8 @@ class PrivacyEngine:
         with renamed(FLAGS):
             self._lock.make(Path(args.output_dir))
             saved = None if checkpoint is None else read_privacy_state(checkpoint)
-            run = PrivateRun(self.plan, args.output_dir, ranks_of_launch(), resume_from=saved)
+            identity = updates_identity(args)
+            run = PrivateRun(self.plan, args.output_dir, ranks_of_launch(), resume_from=saved, identity=identity)
         if run.last <= run.completed:
             remedy = "is spent: no step is left; use the last checkpoint"
             refuse("--target_epsilon", self._privacy_args.target_epsilon, remedy)

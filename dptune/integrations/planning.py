@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dptune._validate import refuse, renamed
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.integrations.arguments import FLAGS, PrivacyArguments
+from dptune.integrations.arguments import FLAGS, NOT_READ, PrivacyArguments
 from dptune.run.plan import RunPlan, expected_batch, make_plan
 from dptune.units.unit import Unit
 
@@ -56,8 +56,11 @@ def plan_training(
     """Find the noise and make the plan; `batch` is the expected batch size.
 
     Raises:
-        InvalidArgument: a delta of 1/n or more, or a target epsilon that no useful noise reaches.
+        InvalidArgument: a delta of 1/n or more, a target epsilon that no useful noise reaches, or a clipping style with
+            `disable_dp`.
     """
+    if privacy.disable_dp and clipping != FLAT:
+        refuse("clipping", clipping, NOT_READ)
     with renamed(FLAGS):
         return make_plan(
             privacy.settings(clipping),

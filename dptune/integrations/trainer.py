@@ -24,7 +24,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from dptune._validate import refuse, renamed, require_count
 from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.integrations.arguments import FLAGS, PrivacyArguments
+from dptune.integrations.arguments import FLAGS, PrivacyArguments, updates_identity
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import Collator, DrawSampler, Examples, TrainerDraw, draw_loader
 from dptune.integrations.items import check_on_random_items
@@ -109,6 +109,7 @@ class DPTrainer(transformers.Trainer):
         super().__init__(model, self._own_arguments(args), data_collator, train_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.mixed_precision == "fp16":
             refuse("accelerate", self.accelerator.distributed_type.value, "no FSDP, DeepSpeed or fp16: use torchrun")
+        self._updates = updates_identity(self.args, self.optimizer)
         self.add_callback(_RunCallback(self))
 
     @functools.cached_property
@@ -146,7 +147,9 @@ class DPTrainer(transformers.Trainer):
         with renamed(FLAGS), FolderLock(enabled=ranks.is_main) as lock:
             ranks.from_main(lambda: lock.make(Path(self.args.output_dir)))
             saved = None if checkpoint is None else ranks.from_main(lambda: read_privacy_state(checkpoint))
-            self._run = run = PrivateRun(self.plan, self.args.output_dir, ranks, resume_from=saved)
+            self._run = run = PrivateRun(
+                self.plan, self.args.output_dir, ranks, resume_from=saved, identity=self._updates
+            )
             try:
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             finally:

@@ -66,7 +66,7 @@ def _first_embedding(model: nn.Module) -> int:
 
 def context_of(model: Any) -> int | None:
     """Maximum tokens of a row, or None if the model does not say. RoBERTa's first positions are reserved."""
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    positions = positions_of(model)
     if positions is None:
         return None
     reserved = [
@@ -75,7 +75,13 @@ def context_of(model: Any) -> int | None:
         if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None
     ]
     virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0
-    return int(positions) - max(reserved, default=0) - virtual
+    return positions - max(reserved, default=0) - virtual
+
+
+def positions_of(model: Any) -> int | None:
+    """How many positions a model has; None if it does not say, or has no limit: XLNet says -1."""
+    positions: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return positions if positions is not None and positions > 0 else None
 
 
 def longest_item(model: Any, max_length: int | None) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dptune._validate import HIDDEN, Described, refuse
 from dptune.per_example.buffers import FixedBuffers, in_mode
+from dptune.per_example.coverage import in_one_line, require_reached
 from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.random_rows import RandomRow, neighbouring_lengths
 
@@ -34,6 +35,7 @@ _SAME_LOSS = 2e-3  # tolerance for a row's loss in batches of the same shape
 BatchOf = Callable[[Sequence[RandomRow]], Sequence[Any]]  # rows -> arguments of the losses, padded as in training
 
 
+@in_one_line
 def require_exact_gradients(
     model: nn.Module,
     losses: Callable[..., Tensor],
@@ -54,13 +56,14 @@ def require_exact_gradients(
         examples: number of examples, if each has several neighbouring losses; by default B.
 
     Raises:
-        InvalidArgument: they differ (the message names the parameter), a buffer changes (the message names it), or
-            there is not one loss per example.
+        InvalidArgument: they differ, or a trained parameter has none, or a buffer changes (the message names it); the
+            model cannot be recorded; or there is not one loss per example.
     """
     buffers = FixedBuffers(model)
     with in_mode(model, training=False):
         with PerExampleGradients(model) as recorder:
             norms, sums = _recorded(recorder, losses(*batch), lambda count: torch.arange(1.0, count + 1), examples)
+            require_reached(recorder.parameters, norms)
             count = len(next(iter(norms.values())))
             each = [_recorded(recorder, losses(*batch), partial(_only, i), examples)[1] for i in range(count)]
         parameters, tolerated = recorder.parameters, _tolerated(model)
@@ -135,7 +138,8 @@ def _recorded(
         refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
     if examples is not None and (len(losses) % examples or not len(losses)):
         refuse("losses.shape", tuple(losses.shape), f"give the same number of losses for each of {examples} examples")
-    losses.sum().backward()
+    if losses.requires_grad:  # else no layer that is recorded was run
+        losses.sum().backward()
     recorded = recorder.take().folded(1 if examples is None else len(losses) // examples)
     norms = {name: squared.sqrt() for name, squared in recorded.squared_norms().items()}
     if not norms:

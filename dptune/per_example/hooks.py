@@ -87,7 +87,7 @@ class PerExampleGradients:
             id(parameter) for layer in self._layers.values() for parameter in _own_parameters(layer).values()
         )
         self._uses: dict[str, list[Use]] = {}
-        self._examples: int | None = None  # number of examples in the backward pass that is being recorded
+        self._examples: tuple[str, int] | None = None  # (first layer, number of examples) of the backward pass
         self._first_lookup: tuple[str, int] | None = None  # (name, number of examples) of the forward pass's first one
         self._backward_pass: int | None = None
         self._handles: list[RemovableHandle] = []
@@ -153,10 +153,10 @@ class PerExampleGradients:
         A model may make a single row of position ids for the whole batch, whose gradient would be summed over the
         batch; it is expanded. The first lookup of a forward pass, of the tokens, tells the number of examples.
         """
-        if ids.ndim != 2:
+        if not isinstance(ids, Tensor) or ids.ndim != 2:  # some models give a frozen table their input's shape
             if name not in self._layers:
                 return ids, output
-            raise RuntimeError(f"{name}: got ids of shape {tuple(ids.shape)}; an embedding must be given [B, T]")
+            refuse(name or "the model", HIDDEN, "its ids are not [B, T], so it has no per-example gradients; freeze it")
         if self._first_lookup is None or self._first_lookup[0] == name:
             self._first_lookup = name, len(ids)
         examples = self._first_lookup[1]
@@ -219,12 +219,11 @@ class PerExampleGradients:
 
     def _check_examples(self, name: str, examples: int) -> None:
         if self._examples is None:
-            self._examples = examples
-        elif self._examples != examples:
-            raise RuntimeError(
-                f"{name}: saw {examples} examples, but another layer saw {self._examples}; "
-                "the first dimension of every trainable layer's input must be the examples"
-            )
+            self._examples = name, examples
+        other, known = self._examples
+        if known != examples:
+            remedy = "each row must be an example; freeze the one that gets a table that all examples share"
+            refuse(name, HIDDEN, f"its input has {examples} rows, that of {other} has {known}: {remedy}")
 
     def _check_same_backward(self) -> None:
         current = torch._C._current_graph_task_id()

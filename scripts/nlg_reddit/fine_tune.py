@@ -27,12 +27,13 @@ from transformers import HfArgumentParser, set_seed
 from dptune import add_lora
 from dptune._validate import HIDDEN, InvalidArgument, refuse, require_count
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
+from dptune.integrations.arguments import NOT_READ, ONLY_PRIVATE
 from dptune.integrations.authors import AuthorCollator, AuthorItems, AuthorLosses
 from dptune.integrations.transformers import DPTrainer, PrivacyArguments, TrainingArguments
 from dptune.lora import linear_layers
 from dptune.lora_targets import DEFAULT_TARGETS
 from dptune.units.unit import PrivacyUnit, group_by_author
-from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.old_flags import with_new_names
 from utils.cli.parser import HelpFormatter, OneLineParser
 from utils.data.features import RowFeatures
@@ -177,6 +178,9 @@ def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
         raise
     except ValueError as error:  # errors of transformers
         raise InvalidArgument("flags", HIDDEN, " ".join(str(error).split())) from error
+    _, privacy, *_ = groups
+    if privacy.disable_dp:
+        refuse_unread(given_fields(words, GROUPS), ONLY_PRIVATE, NOT_READ, privacy)
     if PartialState().is_main_process:
         print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
     return groups

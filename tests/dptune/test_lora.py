@@ -112,10 +112,12 @@ class _Names(nn.Module):
         (["proj"], ["proj", "inner.proj"]),  # not q_proj
         (["inner.proj"], ["inner.proj"]),
         (["q_proj"], ["q_proj"]),
+        (["inner.*"], ["inner.proj", "inner.lm_head"]),  # a pattern matches the whole name
+        (["q*", "*head"], ["q_proj", "inner.lm_head"]),
         (["proj", "inner.proj", "lm_head"], ["proj", "inner.proj", "inner.lm_head"]),  # no layer twice
     ],
 )
-def test_a_target_is_a_name_or_its_end_at_a_dot(targets: list[str], chosen: list[str]) -> None:
+def test_a_target_is_a_name_its_end_at_a_dot_or_a_pattern(targets: list[str], chosen: list[str]) -> None:
     assert add_lora(_Names(), rank=1, targets=targets) == chosen
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dptune import CausalLMLoss, PerExampleGradients
+from dptune import CausalLMLoss, InvalidArgument, PerExampleGradients
 from dptune.per_example import Recorded, uses
 from tests.examples import padded, random_examples
 from tests.private_sum import config_for, private_sum
@@ -146,7 +146,7 @@ def test_padding_of_an_embedding_trains_nothing():
 
 def test_ids_without_examples_are_refused():
     layer = nn.Embedding(5, 2)
-    with PerExampleGradients(layer), pytest.raises(RuntimeError, match=r"ids of shape \(3,\); .* \[B, T\]"):
+    with PerExampleGradients(layer), pytest.raises(InvalidArgument, match=r"^the model: its ids are not \[B, T\]"):
         layer(torch.tensor([1, 2, 3]))
 
 

@@ -184,6 +184,6 @@ def test_a_mistake_is_one_line(name: str, line: Any, capsys: Any, tmp_path: Path
 
 
 def test_without_privacy_authors_are_sampled_too(line: Any, tmp_path: Path) -> None:
-    train_clm.main(line(clip_norm=-1, noise_multiplier=-1, max_train_steps=2))
+    train_clm.main(line(clip_norm=-1, noise_multiplier=-1, delta=None, max_train_steps=2))
     report = report_of(tmp_path / "run")
     assert (report["guarantee"], report["sampled"], report["num_examples"]) == ("none", "authors", 12)

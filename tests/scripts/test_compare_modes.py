@@ -43,6 +43,13 @@ def test_a_head_alone_is_tried_around_what_its_checkpoint_measures(tmp_path: Pat
     assert [float(flags["learning_rate"]) for flags in trainer.commands] == pytest.approx([rate, 3 * rate] * 2)
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--validation_noise", "20"), ("--mean_trials", "10")])
+def test_a_setting_of_a_private_selection_is_refused_without_one(tmp_path: Path, flag: str, value: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{flag}=.*: is not read without --private_selection"):
+        compare_modes.main(["--output_dir", str(tmp_path / "out"), flag, value])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("private", [True, False])
 def test_a_second_program_in_the_folder_is_refused_before_it_draws_or_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: bool

@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-NEEDED = ["--dataset_name", "chats", "--model_name", "BASE", "--job_sess", "debug", "--eps", "5.94", "--delta", "5e-7"]
+NEEDED = ["--dataset_name", "chats", "--model_name", "BASE", "--job_sess", "debug", "--eps", "5.94"]
 SIZES = ["--total_bs", "40", "--perdevice_bs", "4", "--num_epochs", "2"]
 
 
@@ -94,6 +94,12 @@ def test_eps_minus_one_is_no_privacy_and_says_so(capsys: pytest.CaptureFixture[s
     assert comment == "# no privacy: the trained model may reveal any row of chats"
     given = groups_of(words)
     assert (given["clip_norm"], given["noise_multiplier"], given["target_epsilon"]) == (-1, -1, None)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--delta", "5e-7"), ("--clip", "2")])
+def test_a_setting_of_privacy_without_privacy_is_refused(flag: str, value: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{flag}=.*: is not read with --eps -1"):
+        job.main([*NEEDED, *SIZES, "--eps", "-1", flag, value, "--print_only"])
 
 
 def test_pairs_are_learned_from_a_labelled_data_set(capsys: pytest.CaptureFixture[str]) -> None:

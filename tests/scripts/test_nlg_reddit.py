@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("no_plots")
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "scripts" / "nlg_reddit" / "aml").glob("*-*.yml"))
 SEED = 5
+NO_PRIVACY = {"disable_dp": True, "noise_multiplier": None, "target_delta": None}
 KNOWN = {one.name for group in fine_tune.GROUPS for one in fields(group)}
 
 
@@ -126,10 +127,20 @@ def test_lora_trains_and_saves_the_adapters_alone(line: Any, tmp_path: Path, mod
 
 
 def test_without_privacy(line: Any, tmp_path: Path) -> None:
-    fine_tune.main(line(disable_dp=True, noise_multiplier=None))
+    fine_tune.main(line(**NO_PRIVACY))
     assert report_of(tmp_path / "run")["guarantee"] == "none"
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
     assert (tmp_path / "run" / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("unread", [{"target_epsilon": 8.0}, {"target_delta": 1e-7}, {"noise_multiplier": 1.0}])
+def test_a_setting_of_privacy_with_disable_dp_is_one_line(unread: dict[str, float], line: Any, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        fine_tune.main(line(**NO_PRIVACY | unread, model_name="no/where"))
+    assert stopped.value.code == 2
+    ((name, value),) = unread.items()
+    refusal = f"error: --{name}={value!r}: is not read with --disable_dp: leave one of the two out"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == refusal
 
 
 def test_authors_are_drawn_accounted_for_and_reported(line: Any, tmp_path: Path, capsys: Any) -> None:

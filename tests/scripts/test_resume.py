@@ -25,6 +25,8 @@ from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
 from tests.tiny import save_tiny
 from utils.training import causal_lm
+from utils.training.arguments import ON_RESUME
+from utils.training.changes import OnResume
 from utils.training.log import read_diagnostics
 from utils.training.micro_batches import MicroBatches, remember_budget
 
@@ -196,8 +198,13 @@ CHANGED = {
     "sigma": ({"noise_multiplier": 0.9}, "noise_multiplier was 0.8 in the checkpoint and is 0.9 now"),
     "q": ({"gradient_accumulation_steps": 2}, "sampling_probability was 0.25 in the checkpoint and is 0.125 now"),
     "delta": ({"delta": 1e-4}, "delta was 0.001"),
-    "rank": ({"lora_r": 8}, "adapters.model.layers.0.self_attn.q_proj"),
-    "alpha": ({"lora_alpha": 8}, "adapters.model.layers.0.self_attn.q_proj"),
+    "rank": ({"lora_r": 8}, "lora_r was 4 in the checkpoint and is 8 now"),
+    "alpha": ({"lora_alpha": 8}, "lora_alpha was 16.0 in the checkpoint and is 8.0 now"),
+    "seed": ({"seed": 1}, "seed was 0 in the checkpoint and is 1 now"),
+    "optimizer": ({"optimizer": "dp-adam"}, "optimizer was 'adamw' in the checkpoint and is 'dp-adam' now"),
+    "unread style": ({"automatic_gamma": 0.1}, "automatic_gamma was 0.01 in the checkpoint and is 0.1 now"),
+    "whole model": ({"trainable": "norms"}, "trainable was None in the checkpoint and is 'norms' now"),
+    "shorter": ({"block_size": 12}, "training_data was"),
     "targets": ({"lora_target_modules": "lm_head"}, "adapters.lm_head[0] was absent"),
     "prompts": ({"prompt_style": "chat"}, "training_data was"),
     "randomness": ({"insecure_test_seed": 1}, "insecure_test_seed was None"),
@@ -209,7 +216,7 @@ def test_another_run_is_not_resumed(name, crashed, line, capsys):
     changes, wanted = CHANGED[name]
     before = {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()}
     assert wanted in refused(line(resume_from_checkpoint="latest", **changes), capsys)
-    if name not in ("rank", "alpha", "targets"):  # a model's difference shows when it is loaded
+    if name != "targets":  # a model's difference shows when it is loaded
         assert before == {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()}
 
 
@@ -229,6 +236,76 @@ def test_what_cannot_change_epsilon_may_change(crashed, line):
     changes = {"max_tokens_per_device": 60, "gradient_ckpt": True, "learning_rate": 0.001, "max_train_steps": STEPS + 1}
     train_clm.main(line(resume_from_checkpoint="latest", **changes))
     assert report_of(crashed)["steps"] == 8 + (STEPS + 1 - 6)
+    config = json.loads((crashed / "run_config.json").read_text())
+    assert (config["learning_rate"], config["max_train_steps"]) == (0.02, STEPS)
+    assert config["changes"] == [{"from_step": 7, "max_train_steps": STEPS + 1, "learning_rate": 0.001}]
+    assert (config["max_tokens_per_device"], config["gradient_ckpt"]) == (60, True)  # as they are now
+
+
+# --- flags that take effect ---
+
+# {flag: (another value, flags of the run so far)}; the noise is repeatable, so that a run differs by the flag alone.
+EFFECTIVE = {
+    "learning_rate": (0.001, {}),
+    "weight_decay": (0.5, {}),
+    "momentum": (0.9, {"optimizer": "sgd"}),
+    "lr_scheduler_type": ("constant", {}),
+    "num_warmup_steps": (8, {}),
+    "lora_dropout": (0.5, {}),
+    "max_train_steps": (STEPS + 1, {}),
+    "num_train_epochs": (3, {"max_train_steps": None, "num_train_epochs": 2.25}),
+    "validation_file": ("{train_file}", {}),
+}
+
+
+def test_each_flag_that_takes_effect_is_tested():
+    assert EFFECTIVE.keys() == {name for name, kind in ON_RESUME.items() if kind is OnResume.EFFECTIVE}
+
+
+@pytest.mark.parametrize("name", EFFECTIVE)
+def test_a_flag_that_may_change_takes_effect_and_is_recorded_from_its_step(name, line, train_file, tmp_path, capsys):
+    value, how = EFFECTIVE[name]
+    value, how = str(train_file) if name == "validation_file" else value, {"insecure_test_seed": 2} | how
+    crash(line(**how, out=tmp_path / "same"), 8)
+    shutil.copytree(tmp_path / "same", tmp_path / "changed")
+    again = {"resume_from_checkpoint": "latest"} | how
+    train_clm.main(line(**again, out=tmp_path / "same"))
+    train_clm.main(line(**again | {name: value}, out=tmp_path / "changed"))
+    same, changed = tmp_path / "same", tmp_path / "changed"
+    assert f"changed                {name} from " in capsys.readouterr().out
+    old, config = (json.loads((one / "run_config.json").read_text()) for one in (same, changed))
+    assert config["changes"] == [{"from_step": 7, name: value}]
+    assert config[name] == old[name] != value
+    assert "changes" not in old
+    rows = [read_diagnostics(one / "diagnostics.jsonl") for one in (same, changed)]
+    if name == "validation_file":
+        assert [[row["step"] for row in run if "eval_loss" in row] for run in rows] == [[], [9]]
+    else:
+        ours, theirs = weights_of(same), weights_of(changed)
+        assert all(not torch.equal(ours[key], theirs[key]) for key in ours if key.endswith("B.weight"))
+
+
+def test_the_rate_of_the_first_step_after_the_checkpoint_is_the_new_one(crashed, line):
+    train_clm.main(line(resume_from_checkpoint="latest", learning_rate=0.001, lr_scheduler_type="constant"))
+    rates = [row.get("learning_rate") for row in read_diagnostics(crashed / "diagnostics.jsonl")]
+    assert rates[7:] == [0.001] * 3
+    assert rates[6] == pytest.approx(0.02 * (1 - 5 / STEPS))
+
+
+def test_the_history_of_changes_follows_the_checkpoint_that_is_resumed(crashed, line, monkeypatch):
+    """Changed at step 7, again at step 9 of a run that had been changed; then resumed from before both."""
+    with monkeypatch.context() as patch:
+        signal_in_step(patch, 3, signal.SIGTERM)
+        train_clm.main(line(resume_from_checkpoint="latest", learning_rate=0.004))
+    train_clm.main(line(resume_from_checkpoint="latest", learning_rate=0.005))
+    config = json.loads((crashed / "run_config.json").read_text())
+    history = [{"from_step": 7, "learning_rate": 0.004}, {"from_step": 9, "learning_rate": 0.005}]
+    assert (config["learning_rate"], config["changes"]) == (0.02, history)
+    train_clm.main(line(resume_from_checkpoint="latest", learning_rate=0.006))  # no step is left
+    assert json.loads((crashed / "run_config.json").read_text())["changes"] == history
+    train_clm.main(line(resume_from_checkpoint=crashed / "checkpoint-8", learning_rate=0.02))
+    config = json.loads((crashed / "run_config.json").read_text())
+    assert config["changes"] == [history[0], {"from_step": 9, "learning_rate": 0.02}]
 
 
 @pytest.mark.usefixtures("crashed")

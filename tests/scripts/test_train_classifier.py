@@ -80,7 +80,7 @@ def flags(checkpoint: Path, data: Path, out: Path, **changes: object) -> list[st
         "batch_size": 24,
         "micro_batch_size": 8,
         "epochs": 0.4,
-        "delta": 1e-3,
+        "delta": 1e-3 if changes.get("enable_dp") else None,
         "num_prepend_tokens": 3,
         "lora_r": 2,
     } | changes
@@ -196,12 +196,20 @@ WORDS_OF_ROWS = ["good", "bad"] * 20
 # --- privacy is what was asked for, and said ---
 
 
-def test_a_budget_without_enable_dp_is_no_privacy(
-    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("flag", "value"), [("target_epsilon", 8), ("noise_multiplier", 0.7), ("delta", 1e-6)])
+def test_a_setting_of_privacy_without_enable_dp_is_refused_before_anything_is_read(
+    flag: str, value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(flags(bert, data, tmp_path, target_epsilon=8))
-    printed = capsys.readouterr().out
-    assert "NONE: --target_epsilon 8 has NO effect without --enable_dp" in printed
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(SystemExit) as stopped:
+        main(flags(nowhere, nowhere, tmp_path, **{flag: value}))
+    assert stopped.value.code == 2
+    refusal = f"error: --{flag}={float(value)!r}: is not read without --enable_dp: give that too, or leave it out"
+    assert capsys.readouterr().err.strip() == refusal
+
+
+def test_a_run_without_enable_dp_is_no_privacy(bert: Path, data: Path, tmp_path: Path) -> None:
+    main(flags(bert, data, tmp_path))
     assert report_of(tmp_path)["guarantee"] == "none"
     assert results_of(tmp_path)["private"] is False
     assert not (tmp_path / "sst2" / "ledger.jsonl").exists()
@@ -410,7 +418,7 @@ def finished(bert: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 TOLD: list[tuple[dict[str, Any], str]] = [
     ({"noise_multiplier": 50}, "noise_multiplier was 1.0 in results.json and is 50.0 now"),
-    ({"enable_dp": None}, "delta was 0.001 in results.json and is None now"),
+    ({"enable_dp": None, "noise_multiplier": None}, "delta was 0.001 in results.json and is None now"),
     ({"delta": 2e-3}, "delta was 0.001 in results.json and is 0.002 now"),
     ({"max_grad_norm": 3}, "clip_norm was 0.5 in results.json and is 3.0 now"),
     ({"finetune_mode": "last-layer"}, "finetune_mode was 'bias-only' in results.json and is 'last-layer' now"),

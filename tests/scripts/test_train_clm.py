@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
 import train_clm
 from dptune import CausalLMLoss, attach_adapter
 from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger
 from dptune.lora import LoraAdapter
+from tests.tiny import tiny_tokenizer
 from utils.data.load import load_training_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +55,7 @@ def flags(model: Path, data: Path, out: Path, **changes: object) -> list[str]:
         "learning_rate": 0.02,
         "clip_norm": 1,
         "noise_multiplier": 0.8,
-        "delta": 1e-3,
+        "delta": None if changes.get("clip_norm") == -1 else 1e-3,
         "lora_r": 4,
     } | changes
     chosen = {name: value for name, value in settings.items() if value is not None}
@@ -289,6 +291,51 @@ def test_a_mistake_is_one_line_with_the_remedy_and_status_2(name, tiny_model_dir
     for part in wanted:
         assert part in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "unread", [{"target_epsilon": 8}, {"delta": 1e-7}, {"clipping": "flat"}, {"adaptive_quantile": 0.3}]
+)
+def test_a_setting_of_privacy_is_refused_without_privacy_before_anything_is_read(unread, tmp_path, capsys):
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(SystemExit) as stopped:
+        train_clm.main(flags(nowhere, nowhere, tmp_path / "out", clip_norm=-1, noise_multiplier=-1, **unread))
+    assert stopped.value.code == 2
+    ((name, _),) = unread.items()
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith(f"error: --{name}=")
+    assert "is not read without privacy: leave it out, or give --clip_norm and --noise_multiplier" in error
+
+
+@pytest.fixture(scope="module")
+def two_towers(tmp_path_factory):
+    """A tiny Gemma 3 that reads text and images."""
+    folder, tokenizer = tmp_path_factory.mktemp("gemma3"), tiny_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = sizes | {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": len(tokenizer) + 3, "sliding_window": 64}
+    tokens = {"image_token_index": text["vocab_size"] - 3, "boi_token_index": 3, "eoi_token_index": 4}
+    vision = sizes | {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_layers_that_text_does_not_reach_are_refused_before_the_first_step(two_towers, train_file, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_clm.main(flags(two_towers, train_file, tmp_path / "out"))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"error: model\.vision_tower\..*\.lora\.A\.weight: the losses do not reach it and 5 other", error)
+    assert "such as model.language_model.layers.0.self_attn.*" in error
+    assert not (tmp_path / "out" / "ledger.jsonl").exists()
+
+
+def test_a_pattern_adapts_only_the_layers_that_text_reaches(two_towers, train_file, tmp_path):
+    targets = {"lora_target_modules": "*.language_model.*.q_proj", "max_train_steps": 1, "num_train_epochs": None}
+    train_clm.main(flags(two_towers, train_file, tmp_path / "out", **targets))
+    state = torch.load(tmp_path / "out" / "lora_weights.bin", weights_only=True)
+    assert {name.rpartition(".lora.")[0] for name in state} == {"model.language_model.layers.0.self_attn.q_proj"}
 
 
 BAD_FILES = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,9 @@ from typing import NamedTuple
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.run.plan import PrivacySettings
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
+from utils.cli.flags import refuse_unread
 from utils.training.arguments import LR_SCHEDULERS, OutputArguments
+from utils.training.changes import OnResume, OnResumeTable
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
 # The engine's name of a setting -> the flag of train_classifier.py.
@@ -28,6 +30,7 @@ CLASSIFIER_FLAGS = {
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
 }
+ONLY_PRIVATE = ("target_epsilon", "noise_multiplier", "delta")  # flags that only a private run reads
 _EPSILON = 8.0
 
 
@@ -197,15 +200,6 @@ class BudgetArguments:
         """The clip norm of a step's whole gradient in training without privacy."""
         return None if self.enable_dp else self.max_grad_norm
 
-    @property
-    def warning(self) -> str | None:
-        """A line for a user who set a privacy flag but not --enable_dp."""
-        given = {"--target_epsilon": self.target_epsilon, "--noise_multiplier": self.noise_multiplier}
-        for flag, value in given.items():
-            if value is not None and not self.enable_dp:
-                return f"privacy                NONE: {flag} {value:g} has NO effect without --enable_dp"
-        return None
-
 
 @dataclass
 class StepArguments:
@@ -297,6 +291,11 @@ class Settings(NamedTuple):
     steps: StepArguments
     results: ResultArguments
 
+    def refuse_unread(self, given: Collection[str]) -> None:
+        """Refuse flags of privacy, among those that were `given`, without --enable_dp."""
+        if not self.budget.enable_dp:
+            refuse_unread(given, ONLY_PRIVATE, "is not read without --enable_dp: give that too, or leave it out", *self)
+
     @property
     def folder(self) -> Path:
         """The parent of the tasks' folders."""
@@ -332,3 +331,49 @@ class Settings(NamedTuple):
 
 
 CLASSIFIER_GROUPS = (CheckpointArguments, ModeArguments, TaskArguments, BudgetArguments, StepArguments, ResultArguments)
+
+# What a resumed run does about a changed flag. Every flag has a class.
+ON_RESUME: OnResumeTable = {
+    "model_checkpoint": OnResume.COMPARED,
+    "max_length": OnResume.REFUSED,
+    # what is trained
+    "finetune_mode": OnResume.REFUSED,
+    "lora_r": OnResume.REFUSED,
+    "lora_alpha": OnResume.REFUSED,
+    "lora_dropout": OnResume.REFUSED,
+    "lora_target_modules": OnResume.REFUSED,
+    "num_prepend_tokens": OnResume.REFUSED,
+    "prefix_projection": OnResume.REFUSED,
+    # the data; each task has a folder of its own, and its tokens and labels are compared
+    "datasets": OnResume.RUNTIME,
+    "data_dir": OnResume.COMPARED,
+    "train_file": OnResume.COMPARED,
+    "validation_file": OnResume.EFFECTIVE,
+    "text_columns": OnResume.COMPARED,
+    "label_column": OnResume.COMPARED,
+    "class_names": OnResume.REFUSED,
+    "max_train_examples": OnResume.COMPARED,
+    # privacy: the defaults depend on other flags, so what follows is compared
+    "enable_dp": OnResume.REFUSED,
+    "target_epsilon": OnResume.COMPARED,
+    "noise_multiplier": OnResume.COMPARED,
+    "max_grad_norm": OnResume.COMPARED,
+    "delta": OnResume.REFUSED,
+    "insecure_test_seed": OnResume.REFUSED,
+    # optimisation: likewise
+    "learning_rate": OnResume.COMPARED,
+    "head_learning_rate": OnResume.COMPARED,
+    "epochs": OnResume.COMPARED,
+    "batch_size": OnResume.REFUSED,
+    "micro_batch_size": OnResume.RUNTIME,
+    "optimizer": OnResume.REFUSED,
+    "weight_decay": OnResume.REFUSED,
+    "lr_scheduler_type": OnResume.REFUSED,
+    "seed": OnResume.REFUSED,
+    # output
+    "output_dir": OnResume.RUNTIME,
+    "eval_freq": OnResume.RUNTIME,
+    "checkpointing_steps": OnResume.RUNTIME,
+    "resume_from_checkpoint": OnResume.RUNTIME,
+    "dry_run": OnResume.RUNTIME,
+}

@@ -20,7 +20,7 @@ from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
 from dptune.run.plan import RunPlan, make_plan
 from dptune.shapes import Shapes
-from utils.classification.arguments import Settings
+from utils.classification.arguments import ON_RESUME, Settings
 from utils.classification.dataset import ClassificationDataset
 from utils.classification.files import classifier_artifact, load_classifier, save_classifier
 from utils.classification.losses import ClassificationLoss, check_classifier_rules, predict
@@ -39,6 +39,7 @@ from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, ranks_of, sharding_of_launch
 from utils.models.loading import require_context
 from utils.models.trainable import Losses, in_autocast
+from utils.training.changes import describe_changes, resumed_config
 from utils.training.loop import Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget
 from utils.training.optimizers import UpdateSettings
@@ -120,11 +121,11 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
 
 
 def describe_setup(settings: Settings) -> list[str]:
-    """Printable lines: the mode, whether the clip norm is measured, and a warning if a flag has no effect."""
+    """Printable lines: the mode, and whether the clip norm is measured."""
     lines = [f"fine-tuning mode       {settings.mode.finetune_mode}"]
     if settings.budget.clip_norm_is_open:
         lines.append("--max_grad_norm        measured, just above a typical gradient at the start, on random tokens")
-    return lines if settings.budget.warning is None else [*lines, settings.budget.warning]
+    return lines
 
 
 def describe_rates(updates: UpdateSettings, *, chosen: bool) -> str:
@@ -280,6 +281,10 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         if folder.saved is not None:
             # The mode comes first: a measured clip norm follows it, and would be named in its place.
             refuse_other_beginning(folder.saved, vars(settings.mode) | mechanism_identity(plan))
+        launch = {"task": task.name, "num_processes": accelerator.num_processes}
+        config = resumed_config(public_config(*settings) | launch, folder.saved, ON_RESUME)
+        for line in describe_changes(config, folder.saved):
+            accelerator.print(line)
         trained = load_trained(planned, tokenizer, accelerator)
         if output.dry_run:
             return True
@@ -296,7 +301,6 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         epoch = max(1, round(1 / plan.sampling_probability))
         eval_freq, clip = settings.results.eval_freq or epoch, settings.budget.plain_max_grad_norm
         pace = Pace(trained.updates, eval_freq, plain_max_grad_norm=clip)
-        config = public_config(*settings) | {"task": task.name, "num_processes": accelerator.num_processes}
         end = train(
             ClassifierTask(planned, trained, tokenizer, losses, logits), plan, folder, micro_batches, pace, config
         )

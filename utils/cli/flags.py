@@ -11,12 +11,12 @@ import dataclasses
 import difflib
 import errno
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
-from dptune._validate import InvalidArgument
+from dptune._validate import InvalidArgument, refuse
 from utils.cli.parser import DataclassParser, exit_with, spellings
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -57,6 +57,36 @@ def parse(
     if unknown:
         made.error(_describe_unknown(unknown, groups))
     return tuple(filled)
+
+
+def given_fields(args: Sequence[str] | None, groups: Sequence[type]) -> set[str]:
+    """Names of the fields whose flags stand in a command line, in any spelling, with their default value too.
+
+    Args:
+        args: the command line without the program's name; `sys.argv[1:]` if None.
+        groups: the dataclasses of the program's flags.
+    """
+    words = {word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)}
+    names = [f.name for one in groups for f in dataclasses.fields(one)]
+    return {name for name in names if words.intersection((*spellings(name), *spellings(f"no_{name}")))}
+
+
+def refuse_unread(given: Collection[str], names: Iterable[str], remedy: str, *instances: Any) -> None:
+    """Refuse flags that were given although this run would not read them.
+
+    Args:
+        given: see `given_fields`.
+        names: fields that are not read.
+        remedy: why, and what to do instead.
+        instances: the filled dataclasses, for the value in the message.
+
+    Raises:
+        InvalidArgument: one of `names` was given.
+    """
+    values = {f.name: getattr(one, f.name) for one in instances for f in dataclasses.fields(one)}
+    for name in names:
+        if name in given:
+            refuse(f"--{name}", values[name], remedy)
 
 
 def public_config(*instances: Any) -> dict[str, Any]:

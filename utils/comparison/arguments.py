@@ -27,6 +27,7 @@ _SET_BY_THE_COMPARISON = (
     "train_file",
     "validation_file",
 )
+ONLY_SELECTION = ("mean_trials", "validation_noise")  # flags that only a private selection reads
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from transformers import GenerationConfig
 
 from dptune._validate import refuse
+from dptune.integrations.vocabulary import positions_of
 from utils.generation.arguments import SamplingArguments
 from utils.generation.batches import TextJob
 
@@ -112,7 +113,7 @@ def sampling_config(
 
 def require_positions(model: PreTrainedModel, max_length: int) -> int:
     """The model's number of positions, or `max_length` if unknown. Refuses a `max_length` beyond it."""
-    window: int = getattr(model.config, "max_position_embeddings", None) or max_length
+    window = positions_of(model) or max_length
     if max_length > window:
         refuse("--max_length", max_length, f"this model supports at most {window} tokens; give at most that")
     return window

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
@@ -13,16 +13,28 @@ from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, PerLayer
 from dptune.lora_targets import DEFAULT_TARGETS
 from dptune.run.plan import PrivacySettings
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
-from utils.cli.flags import naming
+from utils.cli.flags import naming, refuse_unread
 from utils.cli.trackers import REPORT_TO_CHOICES, choose_trackers
 from utils.data.named_sets import DATASET_NAMES, FIRST_DAY, LAST_DAY
 from utils.data.prompts import PROMPT_STYLES
 from utils.models.arguments import ModelArguments
+from utils.training.changes import OnResume, OnResumeTable
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 
 CLIPPING_STYLES = ("flat", "per-layer", "automatic", "adaptive")
 # Schedules of transformers.get_scheduler that need no extra setting.
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+# Flags that only a private run reads. The others of privacy also say what is drawn, so runs without privacy read them.
+ONLY_PRIVATE = (
+    "target_epsilon",
+    "delta",
+    "clipping",
+    "layer_clip_norms",
+    "automatic_gamma",
+    "adaptive_quantile",
+    "adaptive_learning_rate",
+    "adaptive_count_noise",
+)
 # {parameter, as the engine and shared code name it: flag of train_clm.py}.
 TRAINING_FLAGS = {
     **dict.fromkeys(("model", "folder", "files"), "--model_name_or_path"),
@@ -236,7 +248,10 @@ class LoraArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability of the adapters' inputs"})
     lora_target_modules: list[str] = field(
         default_factory=lambda: list(DEFAULT_TARGETS),
-        metadata={"help": "names, or name endings, of the linear layers to adapt; lm_head too"},
+        metadata={
+            "help": "names, name endings or patterns (*.language_model.*.q_proj) of the linear layers to adapt; "
+            "lm_head too"
+        },
     )
 
 
@@ -371,6 +386,12 @@ class Groups(NamedTuple):
     optimization: OptimizationArguments
     output: OutputArguments
 
+    def refuse_unread(self, given: Collection[str]) -> None:
+        """Refuse flags of privacy, among those that were `given`, if privacy is turned off."""
+        if self.privacy.settings() is None:
+            remedy = "is not read without privacy: leave it out, or give --clip_norm and --noise_multiplier above 0"
+            refuse_unread(given, ONLY_PRIVATE, remedy, *self)
+
 
 CAUSAL_LM_GROUPS = (
     ModelArguments,
@@ -381,3 +402,68 @@ CAUSAL_LM_GROUPS = (
     OptimizationArguments,
     OutputArguments,
 )
+
+# What a resumed run does about a changed flag. Every flag has a class.
+ON_RESUME: OnResumeTable = {
+    # the model
+    "model_name_or_path": OnResume.COMPARED,
+    "revision": OnResume.COMPARED,
+    "qbits": OnResume.REFUSED,
+    "access_token": OnResume.RUNTIME,
+    # the data; tokens and labels are compared
+    "dataset_name": OnResume.COMPARED,
+    "train_file": OnResume.COMPARED,
+    "validation_file": OnResume.EFFECTIVE,
+    "data_dir": OnResume.COMPARED,
+    "date_from": OnResume.COMPARED,
+    "date_to": OnResume.COMPARED,
+    "block_size": OnResume.COMPARED,
+    "prompt_style": OnResume.REFUSED,
+    # privacy
+    "clip_norm": OnResume.REFUSED,
+    "noise_multiplier": OnResume.REFUSED,
+    "target_epsilon": OnResume.REFUSED,
+    "delta": OnResume.REFUSED,
+    "privacy_unit": OnResume.REFUSED,
+    "examples_per_unit": OnResume.REFUSED,
+    "user_level_method": OnResume.REFUSED,
+    "unit_gradient": OnResume.REFUSED,
+    "insecure_test_seed": OnResume.REFUSED,
+    "clipping": OnResume.REFUSED,
+    "layer_clip_norms": OnResume.COMPARED,
+    "automatic_gamma": OnResume.REFUSED,
+    "adaptive_quantile": OnResume.REFUSED,
+    "adaptive_learning_rate": OnResume.REFUSED,
+    "adaptive_count_noise": OnResume.REFUSED,
+    # what is trained
+    "trainable": OnResume.REFUSED,
+    "lora_r": OnResume.REFUSED,
+    "lora_alpha": OnResume.REFUSED,
+    "lora_dropout": OnResume.EFFECTIVE,
+    "lora_target_modules": OnResume.COMPARED,
+    # optimisation
+    "per_device_train_batch_size": OnResume.COMPARED,
+    "gradient_accumulation_steps": OnResume.COMPARED,
+    "max_tokens_per_device": OnResume.RUNTIME,
+    "num_train_epochs": OnResume.EFFECTIVE,
+    "max_train_steps": OnResume.EFFECTIVE,
+    "optimizer": OnResume.REFUSED,
+    "momentum": OnResume.EFFECTIVE,
+    "learning_rate": OnResume.EFFECTIVE,
+    "weight_decay": OnResume.EFFECTIVE,
+    "lr_scheduler_type": OnResume.EFFECTIVE,
+    "num_warmup_steps": OnResume.EFFECTIVE,
+    "gradient_sync": OnResume.RUNTIME,
+    "gradient_ckpt": OnResume.RUNTIME,
+    "seed": OnResume.REFUSED,
+    # output
+    "output_dir": OnResume.RUNTIME,
+    "checkpointing_steps": OnResume.RUNTIME,
+    "save_total_limit": OnResume.RUNTIME,
+    "resume_from_checkpoint": OnResume.RUNTIME,
+    "eval_freq": OnResume.RUNTIME,
+    "eval_at_start": OnResume.RUNTIME,
+    "with_tracking": OnResume.RUNTIME,
+    "report_to": OnResume.RUNTIME,
+    "dry_run": OnResume.RUNTIME,
+}

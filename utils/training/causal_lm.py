@@ -32,7 +32,8 @@ from utils.models.trainable import (
     prepare_trainable,
     save_trained_model,
 )
-from utils.training.arguments import DataArguments, Groups
+from utils.training.arguments import ON_RESUME, DataArguments, Groups
+from utils.training.changes import describe_changes, resumed_config
 from utils.training.evaluation import held_out_loss
 from utils.training.loop import End, Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget
@@ -56,7 +57,7 @@ class CausalLMJob:
         names: names of all parameters that will be trained.
         tokenizer, train, held_out: the tokenizer and the data.
         plan: sampling, noise and steps.
-        processes: number of processes that the logical batch is computed with.
+        config: the settings to record, with the history of their changes.
         identity: what a resumed run must share, as far as it is known before the model is loaded.
         token_budget: padded tokens in one forward pass.
         asked: the token budget that the flags ask for.
@@ -70,7 +71,7 @@ class CausalLMJob:
     train: TokenizedDataset
     held_out: TokenizedDataset | None
     plan: RunPlan
-    processes: int
+    config: dict[str, Any]
     identity: dict[str, Any]
     token_budget: int
     asked: int
@@ -98,8 +99,7 @@ class CausalLMJob:
             gradient_sync=groups.optimization.sync,
             loss_scale=loss_scale(self.dtype),
         )
-        config = public_config(*groups) | {"num_processes": self.processes}
-        return train(task, self.plan, self.folder, micro_batches, pace, config)
+        return train(task, self.plan, self.folder, micro_batches, pace, self.config)
 
     def load(self) -> CausalLMTask:
         """The model with its trained parameters, the same on every rank. Checks its gradients before a private run.
@@ -203,9 +203,11 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     identity = {"training_data": train.fingerprint(), "optimizer": optimization.optimizer}
     if saved is not None:
         refuse_other_beginning(saved, mechanism_identity(plan) | identity)
+    config = resumed_config(public_config(*groups) | {"num_processes": processes}, saved, ON_RESUME)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
-    accelerator.print(*describe_plan(plan), *describe_data(train, held_out), sep="\n")
+    accelerator.print(*describe_plan(plan), *describe_changes(config, saved), sep="\n")
+    accelerator.print(*describe_data(train, held_out), sep="\n")
     if token_budget != asked:
         accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
     needed = MemorySettings(
@@ -223,7 +225,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     )
     accelerator.print(*describe_model(skeleton, needed, device_memory(accelerator.device)), sep="\n")
     return CausalLMJob(
-        groups, folder, dtype, names, tokenizer, train, held_out, plan, processes, identity, token_budget, asked
+        groups, folder, dtype, names, tokenizer, train, held_out, plan, config, identity, token_budget, asked
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from dptune.lora import trainable_parameters
@@ -134,7 +134,7 @@ class TrainingLoop:
         self.task.model.train()
         return found
 
-    def _make_optimizer(self, parameters: Sequence[nn.Parameter]) -> tuple[Optimizer, LRScheduler]:
+    def _make_optimizer(self, parameters: Sequence[nn.Parameter]) -> tuple[Optimizer, LambdaLR]:
         updates, names = self.pace.updates, set(self.task.head)
         head = [parameter for name, parameter in self.task.model.named_parameters() if name in names]
         optimizer = make_optimizer(updates, parameters, self.run.gradient_noise_std, head)
@@ -142,7 +142,7 @@ class TrainingLoop:
             updates.lr_scheduler_type, optimizer, updates.num_warmup_steps, num_training_steps=self.run.plan.steps
         )
 
-    def _update(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer, schedule: LRScheduler) -> None:
+    def _update(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer, schedule: LambdaLR) -> None:
         self.run.finish_step()
         if self.pace.plain_max_grad_norm is not None:
             if self.run.plan.privacy is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from dptune._validate import refuse
 from dptune.adapter_files import adapter_state_dict
@@ -120,12 +120,28 @@ def saved_run(saved: TrainingState | None, folder: Path) -> SavedRun | None:
     return SavedRun(saved.step, copy, saved.ledger_steps, saved.identity, saved.mechanism)
 
 
-def restore(saved: TrainingState | None, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
-    """Load a checkpoint into model, optimizer and schedule, the same on every rank."""
+def restore(saved: TrainingState | None, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> None:
+    """Load a checkpoint into model, optimizer and schedule, the same on every rank.
+
+    Learning rates, weight decay and momentum, and the shape of the schedule, stay those that optimizer and schedule
+    were made with. Loading alone would bring back the checkpoint's, whatever the user asks for now.
+    """
     if saved is None:
         return
     weights = {name: value for name, value in saved.weights.items() if not name.endswith(".alpha")}
     if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
         raise RuntimeError(f"the checkpoint is of another model: it has {unexpected[0]}")
+    made = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved.optimizer)
-    schedule.load_state_dict(saved.schedule)
+    for group, own in zip(optimizer.param_groups, made, strict=True):
+        group.update(own)
+    _continue(schedule, saved.schedule)
+
+
+def _continue(schedule: LambdaLR, saved: Mapping[str, Any]) -> None:
+    """Move a new schedule to where a saved one was, with its own rates and shape."""
+    schedule.load_state_dict({name: value for name, value in saved.items() if name not in ("base_lrs", "_last_lr")})
+    rates = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    schedule._last_lr = [rate * factor(schedule.last_epoch) for rate, factor in rates]
+    for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = rate

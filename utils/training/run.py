@@ -17,6 +17,7 @@ from dptune.run.session import PrivateRun
 from utils.cli.launch import ranks_of
 from utils.cli.trackers import start_trackers
 from utils.training.arguments import OutputArguments
+from utils.training.changes import without_unused
 from utils.training.loop import End, Pace, TrainingLoop, describe_stop
 from utils.training.micro_batches import MicroBatches
 from utils.training.outputs import finish_run, write_config
@@ -69,12 +70,13 @@ def train(
         folder: see `open_folder`.
         micro_batches: the task's rows, dealt to this rank.
         pace: the optimizer, and when to evaluate.
-        config: the resolved settings, without secrets.
+        config: the resolved settings, without secrets; see `resumed_config`.
     """
     accelerator, ranks, output = folder.accelerator, ranks_of(folder.accelerator), folder.output
     ranks.from_main(lambda: folder.lock.make(folder.path))
     resumed = saved_run(folder.saved, folder.path)
     run = PrivateRun(plan, folder.path, ranks, resume_from=resumed, identity=task.identity)
+    config = without_unused(config, run.last)
     if ranks.is_main:
         write_config(folder.path, config)
     start_trackers(accelerator, output.trackers, "dptune", config, logging_dir=folder.path / "tracking")

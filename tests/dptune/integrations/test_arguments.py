@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from dptune import InvalidArgument
+from dptune.integrations.arguments import ONLY_PRIVATE
 from dptune.integrations.transformers import PrivacyArguments, TrainingArguments
 
 
@@ -30,6 +32,18 @@ def test_a_wrong_value_is_refused_by_name(given: dict[str, Any], named: str) -> 
 
 def test_without_privacy_no_noise_need_be_named() -> None:
     assert PrivacyArguments(disable_dp=True).noise_multiplier is None
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(PrivacyArguments)])
+def test_each_setting_is_read_without_privacy_or_refused(name: str) -> None:
+    read = {"disable_dp", "insecure_test_seed"}  # the seed of the draws, which stay
+    assert (name in ONLY_PRIVATE) != (name in read)
+    given: dict[str, Any] = {name: 0.25}
+    if name in ONLY_PRIVATE:
+        with pytest.raises(InvalidArgument, match=f"^--{name}=0.25: is not read with --disable_dp"):
+            PrivacyArguments(disable_dp=True, **given)
+    else:
+        PrivacyArguments(**({"disable_dp": True} | given))
 
 
 def test_the_parser_of_transformers_reads_them(tmp_path: Path) -> None:

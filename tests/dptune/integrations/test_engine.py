@@ -201,6 +201,9 @@ def test_resume_continues_the_ledger_and_counts_both(tmp_path: Path) -> None:
     (tmp_path / "privacy_report.json").unlink()
     with pytest.raises(InvalidArgument, match="ignore_data_skip"):
         plain_trainer(tmp_path, **settings)[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    other, _ = plain_trainer(tmp_path, ignore_data_skip=True, learning_rate=0.3, **settings)
+    with pytest.raises(InvalidArgument, match=r"learning_rate was 0\.1 in the checkpoint and is 0\.3 now"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     again, engine = plain_trainer(tmp_path, ignore_data_skip=True, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert again.state.global_step == 3

@@ -4,6 +4,7 @@ through PEFT's and transformers' own forward passes, in float64."""
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from dptune.lora import adapters
 from dptune.per_example import PerExampleGradients, require_exact_gradients, rules
 from tests.classifiers import CLASSIFIERS, METHODS, batch, classifier, gradients_alone, peft_classifier, rows, shake
 from tests.reference import clipped_sum, flat
+from tests.tiny import tiny_llama
 
 PAIRS = [(name, method) for name in CLASSIFIERS for method in METHODS]
 CLOSE = {"rtol": 2e-6, "atol": 1e-7}  # transformers' RMSNorm rounds any input to float32
@@ -230,3 +232,39 @@ def test_nothing_is_left_in_the_model() -> None:
     ]
     assert hooks == []
     assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+# --- kinds of PEFT's LoRA whose effect is more than A and B ---
+
+KINDS: dict[str, tuple[dict[str, Any], bool]] = {
+    "plain": ({}, True),
+    "rsLoRA": ({"use_rslora": True, "rank_pattern": {"q_proj": 2}}, True),
+    "biases of B": ({"lora_bias": True}, True),
+    "whole modules": ({"modules_to_save": ["lm_head"]}, True),
+    "PiSSA": ({"init_lora_weights": "pissa"}, True),
+    "OLoRA": ({"init_lora_weights": "olora"}, True),
+    "DoRA": ({"use_dora": True}, False),
+    "tokens": ({"trainable_token_indices": [5, 9]}, False),
+    "parameters": ({"target_modules": [], "target_parameters": ["mlp.down_proj.weight"]}, False),
+    "an embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_lora_trains_on_exact_gradients_or_is_refused(kind: str) -> None:
+    settings, trains = KINDS[kind]
+    how: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(tiny_llama(layers=1), LoraConfig(**how | settings)).double()
+    shake(model)
+    ids = torch.randint(3, 400, (3, 7), generator=torch.Generator().manual_seed(0))
+
+    def losses(ids: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model(ids).logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").mean(1)
+
+    if trains:
+        require_exact_gradients(model, losses, ids)
+    else:
+        with pytest.raises(InvalidArgument):
+            require_exact_gradients(model, losses, ids)

@@ -51,6 +51,8 @@ def test_the_plan_has_all_that_decides_epsilon() -> None:
     )  # fmt: skip
     assert 3.99 < spent <= 4.0
     assert plan_training(privacy_arguments(disable_dp=True), **how, unit=unit).privacy is None
+    with pytest.raises(InvalidArgument, match=r"^clipping=Automatic.*: is not read with --disable_dp"):
+        plan_training(privacy_arguments(disable_dp=True), **how, unit=unit, clipping=Automatic())
 
 
 def test_a_refusal_names_the_flag() -> None:

@@ -115,6 +115,47 @@ def test_another_mechanism_is_refused_by_name(tmp_path: Path, name: str, changed
     assert Ledger(tmp_path / LEDGER_NAME).steps == 1
 
 
+UPDATES: dict[str, Any] = {
+    "learning_rate": 0.2,
+    "weight_decay": 0.1,
+    "adam_beta1": 0.8,
+    "adam_epsilon": 1e-6,
+    "optim": "sgd",
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 2,
+    "dp_adam": True,
+    "lr_scheduler_kwargs": {"num_cycles": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    crash(folder, 1)
+    return folder
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_another_update_is_refused_by_name(stopped: Path, name: str) -> None:
+    """transformers would load the optimizer's and the schedule's old settings, and train on with those."""
+    with pytest.raises(InvalidArgument, match=rf"{name} was .* in the checkpoint and is .* now"):
+        dp_trainer(stopped, **(SAVING | {name: UPDATES[name]})).train(resume_from_checkpoint=True)
+    assert Ledger(stopped / LEDGER_NAME).steps == 1
+
+
+def test_another_optimizer_of_the_callers_own_is_refused(tmp_path: Path) -> None:
+    def own(rate: float) -> dict[str, Any]:
+        model = lora_llama()
+        made = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1 / (1 + step))
+        return {"model": model, "optimizers": (made, schedule)}
+
+    crash(tmp_path, 1, **own(0.1))
+    with pytest.raises(InvalidArgument, match=r"optimizer\.0\.lr was 0\.1 in the checkpoint and is 0\.3 now"):
+        dp_trainer(tmp_path, **(SAVING | own(0.3))).train(resume_from_checkpoint=True)
+    dp_trainer(tmp_path, **(SAVING | own(0.1))).train(resume_from_checkpoint=True)
+
+
 def test_a_ledger_that_lost_lines_is_refused(tmp_path: Path) -> None:
     crash(tmp_path, 2)
     ledger = tmp_path / LEDGER_NAME

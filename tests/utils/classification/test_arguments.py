@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from dptune import InvalidArgument
-from utils.classification.arguments import CLASSIFIER_GROUPS, Settings
+from utils.classification.arguments import CLASSIFIER_GROUPS, ONLY_PRIVATE, BudgetArguments, Settings
 from utils.classification.mode_defaults import default_learning_rate
 from utils.cli.flags import parse
 
@@ -62,14 +63,20 @@ def test_privacy_defaults_to_epsilon_8() -> None:
     assert (engine.target_epsilon, engine.noise_multiplier) == (None, 1.5)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--target_epsilon", "3"), ("--noise_multiplier", "0.7")])
-def test_a_budget_without_enable_dp_is_no_privacy_and_said_loudly(flag: str, value: str) -> None:
-    budget = settings(flag, value).budget
-    assert budget.settings() is None
-    assert budget.warning is not None
-    assert f"NONE: {flag} {value} has NO effect without --enable_dp" in budget.warning
-    assert settings("--enable_dp", flag, value).budget.warning is None
-    assert settings().budget.warning is None
+READ_WITHOUT_PRIVACY = {"enable_dp", "max_grad_norm", "insecure_test_seed"}
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(BudgetArguments)])
+def test_each_flag_of_privacy_is_read_without_privacy_or_refused(name: str) -> None:
+    given = settings()
+    assert given.budget.settings() is None
+    assert (name in ONLY_PRIVATE) != (name in READ_WITHOUT_PRIVACY)
+    if name in READ_WITHOUT_PRIVACY:
+        given.refuse_unread({name})
+    else:
+        with pytest.raises(InvalidArgument, match=f"^--{name}=.*: is not read without --enable_dp"):
+            given.refuse_unread({name, "epochs"})
+    settings("--enable_dp").refuse_unread({name})
 
 
 def test_a_clip_norm_is_to_be_measured_only_where_a_private_run_was_given_none() -> None:

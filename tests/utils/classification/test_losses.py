@@ -11,7 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification, Phi3Config, Phi3ForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+    Phi3Config,
+    Phi3ForSequenceClassification,
+    RoFormerConfig,
+    RoFormerForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 from dptune import InvalidArgument
 from dptune.shapes import Shapes
@@ -20,6 +35,7 @@ from tests.ranks import run_ranks
 from utils.classification import losses as classification
 from utils.classification.dataset import ClassificationDataset
 from utils.classification.losses import ClassificationLoss, check_classifier_rules, predict
+from utils.models.trainable import choose_trainable
 from utils.training import micro_batches
 from utils.training.micro_batches import MicroBatches
 
@@ -173,3 +189,64 @@ def test_a_row_that_is_judged_twice_is_an_error(monkeypatch: pytest.MonkeyPatch)
                 world_size=2,
             ),
         )
+
+
+NARROW: dict[str, Any] = {"vocab_size": 60, "num_labels": CLASSES, "pad_token_id": 0}
+ODD: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "a table of distances": (
+        lambda: DebertaV2ForSequenceClassification(
+            DebertaV2Config(
+                **SIZES,
+                num_labels=CLASSES,
+                relative_attention=True,
+                pos_att_type=["c2p", "p2c"],
+                position_buckets=8,
+                share_att_key=True,
+            )
+        ),
+        "*_proj.weight",
+        r"_proj: its input has \d rows, that of deberta\..*_proj has \d: each row must be an example; freeze the one",
+    ),
+    "changes an output in place": (
+        lambda: LongformerForSequenceClassification(LongformerConfig(**SIZES, num_labels=CLASSES, attention_window=4)),
+        "*.query.weight",
+        r"^model=LongformerForSequenceClassification: does not run while per-example gradients are recorded",
+    ),
+    "time first": (
+        lambda: XLNetForSequenceClassification(XLNetConfig(**NARROW, d_model=16, n_layer=2, n_head=2, d_inner=24)),
+        "*layer_norm.weight",
+        r"^model=XLNetForSequenceClassification: does not run while",
+    ),
+    "needs an end token": (
+        lambda: T5ForSequenceClassification(
+            T5Config(
+                **NARROW,
+                d_model=16,
+                d_kv=8,
+                d_ff=24,
+                num_layers=1,
+                num_heads=2,
+                eos_token_id=1,
+                decoder_start_token_id=0,
+            )
+        ),
+        "classification_head*",
+        r"^model=T5ForSequenceClassification: does not run .* at least one <eos> token",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_model_that_cannot_be_recorded_is_refused_in_one_line(kind: str) -> None:
+    make, trained, told = ODD[kind]
+    model = make().eval()
+    choose_trainable(model, [trained])
+    with pytest.raises(InvalidArgument, match=told) as caught:
+        check_classifier_rules(model, num_classes=CLASSES, pad_token_id=0, token_types=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_frozen_table_that_is_given_a_shape_does_not_matter() -> None:
+    model = RoFormerForSequenceClassification(RoFormerConfig(**SIZES, num_labels=CLASSES)).eval()
+    choose_trainable(model, ["classifier*"])
+    check_classifier_rules(model, num_classes=CLASSES, pad_token_id=0, token_types=False)

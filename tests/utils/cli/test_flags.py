@@ -14,7 +14,7 @@ import pytest
 
 from dptune._validate import HIDDEN, InvalidArgument, refuse
 from utils.cli import parser
-from utils.cli.flags import exit_on_invalid_argument, naming, parse, public_config
+from utils.cli.flags import exit_on_invalid_argument, given_fields, naming, parse, public_config, refuse_unread
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.models.arguments import ModelArguments
 
@@ -220,6 +220,39 @@ def test_naming_leaves_other_names_and_other_errors_alone() -> None:
 def test_other_errors_keep_their_traceback() -> None:
     with pytest.raises(ValueError, match="a mistake of the program"), exit_on_invalid_argument():
         raise ValueError("a mistake of the program")
+
+
+@dataclass
+class _Read:
+    some_rate: float = 0.5
+    is_on: bool = True
+    other: int = 1
+
+
+@pytest.mark.parametrize(
+    ("line", "given"),
+    [
+        ("", set()),
+        ("--some_rate 0.5", {"some_rate"}),
+        ("--some-rate=0.5", {"some_rate"}),
+        ("--no_is_on --other 2", {"is_on", "other"}),
+        ("--no-is-on", {"is_on"}),
+        ("--another some_rate", set()),
+    ],
+)
+def test_a_flag_is_given_in_any_spelling_and_with_its_default_too(line: str, given: set[str]) -> None:
+    assert given_fields(line.split(), [_Read]) == given
+
+
+def test_the_command_line_of_the_process_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--other", "1"])
+    assert given_fields(None, [_Read]) == {"other"}
+
+
+def test_a_given_flag_that_is_not_read_is_refused_with_its_value() -> None:
+    refuse_unread({"is_on"}, ["some_rate", "other"], "leave it out", _Read())
+    with pytest.raises(InvalidArgument, match=r"^--other=3: leave it out$"):
+        refuse_unread({"other", "is_on"}, ["some_rate", "other"], "leave it out", _Read(other=3))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 from dptune import add_lora, save_adapter
 from dptune._validate import InvalidArgument
+from dptune.integrations.vocabulary import positions_of
 from dptune.lora import adapters
 from tests.tiny import save_tiny, tiny_llama
 from utils.models import loading as modeling
@@ -191,3 +198,11 @@ def test_robertas_context_leaves_out_the_positions_up_to_its_padding() -> None:
         model(input_ids=torch.full((1, 11), 5))
     with pytest.raises(InvalidArgument, match="context is 10 tokens"):
         require_context(model, 11)
+
+
+def test_a_limit_of_minus_one_is_none() -> None:
+    """XLNet's, whose positions are relative."""
+    model = XLNetForSequenceClassification(XLNetConfig(vocab_size=20, d_model=8, n_layer=1, n_head=2, d_inner=8))
+    assert model.config.max_position_embeddings == -1
+    assert positions_of(model) is None
+    require_context(model, 10_000, flag="--max_length", virtual_tokens=3)

@@ -10,7 +10,17 @@ import pytest
 from dptune._validate import InvalidArgument
 from dptune.clipping_styles import FLAT, Adaptive, Automatic
 from utils.classification import arguments as classification
-from utils.training.arguments import CAUSAL_LM_GROUPS, TRAINING_FLAGS, ClippingArguments
+from utils.cli.flags import parse
+from utils.training.arguments import (
+    CAUSAL_LM_GROUPS,
+    ONLY_PRIVATE,
+    TRAINING_FLAGS,
+    ClippingArguments,
+    Groups,
+    PrivacyFlags,
+)
+
+PRIVACY = (PrivacyFlags, ClippingArguments)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +47,24 @@ def test_flags_make_a_clipping_style(given: dict[str, Any], style: object) -> No
 def test_a_style_names_its_own_flag(clipping: str, flag: str) -> None:
     with pytest.raises(InvalidArgument, match=f"^--{flag}=-1.0: "):
         ClippingArguments(clipping=clipping, **{flag: -1.0}).style([])
+
+
+SAYS_WHAT_IS_DRAWN = {"privacy_unit", "examples_per_unit", "user_level_method", "unit_gradient", "insecure_test_seed"}
+OFF = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
+ON = ["--clip_norm", "1", "--noise_multiplier", "1"]
+
+
+@pytest.mark.parametrize("name", [one.name for group in PRIVACY for one in dataclasses.fields(group)])
+def test_each_flag_of_privacy_is_read_without_privacy_or_refused(name: str) -> None:
+    line = ["--train_file", "x", "--model_name_or_path", "x", "--output_dir", "x"]
+    off, on = (Groups(*parse(*CAUSAL_LM_GROUPS, args=[*line, *how])) for how in (OFF, ON))
+    if name in {"clip_norm", "noise_multiplier"} | SAYS_WHAT_IS_DRAWN:
+        assert name not in ONLY_PRIVATE
+        off.refuse_unread({name})
+    else:
+        with pytest.raises(InvalidArgument, match=f"^--{name}=.*: is not read without privacy"):
+            off.refuse_unread({name, "learning_rate"})
+    on.refuse_unread({name})
 
 
 @pytest.mark.parametrize(

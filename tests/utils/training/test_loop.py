@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dptune import Keystream, Ledger, PoissonSampler, trainable_parameters
+from dptune import GaussianNoise, Keystream, Ledger, PoissonSampler, trainable_parameters
 from dptune.run import session
 from dptune.run.checkpoint import LEDGER_NAME, load_checkpoint
 from dptune.run.session import PrivateRun
 from dptune.units.batches import rows_of
+from tests.processes import run_processes
 from tests.tasks import BATCH, COUNT, SEED, STEPS, TinyTask, micro_batches, pace, plan
 from utils.cli.interruption import StopRequest
+from utils.cli.launch import make_accelerator, ranks_of
 from utils.training import loop as module
 from utils.training.loop import End, Pace, TrainingLoop, describe_stop
 from utils.training.micro_batches import MicroBatches
@@ -28,13 +33,18 @@ def the_loop(
 ) -> TrainingLoop:
     """A loop in a folder, from the beginning or from the checkpoint after `step` steps."""
     saved = load_checkpoint(folder / f"checkpoint-{step}") if step else None
-    run = PrivateRun(plan(**planned), folder, resume_from=saved_run(saved, folder), identity=task.identity)
+    ranks = ranks_of(make_accelerator())
+    run = PrivateRun(plan(**planned), folder, ranks, resume_from=saved_run(saved, folder), identity=task.identity)
     folder.mkdir(exist_ok=True)
     return TrainingLoop(run, task, micro_batches(task), Checkpoints(run, {}, every, None), how or pace())
 
 
 def weights(task: TinyTask) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainable_parameters(task.model)])
+    return flat(trainable_parameters(task.model))
+
+
+def flat(parameters: Iterable[nn.Parameter]) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in parameters])
 
 
 class Watched:
@@ -152,6 +162,86 @@ def test_dropout_is_on_in_steps_and_off_in_evaluation(tmp_path: Path, monkeypatc
     monkeypatch.setattr(PrivateRun, "backward", note)
     the_loop(tmp_path, task).train(None)
     assert set(modes) == {("evaluation", False), ("step", True)}
+
+
+# --- a draw without any row ---
+
+EMPTY = 3  # the step
+
+
+def nobody_drawn_in(patch: pytest.MonkeyPatch, number: int) -> None:
+    """The `number`th draw from now has no row; the others are as they were."""
+    draw, calls = PoissonSampler.draw, iter(range(1, 99))
+
+    def drawn(self: PoissonSampler) -> np.ndarray:
+        rows = draw(self)
+        return rows[:0] if next(calls) == number else rows
+
+    patch.setattr(PoissonSampler, "draw", drawn)
+
+
+def noise_of(world_size: int, size: int, run: PrivateRun) -> Tensor:
+    """What step EMPTY releases without a single example: the noise of all ranks, divided by the expected batch."""
+    total, config = torch.zeros(size), run.plan.privacy
+    assert config is not None
+    for rank in range(world_size):
+        with GaussianNoise(size, Keystream.for_tests(f"{SEED} noise of rank {rank}")) as noise:
+            values = [noise.take() for _ in range(EMPTY)][-1]
+        total += values * config.noise_std_per_rank(world_size)
+    return total / BATCH
+
+
+def with_an_empty_draw(rank: int, _gather: Any, folder: Path, world_size: int) -> dict[str, Any]:
+    """One rank of a run in which nobody is drawn in step EMPTY: what the loop did in that step."""
+    # The group is there already, and accelerate joins it; it only wants to see where one would meet.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    before: list[Tensor] = []
+    task = TinyTask()
+    with pytest.MonkeyPatch.context() as patch:
+        nobody_drawn_in(patch, EMPTY)
+        watched = Watched(patch)
+        begin = PrivateRun.begin_step
+        patch.setattr(PrivateRun, "begin_step", lambda run: before.append(flat(run._parameters)) or begin(run))
+        loop = the_loop(folder, task)
+        end, rows = loop.train(None)
+    moved = (before[EMPTY] - before[EMPTY - 1]).abs()
+    return {
+        "end": end,
+        "rows": rows,
+        "ledger": Ledger(folder / LEDGER_NAME).steps if rank == 0 else None,
+        "finished": watched.calls.count("finish_step"),
+        "released": watched.released,
+        "noise": noise_of(world_size, len(watched.released[0]), loop.run),
+        "moved": (moved > 0).double().mean().item(),
+        "weights": weights(task),
+    }
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def ranks_without_a_row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What each rank of a run of one and of two did."""
+    return run_processes(request.param, with_an_empty_draw, tmp_path_factory.mktemp("empty"), request.param)
+
+
+def test_a_draw_without_any_row_is_a_step_and_a_line_of_the_ledger(ranks_without_a_row: list[dict[str, Any]]) -> None:
+    for found in ranks_without_a_row:
+        assert found["end"] == End(STEPS, None)
+        assert found["finished"] == len(found["released"]) == STEPS
+    main = ranks_without_a_row[0]
+    assert main["ledger"] == STEPS
+    row = main["rows"][EMPTY]
+    assert (row["step"], row["batch_drawn"], row["tokens"]) == (EMPTY, 0, 0)
+    assert "loss" not in row
+    assert all(other["batch_drawn"] > 0 for other in main["rows"][1:] if other is not row)
+
+
+def test_a_draw_without_any_row_releases_noise_alone_and_moves_the_parameters(
+    ranks_without_a_row: list[dict[str, Any]],
+) -> None:
+    for found in ranks_without_a_row:
+        torch.testing.assert_close(found["released"][EMPTY - 1], found["noise"])
+        assert found["moved"] > 0.99
+        assert torch.equal(found["weights"], ranks_without_a_row[0]["weights"])
 
 
 def asked_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

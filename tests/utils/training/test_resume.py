@@ -179,6 +179,36 @@ def test_a_restored_run_continues_to_the_bit_as_if_never_stopped(tmp_path: Path)
     assert all(torch.equal(before[name], saved.weights[name]) for name in before)  # the state is no alias
 
 
+def rates(schedule: Any, steps: int) -> list[float]:
+    found = []
+    for _ in range(steps):
+        found.append(schedule.optimizer.param_groups[0]["lr"])
+        schedule.optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize(("name", "warmup", "total"), [("constant", 0, 9), ("linear", 6, 9), ("cosine", 2, 12)])
+def test_a_restored_run_has_the_rates_that_are_asked_for_now(
+    name: str, warmup: int, total: int, tmp_path: Path
+) -> None:
+    one = in_training()
+    train(*one, range(4))
+    save(plain_run(tmp_path), *one, completed=4)
+    asked, model = [], adapted()
+    for _ in range(2):
+        optimizer = torch.optim.AdamW(trainable_parameters(model), lr=0.5, weight_decay=0.3, betas=(0.8, 0.9))
+        asked.append(get_scheduler(name, optimizer, warmup, num_training_steps=total))
+    fresh, schedule = asked
+    restore(find(tmp_path), model, schedule.optimizer, schedule)
+    group = schedule.optimizer.param_groups[0]
+    assert (group["weight_decay"], group["betas"], group["initial_lr"]) == (0.3, (0.8, 0.9), 0.5)
+    assert schedule.get_last_lr() == [group["lr"]]
+    for state in schedule.optimizer.state.values():
+        assert state["exp_avg"].any()
+    assert rates(schedule, 5) == rates(fresh, 9)[4:]
+
+
 def test_without_a_checkpoint_a_run_starts(tmp_path: Path) -> None:
     model, *rest = in_training()
     start = [parameter.clone() for parameter in trainable_parameters(model)]
