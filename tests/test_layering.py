@@ -24,6 +24,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.clipping_styles",
         "dptune.accounting.groups",
         "dptune.accounting.rounding",
+        "dptune.units.names",
     ),
     ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.dropout"),
     (
@@ -65,6 +66,7 @@ WITHOUT_TORCH = (
     "dptune.mechanism",
     "dptune.run.plan",
     "dptune.run.lock",
+    "dptune.units.names",
 )
 
 Sources = dict[str, ast.Module]  # module name -> its syntax tree

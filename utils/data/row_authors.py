@@ -37,10 +37,10 @@ def refuse_unnoticed_users(rows: Iterable[Row], flag: str, path: str, remedy: st
 
 
 def authors_of(rows: Sequence[Row], column: str, flag: str, path: str) -> list[str | None]:
-    """The author of each row (`dptune.units.unit.author_name`), from the column of --privacy_unit.
+    """The author of each row (`dptune.units.names.author_name`), from the column of --privacy_unit.
 
     Raises:
-        InvalidArgument: no row has the column, or a value is neither text nor a number (names the row).
+        InvalidArgument: no row has the column, or a value names no author (names the row).
     """
     if not any(column in row for row in rows):
         remedy = f"no such column in {path}, which has {show_columns(rows[0])}; name one of them"
