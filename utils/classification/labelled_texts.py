@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 
 from dptune._validate import refuse, require_count
+from utils.data.row_authors import refuse_unnoticed_users
 from utils.files.cells import Place, is_text, require_columns, text_of
 from utils.files.tables import SPLITS, Row, read_rows, show_columns
 
@@ -109,7 +110,13 @@ class NamedTexts:
 
 
 def read_named_texts(
-    path: str | Path, *, flag: str, split: str, text_columns: Sequence[str], label_column: str
+    path: str | Path,
+    *,
+    flag: str,
+    split: str,
+    text_columns: Sequence[str],
+    label_column: str,
+    refuse_users: bool = False,
 ) -> NamedTexts:
     """Every row of a file or of a saved DatasetDict's split.
 
@@ -117,6 +124,7 @@ def read_named_texts(
         path, flag, split: see `utils.files.tables.read_rows`.
         text_columns: one column, or the two columns of a pair in the order in which the model reads them.
         label_column: holds text or whole numbers; 1 and "1" are the same class, because CSV holds only text.
+        refuse_users: refuse a file with a column of users.
 
     Raises:
         InvalidArgument: what `read_rows` refuses, a missing column, or a value that is not a text or a label. The
@@ -126,6 +134,8 @@ def read_named_texts(
         refuse("--text_columns", list(text_columns), "name one column, or two for pairs of texts")
     saved = _saved_split(path, flag, split)
     rows = read_rows(path, flag, split)
+    if refuse_users:
+        refuse_unnoticed_users(rows, flag, str(path), None)
     columns = [*text_columns, label_column]
     for name, given_by in zip(columns, ["--text_columns"] * len(text_columns) + ["--label_column"], strict=True):
         if not any(name in row for row in rows):

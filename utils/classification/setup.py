@@ -81,6 +81,7 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
         max_length=length,
         max_train_examples=data.max_train_examples,
         seed=settings.steps.seed,
+        refuse_users=settings.budget.enable_dp and not settings.budget.ignore_users,
     )
     return [task]
 

@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 
 from dptune._validate import refuse
 from utils.data.prompts import UNCONDITIONAL, format_prompt, has_chat_template, render_chat
+from utils.data.row_authors import refuse_unnoticed_users
 from utils.files.cells import Place, author_of, is_text, kind_of, require_columns, text_of
 from utils.files.tables import Row, read_rows, show_columns
 
@@ -52,6 +53,7 @@ def load_records(
     tokenizer: PreTrainedTokenizerBase,
     split: str = "train",
     author_column: str | None = None,
+    users_flag: str | None = None,
 ) -> list[Record]:
     """One record per row of a file or of a saved DatasetDict's split.
 
@@ -64,12 +66,16 @@ def load_records(
         tokenizer: its chat template renders messages and the "chat" style.
         split: "train" or "validation", for folders.
         author_column: the column that names each row's author, if authors are the privacy unit.
+        users_flag: the flag that makes authors the unit. A file with a column of users is refused, naming it; None
+            takes every file.
 
     Raises:
         InvalidArgument: `read_rows` refuses the file, a column is missing, or a value is not text. Names flag, file and
             row.
     """
     rows = read_rows(path, flag, split)
+    if users_flag is not None:
+        refuse_unnoticed_users(rows, flag, str(path), users_flag)
     columns = _column_set(rows[0], prompt_style, flag, str(path))
     if columns == ("messages",) and not has_chat_template(tokenizer):
         refuse(flag, str(path), "has messages, but the tokenizer has no chat template; give prompt/completion rows")

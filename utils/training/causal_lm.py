@@ -189,7 +189,13 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     # Finds a wrong target before gigabytes are read.
     names = prepare_trainable(skeleton, groups.lora, sharded=sharding is not None, bits=bits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
-    train, held_out = load_training_data(tokenizer=tokenizer, unit=unit, seed=optimization.seed, **vars(groups.data))
+    train, held_out = load_training_data(
+        tokenizer=tokenizer,
+        unit=unit,
+        seed=optimization.seed,
+        users_flag=groups.privacy.users_flag,
+        **vars(groups.data),
+    )
     require_answers(held_out, groups.data)
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
     clipping = groups.clipping.style(layers_of(names).values())

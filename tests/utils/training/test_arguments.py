@@ -10,7 +10,7 @@ import pytest
 from dptune._validate import InvalidArgument
 from dptune.clipping_styles import FLAT, Adaptive, Automatic
 from utils.classification import arguments as classification
-from utils.training.arguments import CAUSAL_LM_GROUPS, TRAINING_FLAGS, ClippingArguments
+from utils.training.arguments import CAUSAL_LM_GROUPS, TRAINING_FLAGS, ClippingArguments, PrivacyFlags
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,23 @@ def test_a_style_names_its_own_flag(clipping: str, flag: str) -> None:
 )
 def test_every_renamed_parameter_has_a_flag(groups: tuple[type, ...], renamed: dict[str, str]) -> None:
     assert set(renamed.values()) <= {f"--{one.name}" for group in groups for one in dataclasses.fields(group)}
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({}, "--privacy_unit"),
+        ({"ignore_users": True}, None),
+        ({"privacy_unit": "user", "examples_per_unit": 2}, None),
+        ({"clip_norm": -1, "noise_multiplier": -1}, None),  # nothing is protected
+    ],
+)
+def test_rows_are_protected_unnoticed_only_by_a_private_run_without_either_flag(
+    given: dict[str, Any], flag: str | None
+) -> None:
+    assert PrivacyFlags(**{"noise_multiplier": 1.0} | given).users_flag == flag
+
+
+def test_a_unit_of_users_and_ignoring_them_contradict_each_other() -> None:
+    with pytest.raises(InvalidArgument, match="--ignore_users=True: contradicts --privacy_unit"):
+        PrivacyFlags(noise_multiplier=1.0, privacy_unit="user", examples_per_unit=2, ignore_users=True)
