@@ -186,12 +186,20 @@ def load_corpus(
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
     """(training data, held-out data or None), one row per text."""
     records = load_texts(
-        str(data.train_file), flag="--train_file", column=data.text_column, author_column=data.author_column
+        str(data.train_file),
+        flag="--train_file",
+        column=data.text_column,
+        author_column=data.author_column,
+        tokenizer=tokenizer,
     )
     held_out: list[Record] = []
     if data.validation_file is not None:
         held_out = load_texts(
-            data.validation_file, flag="--validation_file", column=data.text_column, split="validation"
+            data.validation_file,
+            flag="--validation_file",
+            column=data.text_column,
+            split="validation",
+            tokenizer=tokenizer,
         )
     elif data.held_out_share:
         records, held_out = hold_out(records, data.held_out_share, seed)

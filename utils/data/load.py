@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from dptune._validate import refuse
 from dptune.units.unit import PrivacyUnit, bound_authors, group_by_author
 from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
-from utils.data.prompts import PUBMED_PROMPT, format_prompt
+from utils.data.prompts import PUBMED_PROMPT, ChatTemplateError, format_prompt
 from utils.data.pubmed import DayRange, load_abstracts, load_validation_abstracts
-from utils.data.records import Record, load_records, prompt_and_answer
+from utils.data.records import Record, RecordMaker, load_records
 from utils.data.tokenization import TokenizedDataset, tokenize
 from utils.files.tables import has_validation_split
 
@@ -117,10 +117,14 @@ def load_dataset_by_name(
     if name not in DATASET_NAMES:
         refuse("--dataset_name", name, f"give one of {', '.join(DATASET_NAMES)}, or --train_file for your own data")
     folder = Path(data_dir) / "pubmed"
-    prompt = format_prompt(PUBMED_PROMPT, prompt_style, tokenizer)
-    train = [prompt_and_answer(prompt, abstract) for abstract in load_abstracts(folder, days)]
+    maker = RecordMaker(tokenizer)
+    try:
+        prompt = format_prompt(PUBMED_PROMPT, prompt_style, tokenizer)
+    except ChatTemplateError as error:
+        refuse("--prompt_style", prompt_style, f"{error}; give plain")
+    train = [maker.answered(prompt, abstract) for abstract in load_abstracts(folder, days)]
     validation = load_validation_abstracts(folder, days)
-    return train, None if validation is None else [prompt_and_answer(prompt, abstract) for abstract in validation]
+    return train, None if validation is None else [maker.answered(prompt, abstract) for abstract in validation]
 
 
 def _load_file(

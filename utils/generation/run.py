@@ -14,11 +14,14 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
+from dptune._validate import refuse
 from dptune.run.lock import FolderLock
 from utils.cli.flags import public_config
 from utils.cli.launch import make_accelerator
-from utils.data.prompts import format_prompt
+from utils.data.prompts import AS_IS, ChatTemplateError, format_prompt
+from utils.data.special_tokens import MarkedText, SpecialTokens, StandInLost
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.generation.backends import Backend, Drawn
 from utils.generation.batches import TextJob, make_jobs
@@ -54,10 +57,10 @@ def sample_instructions(
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, token=model_args.access_token, revision=model_args.revision
     )
-    prompts = [format_prompt(instruction, sampling.prompt_style, tokenizer) for instruction in instructions]
+    prompts = make_prompts(instructions, sampling.prompt_style, tokenizer)
     jobs = make_jobs(tokenizer, prompts, sampling.max_length)
     source = find_source(accelerator, tokenizer, model_args, adapter, sampling)
-    identity = sampling_identity(prompts, model_args, adapter, sampling) | source.identity
+    identity = sampling_identity([prompt.text for prompt in prompts], model_args, adapter, sampling) | source.identity
     folder, is_main = Path(sampling.output_dir), accelerator.is_main_process
     with FolderLock(enabled=is_main) as lock:
         lock.take(folder)
@@ -71,6 +74,24 @@ def sample_instructions(
             print(f"{len(jobs)} texts in {path}\n{write_sampling_outputs(path, sampling, speeds)}")
     accelerator.end_training()  # destroys the process group, which may abort at the interpreter's exit
     return path if accelerator.is_main_process else None
+
+
+def make_prompts(instructions: Sequence[str], style: str, tokenizer: PreTrainedTokenizerBase) -> list[MarkedText]:
+    """The prompt of each instruction, as in training. Special tokens that an instruction spells are text.
+
+    Raises:
+        InvalidArgument: the chat template fails. The message names the instruction by its number.
+    """
+    special, made = SpecialTokens(tokenizer), {}
+    for number, instruction in enumerate(instructions, start=1):
+        if instruction in made:
+            continue
+        try:
+            asked = instruction if style == AS_IS else special.hidden(instruction)
+            made[instruction], _ = special.shown(format_prompt(asked, style, tokenizer))
+        except (ChatTemplateError, StandInLost) as error:
+            refuse("--prompt_style", style, f"instruction {number}: {error}; change the instruction or the style")
+    return [made[instruction] for instruction in instructions]
 
 
 def sampling_identity(

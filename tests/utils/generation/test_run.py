@@ -14,13 +14,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dptune._validate import InvalidArgument
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_llama, tiny_tokenizer
 from utils.generation import hf as generation_hf
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, sampling_config
 from utils.generation.batches import TextJob, encode_prompt, make_jobs
 from utils.generation.hf import GenerateBackend, draw_batch, max_spread
-from utils.generation.run import generate_all
+from utils.generation.run import generate_all, make_prompts
 from utils.models.loading import load_tokenizer
 
 IDENTITY = {"model": "tiny", "top_p": 0.9}
@@ -52,6 +52,15 @@ def _draw(
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     config = sampling_config(model, tokenizer, sampling)
     return draw_batch(model, tokenizer, ids, config, max_length=sampling.max_length, seed=seed)
+
+
+def test_an_instruction_that_the_template_refuses_is_named_by_its_number_and_not_shown() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ 1 // (messages[0].content | length - 6) }}"
+    told = "--prompt_style='chat': instruction 2: the chat template fails on this conversation .ZeroDivisionError."
+    with pytest.raises(InvalidArgument, match=told) as caught:
+        make_prompts(["open", "secret"], "chat", tokenizer)
+    assert "secret" not in str(caught.value)
 
 
 def test_neighbours_in_a_batch_do_not_change_a_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
