@@ -19,9 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from dptune._validate import refuse
 from dptune.run.lock import FolderLock
 from utils.cli.flags import public_config
-from utils.cli.launch import make_accelerator
+from utils.cli.launch import make_accelerator, ranks_of
 from utils.data.prompts import AS_IS, ChatTemplateError, format_prompt
 from utils.data.special_tokens import MarkedText, SpecialTokens, StandInLost
+from utils.data.template_date import TEMPLATE_DATE, date_of_training, tells_date, today, told_date
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.generation.backends import Backend, Drawn
 from utils.generation.batches import TextJob, make_jobs
@@ -57,10 +58,14 @@ def sample_instructions(
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, token=model_args.access_token, revision=model_args.revision
     )
-    prompts = make_prompts(instructions, sampling.prompt_style, tokenizer)
+    ranks = ranks_of(accelerator)
+    day = ranks.from_main(lambda: template_date(tokenizer, model_args.model_name_or_path, adapter, sampling))
+    with told_date(day):
+        prompts = make_prompts(instructions, sampling.prompt_style, tokenizer)
     jobs = make_jobs(tokenizer, prompts, sampling.max_length)
     source = find_source(accelerator, tokenizer, model_args, adapter, sampling)
     identity = sampling_identity([prompt.text for prompt in prompts], model_args, adapter, sampling) | source.identity
+    identity |= {TEMPLATE_DATE: day}
     folder, is_main = Path(sampling.output_dir), accelerator.is_main_process
     with FolderLock(enabled=is_main) as lock:
         lock.take(folder)
@@ -74,6 +79,20 @@ def sample_instructions(
             print(f"{len(jobs)} texts in {path}\n{write_sampling_outputs(path, sampling, speeds)}")
     accelerator.end_training()  # destroys the process group, which may abort at the interpreter's exit
     return path if accelerator.is_main_process else None
+
+
+def template_date(
+    tokenizer: PreTrainedTokenizerBase, model: str, adapter: AdapterArguments, sampling: SamplingArguments
+) -> str | None:
+    """The day that the chat template tells; None if it tells none.
+
+    It is that of --template_date, of the training, of the texts that are in the folder already, or today.
+    """
+    if not tells_date(tokenizer):
+        return None
+    began = generation_journal(Path(sampling.output_dir)).recorded(TEMPLATE_DATE)
+    given = sampling.template_date or date_of_training(adapter.lora_weights_path or model)
+    return given or (began if isinstance(began, str) else today())
 
 
 def make_prompts(instructions: Sequence[str], style: str, tokenizer: PreTrainedTokenizerBase) -> list[MarkedText]:

@@ -19,6 +19,7 @@ from dptune.run.plan import RunPlan, describe_plan
 from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, loss_scale, ranks_of, sharding_of_launch
 from utils.data.load import load_training_data
+from utils.data.template_date import TEMPLATE_DATE, tells_date, today, told_date
 from utils.data.tokenization import TokenizedDataset
 from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.models.memory import MemorySettings, device_memory
@@ -94,6 +95,7 @@ class CausalLMJob:
             loss_scale=loss_scale(self.dtype),
         )
         config = public_config(*groups) | {"num_processes": self.processes}
+        config |= {TEMPLATE_DATE: self.identity[TEMPLATE_DATE]} if TEMPLATE_DATE in self.identity else {}
         return train(task, self.plan, self.folder, micro_batches, pace, config)
 
     def load(self) -> CausalLMTask:
@@ -189,19 +191,22 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     # Finds a wrong target before gigabytes are read.
     names = prepare_trainable(skeleton, groups.lora, sharded=sharding is not None, bits=bits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
-    train, held_out = load_training_data(
-        tokenizer=tokenizer,
-        unit=unit,
-        seed=optimization.seed,
-        users_flag=groups.privacy.users_flag,
-        **vars(groups.data),
-    )
+    day = template_date(tokenizer, folder)
+    with told_date(day):
+        train, held_out = load_training_data(
+            tokenizer=tokenizer,
+            unit=unit,
+            seed=optimization.seed,
+            users_flag=groups.privacy.users_flag,
+            **vars(groups.data),
+        )
     require_answers(held_out, groups.data)
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
     clipping = groups.clipping.style(layers_of(names).values())
     num_examples = num_sampled(unit, train)
     plan = plan_run(groups.privacy, optimization, num_examples=num_examples, world_size=processes, clipping=clipping)
     identity = {"training_data": train.fingerprint(), "optimizer": optimization.optimizer}
+    identity |= {} if day is None else {TEMPLATE_DATE: day}
     if saved is not None:
         refuse_other_beginning(saved, mechanism_identity(plan) | identity)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
@@ -225,6 +230,14 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     return CausalLMJob(
         groups, folder, dtype, names, tokenizer, train, held_out, plan, processes, identity, token_budget, asked
     )
+
+
+def template_date(tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> str | None:
+    """The day that the chat template tells: that on which the run began. None if it tells none. Every rank calls it."""
+    if not tells_date(tokenizer):
+        return None
+    began = None if folder.saved is None else folder.saved.identity.get(TEMPLATE_DATE)
+    return began or ranks_of(folder.accelerator).from_main(today)
 
 
 def require_answers(held_out: TokenizedDataset | None, data: DataArguments) -> None:

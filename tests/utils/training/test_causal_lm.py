@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import pytest
 import torch
 from transformers import LlamaModel
 
+import train_clm
 from dptune import InvalidArgument
 from dptune.lora import adapters
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL
 from tests.scripts.test_train_clm import flags
 from tests.tasks import rows
+from tests.utils.data.test_template_date import TELLING, set_clock
 from utils.cli.flags import parse
 from utils.cli.launch import make_accelerator
 from utils.training import causal_lm
@@ -46,6 +50,23 @@ def test_a_job_is_planned_from_its_flags_and_writes_nothing(job: Any, tmp_path: 
     assert (planned.asked, planned.token_budget, planned.processes) == (4 * 48, 4 * 48, 1)
     assert planned.identity == {"training_data": planned.train.fingerprint(), "optimizer": "adamw"}
     assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_job_has_the_date_and_so_the_data_that_it_began_with(
+    job: Any, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(tiny_model_dir, tmp_path / "telling")
+    (model / "chat_template.jinja").write_text(TELLING)
+    given = {"model_name_or_path": model, "prompt_style": "chat", "max_train_steps": 2, "checkpointing_steps": 1}
+    set_clock(monkeypatch, "2026-01-31T23:00:00")
+    began = job(**given)
+    assert began.identity["template_date"] == "2026-01-31"
+    assert "31 Jan" in began.tokenizer.decode(began.train.ids)
+    train_clm.main(flags(model, tmp_path / "rows.jsonl", tmp_path / "out", **given))
+    set_clock(monkeypatch, "2026-02-01T01:00:00")
+    resumed = job(**given, resume_from_checkpoint="latest")
+    assert resumed.identity == began.identity
+    assert json.loads((tmp_path / "out" / "run_config.json").read_text())["template_date"] == "2026-01-31"
 
 
 def test_a_budget_that_did_not_fit_is_remembered(job: Any, tmp_path: Path) -> None:
