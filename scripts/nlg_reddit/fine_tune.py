@@ -39,6 +39,7 @@ from utils.data.features import RowFeatures
 from utils.data.records import Record, load_texts
 from utils.data.splits import hold_out
 from utils.data.tokenization import TokenizedDataset, tokenize
+from utils.models.embeddings import require_embeddings
 from utils.models.loading import load_model, load_tokenizer, require_context
 from utils.models.trainable import MODEL_NAME, check_rules, choose_trainable, save_trained_model
 
@@ -152,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(*_describe_corpus(train, held_out), sep="\n")
     set_seed(training.seed)  # initial adapters; noise and sampling use secret keys
     model = prepared_model(model_args, check=not (privacy.disable_dp or training.dry_run))
+    require_embeddings(model, tokenizer, model_args.model_name, {"text": (train.ids, train.starts)})
     trainer = make_trainer(model, tokenizer, training, privacy, data_args.unit, train, held_out)
     output = trainer.train(resume_from_checkpoint=_checkpoint(training))
     if training.dry_run:

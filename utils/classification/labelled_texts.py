@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -81,7 +82,8 @@ class NamedTexts:
         """The declared classes, or else the labels that occur: whole numbers in order of value, others alphabetically.
 
         Raises:
-            InvalidArgument: there is only one class, there are too many to publish, or a number has two spellings.
+            InvalidArgument: there is only one class, there are too many to publish, a number has two spellings, or a
+                label may mean that there is none.
         """
         if self.declared is not None:
             return self.declared
@@ -94,6 +96,9 @@ class NamedTexts:
         if len({_value(name) for name in names}) < len(names):
             refuse(self.flag, self.path, "some labels spell one number in two ways, such as 1 and 1.0; use only one")
         numbers = all(name.removeprefix("-").isdecimal() for name in names)
+        if {"-1", "0"} <= names and numbers:
+            remedy = "often means no label; drop those rows, or, if it is a class, list all classes with --class_names"
+            refuse(self.flag, self.path, f"label -1 beside labels from 0 {remedy}")
         return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
 
     def numbered(self, class_names: Sequence[str], given_by: str = "the training file's") -> LabelledTexts:
@@ -172,6 +177,12 @@ def _saved_split(path: str | Path, flag: str, split: str) -> datasets.Dataset | 
     return next((saved[name] for name in SPLITS[split] if name in saved), None)
 
 
+def _is_score(name: str) -> bool:
+    """Whether a label is a number but not a whole one, or not finite."""
+    value = _value(name)
+    return isinstance(value, float) and not value.is_integer()
+
+
 def _value(name: str) -> float | str:
     """A label's number, so that 1 and 1.0 are equal; other labels unchanged."""
     try:
@@ -185,9 +196,12 @@ def _class_name(row: Row, column: str, place: Place) -> str:
     value = row[column]
     if isinstance(value, int | np.integer | np.bool_):
         return str(value)
+    if isinstance(value, float | np.floating | Decimal):
+        value = str(value)  # as CSV holds it
     name = value.strip() if isinstance(value, str) and is_text(value) else ""
-    if not name or name.lower() == "nan":
-        place.refuse(f"{column} is neither text nor a whole number ({type(value).__name__}); give every row a label")
+    if not name or name.lower() == "nan" or _is_score(name):
+        kind = type(row[column]).__name__
+        place.refuse(f"{column} is neither text nor a whole number ({kind}); give every row a label, not a score")
     if len(name) > _LONGEST_CLASS_NAME:
         place.refuse(f"{column} has over {_LONGEST_CLASS_NAME} characters, but labels become public names; shorten it")
     return name

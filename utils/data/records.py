@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptune._validate import refuse
-from utils.data.answers import CONTENT, ROLE, AnswerNotFound, find_answers
+from utils.data.answers import ASSISTANT, CONTENT, ROLE, AnswerNotFound, find_answers
 from utils.data.lost_columns import refuse_lost_columns
 from utils.data.prompts import AS_IS, UNCONDITIONAL, ChatTemplateError, format_prompt, has_chat_template, render_chat
 from utils.data.row_authors import refuse_unnoticed_users
@@ -135,6 +135,17 @@ def load_texts(
         record = prompt_and_answer("", text) if maker is None else maker.answered("", text)
         records.append(replace(record, author=author))
     return records
+
+
+def roles_of(path: str) -> str:
+    """Which roles the messages of a file have, for the message that none of them is an answer's; "" without messages.
+
+    A role that does not look like a name is not shown.
+    """
+    columns = [row.get("messages") for row in read_rows(path, "--train_file")]
+    turns = [turn for column in columns if isinstance(column, list) for turn in column if isinstance(turn, dict)]
+    roles = {str(turn.get(ROLE)) for turn in turns}
+    return f" (answers have the role {ASSISTANT}; the file has {show_columns(sorted(roles)[:10])})" if roles else ""
 
 
 def prompt_and_answer(prompt: str, answer: str) -> Record:

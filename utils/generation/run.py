@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -38,7 +39,8 @@ from utils.generation.files import (
 from utils.generation.outputs import Speed, write_sampling_outputs
 from utils.generation.sources import find_source
 from utils.models.arguments import ModelArguments
-from utils.models.loading import adapter_files, load_tokenizer
+from utils.models.embeddings import require_embeddings
+from utils.models.loading import adapter_files, load_skeleton, load_tokenizer
 
 # Settings that change where and how fast texts are generated or which files are written, not the distribution of texts.
 _NOT_IDENTITY = {"output_dir", "batch_size", "lora_weights_path", "deduplicate", "vllm_url", "vllm_model"}
@@ -63,6 +65,11 @@ def sample_instructions(
     with told_date(day):
         prompts = make_prompts(instructions, sampling.prompt_style, tokenizer)
     jobs = make_jobs(tokenizer, prompts, sampling.max_length)
+    if sampling.backend != "vllm":
+        ids = np.concatenate([np.empty(0, dtype=np.int64), *(job.ids for job in jobs)]).astype(np.int64)
+        starts = np.cumsum([0, *(len(job.ids) for job in jobs)])
+        skeleton = load_skeleton(model_args.model_name_or_path, **model_args.hub)
+        require_embeddings(skeleton, tokenizer, model_args.model_name_or_path, {"prompt": (ids, starts)})
     source = find_source(accelerator, tokenizer, model_args, adapter, sampling)
     identity = sampling_identity([prompt.text for prompt in prompts], model_args, adapter, sampling) | source.identity
     identity |= {TEMPLATE_DATE: day}

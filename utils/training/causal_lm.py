@@ -19,8 +19,10 @@ from dptune.run.plan import RunPlan, describe_plan
 from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, loss_scale, ranks_of, sharding_of_launch
 from utils.data.load import load_training_data
+from utils.data.records import roles_of
 from utils.data.template_date import TEMPLATE_DATE, tells_date, today, told_date
 from utils.data.tokenization import TokenizedDataset
+from utils.models.embeddings import require_embeddings
 from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.models.memory import MemorySettings, device_memory
 from utils.models.sharded import describe_shards
@@ -200,6 +202,10 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
             users_flag=groups.privacy.users_flag,
             **vars(groups.data),
         )
+    rows = {"training example": train, "held-out example": held_out}
+    used = {what: (one.ids, one.starts) for what, one in rows.items() if one is not None}
+    require_embeddings(skeleton, tokenizer, name, used)
+    require_something_to_learn(train, groups.data)
     require_answers(held_out, groups.data)
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
     clipping = groups.clipping.style(layers_of(names).values())
@@ -238,6 +244,15 @@ def template_date(tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> str 
         return None
     began = None if folder.saved is None else folder.saved.identity.get(TEMPLATE_DATE)
     return began or ranks_of(folder.accelerator).from_main(today)
+
+
+def require_something_to_learn(train: TokenizedDataset, data: DataArguments) -> None:
+    """Refuse training data without any answer token: the whole budget would buy a model of noise alone."""
+    if not train.num_answer_tokens.any():
+        flag = "--train_file" if data.train_file else "--dataset_name"
+        roles = roles_of(data.train_file) if data.train_file else ""
+        told = f"no training example has an answer token within --block_size {data.block_size}{roles}"
+        refuse(flag, data.train_file or data.dataset_name, f"{told}; raise --block_size, or give examples with answers")
 
 
 def require_answers(held_out: TokenizedDataset | None, data: DataArguments) -> None:
