@@ -176,9 +176,7 @@ def _read_peft(path: Path) -> _Read:
     return entries, others
 
 
-def _entries(
-    path: Path, state: Mapping[str, Any], A_key: str, B_key: str, alpha_of: Callable[[str], object]
-) -> _Read:
+def _entries(path: Path, state: Mapping[str, Any], A_key: str, B_key: str, alpha_of: Callable[[str], object]) -> _Read:
     """The adapters of `state`, and its other entries."""
     before, after = A_key.split("{}")
     keys = [key for key in state if isinstance(key, str) and key.startswith(before) and key.endswith(after)]

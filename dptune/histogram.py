@@ -24,6 +24,7 @@ import numpy as np
 from dptune._validate import refuse, require_count, require_positive
 from dptune.grid import grid_of
 from dptune.keystream import Keystream
+from dptune.units.names import author_name
 
 SENSITIVITY = 1.0  # L2 sensitivity of `votes` to adding or removing one unit
 
@@ -34,7 +35,8 @@ def votes(buckets: np.ndarray, num_buckets: int, units: Sequence[Hashable] | Non
     Args:
         buckets: bucket of each record, int [N], from 0 to K - 1.
         num_buckets: K.
-        units: privacy unit of each record, N of them; None if each record is a separate unit.
+        units: privacy unit of each record, N of them; None if each record is a separate unit. Texts and numbers are
+            names of people: all spellings of one number are one unit (`dptune.units.names.author_name`).
 
     Raises:
         InvalidArgument: K is below 1, or `buckets` and `units` do not have one entry per record.
@@ -46,9 +48,18 @@ def votes(buckets: np.ndarray, num_buckets: int, units: Sequence[Hashable] | Non
         refuse("units", len(units), f"give one unit for each of the {len(buckets)} records")
     if units is None:
         return np.bincount(buckets, minlength=num_buckets).astype(np.float64)
-    records = Counter(units)
-    shares = np.array([1 / records[unit] for unit in units])
+    known = [_known(unit) for unit in units]
+    records = Counter(known)
+    shares = np.array([1 / records[unit] for unit in known])
     return np.bincount(buckets, weights=shares, minlength=num_buckets)
+
+
+def _known(unit: Hashable) -> Hashable:
+    """The name of a unit that is a text or a number, any other unit as it is."""
+    try:
+        return author_name(unit)
+    except TypeError:
+        return unit
 
 
 def release(votes_K: np.ndarray, noise_multiplier: float, keystream: Keystream | None = None) -> np.ndarray:

@@ -39,6 +39,7 @@ from utils.annotation.files import (
 from utils.cli.endpoints import OPENAI_KEY, key_from_environment
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.interruption import StopRequest
+from utils.data.lost_columns import refuse_lost_columns
 from utils.files.cells import Place, require_columns, text_of
 from utils.files.jsonl import json_line
 from utils.files.tables import Row, read_rows, show_columns
@@ -143,6 +144,7 @@ async def _ask_all(
 def _checked(row: Row, place: Place) -> Row:
     """The row with an id."""
     require_columns(row, ("instruction",), place)
+    refuse_lost_columns(row, ("instruction",), place)
     if not text_of(row, "instruction", place).strip():
         place.refuse("its instruction is blank; remove the row")
     given = row.get("id")

@@ -218,16 +218,16 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         *("--gradient_accumulation_steps", str(job.total_bs // (job.perdevice_bs * job.gpus))),
         *("--num_train_epochs", repr(job.num_epochs), "--learning_rate", repr(job.lr)),
         *(privacy if job.private else without),
-        *_unit_flags(job.unit),
+        *_unit_flags(job.unit, ignore_users=job.ignore_users),
         *("--resume_from_checkpoint", "latest"),  # starts afresh if there is no checkpoint
         *("--eval_freq", str(job.eval_freq), *([] if job.eval_at_start else ["--no_eval_at_start"])),
     ]
     return launch_words(SCRIPT, [*flags, *extra], gpus=job.gpus, shard=job.shard)
 
 
-def _unit_flags(unit: PrivacyUnit) -> list[str]:
+def _unit_flags(unit: PrivacyUnit, *, ignore_users: bool) -> list[str]:
     if unit.column is None:
-        return []
+        return ["--ignore_users"] if ignore_users else []
     return [
         *("--privacy_unit", unit.column, "--examples_per_unit", str(unit.examples)),
         *("--user_level_method", unit.method),

@@ -27,7 +27,7 @@ from dptune.budget import Budget
 from dptune.histogram import release
 from dptune.keystream import Keystream
 from dptune.run.lock import FolderLock
-from dptune.units.unit import EXAMPLE, PrivacyUnit
+from dptune.units.unit import EXAMPLE, PrivacyUnit, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.data.row_authors import authors_of, refuse_unnoticed_users
 from utils.files.cells import Place, require_columns, text_of
@@ -156,15 +156,14 @@ def _texts(rows: Sequence[Row], given: ResamplingArguments, which: str) -> list[
     return texts
 
 
-def _units(real: Sequence[Row], given: ResamplingArguments) -> list[Hashable] | None:
-    """The privacy unit of each private record; a record without an author is its own unit."""
+def _units(real: Sequence[Row], given: ResamplingArguments) -> list[int] | None:
+    """The number of each private record's author; a record without an author is its own unit."""
     column = given.unit.column
     if column is None:
         if not given.ignore_users:
             refuse_unnoticed_users(real, "--real_file", given.real_file, "--privacy_unit")
         return None
-    names = authors_of(real, column, "--real_file", given.real_file)
-    return [number if name is None else name for number, name in enumerate(names)]
+    return group_by_author(authors_of(real, column, "--real_file", given.real_file)).of_row.tolist()
 
 
 def _require_writable(folder: Path, rows: Sequence[Row], path: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dptune._validate import refuse
 from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.data.lost_columns import refuse_lost_columns
 from utils.data.row_authors import refuse_unnoticed_users
 from utils.data.splits import LABELLED, Shares, split_rows
 from utils.files.cells import Place, author_of, require_columns, text_of
@@ -123,6 +124,7 @@ def write(folder: Path, splits: Mapping[str, Sequence[Row]], record: Mapping[str
 
 def _pair(row: Row, user_column: str | None, with_id: bool, place: Place) -> Row:
     require_columns(row, ("instruction", "answer"), place)
+    refuse_lost_columns(row, ("instruction", "answer"), place)
     pair: Row = {name: text_of(row, name, place) for name in ("instruction", "answer")}
     if with_id:
         pair["id"] = str(row["id"])

@@ -43,11 +43,11 @@ COMMON = {
     "eval_freq": 2,
 }
 CAUSAL_LM: dict[str, dict[str, object]] = {
-    "lora": {"lora_r": 4, "lora_dropout": 0.1},
-    "lora-adaptive": {"lora_r": 4, "clipping": "adaptive"},
-    "lora-epsilon": {"lora_r": 4, "noise_multiplier": None, "target_epsilon": 4},
-    "whole": {"trainable": "all", "optimizer": "dp-adam"},
-    "whole-layers": {"trainable": "all", "clipping": "per-layer"},
+    "lora": {"lora_r": 4, "lora_dropout": 0.1, "ignore_users": True},
+    "lora-adaptive": {"lora_r": 4, "clipping": "adaptive", "ignore_users": True},
+    "lora-epsilon": {"lora_r": 4, "noise_multiplier": None, "target_epsilon": 4, "ignore_users": True},
+    "whole": {"trainable": "all", "optimizer": "dp-adam", "ignore_users": True},
+    "whole-layers": {"trainable": "all", "clipping": "per-layer", "ignore_users": True},
     "plain": {"lora_r": 4, "clip_norm": -1, "noise_multiplier": -1, "delta": None},
     "authors": {"lora_r": 4, "privacy_unit": "user", "examples_per_unit": 3, "gradient_accumulation_steps": 1},
     "groups": {

@@ -27,6 +27,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.accounting.rounding",
         "dptune.grid",
         "dptune.shapes",
+        "dptune.units.names",
     ),
     ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.dropout"),
     (
@@ -70,6 +71,7 @@ WITHOUT_TORCH = (
     "dptune.mechanism",
     "dptune.run.plan",
     "dptune.run.lock",
+    "dptune.units.names",
 )
 
 Sources = dict[str, ast.Module]  # module name -> its syntax tree

@@ -43,6 +43,11 @@ class AuthorItems(Dataset[list[Feature]]):
         self._rows, self._of_author, self._most = rows, authors.rows(), most
 
     @property
+    def all_rows(self) -> Sequence[Feature]:
+        """The rows of all authors; an item holds a choice of them."""
+        return self._rows
+
+    @property
     def counts(self) -> np.ndarray:
         """Number of rows of each item, int64 [authors]."""
         return np.array([min(len(rows), self._most) for rows in self._of_author], dtype=np.int64)
@@ -76,6 +81,8 @@ class AuthorCollator(DataCollatorForPrivateCausalLanguageModeling):
 
 class AuthorLosses:
     """(model, inputs) -> losses [U * k]. The losses of an author add up to the mean over their rows."""
+
+    of_default_labels = True  # labels mean what they do to `DefaultLosses`
 
     def __init__(self) -> None:
         self._losses = DefaultLosses()

@@ -27,6 +27,7 @@ from dptune.integrations.planning import count_examples, logical_batch, plan_tra
 from dptune.integrations.processes import ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
 from dptune.integrations.trainer import publish_run
+from dptune.integrations.values import require_known_values
 from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.run.session import PrivateRun
@@ -131,6 +132,8 @@ class PrivacyEngine:
         """
         _refuse_unsafe(args)
         self._check_trainer(args, state, model, train_dataloader)
+        known = self._losses is losses_of_outputs
+        require_known_values(model, self.dataset.examples, train_dataloader.collate_fn, labels=known)
         resumed = state.global_step > 0
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}" if resumed else None
         with renamed(FLAGS):

@@ -32,6 +32,7 @@ from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
+from dptune.integrations.values import require_known_values
 from dptune.optimizers import DPAdam
 from dptune.report.card import Artifact
 from dptune.report.publish import publish
@@ -143,6 +144,7 @@ class DPTrainer(transformers.Trainer):
             print(*describe_plan(self.plan), sep="\n")
         if getattr(self.args, "dry_run", False):
             return TrainOutput(0, math.nan, {})
+        self._check_values()
         checkpoint, ranks = self._checkpoint(resume_from_checkpoint), ranks_of_launch()
         with renamed(FLAGS), FolderLock(enabled=ranks.is_main) as lock:
             ranks.from_main(lambda: lock.make(Path(self.args.output_dir)))
@@ -266,6 +268,12 @@ class DPTrainer(transformers.Trainer):
         if self._batch:
             own.max_steps = steps_of(args, num_examples=self._num_examples, batch=self._batch)
         return own
+
+    def _check_values(self) -> None:
+        """Refuse a training set with an item that the model cannot read, before anything is released."""
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        known = isinstance(self._losses, DefaultLosses) or hasattr(self._losses, "of_default_labels")
+        require_known_values(self.model, self.train_dataset, collate, labels=known)
 
     def _check_rules(self) -> None:
         """Compare the engine's gradients with autograd's on random items, before anything is released."""

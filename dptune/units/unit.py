@@ -9,8 +9,6 @@ accounting covers all rows of an author together.
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from dptune.sampling import METHOD_OF_EXAMPLES
+from dptune.units.names import author_names
 
 EXAMPLE = "example"
 USER_LEVEL, EXAMPLE_LEVEL = "user-level", "example-level"
@@ -26,7 +25,6 @@ USER_LEVEL_METHODS = (USER_LEVEL, EXAMPLE_LEVEL)
 UNIT_GRADIENTS = ("mean", "sum")
 
 _T = TypeVar("_T")
-_WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")  # how a column of whole numbers with a gap is often written
 
 
 class Unit(Protocol):
@@ -181,53 +179,36 @@ class Authors:
         return np.split(order, np.cumsum(np.bincount(self.of_row))[:-1])
 
 
-def author_name(value: object) -> str | None:
-    """The author that a cell names, or None if it names nobody (empty, NaN, white space).
-
-    7, 7.0, " 7 " and "7.0" are one author, because file formats store a column of numbers in different ways. Treating
-    two people as one only protects them better.
-
-    Raises:
-        TypeError: the value is neither text nor a number.
-
-    >>> author_name(" ann "), author_name(7.0), author_name(""), author_name(float("nan"))
-    ('ann', '7', None, None)
-    """
-    if value is None:
-        return None
-    if isinstance(value, str):
-        name = value.strip()
-        return name.partition(".")[0] if _WHOLE_NUMBER.fullmatch(name) else name or None
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(type(value).__name__)
-    if math.isnan(value):
-        return None
-    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
-
-
-def group_by_author(names: Sequence[str | None]) -> Authors:
+def group_by_author(names: Sequence[object]) -> Authors:
     """Number the authors. Rows with the same name have one author; each row without a name is a separate author.
 
     Args:
-        names: the author's name of each row; at least one row.
+        names: the author of each row, in any spelling that `dptune.units.names.author_name` reads; at least one row.
+
+    Raises:
+        TypeError, ValueError: see `author_name`.
     """
     numbers_of: dict[str | int, int] = {}
-    of_row = [numbers_of.setdefault(row if name is None else name, len(numbers_of)) for row, name in enumerate(names)]
+    of_row = [
+        numbers_of.setdefault(row if name is None else name, len(numbers_of))
+        for row, name in enumerate(author_names(names))
+    ]
     return Authors(np.array(of_row, dtype=np.int64), largest=int(np.bincount(of_row).max()))
 
 
-def bound_authors(rows: Sequence[_T], names: Sequence[str | None], most: int, seed: int) -> tuple[list[_T], Authors]:
+def bound_authors(rows: Sequence[_T], names: Sequence[object], most: int, seed: int) -> tuple[list[_T], Authors]:
     """Keep at most `most` rows of each author: (the kept rows in order, who wrote them).
 
     A hash of the seed, the author's name and the row's number among theirs decides which rows stay. So all subsets are
     equally likely, and every rank and launch keeps the same rows. The accounting relies on this: what is kept of one
     author does not depend on any other author. With a shared stream of random numbers, removing one author would
-    change the rows of all authors after them. The seed need not be secret.
+    change the rows of all authors after them. The seed need not be secret. `names` as for `group_by_author`.
     """
+    known = author_names(names)
     numbered: Counter[str] = Counter()
     ranked: dict[str, list[tuple[bytes, int]]] = {}
     kept = []
-    for row, name in enumerate(names):
+    for row, name in enumerate(known):
         if name is None:
             kept.append(row)
             continue
@@ -236,6 +217,6 @@ def bound_authors(rows: Sequence[_T], names: Sequence[str | None], most: int, se
         numbered[name] += 1
     kept += [row for theirs in ranked.values() for _, row in sorted(theirs)[:most]]
     kept.sort()
-    authors = group_by_author([names[row] for row in kept])
+    authors = group_by_author([known[row] for row in kept])
     largest = max(numbered.values(), default=1)
     return [rows[row] for row in kept], Authors(authors.of_row, largest, num_left_out=len(rows) - len(kept))

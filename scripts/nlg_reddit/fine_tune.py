@@ -40,6 +40,7 @@ from utils.data.features import RowFeatures
 from utils.data.records import Record, load_texts
 from utils.data.splits import hold_out
 from utils.data.tokenization import TokenizedDataset, tokenize
+from utils.models.embeddings import require_embeddings
 from utils.models.loading import load_model, load_tokenizer, require_context
 from utils.models.trainable import MODEL_NAME, choose_trainable, save_trained_model
 
@@ -153,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(*_describe_corpus(train, held_out), sep="\n")
     set_seed(training.seed)  # initial adapters; noise and sampling use secret keys
     model = prepared_model(model_args)
+    require_embeddings(model, tokenizer, model_args.model_name, {"text": (train.ids, train.starts)})
     unit, length = data_args.unit, model_args.sequence_len
     trainer = make_trainer(model, tokenizer, training, privacy, unit, train, held_out, max_length=length)
     output = trainer.train(resume_from_checkpoint=_checkpoint(training))
@@ -191,12 +193,20 @@ def load_corpus(
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
     """(training data, held-out data or None), one row per text."""
     records = load_texts(
-        str(data.train_file), flag="--train_file", column=data.text_column, author_column=data.author_column
+        str(data.train_file),
+        flag="--train_file",
+        column=data.text_column,
+        author_column=data.author_column,
+        tokenizer=tokenizer,
     )
     held_out: list[Record] = []
     if data.validation_file is not None:
         held_out = load_texts(
-            data.validation_file, flag="--validation_file", column=data.text_column, split="validation"
+            data.validation_file,
+            flag="--validation_file",
+            column=data.text_column,
+            split="validation",
+            tokenizer=tokenizer,
         )
     elif data.held_out_share:
         records, held_out = hold_out(records, data.held_out_share, seed)

@@ -51,6 +51,11 @@ def test_without_shares_a_unit_with_many_records_would_move_them_by_more() -> No
     assert counts(rows, by_user=True).tolist() == [0, 1, 1, 0, 0]
 
 
+def test_a_person_written_in_many_ways_has_one_vote() -> None:
+    buckets = np.array([0, 0, 1, 1, 2])
+    assert votes(buckets, 3, [7, "7.0", 7.0, " 7e0", ("row", 4)]).tolist() == [0.5, 0.5, 1.0]
+
+
 def test_the_noise_is_gaussian_and_as_large_as_it_says() -> None:
     private = np.arange(20_000.0)
     noise = release(private, 10.0, Keystream.for_tests(1)) - private

@@ -302,6 +302,7 @@ def test_a_key_on_the_command_line_is_an_unknown_flag(tmp_path: Path, capsys: py
         ([{"instruction": "a"}, {"text": "b"}], r"row 2 .*instruction is missing"),
         ([{"instruction": "a"}, {"instruction": None}], r"row 2 .*is not text \(no value\)"),
         ([{"instruction": " \n"}], "row 1 .*is blank"),
+        ([{"instruction": "a", "context": "secret"}], "row 1 .*context would be left out"),
         ([{"instruction": "a", "score": math.inf}], "row 1 .*a value that JSON cannot hold"),
         ([{"instruction": "a", "note": "half \ud800 a pair"}], "row 1 .*a value that JSON cannot hold"),
     ],

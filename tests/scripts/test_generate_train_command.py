@@ -132,7 +132,9 @@ def test_the_noise_of_example_level_sampling_hides_all_rows_of_an_author(capsys:
 def test_users_that_nobody_thought_of_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InvalidArgument, match="names users in user; give --privacy_unit user, or --ignore_users"):
         line(capsys, "--dataset_name", "by_users")
-    assert f"{ROWS} examples" in line(capsys, "--dataset_name", "by_users", "--ignore_users")[0]
+    comment, words = line(capsys, "--dataset_name", "by_users", "--ignore_users")
+    assert f"{ROWS} examples" in comment
+    assert groups_of(words)["ignore_users"] is True, "train_clm.py refuses such a file too"
 
 
 def test_a_user_that_is_a_list_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

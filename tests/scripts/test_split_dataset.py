@@ -116,6 +116,7 @@ def test_ids_are_kept_only_where_every_row_has_one(tmp_path: Path) -> None:
         ([{"text": "a"}], [], "instruction is missing"),
         ([{"instruction": "a", "answer": "b"}, {"instruction": "secret"}], [], "row 2 .*answer is missing"),
         ([{"instruction": "a", "answer": None}], [], "answer is not text"),
+        ([{"instruction": "a", "answer": "b", "input": "secret"}], [], "row 1 .*input would be left out; join it"),
         ([{"instruction": "a", "answer": "b"}], [], r"^--val_share=0\.05: no row of 1 is in val;"),
         ([{"instruction": "a", "answer": "b"}], ["--user_column", "who"], "--user_column='who': no such column"),
         (

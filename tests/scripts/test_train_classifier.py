@@ -193,6 +193,23 @@ def test_a_users_own_rows(bert: Path, tmp_path: Path) -> None:
 WORDS_OF_ROWS = ["good", "bad"] * 20
 
 
+def test_a_private_run_on_a_file_that_names_users_is_refused_unless_told(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": f"the film was {word}", "label": word, "speaker": "Jane Roe"} for word in WORDS_OF_ROWS]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"train_file": tmp_path / "train.jsonl", "text_columns": "text", "datasets": None, "data_dir": None}
+    private = {"enable_dp": True, "noise_multiplier": 1, "max_grad_norm": 1, "delta": 1e-3, "batch_size": 10}
+    line = flags(bert, tmp_path, tmp_path / "out", dry_run=True, **own, **private)
+    with pytest.raises(SystemExit):
+        main(line)
+    shown = capsys.readouterr().err
+    assert "names users in speaker, but this program protects rows" in shown
+    assert "Jane" not in shown
+    main([*line, "--ignore_users"])
+    main([word for word in line if word != "--enable_dp"])
+
+
 # --- privacy is what was asked for, and said ---
 
 

@@ -219,6 +219,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_model_dir, train_file
     assert not out.exists()
 
 
+def test_a_file_that_names_users_is_refused_unless_told(tiny_model_dir, tmp_path, capsys):
+    rows = [{"instruction": f"Say {n}.", "answer": "yes", "email": f"{n % 9}@example.org"} for n in range(64)]
+    (tmp_path / "users.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = flags(tiny_model_dir, tmp_path / "users.jsonl", tmp_path / "out", dry_run=True)
+    with pytest.raises(SystemExit):
+        train_clm.main(line)
+    shown = capsys.readouterr().err
+    assert "names users in email; give --privacy_unit email, or --ignore_users" in shown
+    assert "@" not in shown
+    train_clm.main([*line, "--ignore_users"])
+    assert "sampling probability" in capsys.readouterr().out
+
+
 def test_held_out_data_without_an_answer_end_the_run_before_the_model_is_loaded(
     tiny_model_dir, train_file, tmp_path, capsys
 ):

@@ -162,6 +162,10 @@ class BudgetArguments:
     delta: float = field(
         default=1e-6, metadata={"help": "probability that the epsilon bound fails; below 1 / number of examples"}
     )
+    ignore_users: bool = field(
+        default=False,
+        metadata={"help": "protect rows although --train_file names users: a user with many rows is protected less"},
+    )
     insecure_test_seed: int | None = field(
         default=None,
         metadata={

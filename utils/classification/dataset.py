@@ -112,7 +112,7 @@ class ClassificationDataset:
 
 
 def tokenize_texts(rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ClassificationDataset:
-    """Tokenise every text or pair with its special tokens. N rows stay N, whatever they hold.
+    """Tokenise every text or pair with the tokenizer's special tokens around it. N rows stay N, whatever they hold.
 
     The tokenizer cuts what is too long and keeps its special tokens; it shortens the longer text of a pair first.
     A row without any token (an empty text, where no special tokens are added) becomes one end token, or another
@@ -179,6 +179,7 @@ def _tokens(
         truncation=False if max_length is None else "longest_first",
         max_length=max_length,
         return_attention_mask=False,
+        split_special_tokens=True,  # what a person typed is text, even if it spells a special token
         verbose=False,  # no warning that a text is longer than the model's context: we cut it
     )
 

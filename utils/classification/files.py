@@ -118,6 +118,15 @@ def load_classifier(name: str, class_names: Sequence[str], *, pad_token_id: int)
     return model.eval(), sorted({key.rpartition(".")[0] for key in others})
 
 
+def load_classifier_skeleton(name: str) -> Any:
+    """The classifier of a folder or hub name without its weights, on the meta device. Errors as `load_classifier`'s."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(_config(name))
+    except Exception as error:  # the hub, the file system and the parsers raise unrelated types
+        refuse_to_load("model", name, error, flag=_FLAG, remedy=_REMEDY)
+
+
 def save_classifier(model: Any, tokenizer: Any, folder: Path, *, base_model: str) -> dict[str, str]:
     """Write the trained parts to `folder`, each whole or not at all. The tokenizer is saved with the first of them.
 

@@ -22,6 +22,7 @@ Splits = dict[str, LabelledTexts]
 TRAIN = "train"
 _HUB_NAMES = ("nyu-mll/glue", "glue")
 _FLAG = "--data_dir"
+_NO_LABEL = -1  # how the hub's copies mark a row without a label
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,11 @@ def _from_table(name: str, table: datasets.Dataset) -> LabelledTexts:
     labels = np.array(list(table[label]), dtype=np.int64)
     if tuple(getattr(table.features[label], "names", task.class_names)) != task.class_names:
         refuse("--datasets", name, f"the hub's copy has other classes than {task.class_names}; give {_FLAG}")
-    if not len(labels) or labels.min() < 0 or labels.max() >= len(task.class_names):
+    if not len(labels) or labels.min() < _NO_LABEL or labels.max() >= len(task.class_names):
+        refuse("--datasets", name, f"the hub's copy has rows with an unknown label; give GLUE's files with {_FLAG}")
+    kept = np.flatnonzero(labels != _NO_LABEL)
+    if not len(kept) or (len(kept) < len(labels) and not task.unlabelled):
         refuse("--datasets", name, f"the hub's copy has rows without a label; give GLUE's files with {_FLAG}")
-    return LabelledTexts(tuple(list(table[column]) for column in texts), labels)
+    columns = [list(table[column]) for column in texts]
+    chosen = tuple([column[row] for row in kept] for column in columns)
+    return LabelledTexts(chosen, labels[kept], num_skipped=len(labels) - len(kept))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
 import numpy as np
 
 from dptune._validate import refuse, require_count
+from utils.data.row_authors import refuse_unnoticed_users
 from utils.files.cells import Place, is_text, require_columns, text_of
 from utils.files.tables import SPLITS, Row, read_rows, show_columns
 
@@ -80,7 +82,8 @@ class NamedTexts:
         """The declared classes, or else the labels that occur: whole numbers in order of value, others alphabetically.
 
         Raises:
-            InvalidArgument: there is only one class, there are too many to publish, or a number has two spellings.
+            InvalidArgument: there is only one class, there are too many to publish, a number has two spellings, or a
+                label may mean that there is none.
         """
         if self.declared is not None:
             return self.declared
@@ -93,6 +96,9 @@ class NamedTexts:
         if len({_value(name) for name in names}) < len(names):
             refuse(self.flag, self.path, "some labels spell one number in two ways, such as 1 and 1.0; use only one")
         numbers = all(name.removeprefix("-").isdecimal() for name in names)
+        if {"-1", "0"} <= names and numbers:
+            remedy = "often means no label; drop those rows, or, if it is a class, list all classes with --class_names"
+            refuse(self.flag, self.path, f"label -1 beside labels from 0 {remedy}")
         return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
 
     def numbered(self, class_names: Sequence[str], given_by: str = "the training file's") -> LabelledTexts:
@@ -109,7 +115,13 @@ class NamedTexts:
 
 
 def read_named_texts(
-    path: str | Path, *, flag: str, split: str, text_columns: Sequence[str], label_column: str
+    path: str | Path,
+    *,
+    flag: str,
+    split: str,
+    text_columns: Sequence[str],
+    label_column: str,
+    refuse_users: bool = False,
 ) -> NamedTexts:
     """Every row of a file or of a saved DatasetDict's split.
 
@@ -117,6 +129,7 @@ def read_named_texts(
         path, flag, split: see `utils.files.tables.read_rows`.
         text_columns: one column, or the two columns of a pair in the order in which the model reads them.
         label_column: holds text or whole numbers; 1 and "1" are the same class, because CSV holds only text.
+        refuse_users: refuse a file with a column of users.
 
     Raises:
         InvalidArgument: what `read_rows` refuses, a missing column, or a value that is not a text or a label. The
@@ -126,6 +139,8 @@ def read_named_texts(
         refuse("--text_columns", list(text_columns), "name one column, or two for pairs of texts")
     saved = _saved_split(path, flag, split)
     rows = read_rows(path, flag, split)
+    if refuse_users:
+        refuse_unnoticed_users(rows, flag, str(path), None)
     columns = [*text_columns, label_column]
     for name, given_by in zip(columns, ["--text_columns"] * len(text_columns) + ["--label_column"], strict=True):
         if not any(name in row for row in rows):
@@ -162,6 +177,12 @@ def _saved_split(path: str | Path, flag: str, split: str) -> datasets.Dataset | 
     return next((saved[name] for name in SPLITS[split] if name in saved), None)
 
 
+def _is_score(name: str) -> bool:
+    """Whether a label is a number but not a whole one, or not finite."""
+    value = _value(name)
+    return isinstance(value, float) and not value.is_integer()
+
+
 def _value(name: str) -> float | str:
     """A label's number, so that 1 and 1.0 are equal; other labels unchanged."""
     try:
@@ -175,9 +196,12 @@ def _class_name(row: Row, column: str, place: Place) -> str:
     value = row[column]
     if isinstance(value, int | np.integer | np.bool_):
         return str(value)
+    if isinstance(value, float | np.floating | Decimal):
+        value = str(value)  # as CSV holds it
     name = value.strip() if isinstance(value, str) and is_text(value) else ""
-    if not name or name.lower() == "nan":
-        place.refuse(f"{column} is neither text nor a whole number ({type(value).__name__}); give every row a label")
+    if not name or name.lower() == "nan" or _is_score(name):
+        kind = type(row[column]).__name__
+        place.refuse(f"{column} is neither text nor a whole number ({kind}); give every row a label, not a score")
     if len(name) > _LONGEST_CLASS_NAME:
         place.refuse(f"{column} has over {_LONGEST_CLASS_NAME} characters, but labels become public names; shorten it")
     return name

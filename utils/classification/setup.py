@@ -22,7 +22,12 @@ from dptune.run.plan import RunPlan, make_plan
 from dptune.shapes import Shapes
 from utils.classification.arguments import ON_RESUME, Settings
 from utils.classification.dataset import ClassificationDataset
-from utils.classification.files import classifier_artifact, load_classifier, save_classifier
+from utils.classification.files import (
+    classifier_artifact,
+    load_classifier,
+    load_classifier_skeleton,
+    save_classifier,
+)
 from utils.classification.losses import ClassificationLoss, check_classifier_rules, predict
 from utils.classification.measured_defaults import measure_clip_norm, measure_head_rate, typical_gradient_norm
 from utils.classification.metrics import scores
@@ -37,6 +42,7 @@ from utils.classification.outputs import (
 from utils.classification.tasks import ClassificationTask, load_file_task, load_task
 from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, ranks_of, sharding_of_launch
+from utils.models.embeddings import require_embeddings
 from utils.models.loading import require_context
 from utils.models.trainable import Losses, in_autocast
 from utils.training.changes import describe_changes, resumed_config
@@ -72,7 +78,7 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
         names = data.datasets or []  # `TaskArguments` has exactly one of the two
         if resume not in (None, "latest") and len(names) > 1:
             refuse("--resume_from_checkpoint", resume, "belongs to one task; give latest, or only that task")
-        return [load(name) for name in names]
+        return [_with_embeddings(load(name), settings, tokenizer) for name in names]
     task = load_file_task(
         data.train_file,
         data.validation_file,
@@ -83,8 +89,18 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
         max_length=length,
         max_train_examples=data.max_train_examples,
         seed=settings.steps.seed,
+        refuse_users=settings.budget.enable_dp and not settings.budget.ignore_users,
     )
-    return [task]
+    return [_with_embeddings(task, settings, tokenizer)]
+
+
+def _with_embeddings(task: ClassificationTask, settings: Settings, tokenizer: Any) -> ClassificationTask:
+    """The task; refuses a model without an embedding of one of its tokens."""
+    name = settings.checkpoint.model_checkpoint
+    data = {"training row": task.train, **{f"{split} row": rows for split, rows in task.validation.items()}}
+    used = {what: (rows.ids, rows.starts) for what, rows in data.items()}
+    require_embeddings(load_classifier_skeleton(name), tokenizer, name, used, flag="--model_checkpoint")
+    return task
 
 
 class PlannedTask(NamedTuple):

@@ -80,6 +80,7 @@ def load_file_task(
     max_length: int,
     max_train_examples: int | None = None,
     seed: int = 0,
+    refuse_users: bool = False,
 ) -> ClassificationTask:
     """A user's own rows.
 
@@ -93,15 +94,23 @@ def load_file_task(
         label_column: column of text or whole numbers.
         class_names: classes in the order of class numbers, chosen without looking at the rows.
         tokenizer, max_length, max_train_examples, seed: see `load_task`.
+        refuse_users: refuse a training file with a column of users, all of whose rows no epsilon here would cover.
 
     Raises:
         InvalidArgument: naming the flag, its value and the remedy; never showing a row's content.
     """
 
-    def read(path: str, flag: str, split: str) -> NamedTexts:
-        return read_named_texts(path, flag=flag, split=split, text_columns=text_columns, label_column=label_column)
+    def read(path: str, flag: str, split: str, *, refuse_users: bool = False) -> NamedTexts:
+        return read_named_texts(
+            path,
+            flag=flag,
+            split=split,
+            text_columns=text_columns,
+            label_column=label_column,
+            refuse_users=refuse_users,
+        )
 
-    named = read(train_file, "--train_file", "train")
+    named = read(train_file, "--train_file", "train", refuse_users=refuse_users)
     given_by = "the training file's" if class_names is None else "--class_names"
     classes = named.class_names() if class_names is None else tuple(class_names)
     train = tokenize_texts(named.numbered(classes, given_by).sample(max_train_examples, seed), tokenizer, max_length)

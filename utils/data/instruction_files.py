@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dptune._validate import refuse
+from utils.data.lost_columns import lost_column
 from utils.files.cells import is_text
 from utils.files.tables import parse_json
 
@@ -147,6 +148,9 @@ def _text_of(path: str, number: int, entry: object) -> str:
     text = entry.get("instruction") if isinstance(entry, dict) else entry
     if not is_text(text):
         refuse(FLAG, path, f"entry {number} is neither text nor an object with text as its instruction; fix it")
+    if isinstance(entry, dict) and (name := lost_column(entry, ())) is not None:
+        shown = " ".join(name.split())
+        refuse(FLAG, path, f"{shown} of entry {number} would be left out; join it to the instruction, or drop it")
     return str(text)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from dptune._validate import refuse
 from dptune.units.unit import PrivacyUnit, bound_authors, group_by_author
 from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
-from utils.data.prompts import PUBMED_PROMPT, format_prompt
+from utils.data.prompts import PUBMED_PROMPT, ChatTemplateError, format_prompt
 from utils.data.pubmed import DayRange, load_abstracts, load_validation_abstracts
-from utils.data.records import Record, load_records, prompt_and_answer
+from utils.data.records import Record, RecordMaker, load_records
 from utils.data.tokenization import TokenizedDataset, tokenize
 from utils.files.tables import has_validation_split
 
@@ -35,6 +35,7 @@ def load_training_data(
     date_to: str = LAST_DAY,
     unit: PrivacyUnit = _ROW,
     seed: int = 0,
+    users_flag: str | None = None,
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
     """The training set and the validation set; None if there is no validation set.
 
@@ -51,6 +52,7 @@ def load_training_data(
         unit: the privacy unit. With a column, the training set records each row's author; if the unit bounds authors,
             at most `unit.examples` rows of each are kept.
         seed: chooses which rows of an author are kept.
+        users_flag: see `utils.data.records.load_records`; for `train_file` only.
 
     Raises:
         InvalidArgument: for a mistake in the flags or the data; names the flag, its value and the remedy.
@@ -67,7 +69,12 @@ def load_training_data(
     else:
         own = validation_file is None
         train, validation = _load_file(
-            str(train_file), prompt_style, tokenizer, own_validation=own, author_column=unit.column
+            str(train_file),
+            prompt_style,
+            tokenizer,
+            own_validation=own,
+            author_column=unit.column,
+            users_flag=users_flag,
         )
     if validation_file is not None:
         validation = load_records(
@@ -110,10 +117,14 @@ def load_dataset_by_name(
     if name not in DATASET_NAMES:
         refuse("--dataset_name", name, f"give one of {', '.join(DATASET_NAMES)}, or --train_file for your own data")
     folder = Path(data_dir) / "pubmed"
-    prompt = format_prompt(PUBMED_PROMPT, prompt_style, tokenizer)
-    train = [prompt_and_answer(prompt, abstract) for abstract in load_abstracts(folder, days)]
+    maker = RecordMaker(tokenizer)
+    try:
+        prompt = format_prompt(PUBMED_PROMPT, prompt_style, tokenizer)
+    except ChatTemplateError as error:
+        refuse("--prompt_style", prompt_style, f"{error}; give plain")
+    train = [maker.answered(prompt, abstract) for abstract in load_abstracts(folder, days)]
     validation = load_validation_abstracts(folder, days)
-    return train, None if validation is None else [prompt_and_answer(prompt, abstract) for abstract in validation]
+    return train, None if validation is None else [maker.answered(prompt, abstract) for abstract in validation]
 
 
 def _load_file(
@@ -123,10 +134,18 @@ def _load_file(
     *,
     own_validation: bool,
     author_column: str | None,
+    users_flag: str | None,
 ) -> _Splits:
     """(training records, records of the DatasetDict's validation split or None) of --train_file."""
     flag = "--train_file"
-    train = load_records(path, flag=flag, prompt_style=prompt_style, tokenizer=tokenizer, author_column=author_column)
+    train = load_records(
+        path,
+        flag=flag,
+        prompt_style=prompt_style,
+        tokenizer=tokenizer,
+        author_column=author_column,
+        users_flag=users_flag,
+    )
     if not (own_validation and has_validation_split(path, flag)):
         return train, None
     split = "validation"

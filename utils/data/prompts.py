@@ -9,19 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from dptune._validate import refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNCONDITIONAL = "uncond_generation"
-PROMPT_STYLES = ("plain", "chat", "vicuna", UNCONDITIONAL)
+AS_IS = "as_is"
+PROMPT_STYLES = ("plain", "chat", "vicuna", UNCONDITIONAL, AS_IS)
 PUBMED_PROMPT = "Abstract: "
 # FastChat's conversation template "vicuna_v1.1" (https://github.com/lm-sys/FastChat, fastchat/conversation.py).
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+
+
+class ChatTemplateError(Exception):
+    """A chat template raised something. The message names its type and shows no text, which may be a record's."""
 
 
 def format_prompt(instruction: str, style: str = "plain", tokenizer: PreTrainedTokenizerBase | None = None) -> str:
@@ -32,10 +39,12 @@ def format_prompt(instruction: str, style: str = "plain", tokenizer: PreTrainedT
         style: "plain" is the instruction and a line break, unless it is empty or already ends in white space; "chat" is
             the tokenizer's chat template with one user turn, up to the assistant's text; "vicuna" is FastChat's
             vicuna_v1.1 with one user turn, ending in the space that belongs to the answer's first word;
-            "uncond_generation" is always empty, for a model that writes instructions itself.
+            "uncond_generation" is always empty, for a model that writes instructions itself; "as_is" is the instruction
+            unchanged, for instructions that are rendered prompts.
         tokenizer: needed for "chat" only.
 
     Raises:
+        ChatTemplateError: the chat template fails.
         InvalidArgument: the style is unknown, the tokenizer has no chat template for "chat", or "uncond_generation"
             got an instruction, which would be lost (not shown: it may be private).
 
@@ -46,6 +55,8 @@ def format_prompt(instruction: str, style: str = "plain", tokenizer: PreTrainedT
     """
     if style not in PROMPT_STYLES:
         refuse("--prompt_style", style, f"give one of {', '.join(PROMPT_STYLES)}")
+    if style == AS_IS:
+        return instruction
     if style == "plain":
         return instruction if not instruction or instruction[-1].isspace() else instruction + "\n"
     if style == "vicuna":
@@ -67,14 +78,22 @@ def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 def render_chat(
     messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
 ) -> str:
-    """The conversation as text, by the tokenizer's chat template; `jinja2.TemplateError` if the template refuses it.
+    """The conversation as text, by the tokenizer's chat template.
 
     Many templates write the start token, and many tokenizers add one later. In that case the template's token is
     removed, since no model was pre-trained on two start tokens.
+
+    Raises:
+        ChatTemplateError: the template raised anything at all.
     """
-    text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except Exception as error:  # templates are programs of strangers
+        refuses = type(error) is TemplateError  # raised by the template itself
+        what = "refuses this order of roles" if refuses else "fails on this conversation"
+        raise ChatTemplateError(f"the chat template {what} ({type(error).__name__})") from None
     bos = tokenizer.bos_token
     if bos and text.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
         return text.removeprefix(bos)

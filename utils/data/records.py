@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
 from dptune._validate import refuse
-from utils.data.prompts import UNCONDITIONAL, format_prompt, has_chat_template, render_chat
+from utils.data.answers import ASSISTANT, CONTENT, ROLE, AnswerNotFound, find_answers
+from utils.data.lost_columns import refuse_lost_columns
+from utils.data.prompts import AS_IS, UNCONDITIONAL, ChatTemplateError, format_prompt, has_chat_template, render_chat
+from utils.data.row_authors import refuse_unnoticed_users
+from utils.data.special_tokens import Spans, SpecialTokens, StandInLost
 from utils.files.cells import Place, author_of, is_text, kind_of, require_columns, text_of
 from utils.files.tables import Row, read_rows, show_columns
 
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 # The first set that a file has is used; other columns are ignored.
 COLUMN_SETS = (("instruction", "answer"), ("prompt", "completion"), ("messages",))
 _INSTRUCTIONS_ALONE = ("instruction",)  # learned with the style "uncond_generation"
-_ROLE, _CONTENT = "role", "content"
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class Record:
             to learn (a conversation without an assistant turn); an empty answer is (n, n).
         author: the row's author, from the column of the privacy unit. None without such a column, or if the row has no
             value there; the row is then a unit by itself.
+        typed: (start, end) of what a person typed that spells a special token, ascending. It is text.
     """
 
     text: str
-    answers: tuple[tuple[int, int], ...]
+    answers: Spans
     author: str | None = field(default=None, repr=False)
+    typed: Spans = field(default=(), repr=False)
 
 
 def load_records(
@@ -52,6 +56,7 @@ def load_records(
     tokenizer: PreTrainedTokenizerBase,
     split: str = "train",
     author_column: str | None = None,
+    users_flag: str | None = None,
 ) -> list[Record]:
     """One record per row of a file or of a saved DatasetDict's split.
 
@@ -64,23 +69,29 @@ def load_records(
         tokenizer: its chat template renders messages and the "chat" style.
         split: "train" or "validation", for folders.
         author_column: the column that names each row's author, if authors are the privacy unit.
+        users_flag: the flag that makes authors the unit. A file with a column of users is refused, naming it; None
+            takes every file.
 
     Raises:
         InvalidArgument: `read_rows` refuses the file, a column is missing, or a value is not text. Names flag, file and
             row.
     """
     rows = read_rows(path, flag, split)
+    if users_flag is not None:
+        refuse_unnoticed_users(rows, flag, str(path), users_flag)
     columns = _column_set(rows[0], prompt_style, flag, str(path))
     if columns == ("messages",) and not has_chat_template(tokenizer):
         refuse(flag, str(path), "has messages, but the tokenizer has no chat template; give prompt/completion rows")
     if author_column is not None and not any(author_column in row for row in rows):
         found = show_columns(rows[0])
         refuse("--privacy_unit", author_column, f"no such column in {path}, which has {found}; name one of them")
+    maker = RecordMaker(tokenizer, prompt_style)
     records = []
     for number, row in enumerate(rows, start=1):
         place = Place(flag, str(path), number)
         require_columns(row, columns, place)
-        record = _record(row, columns, prompt_style, tokenizer, place)
+        refuse_lost_columns(row, columns, place)
+        record = _record(row, columns, maker, place)
         records.append(
             record if author_column is None else replace(record, author=author_of(row, author_column, place))
         )
@@ -88,7 +99,13 @@ def load_records(
 
 
 def load_texts(
-    path: str | Path, *, flag: str, column: str, split: str = "train", author_column: str | None = None
+    path: str | Path,
+    *,
+    flag: str,
+    column: str,
+    split: str = "train",
+    author_column: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Record]:
     """One record per row; its whole text is learned.
 
@@ -96,12 +113,14 @@ def load_texts(
         path, flag, split: see `load_records`.
         column: the column of the texts.
         author_column: the column that names each row's author, if authors are the privacy unit.
+        tokenizer: its special tokens in a text are text, except end tokens at the end. None knows no special tokens.
 
     Raises:
         InvalidArgument: `read_rows` refuses the file, a column is missing, or a value is not text. Names flag, file and
             row.
     """
     rows = read_rows(path, flag, split)
+    maker = None if tokenizer is None else RecordMaker(tokenizer)
     found = show_columns(rows[0])
     if not any(column in row for row in rows):
         refuse("--text_column", column, f"no such column in {path}, which has {found}; name one of them")
@@ -113,8 +132,20 @@ def load_texts(
         require_columns(row, (column,), place)
         text = text_of(row, column, place)
         author = None if author_column is None else author_of(row, author_column, place)
-        records.append(Record(text, ((0, len(text)),), author))
+        record = prompt_and_answer("", text) if maker is None else maker.answered("", text)
+        records.append(replace(record, author=author))
     return records
+
+
+def roles_of(path: str) -> str:
+    """Which roles the messages of a file have, for the message that none of them is an answer's; "" without messages.
+
+    A role that does not look like a name is not shown.
+    """
+    columns = [row.get("messages") for row in read_rows(path, "--train_file")]
+    turns = [turn for column in columns if isinstance(column, list) for turn in column if isinstance(turn, dict)]
+    roles = {str(turn.get(ROLE)) for turn in turns}
+    return f" (answers have the role {ASSISTANT}; the file has {show_columns(sorted(roles)[:10])})" if roles else ""
 
 
 def prompt_and_answer(prompt: str, answer: str) -> Record:
@@ -127,10 +158,46 @@ def prompt_and_answer(prompt: str, answer: str) -> Record:
     return Record(text, ((len(prompt), len(text)),))
 
 
-def end_of_turn(text: str, eos_token: str | None) -> int:
-    """Where `text` ends without white space after a final end token; its length if it has no end token."""
-    stripped = text.rstrip()
-    return len(stripped) if eos_token and stripped.endswith(eos_token) else len(text)
+class RecordMaker:
+    """Makes records of prompts and answers, in which special tokens that people typed are text.
+
+    Args:
+        tokenizer: its chat template renders messages and the "chat" style.
+        style: see `utils.data.prompts.format_prompt`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, style: str = "plain") -> None:
+        self.style, self._tokenizer, self._tokens = style, tokenizer, SpecialTokens(tokenizer)
+
+    def instructed(self, instruction: str, answer: str) -> Record:
+        """An instruction and its answer. Raises `ChatTemplateError` or `StandInLost`."""
+        asked = instruction if self.style == AS_IS else self._tokens.hidden(instruction)
+        return self.answered(format_prompt(asked, self.style, self._tokenizer), answer)
+
+    def answered(self, prompt: str, answer: str) -> Record:
+        """A prompt whose special tokens count, and an answer of a person."""
+        return self._record(prompt + self._tokens.hidden_answer(answer), [len(prompt), None])
+
+    def completed(self, prompt: str, completion: str) -> Record:
+        """A rendered prompt and its completion, in which only start and end tokens are text, unless they end it."""
+        return self._record(prompt + self._tokens.hidden_answer(completion, self._tokens.ends), [len(prompt), None])
+
+    def conversation(self, messages: Sequence[dict[str, str]]) -> Record:
+        """The rendered conversation up to its last answer, with every answer marked. What follows has no loss.
+
+        Raises:
+            ChatTemplateError, AnswerNotFound, StandInLost: see there.
+        """
+        turns = [{**turn, CONTENT: self._tokens.hidden(turn[CONTENT])} for turn in messages]
+        render = partial(render_chat, tokenizer=self._tokenizer)
+        hidden, answers = find_answers(turns, render, self._tokens)
+        return self._record(hidden, [position for answer in answers for position in answer])
+
+    def _record(self, hidden: str, positions: Sequence[int | None]) -> Record:
+        """The record of a text with stand-ins; None is the text's end."""
+        ends = [len(hidden) if position is None else position for position in positions]
+        (text, typed), moved = self._tokens.shown(hidden, ends)
+        return Record(text, tuple(zip(moved[::2], moved[1::2], strict=True)), typed=typed)
 
 
 def _column_set(row: Row, style: str, flag: str, path: str) -> tuple[str, ...]:
@@ -146,14 +213,19 @@ def _column_set(row: Row, style: str, flag: str, path: str) -> tuple[str, ...]:
     return found
 
 
-def _record(row: Row, columns: tuple[str, ...], style: str, tokenizer: PreTrainedTokenizerBase, place: Place) -> Record:
-    """One row as a record."""
-    if columns == ("messages",):
-        return _conversation(_messages(row["messages"], place), tokenizer, place)
-    if columns == _INSTRUCTIONS_ALONE:
-        return prompt_and_answer(format_prompt("", style), text_of(row, "instruction", place))
-    prompt, answer = (text_of(row, name, place) for name in columns)
-    return prompt_and_answer(format_prompt(prompt, style, tokenizer) if columns[0] == "instruction" else prompt, answer)
+def _record(row: Row, columns: tuple[str, ...], maker: RecordMaker, place: Place) -> Record:
+    """One row as a record. No message shows what the template says, which may quote the row."""
+    try:
+        if columns == ("messages",):
+            return maker.conversation(_messages(row["messages"], place))
+        if columns == _INSTRUCTIONS_ALONE:
+            return maker.instructed("", text_of(row, "instruction", place))
+        make = maker.instructed if columns[0] == "instruction" else maker.completed
+        return make(*(text_of(row, name, place) for name in columns))
+    except ChatTemplateError as error:
+        place.refuse(f"{error}; fix the row")
+    except (AnswerNotFound, StandInLost) as error:
+        place.refuse(f"{error}; give prompt/completion rows instead")
 
 
 def _messages(value: object, place: Place) -> list[dict[str, str]]:
@@ -162,50 +234,7 @@ def _messages(value: object, place: Place) -> list[dict[str, str]]:
     if not turns or not all(isinstance(turn, dict) for turn in turns):
         place.refuse(f"messages must be a list of at least one {{role, content}}, not {type(value).__name__}")
     for number, turn in enumerate(turns, start=1):
-        for key in (_ROLE, _CONTENT):
+        for key in (ROLE, CONTENT):
             if not is_text(turn.get(key)):
                 place.refuse(f"message {number} has no text as its {key} ({kind_of(turn.get(key))}); give a string")
-    return [{_ROLE: turn[_ROLE], _CONTENT: turn[_CONTENT]} for turn in turns]
-
-
-def _conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, place: Place) -> Record:
-    """The rendered conversation up to its last answer, with every answer marked. What follows has no loss."""
-    text = _render(messages, tokenizer, place, add_generation_prompt=False)
-    answers = tuple(
-        _assistant_span(text, messages, turn, tokenizer, place)
-        for turn, message in enumerate(messages)
-        if message[_ROLE] == "assistant"
-    )
-    return Record(text[: answers[-1][1]] if answers else text, answers)
-
-
-def _assistant_span(
-    text: str, messages: Sequence[dict[str, str]], turn: int, tokenizer: PreTrainedTokenizerBase, place: Place
-) -> tuple[int, int]:
-    """The characters of `text` that the model would write at `turn`: from the generation prompt to the turn's end.
-
-    Found by rendering the conversation before and including the turn. This is right only if both are prefixes of the
-    whole text. Templates that rewrite earlier turns, for example to drop reasoning, are refused.
-    """
-    before = _render(messages[:turn], tokenizer, place, add_generation_prompt=True)
-    through = _render(messages[: turn + 1], tokenizer, place, add_generation_prompt=False)
-    if not (text.startswith(through) and through.startswith(before)):
-        place.refuse(
-            f"the chat template renders the turns up to message {turn + 1} differently when more follow, so the "
-            "answer cannot be found; give prompt/completion rows instead"
-        )
-    return len(before), len(before) + end_of_turn(through[len(before) :], tokenizer.eos_token)
-
-
-def _render(
-    messages: Sequence[dict[str, str]],
-    tokenizer: PreTrainedTokenizerBase,
-    place: Place,
-    *,
-    add_generation_prompt: bool,
-) -> str:
-    """`render_chat`. Does not show the template's error message, which may quote the row."""
-    try:
-        return render_chat(messages, tokenizer, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        place.refuse(f"the chat template refuses this order of roles ({type(error).__name__}); fix the row")
+    return [{ROLE: turn[ROLE], CONTENT: turn[CONTENT]} for turn in turns]

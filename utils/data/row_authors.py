@@ -14,33 +14,42 @@ from utils.files.cells import Place, author_of
 from utils.files.tables import Row, show_columns
 
 # Names of user columns in published data sets, in lower case, letters and digits only: user_id and UserID are one.
-_NAMES = frozenset(
-    ["user", "userid", "username", "author", "authorid", "authorname", "account", "accountid", "accountname", "uid",
-     "hashedip", "ip", "ipaddress", "person", "personid", "nickname", "screenname", "customer", "customerid", "client",
-     "clientid", "patient", "patientid", "student", "studentid"]
+_PEOPLE = (
+    "account", "author", "client", "customer", "employee", "member", "owner", "participant", "patient", "person",
+    "poster", "respondent", "reviewer", "sender", "speaker", "student", "subscriber", "user", "worker", "writer",
 )  # fmt: skip
+_ENDINGS = ("", "id", "name", "fullname", "email", "emailaddress", "hash", "key", "number", "uuid")
+_NAMES = frozenset(
+    [person + ending for person in _PEOPLE for ending in _ENDINGS]
+    + ["annotatorid", "subjectid", "uid", "userids", "username", "nickname", "screenname", "realname", "handle"]
+    + ["by", "createdby", "postedby", "submittedby", "writtenby", "email", "emailaddress", "phone", "phonenumber"]
+    + ["ip", "ipaddress", "hashedip", "iphash", "deviceid", "ssn", "passportnumber"]
+)
 
 
-def refuse_unnoticed_users(rows: Iterable[Row], flag: str, path: str, remedy: str) -> None:
+def refuse_unnoticed_users(rows: Iterable[Row], flag: str, path: str, remedy: str | None) -> None:
     """Refuse rows if the name of any column says that it holds users. For programs whose unit is the row.
 
     Args:
         rows: all rows, not only the first.
         flag, path: the source of the rows, for the error.
-        remedy: the flag that makes the users of a column the unit.
+        remedy: the flag that makes the users of a column the unit; None if the program has none.
     """
     for row in rows:
         for name in row:
             if _names_people(name):
                 shown = " ".join(name.split())  # safe to show: a name of _NAMES, up to signs and white space
+                if remedy is None:
+                    told = "this program protects rows, not all rows of a user; give --ignore_users if that is enough"
+                    refuse(flag, path, f"names users in {shown}, but {told}")
                 refuse(flag, path, f"names users in {shown}; give {remedy} {shown}, or --ignore_users to protect rows")
 
 
 def authors_of(rows: Sequence[Row], column: str, flag: str, path: str) -> list[str | None]:
-    """The author of each row (`dptune.units.unit.author_name`), from the column of --privacy_unit.
+    """The author of each row (`dptune.units.names.author_name`), from the column of --privacy_unit.
 
     Raises:
-        InvalidArgument: no row has the column, or a value is neither text nor a number (names the row).
+        InvalidArgument: no row has the column, or a value names no author (names the row).
     """
     if not any(column in row for row in rows):
         remedy = f"no such column in {path}, which has {show_columns(rows[0])}; name one of them"

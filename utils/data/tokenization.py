@@ -18,7 +18,9 @@ import torch
 
 from dptune._validate import refuse, require_count
 from dptune.units.unit import Authors
-from utils.data.records import Record, end_of_turn
+from utils.data.answers import end_of_turn
+from utils.data.records import Record
+from utils.data.special_tokens import MarkedText, SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -153,17 +155,11 @@ def _tokenized(
     records: Sequence[Record], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(ids int32 [T], is_answer bool [T]) of each record, uncut. Works in chunks, as offsets need much memory."""
+    special = SpecialTokens(tokenizer)
     for first in range(0, len(records), _TEXTS_AT_ONCE):
         chunk = records[first : first + _TEXTS_AT_ONCE]
-        encoded = tokenizer(
-            [record.text[: end_of_turn(record.text, tokenizer.eos_token)] for record in chunk],
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            padding=False,
-            truncation=False,
-            verbose=False,  # no warning about texts beyond the model's context, which are cut later
-        )
-        for record, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        texts = [MarkedText(one.text[: end_of_turn(one.text, tokenizer.eos_token)], one.typed) for one in chunk]
+        for record, (ids, offsets) in zip(chunk, special.encoded(texts), strict=True):
             mask = answer_mask(np.array(offsets, dtype=np.int64).reshape(-1, 2), record.answers)
             tokens, mask = _with_start(np.array(ids, dtype=np.int32), mask, start_token(tokenizer))
             yield _with_end(tokens, mask, tokenizer.eos_token_id, learn_end=bool(record.answers))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from dptune._validate import refuse
-from dptune.units.unit import author_name
+from dptune.units.names import author_name
 from utils.files.tables import Row
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -46,11 +46,13 @@ def require_columns(row: Row, columns: Sequence[str], place: Place) -> None:
 
 
 def author_of(row: Row, column: str, place: Place) -> str | None:
-    """The author that the row names. Errors do not show the value, as it may name a person."""
+    """The author that the row names (`dptune.units.names.author_name`). Errors do not show the value."""
     try:
         name = author_name(row.get(column))
     except TypeError as error:
         place.refuse(f"{column} is neither text nor a number ({error}); it must name the row's author")
+    except ValueError as error:
+        place.refuse(f"{column} is {error}, whose last digits may be lost; write it as text or as a whole number")
     if name is not None and not is_text(name):
         place.refuse(f"{column} holds half of a surrogate pair; it must name the row's author in valid Unicode")
     return name

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from dptune._files import sync_folder, sync_tree
 
+RUN_CONFIG_NAME = "run_config.json"  # the settings of a training run, in its folder
+
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Fill the folder `target` with `write`, completely or not at all. Replaces an existing one, as left by a finished

@@ -63,6 +63,10 @@ class Journal:
             remedy = "give another folder, or resume with the same input and settings"
             refuse(_FLAG, str(self.folder), f"holds {self.noun} of another run ({changes}); {remedy}")
 
+    def recorded(self, name: str) -> object:
+        """One value of the identity of the rows that are there; None without rows or without that value."""
+        return self._read_config().get(name) if self.files() else None
+
     def claim(self, identity: Mapping[str, object]) -> None:
         """Create the folder if needed and record the identity of its rows. Raises like `refuse_other_run`.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dptune._validate import refuse, require_count, require_positive, require_probability
 from utils.cli.endpoints import VLLM_KEY, require_address
 from utils.data.prompts import PROMPT_STYLES
+from utils.data.template_date import require_day
 
 BACKENDS = ("hf", "continuous", "vllm")
 # The engine's name of a setting -> the flag.
@@ -53,6 +54,10 @@ class SamplingArguments:
         default="plain",
         metadata={"help": "format of the prompt: give the one used in training", "choices": PROMPT_STYLES},
     )
+    template_date: str | None = field(
+        default=None,
+        metadata={"help": "date that the chat template tells, YYYY-MM-DD; default: the training's, or the first day"},
+    )
     stop: list[str] | None = field(default=None, metadata={"help": "strings that end a text, which is cut before them"})
     deduplicate: bool = field(
         default=False,
@@ -84,6 +89,8 @@ class SamplingArguments:
         require_positive("--repetition_penalty", self.repetition_penalty)
         if self.temperature != 0:
             require_positive("--temperature", self.temperature)
+        if self.template_date is not None:
+            require_day(self.template_date, "--template_date")
         if self.stop is not None and not all(self.stop):
             refuse("--stop", self.stop, "an empty string would end every text at once; remove it")
         self._require_backend()

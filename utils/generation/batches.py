@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dptune._validate import refuse
+from utils.data.special_tokens import MarkedText, SpecialTokens
 from utils.data.tokenization import start_token
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ class TextJob:
     ids: tuple[int, ...]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | MarkedText, special: SpecialTokens | None = None
+) -> list[int]:
     """The tokens before the answer in training, where prompt and answer are tokenized as one text.
 
     There a trailing space belongs to the answer's first token (`Abstract: The` is `Abstract`, `:`, ` The`). Trailing
@@ -34,25 +37,35 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     it, and tokens beyond the prompt's last non-space character are dropped. If the tokenizer has no offsets, or merges
     the prompt's end with a letter, the prompt is tokenized alone, without trailing spaces.
 
-    An empty prompt becomes the beginning-of-text token, or the end token if there is none.
+    An empty prompt becomes the beginning-of-text token, or the end token if there is none. Special tokens that a person
+    typed into a `MarkedText` are text, if the tokenizer is a fast one. `special` saves finding those of the tokenizer.
     """
-    kept = prompt.rstrip(" ")
-    ids = _ids_before_answer(tokenizer, prompt, len(kept)) if tokenizer.is_fast else None
-    if ids is None:
-        ids = list(tokenizer(kept)["input_ids"])
+    marked = MarkedText(prompt) if isinstance(prompt, str) else prompt
+    kept = marked._replace(text=marked.text.rstrip(" "))
+    if not tokenizer.is_fast:
+        ids: list[int] | None = list(tokenizer(kept.text)["input_ids"])
+    else:
+        special = special or SpecialTokens(tokenizer)
+        ids = _ids_before_answer(special, marked, len(kept.text))
+        if ids is None:
+            ((ids, _),) = special.encoded([kept])
     if not ids:
         ids = [start_token(tokenizer)]
     return ids
 
 
-def make_jobs(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> list[TextJob]:
+def make_jobs(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | MarkedText], max_length: int
+) -> list[TextJob]:
     """One job per prompt, indexed from 0. Raises `InvalidArgument` for a prompt that leaves no room for a token."""
-    encoded = {prompt: tuple(encode_prompt(tokenizer, prompt)) for prompt in dict.fromkeys(prompts)}
+    special = SpecialTokens(tokenizer)
+    encoded = {prompt: tuple(encode_prompt(tokenizer, prompt, special)) for prompt in dict.fromkeys(prompts)}
     for prompt, ids in encoded.items():
         if len(ids) >= max_length:
             which = f"prompt {prompts.index(prompt) + 1} of {len(prompts)} alone has {len(ids)} tokens"
             refuse("--max_length", max_length, f"{which}; give a larger value or shorten the prompt")
-    return [TextJob(index, prompt, encoded[prompt]) for index, prompt in enumerate(prompts)]
+    texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
+    return [TextJob(index, text, encoded[prompts[index]]) for index, text in enumerate(texts)]
 
 
 def plan_batches(jobs: Sequence[TextJob], batch_size: int, max_spread: int) -> list[list[TextJob]]:
@@ -83,10 +96,10 @@ def seed_of(*parts: int) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
 
 
-def _ids_before_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> list[int] | None:
+def _ids_before_answer(special: SpecialTokens, prompt: MarkedText, length: int) -> list[int] | None:
     """The tokens of the first `length` characters of `prompt` before an answer; None if tokens do not end there."""
-    encoded = tokenizer(prompt + _ANSWER_START, return_offsets_mapping=True)
-    ends = [end for _, end in encoded["offset_mapping"]]
+    ((ids, offsets),) = special.encoded([prompt._replace(text=prompt.text + _ANSWER_START)])
+    ends = [end for _, end in offsets]
     count = next((position for position, end in enumerate(ends) if end > length), len(ends))
     filled = max(ends[:count], default=0)
-    return list(encoded["input_ids"][:count]) if filled == length else None
+    return ids[:count] if filled == length else None

@@ -12,13 +12,18 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from accelerate.utils import gather_object
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
+from dptune._validate import refuse
 from dptune.run.lock import FolderLock
 from utils.cli.flags import public_config
-from utils.cli.launch import make_accelerator
-from utils.data.prompts import format_prompt
+from utils.cli.launch import make_accelerator, ranks_of
+from utils.data.prompts import AS_IS, ChatTemplateError, format_prompt
+from utils.data.special_tokens import MarkedText, SpecialTokens, StandInLost
+from utils.data.template_date import TEMPLATE_DATE, date_of_training, tells_date, today, told_date
 from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.generation.backends import Backend, Drawn
 from utils.generation.batches import TextJob, make_jobs
@@ -34,7 +39,8 @@ from utils.generation.files import (
 from utils.generation.outputs import Speed, write_sampling_outputs
 from utils.generation.sources import find_source
 from utils.models.arguments import ModelArguments
-from utils.models.loading import adapter_files, load_tokenizer
+from utils.models.embeddings import require_embeddings
+from utils.models.loading import adapter_files, load_skeleton, load_tokenizer
 
 # Settings that change where and how fast texts are generated or which files are written, not the distribution of texts.
 _NOT_IDENTITY = {"output_dir", "batch_size", "lora_weights_path", "deduplicate", "vllm_url", "vllm_model"}
@@ -54,10 +60,19 @@ def sample_instructions(
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, token=model_args.access_token, revision=model_args.revision
     )
-    prompts = [format_prompt(instruction, sampling.prompt_style, tokenizer) for instruction in instructions]
+    ranks = ranks_of(accelerator)
+    day = ranks.from_main(lambda: template_date(tokenizer, model_args.model_name_or_path, adapter, sampling))
+    with told_date(day):
+        prompts = make_prompts(instructions, sampling.prompt_style, tokenizer)
     jobs = make_jobs(tokenizer, prompts, sampling.max_length)
+    if sampling.backend != "vllm":
+        ids = np.concatenate([np.empty(0, dtype=np.int64), *(job.ids for job in jobs)]).astype(np.int64)
+        starts = np.cumsum([0, *(len(job.ids) for job in jobs)])
+        skeleton = load_skeleton(model_args.model_name_or_path, **model_args.hub)
+        require_embeddings(skeleton, tokenizer, model_args.model_name_or_path, {"prompt": (ids, starts)})
     source = find_source(accelerator, tokenizer, model_args, adapter, sampling)
-    identity = sampling_identity(prompts, model_args, adapter, sampling) | source.identity
+    identity = sampling_identity([prompt.text for prompt in prompts], model_args, adapter, sampling) | source.identity
+    identity |= {TEMPLATE_DATE: day}
     folder, is_main = Path(sampling.output_dir), accelerator.is_main_process
     with FolderLock(enabled=is_main) as lock:
         lock.take(folder)
@@ -71,6 +86,38 @@ def sample_instructions(
             print(f"{len(jobs)} texts in {path}\n{write_sampling_outputs(path, sampling, speeds)}")
     accelerator.end_training()  # destroys the process group, which may abort at the interpreter's exit
     return path if accelerator.is_main_process else None
+
+
+def template_date(
+    tokenizer: PreTrainedTokenizerBase, model: str, adapter: AdapterArguments, sampling: SamplingArguments
+) -> str | None:
+    """The day that the chat template tells; None if it tells none.
+
+    It is that of --template_date, of the training, of the texts that are in the folder already, or today.
+    """
+    if not tells_date(tokenizer):
+        return None
+    began = generation_journal(Path(sampling.output_dir)).recorded(TEMPLATE_DATE)
+    given = sampling.template_date or date_of_training(adapter.lora_weights_path or model)
+    return given or (began if isinstance(began, str) else today())
+
+
+def make_prompts(instructions: Sequence[str], style: str, tokenizer: PreTrainedTokenizerBase) -> list[MarkedText]:
+    """The prompt of each instruction, as in training. Special tokens that an instruction spells are text.
+
+    Raises:
+        InvalidArgument: the chat template fails. The message names the instruction by its number.
+    """
+    special, made = SpecialTokens(tokenizer), {}
+    for number, instruction in enumerate(instructions, start=1):
+        if instruction in made:
+            continue
+        try:
+            asked = instruction if style == AS_IS else special.hidden(instruction)
+            made[instruction], _ = special.shown(format_prompt(asked, style, tokenizer))
+        except (ChatTemplateError, StandInLost) as error:
+            refuse("--prompt_style", style, f"instruction {number}: {error}; change the instruction or the style")
+    return [made[instruction] for instruction in instructions]
 
 
 def sampling_identity(

@@ -118,6 +118,10 @@ class PrivacyFlags:
         default="mean",
         metadata={"help": "combination of an author's gradients before clipping", "choices": UNIT_GRADIENTS},
     )
+    ignore_users: bool = field(
+        default=False,
+        metadata={"help": "protect rows although a column names users: a user with many rows is protected less"},
+    )
     insecure_test_seed: int | None = field(
         default=None,
         metadata={"help": "FOR TESTS: seed of repeatable sampling and noise, which protect nobody; the report says so"},
@@ -149,11 +153,19 @@ class PrivacyFlags:
             if k is not None:
                 refuse("--examples_per_unit", k, "is for authors; name their column with --privacy_unit")
             return
+        if self.ignore_users:
+            refuse("--ignore_users", True, "contradicts --privacy_unit; leave one out")
         if not self.privacy_unit.strip():
             refuse("--privacy_unit", self.privacy_unit, "give `example`, or the column that names each row's author")
         if k is None:
             refuse("--examples_per_unit", k, "give the maximum examples per author, which --privacy_unit needs")
         require_count("--examples_per_unit", k)
+
+    @property
+    def users_flag(self) -> str | None:
+        """The flag to recommend for a file that names users; None where such a file is taken."""
+        protects_rows = self.clip_norm > 0 and self.privacy_unit == EXAMPLE
+        return "--privacy_unit" if protects_rows and not self.ignore_users else None
 
     @property
     def unit(self) -> PrivacyUnit:

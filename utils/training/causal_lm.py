@@ -20,7 +20,10 @@ from dptune.shapes import Shapes
 from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, loss_scale, ranks_of, sharding_of_launch
 from utils.data.load import load_training_data
+from utils.data.records import roles_of
+from utils.data.template_date import TEMPLATE_DATE, tells_date, today, told_date
 from utils.data.tokenization import TokenizedDataset
+from utils.models.embeddings import require_embeddings
 from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.models.memory import MemorySettings, device_memory
 from utils.models.sharded import describe_shards
@@ -194,16 +197,30 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     # Finds a wrong target before gigabytes are read.
     names = prepare_trainable(skeleton, groups.lora, sharded=sharding is not None, bits=bits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
-    train, held_out = load_training_data(tokenizer=tokenizer, unit=unit, seed=optimization.seed, **vars(groups.data))
+    day = template_date(tokenizer, folder)
+    with told_date(day):
+        train, held_out = load_training_data(
+            tokenizer=tokenizer,
+            unit=unit,
+            seed=optimization.seed,
+            users_flag=groups.privacy.users_flag,
+            **vars(groups.data),
+        )
+    rows = {"training example": train, "held-out example": held_out}
+    used = {what: (one.ids, one.starts) for what, one in rows.items() if one is not None}
+    require_embeddings(skeleton, tokenizer, name, used)
+    require_something_to_learn(train, groups.data)
     require_answers(held_out, groups.data)
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
     clipping = groups.clipping.style(layers_of(names).values())
     num_examples = num_sampled(unit, train)
     plan = plan_run(groups.privacy, optimization, num_examples=num_examples, world_size=processes, clipping=clipping)
     identity = {"training_data": train.fingerprint(), "optimizer": optimization.optimizer}
+    dated = {} if day is None else {TEMPLATE_DATE: day}
+    identity |= dated
     if saved is not None:
         refuse_other_beginning(saved, mechanism_identity(plan) | identity)
-    config = resumed_config(public_config(*groups) | {"num_processes": processes}, saved, ON_RESUME)
+    config = resumed_config(public_config(*groups) | {"num_processes": processes} | dated, saved, ON_RESUME)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_changes(config, saved), sep="\n")
@@ -227,6 +244,23 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     return CausalLMJob(
         groups, folder, dtype, names, tokenizer, train, held_out, plan, config, identity, token_budget, asked
     )
+
+
+def template_date(tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> str | None:
+    """The day that the chat template tells: that on which the run began. None if it tells none. Every rank calls it."""
+    if not tells_date(tokenizer):
+        return None
+    began = None if folder.saved is None else folder.saved.identity.get(TEMPLATE_DATE)
+    return began or ranks_of(folder.accelerator).from_main(today)
+
+
+def require_something_to_learn(train: TokenizedDataset, data: DataArguments) -> None:
+    """Refuse training data without any answer token: the whole budget would buy a model of noise alone."""
+    if not train.num_answer_tokens.any():
+        flag = "--train_file" if data.train_file else "--dataset_name"
+        roles = roles_of(data.train_file) if data.train_file else ""
+        told = f"no training example has an answer token within --block_size {data.block_size}{roles}"
+        refuse(flag, data.train_file or data.dataset_name, f"{told}; raise --block_size, or give examples with answers")
 
 
 def require_answers(held_out: TokenizedDataset | None, data: DataArguments) -> None:

@@ -13,10 +13,11 @@ from dptune.report.plots import plot_diagnostics
 from dptune.report.publish import publish
 from dptune.report.statement import REPORT_NAME
 from dptune.run.session import PrivateRun, describe_end
+from utils.files.folders import RUN_CONFIG_NAME
 from utils.training.log import DIAGNOSTICS_NAME, write_all_results
 from utils.training.task import PER_TOKEN, Finished, Task
 
-CONFIG_NAME = "run_config.json"
+CONFIG_NAME = RUN_CONFIG_NAME
 RESULTS_NAME = "all_results.json"
 
 _PACKAGES = ("transformers", "accelerate")

@@ -141,6 +141,13 @@ def test_rows_stay_rows_and_equal_the_tokenizer_called_on_each_alone(
     assert data.num_cut == sum(len(tokenizer([a], [b])["input_ids"][0]) > max_length for a, b in rows)
 
 
+def test_a_special_token_in_a_text_is_text() -> None:
+    tokenizer = tiny_tokenizer()
+    data = tokenize_texts(LabelledTexts((["a</s>b"],), np.array([0])), tokenizer, 64)
+    assert tokenizer.eos_token_id not in data.ids
+    assert tokenizer.decode(data.ids) == "a</s>b"
+
+
 def test_texts_of_which_nothing_is_left_become_one_token() -> None:
     data = tokenize_texts(texts_of(["", "you"]), PLAIN, 4)
     assert example(data, 0) == [PLAIN.eos_token_id]

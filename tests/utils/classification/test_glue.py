@@ -202,6 +202,18 @@ def test_the_hubs_copy_gives_the_same_splits(monkeypatch: pytest.MonkeyPatch, na
     assert splits[last].labels.tolist() == [0, 0]
 
 
+def test_rows_of_the_hub_without_a_label_are_left_out_where_the_files_have_them_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = hub_tables("mnli")
+    tables["train"] = datasets.concatenate_datasets([tables["test"], tables["train"]])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: tables)
+    train = read_hub("mnli")["train"]
+    assert (len(train), train.num_skipped) == (len(tables["train"]) - len(tables["test"]), len(tables["test"]))
+    assert train.labels.tolist() == [1, 1]
+    assert [len(column) for column in train.texts] == [len(train)] * 2
+
+
 def test_the_hubs_former_name_is_tried_next(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(path: str, config: str) -> datasets.DatasetDict:
         if path != "glue":

@@ -8,7 +8,9 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from dptune._validate import InvalidArgument
 from tests.classification_files import write_rows
@@ -67,6 +69,9 @@ def test_a_label_of_no_class_is_refused_by_row_without_its_text(tmp_path: Path) 
         ({"a": "secret"}, r"row 2 .*y is missing"),
         ({"a": "secret", "y": None}, r"row 2 .*y is neither text nor a whole number \(NoneType\)"),
         ({"a": "secret", "y": 0.5}, r"row 2 .*whole number \(float\)"),
+        ({"a": "secret", "y": "0.5"}, r"row 2 .*whole number \(str\); give every row a label, not a score"),
+        ({"a": "secret", "y": "1e-3"}, r"row 2 .*whole number \(str\)"),
+        ({"a": "secret", "y": "inf"}, r"row 2 .*whole number \(str\)"),
         ({"a": "secret", "y": "  "}, r"row 2 .*whole number \(str\)"),
         ({"a": "secret", "y": "NaN"}, r"row 2 .*whole number \(str\)"),
         ({"a": "secret", "y": ["secret"]}, r"row 2 .*whole number \(list\)"),
@@ -101,6 +106,35 @@ def test_one_number_in_two_spellings_is_refused(tmp_path: Path, labels: list[str
     path = write_rows(tmp_path / "d.csv", [{"a": "x", "y": label} for label in labels])
     with pytest.raises(InvalidArgument, match=r"--train_file=.*d\.csv.*one number in two ways"):
         read(path).class_names()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([1.0, 0.0, 1.0], ("0.0", "1.0")),
+        ([1.0, 0.5, 0.0], None),
+        ([1.0, None, 0.0], None),
+        ([1, -1, 0], "no label; drop those rows, or, if it is a class, list all classes with --class_names"),
+        ([1, -1, 1], ("-1", "1")),
+    ],
+)
+def test_numbers_and_missing_labels_are_treated_alike_in_every_format(
+    tmp_path: Path, suffix: str, labels: list[Any], names: tuple[str, ...] | str | None
+) -> None:
+    path = tmp_path / f"d{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist([{"a": "x", "y": label} for label in labels]), path)
+    else:
+        write_rows(path, [{"a": "x", "y": label} for label in labels])
+    if isinstance(names, tuple):
+        named = read(path)
+        assert (list(named.class_names()), len(named.numbered(names))) == (sorted(names, key=float), 3)
+    else:
+        with pytest.raises(InvalidArgument, match=names or "row 2 .*give every row a label"):
+            read(path).class_names()
+    if isinstance(names, str):
+        assert read(path).numbered(("-1", "0", "1")).labels.tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("whole", [True, False])

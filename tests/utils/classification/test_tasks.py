@@ -39,6 +39,17 @@ def test_the_tasks_are_these() -> None:
     assert TASKS == ("sst2", "qnli", "qqp", "mnli")
 
 
+def test_a_file_that_names_users_is_refused_where_asked(tmp_path: Path) -> None:
+    rows = [row | {"speaker": "Jane Roe"} for row in rows_of(0, 1)]
+    path = write_rows(tmp_path / "t.jsonl", rows)
+    with pytest.raises(InvalidArgument, match=r"--train_file=.*names users in speaker, but this program") as caught:
+        load_file(path, refuse_users=True)
+    assert "Jane" not in str(caught.value)
+    assert len(load_file(path).train) == 2
+    plain = write_rows(tmp_path / "p.jsonl", rows_of(0, 1))
+    assert load_file(plain, path, refuse_users=True).validation
+
+
 @pytest.mark.parametrize(("name", "validation"), [("sst2", "dev"), ("qnli", "dev"), ("qqp", "dev")])
 def test_a_task_from_a_folder(tmp_path: Path, name: str, validation: str) -> None:
     write_task(tmp_path / name, name)

@@ -112,6 +112,7 @@ def test_a_separator_is_text_if_the_format_is_lines(tmp_path: Path) -> None:
         ('["One", 2]', "a.json", "auto", "entry 2 is neither text nor"),
         ('["One", "\\ud800"]', "a.json", "auto", "entry 2 is neither text nor"),
         ('{"instruction": "One"}\n{"prompt": "Two"}', "a.txt", "auto", "entry 2 is neither text nor"),
+        ('[{"instruction": "One", "input": "Two"}]', "a.json", "auto", "input of entry 1 would be left out; join it"),
         ('[{"instruction": "One", "dataset": 3}]', "a.json", "auto", "entry 1 has a dataset that is not a string"),
         ("[]", "a.json", "auto", "holds no instruction"),
         ("One\nTwo #### 1\n", "a.txt", "auto", "line 1 has no ####"),

@@ -73,6 +73,17 @@ def test_an_error_in_the_validation_file_names_its_flag(tmp_path: Path) -> None:
         load(train_file=train_file, validation_file=str(tmp_path / "none.jsonl"))
 
 
+def test_users_that_nobody_thought_of_are_refused_in_the_training_file_alone(tmp_path: Path) -> None:
+    with_users = write_jsonl(tmp_path / "t.jsonl", pair("yes"), pair("no") | {"email": "ann@example.org"})
+    told = "--train_file=.*names users in email; give --privacy_unit email, or --ignore_users"
+    with pytest.raises(InvalidArgument, match=told) as caught:
+        load(train_file=with_users, users_flag="--privacy_unit")
+    assert "ann@" not in str(caught.value)
+    assert len(load(train_file=with_users)[0]) == 2
+    plain = write_jsonl(tmp_path / "p.jsonl", pair("yes"))
+    assert load(train_file=plain, validation_file=with_users, users_flag="--privacy_unit")[1] is not None
+
+
 @pytest.mark.parametrize("given", [{}, {"dataset_name": "pubmed_generation", "train_file": "x.json"}])
 def test_exactly_one_source(given: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument, match="exactly one of --train_file and --dataset_name"):

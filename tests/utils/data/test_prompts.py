@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_tokenizer
-from utils.data.prompts import PUBMED_PROMPT, format_prompt, render_chat
+from utils.data.prompts import PUBMED_PROMPT, ChatTemplateError, format_prompt, render_chat
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,25 @@ def test_unconditional_generation_has_no_prompt_and_loses_no_instruction() -> No
     with pytest.raises(InvalidArgument, match=r"^--prompt_style='uncond_generation': takes no .* ` #### n`") as refused:
         format_prompt("a private instruction", "uncond_generation")
     assert "private" not in str(refused.value)
+
+
+def test_a_rendered_prompt_stays_as_it_is() -> None:
+    assert format_prompt("<s>[INST] a [/INST]", "as_is") == "<s>[INST] a [/INST]"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('secret') }}", "refuses this order of roles"),
+        ("{{ 1 // 0 }}", "fails on this conversation"),
+    ],
+)
+def test_what_a_template_raises_is_told_without_its_text(template: str, told: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ChatTemplateError, match=told) as caught:
+        format_prompt("Hello", "chat", tokenizer)
+    assert "secret" not in str(caught.value)
 
 
 def test_unknown_style_is_refused() -> None:

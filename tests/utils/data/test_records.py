@@ -142,6 +142,96 @@ def test_templates_whose_answers_cannot_be_found_are_refused(tmp_path: Path, tem
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[9].content }}",
+        "{{ 1 // 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{% for m in 7 %}{% endfor %}",
+        "{% if %}",
+    ],
+)
+@pytest.mark.parametrize("columns", ["messages", "instruction"])
+def test_whatever_a_template_raises_names_the_row_and_shows_nothing(
+    tmp_path: Path, template: str, columns: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    row = {"messages": [{"role": "user", "content": SECRET}, *CHAT[1:]]}
+    path = write(tmp_path / "d.jsonl", [row if columns == "messages" else {"instruction": SECRET, "answer": "b"}])
+    with pytest.raises(
+        InvalidArgument, match=r"row 1 \(counted from 1\): the chat template fails on .*Error\)"
+    ) as caught:
+        load(path, tokenizer, style="chat")
+    assert SECRET not in str(caught.value)
+
+
+def test_a_conversation_may_begin_with_the_assistant(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    greeting = {"role": "assistant", "content": "Welcome!"}
+    path = write(tmp_path / "d.jsonl", [{"messages": CHAT}, {"messages": [greeting, *CHAT]}])
+    _, record = load(path, tokenizer)
+    assert [record.text[a:b] for a, b in record.answers] == ["Welcome!</s>", "Yes?</s>", "Bye you</s>"]
+    strict = tiny_tokenizer()
+    strict.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}" + str(
+        strict.chat_template
+    )
+    with pytest.raises(InvalidArgument, match=r"row 2 \(counted from 1\): the chat template refuses this order"):
+        load(path, strict)
+
+
+TYPED = "a</s>b<s>"
+
+
+@pytest.mark.parametrize(
+    ("row", "style", "typed", "answers"),
+    [
+        ({"instruction": TYPED, "answer": TYPED}, "plain", [(1, 5), (6, 9), (11, 15), (16, 19)], [TYPED]),
+        ({"instruction": TYPED, "answer": TYPED + "</s>"}, "as_is", [(10, 14), (15, 18)], [TYPED + "</s>"]),
+        ({"instruction": "", "answer": TYPED}, "chat", [(29, 33), (34, 37)], [TYPED]),
+        ({"instruction": TYPED}, "uncond_generation", [(1, 5), (6, 9)], [TYPED]),
+        ({"prompt": TYPED, "completion": TYPED + "</s>"}, "plain", [(10, 14), (15, 18)], [TYPED + "</s>"]),
+        (
+            {"messages": [{"role": "user", "content": TYPED}, {"role": "assistant", "content": TYPED}]},
+            "plain",
+            [(10, 14), (15, 18), (38, 42), (43, 46)],
+            [TYPED + "</s>"],
+        ),
+    ],
+)
+def test_special_tokens_that_people_type_are_text(
+    tmp_path: Path,
+    row: dict[str, object],
+    style: str,
+    typed: list[tuple[int, int]],
+    answers: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    (record,) = load(write(tmp_path / "d.jsonl", [row]), tokenizer, style=style)
+    assert list(record.typed) == typed
+    assert {record.text[a:b] for a, b in record.typed} == {"</s>", "<s>"}
+    assert [record.text[a:b] for a, b in record.answers] == answers
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"instruction": "a", "answer": "b", "input": SECRET}, "input"),
+        ({"instruction": "a", "answer": "b", "context": [SECRET]}, "context"),
+        ({"prompt": "a", "completion": "b", "system": SECRET}, "system"),
+        ({"messages": CHAT, "tools": [{"name": SECRET}]}, "tools"),
+    ],
+)
+def test_columns_that_belong_to_the_prompt_are_not_left_out_in_silence(
+    tmp_path: Path, row: dict[str, object], name: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    blank = {**row, name: "" if isinstance(row[name], str) else None}
+    assert len(load(write(tmp_path / "b.jsonl", [blank]), tokenizer)) == 1
+    with pytest.raises(InvalidArgument, match=rf"row 2 \(counted from 1\): {name} would be left out") as caught:
+        load(write(tmp_path / "d.jsonl", [blank, row]), tokenizer)
+    assert SECRET not in str(caught.value)
+
+
 def test_messages_need_a_chat_template(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
@@ -224,6 +314,12 @@ def test_a_text_is_learned_whole_and_keeps_its_author(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [{"body": "a b", "who": 7.0}, {"body": "", "who": None}])
     assert texts(path) == [Record("a b", ((0, 3),)), Record("", ((0, 0),))]
     assert [record.author for record in texts(path, author_column="who")] == ["7", None]
+
+
+def test_special_tokens_in_a_text_are_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "x.jsonl", [{"body": "a</s>b</s>"}])
+    (record,) = load_texts(path, flag="--train_file", column="body", tokenizer=tokenizer)
+    assert (record.text, record.answers, record.typed) == ("a</s>b</s>", ((0, 10),), ((1, 5),))
 
 
 def test_a_row_without_a_text_is_refused_and_not_shown(tmp_path: Path) -> None:

@@ -10,18 +10,31 @@ from utils.data.row_authors import authors_of, refuse_unnoticed_users
 ROWS = [{"text": "a"}, {"text": "b", "who": " ann "}]
 
 
-@pytest.mark.parametrize("name", ["user", "UserID", "user_name", "username", "hashed_ip", "ip address", "Author"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("user", "UserID", "user_name", "username", "hashed_ip", "ip address", "Author", "email", "Speaker"),
+        *("sender_id", "author_email", "speaker name", "posted_by", "phone", "customer-number", "reviewerID"),
+    ],
+)
 def test_a_column_of_people_is_noticed_in_any_row(name: str) -> None:
     with pytest.raises(InvalidArgument, match=r"^--file='a\.jsonl': names users in .*; give --privacy_unit"):
         refuse_unnoticed_users([*ROWS, {"text": "c", name: None}], "--file", "a.jsonl", "--privacy_unit")
 
 
 def test_other_columns_are_not() -> None:
-    others = [*ROWS, {"answer": "c", "language": "en", "turns": 2, "user_turns": 1}]
+    usual = ["id", "name", "title", "subject", "label", "source", "input", "idx", "qid1", "annotator_labels", "by_line"]
+    others = [*ROWS, {"answer": "c", "language": "en", "turns": 2, "user_turns": 1}, dict.fromkeys(usual, 1)]
     refuse_unnoticed_users(others, "--file", "a.jsonl", "--unit")
     with pytest.raises(InvalidArgument) as caught:
         refuse_unnoticed_users([*others, {"answer": "d", "user": 1}], "--file", "a.jsonl", "--unit")
     assert "names users in user; give --unit user, or" in str(caught.value)
+
+
+def test_a_program_without_a_unit_of_users_says_so() -> None:
+    told = "names users in user, but this program protects rows, .* give --ignore_users"
+    with pytest.raises(InvalidArgument, match=told):
+        refuse_unnoticed_users([{"user": 1}], "--file", "a.jsonl", None)
 
 
 def test_each_row_has_its_author() -> None:

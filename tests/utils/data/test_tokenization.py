@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_llama, tiny_tokenizer
 from utils.data.prompts import format_prompt
-from utils.data.records import Record, prompt_and_answer
+from utils.data.records import Record, RecordMaker, prompt_and_answer
 from utils.data.tokenization import TokenizedDataset, tokenize
 
 TOKENIZER = tiny_tokenizer()
@@ -76,6 +76,16 @@ def test_exactly_one_learned_end_token_and_no_learned_start(single: str, answer:
     assert ids[-1] == labels[-1] == EOS
     assert labels[0] == -100
     assert tokenizer.bos_token_id not in labels
+
+
+@pytest.mark.parametrize("single", ["$A", "<s> $A", "<s> $A </s>"])
+def test_a_typed_end_token_is_learned_as_text_and_a_prompt_keeps_one_start_token(single: str) -> None:
+    tokenizer = with_bos(tiny_tokenizer(), single)
+    record = RecordMaker(tokenizer).completed("<s>Say ", "</s> you </s>")
+    ids = tokenize([record], tokenizer, 512).ids.tolist()
+    assert (ids.count(EOS), ids.count(tokenizer.bos_token_id)) == (1, 1)
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, EOS)
+    assert "".join(learned(record, tokenizer)) == "</s> you </s>"
 
 
 def test_every_turn_of_a_conversation_is_learned_and_only_that() -> None:

@@ -43,16 +43,24 @@ def test_a_value_that_is_not_text_is_refused_by_kind_and_not_shown(value: object
 
 
 @pytest.mark.parametrize(
-    ("row", "author"), [({"who": " ann "}, "ann"), ({"who": 7.0}, "7"), ({"who": None}, None), ({}, None)]
+    ("row", "author"),
+    [({"who": " ann "}, "ann"), ({"who": 7.0}, "7"), ({"who": "7e0"}, "7"), ({"who": None}, None), ({}, None)],
 )
 def test_an_author_is_a_name_a_number_or_none(row: dict[str, object], author: str | None) -> None:
     assert author_of(row, "who", PLACE) == author
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [([SECRET], r"neither text nor a number \(list\)"), (SECRET + "\ud800", "half of a surrogate")]
+    ("value", "told"),
+    [
+        ([SECRET], r"neither text nor a number \(list\)"),
+        (SECRET + "\ud800", "half of a surrogate"),
+        (2.0**60, r"floating-point number of 2\^53 or more, whose last digits may be lost; write it as text"),
+        ("1152921504606846976.0", r"floating-point number of 2\^53 or more"),
+    ],
 )
 def test_an_invalid_author_is_refused_and_not_shown(value: object, told: str) -> None:
     with pytest.raises(InvalidArgument, match=rf"row 3 .*: who .*{told}") as caught:
         author_of({"who": value}, "who", PLACE)
     assert SECRET not in str(caught.value)
+    assert "1152921504606846976" not in str(caught.value)

@@ -19,6 +19,14 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "out", "config.json", ("whole.jsonl", "part*.jsonl"), "answers")
 
 
+def test_what_is_recorded_of_rows_can_be_asked(journal: Journal) -> None:
+    assert journal.recorded(next(iter(IDENTITY))) is None
+    journal.claim(IDENTITY)
+    assert journal.recorded(next(iter(IDENTITY))) is None, "without rows the next run may be another one"
+    journal.append(journal.row_files[0], {"a": 1})
+    assert [journal.recorded(name) for name in (*IDENTITY, "other")] == [*IDENTITY.values(), None]
+
+
 def test_rows_are_read_file_by_file_in_the_order_that_was_named(journal: Journal) -> None:
     journal.claim(IDENTITY)
     rows = [{"text": text} for text in ("two\nlines", "a\u2028b\x85c", "é 漢 🙂", "")]

@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from dptune._validate import InvalidArgument
 from tests.tiny import CORPUS, tiny_tokenizer
 from utils.data.prompts import format_prompt
-from utils.data.records import prompt_and_answer
+from utils.data.records import RecordMaker, prompt_and_answer
 from utils.data.tokenization import tokenize
 from utils.generation import batches as generation_batches
 from utils.generation.batches import TextJob, batch_seed, encode_prompt, make_jobs, plan_batches
+from utils.generation.run import make_prompts
 from utils.models.loading import load_tokenizer
 
 PROMPTS = ["Abstract: ", "Hello, how are you?\n", "The cat sat on the mat. A dog ran over the hill.\n", "a\n\n"]
@@ -87,6 +88,33 @@ def test_some_prompts_are_other_tokens_alone_than_before_an_answer() -> None:
     merging = _merging_tokenizer()
     assert merging("a\n\n\n").input_ids != encode_prompt(merging, "a\n\n\n")
     assert tiny_tokenizer()("Abstract: ").input_ids != encode_prompt(tiny_tokenizer(), "Abstract: ")
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+@pytest.mark.parametrize("style", ["plain", "vicuna"])
+@pytest.mark.parametrize("asked", ["a</s>b", "<s> Hi </s>", "</s>"])
+def test_a_special_token_in_an_instruction_is_text_in_training_and_in_sampling(
+    make: Callable[[], PreTrainedTokenizerFast], style: str, asked: str
+) -> None:
+    tokenizer = _made(make)
+    trained = tokenize([RecordMaker(tokenizer, style).instructed(asked, "We report")], tokenizer, block_size=512)
+    (prompt,) = make_prompts([asked], style, tokenizer)
+    ids = encode_prompt(tokenizer, prompt)
+    assert ids == trained.ids[: int(trained.is_answer.argmax())].tolist()
+    assert tokenizer.eos_token_id not in ids
+    (job,) = make_jobs(tokenizer, [prompt], 512)
+    assert (job.prompt, list(job.ids)) == (prompt.text, ids)
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+def test_a_rendered_prompt_keeps_its_special_tokens_and_one_start_token(
+    make: Callable[[], PreTrainedTokenizerFast],
+) -> None:
+    tokenizer = _made(make)
+    (prompt,) = make_prompts(["<s>Hi</s>Bye:"], "as_is", tokenizer)
+    ids = encode_prompt(tokenizer, prompt)
+    assert (ids.count(tokenizer.bos_token_id), ids.count(tokenizer.eos_token_id)) == (1, 1)
+    assert ids == encode_prompt(tokenizer, "<s>Hi</s>Bye:")
 
 
 def test_an_empty_prompt_is_the_token_that_begins_a_text() -> None:

@@ -14,13 +14,15 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dptune._validate import InvalidArgument
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.utils.data.test_template_date import TELLING, set_clock
 from utils.generation import hf as generation_hf
-from utils.generation.arguments import SamplingArguments
+from utils.generation.arguments import AdapterArguments, SamplingArguments
 from utils.generation.backends import Drawn, finish, sampling_config
 from utils.generation.batches import TextJob, encode_prompt, make_jobs
+from utils.generation.files import append_generations, generation_journal
 from utils.generation.hf import GenerateBackend, draw_batch, max_spread
-from utils.generation.run import generate_all
+from utils.generation.run import generate_all, make_prompts, template_date
 from utils.models.loading import load_tokenizer
 
 IDENTITY = {"model": "tiny", "top_p": 0.9}
@@ -52,6 +54,38 @@ def _draw(
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     config = sampling_config(model, tokenizer, sampling)
     return draw_batch(model, tokenizer, ids, config, max_length=sampling.max_length, seed=seed)
+
+
+def test_an_instruction_that_the_template_refuses_is_named_by_its_number_and_not_shown() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ 1 // (messages[0].content | length - 6) }}"
+    told = "--prompt_style='chat': instruction 2: the chat template fails on this conversation .ZeroDivisionError."
+    with pytest.raises(InvalidArgument, match=told) as caught:
+        make_prompts(["open", "secret"], "chat", tokenizer)
+    assert "secret" not in str(caught.value)
+
+
+def test_prompts_tell_the_date_of_the_training_or_of_the_first_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_tokenizer()
+    assert template_date(tokenizer, "m", AdapterArguments(), _sampling(tmp_path)) is None
+    tokenizer.chat_template = TELLING
+    set_clock(monkeypatch, "2026-02-02T01:00:00")
+
+    def day(trained: Path | None = None, **given: Any) -> str | None:
+        adapter = AdapterArguments(None if trained is None else str(trained / "lora_weights.bin"))
+        return template_date(tokenizer, "m", adapter, _sampling(tmp_path, **given))
+
+    assert day() == "2026-02-02"
+    folder = Path(_sampling(tmp_path).output_dir)
+    generation_journal(folder).claim({"template_date": "2026-02-01"})
+    append_generations(folder, 0, [{"prompt": "a", "text": "b", "index": 0, "ended": True}])
+    assert day() == "2026-02-01"
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "run_config.json").write_text('{"template_date": "2026-01-31"}')
+    assert day(tmp_path / "trained") == "2026-01-31"
+    assert day(tmp_path / "trained", template_date="2026-01-01") == "2026-01-01"
 
 
 def test_neighbours_in_a_batch_do_not_change_a_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -73,3 +73,23 @@ def test_each_flag_of_privacy_is_read_without_privacy_or_refused(name: str) -> N
 )
 def test_every_renamed_parameter_has_a_flag(groups: tuple[type, ...], renamed: dict[str, str]) -> None:
     assert set(renamed.values()) <= {f"--{one.name}" for group in groups for one in dataclasses.fields(group)}
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({}, "--privacy_unit"),
+        ({"ignore_users": True}, None),
+        ({"privacy_unit": "user", "examples_per_unit": 2}, None),
+        ({"clip_norm": -1, "noise_multiplier": -1}, None),  # nothing is protected
+    ],
+)
+def test_rows_are_protected_unnoticed_only_by_a_private_run_without_either_flag(
+    given: dict[str, Any], flag: str | None
+) -> None:
+    assert PrivacyFlags(**{"noise_multiplier": 1.0} | given).users_flag == flag
+
+
+def test_a_unit_of_users_and_ignoring_them_contradict_each_other() -> None:
+    with pytest.raises(InvalidArgument, match="--ignore_users=True: contradicts --privacy_unit"):
+        PrivacyFlags(noise_multiplier=1.0, privacy_unit="user", examples_per_unit=2, ignore_users=True)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import LlamaModel
 
+import train_clm
 from dptune import InvalidArgument
 from dptune.lora import adapters
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL
 from tests.scripts.test_train_clm import flags
 from tests.tasks import rows
+from tests.utils.data.test_template_date import TELLING, set_clock
 from utils.cli.flags import parse
 from utils.cli.launch import make_accelerator
+from utils.models.loading import load_tokenizer
 from utils.training import causal_lm
 from utils.training.arguments import CAUSAL_LM_GROUPS, DataArguments, Groups
 from utils.training.causal_lm import CausalLMJob, CausalLMTask, plan_job, recomputes, require_answers
@@ -46,6 +52,63 @@ def test_a_job_is_planned_from_its_flags_and_writes_nothing(job: Any, tmp_path: 
     assert (planned.asked, planned.token_budget, planned.config["num_processes"]) == (4 * 48, 4 * 48, 1)
     assert planned.identity == {"training_data": planned.train.fingerprint(), "optimizer": "adamw"}
     assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_job_has_the_date_and_so_the_data_that_it_began_with(
+    job: Any, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(tiny_model_dir, tmp_path / "telling")
+    (model / "chat_template.jinja").write_text(TELLING)
+    given = {"model_name_or_path": model, "prompt_style": "chat", "max_train_steps": 2, "checkpointing_steps": 1}
+    set_clock(monkeypatch, "2026-01-31T23:00:00")
+    began = job(**given)
+    assert began.identity["template_date"] == "2026-01-31"
+    assert "31 Jan" in began.tokenizer.decode(began.train.ids)
+    train_clm.main(flags(model, tmp_path / "rows.jsonl", tmp_path / "out", **given))
+    set_clock(monkeypatch, "2026-02-01T01:00:00")
+    resumed = job(**given, resume_from_checkpoint="latest")
+    assert resumed.identity == began.identity
+    assert json.loads((tmp_path / "out" / "run_config.json").read_text())["template_date"] == "2026-01-31"
+
+
+@pytest.mark.parametrize("rows", ["train", "held out"])
+def test_a_token_without_an_embedding_is_named_before_the_model_is_loaded(
+    rows: str, job: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A chat template writes a token that was added to the tokenizer alone."""
+    model = shutil.copytree(tiny_model_dir, tmp_path / "added")
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=True)])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer.save_pretrained(model)
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    (tmp_path / "many.jsonl").write_text((json.dumps({"messages": chat}) + "\n") * 40)
+    given = {"train_file": tmp_path / "many.jsonl"} if rows == "train" else {"validation_file": tmp_path / "chat.jsonl"}
+    what = "training" if rows == "train" else "held-out"
+    with pytest.raises(InvalidArgument, match=rf"{what} example 1 .* has token \d+ \(<\|im_end\|>\), but the model"):
+        job(model_name_or_path=model, **given)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"instruction": "word " * 60, "answer": "one"}, "within --block_size 48; raise"),
+        (
+            {"messages": [{"role": "human", "content": "Hi"}, {"role": "gpt (secret)", "content": "Hello."}]},
+            r"48 \(answers have the role assistant; the file has \(name not shown\), human\); raise",
+        ),
+    ],
+)
+def test_training_data_without_an_answer_are_refused_before_the_model_is_loaded(
+    row: dict[str, Any], told: str, job: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "nothing.jsonl").write_text((json.dumps(row) + "\n") * 40)
+    with pytest.raises(
+        InvalidArgument, match=f"--train_file=.*no training example has an answer token .*{told}"
+    ) as caught:
+        job(train_file=tmp_path / "nothing.jsonl")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_budget_that_did_not_fit_is_remembered(job: Any, tmp_path: Path) -> None:
