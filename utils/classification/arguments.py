@@ -364,6 +364,7 @@ ON_RESUME: OnResumeTable = {
     "max_grad_norm": OnResume.COMPARED,
     "delta": OnResume.REFUSED,
     "insecure_test_seed": OnResume.REFUSED,
+    "ignore_users": OnResume.RUNTIME,
     # optimisation: likewise
     "learning_rate": OnResume.COMPARED,
     "head_learning_rate": OnResume.COMPARED,

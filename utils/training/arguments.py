@@ -441,6 +441,7 @@ ON_RESUME: OnResumeTable = {
     "user_level_method": OnResume.REFUSED,
     "unit_gradient": OnResume.REFUSED,
     "insecure_test_seed": OnResume.REFUSED,
+    "ignore_users": OnResume.RUNTIME,
     "clipping": OnResume.REFUSED,
     "layer_clip_norms": OnResume.COMPARED,
     "automatic_gamma": OnResume.REFUSED,
