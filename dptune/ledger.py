@@ -15,6 +15,7 @@ from dptune import accounting
 from dptune._files import append_line, sync_folder
 from dptune._validate import refuse, require_count
 from dptune.accounting import Cost, Spend
+from dptune.sampling import SAMPLER
 
 
 class Ledger:
@@ -34,7 +35,7 @@ class Ledger:
         require_count("group_size", group_size)
         self.path, self.group_size = Path(path), group_size
         # Length of the counted lines in bytes, and what a failed `record` may have left behind them.
-        self._counts, self._length, self._unfinished = _read(self.path)
+        self._counts, self._samplers, self._length, self._unfinished = _read(self.path)
 
     @property
     def steps(self) -> int:
@@ -42,12 +43,19 @@ class Ledger:
         return sum(self._counts.values())
 
     @property
+    def samplers(self) -> dict[str, int]:
+        """{how batches were drawn: number of steps}."""
+        return dict(self._samplers)
+
+    @property
     def spends(self) -> list[Spend]:
         """The recorded steps, grouped by their settings, in order of first use."""
         return [Spend(sigma, q, count, group_size) for (sigma, q, group_size), count in self._counts.items()]
 
-    def record(self, *, noise_multiplier: float, sampling_probability: float, clip_norm: float) -> None:
-        """Append one step and wait until it is on disk.
+    def record(
+        self, *, noise_multiplier: float, sampling_probability: float, clip_norm: float, sampler: str = SAMPLER
+    ) -> None:
+        """Append one step and wait until it is on disk. A line names the sampler unless it is Poisson's.
 
         If a call fails, for example because the disk is full, nothing is counted, and the next call overwrites the
         rest of its line.
@@ -55,7 +63,7 @@ class Ledger:
         Raises:
             InvalidArgument: something else changed the file since the last call.
         """
-        entry = {
+        entry: dict[str, float | str] = {
             "step": self.steps + 1,
             "noise_multiplier": noise_multiplier,
             "sampling_probability": sampling_probability,
@@ -63,6 +71,8 @@ class Ledger:
         }
         if self.group_size != 1:
             entry["group_size"] = self.group_size
+        if sampler != SAMPLER:
+            entry["sampler"] = sampler
         line = json.dumps(entry, allow_nan=False)
         self._cut_unfinished()
         self._unfinished = f"{line}\n".encode()
@@ -70,6 +80,7 @@ class Ledger:
         self._length += len(self._unfinished)
         self._unfinished = b""
         self._counts[noise_multiplier, sampling_probability, self.group_size] += 1
+        self._samplers[sampler] += 1
 
     def content(self) -> bytes:
         """The counted lines as bytes, for the copy in a checkpoint.
@@ -167,16 +178,19 @@ def has_begun(path: str | os.PathLike[str]) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def _read(path: Path) -> tuple[Counter[_Settings], int, bytes]:
-    """(number of steps by settings, length of their lines in bytes, torn bytes behind them)."""
+def _read(path: Path) -> tuple[Counter[_Settings], Counter[str], int, bytes]:
+    """(number of steps by settings, and by sampler, length of their lines in bytes, torn bytes behind them)."""
     counts: Counter[_Settings] = Counter()
+    samplers: Counter[str] = Counter()
     if not path.exists():
-        return counts, 0, b""
+        return counts, samplers, 0, b""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            counts[_settings(json.loads(line), number)] += 1
+            entry = json.loads(line)
+            counts[_settings(entry, number)] += 1
+            samplers[str(entry.get("sampler", SAMPLER))] += 1
         except (ValueError, KeyError, TypeError):
             refuse("ledger", f"{path}:{number}", f"is not a ledger entry; {_RESTORE}")
-    return counts, len(whole), content[len(whole) :]
+    return counts, samplers, len(whole), content[len(whole) :]

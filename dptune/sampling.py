@@ -7,12 +7,15 @@ implementations?").
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 
 from dptune._validate import require_count, require_probability
 from dptune.keystream import Keystream
 
 SAMPLER = "Poisson"
+FIXED_KEY, NOT_SHOWN = "Poisson under a fixed key", "not shown"  # samplers of steps without a guarantee
 METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped by itself"
 
 
@@ -35,10 +38,51 @@ class PoissonSampler:
         self.num_examples = num_examples
         self.sampling_probability = sampling_probability
         self.keystream = keystream or Keystream.from_os()
+        self._unused: deque[tuple[int, int]] = deque()  # (number, checksum) of the draws that no step has used
+
+    @property
+    def name(self) -> str:
+        """How batches are drawn, in words for the ledger and the report."""
+        return SAMPLER if self.keystream.secret else FIXED_KEY
 
     def draw(self) -> np.ndarray:
-        """The indices of one new draw, ascending, int64 [n]; possibly none."""
-        return np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)
+        """The indices of one new draw, ascending, int64 [n]; possibly none.
+
+        Steps must use the draws in order. `PrivateStep` checks that what it was fed is the oldest unused draw.
+        """
+        drawn = np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)
+        self._unused.append((len(drawn), checksum_of_items(drawn)))
+        return drawn
+
+    def use(self, number: int, checksum: int) -> None:
+        """Mark the oldest unused draw as used by a step that was fed so many items with this checksum.
+
+        Raises:
+            RuntimeError: the step was fed something else, or there is no unused draw.
+        """
+        if not self._unused:
+            raise RuntimeError("this step has no draw: call the sampler's draw() once per step")
+        drawn, wanted = self._unused[0]
+        if (number, checksum) != (drawn, wanted):
+            raise RuntimeError(
+                f"the draw holds {drawn} examples, but the step was fed {number} or others; none is used"
+            )
+        self._unused.popleft()
+
+    def forget(self) -> None:
+        """Drop the unused draws, for a loader that drew ahead and begins anew."""
+        self._unused.clear()
+
+
+def checksum_of_items(items: np.ndarray) -> int:
+    """A 64-bit checksum of a set of item numbers, as a signed integer; the checksums of its parts add up to it.
+
+    Other sets almost never have the same one (SplitMix64's last rounds, see `dptune.ranks`).
+    """
+    mixed = items.astype(np.uint64) + np.uint64(1)
+    for shift, odd in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(odd)
+    return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64).astype(np.int64))
 
 
 def deal(

@@ -8,12 +8,13 @@ Shapes: B examples; P all trainable parameters, flat.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import frexp
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,8 +28,10 @@ from dptune.noise import GaussianNoise
 from dptune.per_example import HalfAdded, PerExampleGradients, Recorded, full_precision
 from dptune.per_example.buffers import FixedBuffers
 from dptune.ranks import Gather, Reduce, sum_over_ranks
+from dptune.sampling import NOT_SHOWN, PoissonSampler, checksum_of_items
 
 K = TypeVar("K")
+Items = Sequence[int] | np.ndarray  # numbers of drawn units
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class PrivateStep:
         noise: this rank's noise; by default keyed from the operating system.
         gather, rank, world_size: communication between ranks (`accelerator.gather`); not needed for one process.
         reduce: sums over ranks instead of `gather` (`accelerator.reduce`), which sends less with many ranks.
+        sampler: makes the draws, the same on every rank. Each step must be fed the oldest draw that no step has used,
+            named by `items` of `backward`. Without a sampler the ledger says so, and the report states no guarantee.
         loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards, so
             that gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and
             constant, because a scale that follows the data would couple examples.
@@ -75,6 +80,7 @@ class PrivateStep:
         reduce: Reduce | None = None,
         rank: int = 0,
         world_size: int = 1,
+        sampler: PoissonSampler | None = None,
         loss_scale: float = 1.0,
     ) -> None:
         if rank == 0 and ledger is None:
@@ -95,6 +101,8 @@ class PrivateStep:
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
         self._sum_P: Tensor | None = None  # None between two steps
         self._is_spoiled = False
+        self._sampler = sampler
+        self._fed = np.zeros(2, dtype=np.int64)  # (number, checksum) of this rank's items in the current step
         self.noise = noise or GaussianNoise(released_size(model, config))
         if self.noise.size != (size := released_size(model, config)):
             refuse("noise", self.noise.size, f"its size must be the {size} values that a step releases")
@@ -110,12 +118,13 @@ class PrivateStep:
         self._recorder.__exit__(kind, error, trace)
         self.noise.close()
 
-    def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
+    def backward(self, losses: Tensor, *, rows_per_unit: int = 1, items: Items | None = None) -> MicroBatchStats:
         """Run the backward pass of one micro-batch and `collect` its gradients.
 
         Args:
             losses: one loss per example, [B], each from that example alone. Every trainable layer must see B examples.
             rows_per_unit: number of neighbouring rows that belong to one privacy unit; see `collect`.
+            items: the drawn numbers of the micro-batch's units; see `collect`.
         """
         _require_losses(losses, rows_per_unit)
         try:
@@ -123,9 +132,9 @@ class PrivateStep:
         except BaseException:
             self._recorder.take()  # a retry, for example after running out of memory, needs an empty recorder
             raise
-        return self.collect(losses, rows_per_unit=rows_per_unit)
+        return self.collect(losses, rows_per_unit=rows_per_unit, items=items)
 
-    def collect(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
+    def collect(self, losses: Tensor, *, rows_per_unit: int = 1, items: Items | None = None) -> MicroBatchStats:
         """Clip the gradients that the last backward pass recorded, and add them to the step's sum.
 
         For loops in which other code calls `backward()`, on `losses.sum()` times the loss scale. If an error is raised,
@@ -137,9 +146,12 @@ class PrivateStep:
             rows_per_unit: k. Every k neighbouring rows are one privacy unit, such as an author: their gradients are
                 summed, and the sum is clipped once. Fill up smaller units with rows without labels. For the mean over
                 a unit, scale its losses.
+            items: the numbers, in the sampler's draw, of the units in the micro-batch; required with a sampler. If
+                there are more units than numbers, the rest only fills up the micro-batch and adds nothing.
 
         Raises:
-            RuntimeError: nothing was recorded, or the number of losses is not the number of recorded examples.
+            RuntimeError: nothing was recorded, the number of losses is not the number of recorded examples, or the
+                items are missing or too many.
         """
         _require_losses(losses, rows_per_unit)
         recorded = self._recorder.take()
@@ -148,9 +160,9 @@ class PrivateStep:
         if self._sum_P is None:  # once per step
             self._recorder.require_nothing_else(losses)
         with full_precision(losses.device):
-            return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit)
+            return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit, items)
 
-    def _add(self, recorded: Recorded, losses: Tensor, rows_per_unit: int) -> MicroBatchStats:
+    def _add(self, recorded: Recorded, losses: Tensor, rows_per_unit: int, items: Items | None) -> MicroBatchStats:
         """Measure, clip and add."""
         squared_norms = _scaled(recorded.squared_norms(), self._loss_scale**-2)
         norms = whole_norms(squared_norms)
@@ -159,6 +171,10 @@ class PrivateStep:
         factors = self._clipper.factors(squared_norms, self.clip_norm)
         clipped = torch.stack([*{id(part): part for part in factors.values()}.values()]).lt(1).any(0)
         factors = _scaled(factors, 1 / self._loss_scale)
+        fed = self._fed + self._named(items, len(norms))
+        if items is not None and len(items) < len(norms):
+            counts = (torch.arange(len(norms)) < len(items)).to(norms.device)
+            factors, norms = {name: own * counts for name, own in factors.items()}, norms * counts
         stats, count = MicroBatchStats(losses, norms, clipped), self._count(norms)
         sum_P = self._begun()
         try:
@@ -169,8 +185,30 @@ class PrivateStep:
         self._is_spoiled = True  # until the count is added too
         if count is not None:
             sum_P[-1] += count
-        self._is_spoiled = False
+        self._fed, self._is_spoiled = fed, False
         return stats
+
+    def _named(self, items: Items | None, units: int) -> np.ndarray:
+        """(number, checksum) of the items of one micro-batch, int64 [2]."""
+        if items is None:
+            if self._sampler is not None:
+                raise RuntimeError("name the drawn items of each micro-batch: this step has a sampler")
+            return np.zeros(2, dtype=np.int64)
+        if len(items) > units:
+            raise RuntimeError(f"{len(items)} items in a micro-batch of {units} units")
+        return np.array([len(items), checksum_of_items(np.asarray(items, dtype=np.int64))])
+
+    def _require_draw(self) -> None:
+        """Compare what all ranks were fed with the draw; a step without a draw cannot be released."""
+        if self._sampler is None:
+            return
+        fed = torch.from_numpy(self._fed).to(self._begun().device)
+        if self._world_size > 1 and self._gather is not None:
+            fed = self._gather(fed).view(self._world_size, -1).sum(0)
+        elif self._world_size > 1 and self._reduce is not None:
+            fed = self._reduce(fed)
+        self._sampler.use(*fed.tolist())
+        self._fed = np.zeros(2, dtype=np.int64)
 
     def _count(self, norms: Tensor) -> Tensor | None:
         """What adaptive clipping adds to its count for one micro-batch, scaled like the gradients; None without it."""
@@ -185,10 +223,12 @@ class PrivateStep:
         step begins.
 
         Raises:
+            RuntimeError: what was fed is not the sampler's draw.
             InvalidArgument: a parameter that is not recorded has a gradient, a buffer of the model has changed, or the
                 ledger cannot record the step.
         """
         total_P = self._begun()
+        self._require_draw()
         self._refuse_other_gradients()
         self._buffers.require_unchanged()
         self._add_noise(total_P)
@@ -198,6 +238,7 @@ class PrivateStep:
                 noise_multiplier=self.config.noise_multiplier,
                 sampling_probability=self.config.sampling_probability,
                 clip_norm=self.clip_norm,
+                sampler=NOT_SHOWN if self._sampler is None else self._sampler.name,
             )
         sum_over_ranks(total_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
         self._last_clip_norm = self.clip_norm
@@ -281,11 +322,12 @@ class PlainStep:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
+    def backward(self, losses: Tensor, *, rows_per_unit: int = 1, items: Items | None = None) -> MicroBatchStats:
         """Add the gradients of one micro-batch, losses [B], to `.grad`; if an error is raised, nothing was added.
 
-        `rows_per_unit` changes nothing, because nothing is clipped.
+        `rows_per_unit` and `items` change nothing, because nothing is clipped or accounted.
         """
+        del items
         _require_losses(losses, rows_per_unit)
         self._start()
         grads = torch.autograd.grad(losses.sum() * self._loss_scale, self._parameters, allow_unused=True)

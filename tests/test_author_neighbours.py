@@ -61,8 +61,8 @@ DATA = as_data(EXAMPLES)
 class ClipsEveryRow(PrivateStep):
     """Broken on purpose: each row is clipped on its own before an author's rows are added."""
 
-    def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> Any:
-        del rows_per_unit
+    def backward(self, losses: Tensor, *, rows_per_unit: int = 1, items: Any = None) -> Any:
+        del rows_per_unit, items
         return super().backward(losses)
 
 

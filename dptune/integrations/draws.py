@@ -35,13 +35,13 @@ class TrainerDraw(TypedDict):
     Attributes:
         micro_batches: this process's share, collated.
         rows_per_unit: for each micro-batch, the number of neighbouring rows that the collator makes per item.
-        items: for each micro-batch, its number of items.
+        items: for each micro-batch, the drawn numbers of its items.
         drawn: number of examples in the whole draw. NOT private.
     """
 
     micro_batches: list[Mapping[str, Tensor]]
     rows_per_unit: list[int]
-    items: list[int]
+    items: list[np.ndarray]
     drawn: int
 
 
@@ -112,7 +112,7 @@ class _MicroBatches(Dataset[TrainerDraw]):
         micro_batches = [self._collator(fetch(self._examples, rows)) for rows in share["rows"]]
         return {
             "micro_batches": micro_batches,
-            "items": [len(rows) for rows in share["rows"]],
+            "items": share["rows"],
             "rows_per_unit": share["rows_per_unit"],
             "drawn": share["drawn"],
         }
@@ -135,7 +135,7 @@ class PoissonMicroBatches(Dataset[object]):
         self._length = steps_per_epoch * parts * micro_batch_size
         self._sampler: PoissonSampler | None = None
         self._pending: deque[np.ndarray] = deque()
-        self.handed: deque[int] = deque()  # number of examples of each micro-batch handed out and not yet clipped
+        self.handed: deque[np.ndarray] = deque()  # examples of each micro-batch handed out and not yet clipped
 
     def __len__(self) -> int:
         return self._length
@@ -150,7 +150,7 @@ class PoissonMicroBatches(Dataset[object]):
         if not self._pending:
             self._pending.extend(np.array_split(self._sampler.draw(), self._parts))
         rows = self._pending.popleft()
-        self.handed.append(len(rows))
+        self.handed.append(rows)
         return fetch(self.examples, rows if len(rows) else [0])
 
     def start(self, sampler: PoissonSampler) -> None:
@@ -161,6 +161,8 @@ class PoissonMicroBatches(Dataset[object]):
         """Begin with a new draw. Examples that were only prefetched are dropped; nothing of them was released."""
         self._pending.clear()
         self.handed.clear()
+        if self._sampler is not None:
+            self._sampler.forget()
 
 
 def fetch(examples: Examples, rows: Sequence[int] | np.ndarray) -> list[object]:

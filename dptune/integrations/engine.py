@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments
 
 OutputLosses = Callable[[Any, Any, Tensor | None], Tensor]  # (model, outputs, labels) -> losses [B]
+_NOBODY = np.array([], dtype=np.int64)
 
 
 class PrivacyEngine:
@@ -115,7 +117,7 @@ class PrivacyEngine:
         if not torch.is_grad_enabled():
             return losses.mean()
         handed = self.dataset.handed
-        if handed and handed[0] == 0:
+        if handed and not len(handed[0]):
             losses = losses * 0.0  # this row only stands for an empty micro-batch
         self._seen, self._scales = losses, []
         total = losses.sum()
@@ -170,9 +172,9 @@ class PrivacyEngine:
         if scales != [1.0]:
             remedy = "the Trainer must call backward() on it once, unscaled; use a Trainer that does not scale its loss"
             refuse("privacy_engine.loss", f"multiplied by {scales}", remedy)
-        handed = self.dataset.handed.popleft() if self.dataset.handed else 0
-        _require_one_row_each(len(losses), max(handed, 1))
-        self._step.collect(losses)
+        handed = self.dataset.handed.popleft() if self.dataset.handed else _NOBODY
+        _require_one_row_each(len(losses), max(len(handed), 1))
+        self._step.collect(losses, items=handed)
         self._collected += 1
 
     def finish(self) -> None:

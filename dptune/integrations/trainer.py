@@ -218,8 +218,8 @@ class DPTrainer(transformers.Trainer):
         for batch, items, rows_per_unit in shapes:
             with self.accelerator.autocast():
                 losses = self._losses(model, self._prepare_inputs(batch))
-            _require_rows(losses, items, rows_per_unit)
-            total += run.backward(losses, rows_per_unit=rows_per_unit).losses.sum()
+            _require_rows(losses, len(items), rows_per_unit)
+            total += run.backward(losses, rows_per_unit=rows_per_unit, items=items).losses.sum()
         run.finish_step()
         return self._mean_loss(total, inputs["drawn"])
 

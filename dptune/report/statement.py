@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ from dptune.clipping_styles import clipping_in_words
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
-from dptune.sampling import METHOD_OF_EXAMPLES, SAMPLER
+from dptune.sampling import FIXED_KEY, METHOD_OF_EXAMPLES, NOT_SHOWN, SAMPLER
 
 REPORT_NAME = "privacy_report.json"
 
@@ -146,7 +146,9 @@ def state_privacy(
             remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
     cost = ledger.cost(config.delta)
-    reasons = () if noise.keystream.secret else ("the noise came from a fixed key, so anyone can reproduce it",)
+    reasons = _reasons_of_samplers(ledger.samplers)
+    if not noise.keystream.secret:
+        reasons = ("the noise came from a fixed key, so anyone can reproduce it", *reasons)
     if math.isinf(cost.epsilon):
         reasons = (*reasons, "the noise is so small that epsilon is infinite")
     return PrivacyStatement(
@@ -164,7 +166,7 @@ def state_privacy(
         group_size=config.group_size,
         adjacency=ADJACENCY,
         accountant=cost.accountant,
-        sampler=SAMPLER,
+        sampler=_sampler_in_words(ledger.samplers),
         noise_source=noise.source,
         guarantee="none" if reasons else "dp",
         reasons=reasons,
@@ -172,6 +174,20 @@ def state_privacy(
         method=method,
         sampled=sampled,
     )
+
+
+def _reasons_of_samplers(samplers: Mapping[str, int]) -> tuple[str, ...]:
+    """Why steps with these samplers, by name, have no guarantee."""
+    known = {
+        FIXED_KEY: "steps drew their batches under a fixed key, so anyone can tell who was drawn",
+        NOT_SHOWN: "steps did not show that they were fed Poisson draws: give PrivateStep its sampler",
+    }
+    others = {name: f"steps drew their batches by an unknown sampler, {name}" for name in samplers if name != SAMPLER}
+    return tuple(f"{samplers[name]} {reason}" for name, reason in (others | known).items() if samplers.get(name))
+
+
+def _sampler_in_words(samplers: Mapping[str, int]) -> str:
+    return ", ".join(samplers) or SAMPLER
 
 
 def state_no_privacy(

@@ -28,7 +28,7 @@ from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, refuse_other_run
 from dptune.run.plan import RunPlan, last_step
 from dptune.sampling import PoissonSampler
-from dptune.step import MicroBatchStats, PlainStep, PrivateStep, released_size
+from dptune.step import Items, MicroBatchStats, PlainStep, PrivateStep, released_size
 from dptune.units.batches import AuthorSampler
 from dptune.units.unit import Authors, PrivacyUnit
 
@@ -96,6 +96,7 @@ class PrivateRun:
         self.ledger: Ledger | None = None
         self.step: PrivateStep | PlainStep | None = None
         self._noise: GaussianNoise | None = None
+        self._sampler: PoissonSampler | None = None
         self._parameters: list[nn.Parameter] = []
         self._mechanism = dict(resume_from.mechanism) if resume_from else {}
         self.completed, self.last = ranks.from_main(lambda: self._open(resume_from))
@@ -117,28 +118,27 @@ class PrivateRun:
         return self.step.clip_norm if isinstance(self.step, PrivateStep) else None
 
     def sampler(self) -> PoissonSampler:
-        """A sampler whose draws of items are the same on every rank. Every rank must call this."""
-        sampler = PoissonSampler(self.plan.num_examples, self.plan.sampling_probability, self._sampling_keystream())
-        return self._after_completed(sampler)
+        """The sampler of the run, whose draws of items are the same on every rank. Every rank must call this."""
+        if self._sampler is None:
+            plan = self.plan
+            sampler = PoissonSampler(plan.num_examples, plan.sampling_probability, self._sampling_keystream())
+            self._sampler = self._after_completed(sampler)
+        return self._sampler
 
     def draws(self, authors: Authors | None) -> PoissonSampler | AuthorSampler:
-        """A sampler of rows, or of authors with some of their rows; its draws are the same on every rank.
+        """The sampler of rows, or of authors with some of their rows; its draws are the same on every rank.
 
         Every rank must call this.
 
         Args:
             authors: who wrote which row; required if the plan samples authors.
         """
-        unit, poisson = (
-            self.plan.unit,
-            PoissonSampler(self.plan.num_examples, self.plan.sampling_probability, self._sampling_keystream()),
-        )
+        unit = self.plan.unit
         if not isinstance(unit, PrivacyUnit) or not unit.samples_authors:
-            return self._after_completed(poisson)
+            return self.sampler()
         if authors is None:
             raise RuntimeError("the data were loaded without the column of the privacy unit")
-        sampler = AuthorSampler(poisson, authors.rows(), unit.examples, mean=unit.gradient == "mean")
-        return self._after_completed(sampler)
+        return AuthorSampler(self.sampler(), authors.rows(), unit.examples, mean=unit.gradient == "mean")
 
     def prepare(self, model: nn.Module, *, gradient_sync: GradientSync = "gather", loss_scale: float = 1.0) -> None:
         """Make the step for `model`. The guarantee covers its trainable parameters.
@@ -175,6 +175,7 @@ class PrivateRun:
             reduce=reduce,
             rank=ranks.rank,
             world_size=world_size,
+            sampler=self.sampler(),
             loss_scale=loss_scale,
         )
         if self._mechanism:
@@ -208,14 +209,15 @@ class PrivateRun:
             self.ranks.require_equal(self._parameters)
         draw_new_masks(self.ranks.rank, number, test_seed=self.plan.test_seed)
 
-    def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats:
+    def backward(self, losses: Tensor, *, rows_per_unit: int = 1, items: Items | None = None) -> MicroBatchStats:
         """Run the backward pass of one micro-batch and add its clipped gradients; see `PrivateStep.backward`.
 
         Args:
             losses: one loss per row, [B]; each depends on that row alone.
             rows_per_unit: how many neighbouring rows are clipped as one.
+            items: the drawn numbers of the rows, or units; required with privacy.
         """
-        return self._ready.backward(losses, rows_per_unit=rows_per_unit)
+        return self._ready.backward(losses, rows_per_unit=rows_per_unit, items=items)
 
     def finish_step(self) -> None:
         """Write the private gradient of the current step to `.grad`.

@@ -49,11 +49,13 @@ class AuthorDraw:
         rows: for each author drawn, the numbers of the chosen rows, at least one and at most `most`; int64 arrays.
         mean: whether each row's loss is divided by the number of chosen rows of its author.
         most: k, the maximum number of rows per author: a setting, not the largest number in the draw.
+        numbers: the authors' numbers as the sampler drew them, int64; by default their places in the list.
     """
 
     rows: list[np.ndarray]
     mean: bool
     most: int
+    numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,7 +81,8 @@ class AuthorSampler:
 
     def draw(self) -> AuthorDraw:
         """One new draw, authors in ascending order; possibly empty."""
-        return AuthorDraw([self._chosen(self.rows[author]) for author in self.authors.draw()], self.mean, self.most)
+        drawn = self.authors.draw()
+        return AuthorDraw([self._chosen(self.rows[author]) for author in drawn], self.mean, self.most, drawn)
 
     def _chosen(self, rows: np.ndarray) -> np.ndarray:
         return choose_rows(rows, self.most, self.authors.keystream.uniforms)  # the sampling key, which all ranks share
@@ -131,7 +134,7 @@ class Part:
         tokens: tokens of each item's longest row, indexed by item.
         rows_per_unit: k, the number of neighbouring rows of a batch that are clipped as one.
         authors: rows of each author by position; None if the items are rows.
-        mean: see `AuthorDraw`.
+        mean, numbers: see `AuthorDraw`.
     """
 
     data: Rows
@@ -140,6 +143,11 @@ class Part:
     rows_per_unit: int = 1
     authors: Sequence[np.ndarray] | None = None
     mean: bool = False
+    numbers: np.ndarray | None = None
+
+    def numbers_of(self, items: np.ndarray) -> np.ndarray:
+        """The numbers of some items as the sampler drew them."""
+        return items if self.numbers is None else np.asarray(self.numbers[items])
 
     def batch(self, items: np.ndarray, shape: Shape, pad_token_id: int) -> Batch:
         """The batch of at most `shape.items` items, each of them whole, filled up to the shape.
@@ -186,7 +194,7 @@ def parts_of(draw: UnitDraw, data: Rows) -> list[Part]:
     counts = np.array([len(rows) for rows in draw.rows])
     rounded = np.minimum(2 ** np.ceil(np.log2(counts)).astype(np.int64), draw.most)
     return [
-        Part(data, np.flatnonzero(rounded == size), longest, int(size), draw.rows, draw.mean)
+        Part(data, np.flatnonzero(rounded == size), longest, int(size), draw.rows, draw.mean, draw.numbers)
         for size in np.unique(rounded)
     ]
 

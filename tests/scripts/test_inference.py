@@ -29,6 +29,10 @@ from tests.tiny import save_tiny, tiny_llama
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.files.journal import Journal
 from utils.generation import run
+from utils.generation.arguments import AdapterArguments, SamplingArguments
+from utils.generation.run import sample_instructions
+from utils.models.arguments import ModelArguments
+from utils.models.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
@@ -307,6 +311,24 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert expected in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pad_token_without_an_embedding_is_refused_before_the_model_is_loaded(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model_dir, tmp_path / "padded")
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(model)
+    (tmp_path / "i.txt").write_text("Hi #### 2\n")
+    with pytest.raises(InvalidArgument, match=r"--model_name_or_path=.*pads with token \d+ \(\[PAD\]\)"):
+        sample_instructions(
+            ["Hi"],
+            ModelArguments(model_name_or_path=str(model)),
+            AdapterArguments(),
+            SamplingArguments(output_dir=str(tmp_path / "out"), max_length=30),
+        )
     assert not (tmp_path / "out").exists()
 
 

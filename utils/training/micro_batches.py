@@ -20,7 +20,7 @@ from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
 from dptune.sampling import deal
 from dptune.shapes import Shape, Shapes, deal_in_shapes
-from dptune.step import MicroBatchStats
+from dptune.step import Items, MicroBatchStats
 from dptune.units.batches import Batch, Part, Rows, UnitDraw, parts_of
 from utils.cli.interruption import StopRequest
 from utils.models.trainable import Losses
@@ -31,7 +31,7 @@ BUDGET_NAME = "max_tokens_per_device.json"
 class Accumulates(Protocol):
     """Takes the losses of one micro-batch: `PrivateRun`, or a single step."""
 
-    def backward(self, losses: Tensor, *, rows_per_unit: int = 1) -> MicroBatchStats: ...
+    def backward(self, losses: Tensor, *, rows_per_unit: int = 1, items: Items | None = None) -> MicroBatchStats: ...
 
 
 def remember_budget(folder: Path, *, asked: int, fits: int) -> None:
@@ -109,7 +109,8 @@ class MicroBatches:
                 if len(shares[rank]):
                     seen += self._backward(part, shares[rank], shape, step, losses)
                 else:  # a dummy, as this rank has no more examples
-                    step.backward(losses(**self._batch(part, shares[rank], Shape(1, shape.width)).inputs))
+                    filling = self._batch(part, shares[rank], Shape(1, shape.width))
+                    _backward_of(filling, part, shares[rank], step, losses(**filling.inputs))
         return None if self._any_rank(stop.pending) else seen
 
     def _dealt(self, part: Part, ranks: int) -> list[tuple[Shape, list[np.ndarray]]]:
@@ -160,7 +161,7 @@ class MicroBatches:
         """None if memory ran out. Returning frees the exception, and the tensors that its traceback held."""
         try:
             batch = self._batch(part, items, shape)
-            return _backward_of(batch, part.rows_per_unit, step, losses(**batch.inputs))
+            return _backward_of(batch, part, items, step, losses(**batch.inputs))
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
@@ -197,11 +198,11 @@ class MicroBatches:
         return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
 
 
-def _backward_of(batch: Batch, rows_per_unit: int, step: Accumulates, losses: Tensor) -> MicroBatchStats:
+def _backward_of(batch: Batch, part: Part, items: np.ndarray, step: Accumulates, losses: Tensor) -> MicroBatchStats:
     """The backward pass of one batch. Its statistics leave out what was filled in, and the losses are unweighted."""
     own = losses.detach()[batch.rows]  # before the backward pass: behind it nothing may run out of memory
     weighted = losses if batch.weights is None else losses * batch.weights.to(losses.dtype)
-    stats = step.backward(weighted, rows_per_unit=rows_per_unit)
+    stats = step.backward(weighted, rows_per_unit=part.rows_per_unit, items=part.numbers_of(items))
     return MicroBatchStats(own, stats.norms[: batch.items], stats.clipped[: batch.items])
 
 

@@ -144,3 +144,18 @@ def test_half_precision_launches_are_refused(asked: str, dtype: torch.dtype | No
         return
     with pytest.raises(InvalidArgument, match="mixed_precision='fp16': float16 overflows when a whole model trains"):
         dtype_of_launch(launched)
+
+
+def test_a_token_without_an_embedding_is_refused_when_the_tasks_are_loaded(
+    bert: Path, glue: Path, tmp_path: Path
+) -> None:
+    settings = Settings(*parse(*CLASSIFIER_GROUPS, args=flags(bert, glue, tmp_path / "out", **PRIVATE)))
+    tokenizer = load_classifier_tokenizer(str(bert))
+    size = len(BertModel.from_pretrained(bert).get_input_embeddings().weight)
+    tokenizer.add_tokens([f"word{number}" for number in range(max(0, size - len(tokenizer)))])
+    first = (glue / "SST-2" / "train.tsv").read_text().splitlines()[1]
+    tokenizer.add_tokens([first.split("\t")[0]])
+    with pytest.raises(
+        InvalidArgument, match=r"--model_checkpoint=.*training row 1 .*has token \d+ .*but the model has"
+    ):
+        load_tasks(settings, tokenizer)
