@@ -18,7 +18,9 @@ LOOP = """
     losses = dptune.CausalLMLoss(model)
     before = model.model.norm.weight.clone()
     for _ in range(2):
-        step.backward(losses(ids, ids))
+        drawn = sampler.draw()
+        ids = torch.randint(3, 400, (max(len(drawn), 1), 7))
+        step.backward(losses(ids, ids), items=drawn)
         step.finish()
         optimizer.step()
     assert not torch.equal(model.model.norm.weight, before)

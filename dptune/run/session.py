@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -34,7 +34,6 @@ from dptune.units.unit import Authors, PrivacyUnit
 
 GradientSync = Literal["gather", "reduce"]
 
-S = TypeVar("S", PoissonSampler, AuthorSampler)
 
 _RANKS_CHECKED_EVERY = 10  # steps
 
@@ -289,10 +288,11 @@ class PrivateRun:
             self.ledger.require_continues(saved.ledger, saved.ledger_steps)
         return completed, last_step(self.plan, self.ledger.steps, completed)
 
-    def _after_completed(self, sampler: S) -> S:
+    def _after_completed(self, sampler: PoissonSampler) -> PoissonSampler:
         """Skip the draws of the completed steps if draws are repeatable; secret draws are always new."""
         for _ in range(self.completed if self.plan.test_seed is not None else 0):
             sampler.draw()
+        sampler.forget()
         return sampler
 
     def _sampling_keystream(self) -> Keystream:

@@ -84,7 +84,7 @@ def test_a_step_with_noise_is_the_sum_plus_scaled_noise_over_the_expected_batch_
     released = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).double()
     with GaussianNoise(size_of(model), Keystream.for_tests(1)) as same_noise:
         expected = clipped_sum(example_gradients(adapted(), EXAMPLES), 0.05, size_of(model))
-        expected += config.noise_multiplier * 0.05 * same_noise.take().double()
+        expected += config.noise_std * same_noise.take()
     grid = config.grid()
     assert (5.0 * released - expected).abs().max() < 0.51 * grid
     assert (5.0 * released / grid - (5.0 * released / grid).round()).abs().max() < 1e-3, "multiples of the grid"

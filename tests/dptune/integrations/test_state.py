@@ -26,7 +26,8 @@ def plan(*, private: bool = True) -> RunPlan:
 def step(run: PrivateRun, model: nn.Module, count: int) -> None:
     for _ in range(count):
         run.begin_step()
-        run.backward(model(torch.ones(4, 3)).sum(1))
+        drawn = run.sampler().draw()
+        run.backward(model(torch.ones(max(len(drawn), 1), 3)).sum(1), items=drawn)
         run.finish_step()
 
 

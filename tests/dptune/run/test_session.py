@@ -49,6 +49,7 @@ def noise_of(folder: Path, *, test_seed: int | None, rank: int = 0, completed: i
     ranks = Ranks(rank, rank + 1, gather=lambda values: values, broadcast=lambda value: value)
     chosen = plan(test_seed)
     run = a_run(folder, chosen, completed=completed)
+    run.sampler()
     run.ranks = ranks  # as rank 0 opened it
     run.prepare(nn.Linear(SIZE - 1, 1))
     assert run.step is not None
@@ -147,9 +148,15 @@ def trained(folder: Path, chosen: RunPlan, steps: int, **how: Any) -> PrivateRun
     with run:
         for _ in range(steps):
             run.begin_step()
-            run.backward(model(torch.ones(4, 3)).sum(1))
+            fed(run, model)
             run.finish_step()
     return run
+
+
+def fed(run: PrivateRun, model: nn.Module) -> None:
+    """The gradients of a new draw."""
+    drawn = run.sampler().draw()
+    run.backward(model(torch.ones(len(drawn), 3)).sum(1), items=drawn)
 
 
 def test_a_step_is_counted_recorded_and_stated(tmp_path: Path) -> None:
@@ -180,12 +187,12 @@ def test_a_step_beyond_the_last_one_is_neither_begun_nor_released(tmp_path: Path
     run.prepare(model)
     with run:
         run.begin_step()
-        run.backward(model(torch.ones(4, 3)).sum(1))
+        fed(run, model)
         run.finish_step()
         with pytest.raises(RuntimeError, match=r"step 2 is beyond the last step that the budget allows, 1"):
             run.begin_step()
         model.weight.grad = None
-        run.backward(model(torch.ones(4, 3)).sum(1))
+        fed(run, model)
         with pytest.raises(RuntimeError, match=r"step 2 is beyond the last step that the budget allows, 1"):
             run.finish_step()
         assert model.weight.grad is None

@@ -175,7 +175,10 @@ def nobody_drawn_in(patch: pytest.MonkeyPatch, number: int) -> None:
 
     def drawn(self: PoissonSampler) -> np.ndarray:
         rows = draw(self)
-        return rows[:0] if next(calls) == number else rows
+        if next(calls) != number:
+            return rows
+        self._unused[-1] = (0, 0)
+        return rows[:0]
 
     patch.setattr(PoissonSampler, "draw", drawn)
 
@@ -212,6 +215,7 @@ def with_an_empty_draw(rank: int, _gather: Any, folder: Path, world_size: int) -
         "finished": watched.calls.count("finish_step"),
         "released": watched.released,
         "noise": noise_of(world_size, len(watched.released[0]), loop.run),
+        "grid": loop.run.plan.privacy.grid() / BATCH,
         "moved": (moved > 0).double().mean().item(),
         "weights": weights(task),
     }
@@ -239,7 +243,7 @@ def test_a_draw_without_any_row_releases_noise_alone_and_moves_the_parameters(
     ranks_without_a_row: list[dict[str, Any]],
 ) -> None:
     for found in ranks_without_a_row:
-        torch.testing.assert_close(found["released"][EMPTY - 1], found["noise"])
+        torch.testing.assert_close(found["released"][EMPTY - 1], found["noise"], rtol=0, atol=2 * found["grid"])
         assert found["moved"] > 0.99
         assert torch.equal(found["weights"], ranks_without_a_row[0]["weights"])
 

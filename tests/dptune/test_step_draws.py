@@ -1,0 +1,162 @@
+"""A step checks that it was fed its sampler's draw; what was not shown is in the ledger and in the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dptune import Keystream, Ledger, PoissonSampler, PrivacyConfig, PrivateStep
+from dptune.report.statement import PrivacyStatement, state_privacy
+from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER, checksum_of_items
+from tests.ranks import run_ranks
+
+CONFIG = PrivacyConfig(
+    num_examples=40, expected_batch_size=10, steps=20, clip_norm=1.0, noise_multiplier=1.0, delta=1e-3
+)
+
+
+def a_step(folder: Path, sampler: PoissonSampler | None, model: nn.Module, **ranks: Any) -> PrivateStep:
+    ledger = Ledger(folder / "ledger.jsonl") if ranks.get("rank", 0) == 0 else None
+    return PrivateStep(model, CONFIG, ledger=ledger, sampler=sampler, **ranks)
+
+
+def a_sampler(**how: Any) -> PoissonSampler:
+    return PoissonSampler(CONFIG.num_examples, CONFIG.sampling_probability, **how)
+
+
+def losses(model: nn.Module, count: int) -> Tensor:
+    made: Tensor = model(torch.ones(count, 3))[:, 0]
+    return made
+
+
+def stated(folder: Path, step: PrivateStep) -> PrivacyStatement:
+    return state_privacy(CONFIG, Ledger(folder / "ledger.jsonl"), step.noise, privacy_unit="one row")
+
+
+def test_a_step_that_is_fed_its_draw_in_parts_has_a_guarantee(tmp_path: Path) -> None:
+    model, sampler = nn.Linear(3, 1), a_sampler()
+    with a_step(tmp_path, sampler, model) as step:
+        for _ in range(3):
+            for part in np.array_split(sampler.draw(), 3):
+                step.backward(losses(model, len(part) + 2), items=part)  # two rows fill up
+            step.finish()
+        statement = stated(tmp_path, step)
+    assert (statement.guarantee, statement.sampler) == ("dp", SAMPLER)
+    assert "sampler" not in (tmp_path / "ledger.jsonl").read_text(), "lines are as they were"
+
+
+WRONG = {
+    "a row twice": lambda draw: [draw, draw[:1]],
+    "a row left out": lambda draw: [draw[1:]],
+    "another row": lambda draw: [draw[1:], [next(row for row in range(40) if row not in draw)]],
+    "the same number of others": lambda draw: [[row for row in range(40) if row not in draw][: len(draw)]],
+    "nobody": lambda _: [],
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_step_that_is_fed_anything_else_releases_nothing(how: str, tmp_path: Path) -> None:
+    model, sampler = nn.Linear(3, 1), a_sampler(keystream=Keystream.for_tests(1))
+    with a_step(tmp_path, sampler, model) as step:
+        for items in WRONG[how](sampler.draw()):
+            step.backward(losses(model, max(len(items), 1)), items=items)
+        with pytest.raises(RuntimeError, match="the draw holds"):
+            step.finish()
+        assert model.weight.grad is None
+    assert Ledger(tmp_path / "ledger.jsonl").steps == 0
+
+
+def test_each_draw_is_used_once_and_in_order(tmp_path: Path) -> None:
+    model, sampler = nn.Linear(3, 1), a_sampler(keystream=Keystream.for_tests(1))
+    first, second = sampler.draw(), sampler.draw()
+    with a_step(tmp_path, sampler, model) as step:
+        step.backward(losses(model, len(first)), items=first)
+        step.finish()
+        step.backward(losses(model, len(second)), items=second)
+        step.finish()
+        with pytest.raises(RuntimeError, match="this step has no draw"):
+            step.finish()
+
+
+def test_a_micro_batch_must_name_its_rows(tmp_path: Path) -> None:
+    model, sampler = nn.Linear(3, 1), a_sampler()
+    drawn = sampler.draw()
+    with a_step(tmp_path, sampler, model) as step:
+        with pytest.raises(RuntimeError, match="name the drawn items"):
+            step.backward(losses(model, 3))
+        with pytest.raises(RuntimeError, match=r"items in a micro-batch of 1 units"):
+            step.backward(losses(model, 1), items=range(len(drawn) + 2))
+
+
+def test_units_without_a_number_add_nothing(tmp_path: Path) -> None:
+    model, sampler = nn.Linear(3, 1), a_sampler(keystream=Keystream.for_tests(1))
+    with a_step(tmp_path, sampler, model) as step:
+        step.backward(losses(model, 5), items=[])
+        assert not step._begun().any()
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_without_a_sampler_the_report_guarantees_nothing(steps: int, tmp_path: Path) -> None:
+    """The same row in each of 20 steps had a stated epsilon of 0.281; the true one is 25.9."""
+    model = nn.Linear(3, 1)
+    with a_step(tmp_path, None, model) as step:
+        for _ in range(steps):
+            step.backward(losses(model, 1))
+            step.finish()
+        statement = stated(tmp_path, step)
+    assert (statement.guarantee, statement.epsilon, statement.sampler) == ("none", None, NOT_SHOWN)
+    assert statement.reasons[0].startswith(f"{steps} steps did not show that they were fed Poisson draws")
+
+
+def test_a_sampler_under_a_fixed_key_guarantees_nothing_and_resuming_does_not_hide_it(tmp_path: Path) -> None:
+    model, sampler = nn.Linear(3, 1), a_sampler(keystream=Keystream.for_tests(1))
+    with a_step(tmp_path, sampler, model) as step:
+        drawn = sampler.draw()
+        step.backward(losses(model, len(drawn)), items=drawn)
+        step.finish()
+    secret = a_sampler()
+    with a_step(tmp_path, secret, model) as step:
+        drawn = secret.draw()
+        step.backward(losses(model, len(drawn) + 1), items=drawn)
+        step.finish()
+        statement = stated(tmp_path, step)
+    assert statement.guarantee == "none"
+    assert statement.reasons == ("1 steps drew their batches under a fixed key, so anyone can tell who was drawn",)
+    assert [json.loads(line).get("sampler") for line in (tmp_path / "ledger.jsonl").read_text().splitlines()] == [
+        FIXED_KEY,
+        None,
+    ]
+
+
+@pytest.mark.parametrize("fault", [None, "twice"])
+def test_ranks_compare_what_they_were_fed_together(fault: str | None, tmp_path: Path) -> None:
+    def work(rank: int, gather: Any) -> str:
+        model, sampler = nn.Linear(3, 1), a_sampler(keystream=Keystream.for_tests(1))
+        nn.init.ones_(model.weight)
+        own = sampler.draw()[rank::2] if fault is None else sampler.draw()[: 5 * rank + 1]
+        with a_step(tmp_path, sampler, model, gather=gather, rank=rank, world_size=2) as step:
+            step.backward(losses(model, len(own)), items=own)
+            try:
+                step.finish()
+            except RuntimeError as error:
+                return str(error)
+        return "released"
+
+    for found in run_ranks(2, work):
+        assert found == "released" if fault is None else "the draw holds" in found
+
+
+def test_checksums_of_parts_add_up_and_tell_sets_apart() -> None:
+    chance = np.random.default_rng(0)
+    sets = [np.sort(chance.choice(1000, 20, replace=False)) for _ in range(300)]
+    assert len({checksum_of_items(items) for items in sets}) == 300
+    for items in sets[:20]:
+        parts = sum(np.int64(checksum_of_items(part)).astype(np.uint64) for part in np.array_split(items, 3))
+        assert int(np.uint64(parts).astype(np.int64)) == checksum_of_items(items)
+    assert checksum_of_items(np.array([], dtype=np.int64)) == 0
