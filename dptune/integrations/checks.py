@@ -6,6 +6,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import nn
+
 from dptune._validate import refuse
 
 if TYPE_CHECKING:
@@ -58,6 +61,22 @@ _RULES = (
     ),
 )
 _DEFAULTS = {"train_sampling_strategy": "random", "n_gpu": 1, "max_grad_norm": 1.0}
+
+
+def rounds_by_shape(model: nn.Module, args: TrainingArguments) -> bool:
+    """Whether the model computes in less than float32, so that a row's rounding shows the shape of its micro-batch.
+
+    A Trainer's collator makes micro-batches as wide as their longest row. In float32 the difference is within the
+    noise's margin for rounding (`dptune.mechanism.ROUNDING`).
+    """
+    exact = (torch.float32, torch.float64)
+    return bool(
+        args.bf16
+        or args.fp16
+        or getattr(args, "tf32", None)
+        or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+        or any(parameter.dtype not in exact for parameter in model.parameters())
+    )
 
 
 def refuse_unsafe_arguments(args: TrainingArguments) -> None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dptune._validate import refuse, renamed
+from dptune._validate import Described, refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments, updates_identity
-from dptune.integrations.checks import refuse_unsafe_arguments
+from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
 from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
 from dptune.integrations.items import check_on_random_items
 from dptune.integrations.losses import losses_of_outputs
@@ -133,6 +133,9 @@ class PrivacyEngine:
             InvalidArgument: the Trainer does not fit this engine, or the budget is already spent.
         """
         _refuse_unsafe(args)
+        if rounds_by_shape(model, args):
+            remedy = "its rounding would follow the rows drawn beside it; train in float32, or use DPTrainer"
+            refuse("model", Described(f"{type(model).__name__} in less than float32"), remedy)
         self._check_trainer(args, state, model, train_dataloader)
         known = self._losses is losses_of_outputs
         require_known_values(model, self.dataset.examples, train_dataloader.collate_fn, labels=known)

@@ -25,7 +25,7 @@ from dptune._validate import refuse, renamed, require_count
 from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import FLAGS, PrivacyArguments, updates_identity
-from dptune.integrations.checks import refuse_unsafe_arguments
+from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
 from dptune.integrations.draws import Collator, DrawSampler, Examples, TrainerDraw, draw_loader
 from dptune.integrations.items import check_on_random_items
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
@@ -55,7 +55,9 @@ class DPTrainer(transformers.Trainer):
     """`transformers.Trainer` with differential privacy.
 
     The expected logical batch size is per_device_train_batch_size x processes x gradient_accumulation_steps. The number
-    of steps is `max_steps`, or `num_train_epochs` divided by the sampling probability. Losses in its log and in
+    of steps is `max_steps`, or `num_train_epochs` divided by the sampling probability. A model that computes in less
+    than float32 gets one item per forward pass, which takes longer: its rounding would follow the items beside it.
+    Losses in its log and in
     `trainer_state.json` are not private.
 
     Args:
@@ -188,7 +190,7 @@ class DPTrainer(transformers.Trainer):
             refuse("get_train_dataloader", "before train()", "draws belong to a run; iterate over train_dataset")
         sampler = DrawSampler(
             run.sampler(),
-            micro_batch_size=self.args.per_device_train_batch_size,
+            micro_batch_size=self._rows_at_once,
             rows_per_unit=self._rows_per_unit,
             steps_per_epoch=self.plan.steps_per_epoch,
             steps_left=run.last - run.completed,
@@ -253,6 +255,12 @@ class DPTrainer(transformers.Trainer):
         """Keep the model unwrapped, because processes must add up their gradients after clipping and noise."""
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Maximum rows of a micro-batch. Below float32 each item goes alone, so that its rounding is its own."""
+        private = not self.privacy_args.disable_dp
+        return 1 if private and rounds_by_shape(self.model, self.args) else self.args.per_device_train_batch_size
 
     @property
     def _begun(self) -> PrivateRun:

@@ -9,8 +9,9 @@ import pytest
 import transformers
 
 from dptune import InvalidArgument
-from dptune.integrations.checks import refuse_unsafe_arguments
+from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
 from tests.dptune.integrations.runs import training_arguments
+from tests.tiny import tiny_llama
 
 
 @pytest.fixture
@@ -50,3 +51,16 @@ def test_processes_that_do_not_see_each_other_are_refused(args: Any, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", str(args.world_size + 1))
     with pytest.raises(InvalidArgument, match=r"^--use_cpu="):
         refuse_unsafe_arguments(args)
+
+
+def test_less_than_float32_anywhere_rounds_by_shape(args: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(layers=1)
+    assert not rounds_by_shape(model, args)
+    assert not rounds_by_shape(tiny_llama(layers=1).double(), args)
+    assert rounds_by_shape(model, training_arguments(tmp_path, bf16=True))
+    assert rounds_by_shape(model, type("Arguments", (), {**vars(args), "tf32": True})())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert rounds_by_shape(model, args)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    next(model.parameters()).data = next(model.parameters()).data.bfloat16()
+    assert rounds_by_shape(model, args), "one layer is enough"

@@ -183,6 +183,12 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         PrivacyEngine(lora_llama(), args, data(), privacy_arguments())
 
 
+def test_less_than_float32_is_refused(tmp_path: Path) -> None:
+    """The rows of a micro-batch follow the draw, and so would each row's rounding."""
+    trainer, _ = plain_trainer(tmp_path, lora_llama().to(torch.bfloat16))
+    assert_refused(r"^model=LlamaForCausalLM in less than float32: .* use DPTrainer", trainer)
+
+
 def test_disable_dp_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="disable_dp"):
         plain_trainer(tmp_path, privacy=privacy_arguments(disable_dp=True))

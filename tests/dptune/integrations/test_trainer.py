@@ -17,6 +17,7 @@ import transformers
 from dptune import InvalidArgument, accounting
 from dptune.accounting.rounding import rounded_up
 from dptune.run.checkpoint import LEDGER_NAME
+from dptune.sampling import FIXED_KEY
 from tests.dptune.integrations.runs import (
     COUNT,
     Collator,
@@ -138,7 +139,8 @@ def test_a_ledger_line_is_there_before_the_gradient_is_used(tmp_path: Path) -> N
 
     dp_trainer(tmp_path, callbacks=[Watch()]).train()
     assert seen == [(0, 1), (1, 2)]
-    assert lines(tmp_path)[0] == {"step": 1, "noise_multiplier": 1.0, "sampling_probability": 0.5, "clip_norm": 0.5}
+    settings = {"noise_multiplier": 1.0, "sampling_probability": 0.5, "clip_norm": 0.5}
+    assert lines(tmp_path)[0] == {"step": 1, **settings, "sampler": FIXED_KEY}
 
 
 def parameters(model: Any) -> torch.Tensor:
@@ -330,3 +332,19 @@ def test_dropouts_masks_are_secret_though_the_trainers_seed_is_not(tmp_path: Pat
     assert first[1] != second[1]
     again, same = (masks_of(tmp_path / name, plain=plain, insecure_test_seed=3) for name in "cd")
     assert again == same
+
+
+@pytest.mark.parametrize(("bf16", "most"), [(True, 1), (False, 2)])
+def test_below_float32_each_item_goes_alone(bf16: bool, most: int, tmp_path: Path) -> None:
+    """Beside others its rounding would follow them: a row more would change what the others add."""
+    trainer, seen = dp_trainer(tmp_path, bf16=bf16, max_steps=4), []
+    step = trainer.training_step
+
+    def watch(model: Any, inputs: Any, *rest: Any) -> Any:
+        seen.extend(len(batch["labels"]) for batch in inputs["micro_batches"])
+        return step(model, inputs, *rest)
+
+    trainer.training_step = watch  # type: ignore[method-assign]
+    trainer.train()
+    assert max(seen) == most
+    assert trainer.epsilon is not None
