@@ -197,7 +197,7 @@ FAULTS = (
         "dptune/accounting/distributions.py",
         "left = delta - margin(spends, delta, sizes)",
         "left = delta",
-        ("tests/dptune/accounting",),
+        ("tests/dptune/accounting/test_distributions.py",),
         "rounding errors put the stated epsilon below the exact one at tiny deltas",
     ),
     Fault(
