@@ -26,9 +26,10 @@ from benchmarks import lengths
 from benchmarks.allocations import allocated, private_step
 from benchmarks.contenders import adamw
 from benchmarks.models import TARGETS
-from dptune import CausalLMLoss, add_lora, deal, trainable_parameters
+from dptune import CausalLMLoss, add_lora, trainable_parameters
 from dptune._validate import present
 from dptune.ranks import bytes_sent
+from dptune.shapes import Shape, Shapes, deal_in_shapes
 from dptune.sharding import ShardedBytes, frozen_bytes
 from utils.cli.launch import Sharding
 from utils.models.loading import checkpoint_activations
@@ -142,24 +143,17 @@ class _Run:
     def __init__(self, job: Job, rank: int, model: Any, folder: Path) -> None:
         self._losses = CausalLMLoss(model)
         self._optimizer = adamw(trainable_parameters(model))  # before the private step, which freezes them
-        self._widths = [job.draw_lengths()[part] for part in _dealt(job)[rank]]
+        self._shapes = [shape if len(shares[rank]) else Shape(1, shape.width) for shape, shares in _dealt(job)]
         ranks = {"gather": _gather, "rank": rank, "world_size": job.processes}
         self.private = private_step(model, folder, **ranks)
         self._vocabulary = job.shape["vocab_size"]
 
     def step(self) -> None:
-        for widths in self._widths:
-            self.private.backward(self._losses(*self._batch(widths)))
+        for shape in self._shapes:
+            ids = torch.randint(1, self._vocabulary, (shape.items, shape.width))
+            self.private.backward(self._losses(ids, ids))
         self.private.finish()
         self._optimizer.step()
-
-    def _batch(self, widths: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Random padded tokens; a row of ignored labels if this rank has no example left."""
-        examples = [torch.randint(1, self._vocabulary, (width,)) for width in widths.tolist()]
-        if not examples:
-            return torch.zeros((1, 2), dtype=torch.int64), torch.full((1, 2), lengths.IGNORE)
-        ids, labels, _ = lengths.padded([(one, one) for one in examples], CPU)
-        return ids, labels
 
 
 def _load(job: Job, folder: Path) -> Any:
@@ -186,7 +180,7 @@ def _predicted(job: Job, model: Any) -> tuple[int, int]:
         sharded=job.sharded,
         drawn=job.draw / job.processes,
     )
-    micro_batches = len(_dealt(job)[0])
+    micro_batches = len(_dealt(job))
     sent = bytes_sent(sizes.trained, world_size=job.processes)
     if job.sharded:
         # A micro-batch gathers every layer twice, forward and backward, and the root group once.
@@ -195,8 +189,9 @@ def _predicted(job: Job, model: Any) -> tuple[int, int]:
     return memory_needs(sizes, settings).total, sent
 
 
-def _dealt(job: Job) -> list[list[np.ndarray]]:
-    return deal(np.arange(job.draw), job.draw_lengths(), token_budget=job.token_budget, ranks=job.processes)
+def _dealt(job: Job) -> list[tuple[Shape, list[np.ndarray]]]:
+    shapes = Shapes(job.block, job.token_budget, job.draw / job.processes)
+    return deal_in_shapes(np.arange(job.draw), job.draw_lengths(), shapes, ranks=job.processes)
 
 
 def _gather(share: Tensor) -> Tensor:

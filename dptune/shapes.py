@@ -19,6 +19,7 @@ import numpy as np
 from dptune._validate import require_count, require_positive
 
 _NARROWEST = 8  # tokens
+_EVEN = 2  # widths are even: with odd ones, float32 kernels of a CPU rounded a row by its place in the micro-batch
 _STEPS = 16  # widths per doubling: they are at most 1/16 wider than a row, and 2% on average
 # Rows per micro-batch: one, and one more for so many drawn examples. Half a micro-batch per width is filled up on
 # average, which is then about 2% of a draw whose lengths fill two doublings.
@@ -67,7 +68,7 @@ class Shapes:
         """All widths, ascending, int64; the last one is `longest`."""
         widths = [min(_NARROWEST, self.longest)]
         while widths[-1] < self.longest:
-            step = max(1, 2 ** (widths[-1].bit_length() - 1) // _STEPS)
+            step = max(_EVEN, 2 ** (widths[-1].bit_length() - 1) // _STEPS)
             widths.append(min(widths[-1] + step, self.longest))
         return np.array(widths, dtype=np.int64)
 

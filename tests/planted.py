@@ -171,7 +171,7 @@ FAULTS = (
     Fault(
         "the run's step has no sampler",
         "dptune/run/session.py",
-        "            sampler=self.sampler(),\n",
+        "            sampler=self._poisson(),\n",
         "",
         ("tests/dptune/run/test_session.py",),
         "no front door shows its draws",

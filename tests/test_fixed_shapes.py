@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from tests.tiny import tiny_llama
 from tests.utils.classification.test_losses import bert
 from utils.classification.dataset import ClassificationDataset
 from utils.classification.losses import ClassificationLoss
+from utils.classification.mode_defaults import MODES
+from utils.classification.modes import prepare_mode
 from utils.data.tokenization import TokenizedDataset
 
 COUNT, LONGEST = 40, 48
@@ -55,15 +58,16 @@ def language_model(dtype: torch.dtype, *, whole: bool) -> tuple[nn.Module, Losse
     return model, CausalLMLoss(model), texts()
 
 
-def classifier(dtype: torch.dtype) -> tuple[nn.Module, Losses, Rows]:
-    model = bert(max_position_embeddings=64).to(dtype)
+def classifier(dtype: torch.dtype, mode: str) -> tuple[nn.Module, Losses, Rows]:
+    model, _ = prepare_mode(bert(max_position_embeddings=64), mode, lora_r=2, num_prepend_tokens=3)
+    model = model.to(dtype).eval()
     return model, ClassificationLoss(model), sentences()
 
 
 FRONT_DOORS: dict[str, Callable[[torch.dtype], tuple[nn.Module, Losses, Rows]]] = {
     "adapters": lambda dtype: language_model(dtype, whole=False),
     "whole model": lambda dtype: language_model(dtype, whole=True),
-    "classifier": classifier,
+    **{f"classifier, {mode}": partial(classifier, mode=mode) for mode in MODES},
 }
 
 

@@ -29,6 +29,7 @@ from dptune.integrations.processes import ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
 from dptune.integrations.trainer import publish_run
 from dptune.integrations.values import require_known_values
+from dptune.per_example.quantized import require_separate_rounding
 from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.run.session import PrivateRun
@@ -133,6 +134,7 @@ class PrivacyEngine:
             InvalidArgument: the Trainer does not fit this engine, or the budget is already spent.
         """
         _refuse_unsafe(args)
+        require_separate_rounding(model)
         if rounds_by_shape(model, args):
             remedy = "its rounding would follow the rows drawn beside it; train in float32, or use DPTrainer"
             refuse("model", Described(f"{type(model).__name__} in less than float32"), remedy)

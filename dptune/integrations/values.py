@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dptune._validate import refuse
 from dptune.integrations.draws import fetch
 from dptune.losses import IGNORE
+from dptune.per_example.quantized import require_separate_rounding
 
 _AT_ONCE = 256
 _TOLD = "train_dataset"
@@ -33,6 +34,7 @@ def require_known_values(model: nn.Module, examples: Any, collate: Collate, *, l
     Raises:
         InvalidArgument: names the item by its number, and the value.
     """
+    require_separate_rounding(model)  # first, because the model is run below
     rows = getattr(examples, "all_rows", examples)
     learned = has_labels = False
     classes: int | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -32,6 +32,7 @@ from dptune.step import Items, MicroBatchStats, PlainStep, PrivateStep, released
 from dptune.units.batches import AuthorSampler
 from dptune.units.unit import Authors, PrivacyUnit
 
+S = TypeVar("S", PoissonSampler, AuthorSampler)
 GradientSync = Literal["gather", "reduce"]
 
 
@@ -96,6 +97,7 @@ class PrivateRun:
         self.step: PrivateStep | PlainStep | None = None
         self._noise: GaussianNoise | None = None
         self._sampler: PoissonSampler | None = None
+        self._has_skipped = False  # the draws of completed steps
         self._parameters: list[nn.Parameter] = []
         self._mechanism = dict(resume_from.mechanism) if resume_from else {}
         self.completed, self.last = ranks.from_main(lambda: self._open(resume_from))
@@ -118,11 +120,7 @@ class PrivateRun:
 
     def sampler(self) -> PoissonSampler:
         """The sampler of the run, whose draws of items are the same on every rank. Every rank must call this."""
-        if self._sampler is None:
-            plan = self.plan
-            sampler = PoissonSampler(plan.num_examples, plan.sampling_probability, self._sampling_keystream())
-            self._sampler = self._after_completed(sampler)
-        return self._sampler
+        return self._after_completed(self._poisson())
 
     def draws(self, authors: Authors | None) -> PoissonSampler | AuthorSampler:
         """The sampler of rows, or of authors with some of their rows; its draws are the same on every rank.
@@ -137,7 +135,8 @@ class PrivateRun:
             return self.sampler()
         if authors is None:
             raise RuntimeError("the data were loaded without the column of the privacy unit")
-        return AuthorSampler(self.sampler(), authors.rows(), unit.examples, mean=unit.gradient == "mean")
+        sampler = AuthorSampler(self._poisson(), authors.rows(), unit.examples, mean=unit.gradient == "mean")
+        return self._after_completed(sampler)
 
     def prepare(self, model: nn.Module, *, gradient_sync: GradientSync = "gather", loss_scale: float = 1.0) -> None:
         """Make the step for `model`. The guarantee covers its trainable parameters.
@@ -174,7 +173,7 @@ class PrivateRun:
             reduce=reduce,
             rank=ranks.rank,
             world_size=world_size,
-            sampler=self.sampler(),
+            sampler=self._poisson(),
             loss_scale=loss_scale,
         )
         if self._mechanism:
@@ -288,11 +287,20 @@ class PrivateRun:
             self.ledger.require_continues(saved.ledger, saved.ledger_steps)
         return completed, last_step(self.plan, self.ledger.steps, completed)
 
-    def _after_completed(self, sampler: PoissonSampler) -> PoissonSampler:
+    def _poisson(self) -> PoissonSampler:
+        """The sampler of the run's units, made at the first call."""
+        if self._sampler is None:
+            plan = self.plan
+            self._sampler = PoissonSampler(plan.num_examples, plan.sampling_probability, self._sampling_keystream())
+        return self._sampler
+
+    def _after_completed(self, sampler: S) -> S:
         """Skip the draws of the completed steps if draws are repeatable; secret draws are always new."""
-        for _ in range(self.completed if self.plan.test_seed is not None else 0):
-            sampler.draw()
-        sampler.forget()
+        if self.plan.test_seed is not None and not self._has_skipped:
+            for _ in range(self.completed):
+                sampler.draw()
+            self._poisson().forget()
+        self._has_skipped = True
         return sampler
 
     def _sampling_keystream(self) -> Keystream:

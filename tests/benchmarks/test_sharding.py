@@ -90,8 +90,8 @@ def test_two_processes_hold_and_send_what_is_predicted(checkpointing):
         one.frozen.require_bound(2)
         assert one.frozen.held < 0.6 * one.frozen.total
         assert one.sent == pytest.approx(one.predicted_sent, rel=0.02)
-        # A micro-batch's own size decides: the fullest of a few abstracts need not reach the budget.
-        assert 0.85 < one.peak / one.predicted_peak < 1.1
+        # The estimate covers micro-batches of short rows, too, which a few abstracts do not have.
+        assert 0.8 < one.peak / one.predicted_peak < 1.1
 
 
 def test_a_process_that_fails_ends_the_measurement():

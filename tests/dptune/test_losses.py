@@ -157,17 +157,18 @@ def test_no_more_logits_are_made_than_a_chunk_holds(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_hand_made_gradient_of_a_frozen_head(bias: bool) -> None:
+@pytest.mark.parametrize("size", [None, 2, 5, 9])
+def test_the_hand_made_gradient_of_a_frozen_head(bias: bool, size: int | None) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 4, dtype=torch.float64)
     offset = torch.randn(7, dtype=torch.float64) if bias else None
     targets = torch.tensor([0, 3, 6, 3, 1])
     assert torch.autograd.gradcheck(
-        lambda hidden: losses_module._FrozenHeadNLL.apply(hidden, weight, offset, targets), (hidden,)
+        lambda hidden: losses_module._FrozenHeadNLL.apply(hidden, weight, offset, targets, size), (hidden,)
     )
     expected = nn.functional.cross_entropy(nn.functional.linear(hidden, weight, offset), targets, reduction="none")
-    torch.testing.assert_close(losses_module._FrozenHeadNLL.apply(hidden, weight, offset, targets), expected)
+    torch.testing.assert_close(losses_module._FrozenHeadNLL.apply(hidden, weight, offset, targets, size), expected)
 
 
 def test_an_example_without_a_label_has_loss_and_gradient_exactly_zero(model: nn.Module) -> None:

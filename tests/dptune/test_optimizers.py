@@ -79,7 +79,7 @@ def test_the_step_says_how_much_noise_its_gradient_has(style: str) -> None:
             used = step.clip_norm
             step.backward(losses(own, inputs()))
             step.finish()
-            std = config.gradient_noise_multiplier * used / config.expected_batch_size
+            std = config.noise_std_per_rank(1, used) / config.expected_batch_size
             assert step.gradient_noise_std() == pytest.approx(std)
         assert (used != CLIP_NORM) == (style == "adaptive")
 

@@ -139,7 +139,7 @@ CHANGED = {
     "method": ({"user_level_method": "example-level"}, "user_level_method was 'user-level' in the checkpoint"),
     "gradient": ({"unit_gradient": "sum"}, "unit_gradient was 'mean' in the checkpoint and is 'sum' now"),
     "rows": (
-        {"privacy_unit": None, "examples_per_unit": None},
+        {"privacy_unit": None, "examples_per_unit": None, "ignore_users": True},
         "privacy_unit was 'user' in the checkpoint and is None",
     ),
 }

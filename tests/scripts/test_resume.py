@@ -204,7 +204,7 @@ CHANGED = {
     "optimizer": ({"optimizer": "dp-adam"}, "optimizer was 'adamw' in the checkpoint and is 'dp-adam' now"),
     "unread style": ({"automatic_gamma": 0.1}, "automatic_gamma was 0.01 in the checkpoint and is 0.1 now"),
     "whole model": ({"trainable": "norms"}, "trainable was None in the checkpoint and is 'norms' now"),
-    "shorter": ({"block_size": 12}, "training_data was"),
+    "shorter": ({"block_size": 24}, "training_data was"),
     "targets": ({"lora_target_modules": "lm_head"}, "adapters.lm_head[0] was absent"),
     "prompts": ({"prompt_style": "chat"}, "training_data was"),
     "randomness": ({"insecure_test_seed": 1}, "insecure_test_seed was None"),

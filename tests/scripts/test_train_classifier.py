@@ -207,7 +207,8 @@ def test_a_private_run_on_a_file_that_names_users_is_refused_unless_told(
     assert "names users in speaker, but this program protects rows" in shown
     assert "Jane" not in shown
     main([*line, "--ignore_users"])
-    main([word for word in line if word != "--enable_dp"])
+    public = {"max_grad_norm": 1, "batch_size": 10}
+    main(flags(bert, tmp_path, tmp_path / "out", dry_run=True, **own, **public))
 
 
 # --- privacy is what was asked for, and said ---

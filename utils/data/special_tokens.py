@@ -14,9 +14,7 @@ import re
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
-
-from tokenizers import AddedToken, Tokenizer
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -153,9 +151,12 @@ class SpecialTokens:
         return [written.get(number, number) for number in encoding.ids], offsets
 
     @cached_property
-    def _copy(self) -> tuple[Tokenizer, dict[int, int]]:
+    def _copy(self) -> tuple[Any, dict[int, int]]:
         """A tokenizer with special tokens as text, and {its id of a stand-in: the id that it stands for}."""
-        copy = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
+        from transformers import AddedToken  # slow to import, so only here
+
+        backend = self._tokenizer.backend_tokenizer
+        copy = type(backend).from_str(backend.to_str())
         copy.no_truncation()
         copy.no_padding()
         copy.encode_special_tokens = True

@@ -19,7 +19,7 @@ from utils.models.sizes import ModelSizes
 RESERVE = 1 << 30  # for workspaces of the CUDA libraries and fragmentation; assumed, not measured
 
 _FLOAT32 = 4
-_CHUNK_LOGITS = 1 << 24  # logits that dptune.losses computes at a time
+_CHUNK_LOGITS, _CHUNK_TOKENS = 1 << 24, 512  # logits, and tokens, that dptune.losses computes at a time on a GPU
 _GATHERED = 1 << 26  # bytes of all ranks' shares that dptune.ranks holds at a time
 # The current layer, the next one, which FSDP gathers ahead, and the buffer for receiving it.
 _GATHERED_LAYERS = 3
@@ -265,7 +265,7 @@ def _logits(sizes: ModelSizes, settings: MemorySettings, tokens: int) -> int:
     hidden = 2 * tokens * sizes.hidden * itemsize
     if sizes.whole_logits:
         return hidden + every * (itemsize + 3 * _FLOAT32)
-    chunk = min(every, max(_CHUNK_LOGITS, sizes.vocabulary))
+    chunk = min(every, max(min(_CHUNK_LOGITS, _CHUNK_TOKENS * sizes.vocabulary), sizes.vocabulary))
     return hidden + chunk * (_TRAINED_LOGIT if sizes.trained_head else _PLAIN_LOGIT)
 
 

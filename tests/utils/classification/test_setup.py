@@ -131,8 +131,6 @@ def test_rates_and_setup_are_told(planned: Any) -> None:
     other = UpdateSettings("adamw", 0.01, 0.0, head_learning_rate=0.5)
     assert describe_rates(other, chosen=False).endswith("0.01 (default of this mode), 0.5 for the head")
     assert describe_setup(planned()[0].settings) == ["fine-tuning mode       lora"]
-    (_, warning) = describe_setup(planned(enable_dp=None, noise_multiplier=None, target_epsilon=3)[0].settings)
-    assert "enable_dp" in warning
 
 
 @pytest.mark.parametrize(("asked", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", None)])

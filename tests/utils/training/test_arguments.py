@@ -49,7 +49,14 @@ def test_a_style_names_its_own_flag(clipping: str, flag: str) -> None:
         ClippingArguments(clipping=clipping, **{flag: -1.0}).style([])
 
 
-SAYS_WHAT_IS_DRAWN = {"privacy_unit", "examples_per_unit", "user_level_method", "unit_gradient", "insecure_test_seed"}
+SAYS_WHAT_IS_DRAWN = {
+    "privacy_unit",
+    "examples_per_unit",
+    "user_level_method",
+    "unit_gradient",
+    "ignore_users",
+    "insecure_test_seed",
+}
 OFF = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
 ON = ["--clip_norm", "1", "--noise_multiplier", "1"]
 
