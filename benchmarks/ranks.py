@@ -33,11 +33,12 @@ from dptune.shapes import Shape, Shapes, deal_in_shapes
 from dptune.sharding import ShardedBytes, frozen_bytes
 from utils.cli.launch import Sharding
 from utils.models.loading import checkpoint_activations
-from utils.models.memory import MemorySettings, memory_needs
+from utils.models.memory import MemorySettings, micro_batch_needs
 from utils.models.sharded import decoder_layers, load_sharded_model
 from utils.models.sizes import model_sizes
 
 CPU = torch.device("cpu")
+_LARGE = 1e6  # expected rows per step of a large logical batch, whose micro-batches fill the token budget
 _SECONDS = 600.0
 _GRACE = 5.0  # seconds for the other processes to end after the first
 # Forked from a process that has imported everything once.
@@ -178,7 +179,8 @@ def _predicted(job: Job, model: Any) -> tuple[int, int]:
         checkpointing=job.checkpointing,
         world_size=job.processes,
         sharded=job.sharded,
-        drawn=job.draw / job.processes,
+        drawn=_LARGE,
+        chunk_tokens=64,
     )
     micro_batches = len(_dealt(job))
     sent = bytes_sent(sizes.trained, world_size=job.processes)
@@ -186,11 +188,12 @@ def _predicted(job: Job, model: Any) -> tuple[int, int]:
         # A micro-batch gathers every layer twice, forward and backward, and the root group once.
         gathered = 4 * (2 * (sizes.frozen - sizes.root) + sizes.root)
         sent += micro_batches * gathered * (job.processes - 1) // job.processes
-    return memory_needs(sizes, settings).total, sent
+    ran = {(shape.items, shape.items * shape.width) for shape, _ in _dealt(job)}
+    return max(micro_batch_needs(sizes, settings, *size).total for size in ran), sent
 
 
 def _dealt(job: Job) -> list[tuple[Shape, list[np.ndarray]]]:
-    shapes = Shapes(job.block, job.token_budget, job.draw / job.processes)
+    shapes = Shapes(job.block, job.token_budget, _LARGE)
     return deal_in_shapes(np.arange(job.draw), job.draw_lengths(), shapes, ranks=job.processes)
 
 

@@ -210,4 +210,4 @@ def _chunk_tokens(weight_VD: Tensor) -> int:
 
 def _filled_up(rows_ND: Tensor, size: int | None) -> Tensor:
     """The rows, with rows of zeros behind them up to `size`; as they are if it is None."""
-    return rows_ND if size is None else F.pad(rows_ND, (0, 0, 0, size - len(rows_ND)))
+    return rows_ND if size in (None, len(rows_ND)) else F.pad(rows_ND, (0, 0, 0, size - len(rows_ND)))

@@ -73,7 +73,7 @@ def test_a_card_is_the_smallest_that_fits_with_the_reserve():
 def test_the_parts_do_not_depend_on_the_number_of_gpus():
     one, many = (memory_table.needs_of("Llama 13B", gpus=gpus, tokens=512, checkpointing=False) for gpus in (2, 64))
     assert replace(one, frozen_weights=0, finish=0) == replace(many, frozen_weights=0, finish=0)
-    assert 0 < one.finish - many.finish < 64 << 20  # a rank's own part of what is gathered at a time
+    assert 0 < one.finish - many.finish < 128 << 20  # a rank's own part of what is gathered at a time, in float64
     labels = [row[0] for row in rows_of(memory_table.parts_table())]
     assert labels[:3] == [
         "activations of the base",
@@ -90,8 +90,7 @@ def test_two_processes_hold_and_send_what_is_predicted(checkpointing):
         one.frozen.require_bound(2)
         assert one.frozen.held < 0.6 * one.frozen.total
         assert one.sent == pytest.approx(one.predicted_sent, rel=0.02)
-        # The estimate covers micro-batches of short rows, too, which a few abstracts do not have.
-        assert 0.8 < one.peak / one.predicted_peak < 1.1
+        assert 0.85 < one.peak / one.predicted_peak < 1.1
 
 
 def test_a_process_that_fails_ends_the_measurement():

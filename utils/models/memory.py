@@ -19,11 +19,12 @@ from utils.models.sizes import ModelSizes
 RESERVE = 1 << 30  # for workspaces of the CUDA libraries and fragmentation; assumed, not measured
 
 _FLOAT32 = 4
-_CHUNK_LOGITS, _CHUNK_TOKENS = 1 << 24, 512  # logits, and tokens, that dptune.losses computes at a time on a GPU
+_CHUNK_LOGITS = 1 << 24  # logits that dptune.losses computes at a time
 _GATHERED = 1 << 26  # bytes of all ranks' shares that dptune.ranks holds at a time
 # The current layer, the next one, which FSDP gathers ahead, and the buffer for receiving it.
 _GATHERED_LAYERS = 3
 _ADAPTER_COPIES = 4  # weight, Adam's two moments, and the clipped sum, which becomes the gradient
+_SUMMED = 4  # a rank's part of the shares again, in float64: their sum, and one share on its way to it
 _STEP_COPIES = 1  # a temporary of the optimizer
 _PLAIN_LOGIT = 8  # bytes per logit: float32, and its exponential during the sum
 _TRAINED_LOGIT = 14  # with an adapted output layer: both parts, their sum, log-probabilities
@@ -47,6 +48,7 @@ class MemorySettings:
         bits: bits per frozen weight in the decoder layers' linear layers: 4, 8, or 16 for `dtype`.
         drawn: expected number of items (examples or authors) per step and process.
         rows_per_item: maximum number of examples that are clipped as one.
+        chunk_tokens: tokens whose logits `dptune.losses` computes at a time; 64 on a CPU.
 
     Raises:
         InvalidArgument: a count below 1, other bits, or offloading without sharding.
@@ -63,6 +65,7 @@ class MemorySettings:
     bits: int = 16
     drawn: float = 1.0
     rows_per_item: int = 1
+    chunk_tokens: int = 512
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "block_size", "world_size"):
@@ -122,11 +125,12 @@ class MemoryNeeds:
 
 def memory_needs(sizes: ModelSizes, settings: MemorySettings) -> MemoryNeeds:
     """What one device needs for private steps with AdamW, in the micro-batch that needs most."""
-    needs = (_needs(sizes, settings, examples, tokens) for examples, tokens in settings.micro_batches)
+    needs = (micro_batch_needs(sizes, settings, examples, tokens) for examples, tokens in settings.micro_batches)
     return max(needs, key=lambda one: one.total)
 
 
-def _needs(sizes: ModelSizes, settings: MemorySettings, examples: int, tokens: int) -> MemoryNeeds:
+def micro_batch_needs(sizes: ModelSizes, settings: MemorySettings, examples: int, tokens: int) -> MemoryNeeds:
+    """What one device needs for private steps with AdamW, if all micro-batches have this size."""
     itemsize = settings.dtype.itemsize
     scores = sizes.scores * sizes.heads * settings.block_size
     layer = _FLOAT32 * sizes.exact + itemsize * sizes.plain + scores
@@ -148,7 +152,7 @@ def _needs(sizes: ModelSizes, settings: MemorySettings, examples: int, tokens: i
         per_example_gradients=examples * flat,
         one_layer=tokens * one_layer,
         logits=_logits(sizes, settings, tokens),
-        finish=_STEP_COPIES * flat + shares + shares // settings.world_size,
+        finish=_STEP_COPIES * flat + shares + _SUMMED * shares // settings.world_size,
         host=2 * flat + (frozen if settings.offload else 0),
     )
 
@@ -265,7 +269,7 @@ def _logits(sizes: ModelSizes, settings: MemorySettings, tokens: int) -> int:
     hidden = 2 * tokens * sizes.hidden * itemsize
     if sizes.whole_logits:
         return hidden + every * (itemsize + 3 * _FLOAT32)
-    chunk = min(every, max(min(_CHUNK_LOGITS, _CHUNK_TOKENS * sizes.vocabulary), sizes.vocabulary))
+    chunk = min(every, max(min(_CHUNK_LOGITS, settings.chunk_tokens * sizes.vocabulary), sizes.vocabulary))
     return hidden + chunk * (_TRAINED_LOGIT if sizes.trained_head else _PLAIN_LOGIT)
 
 
