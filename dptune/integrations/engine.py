@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 
 from dptune._validate import Described, refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.integrations.arguments import FLAGS, PrivacyArguments, updates_identity
+from dptune.integrations.arguments import updates_identity
 from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
 from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
 from dptune.integrations.items import check_on_random_items
 from dptune.integrations.losses import losses_of_outputs
 from dptune.integrations.planning import count_examples, logical_batch, plan_training
+from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
 from dptune.integrations.trainer import publish_run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dptune._validate import refuse, renamed
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.integrations.arguments import FLAGS, NOT_READ, PrivacyArguments
+from dptune.integrations.privacy_arguments import FLAGS, NOT_READ, PrivacyArguments
 from dptune.run.plan import RunPlan, expected_batch, make_plan
 from dptune.units.unit import Unit
 

@@ -24,12 +24,13 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from dptune._validate import refuse, renamed, require_count
 from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.integrations.arguments import FLAGS, PrivacyArguments, updates_identity
+from dptune.integrations.arguments import updates_identity
 from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
 from dptune.integrations.draws import Collator, DrawSampler, Examples, TrainerDraw, draw_loader
 from dptune.integrations.items import check_on_random_items
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of
+from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
 from dptune.integrations.values import require_known_values

@@ -3,10 +3,11 @@
 docs/trainer.md shows both. This module needs transformers and accelerate (`pip install dptune[scripts]`).
 """
 
-from dptune.integrations.arguments import PrivacyArguments, TrainingArguments
+from dptune.integrations.arguments import TrainingArguments
 from dptune.integrations.callback import PrivacyEngineCallback
 from dptune.integrations.collator import DataCollatorForPrivateCausalLanguageModeling
 from dptune.integrations.engine import PrivacyEngine
+from dptune.integrations.privacy_arguments import PrivacyArguments
 from dptune.integrations.trainer import DPTrainer
 
 __all__ = [

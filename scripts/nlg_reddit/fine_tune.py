@@ -6,18 +6,25 @@ r"""Fine-tune a GPT-2 style model on texts, whole or with LoRA, with or without 
 
 All flags of transformers' TrainingArguments work, except those that would break the privacy guarantee, which are
 refused. README.md in this folder has more examples. `--disable_dp` trains without privacy; `--dry_run` prints the plan
-and stops. --help takes some seconds, because it lists the flags of transformers.
+and stops. `--help_all` also lists the flags of transformers, which takes some seconds.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # torchrun adds only this file's folder
+
+from dptune.integrations.privacy_arguments import NOT_READ, ONLY_PRIVATE, PrivacyArguments
+from utils.cli.parser import DataclassParser, HelpFormatter, OneLineParser
+from utils.training.corpus_arguments import CorpusArguments, CorpusModelArguments
+
+if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):  # before anything that is slow to import
+    DataclassParser((PrivacyArguments, CorpusModelArguments, CorpusArguments), __doc__).parse_args(["--help"])
 
 import numpy as np
 import torch
@@ -25,17 +32,15 @@ from accelerate import PartialState
 from transformers import HfArgumentParser, set_seed
 
 from dptune import add_lora
-from dptune._validate import HIDDEN, InvalidArgument, refuse, require_count
+from dptune._validate import HIDDEN, InvalidArgument, refuse
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
-from dptune.integrations.arguments import NOT_READ, ONLY_PRIVATE
 from dptune.integrations.authors import AuthorCollator, AuthorItems, AuthorLosses
-from dptune.integrations.transformers import DPTrainer, PrivacyArguments, TrainingArguments
+from dptune.integrations.transformers import DPTrainer, TrainingArguments
 from dptune.lora import linear_layers
 from dptune.lora_targets import DEFAULT_TARGETS
 from dptune.units.unit import PrivacyUnit, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.old_flags import with_new_names
-from utils.cli.parser import HelpFormatter, OneLineParser
 from utils.data.features import RowFeatures
 from utils.data.records import Record, load_texts
 from utils.data.splits import hold_out
@@ -44,71 +49,11 @@ from utils.models.embeddings import require_embeddings
 from utils.models.loading import load_model, load_tokenizer, require_context
 from utils.models.trainable import MODEL_NAME, choose_trainable, save_trained_model
 
-_SAMPLE, _AUTHOR = "sample", "author"
 _GPT2_TARGET = "c_attn"
+_HELP_ALL = "--help_all"
 
 
-@dataclass
-class ModelArguments:
-    """The model, and what to train."""
-
-    model_name: str = field(metadata={"help": "folder or Hugging Face Hub name of a causal LM and its tokenizer"})
-    sequence_len: int = field(default=128, metadata={"help": "maximum tokens per text; longer ones are cut"})
-    lora_dim: int = field(default=0, metadata={"help": "rank of LoRA adapters; 0 trains the whole model"})
-    lora_alpha: float = field(default=32.0, metadata={"help": "scaling: adapter outputs are multiplied by alpha / dim"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability of the adapters' inputs"})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "layers to adapt; default: c_attn (GPT-2), else q_proj k_proj v_proj o_proj"}
-    )
-
-    def __post_init__(self) -> None:
-        require_count("--sequence_len", self.sequence_len, minimum=2)
-        require_count("--lora_dim", self.lora_dim, minimum=0)
-
-
-@dataclass
-class DataArguments:
-    """The texts, and the privacy unit."""
-
-    train_file: str | None = field(
-        default=None, metadata={"help": "texts, one per row (JSONL, JSON, CSV, Parquet, saved DatasetDict); required"}
-    )
-    text_column: str = field(default="text", metadata={"help": "column with the texts"})
-    author_column: str | None = field(default=None, metadata={"help": "column that names each text's author"})
-    validation_file: str | None = field(default=None, metadata={"help": "held-out texts; their loss is not private"})
-    held_out_share: float = field(
-        default=0.05, metadata={"help": "average share of --train_file to hold out if there is no --validation_file"}
-    )
-    privacy_level: str = field(
-        default=_SAMPLE,
-        metadata={"help": "privacy unit: one text, or all texts of one author", "choices": (_SAMPLE, _AUTHOR)},
-    )
-    examples_per_author: int | None = field(
-        default=None, metadata={"help": "maximum texts per author and step; required by --privacy_level author"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.train_file is None:
-            refuse("--train_file", None, "give the texts: JSONL, JSON, CSV or Parquet with one text per row")
-        if not 0 <= self.held_out_share < 1:
-            refuse("--held_out_share", self.held_out_share, "give a number of at least 0 and below 1")
-        if self.privacy_level == _SAMPLE and self.examples_per_author is not None:
-            refuse("--examples_per_author", self.examples_per_author, "belongs to --privacy_level author")
-        if self.privacy_level == _AUTHOR:
-            for name in ("author_column", "examples_per_author"):
-                if getattr(self, name) is None:
-                    refuse(f"--{name}", None, "--privacy_level author needs it")
-            require_count("--examples_per_author", self.examples_per_author or 0)
-
-    @property
-    def unit(self) -> PrivacyUnit:
-        """The privacy unit."""
-        if self.privacy_level == _SAMPLE:
-            return PrivacyUnit()
-        return PrivacyUnit(self.author_column, examples=self.examples_per_author or 1)
-
-
-GROUPS = (TrainingArguments, PrivacyArguments, ModelArguments, DataArguments)
+GROUPS = (TrainingArguments, PrivacyArguments, CorpusModelArguments, CorpusArguments)
 # {parameter, as the engine and shared code name it: flag of this program}.
 FLAGS = {
     **dict.fromkeys(("model", "model_name_or_path", "folder", "files"), "--model_name"),
@@ -171,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
     """(training, privacy, model, data) arguments. Prints a note for each old flag that it renamed."""
     known = {one.name for group in GROUPS for one in fields(group)}
-    words, notes = with_new_names(line, known)
+    words, notes = with_new_names(["--help" if word == _HELP_ALL else word for word in line], known)
     if not torch.accelerator.is_available() and not any(word.startswith(("--use_cpu", "--use-cpu")) for word in words):
         words.append("--use_cpu")  # otherwise several processes would not join
     try:
@@ -189,7 +134,7 @@ def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
 
 
 def load_corpus(
-    data: DataArguments, tokenizer: Any, length: int, seed: int
+    data: CorpusArguments, tokenizer: Any, length: int, seed: int
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
     """(training data, held-out data or None), one row per text."""
     records = load_texts(
@@ -230,7 +175,7 @@ def _describe_corpus(train: TokenizedDataset, held_out: TokenizedDataset | None)
     return lines
 
 
-def prepared_model(model_args: ModelArguments) -> Any:
+def prepared_model(model_args: CorpusModelArguments) -> Any:
     """The model with its trained parameters. `DPTrainer` compares the engine's gradients with autograd's."""
     model = load_model(model_args.model_name, dtype=torch.float32, device=torch.device("cpu"))
     require_context(model, model_args.sequence_len)
@@ -238,7 +183,7 @@ def prepared_model(model_args: ModelArguments) -> Any:
     return model
 
 
-def choose_parameters(model: Any, model_args: ModelArguments) -> None:
+def choose_parameters(model: Any, model_args: CorpusModelArguments) -> None:
     """Add adapters, or make all parameters trainable."""
     if not model_args.lora_dim:
         choose_trainable(model, ["all"])
@@ -281,7 +226,7 @@ def make_trainer(
     )
 
 
-def _check_evaluation(training: Any, data: DataArguments, held_out: TokenizedDataset | None) -> None:
+def _check_evaluation(training: Any, data: CorpusArguments, held_out: TokenizedDataset | None) -> None:
     """Refuse evaluation without held-out texts, and settings that let the result depend on texts without noise."""
     if held_out is None and training.eval_strategy != "no":
         refuse("--eval_strategy", str(training.eval_strategy), "needs --validation_file or a --held_out_share above 0")
@@ -300,7 +245,9 @@ def _checkpoint(training: Any) -> str | bool | None:
     return True if given in ("latest", "True", "true") else given
 
 
-def _finish(model: Any, tokenizer: Any, model_args: ModelArguments, folder: Path, results: dict[str, float]) -> None:
+def _finish(
+    model: Any, tokenizer: Any, model_args: CorpusModelArguments, folder: Path, results: dict[str, float]
+) -> None:
     """Save the trained weights and print the final figures."""
     if model_args.lora_dim:
         save_adapter(model, folder, base_model=model_args.model_name)

@@ -247,6 +247,15 @@ def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     assert not (tmp_path / "run" / "privacy_report.json").exists()
 
 
+def test_help_all_lists_the_flags_of_transformers_too(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        fine_tune.main(["--help_all"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--adam_beta1" in shown
+    assert "--sequence_len" in shown
+
+
 def test_a_dry_run_writes_nothing(line: Any, tmp_path: Path, capsys: Any) -> None:
     fine_tune.main(line(dry_run=True))
     shown = capsys.readouterr().out

@@ -1,0 +1,81 @@
+"""The privacy flags of a private Trainer, for `transformers.HfArgumentParser`. This module imports no transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from dptune._validate import refuse, renamed
+from dptune.clipping_styles import FLAT, Clipping
+from dptune.run.plan import PrivacySettings
+
+# {the engine's name of a parameter: the flag that sets it}
+FLAGS = {
+    "clip_norm": "--per_sample_max_grad_norm",
+    "noise_multiplier": "--noise_multiplier",
+    "target_epsilon": "--target_epsilon",
+    "delta": "--target_delta",
+    "gradient_accumulation_steps": "--gradient_accumulation_steps",
+    "run_folder": "--output_dir",
+    "resume_from": "--resume_from_checkpoint",
+}
+# Arguments that only a private run reads.
+ONLY_PRIVATE = ("per_sample_max_grad_norm", "noise_multiplier", "target_epsilon", "target_delta")
+NOT_READ = "is not read with --disable_dp: leave one of the two out"
+
+
+@dataclass
+class PrivacyArguments:
+    """The privacy settings. Together with the logical batch and the steps of `TrainingArguments` they decide epsilon.
+
+    Raises:
+        InvalidArgument: both or neither of the noise multiplier and the target epsilon, a value outside its range, or
+            a privacy setting together with `disable_dp`.
+    """
+
+    per_sample_max_grad_norm: float = field(
+        default=1.0, metadata={"help": "C, the maximum gradient norm per example. Default 1."}
+    )
+    noise_multiplier: float | None = field(
+        default=None,
+        metadata={"help": "Standard deviation of the noise, divided by C. Give this or --target_epsilon."},
+    )
+    target_epsilon: float | None = field(
+        default=None,
+        metadata={"help": "Find the noise multiplier for this epsilon, which the run never exceeds. No default."},
+    )
+    target_delta: float = field(
+        default=1e-7,
+        metadata={"help": "Probability with which the bound may fail; below 1 / number of examples. Default 1e-7."},
+    )
+    disable_dp: bool = field(
+        default=False,
+        metadata={"help": "Train without clipping and noise, with the same sampling and losses. Off by default."},
+    )
+    insecure_test_seed: int | None = field(
+        default=None,
+        metadata={
+            "help": "FOR TESTS ONLY: make sampling and noise repeatable. The run then protects nobody, and its report "
+            "says so. Off by default."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.disable_dp:
+            for one in fields(self):
+                value = getattr(self, one.name)
+                if one.name in ONLY_PRIVATE and value != one.default:
+                    refuse(f"--{one.name}", value, NOT_READ)
+        with renamed(FLAGS):
+            self.settings()
+
+    def settings(self, clipping: Clipping = FLAT) -> PrivacySettings | None:
+        """The same settings as the engine takes them; None without privacy."""
+        if self.disable_dp:
+            return None
+        return PrivacySettings(
+            clip_norm=self.per_sample_max_grad_norm,
+            noise_multiplier=self.noise_multiplier,
+            target_epsilon=self.target_epsilon,
+            delta=self.target_delta,
+            clipping=clipping,
+        )
