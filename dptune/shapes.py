@@ -11,6 +11,7 @@ No torch in this file.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,12 +21,12 @@ from dptune._validate import require_count, require_positive
 
 _NARROWEST = 8  # tokens
 _EVEN = 2  # widths are even: with odd ones, float32 kernels of a CPU rounded a row by its place in the micro-batch
-_STEPS = 16  # widths per doubling: they are at most 1/16 wider than a row, and 2% on average
-# Rows per micro-batch: one, and one more for so many drawn examples. Half a micro-batch per width is filled up on
-# average, which is then about 2% of a draw whose lengths fill two doublings.
-_DRAWN_PER_ROW = 800
+_STEPS = 4  # widths per doubling: they are at most a quarter wider than a row, and 6% on average
 _NARROW_ROWS = 4  # a narrow micro-batch has at most so many times the rows of the widest: each needs its own gradient
-_LEAST_TOKENS = 64  # narrow micro-batches get more rows than that, because a forward pass of fewer tokens is no faster
+# A forward pass takes as long as so many tokens more than it has: 52 (SmolLM2-135M with LoRA, 2 CPU cores). So fewer
+# rows per micro-batch cost passes, and more rows cost what fills up the last micro-batch of each width. If the draw's
+# lengths fill two doublings, the least time is at sqrt(overhead * drawn / (4 * width)) rows.
+_OVERHEAD = 52
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Shapes:
             virtual_tokens: tokens that the model puts before each row; they count in the budget.
         """
         tokens = rows_per_item * (width + virtual_tokens)
-        wanted = max(1 + int(self.drawn / _DRAWN_PER_ROW), _LEAST_TOKENS // tokens)
+        wanted = int(math.sqrt(_OVERHEAD * self.drawn / (4 * tokens)))
         most = _NARROW_ROWS * max(1, self.token_budget // self.longest)
         return Shape(max(1, min(self.token_budget // tokens, wanted, most)), width)
 

@@ -12,14 +12,14 @@ from dptune.shapes import Shape, Shapes, deal_in_shapes
 
 
 @pytest.mark.parametrize("longest", [1, 2, 7, 8, 9, 64, 100, 512, 4096])
-def test_widths_end_at_the_longest_and_are_at_most_a_sixteenth_wider_than_a_row(longest: int) -> None:
+def test_widths_end_at_the_longest_and_are_at_most_a_quarter_wider_than_a_row(longest: int) -> None:
     shapes = Shapes(longest, 2048)
     tokens = np.arange(1, longest + 1)
     widths = shapes.width_of(tokens)
     assert (widths >= tokens).all()
     assert widths[-1] == shapes.widths[-1] == longest
-    assert (widths[8:] <= np.maximum(np.ceil(tokens[8:] * 17 / 16), tokens[8:] + 1)).all()
-    assert len(shapes.widths) <= 16 * max(1, np.log2(longest) - 2), "a small set"
+    assert (widths[8:] <= np.maximum(np.ceil(tokens[8:] * 5 / 4), tokens[8:] + 1)).all()
+    assert len(shapes.widths) <= 4 * max(1, np.log2(longest) - 1), "a small set"
 
 
 @given(
@@ -71,7 +71,7 @@ def test_padding_stays_small_for_large_logical_batches(drawn: int, spread: float
         draw = np.flatnonzero(chance.random(len(tokens)) < 1 / 20)
         padded = sum(shape.items * shape.width for shape, _ in deal_in_shapes(draw, tokens, shapes))
         shares.append(1 - tokens[draw].sum() / padded)
-    assert np.mean(shares) < 0.05
+    assert np.mean(shares) < {256: 0.16, 1024: 0.12, 4096: 0.11}[drawn]
 
 
 def test_a_row_beyond_the_public_bound_is_an_error() -> None:
