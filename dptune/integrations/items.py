@@ -34,7 +34,7 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Record:
+class Named:
     """An item with named values, or a tuple of values."""
 
     parts: Mapping[Any, Any]
@@ -48,15 +48,15 @@ class Several:
     row: Any
 
 
-Make = Leaf | Record | Several
+Make = Leaf | Named | Several
 
 
 def make_of(item: Any, name: str = "") -> Make:
     """What an item is made of."""
     if isinstance(item, Mapping):
-        return Record({key: make_of(value, str(key)) for key, value in item.items()})
+        return Named({key: make_of(value, str(key)) for key, value in item.items()})
     if isinstance(item, tuple):
-        return Record(dict(enumerate(make_of(value) for value in item)), is_tuple=True)
+        return Named(dict(enumerate(make_of(value) for value in item)), is_tuple=True)
     if isinstance(item, list) and item and isinstance(item[0], Mapping):
         return Several(make_of(item[0]))
     return _leaf(item, name)
@@ -86,7 +86,7 @@ def _is_whole(value: Any) -> bool:
 def _leaves(make: Make) -> list[Leaf]:
     if isinstance(make, Leaf):
         return [make]
-    parts = make.parts.values() if isinstance(make, Record) else [make.row]
+    parts = make.parts.values() if isinstance(make, Named) else [make.row]
     return [leaf for part in parts for leaf in _leaves(part)]
 
 
@@ -99,7 +99,7 @@ def _length(item: Any, make: Make) -> int:
     """The longest list of tokens in an item."""
     if isinstance(make, Several):
         return max((_length(row, make.row) for row in item), default=0)
-    if isinstance(make, Record):
+    if isinstance(make, Named):
         return max((_length(item[key], part) for key, part in make.parts.items()), default=0)
     return len(item) if make.kind == _TOKENS else 0
 
@@ -108,7 +108,7 @@ def _fits(item: Any, make: Make) -> bool:
     """Whether an item is made like the first one."""
     if isinstance(make, Several):
         return isinstance(item, list) and all(_fits(row, make.row) for row in item)
-    if isinstance(make, Record):
+    if isinstance(make, Named):
         if not isinstance(item, tuple if make.is_tuple else Mapping) or len(item) != len(make.parts):
             return False
         return all(key in item or make.is_tuple for key in make.parts) and all(
@@ -140,7 +140,7 @@ def random_item(make: Make, row: RandomRow, vocabulary: Vocabulary, *, rows: int
     if isinstance(make, Several):
         numbers = [row.number + 100 * added for added in range(rows)]
         return [random_item(make.row, row._replace(number=number), vocabulary) for number in numbers]
-    if isinstance(make, Record):
+    if isinstance(make, Named):
         made = {key: random_item(part, row, vocabulary) for key, part in make.parts.items()}
         return tuple(made.values()) if make.is_tuple else made
     if make.kind == _TOKENS:

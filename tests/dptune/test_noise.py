@@ -115,7 +115,7 @@ def test_seeds_do_not_reach_it() -> None:
 
 
 class _Ending(Keystream):
-    """Gives these integers, one list per call, to whoever splits it too."""
+    """A stream that gives these integers, one list per call. Its parts are the stream itself."""
 
     def __init__(self, *lists: list[int]) -> None:
         super().__init__(bytes(32), secret=False)

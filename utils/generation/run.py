@@ -61,7 +61,7 @@ def sample_instructions(
         model_args.model_name_or_path, token=model_args.access_token, revision=model_args.revision
     )
     ranks = ranks_of(accelerator)
-    day = ranks.from_main(lambda: template_date(tokenizer, model_args.model_name_or_path, adapter, sampling))
+    day = ranks.from_main(lambda: prompts_date(tokenizer, model_args.model_name_or_path, adapter, sampling))
     with told_date(day):
         prompts = make_prompts(instructions, sampling.prompt_style, tokenizer)
     jobs = make_jobs(tokenizer, prompts, sampling.max_length)
@@ -88,7 +88,7 @@ def sample_instructions(
     return path if accelerator.is_main_process else None
 
 
-def template_date(
+def prompts_date(
     tokenizer: PreTrainedTokenizerBase, model: str, adapter: AdapterArguments, sampling: SamplingArguments
 ) -> str | None:
     """The day that the chat template tells; None if it tells none.

@@ -197,7 +197,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     # Finds a wrong target before gigabytes are read.
     names = prepare_trainable(skeleton, groups.lora, sharded=sharding is not None, bits=bits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
-    day = template_date(tokenizer, folder)
+    day = runs_date(tokenizer, folder)
     with told_date(day):
         train, held_out = load_training_data(
             tokenizer=tokenizer,
@@ -246,7 +246,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     )
 
 
-def template_date(tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> str | None:
+def runs_date(tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> str | None:
     """The day that the chat template tells: that on which the run began. None if it tells none. Every rank calls it."""
     if not tells_date(tokenizer):
         return None

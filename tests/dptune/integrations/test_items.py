@@ -198,7 +198,9 @@ def test_the_model_alone_decides_whether_it_is_refused(
 def test_within_the_switch_the_same_model_trains(plain: bool, tmp_path: Path) -> None:
     make = (lambda *given, **how: plain_trainer(*given, **how)[0]) if plain else dp_trainer
     rows = [{"input_ids": [5] * length, "labels": [5] * length} for length in range(5, 17)]
-    make(tmp_path, longrope(), train_dataset=rows, max_length=16).train()
+    trainer = make(tmp_path, longrope(), train_dataset=rows, max_length=16)
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_dropout_is_off_and_the_mode_is_as_before() -> None:

@@ -97,6 +97,9 @@ def test_equal_values_are_no_change() -> None:
     fixed.require_unchanged()
     model.small = torch.ones(3)
     fixed.require_unchanged()
+    model.small = torch.zeros(3)
+    with pytest.raises(InvalidArgument, match="changes while the model trains"):
+        fixed.require_unchanged()
 
 
 def test_buffers_of_the_inference_mode_are_compared_by_value() -> None:

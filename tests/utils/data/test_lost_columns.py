@@ -26,7 +26,9 @@ def test_a_value_beside_the_instruction_is_refused_and_not_shown(name: str, valu
 
 @pytest.mark.parametrize("value", [None, "", " \n", [], {}])
 def test_a_blank_one_is_no_loss(value: Any) -> None:
-    refuse_lost_columns({"instruction": "a", "answer": "b", "input": value}, ("instruction", "answer"), PLACE)
+    row = {"instruction": "a", "answer": "b", "input": value}
+    refuse_lost_columns(row, ("instruction", "answer"), PLACE)
+    assert lost_column(row, ("instruction", "answer")) is None
 
 
 def test_columns_that_are_used_or_belong_to_no_prompt_are_not_lost() -> None:

@@ -22,7 +22,7 @@ from utils.generation.backends import Drawn, finish, sampling_config
 from utils.generation.batches import TextJob, encode_prompt, make_jobs
 from utils.generation.files import append_generations, generation_journal
 from utils.generation.hf import GenerateBackend, draw_batch, max_spread
-from utils.generation.run import generate_all, make_prompts, template_date
+from utils.generation.run import generate_all, make_prompts, prompts_date
 from utils.models.loading import load_tokenizer
 
 IDENTITY = {"model": "tiny", "top_p": 0.9}
@@ -69,13 +69,13 @@ def test_prompts_tell_the_date_of_the_training_or_of_the_first_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = tiny_tokenizer()
-    assert template_date(tokenizer, "m", AdapterArguments(), _sampling(tmp_path)) is None
+    assert prompts_date(tokenizer, "m", AdapterArguments(), _sampling(tmp_path)) is None
     tokenizer.chat_template = TELLING
     set_clock(monkeypatch, "2026-02-02T01:00:00")
 
     def day(trained: Path | None = None, **given: Any) -> str | None:
         adapter = AdapterArguments(None if trained is None else str(trained / "lora_weights.bin"))
-        return template_date(tokenizer, "m", adapter, _sampling(tmp_path, **given))
+        return prompts_date(tokenizer, "m", adapter, _sampling(tmp_path, **given))
 
     assert day() == "2026-02-02"
     folder = Path(_sampling(tmp_path).output_dir)
