@@ -70,7 +70,7 @@ def main() -> None:
 def _step_row(model: nn.Module, lengths: np.ndarray, args: argparse.Namespace) -> list[str]:
     data = random_texts(lengths, model.config.vocab_size)
     budget, losses = args.examples * args.block, CausalLMLoss(model)
-    shapes = Shapes(args.block, budget, args.draw)
+    shapes = Shapes(args.block, budget, args.draw, masked=False)
     config = PrivacyConfig(
         num_examples=len(data) + 1,
         expected_batch_size=args.draw,

@@ -21,12 +21,15 @@ from dptune._validate import require_count, require_positive
 
 _NARROWEST = 8  # tokens
 _EVEN = 2  # widths are even: with odd ones, float32 kernels of a CPU rounded a row by its place in the micro-batch
-_STEPS = 4  # widths per doubling: they are at most a quarter wider than a row, and 6% on average
+_WIDE = 64  # tokens, from which on a pass takes longer by its tokens than by being one more pass
+_STEPS, _WIDE_STEPS = 4, 16  # widths per doubling up to `_WIDE` and from there on: a row has 6% or 1.5% padding
 _NARROW_ROWS = 4  # a narrow micro-batch has at most so many times the rows of the widest: each needs its own gradient
 # A forward pass takes as long as so many tokens more than it has: 52 (SmolLM2-135M with LoRA, 2 CPU cores). So fewer
 # rows per micro-batch cost passes, and more rows cost what fills up the last micro-batch of each width. If the draw's
-# lengths fill two doublings, the least time is at sqrt(overhead * drawn / (4 * width)) rows.
+# lengths fill W widths, the least time is at sqrt(2 * overhead * drawn / (W * width)) rows: half a micro-batch of each
+# width is filled up. Narrow rows fill two doublings or 8 widths, wide ones four doublings or 64.
 _OVERHEAD = 52
+_FILLED, _WIDE_FILLED = 8, 64
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,16 @@ class Shape:
 class Shapes:
     """The shapes of a run: they follow from settings alone, never from a draw.
 
+    Models leave out an attention mask if no row of a micro-batch has padding, and then compute with other kernels. With
+    `masked`, whether a row meets such a micro-batch follows from its own length: only rows of the longest length have
+    no padding, and their micro-batches hold no other rows.
+
     Attributes:
         longest: maximum tokens per row: a public bound, not the longest row of the data.
         token_budget: maximum padded tokens in one forward pass; a single longer item goes alone.
         drawn: expected number of items per step and rank. With more of them, micro-batches have more rows.
+        most_rows: maximum rows per micro-batch; by default four times those of the widest.
+        masked: whether the model may be given attention masks.
 
     Raises:
         InvalidArgument: a value below 1, or `drawn` not above 0.
@@ -58,18 +67,23 @@ class Shapes:
     longest: int
     token_budget: int
     drawn: float = 1.0
+    most_rows: int | None = None
+    masked: bool = True
 
     def __post_init__(self) -> None:
         require_count("longest", self.longest)
         require_count("token_budget", self.token_budget)
         require_positive("drawn", self.drawn)
+        if self.most_rows is not None:
+            require_count("most_rows", self.most_rows)
 
     @cached_property
     def widths(self) -> np.ndarray:
         """All widths, ascending, int64; the last one is `longest`."""
         widths = [min(_NARROWEST, self.longest)]
         while widths[-1] < self.longest:
-            step = max(_EVEN, 2 ** (widths[-1].bit_length() - 1) // _STEPS)
+            steps = _STEPS if widths[-1] < _WIDE else _WIDE_STEPS
+            step = max(_EVEN, 2 ** (widths[-1].bit_length() - 1) // steps)
             widths.append(min(widths[-1] + step, self.longest))
         return np.array(widths, dtype=np.int64)
 
@@ -81,7 +95,13 @@ class Shapes:
         """
         if len(tokens) and int(tokens.max()) > self.longest:
             raise ValueError(f"a row of {int(tokens.max())} tokens, where at most {self.longest} are allowed")
-        return np.asarray(self.widths[np.searchsorted(self.widths, tokens)], dtype=np.int64)
+        found = np.searchsorted(self.widths, tokens, side="right" if self.masked else "left")
+        return np.asarray(self.widths[np.minimum(found, len(self.widths) - 1)], dtype=np.int64)
+
+    def classes_of(self, tokens: np.ndarray) -> np.ndarray:
+        """The class of rows with so many tokens, int64. Rows of two classes never share a micro-batch."""
+        unpadded = (tokens == self.longest) & self.masked
+        return np.asarray(2 * self.width_of(tokens) + unpadded, dtype=np.int64)
 
     def shape(self, width: int, rows_per_item: int = 1, virtual_tokens: int = 0) -> Shape:
         """The shape of micro-batches of this width.
@@ -92,8 +112,11 @@ class Shapes:
             virtual_tokens: tokens that the model puts before each row; they count in the budget.
         """
         tokens = rows_per_item * (width + virtual_tokens)
-        wanted = int(math.sqrt(_OVERHEAD * self.drawn / (4 * tokens)))
+        filled = _FILLED if width <= _WIDE else _WIDE_FILLED
+        wanted = int(math.sqrt(2 * _OVERHEAD * self.drawn / (filled * tokens)))
         most = _NARROW_ROWS * max(1, self.token_budget // self.longest)
+        if self.most_rows is not None:
+            most = min(most, self.most_rows // rows_per_item)
         return Shape(max(1, min(self.token_budget // tokens, wanted, most)), width)
 
     def sizes(self, rows_per_item: int = 1) -> set[tuple[int, int]]:
@@ -130,11 +153,11 @@ def deal_in_shapes(
         the numbers of two ranks differ by at most one. Fill up the rest. An empty draw gives no micro-batches.
     """
     require_count("ranks", ranks)
-    widths = shapes.width_of(tokens[items])
+    classes = shapes.classes_of(tokens[items])
     dealt = []
-    for width in np.unique(widths)[::-1]:
-        shape = shapes.shape(int(width), rows_per_item, virtual_tokens)
-        own = items[widths == width]
+    for one in np.unique(classes)[::-1]:
+        shape = shapes.shape(int(one) // 2, rows_per_item, virtual_tokens)
+        own = items[classes == one]
         for start in range(0, len(own), shape.items * ranks):
             part = own[start : start + shape.items * ranks]
             dealt.append((shape, [part[rank::ranks] for rank in range(ranks)]))

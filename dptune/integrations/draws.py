@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn, Protocol, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -29,93 +30,109 @@ class Examples(Protocol):
     def __getitem__(self, number: int, /) -> object: ...
 
 
+class MicroBatch(NamedTuple):
+    """The inputs of one forward pass.
+
+    Attributes:
+        inputs: U items, collated; each has k neighbouring rows.
+        items: the items that come from the data, int64; they are the first ones. The rest fills up.
+        units: U.
+        rows_per_unit: k.
+    """
+
+    inputs: Mapping[str, Any]
+    items: np.ndarray
+    units: int
+    rows_per_unit: int
+
+
+Cut = Callable[[Sequence[Any], np.ndarray], list[MicroBatch]]  # items, rows of each -> with places in `items`
+
+
 class TrainerDraw(TypedDict):
     """One logical batch.
 
     Attributes:
-        micro_batches: this process's share, collated.
-        rows_per_unit: for each micro-batch, the number of neighbouring rows that the collator makes per item.
-        items: for each micro-batch, the drawn numbers of its items.
+        micro_batches: this process's share, with items as the sampler numbers them.
         drawn: number of examples in the whole draw. NOT private.
     """
 
-    micro_batches: list[Mapping[str, Tensor]]
-    rows_per_unit: list[int]
-    items: list[np.ndarray]
+    micro_batches: list[MicroBatch]
     drawn: int
 
 
-class _Rows(TypedDict):
-    rows: list[np.ndarray]
-    rows_per_unit: list[int]
+class _Share(TypedDict):
+    items: np.ndarray
     drawn: int
 
 
-class DrawSampler(Sampler[_Rows]):
-    """Yields this process's share of each draw: arrays of example numbers, one per micro-batch.
+class DrawSampler(Sampler[_Share]):
+    """Yields this process's share of each draw.
 
     Args:
         sampler: makes the draws; the same on every process.
-        micro_batch_size: maximum number of rows in one forward pass; a single example with more rows goes alone.
-        rows_per_unit: rows of each example, int64 [num_examples]. All examples of a micro-batch are filled up to the
-            one with the most rows, so examples with similar numbers are put together.
         steps_per_epoch: draws in one pass over the loader.
         steps_left: maximum number of draws over all passes.
         rank, world_size: this process, and the number of processes.
-
-    Raises:
-        InvalidArgument: `rows_per_unit` does not have one value per example.
     """
 
     def __init__(
         self,
         sampler: PoissonSampler,
         *,
-        micro_batch_size: int,
-        rows_per_unit: np.ndarray,
         steps_per_epoch: int,
         steps_left: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._sampler = sampler
-        self._micro_batch_size = micro_batch_size
         self._steps_per_epoch, self._steps_left = steps_per_epoch, steps_left
         self._rank, self._world_size = rank, world_size
-        if len(rows_per_unit) != sampler.num_examples:
-            refuse("rows_per_unit", len(rows_per_unit), f"give one for each of the {sampler.num_examples} examples")
-        self._rows_per_unit = rows_per_unit
 
     def __len__(self) -> int:
         return self._steps_per_epoch
 
-    def __iter__(self) -> Iterator[_Rows]:
+    def __iter__(self) -> Iterator[_Share]:
         for _ in range(min(self._steps_per_epoch, self._steps_left)):
             self._steps_left -= 1
             draw = self._sampler.draw()
-            shares = deal(draw, self._rows_per_unit, token_budget=self._micro_batch_size, ranks=self._world_size)
-            own = [rows for rows in shares[self._rank] if len(rows)]
-            most = [int(self._rows_per_unit[rows].max()) for rows in own]
-            yield {"rows": own, "rows_per_unit": most, "drawn": len(draw)}
+            yield {"items": draw[self._rank :: self._world_size], "drawn": len(draw)}
+
+
+@dataclass(frozen=True)
+class LeastBatches:
+    """Cuts items into as few micro-batches as fit, for training without privacy.
+
+    Attributes:
+        collate: items -> inputs of a micro-batch.
+        most_rows: maximum rows of a micro-batch; a single item with more rows has its own.
+    """
+
+    collate: Collator
+    most_rows: int
+
+    def __call__(self, items: Sequence[Any], rows_per_item: np.ndarray) -> list[MicroBatch]:
+        """Cut some items; those with similar numbers of rows are put together."""
+        (parts,) = deal(np.arange(len(items)), rows_per_item, token_budget=self.most_rows)
+        return [
+            MicroBatch(self.collate([items[place] for place in part]), part, len(part), int(rows_per_item[part].max()))
+            for part in parts
+        ]
 
 
 class _MicroBatches(Dataset[TrainerDraw]):
     """The training set with whole draws as "items", so that the loader's workers collate them."""
 
-    def __init__(self, examples: Examples, collator: Collator) -> None:
-        self._examples, self._collator = examples, collator
+    def __init__(self, examples: Examples, cut: Cut, rows_per_unit: np.ndarray) -> None:
+        self._examples, self._cut, self._rows_per_unit = examples, cut, rows_per_unit
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, share: _Rows) -> TrainerDraw:
-        micro_batches = [self._collator(fetch(self._examples, rows)) for rows in share["rows"]]
-        return {
-            "micro_batches": micro_batches,
-            "items": share["rows"],
-            "rows_per_unit": share["rows_per_unit"],
-            "drawn": share["drawn"],
-        }
+    def __getitem__(self, share: _Share) -> TrainerDraw:
+        items = share["items"]
+        made = self._cut(fetch(self._examples, items), self._rows_per_unit[items]) if len(items) else []
+        return {"micro_batches": [one._replace(items=items[one.items]) for one in made], "drawn": share["drawn"]}
 
 
 class PoissonMicroBatches(Dataset[object]):
@@ -174,17 +191,23 @@ def fetch(examples: Examples, rows: Sequence[int] | np.ndarray) -> list[object]:
 
 
 def draw_loader(
-    examples: Examples, collator: Collator, sampler: DrawSampler, **settings: Any
+    examples: Examples, cut: Cut, sampler: DrawSampler, *, rows_per_unit: np.ndarray, **settings: Any
 ) -> DataLoader[TrainerDraw]:
     """A loader of `TrainerDraw`s.
 
     Args:
         examples: the training set.
-        collator: list of examples -> inputs of a micro-batch.
+        cut: cuts and collates the items of one process.
         sampler: the draws.
+        rows_per_unit: rows of each example, int64 [num_examples].
         settings: arguments of `DataLoader` that change no result (workers, pinning).
+
+    Raises:
+        InvalidArgument: `rows_per_unit` does not have one value per example.
     """
-    draws = _MicroBatches(examples, collator)
+    if len(rows_per_unit) != len(examples):
+        refuse("rows_per_unit", len(rows_per_unit), f"give one for each of the {len(examples)} examples")
+    draws = _MicroBatches(examples, cut, rows_per_unit)
     return DataLoader(draws, sampler=sampler, batch_size=None, collate_fn=_same, **settings)
 
 

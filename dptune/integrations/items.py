@@ -95,12 +95,12 @@ def has_tokens(make: Make) -> bool:
     return any(leaf.kind == _TOKENS for leaf in _leaves(make))
 
 
-def _length(item: Any, make: Make) -> int:
-    """The longest list of tokens in an item."""
+def length_of(item: Any, make: Make) -> int:
+    """Tokens of the longest list of tokens in an item; 0 without one."""
     if isinstance(make, Several):
-        return max((_length(row, make.row) for row in item), default=0)
+        return max((length_of(row, make.row) for row in item), default=0)
     if isinstance(make, Named):
-        return max((_length(item[key], part) for key, part in make.parts.items()), default=0)
+        return max((length_of(item[key], part) for key, part in make.parts.items()), default=0)
     return len(item) if make.kind == _TOKENS else 0
 
 
@@ -130,7 +130,7 @@ def require_short_items(examples: Any, make: Make, max_length: int) -> None:
             if not _fits(item, make):
                 remedy = "has other keys, kinds of values or shapes than the first item; make all items alike"
                 refuse("train_dataset", Described(f"item {index}"), remedy)
-            if (length := _length(item, make)) > max_length:
+            if (length := length_of(item, make)) > max_length:
                 remedy = f"has {length} tokens, more than max_length={max_length}: cut it, or raise max_length"
                 refuse("train_dataset", Described(f"item {index}"), remedy)
 

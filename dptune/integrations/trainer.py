@@ -25,21 +25,33 @@ from dptune._validate import refuse, renamed, require_count
 from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import updates_identity
-from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
-from dptune.integrations.draws import Collator, DrawSampler, Examples, TrainerDraw, draw_loader
-from dptune.integrations.items import check_on_random_items
+from dptune.integrations.checks import refuse_unsafe_arguments
+from dptune.integrations.draws import (
+    Collator,
+    Cut,
+    DrawSampler,
+    Examples,
+    LeastBatches,
+    TrainerDraw,
+    draw_loader,
+    fetch,
+)
+from dptune.integrations.filling import FilledBatches
+from dptune.integrations.items import check_on_random_items, has_tokens, make_of
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
 from dptune.integrations.values import require_known_values
+from dptune.integrations.vocabulary import Vocabulary, longest_item
 from dptune.optimizers import DPAdam
 from dptune.report.card import Artifact
 from dptune.report.publish import publish
 from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.run.session import PrivateRun, describe_end
+from dptune.shapes import Shapes
 from dptune.units.unit import ItemUnit, Unit
 
 _PACKAGES = ("transformers", "accelerate")
@@ -56,10 +68,11 @@ class DPTrainer(transformers.Trainer):
     """`transformers.Trainer` with differential privacy.
 
     The expected logical batch size is per_device_train_batch_size x processes x gradient_accumulation_steps. The number
-    of steps is `max_steps`, or `num_train_epochs` divided by the sampling probability. A model that computes in less
-    than float32 gets one item per forward pass, which takes longer: its rounding would follow the items beside it.
-    Losses in its log and in
+    of steps is `max_steps`, or `num_train_epochs` divided by the sampling probability. Losses in the log and in
     `trainer_state.json` are not private.
+
+    Micro-batches have fixed shapes, so that an item's rounding does not follow the items beside it. Random items fill
+    them up and count as zero.
 
     Args:
         model, args, data_collator, train_dataset, **kwargs: the Trainer's arguments. `train_dataset` must have a
@@ -68,8 +81,8 @@ class DPTrainer(transformers.Trainer):
         losses: (model, inputs of a micro-batch) -> one loss per row, [B], each from that row alone. The default
             handles causal language modelling for labels [B, T] and classification for labels [B].
         rows_per_unit: number of neighbouring rows that the collator makes per item. Their gradients are summed, and
-            the sum is clipped once. It may differ per item, int64 [items]; the collator must then fill all items of a
-            micro-batch up to the largest number.
+            the sum is clipped once. It may differ per item, int64 [items]; items must then be lists of rows, and the
+            collator must fill all items of a micro-batch up to the largest number.
         privacy_unit: what an item is, for the report; an `ItemUnit` with a group size if a unit has several items.
         clipping: the clipping style.
         max_length: maximum tokens of an item, which must be public. A longer item is refused. By default it is the
@@ -181,7 +194,7 @@ class DPTrainer(transformers.Trainer):
         return made
 
     def get_train_dataloader(self) -> DataLoader[TrainerDraw]:
-        """A loader of Poisson draws, cut into micro-batches of `per_device_train_batch_size` rows, or of one item.
+        """A loader of Poisson draws, cut into micro-batches of at most `per_device_train_batch_size` rows.
 
         Raises:
             InvalidArgument: called before `train()`.
@@ -191,8 +204,6 @@ class DPTrainer(transformers.Trainer):
             refuse("get_train_dataloader", "before train()", "draws belong to a run; iterate over train_dataset")
         sampler = DrawSampler(
             run.sampler(),
-            micro_batch_size=self._rows_at_once,
-            rows_per_unit=self._rows_per_unit,
             steps_per_epoch=self.plan.steps_per_epoch,
             steps_left=run.last - run.completed,
             rank=self.args.process_index,
@@ -201,8 +212,9 @@ class DPTrainer(transformers.Trainer):
         workers = self.args.dataloader_num_workers
         return draw_loader(
             self.train_dataset,
-            self._get_collator_with_removed_columns(self.data_collator, description="training"),
+            self._cut(),
             sampler,
+            rows_per_unit=self._rows_per_unit,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
@@ -217,12 +229,12 @@ class DPTrainer(transformers.Trainer):
             train()  # schedule-free optimizers have a training mode
         run.begin_step()
         total = torch.zeros((), device=self.args.device)
-        shapes = zip(inputs["micro_batches"], inputs["items"], inputs["rows_per_unit"], strict=True)
-        for batch, items, rows_per_unit in shapes:
+        for batch, items, units, rows_per_unit in inputs["micro_batches"]:
             with self.accelerator.autocast():
                 losses = self._losses(model, self._prepare_inputs(batch))
-            _require_rows(losses, len(items), rows_per_unit)
-            total += run.backward(losses, rows_per_unit=rows_per_unit, items=items).losses.sum()
+            _require_rows(losses, units, rows_per_unit)
+            seen = run.backward(losses, rows_per_unit=rows_per_unit, items=items).losses
+            total += seen[: len(items) * rows_per_unit].sum()  # the rest fills up
         run.finish_step()
         return self._mean_loss(total, inputs["drawn"])
 
@@ -236,7 +248,7 @@ class DPTrainer(transformers.Trainer):
         """Sum over this process's micro-batches of a draw."""
         if "micro_batches" not in inputs:
             return int(super().floating_point_ops(inputs))
-        return sum(map(super().floating_point_ops, inputs["micro_batches"]))
+        return sum(super(DPTrainer, self).floating_point_ops(batch.inputs) for batch in inputs["micro_batches"])
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the Trainer does, and add the epsilon spent so far."""
@@ -257,11 +269,17 @@ class DPTrainer(transformers.Trainer):
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
-    @property
-    def _rows_at_once(self) -> int:
-        """Maximum rows of a micro-batch. Below float32 each item goes alone, so that its rounding is its own."""
-        private = not self.privacy_args.disable_dp
-        return 1 if private and rounds_by_shape(self.model, self.args) else self.args.per_device_train_batch_size
+    def _cut(self) -> Cut:
+        """Cuts items into micro-batches: of fixed shapes with privacy, and as few as fit without."""
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        at_once = self.args.per_device_train_batch_size
+        if self.privacy_args.disable_dp:
+            return LeastBatches(collate, at_once)
+        make = make_of(fetch(self.train_dataset, [0])[0])
+        longest = longest_item(self.model, self._max_length) if has_tokens(make) else 1
+        drawn = self.plan.expected_batch_size / self.args.world_size
+        shapes = Shapes(longest, at_once * longest, drawn, most_rows=at_once)
+        return FilledBatches(collate, make, Vocabulary.of(self.model), shapes, int(self._rows_per_unit.max()))
 
     @property
     def _begun(self) -> PrivateRun:

@@ -211,20 +211,20 @@ def test_an_authors_mean_gradient_is_clipped_as_one(line: Any, tmp_path: Path) -
 
 def test_micro_batches_hold_no_more_rows_than_a_device_takes(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(line(**authors(), held_out_share=0, lora_dim=2))
-    seen: list[tuple[int, int, int]] = []
+    seen: list[tuple[int, int, int, int]] = []
     step = trainer.training_step
 
     def watch(model: Any, inputs: Any, *rest: Any) -> Any:
-        sizes = [len(batch["labels"]) for batch in inputs["micro_batches"]]
-        seen.extend(zip(sizes, map(len, inputs["items"]), inputs["rows_per_unit"], strict=True))
+        for batch in inputs["micro_batches"]:
+            seen.append((len(batch.inputs["labels"]), len(batch.items), batch.units, batch.rows_per_unit))
         return step(model, inputs, *rest)
 
     monkeypatch.setattr(trainer, "training_step", watch)
     trainer.train()
-    assert all(rows == items * k for rows, items, k in seen)
-    assert {k for _, _, k in seen} <= {1, 2, 3}
-    assert max(rows for rows, _, _ in seen) <= 4
-    assert sum(items for _, items, _ in seen) > 30
+    assert all(rows == units * k for rows, _, units, k in seen)
+    assert {k for *_, k in seen} <= {1, 2, 3}
+    assert max(rows for rows, *_ in seen) <= 4
+    assert sum(items for _, items, *_ in seen) > 30
 
 
 @pytest.mark.parametrize("how", [{}, authors()])

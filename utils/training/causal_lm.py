@@ -88,6 +88,7 @@ class CausalLMJob:
                 groups.data.block_size,
                 self.token_budget,
                 self.plan.expected_batch_size / self.folder.accelerator.num_processes,
+                masked=False,  # causal attention needs no mask for padding on the right
             ),
             self.tokenizer.pad_token_id,
             self.folder.accelerator,

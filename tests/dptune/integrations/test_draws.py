@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
 from dptune import InvalidArgument, Keystream, PoissonSampler
-from dptune.integrations.draws import DrawSampler, PoissonMicroBatches
+from dptune.integrations.draws import DrawSampler, LeastBatches, PoissonMicroBatches, draw_loader
 from tests.dptune.integrations.runs import COUNT
 
 
@@ -26,10 +28,8 @@ def test_the_micro_batches_of_a_step_are_one_fresh_draw_whatever_the_sampler_ask
 def test_the_shares_of_all_processes_are_the_draw() -> None:
     def shares(rank: int) -> list[list[int]]:
         sampler = PoissonSampler(COUNT, 0.5, Keystream.for_tests("2 sampling"))
-        rows_per_unit = np.ones(COUNT, dtype=np.int64)
-        own = DrawSampler(sampler, micro_batch_size=2, rows_per_unit=rows_per_unit, steps_per_epoch=5, steps_left=4,
-                          rank=rank, world_size=2)  # fmt: skip
-        return [[int(row) for rows in step["rows"] for row in rows] for step in own]
+        own = DrawSampler(sampler, steps_per_epoch=5, steps_left=4, rank=rank, world_size=2)
+        return [[int(item) for item in step["items"]] for step in own]
 
     reference = PoissonSampler(COUNT, 0.5, Keystream.for_tests("2 sampling"))
     both = [sorted(one + other) for one, other in zip(shares(0), shares(1), strict=True)]
@@ -37,6 +37,19 @@ def test_the_shares_of_all_processes_are_the_draw() -> None:
 
 
 def test_rows_of_other_examples_are_refused() -> None:
+    sampler = DrawSampler(PoissonSampler(COUNT, 0.5), steps_per_epoch=1, steps_left=1)
     with pytest.raises(InvalidArgument, match=r"^rows_per_unit=3: give one for each of the 12 examples"):
-        DrawSampler(PoissonSampler(COUNT, 0.5), micro_batch_size=2, rows_per_unit=np.ones(3, dtype=np.int64),
-                    steps_per_epoch=1, steps_left=1)  # fmt: skip
+        draw_loader(list(range(COUNT)), LeastBatches(dict, 2), sampler, rows_per_unit=np.ones(3, dtype=np.int64))
+
+
+def test_without_privacy_items_with_as_many_rows_share_the_least_micro_batches() -> None:
+    def collate(items: Any) -> Any:
+        return {"items": list(items)}
+
+    made = LeastBatches(collate, most_rows=4)("abcdef", np.array([1, 4, 1, 1, 9, 1]))
+    assert [(batch.inputs["items"], batch.units, batch.rows_per_unit) for batch in made] == [
+        (["e"], 1, 9),
+        (["b"], 1, 4),
+        (["a", "c", "d", "f"], 4, 1),
+    ]
+    assert [batch.items.tolist() for batch in made] == [[4], [1], [0, 2, 3, 5]]

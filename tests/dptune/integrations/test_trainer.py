@@ -16,6 +16,7 @@ import transformers
 
 from dptune import InvalidArgument, accounting
 from dptune.accounting.rounding import rounded_up
+from dptune.integrations.losses import DefaultLosses
 from dptune.run.checkpoint import LEDGER_NAME
 from dptune.sampling import FIXED_KEY
 from tests.dptune.integrations.runs import (
@@ -91,8 +92,8 @@ def test_draws_are_poisson_and_fresh(tmp_path: Path) -> None:
     step = trainer.training_step
 
     def count(model: Any, inputs: Any, *rest: Any) -> Any:
-        assert sum(len(batch["labels"]) for batch in inputs["micro_batches"]) == inputs["drawn"]
-        assert all(len(batch["labels"]) <= 2 for batch in inputs["micro_batches"])
+        assert sum(len(batch.items) for batch in inputs["micro_batches"]) == inputs["drawn"]
+        assert all(len(batch.inputs["labels"]) <= 2 for batch in inputs["micro_batches"])
         drawn.append(inputs["drawn"])
         return step(model, inputs, *rest)
 
@@ -269,8 +270,28 @@ def test_rows_that_were_not_announced_are_refused(tmp_path: Path) -> None:
     def doubled(features: list[Any]) -> Any:
         return Collator()([feature for feature in features for _ in range(2)])
 
-    with pytest.raises(InvalidArgument, match=r"rows_per_unit='\d+ losses': for \d+ items with 1 rows each"):
+    with pytest.raises(
+        InvalidArgument, match=r"^data_collator='input_ids': has \d+ rows, where \d+ are expected: say in"
+    ):
         dp_trainer(tmp_path, data_collator=doubled).train()
+    assert not (tmp_path / LEDGER_NAME).exists() or not lines(tmp_path)
+
+
+def test_losses_of_other_rows_are_refused(tmp_path: Path) -> None:
+    def doubled(model: Any, inputs: Any) -> Any:
+        return DefaultLosses()(model, inputs).repeat_interleave(2 if training else 1)
+
+    training, trainer = False, dp_trainer(tmp_path, losses=doubled)
+    step = trainer.training_step
+
+    def later(*rest: Any) -> Any:
+        nonlocal training
+        training = True  # after the checks on random items
+        return step(*rest)
+
+    trainer.training_step = later  # type: ignore[method-assign]
+    with pytest.raises(InvalidArgument, match=r"^rows_per_unit='\d+ losses': for \d+ items with 1 rows each"):
+        trainer.train()
     assert not (tmp_path / LEDGER_NAME).exists() or not lines(tmp_path)
 
 
@@ -334,17 +355,27 @@ def test_dropouts_masks_are_secret_though_the_trainers_seed_is_not(tmp_path: Pat
     assert again == same
 
 
-@pytest.mark.parametrize(("bf16", "most"), [(True, 1), (False, 2)])
-def test_below_float32_each_item_goes_alone(bf16: bool, most: int, tmp_path: Path) -> None:
-    """Beside others its rounding would follow them: a row more would change what the others add."""
-    trainer, seen = dp_trainer(tmp_path, bf16=bf16, max_steps=4), []
+@pytest.mark.parametrize("bf16", [True, False])
+def test_an_item_is_always_in_a_micro_batch_of_one_shape(bf16: bool, tmp_path: Path) -> None:
+    """In shapes that follow the draw, an item more would change the rounding of what the others add."""
+    settings: dict[str, Any] = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 1, "max_steps": 8}
+    trainer, shapes, filled = dp_trainer(tmp_path, bf16=bf16, **settings), dict[int, set[Any]](), False
     step = trainer.training_step
 
     def watch(model: Any, inputs: Any, *rest: Any) -> Any:
-        seen.extend(len(batch["labels"]) for batch in inputs["micro_batches"])
+        nonlocal filled
+        for batch in inputs["micro_batches"]:
+            filled |= len(batch.items) < batch.units
+            for item in batch.items:
+                padded = not batch.inputs["attention_mask"].all()
+                shapes.setdefault(int(item), set()).add((*batch.inputs["input_ids"].shape, padded))
         return step(model, inputs, *rest)
 
     trainer.training_step = watch  # type: ignore[method-assign]
     trainer.train()
-    assert max(seen) == most
-    assert trainer.epsilon is not None
+    assert filled
+    assert len(shapes) == COUNT
+    assert all(len(own) == 1 for own in shapes.values())
+    assert any(rows > 1 for own in shapes.values() for rows, _, _ in own)
+    lengths = {item: len(row["input_ids"]) for item, row in enumerate(data())}
+    assert all(lengths[item] <= width <= max(8, 1.25 * lengths[item] + 2) for item, ((_, width, _),) in shapes.items())
