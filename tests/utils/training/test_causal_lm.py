@@ -24,8 +24,9 @@ from utils.cli.flags import parse
 from utils.cli.launch import make_accelerator
 from utils.models.loading import load_tokenizer
 from utils.training import causal_lm
-from utils.training.arguments import CAUSAL_LM_GROUPS, DataArguments, Groups
+from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
 from utils.training.causal_lm import CausalLMJob, CausalLMTask, plan_job, recomputes, require_answers
+from utils.training.data_arguments import DataArguments
 from utils.training.micro_batches import remember_budget
 from utils.training.run import open_folder
 
