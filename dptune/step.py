@@ -42,9 +42,9 @@ class PrivateStep:
         reduce: sums over ranks instead of `gather` (`accelerator.reduce`), which sends less with many ranks.
         sampler: makes the draws, the same on every rank. Each step must be fed the oldest draw that no step has used,
             named by `items` of `backward`. Without a sampler the ledger says so, and the report states no guarantee.
-        loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards, so
-            that gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and
-            constant, because a scale that follows the data would couple examples.
+        loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards. So
+            gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and constant,
+            because a scale that follows the data would couple examples.
 
     Raises:
         InvalidArgument: nothing is trainable, a trainable layer has no per-example rule, or an argument does not fit.

@@ -156,8 +156,8 @@ class BudgetArguments:
     max_grad_norm: float | None = field(
         default=None,
         metadata={
-            "help": "clip norm: with --enable_dp of each example's gradient, by default measured, just above a typical "
-            "one at the start; without --enable_dp of the whole gradient of a step, by default none"
+            "help": "clip norm. With --enable_dp, of each example's gradient; default: measured, just above a typical "
+            "norm at the start. Without it, of a step's whole gradient; default: none"
         },
     )
     delta: float = field(
