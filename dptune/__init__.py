@@ -21,8 +21,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` is the same list fo
     from dptune.noise import GaussianNoise
     from dptune.optimizers import DPAdam
     from dptune.per_example import PerExampleGradients, require_exact_gradients
+    from dptune.plain_step import PlainStep
     from dptune.sampling import PoissonSampler, deal
-    from dptune.step import PlainStep, PrivateStep
+    from dptune.step import PrivateStep
 
 __version__ = "0.1.0"
 
@@ -63,8 +64,9 @@ _HOMES = {
     "noise": ("GaussianNoise",),
     "optimizers": ("DPAdam",),
     "per_example": ("PerExampleGradients", "require_exact_gradients"),
+    "plain_step": ("PlainStep",),
     "sampling": ("PoissonSampler", "deal"),
-    "step": ("PlainStep", "PrivateStep"),
+    "step": ("PrivateStep",),
 }
 _HOME_OF = {name: f"dptune.{module}" for module, names in _HOMES.items() for name in names}
 

@@ -17,8 +17,8 @@ from typing import IO, Any, Literal
 def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """Open a file that gets the name `path` only when the block ends without an error.
 
-    Until then `path` is absent or keeps its old content. The data are on disk before the name changes, because a rename
-    that reaches the disk first would leave an empty file after a power cut.
+    Until then `path` is absent or keeps its old content. The data reach the disk before the new name does. Otherwise a
+    power cut could leave an empty file.
 
     Args:
         path: the file to write; its folder must exist.

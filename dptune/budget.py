@@ -84,7 +84,7 @@ class Budget:
 
         Raises:
             InvalidArgument: a stage in the file protects another unit; or the ledger was entered before and is now
-                missing, so a new training would hide what was spent.
+                missing. A new training would hide what was spent.
         """
         where = Path(os.path.relpath(Path(ledger).absolute(), self.path.absolute().parent)).as_posix()
         entry = Stage(stage, unit, _TRAINING, ledger=where)

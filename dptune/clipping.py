@@ -1,7 +1,7 @@
 """Per-example norms -> clipping factors (Abadi et al. 2016, algorithm 1), in four styles.
 
-In every style, the gradients that are summed are the measured ones, scaled, and one privacy unit changes the sum by at
-most C (with adaptive clipping, the current step's C). `PrivacyConfig.sensitivity` covers all that a step releases.
+In every style, the very gradients that were measured are scaled and summed. One privacy unit changes the sum by at most
+C (with adaptive clipping, the current step's C). `PrivacyConfig.sensitivity` covers all that a step releases.
 
 Shapes: B examples.
 """

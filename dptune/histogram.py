@@ -2,14 +2,14 @@
 
 The buckets (here: clusters of synthetic texts) must be fixed without looking at the private records; otherwise no
 epsilon covers them. Every privacy unit has one vote. If a unit has m records, each casts 1/m of it. So adding or
-removing one unit changes the counts by at most 1 in L2 (and L1) norm, and noise of standard deviation sigma makes a
+removing one unit changes the counts by at most 1 in L2 (and L1) norm. Noise of standard deviation sigma then makes a
 Gaussian mechanism with noise multiplier sigma. Post-processing of the noisy counts (rounding, clamping, resampling)
 costs nothing more.
 
 The noisy counts are rounded to a grid that depends on sigma alone (`dptune.grid`). The noise is far finer than the
-grid: its values are less than 2^-18 sigma apart out to 11 sigma (2^-48 out to 8), beyond which a Gaussian has a mass of
-4e-28. Counts that are not multiples of the grid (shares of 1/m) are covered too, because only the noisy sum is rounded,
-never the count.
+grid. Its values are less than 2^-48 sigma apart up to 8 sigma, and less than 2^-18 sigma up to 11 sigma. A Gaussian
+lies beyond with a probability of 4e-28. Counts that are not multiples of the grid (shares of 1/m) are covered too,
+because only the noisy sum is rounded, never the count.
 
 No torch in this file.
 """

@@ -25,8 +25,8 @@ class Keystream:
 
     A secret stream works only in the process that made it: after a fork, parent and child would draw the same words.
 
-    Make one with `from_os` (the default everywhere), `shared` (for ranks that must agree on one secret draw) or
-    `for_tests` (reproducible; a run that uses it has no guarantee, and its report says so).
+    Make one with `from_os` (the default everywhere) or `shared` (for ranks that must agree on one secret draw).
+    `for_tests` is reproducible: a run that uses it has no guarantee, and its report says so.
     """
 
     def __init__(self, key: bytes, *, secret: bool, start: int = 0) -> None:

@@ -2,8 +2,8 @@
 
 Shapes: I inputs, O outputs, R rank. A is [R, I]; B is [O, R] and zero at the start, so the model begins as the base.
 The adapter computes in float32, whatever the base's dtype. In training its input may pass through dropout, which draws
-a mask for each number independently, so it couples no examples. An adapter is attached by changing the layer's class:
-the layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`), and the adapter is its child
+a mask for each number independently, so it couples no examples. An adapter is attached by changing the layer's class.
+The layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.weight`), and the adapter is its child
 `.lora`.
 """
 

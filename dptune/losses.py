@@ -4,8 +4,8 @@ Models return losses that average over all tokens of the micro-batch. This coupl
 so each loss here is divided only by its own example's number of tokens. Logits are computed only where a label counts,
 in chunks, and never kept: with a vocabulary of 50,000 they would take more memory than everything else.
 
-A kernel may round by the shape of its inputs, so no shape depends on the labels of other rows: where a micro-batch has
-several rows, chunks of labelled tokens are filled up to a fixed size.
+Rounding may depend on the shape of a kernel's inputs, so no shape may depend on the labels of other rows. If a
+micro-batch has several rows, chunks of labelled tokens are filled up to a fixed size.
 
 Shapes: B examples, T tokens, D hidden size, V vocabulary, N tokens with a label, S maximum number of labelled tokens
 per example.
@@ -106,7 +106,7 @@ def _row_sums(logits: Tensor, targets: Tensor) -> Tensor:
 def _labelled_first(hidden_BTD: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(hidden [B, S, D], targets [B, S]): labelled positions of each example first, in order; the rest is ignored.
 
-    S is the number of labels of a row that is alone, and T - 1 for several rows.
+    S is T - 1 for several rows, and the number of labels for a single row.
     """
     if len(targets) > 1:
         return hidden_BTD, targets

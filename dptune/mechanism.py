@@ -126,9 +126,9 @@ class PrivacyConfig:
     def gradient_noise_multiplier(self) -> float:
         """Standard deviation of the noise on the clipped sum, divided by the clip norm.
 
-        This is the noise multiplier z that is accounted, unless a count is released too. Then it is z_g with
-        1 / z^2 = 1 / z_g^2 + 1 / (2 s)^2, for a count noise of s and a contribution of +-1/2 to the count (Andrew et
-        al. 2021, theorem 1).
+        This is the noise multiplier z that is accounted, unless a count is released too. Then it is z_g with 1 / z^2 =
+        1 / z_g^2 + 1 / (2 s)^2, where s is the noise on the count. An example adds +-1/2 to the count (Andrew et al.
+        2021, theorem 1).
         """
         if not isinstance(self.clipping, Adaptive):
             return self.noise_multiplier

@@ -3,8 +3,8 @@
 The noise of an adapter is prepared one step ahead in a background thread. The noise of a whole model would take as much
 memory as the gradient, so it is made in parts when it is needed.
 
-Box-Muller in float64 gives values up to 12.2 standard deviations, because the smallest uniforms have 106 bits. Beyond,
-a Gaussian has a mass of 6e-33 per pair of values: 1e-22 in 200 steps of 135 million parameters.
+Box-Muller in float64 gives values up to 12.2 standard deviations, because the smallest uniforms have 106 bits. A
+Gaussian lies beyond with a probability of 6e-33 per pair of values: 1e-22 in 200 steps of 135 million parameters.
 
 A noisy sum is rounded to a grid before anyone sees it (`dptune.grid`).
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from dptune._validate import require_count
 from dptune.keystream import BITS, Keystream
 
-# Values made at a time. Their float64 scratch memory fits in a processor's cache, and below 32,768 pairs torch uses a
+# Values made at a time. Their float64 scratch memory fits in a processor's cache. Below 32,768 pairs torch uses a
 # single thread; more threads would compete with the training step for cores.
 _CHUNK = (1 << 16) - 2
 _AHEAD = 1 << 24  # maximum number of values prepared for the next step: 128 MB; more are made in parts, on demand

@@ -92,10 +92,10 @@ def sum_over_ranks(
 ) -> None:
     """Replace `flat_P` [P] on every rank by the sum over ranks, in slices of bounded size.
 
-    Ranks add in float64. There the sum of values on one grid is exact, so it reveals nothing but itself: not which rank
-    held how much of it. With `reduce`, this is an all-reduce: each rank sends 2 P float64 values, for any number of
-    ranks. With `gather`, each rank sends P values in the type of `flat_P` to every other rank, and all add in rank
-    order. So the result is the same on every rank to the bit.
+    Ranks add in float64. There the sum of values on one grid is exact. So it does not reveal which rank held how much
+    of it. With `reduce`, this is an all-reduce: each rank sends 2 P float64 values, for any number of ranks. With
+    `gather`, each rank sends P values in the type of `flat_P` to every other rank, and all add in rank order. So the
+    result is the same on every rank to the bit.
 
     Raises:
         InvalidArgument: several ranks with neither `gather` nor `reduce`.
@@ -119,7 +119,7 @@ def sum_over_ranks(
 def bytes_sent(size: int, *, world_size: int, reduce: bool = False) -> int:
     """Bytes that one rank sends per step to sum `size` float32 values over the ranks, with ring algorithms.
 
-    In a ring all-gather each rank sends N - 1 vectors; in a ring all-reduce it sends 2 (N - 1) / N of one vector
+    In a ring all-gather each rank sends N - 1 vectors. In a ring all-reduce it sends 2 (N - 1) / N of one vector
     (Patarasuk and Yuan 2009), in float64.
     """
     others = world_size - 1

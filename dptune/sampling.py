@@ -98,7 +98,7 @@ def deal(
     Args:
         draw: indices of one Poisson draw, [n].
         lengths: tokens of every example of the data set, [num_examples].
-        token_budget: maximum padded tokens on one rank at a time; a longer single example goes alone.
+        token_budget: maximum padded tokens on one rank at a time; an example with more has a micro-batch of its own.
         ranks: number of processes that share the draw.
         max_padding: maximum share of padding in a micro-batch, in [0, 1]; with 1, padding is ignored.
 

@@ -1,10 +1,10 @@
 """The fixed shapes of micro-batches, so that a row's rounded gradient does not depend on who else was drawn.
 
-Kernels choose how to add up by the shape of their inputs, so a row's gradient is rounded by the shape of its
-micro-batch. In bfloat16 on a CPU it changed by up to 3.7% between batches of 1, 2, 4 and 8 rows. If shapes followed the
-draw, one row more would change what the others add, beyond the sensitivity. Here the shape follows from the row's own
-length alone: a width just above it, and a fixed number of rows for each width. Micro-batches are filled up with rows
-that have no label and add exactly nothing.
+The order in which a kernel adds numbers depends on the shape of its inputs. So the rounding of a row's gradient depends
+on the shape of its micro-batch. In bfloat16 on a CPU the gradient changed by up to 3.7% between batches of 1, 2, 4 and
+8 rows. If shapes depended on the draw, one row more would change what the other rows add. The sensitivity does not
+cover that. Here the shape follows from the row's own length alone: a width just above it, and a fixed number of rows
+for each width. Micro-batches are filled up with rows that have no label and add exactly nothing.
 
 No torch in this file.
 """
@@ -24,10 +24,10 @@ _EVEN = 2  # widths are even: with odd ones, float32 kernels of a CPU rounded a 
 _WIDE = 64  # tokens, from which on a pass takes longer by its tokens than by being one more pass
 _STEPS, _WIDE_STEPS = 4, 16  # widths per doubling up to `_WIDE` and from there on: a row has 6% or 1.5% padding
 _NARROW_ROWS = 4  # a narrow micro-batch has at most so many times the rows of the widest: each needs its own gradient
-# A forward pass takes as long as so many tokens more than it has: 52 (SmolLM2-135M with LoRA, 2 CPU cores). So fewer
-# rows per micro-batch cost passes, and more rows cost what fills up the last micro-batch of each width. If the draw's
-# lengths fill W widths, the least time is at sqrt(2 * overhead * drawn / (W * width)) rows: half a micro-batch of each
-# width is filled up. Narrow rows fill two doublings or 8 widths, wide ones four doublings or 64.
+# The fixed time of a forward pass, as the number of tokens that take as long: 52 (SmolLM2-135M with LoRA, 2 CPU cores).
+# Fewer rows per micro-batch make more passes. More rows make more to fill up in the last micro-batch of each width. If
+# the draw's lengths fill W widths, the least time is at sqrt(2 * overhead * drawn / (W * width)) rows. Narrow rows are
+# taken to fill two doublings or 8 widths, and wide ones four doublings or 64.
 _OVERHEAD = 52
 _FILLED, _WIDE_FILLED = 8, 64
 
@@ -55,7 +55,7 @@ class Shapes:
 
     Attributes:
         longest: maximum tokens per row: a public bound, not the longest row of the data.
-        token_budget: maximum padded tokens in one forward pass; a single longer item goes alone.
+        token_budget: maximum padded tokens in one forward pass; an item with more has a micro-batch of its own.
         drawn: expected number of items per step and rank. With more of them, micro-batches have more rows.
         most_rows: maximum rows per micro-batch; by default four times those of the widest.
         masked: whether the model may be given attention masks.

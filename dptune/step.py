@@ -1,52 +1,33 @@
 """One private step: clip -> sum -> noise -> ledger -> sum over ranks -> divide. Only this file does so, in this order.
 
 A logical step is any number of micro-batches (`backward`), then one `finish`, which writes the private gradient to
-`.grad` for an ordinary optimizer. `PlainStep` has the same interface without clipping and noise, for comparison.
+`.grad` for an ordinary optimizer. `dptune.plain_step` has the same interface without privacy.
 
 Shapes: B examples; P all trainable parameters, flat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import frexp
 from types import TracebackType
-from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dptune._validate import HIDDEN, refuse
+from dptune._validate import refuse
 from dptune.clipping import Clipper, whole_norms
 from dptune.clipping_styles import Adaptive
+from dptune.fed_items import FedItems
+from dptune.flat import released_size, views
 from dptune.ledger import Ledger
-from dptune.lora import trainable_parameters
 from dptune.mechanism import PrivacyConfig
+from dptune.micro_batch import Items, MicroBatchStats, require_losses
 from dptune.noise import GaussianNoise
 from dptune.per_example import HalfAdded, PerExampleGradients, Recorded, full_precision
 from dptune.per_example.buffers import FixedBuffers
 from dptune.ranks import Gather, Reduce, sum_over_ranks
-from dptune.sampling import NOT_SHOWN, PoissonSampler, checksum_of_items
-
-K = TypeVar("K")
-Items = Sequence[int] | np.ndarray  # numbers of drawn units
-
-
-@dataclass(frozen=True)
-class MicroBatchStats:
-    """What one rank saw in one micro-batch. NOT private: for diagnostics only.
-
-    Attributes:
-        losses: one loss per row, [B].
-        norms: gradient norm per example (or unit) before clipping; empty in a plain step.
-        clipped: whether any part of its gradient was scaled down, bool; empty in a plain step.
-    """
-
-    losses: Tensor
-    norms: Tensor
-    clipped: Tensor
+from dptune.sampling import PoissonSampler
 
 
 class PrivateStep:
@@ -61,9 +42,9 @@ class PrivateStep:
         reduce: sums over ranks instead of `gather` (`accelerator.reduce`), which sends less with many ranks.
         sampler: makes the draws, the same on every rank. Each step must be fed the oldest draw that no step has used,
             named by `items` of `backward`. Without a sampler the ledger says so, and the report states no guarantee.
-        loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards, so
-            that gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and
-            constant, because a scale that follows the data would couple examples.
+        loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards. So
+            gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and constant,
+            because a scale that follows the data would couple examples.
 
     Raises:
         InvalidArgument: nothing is trainable, a trainable layer has no per-example rule, or an argument does not fit.
@@ -101,8 +82,7 @@ class PrivateStep:
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
         self._sum_P: Tensor | None = None  # None between two steps
         self._is_spoiled = False
-        self._sampler = sampler
-        self._fed = np.zeros(2, dtype=np.int64)  # (number, checksum) of this rank's items in the current step
+        self._fed = FedItems(sampler, gather=gather, reduce=reduce, world_size=world_size)
         self.noise = noise or GaussianNoise(released_size(model, config))
         if self.noise.size != (size := released_size(model, config)):
             refuse("noise", self.noise.size, f"its size must be the {size} values that a step releases")
@@ -126,7 +106,7 @@ class PrivateStep:
             rows_per_unit: number of neighbouring rows that belong to one privacy unit; see `collect`.
             items: the drawn numbers of the micro-batch's units; see `collect`.
         """
-        _require_losses(losses, rows_per_unit)
+        require_losses(losses, rows_per_unit)
         try:
             (losses.sum() * self._loss_scale).backward()
         except BaseException:
@@ -153,7 +133,7 @@ class PrivateStep:
             RuntimeError: nothing was recorded, the number of losses is not the number of recorded examples, or the
                 items are missing or too many.
         """
-        _require_losses(losses, rows_per_unit)
+        require_losses(losses, rows_per_unit)
         recorded = self._recorder.take()
         if not recorded:
             raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
@@ -171,44 +151,23 @@ class PrivateStep:
         factors = self._clipper.factors(squared_norms, self.clip_norm)
         clipped = torch.stack([*{id(part): part for part in factors.values()}.values()]).lt(1).any(0)
         factors = _scaled(factors, 1 / self._loss_scale)
-        fed = self._fed + self._named(items, len(norms))
+        named = self._fed.named(items, len(norms))
         if items is not None and len(items) < len(norms):
             counts = (torch.arange(len(norms)) < len(items)).to(norms.device)
             factors, norms = {name: own * counts for name, own in factors.items()}, norms * counts
         stats, count = MicroBatchStats(losses, norms, clipped), self._count(norms)
         sum_P = self._begun()
         try:
-            recorded.add_weighted_sums(_views(self._recorder.parameters, sum_P), factors)
+            recorded.add_weighted_sums(views(self._recorder.parameters, sum_P), factors)
         except HalfAdded:
             self._is_spoiled = True
             raise
         self._is_spoiled = True  # until the count is added too
         if count is not None:
             sum_P[-1] += count
-        self._fed, self._is_spoiled = fed, False
+        self._fed.add(named)
+        self._is_spoiled = False
         return stats
-
-    def _named(self, items: Items | None, units: int) -> np.ndarray:
-        """(number, checksum) of the items of one micro-batch, int64 [2]."""
-        if items is None:
-            if self._sampler is not None:
-                raise RuntimeError("name the drawn items of each micro-batch: this step has a sampler")
-            return np.zeros(2, dtype=np.int64)
-        if len(items) > units:
-            raise RuntimeError(f"{len(items)} items in a micro-batch of {units} units")
-        return np.array([len(items), checksum_of_items(np.asarray(items, dtype=np.int64))])
-
-    def _require_draw(self) -> None:
-        """Compare what all ranks were fed with the draw; a step without a draw cannot be released."""
-        if self._sampler is None:
-            return
-        fed = torch.from_numpy(self._fed).to(self._begun().device)
-        if self._world_size > 1 and self._gather is not None:
-            fed = self._gather(fed).view(self._world_size, -1).sum(0)
-        elif self._world_size > 1 and self._reduce is not None:
-            fed = self._reduce(fed)
-        self._sampler.use(*fed.tolist())
-        self._fed = np.zeros(2, dtype=np.int64)
 
     def _count(self, norms: Tensor) -> Tensor | None:
         """What adaptive clipping adds to its count for one micro-batch, scaled like the gradients; None without it."""
@@ -228,7 +187,7 @@ class PrivateStep:
                 ledger cannot record the step.
         """
         total_P = self._begun()
-        self._require_draw()
+        self._fed.require_draw(total_P.device)
         self._refuse_other_gradients()
         self._buffers.require_unchanged()
         self._add_noise(total_P)
@@ -238,13 +197,13 @@ class PrivateStep:
                 noise_multiplier=self.config.noise_multiplier,
                 sampling_probability=self.config.sampling_probability,
                 clip_norm=self.clip_norm,
-                sampler=NOT_SHOWN if self._sampler is None else self._sampler.name,
+                sampler=self._fed.sampler_name,
             )
         sum_over_ranks(total_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
         self._last_clip_norm = self.clip_norm
         self._adapt_clip_norm(total_P)
         total_P /= self.config.divisor
-        for name, mean in _views(self._recorder.parameters, total_P).items():
+        for name, mean in views(self._recorder.parameters, total_P).items():
             parameter = self._recorder.parameters[name]
             parameter.grad = mean.to(parameter.dtype)
         self._sum_P = None
@@ -292,90 +251,6 @@ class PrivateStep:
             self.clip_norm = self.config.clipping.next_clip_norm(self.clip_norm, share)
 
 
-class PlainStep:
-    """`PrivateStep` without privacy: no clipping, no noise, ordinary autograd; same sampling, same divisor."""
-
-    noise: GaussianNoise | None = None
-
-    def __init__(
-        self,
-        model: nn.Module,
-        expected_batch_size: float,
-        *,
-        gather: Gather | None = None,
-        reduce: Reduce | None = None,
-        world_size: int = 1,
-        loss_scale: float = 1.0,
-    ) -> None:
-        self._parameters = trainable_parameters(model)
-        self._expected_batch_size = expected_batch_size
-        self._gather, self._reduce, self._world_size = gather, reduce, world_size
-        self._loss_scale = loss_scale
-        self._fresh = True
-
-    def __enter__(self) -> PlainStep:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    def backward(self, losses: Tensor, *, rows_per_unit: int = 1, items: Items | None = None) -> MicroBatchStats:
-        """Add the gradients of one micro-batch, losses [B], to `.grad`; if an error is raised, nothing was added.
-
-        `rows_per_unit` and `items` change nothing, because nothing is clipped or accounted.
-        """
-        del items
-        _require_losses(losses, rows_per_unit)
-        self._start()
-        grads = torch.autograd.grad(losses.sum() * self._loss_scale, self._parameters, allow_unused=True)
-        for parameter, grad in zip(self._parameters, grads, strict=True):
-            if grad is not None:
-                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
-        return MicroBatchStats(losses.detach(), losses.new_empty(0), losses.new_empty(0))
-
-    def finish(self) -> None:
-        """Sum over ranks and divide by the expected batch size."""
-        self._start()
-        grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in self._parameters]
-        if self._world_size > 1:
-            flat_P = torch.cat([grad.flatten() for grad in grads])
-            sum_over_ranks(flat_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
-            grads = list(_views(dict(enumerate(self._parameters)), flat_P).values())
-        for parameter, grad in zip(self._parameters, grads, strict=True):
-            parameter.grad = grad.div_(self._expected_batch_size * self._loss_scale)
-        self._fresh = True
-
-    def gradient_noise_std(self) -> float:
-        """0, because there is no noise."""
-        return 0.0
-
-    def state_dict(self) -> dict[str, float]:
-        """Empty: this step has no state."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Resume from `state_dict()`, which must be empty."""
-        if state:
-            refuse("state", dict(state), "is the state of a private step, but this step has no privacy; give {}")
-
-    def _start(self) -> None:
-        if self._fresh:
-            for parameter in self._parameters:
-                parameter.grad = None
-            self._fresh = False
-
-
-def _require_losses(losses: Tensor, rows_per_unit: int) -> None:
-    if losses.ndim != 1:
-        remedy = "give one loss per example, [B]; a mean over the micro-batch couples examples and voids the bound"
-        refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
-    if len(losses) % rows_per_unit:
-        refuse("rows_per_unit", rows_per_unit, f"must divide the {len(losses)} rows; fill units with empty rows")
-
-
 def _scaled(values: Mapping[str, Tensor], by: float) -> dict[str, Tensor]:
     return {name: value * by for name, value in values.items()} if by != 1 else dict(values)
 
@@ -386,25 +261,3 @@ def _unclipped_over_half(norms_B: Tensor, clip_norm: float) -> Tensor:
     An example without a gradient, such as the dummy of a rank without examples, counts 0.
     """
     return (norms_B.le(clip_norm).to(norms_B.dtype) - 0.5).where(norms_B != 0, torch.zeros_like(norms_B)).sum()
-
-
-def released_size(model: nn.Module, config: PrivacyConfig) -> int:
-    """Number of values that a step releases, each with noise: one per trainable parameter value, plus the count of
-    adaptive clipping.
-
-    Raises:
-        InvalidArgument: nothing is trainable.
-    """
-    size = sum(parameter.numel() for parameter in trainable_parameters(model))
-    if size == 0:
-        refuse("model", HIDDEN, "has no trainable parameter; add adapters with dptune.add_lora")
-    return size + isinstance(config.clipping, Adaptive)
-
-
-def _views(parameters: Mapping[K, nn.Parameter], flat_P: Tensor) -> dict[K, Tensor]:
-    """{parameter: its part of the flat vector, in its shape}, in the model's order."""
-    views, start = {}, 0
-    for name, parameter in parameters.items():
-        views[name] = flat_P[start : start + parameter.numel()].view_as(parameter)
-        start += parameter.numel()
-    return views

@@ -139,7 +139,7 @@ FAULTS = (
     Fault(
         "what was fed is not compared with the draw",
         "dptune/step.py",
-        "        self._require_draw()\n",
+        "        self._fed.require_draw(total_P.device)\n",
         "",
         ("tests/dptune/test_step_draws.py",),
         "a loop that feeds the same row in every step gets the epsilon of Poisson draws",
@@ -147,7 +147,7 @@ FAULTS = (
     Fault(
         "a step without a sampler passes for Poisson",
         "dptune/step.py",
-        "sampler=NOT_SHOWN if self._sampler is None else self._sampler.name,",
+        "sampler=self._fed.sampler_name,",
         "",
         ("tests/dptune/test_step_draws.py",),
         "the report states an epsilon for batches that nobody drew",

@@ -126,7 +126,8 @@ def record(folder: Path) -> dict[str, Any]:
         found[name] = _causal_lm(folder / name, [sys.executable], llama, data, changed)
     sharded = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     sharded += [str(CONFIGS / "accelerate_config.cfg")]
-    found["two-sharded-ranks"] = _causal_lm(folder / "two-sharded-ranks", sharded, llama, data, {"lora_r": 4})
+    out = folder / "two-sharded-ranks"
+    found[out.name] = _causal_lm(out, sharded, llama, data, {"lora_r": 4, "ignore_users": True})
     for name, changed in CLASSIFIER.items():
         out, log = folder / f"classifier-{name}", folder / f"classifier-{name}.log"
         settings: dict[str, object] = {"model_checkpoint": bert, "datasets": "sst2", "data_dir": glue}

@@ -1,4 +1,4 @@
-"""Nobody's contribution depends on who else is drawn: to the bit, whoever stands beside a row, wherever it stands."""
+"""A row adds the same bits to the sum, whichever rows are drawn with it and at any place in the micro-batch."""
 
 from __future__ import annotations
 

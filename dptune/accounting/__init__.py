@@ -32,11 +32,11 @@ GAUSSIAN_ACCOUNTANT = "Gaussian mechanism in closed form (dp-accounting)"
 RENYI_ACCOUNTANT = "RDP (dp-accounting)"
 USELESS_EPSILON = 50.0  # above, an epsilon protects nobody: the odds of a guess may grow by a factor of 5e21
 
-# Grid widths. Reports start with _FINE, or with _COARSE below a noise multiplier of 1: there epsilon is large, and the
-# fine grid would take ten times as long to change its fifth digit. Searches and progress displays use _COARSE. Reports
-# and searches go on to finer powers of ten, down to FINEST, while the grid's error matters (each grid contains the
-# points of the coarser ones). A width of h spreads the losses by about h sqrt(steps). A spread of 0.02 epsilon makes
-# epsilon 0.1% too large, a spread of 0.5 epsilon 50% (measured).
+# Grid widths. Reports start with _FINE. Below a noise multiplier of 1 they start with _COARSE: there epsilon is large,
+# and the fine grid would take ten times as long to change its fifth digit. Searches and progress displays use _COARSE.
+# Reports and searches go on to finer powers of ten, down to FINEST, while the grid's error matters (each grid contains
+# the points of the coarser ones). A width of h spreads the losses by about h sqrt(steps). A spread of 0.02 epsilon
+# makes epsilon 0.1% too large, a spread of 0.5 epsilon 50% (measured).
 _FINE, _COARSE = 1e-4, 1e-3
 _UNSEEN = 0.02
 _MOST_STEPS = 1_000_000  # maximum in a search for the budget's end: beyond any run
@@ -82,7 +82,8 @@ def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = N
 
 
 def _together(spends: Iterable[Spend]) -> tuple[Spend, ...]:
-    """One spend for each setting, in order of first use, without those of no steps. Noise without end is capped."""
+    """One spend for each setting, in order of first use, without those of no steps. Noise whose square would overflow
+    is capped."""
     steps: Counter[tuple[float, float, int]] = Counter()
     for sigma, q, count, group_size in spends:
         steps[min(sigma, _MOST_NOISE * group_size), q, group_size] += count

@@ -1,12 +1,12 @@
 """Bounds on epsilon that hold at any delta: the Gaussian mechanism's closed form, and Renyi accounting.
 
-Both come from dp-accounting. They take over where privacy loss distributions cannot answer (`pld.py`). Both also bound
-a unit of up to k examples. Given how many of them are drawn, a step is a Gaussian release with at most k times the
-sensitivity, and the divergences are convex. So it costs at most what k times the sensitivity costs
+Both come from dp-accounting. They take over where privacy loss distributions cannot answer (`distributions.py`). Both
+also bound a unit of up to k examples. Given how many of them are drawn, a step is a Gaussian release with at most k
+times the sensitivity, and the divergences are convex. So it costs at most as much as k times the sensitivity does
 - in every step (closed form),
-- in the steps that draw any of the k, which happens with probability 1 - (1 - q)^k (Renyi accounting).
+- in those steps that draw any of the k examples: a share of 1 - (1 - q)^k (Renyi accounting).
 
-Each result is raised by more than what floating point can take from it. No torch in this file.
+Each result is raised by more than its rounding error. No torch in this file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LOG_ERROR, _RELATIVE_ERROR = 4e-14, 1e-11  # above the rounding errors of one s
 
 
 def gaussian_epsilon(spends: Iterable[Spend], delta: float) -> float:
-    """Epsilon of the spends if every step used every example: exact if it does and the groups are full.
+    """Epsilon of the spends if every step used every example; exact if so, with `group_size` examples in each unit.
 
     Args:
         spends: at least one step in all.

@@ -1,10 +1,10 @@
 """The privacy loss of one step if a privacy unit has up to k examples, each sampled and clipped on its own.
 
 The number of a unit's examples in a Poisson draw is Binomial(k, q), and each moves the sum by at most C. So the step is
-no worse than a mixture of Gaussians with sensitivities 0, C, ..., kC under those probabilities (Ganesh 2024, "Tight
-group-level DP guarantees for DP-SGD with sampling via mixture of Gaussians mechanisms"; used for language models by
-Charles et al. 2024, "Fine-tuning large language models with user-level differential privacy"). Group privacy derived
-from the epsilon of one example, k times as large, is far looser.
+no worse than a mixture of Gaussians with sensitivities 0, C, ..., kC under those probabilities. (Ganesh 2024, "Tight
+group-level DP guarantees for DP-SGD with sampling via mixture of Gaussians mechanisms". Charles et al. 2024,
+"Fine-tuning large language models with user-level differential privacy", use it.) Group privacy derived from the
+epsilon of one example, k times as large, is far looser.
 
 dp-accounting makes the mixture and discretises it. Only the inversion of the privacy loss is done here, for all points
 of the grid at once: dp-accounting searches each point recursively in Python, which takes minutes on fine grids. No

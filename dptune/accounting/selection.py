@@ -13,7 +13,7 @@ Each record is used for training or for validation, never for both. Adding or re
 So the total cost is the larger of two selections: one of trainings, one of Gaussian releases. The bound is void if
 - a score has no noise, or other noise, and the validation records are private;
 - K, the order of the trials or anything about a loser is published: models, scores, logs, running times;
-- K is cut off because it is inconvenient, or drawn again because it was 0.
+- fewer than K trials run, or K is drawn again because it was 0.
 
 No torch in this file. As in `dptune.accounting`, functions import dp-accounting and scipy only when they compute.
 """

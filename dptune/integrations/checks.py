@@ -64,7 +64,7 @@ _DEFAULTS = {"train_sampling_strategy": "random", "n_gpu": 1, "max_grad_norm": 1
 
 
 def rounds_by_shape(model: nn.Module, args: TrainingArguments) -> bool:
-    """Whether the model computes in less than float32, so that a row's rounding shows the shape of its micro-batch.
+    """Whether the model computes in less than float32, where a row's rounding shows the shape of its micro-batch.
 
     A Trainer's collator makes micro-batches as wide as their longest row. In float32 the difference is within the
     noise's margin for rounding (`dptune.mechanism.ROUNDING`).

@@ -1,7 +1,7 @@
 """What an item of a data set is made of, and random items of the same make, with which a model is checked.
 
-Private items decide nothing about the check but its shape: their keys, and whether a value is a list of tokens, a
-number or an array of one shape. No value of theirs is used. All items must have the make of the first one.
+The check uses only the make of the first item: its keys, and whether a value is a list of tokens, a number or an array
+of one shape. No private value is used. All items must have the make of the first one.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def _fits(item: Any, make: Make) -> bool:
 
 
 def require_short_items(examples: Any, make: Make, max_length: int) -> None:
-    """Read all items once, and refuse one that is longer than `max_length` tokens or made unlike the first one.
+    """Read all items once, and refuse one that is longer than `max_length` tokens or made differently from the first
+    one.
 
     Raises:
         InvalidArgument: with the item's number and its length; the item itself is not shown.
@@ -172,8 +173,9 @@ def check_on_random_items(
         most_rows: the largest number of rows of an item, if items are lists of rows.
 
     Raises:
-        InvalidArgument: they differ, because a rule is wrong or an item affects others by its tokens or its padding;
-            the collator cannot take the random items; an item of the data set is too long; or `max_length` is needed.
+        InvalidArgument: the gradients differ, because a rule is wrong or an item affects others by its tokens or its
+            padding. Or the collator cannot take the random items, an item of the data set is too long, or `max_length`
+            is needed.
     """
     make, vocabulary = make_of(fetch(examples, [0])[0]), Vocabulary.of(model)
     if not any(leaf.kind in (_TOKENS, _ARRAY) for leaf in _leaves(make)):

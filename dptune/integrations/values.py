@@ -1,7 +1,7 @@
 """Looks at every item of a training set before the first step: token ids, labels, and whether there is any to learn.
 
-One item that no model can read would end the run at whichever step happens to draw it. The budget up to there is spent
-then, and that the run ended tells that the item was drawn. No message shows more of an item than one number.
+An item that the model cannot read would end the run at the step that draws it. By then budget is spent, and the failure
+reveals that the item was drawn. A message shows at most one number of an item.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def require_known_values(model: nn.Module, examples: Any, collate: Collate, *, l
 
     Args:
         model: a transformers model, possibly inside PEFT.
-        examples: the training set; if it has `all_rows`, those are looked at, as an item is a choice of them.
+        examples: the training set; if it has `all_rows`, those are looked at, because an item holds only some of them.
         collate: items -> inputs, as in training.
-        labels: whether "labels" mean what they do to the default losses: classes for [B], tokens for [B, T].
+        labels: whether "labels" are those of the default losses: classes for [B], tokens for [B, T].
 
     Raises:
         InvalidArgument: names the item by its number, and the value.

@@ -1,4 +1,4 @@
-"""Which numbers a model accepts at each place of an item, for random items; and how many tokens it takes."""
+"""Which token ids, labels and other numbers a model accepts, for random items; and how many tokens it takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LANGUAGE = ("LMHeadModel", "ForCausalLM", "ForConditionalGeneration", "ForMaske
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """How many values there are.
+    """How many different values a model accepts in an item.
 
     Attributes:
         tokens_in: token ids.

@@ -1,6 +1,7 @@
 """Refuses a model whose buffers change while it trains: running statistics, which no noise covers.
 
-A buffer is saved with the model, and is read by the next forward pass. If examples change it, it tells of them.
+A buffer is saved with the model, and is read by the next forward pass. If examples change it, it reveals something
+about them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _COPIED = 1 << 20  # values; of a larger buffer, being written to counts as a ch
 class FixedBuffers:
     """Remembers the buffers of a model as they are now.
 
-    Nothing is compared while a buffer is not written to, so that asking again is free.
+    A buffer is compared only after it was written to, so asking again is free.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,7 +54,7 @@ class FixedBuffers:
 
 
 def _version(buffer: Tensor) -> int | None:
-    """How often it was written to; None for a tensor of the inference mode, where nothing counts it."""
+    """How often it was written to; None for a tensor made in inference mode, where torch does not count."""
     return None if buffer.is_inference() else buffer._version
 
 

@@ -1,10 +1,10 @@
 """Checks the recorded gradients of a model against autograd on a few examples, before training begins.
 
 A rule only sees the input and output of one layer. It would be silently wrong for a model that also uses a weight
-elsewhere (`F.linear(x, embedding.weight)`), or that puts tokens where examples belong. It would also be wrong for a
-model in which an example's gradient depends on the rest of the micro-batch: on the padding that a longer neighbour
-causes (attention without a mask, position embeddings that change with the longest row), or on the neighbour itself.
-A model may also keep what it saw in a buffer, which would be released without noise.
+elsewhere (`F.linear(x, embedding.weight)`), or that puts tokens where examples belong. It would also be wrong if an
+example's gradient depended on the rest of the micro-batch. The padding that a longer neighbour causes may change it
+(attention without a mask, position embeddings that change with the longest row), or the neighbour itself. A model may
+also keep what it saw in a buffer, which would be released without noise.
 
 Every front door checks with `require_separate_rows`, on random rows alone.
 """
@@ -56,8 +56,8 @@ def require_exact_gradients(
         examples: number of examples, if each has several neighbouring losses; by default B.
 
     Raises:
-        InvalidArgument: they differ, or a trained parameter has none, or a buffer changes (the message names it); the
-            model cannot be recorded; or there is not one loss per example.
+        InvalidArgument: norms or sums differ, a trained parameter has none, or a buffer changes (the message names it).
+            Or the model cannot be recorded, or there is not one loss per example.
     """
     buffers = FixedBuffers(model)
     with in_mode(model, training=False):
@@ -109,7 +109,7 @@ def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch
 def _require_same_loss(
     model: nn.Module, losses: Callable[..., Tensor], batch_of: BatchOf, rows: Sequence[RandomRow]
 ) -> None:
-    """Refuse a model in which the loss of the first of two rows follows the tokens of the second one."""
+    """Refuse a model in which the loss of the first of two rows changes with the tokens of the second one."""
     first, second = rows
     batches = [[first, second._replace(number=number)] for number in range(1, 2 + _OTHER_NEIGHBOURS)]
     with in_mode(model, training=False), torch.no_grad():
@@ -122,7 +122,7 @@ def _require_same_loss(
 
 
 def _run_in_training_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequence[Any]) -> None:
-    """A forward pass as in training; torch's random numbers go on afterwards as if it had not been there."""
+    """A forward pass as in training. It leaves the state of torch's random numbers as it was."""
     device = next(model.parameters()).device
     kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with in_mode(model, training=True), torch.no_grad(), kept:

@@ -1,8 +1,7 @@
-"""What a run on random tokens tells besides wrong gradients: parameters that the losses never reach, and models that
-cannot be recorded at all.
+"""Finds, in a run on random tokens, trained parameters that no loss reaches, and models that cannot be recorded.
 
-A trained parameter that no forward pass uses (a vision tower under text) has no gradient. Private training would
-still add noise to it at every step, and save it as trained.
+A trained parameter that no forward pass uses has no gradient: a vision tower, for example, when all data are text.
+Private training would still add noise to it at every step, and save it as trained.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def in_one_line(check: Callable[Concatenate[nn.Module, _P], None]) -> Callable[C
     """Decorator of a check of a model: an error of the model becomes an `InvalidArgument`.
 
     Models fail in unrelated ways while they are recorded, deep inside: some change an output in place, others need
-    certain tokens. Running out of memory stays what it is.
+    certain tokens. Errors of running out of memory are not changed.
     """
 
     @functools.wraps(check)

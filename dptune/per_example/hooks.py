@@ -57,7 +57,7 @@ class PerExampleGradients:
     """Records per-example gradients of `model`'s trainable parameters inside a `with` block, then removes its hooks.
 
     The first dimension of every trainable layer's input must be the examples. (A single row of position ids, which a
-    model makes for the whole batch, is expanded.) Call `take()` after each backward pass: a second backward pass before
+    model makes for the whole batch, is expanded.) Call `take()` after each backward pass. A second backward pass before
     that raises `RuntimeError`, because its gradients would silently add up.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Refuses quantised layers that round one example's activations by what is in the others.
+"""Refuses quantised layers in which other examples change how an example's activations are rounded.
 
-A quantised layer may round its input, too. Where it scales each token by that token's own values, or rounds nothing but
-its weights, an example's gradient is its own. Where one scale, or one choice of columns, serves the whole micro-batch,
-every example decides how the others are rounded. No comparison of gradients in low precision finds that reliably. So
-the layer types that are known to be harmless are listed here, and all others are refused.
+Some quantised layers round only their weights; others round their input too. If each token is scaled by its own values,
+an example's gradient depends on that example alone. If one scale, or one choice of columns, serves the whole
+micro-batch, every example affects how the others are rounded. No comparison of gradients in low precision finds that
+reliably. So the layer types that are known to be harmless are listed here, and all others are refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Random rows of chosen lengths, which stand for private ones where a model is checked before training.
 
-What the check says must not depend on who is in the data. So only public bounds decide what is tried: the longest row
-that the data may have, and the lengths at which the model's configuration says that it changes.
+What the check says must not depend on who is in the data. So only public values decide which rows are tried: the
+longest row allowed, and the lengths at which the model changes by its configuration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class RandomRow(NamedTuple):
 
     Attributes:
         length: its tokens, at least 1.
-        number: rows of one length and number are the same, others are not.
+        number: rows with the same length and number are equal, and all others differ.
     """
 
     length: int
@@ -41,10 +41,10 @@ class RandomRow(NamedTuple):
 
 
 def neighbouring_lengths(model: nn.Module, longest: int) -> list[tuple[int, int]]:
-    """The lengths of two rows to put beside each other: (shorter, longer), each pair once.
+    """The lengths of two rows to run together: (shorter, longer), each pair once.
 
-    A short row and one of half the longest length are beside the longest. Where the model changes at a length, a row
-    that just fits is beside one that is a token longer.
+    A short row, and one of half the longest length, run beside the longest. Where the model changes at a length, a row
+    of that length runs beside one that is a token longer.
 
     Args:
         model: its `config`, if it has one, says where position embeddings change. Virtual tokens of PEFT are part of

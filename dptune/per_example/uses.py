@@ -6,11 +6,11 @@ model at small cost"). The norm comes from products of the factors (ghost norms:
 language models can be strong differentially private learners") or from the gradient itself, whichever is cheaper.
 
 Shapes: B examples, T tokens, M rows and N columns of the parameter. All sums are in float32 or better, whatever the
-factors' dtype: in bfloat16 a norm can be 0.5% too small, so that the clipped gradient is 0.5% too long.
+factors' dtype. In bfloat16 a norm can be 0.5% too small, and the clipped gradient is then 0.5% too long.
 
 If an example's tokens cancel, its norm is a small difference of large products. In float32 it may even be 0, and then
-nothing would be clipped. Such a norm is computed again in float64. In addition, no norm counts as less than a 4,096th
-of the sum of its tokens' lengths, because the gradient's sum in float32 is not exact below that either.
+the example would not be clipped. Such a norm is computed again in float64. In addition, no norm counts as less than a
+4,096th of the sum of its tokens' lengths. Below that, the gradient's sum in float32 is not exact either.
 """
 
 from __future__ import annotations

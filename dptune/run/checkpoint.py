@@ -1,8 +1,13 @@
 """Checkpoints: everything that a run needs to resume after a crash, in a folder that is either complete or absent.
 
-`<run>/checkpoint-<step>` holds the trained weights (`lora_weights.bin`, an adapter that can be loaded as it is, or
-`trained_weights.bin`, parameters of the model itself), the optimizer with its schedule, the step with the settings that
-a resumed run must share, a copy of the ledger, and a manifest of sizes and SHA-256 sums.
+`<run>/checkpoint-<step>` holds
+- the trained weights: `lora_weights.bin`, an adapter that can be loaded as it is, or `trained_weights.bin`, parameters
+  of the model itself;
+- the optimizer with its schedule;
+- the step, with the settings that a resumed run must share;
+- a copy of the ledger;
+- a manifest of sizes and SHA-256 sums.
+
 A save fills the folder under a hidden name, syncs it and renames it. The next save clears what a crash leaves behind.
 Sampling and noise have no state to save: a resumed run draws both anew, and the ledger counts the steps that run again.
 Do not publish a checkpoint: with the fingerprints in its identity, an attacker can confirm a guess of the data.

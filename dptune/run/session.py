@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from dptune.accounting.rounding import rounded_up
 from dptune.dropout import draw_new_masks, forget_masks
+from dptune.flat import released_size
 from dptune.keystream import Keystream, new_key
 from dptune.ledger import Ledger
 from dptune.lora import trainable_parameters
+from dptune.micro_batch import Items, MicroBatchStats
 from dptune.noise import GaussianNoise
+from dptune.plain_step import PlainStep
 from dptune.ranks import ALONE, Ranks
 from dptune.report.statement import PrivacyStatement, state_no_privacy, state_privacy
 from dptune.run.checkpoint import LEDGER_NAME
@@ -28,7 +31,7 @@ from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, refuse_other_run
 from dptune.run.plan import RunPlan, last_step
 from dptune.sampling import PoissonSampler
-from dptune.step import Items, MicroBatchStats, PlainStep, PrivateStep, released_size
+from dptune.step import PrivateStep
 from dptune.units.batches import AuthorSampler
 from dptune.units.unit import Authors, PrivacyUnit
 

@@ -1,8 +1,8 @@
 """The name of an author as a cell of a file spells it: one person has one name, however a file stores it.
 
 Every reader of a column of people uses `author_name`. Two spellings of one number are one name, because formats and
-programs store a column of numbers in different ways. Treating two people as one only protects them better. Treating
-one person as two gives each of them the promise that only both together should have.
+programs store a column of numbers in different ways. Treating two people as one only protects them better. Treating one
+person as two protects each of the two, but the person less than stated.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from dptune import (
     InvalidArgument,
     Keystream,
     Ledger,
-    PlainStep,
     PrivacyConfig,
     PrivateStep,
     add_lora,
@@ -245,19 +244,6 @@ def test_an_example_with_a_gradient_that_is_not_finite_contributes_nothing(tmp_p
         released.append(copied.weight.grad)
     assert torch.isfinite(released[0]).all()
     torch.testing.assert_close(*released)
-
-
-def test_the_plain_step_is_the_mean_over_the_expected_batch_size(gradients):
-    model = adapted()
-    loss = CausalLMLoss(model)
-    with PlainStep(model, 5.0) as step:
-        for _ in range(2):  # the second step starts from zero
-            for start in (0, 6):
-                step.backward(loss(*padded(EXAMPLES[start : start + 6])))
-            step.finish()
-        found = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).double()
-    expected = sum(flat(grads) for grads in gradients) / 5.0
-    assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_mistakes_are_refused(tmp_path):

@@ -132,20 +132,6 @@ def test_a_scaled_fp16_gradient_is_that_of_float32_however_small(weight):
         assert ((unscaled - exact).norm(dim=1) > 3e-2 * exact.norm(dim=1)).all()
 
 
-def test_the_plain_step_scales_an_fp16_base_too():
-    weight = 2.0**-14
-    found = []
-    for dtype, scale in [(torch.float32, 1.0), (torch.float16, 4096.0), (torch.float16, 1.0)]:
-        model = adapted_fp16(dtype)
-        with PlainStep(model, 5.0, loss_scale=scale) as step:
-            step.backward(CausalLMLoss(model)(*padded(EXAMPLES[:4])) * weight)
-            step.finish()
-            found.append(released(model))
-    exact, scaled, unscaled = found
-    assert (scaled - exact).norm() < 3e-3 * exact.norm()
-    assert (unscaled - exact).norm() > 3e-2 * exact.norm()
-
-
 def test_an_example_that_overflows_fp16_contributes_nothing_and_touches_no_other():
     model = adapted_fp16(torch.float16)
     weights = torch.ones(4)
@@ -279,17 +265,6 @@ def test_a_micro_batch_that_failed_counts_once_when_it_is_tried_again_in_pieces(
             step.backward(losses(*padded(EXAMPLES[start:stop])))
         step.finish()
         assert torch.equal(released(model), expected)
-
-
-def test_a_plain_step_adds_no_part_of_a_micro_batch_that_failed_between_layers(monkeypatch):
-    """Gradients that autograd adds to `.grad` layer by layer would remain when a lower layer fails."""
-    model = adapted()
-    with PlainStep(model, 5.0) as step:
-        fails_in_the_backward_pass(model, monkeypatch)
-        with pytest.raises(torch.OutOfMemoryError):
-            step.backward(CausalLMLoss(model)(*padded(EXAMPLES)))
-        step.finish()
-        assert not released(model).any()
 
 
 @pytest.mark.parametrize("at_once", ["all", "one"])

@@ -21,6 +21,7 @@ from dptune.adapter_files import attach_adapter
 from dptune.integrations.authors import AuthorItems
 from dptune.ledger import Ledger
 from scripts.nlg_reddit import fine_tune
+from tests.coupled_rows import couple_rows
 from tests.dptune.integrations.runs import GradientLog, no_noise  # noqa: F401
 from tests.reference import clipped_sum, example_gradients, flat
 from tests.scripts.nlg_reddit_files import COMMAND_LINE, NOBODYS, SIZES, save_tiny_gpt2, write_corpus
@@ -232,15 +233,7 @@ def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     how: dict[str, object], line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Also where they do so at the full length alone."""
-    forward = GPT2Model.forward
-
-    def coupled(self: Any, *args: Any, **how: Any) -> Any:
-        outputs = forward(self, *args, **how)
-        hidden = outputs.last_hidden_state
-        outputs.last_hidden_state = hidden + hidden.mean(0, keepdim=True) if hidden.shape[1] >= 32 else hidden
-        return outputs
-
-    monkeypatch.setattr(GPT2Model, "forward", coupled)
+    couple_rows(monkeypatch, GPT2Model, width=32)
     with pytest.raises(SystemExit):
         fine_tune.main(line(**how))
     assert "per-example gradients differ from autograd's" in capsys.readouterr().err

@@ -11,15 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dptune import InvalidArgument
-from dptune.clipping_styles import PerLayer
 from dptune.run.checkpoint import TRAINED_NAME, load_checkpoint
 from tests.tiny import save_tiny
 from train_clm import main
 from utils.models.trainable import choose_trainable, in_autocast, parameters_by_name
-from utils.training.arguments import ClippingArguments
 from utils.training.log import read_diagnostics
-
-LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.norm")
 
 
 @pytest.fixture(scope="module")
@@ -184,20 +180,13 @@ def test_a_mistake_is_one_line_with_the_flag(
 
 def test_sharded_or_half_precision_weights_are_refused(base: Path) -> None:
     from utils.models.trainable import prepare_trainable
-    from utils.training.arguments import LoraArguments
+    from utils.training.lora_arguments import LoraArguments
 
     model, whole = AutoModelForCausalLM.from_pretrained(base), LoraArguments(trainable=["all"])
     with pytest.raises(InvalidArgument, match="only frozen weights can be sharded"):
         prepare_trainable(model, whole, sharded=True)
     with pytest.raises(InvalidArgument, match="set mixed_precision to bf16 or no"):
         prepare_trainable(model, whole, dtype=torch.float16)
-
-
-def test_clip_norms_by_pattern_the_last_one_wins() -> None:
-    given = ClippingArguments(clipping="per-layer", layer_clip_norms=["*=2", "*.mlp.*=0.5"])
-    assert given.style(LAYERS) == PerLayer({LAYERS[1]: 0.5, LAYERS[0]: 2.0, LAYERS[2]: 2.0})
-    with pytest.raises(InvalidArgument, match=r"leaves out 1 trained layers such as model\.norm"):
-        ClippingArguments(clipping="per-layer", layer_clip_norms=["*.layers.*=1"]).style(LAYERS)
 
 
 def test_a_choice_leaves_the_rest_frozen_and_copies_are_copies(base: Path) -> None:

@@ -12,9 +12,10 @@ from dptune._validate import refuse, require_count, require_delta, require_posit
 from dptune.run.plan import PrivacySettings
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.cli.flags import refuse_unread
-from utils.training.arguments import LR_SCHEDULERS, OutputArguments
 from utils.training.changes import OnResume, OnResumeTable
+from utils.training.optimization_arguments import LR_SCHEDULERS
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
+from utils.training.output_arguments import OutputArguments
 
 # The engine's name of a setting -> the flag of train_classifier.py.
 CLASSIFIER_FLAGS = {
@@ -155,8 +156,8 @@ class BudgetArguments:
     max_grad_norm: float | None = field(
         default=None,
         metadata={
-            "help": "clip norm: with --enable_dp of each example's gradient, by default measured, just above a typical "
-            "one at the start; without --enable_dp of the whole gradient of a step, by default none"
+            "help": "clip norm. With --enable_dp, of each example's gradient; default: measured, just above a typical "
+            "norm at the start. Without it, of a step's whole gradient; default: none"
         },
     )
     delta: float = field(

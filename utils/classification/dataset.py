@@ -60,8 +60,8 @@ class ClassificationDataset:
         """The chosen examples, padded on the right to `width` tokens, or else to the longest.
 
         Args:
-            indices: B examples. An empty list gives a dummy batch for a rank whose share of a draw is empty: one row
-                whose label is ignored, so that its loss and its gradient are exactly zero.
+            indices: B examples. An empty list gives a dummy batch, for a rank whose share of a draw is empty. It is one
+                row whose label is ignored, so its loss and its gradient are exactly zero.
             pad_token_id: fills the right; any id of the vocabulary works.
             width: T; at least the length of every chosen example.
 

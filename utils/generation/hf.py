@@ -106,8 +106,9 @@ def draw_batch(
 class StopStrings(StoppingCriteria):
     """Ends a text once its last tokens hold a stop string. This saves time; `finish` decides where to cut.
 
-    `GenerationConfig.stop_strings` is not used: it looks at the prompt too, so a prompt that ends in a line break and a
-    text that begins with one would match an empty line. It also matches the tokenizer's pieces instead of their text.
+    `GenerationConfig.stop_strings` is not used, because it looks at the prompt too. A prompt that ends in a line break
+    and a text that begins with one would match an empty line. It also matches the tokenizer's pieces instead of their
+    text.
 
     Args:
         tokenizer: for decoding.

@@ -57,8 +57,8 @@ def keep_differentiable(model: nn.Module) -> None:
 
 
 def round_rows_alone(model: nn.Module) -> None:
-    """Set the outlier threshold of every 8-bit layer of `model` to 0: a checkpoint that is stored in 8 bits brings its
-    own, whatever `quantized_loading` asks for."""
+    """Set the outlier threshold of every 8-bit layer of `model` to 0. A checkpoint that is stored in 8 bits brings its
+    own threshold, whatever `quantized_loading` asks for."""
     layers: list[Any] = [layer for layer in model.modules() if type(layer).__name__ == "Linear8bitLt"]
     for layer in layers:
         layer.state.threshold = 0.0

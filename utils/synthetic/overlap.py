@@ -1,7 +1,7 @@
 """What a sample of texts shares with the rows that its generator was trained on.
 
 Real texts that were not trained on also share words and phrases with the rows. So every number is compared with that of
-held-out texts: a generator that memorises writes texts that are nearer to the rows than held-out texts are.
+held-out texts. A generator that memorises writes texts that are nearer to the rows than held-out texts are.
 """
 
 from __future__ import annotations

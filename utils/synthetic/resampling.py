@@ -91,7 +91,7 @@ def private_votes(
 def nearest(vectors: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """The nearest centre of each row, int64 [N]; it does not depend on the other rows.
 
-    Rows are computed one at a time: in a matrix product the rounding of a row depends on its position, which could
+    Rows are computed one at a time. In a matrix product the rounding of a row depends on its position. That could
     change the nearest centre where two centres nearly coincide.
     """
     return np.array([np.square(centers - row).sum(axis=1).argmin() for row in vectors], dtype=np.int64)

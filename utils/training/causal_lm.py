@@ -35,8 +35,9 @@ from utils.models.trainable import (
     prepare_trainable,
     save_trained_model,
 )
-from utils.training.arguments import ON_RESUME, DataArguments, Groups
+from utils.training.arguments import ON_RESUME, Groups
 from utils.training.changes import describe_changes, resumed_config
+from utils.training.data_arguments import DataArguments
 from utils.training.evaluation import held_out_loss
 from utils.training.loop import End, Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget

@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from dptune.lora import trainable_parameters
+from dptune.micro_batch import MicroBatchStats
 from dptune.run.checkpoint import TrainingState
 from dptune.run.session import GradientSync, PrivateRun
-from dptune.step import MicroBatchStats
 from dptune.units.batches import UnitDraw, rows_of
 from utils.cli.interruption import StopRequest
 from utils.training.log import RunLog, StepMetrics, Track, summarise

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
+from dptune.micro_batch import Items, MicroBatchStats
 from dptune.sampling import deal
 from dptune.shapes import Shape, Shapes, deal_in_shapes
-from dptune.step import Items, MicroBatchStats
 from dptune.units.batches import Batch, Part, Rows, UnitDraw, parts_of
 from utils.cli.interruption import StopRequest
 from utils.models.trainable import Losses

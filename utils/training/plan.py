@@ -12,7 +12,8 @@ from dptune.units.unit import PrivacyUnit
 from utils.data.tokenization import TokenizedDataset
 from utils.models.memory import MemorySettings, describe_memory
 from utils.models.sizes import model_sizes
-from utils.training.arguments import OptimizationArguments, PrivacyFlags
+from utils.training.optimization_arguments import OptimizationArguments
+from utils.training.privacy_flags import PrivacyFlags
 
 
 def num_sampled(unit: PrivacyUnit, train: TokenizedDataset) -> int:

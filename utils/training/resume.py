@@ -23,8 +23,9 @@ from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import refuse_other_run
 from dptune.run.session import PrivateRun, SavedRun
 from utils.models.trainable import MODEL_NAME, parameters_by_name
-from utils.training.arguments import OptimizationArguments, OutputArguments
 from utils.training.log import DIAGNOSTICS_NAME
+from utils.training.optimization_arguments import OptimizationArguments
+from utils.training.output_arguments import OutputArguments
 
 OTHER_FILES = (MODEL_NAME, DIAGNOSTICS_NAME)  # further signs of a run, besides the files that the engine knows
 

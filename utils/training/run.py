@@ -16,10 +16,10 @@ from dptune.run.plan import RunPlan
 from dptune.run.session import PrivateRun
 from utils.cli.launch import ranks_of
 from utils.cli.trackers import start_trackers
-from utils.training.arguments import OutputArguments
 from utils.training.changes import without_unused
 from utils.training.loop import End, Pace, TrainingLoop, describe_stop
 from utils.training.micro_batches import MicroBatches
+from utils.training.output_arguments import OutputArguments
 from utils.training.outputs import finish_run, write_config
 from utils.training.resume import Checkpoints, find_saved_run, saved_run
 from utils.training.task import Task

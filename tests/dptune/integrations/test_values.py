@@ -64,8 +64,15 @@ def test_the_labels_of_a_loss_of_ones_own_are_not_judged() -> None:
         require_known_values(classifier(), rows(input_ids=[2, 16, 4]), stacked, labels=False)
 
 
-def test_scores_are_left_to_the_loss() -> None:
-    require_known_values(classifier(), [row | {"labels": -1.5} for row in rows()], stacked)
+def test_scores_are_left_to_the_loss_and_whole_numbers_and_tokens_are_not() -> None:
+    def scored(label: float, **last: Any) -> list[dict[str, Any]]:
+        return [row | {"labels": label} for row in rows(**last)]
+
+    require_known_values(classifier(), scored(-1.5), stacked)
+    with pytest.raises(InvalidArgument, match=r"item 1 .* has label -1, but the model has 3 classes"):
+        require_known_values(classifier(), scored(-1), stacked)
+    with pytest.raises(InvalidArgument, match=f"item {COUNT} .* has token 16"):
+        require_known_values(classifier(), scored(-1.5, input_ids=[2, 16, 4]), stacked)
 
 
 @pytest.mark.parametrize(

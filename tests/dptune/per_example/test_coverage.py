@@ -27,6 +27,15 @@ class TwoTowers(nn.Module):
         return hidden.square().flatten(1).mean(1)
 
 
+def under_text(kind: type[TwoTowers], frozen: str | None = None) -> TwoTowers:
+    """A model whose tower for text is trained, except for its layer `frozen`."""
+    model = kind()
+    model.vision.requires_grad_(False)
+    if frozen is not None:
+        model.text[frozen].requires_grad_(False)
+    return model
+
+
 def test_a_tower_that_the_losses_do_not_reach_is_found_before_training() -> None:
     model = TwoTowers()
     told = (
@@ -39,12 +48,23 @@ def test_a_tower_that_the_losses_do_not_reach_is_found_before_training() -> None
     require_exact_gradients(model, model, IDS)
 
 
-def test_a_gradient_of_zero_is_reached() -> None:
-    """A LoRA adapter's A has none at the start."""
-    model = TwoTowers()
-    model.vision.requires_grad_(False)
+class Skips(TwoTowers):
+    """The first layer is never used."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden: Tensor = self.text["second"](self.words(ids))
+        return hidden.square().flatten(1).mean(1)
+
+
+def test_a_gradient_of_zero_is_reached_and_none_at_all_is_not() -> None:
+    """A LoRA adapter's A has a gradient of zero at the start."""
+    model = under_text(TwoTowers)
     nn.init.zeros_(model.text["second"].weight)
+    (grad,) = torch.autograd.grad(model(IDS).sum(), model.text["first"].weight)
+    assert not grad.any()
     require_exact_gradients(model, model, IDS)
+    with pytest.raises(InvalidArgument, match=r"^text\.first\.weight: the losses do not reach it and 1 other"):
+        require_exact_gradients(skipping := under_text(Skips), skipping, IDS)
 
 
 def test_what_is_reached_everywhere_has_no_common_place() -> None:
@@ -60,17 +80,6 @@ class InPlace(TwoTowers):
         return hidden.square().flatten(1).mean(1)
 
 
-def test_a_model_that_changes_an_output_in_place_is_refused_in_one_line() -> None:
-    model = InPlace()
-    model.vision.requires_grad_(False)
-    model.text["second"].requires_grad_(False)
-    with pytest.raises(
-        InvalidArgument, match=r"^model=InPlace: does not run while .* \(RuntimeError: .*modified inplace"
-    ):
-        require_exact_gradients(model, model, IDS)
-    assert model.text["first"].weight.requires_grad, "the recorder let it go"
-
-
 class Shared(TwoTowers):
     """The second layer is also given a table that all examples share."""
 
@@ -79,14 +88,20 @@ class Shared(TwoTowers):
         return (self.text["second"](self.words(ids)) + table).square().flatten(1).mean(1)
 
 
-def test_a_layer_that_is_fed_a_table_without_examples_is_refused_in_one_line() -> None:
-    model = Shared()
-    model.vision.requires_grad_(False)
-    model.text["first"].requires_grad_(False)
-    with pytest.raises(
-        InvalidArgument, match=r"^text\.second: its input has \d rows, that of text\.second has \d: each row"
-    ):
+@pytest.mark.parametrize(
+    ("kind", "trained", "frozen", "told"),
+    [
+        (InPlace, "first", "second", r"^model=InPlace: does not run while .* \(RuntimeError: .*modified inplace"),
+        (Shared, "second", "first", r"^text\.second: its input has \d rows, that of text\.second has \d: each row"),
+    ],
+)
+def test_a_model_that_cannot_be_recorded_is_refused_in_one_line(
+    kind: type[TwoTowers], trained: str, frozen: str, told: str
+) -> None:
+    model = under_text(kind, frozen)
+    with pytest.raises(InvalidArgument, match=told):
         require_exact_gradients(model, model, IDS)
+    assert model.text[trained].weight.requires_grad, "the recorder let it go"
 
 
 @pytest.mark.parametrize("error", [MemoryError("full"), torch.OutOfMemoryError("full"), InvalidArgument("a", 1, "b")])

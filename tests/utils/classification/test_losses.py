@@ -246,7 +246,11 @@ def test_a_model_that_cannot_be_recorded_is_refused_in_one_line(kind: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_a_frozen_table_that_is_given_a_shape_does_not_matter() -> None:
+def test_a_table_that_is_given_a_shape_passes_frozen_and_is_refused_trained() -> None:
     model = RoFormerForSequenceClassification(RoFormerConfig(**SIZES, num_labels=CLASSES)).eval()
+    sizes: dict[str, Any] = {"num_classes": CLASSES, "pad_token_id": 0, "token_types": False, "max_length": 16}
     choose_trainable(model, ["classifier*"])
-    check_classifier_rules(model, num_classes=CLASSES, pad_token_id=0, token_types=False, max_length=16)
+    check_classifier_rules(model, **sizes)
+    choose_trainable(model, ["classifier*", "*.embed_positions.*"])
+    with pytest.raises(InvalidArgument, match=r"embed_positions\.weight=RoFormer\w*: no per-example rule"):
+        check_classifier_rules(model, **sizes)

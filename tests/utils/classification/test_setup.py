@@ -12,6 +12,7 @@ from transformers import BertModel
 
 from dptune import InvalidArgument
 from tests.classifier_folders import save_bert, write_sst2
+from tests.coupled_rows import couple_rows
 from tests.scripts.test_train_classifier import NO_DROPOUT, flags
 from utils.classification import setup as module
 from utils.classification.arguments import CLASSIFIER_GROUPS, Settings
@@ -79,16 +80,7 @@ def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     private: bool, planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where they do so only if a row has --max_length tokens."""
-    forward = BertModel.forward
-
-    def coupled(self: Any, *args: Any, **how: Any) -> Any:
-        outputs = forward(self, *args, **how)
-        if outputs.last_hidden_state.shape[1] < 16:
-            return outputs
-        outputs.pooler_output = outputs.pooler_output + outputs.pooler_output.mean(0, keepdim=True)
-        return outputs
-
-    monkeypatch.setattr(BertModel, "forward", coupled)
+    couple_rows(monkeypatch, BertModel, width=16, output="pooler_output")
     setup = planned(**({} if private else {"enable_dp": None, "noise_multiplier": None}))
     if not private:
         assert load_trained(*setup).model is not None

@@ -14,7 +14,7 @@ from accelerate import Accelerator, tracking
 from dptune._validate import InvalidArgument
 from utils.cli import trackers
 from utils.cli.trackers import choose_trackers, public_settings, start_trackers
-from utils.training.arguments import OutputArguments
+from utils.training.output_arguments import OutputArguments
 
 TOKEN = "hf_TopSecretToken"
 

@@ -21,9 +21,18 @@ def check(size: int, ids: np.ndarray = IDS, tokenizer: PreTrainedTokenizerFast |
     require_embeddings(model, tokenizer or tiny_tokenizer(), "m", {"training example": (ids, STARTS)})
 
 
-def test_tokens_with_an_embedding_pass() -> None:
+def test_the_largest_token_needs_an_embedding() -> None:
     check(10)
-    require_embeddings(tiny_llama(vocab_size=10), tiny_tokenizer(), "m", {"row": (IDS[:0], STARTS[:1])})
+    with pytest.raises(InvalidArgument, match="has token 9, but the model has only 9 embeddings"):
+        check(9)
+
+
+def test_data_without_rows_needs_nothing_and_the_next_data_is_still_looked_at() -> None:
+    model, nothing = tiny_llama(vocab_size=10), (IDS[:0], STARTS[:1])
+    require_embeddings(model, tiny_tokenizer(), "m", {"training example": nothing})
+    one = (np.array([10]), np.array([0, 1]))
+    with pytest.raises(InvalidArgument, match=r"held-out example 1 \(counted from 1\) has token 10"):
+        require_embeddings(model, tiny_tokenizer(), "m", {"training example": nothing, "held-out example": one})
 
 
 @pytest.mark.parametrize(("size", "row", "token"), [(9, 2, 9), (7, 2, 7), (5, 1, 5)])

@@ -17,6 +17,7 @@ import train_clm
 from dptune import InvalidArgument
 from dptune.lora import adapters
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL
+from tests.coupled_rows import couple_rows
 from tests.scripts.test_train_clm import flags
 from tests.tasks import rows
 from tests.utils.data.test_template_date import TELLING, set_clock
@@ -24,8 +25,9 @@ from utils.cli.flags import parse
 from utils.cli.launch import make_accelerator
 from utils.models.loading import load_tokenizer
 from utils.training import causal_lm
-from utils.training.arguments import CAUSAL_LM_GROUPS, DataArguments, Groups
+from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
 from utils.training.causal_lm import CausalLMJob, CausalLMTask, plan_job, recomputes, require_answers
+from utils.training.data_arguments import DataArguments
 from utils.training.micro_batches import remember_budget
 from utils.training.run import open_folder
 
@@ -123,15 +125,7 @@ def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     private: bool, job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where they do so only if a row has --block_size tokens."""
-    forward = LlamaModel.forward
-
-    def coupled(self: Any, *args: Any, **how: Any) -> Any:
-        outputs = forward(self, *args, **how)
-        hidden = outputs.last_hidden_state
-        outputs.last_hidden_state = hidden + hidden.mean(0, keepdim=True) if hidden.shape[1] >= 48 else hidden
-        return outputs
-
-    monkeypatch.setattr(LlamaModel, "forward", coupled)
+    couple_rows(monkeypatch, LlamaModel, width=48)
     planned = job(**({} if private else WITHOUT_PRIVACY))
     if not private:
         assert planned.load().model is not None

@@ -16,8 +16,9 @@ from tests.tasks import rows
 from tests.utils.models.test_memory import GIB, SHAPE, build, sizes_of
 from tests.whole_models import CAUSAL
 from utils.models.memory import MemorySettings, describe_memory
-from utils.training.arguments import OptimizationArguments, PrivacyFlags
+from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.plan import describe_data, describe_model, num_sampled, plan_run
+from utils.training.privacy_flags import PrivacyFlags
 
 PRIVACY: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
 AUTHORS = group_by_author(["a", "a", "b", None, "a", "b", "b", "b", "c", "c"])

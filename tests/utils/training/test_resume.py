@@ -18,8 +18,10 @@ from dptune.run.plan import RunPlan
 from dptune.run.session import PrivateRun
 from tests.examples import randomise_adapters
 from tests.tiny import tiny_llama
-from utils.training.arguments import OptimizationArguments, OutputArguments, PrivacyFlags
+from utils.training.optimization_arguments import OptimizationArguments
+from utils.training.output_arguments import OutputArguments
 from utils.training.plan import plan_run
+from utils.training.privacy_flags import PrivacyFlags
 from utils.training.resume import (
     Checkpoints,
     find_saved_run,

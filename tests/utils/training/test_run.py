@@ -15,8 +15,8 @@ from tests.tasks import STEPS, TinyTask, micro_batches, pace, plan
 from tests.utils.training.test_loop import asked_in
 from utils.cli.launch import make_accelerator
 from utils.training import run as module
-from utils.training.arguments import OutputArguments
 from utils.training.loop import End
+from utils.training.output_arguments import OutputArguments
 from utils.training.outputs import CONFIG_NAME, RESULTS_NAME
 from utils.training.run import open_folder, train
 

@@ -1,0 +1,43 @@
+"""Flags of optimisation: values out of range are refused by their flag, and the rest reaches the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dptune import InvalidArgument
+from utils.training.optimization_arguments import OptimizationArguments
+from utils.training.optimizers import UpdateSettings
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size=0: "),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps=0: "),
+        ({"max_tokens_per_device": 0}, "--max_tokens_per_device=0: "),
+        ({"num_train_epochs": 0.0}, "--num_train_epochs=0.0: "),
+        ({"max_train_steps": 0}, "--max_train_steps=0: "),
+        ({"learning_rate": -1.0}, "--learning_rate=-1.0: "),
+        ({"num_warmup_steps": -1}, "--num_warmup_steps=-1: "),
+        ({"optimizer": "sgd", "momentum": 1.0}, r"--momentum=1.0: give a number in \[0, 1\)"),
+        ({"momentum": 0.5}, "--momentum=0.5: belongs to --optimizer sgd, not adamw"),
+        ({"weight_decay": -0.1}, "--weight_decay=-0.1: give a number of at least 0"),
+        ({"weight_decay": float("inf")}, "--weight_decay=inf: give a number of at least 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_flag(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{message}"):
+        OptimizationArguments(**given)
+
+
+def test_flags_make_the_optimizers_settings() -> None:
+    given: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1, "weight_decay": 0.2}
+    given |= {"lr_scheduler_type": "cosine", "num_warmup_steps": 3}
+    assert OptimizationArguments(**given).updates == UpdateSettings(**given)
+
+
+@pytest.mark.parametrize("how", ["gather", "reduce"])
+def test_ranks_add_gradients_as_the_flag_says(how: str) -> None:
+    assert OptimizationArguments(gradient_sync=how).sync == how

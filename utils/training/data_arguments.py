@@ -1,0 +1,36 @@
+"""Flags of training: what to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from utils.data.named_sets import DATASET_NAMES, FIRST_DAY, LAST_DAY
+from utils.data.prompts import PROMPT_STYLES
+
+
+@dataclass
+class DataArguments:
+    """What to train on: exactly one of --dataset_name and --train_file."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": f"name of a built-in data set: {', '.join(DATASET_NAMES)} (see data/README.md)"}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "instructions and answers: JSON, JSONL, CSV, Parquet or a saved DatasetDict"}
+    )
+    validation_file: str | None = field(
+        default=None,
+        metadata={"help": "held-out examples in the same formats; their measured loss is not private"},
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder in which --dataset_name looks for its data; by default the project's data/"},
+    )
+    date_from: str = field(default=FIRST_DAY, metadata={"help": "first day to use of a --dataset_name with dates"})
+    date_to: str = field(default=LAST_DAY, metadata={"help": "last day to use of a --dataset_name with dates"})
+    block_size: int = field(default=512, metadata={"help": "maximum tokens per example; longer ones are cut"})
+    prompt_style: str = field(
+        default="plain", metadata={"help": "form of the prompt, see data/README.md", "choices": PROMPT_STYLES}
+    )

@@ -1,0 +1,94 @@
+"""Flags of training: batch, steps, optimizer and learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dptune._validate import refuse, require_count, require_positive
+from utils.training.optimizers import OPTIMIZERS, UpdateSettings
+
+# Schedules of transformers.get_scheduler that need no extra setting.
+LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
+
+@dataclass
+class OptimizationArguments:
+    """Batch, steps and optimizer. Memory does not grow with the logical batch."""
+
+    _argument_group_name = "optimisation"
+
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "examples of --block_size tokens that fit on a device at a time"}
+    )
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "average examples per step / (processes x --per_device_train_batch_size)"}
+    )
+    max_tokens_per_device: int | None = field(
+        default=None,
+        metadata={"help": "maximum padded tokens per forward pass; default: per-device batch x block size"},
+    )
+    num_train_epochs: float = field(default=3.0, metadata={"help": "average number of passes over the data"})
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "steps to train, instead of --num_train_epochs"}
+    )
+    optimizer: str = field(
+        default="adamw",
+        metadata={
+            "help": "dp-adam is AdamW with the noise variance subtracted from the second moment",
+            "choices": OPTIMIZERS,
+        },
+    )
+    momentum: float = field(default=0.0, metadata={"help": "momentum of --optimizer sgd"})
+    learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate"})
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay on the trained parameters"})
+    lr_scheduler_type: str = field(
+        default="linear", metadata={"help": "schedule of the learning rate", "choices": LR_SCHEDULERS}
+    )
+    num_warmup_steps: int = field(default=0, metadata={"help": "steps in which the learning rate rises from 0"})
+    gradient_sync: str = field(
+        default="gather",
+        metadata={
+            "help": "sum of gradients over processes: gather has a fixed order; reduce sends less with many processes",
+            "choices": ("gather", "reduce"),
+        },
+    )
+    gradient_ckpt: bool = field(
+        default=False, metadata={"help": "recompute activations: less memory, about a third more time"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the adapters' start; sampling and noise ignore it"})
+
+    @property
+    def sync(self) -> Literal["gather", "reduce"]:
+        """How gradients are added over ranks, as the engine names it."""
+        return "reduce" if self.gradient_sync == "reduce" else "gather"
+
+    @property
+    def updates(self) -> UpdateSettings:
+        """The optimizer and its schedule."""
+        return UpdateSettings(
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr_scheduler_type=self.lr_scheduler_type,
+            num_warmup_steps=self.num_warmup_steps,
+        )
+
+    def __post_init__(self) -> None:
+        require_count("--per_device_train_batch_size", self.per_device_train_batch_size)
+        require_count("--gradient_accumulation_steps", self.gradient_accumulation_steps)
+        require_positive("--num_train_epochs", self.num_train_epochs)
+        require_positive("--learning_rate", self.learning_rate)
+        require_count("--num_warmup_steps", self.num_warmup_steps, minimum=0)
+        if self.max_train_steps is not None:
+            require_count("--max_train_steps", self.max_train_steps)
+        if self.max_tokens_per_device is not None:
+            require_count("--max_tokens_per_device", self.max_tokens_per_device)
+        if not 0 <= self.momentum < 1:
+            refuse("--momentum", self.momentum, "give a number in [0, 1)")
+        if self.momentum and self.optimizer != "sgd":
+            refuse("--momentum", self.momentum, f"belongs to --optimizer sgd, not {self.optimizer}")
+        if not 0 <= self.weight_decay < math.inf:
+            refuse("--weight_decay", self.weight_decay, "give a number of at least 0")

@@ -1,0 +1,106 @@
+"""Flags of training: noise, clip norm, delta and the privacy unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dptune._validate import refuse, require_count
+from dptune.clipping_styles import FLAT, Clipping
+from dptune.run.plan import PrivacySettings
+from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
+
+
+@dataclass
+class PrivacyFlags:
+    """Everything that decides epsilon, together with the logical batch size and the number of steps."""
+
+    _argument_group_name = "privacy"
+
+    clip_norm: float = field(
+        default=1.0,
+        metadata={"help": "maximum gradient norm per example (or per author); see also --noise_multiplier"},
+    )
+    noise_multiplier: float | None = field(
+        default=None,
+        metadata={"help": "noise standard deviation / --clip_norm; set both flags to -1 to train without privacy"},
+    )
+    target_epsilon: float | None = field(
+        default=None, metadata={"help": "epsilon to spend: finds the noise for it, instead of --noise_multiplier"}
+    )
+    delta: float = field(
+        default=1e-7, metadata={"help": "chance that the epsilon bound fails; below 1 / number of examples (authors)"}
+    )
+    privacy_unit: str = field(
+        default=EXAMPLE,
+        metadata={"help": "what is protected: example (one row), or the column of each row's author (all their rows)"},
+    )
+    examples_per_unit: int | None = field(
+        default=None, metadata={"help": "maximum examples per author, k (see --user_level_method)"}
+    )
+    user_level_method: str = field(
+        default=USER_LEVEL,
+        metadata={
+            "help": "user-level: draw authors and clip the combined gradient of up to k of their examples; "
+            "example-level: keep k examples per author, draw and clip single ones, and account for all k",
+            "choices": USER_LEVEL_METHODS,
+        },
+    )
+    unit_gradient: str = field(
+        default="mean",
+        metadata={"help": "combination of an author's gradients before clipping", "choices": UNIT_GRADIENTS},
+    )
+    ignore_users: bool = field(
+        default=False,
+        metadata={"help": "protect rows although a column names users: a user with many rows is protected less"},
+    )
+    insecure_test_seed: int | None = field(
+        default=None,
+        metadata={"help": "FOR TESTS: seed of repeatable sampling and noise, which protect nobody; the report says so"},
+    )
+
+    def __post_init__(self) -> None:
+        off = [self.clip_norm < 0, self.noise_multiplier is not None and self.noise_multiplier < 0]
+        if any(off) and not all(off):
+            remedy = f"--clip_norm is {self.clip_norm:g}; make both positive, or both -1 to train without privacy"
+            refuse("--noise_multiplier", self.noise_multiplier, remedy)
+        self.settings()
+        self._check_unit()
+
+    def settings(self, clipping: Clipping = FLAT) -> PrivacySettings | None:
+        """The flags as the engine takes them; None if clipping and noise are turned off."""
+        if self.clip_norm < 0:
+            return None
+        return PrivacySettings(
+            clip_norm=self.clip_norm,
+            noise_multiplier=self.noise_multiplier,
+            target_epsilon=self.target_epsilon,
+            delta=self.delta,
+            clipping=clipping,
+        )
+
+    def _check_unit(self) -> None:
+        k = self.examples_per_unit
+        if self.privacy_unit == EXAMPLE:
+            if k is not None:
+                refuse("--examples_per_unit", k, "is for authors; name their column with --privacy_unit")
+            return
+        if self.ignore_users:
+            refuse("--ignore_users", True, "contradicts --privacy_unit; leave one out")
+        if not self.privacy_unit.strip():
+            refuse("--privacy_unit", self.privacy_unit, "give `example`, or the column that names each row's author")
+        if k is None:
+            refuse("--examples_per_unit", k, "give the maximum examples per author, which --privacy_unit needs")
+        require_count("--examples_per_unit", k)
+
+    @property
+    def users_flag(self) -> str | None:
+        """The flag to recommend for a file that names users; None where such a file is taken."""
+        protects_rows = self.clip_norm > 0 and self.privacy_unit == EXAMPLE
+        return "--privacy_unit" if protects_rows and not self.ignore_users else None
+
+    @property
+    def unit(self) -> PrivacyUnit:
+        """What is protected, and how."""
+        if self.privacy_unit == EXAMPLE:
+            return PrivacyUnit()
+        return PrivacyUnit(self.privacy_unit, self.user_level_method, self.examples_per_unit or 1, self.unit_gradient)
