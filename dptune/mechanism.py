@@ -15,8 +15,9 @@ from dptune.clipping_styles import FLAT, Adaptive, Clipping, PerLayer
 from dptune.grid import grid_of
 
 # By how much rounding may raise the sensitivity above C, as a share of C. A row's own gradient is rounded by its own
-# micro-batch, which nobody else changes (`dptune.shapes`). What others add differs by the order in which float32 sums
-# are rounded: at most 2e-4 C for 4,096 aligned rows (tests/test_fixed_shapes.py).
+# micro-batch, which nobody else changes (`dptune.shapes`). A micro-batch's sum is float32, so it is rounded by the rows
+# that happen to be in it. All else is added in float64. What others add changes by at most 2e-4 C with 65,536 rows that
+# point the same way, 128 at a time, and by less with fewer (tests/test_fixed_shapes.py).
 ROUNDING = 2.0**-9
 
 

@@ -199,6 +199,8 @@ class PrivateStep:
                 clip_norm=self.clip_norm,
                 sampler=self._fed.sampler_name,
             )
+        total_P = total_P.to(self._released_dtype)
+        self._sum_P = None
         sum_over_ranks(total_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
         self._last_clip_norm = self.clip_norm
         self._adapt_clip_norm(total_P)
@@ -206,7 +208,6 @@ class PrivateStep:
         for name, mean in views(self._recorder.parameters, total_P).items():
             parameter = self._recorder.parameters[name]
             parameter.grad = mean.to(parameter.dtype)
-        self._sum_P = None
 
     def gradient_noise_std(self) -> float:
         """Standard deviation of the noise on each coordinate of the last step's gradient."""
@@ -221,16 +222,22 @@ class PrivateStep:
         self.clip_norm = state["clip_norm"]
 
     def _begun(self) -> Tensor:
-        """The step's sum so far, never stored in `.grad`: code that keeps `.grad` would see sums without noise."""
+        """The step's sum so far, float64. There the order of the rows does not matter, as it does in float32.
+
+        It is never stored in `.grad`: code that keeps `.grad` would see sums without noise.
+        """
         if self._is_spoiled:
             raise RuntimeError("a micro-batch was only added in part, so this step is lost; resume from a checkpoint")
         if self._sum_P is None:
             for parameter in self._recorder.parameters.values():
                 parameter.grad = None
-            first = next(iter(self._recorder.parameters.values()))
-            dtype = torch.promote_types(first.dtype, torch.float32)
-            self._sum_P = torch.zeros(self.noise.size, dtype=dtype, device=first.device)
+            device = next(iter(self._recorder.parameters.values())).device
+            self._sum_P = torch.zeros(self.noise.size, dtype=torch.float64, device=device)
         return self._sum_P
+
+    @property
+    def _released_dtype(self) -> torch.dtype:
+        return torch.promote_types(next(iter(self._recorder.parameters.values())).dtype, torch.float32)
 
     def _refuse_other_gradients(self) -> None:
         for name, parameter in self._recorder.model.named_parameters():

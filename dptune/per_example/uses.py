@@ -24,6 +24,7 @@ from torch import Tensor
 # A gradient is materialised up to this many times the size of its two factors. It costs about one weighted product,
 # which an ordinary step needs anyway; ghost norms cost more unless T is small.
 _WORTH = 2
+_PRODUCT_ELEMENTS = 1 << 24  # elements of a weighted product at a time: 64 MB
 _CAST_ELEMENTS = 1 << 24  # elements of a lower-precision factor that are cast at a time: 64 MB
 # Number of squares that are summed in float32 (error 2e-7) before float64 takes over. Summing 2 million in float32 gave
 # norms that were 3e-5 too small on a CPU, 20 million 1e-3. With too small a norm, the clipped gradient exceeds the
@@ -115,18 +116,23 @@ class Outer:
     def adding_weighted_sum(self, total_MN: Tensor, weights_B: Tensor) -> Iterator[None]:
         """total_MN += sum over b of weights_B[b] times example b's gradient, without a tensor of size B M N.
 
-        Yields after each product, so that the caller knows whether an error came before anything was added.
+        Products are computed in the factors' precision, for some rows of the total at a time, and added in the total's.
+        Yields after each of them, so that the caller knows whether an error came before anything was added.
         """
-        weights = weights_B.to(total_MN.dtype)
         for start, (left, right) in zip(self._starts(), self._parts(), strict=True):
-            own = weights[start : start + len(left), None, None]
+            own = weights_B[start : start + len(right), None, None].to(right.dtype)
             if self.is_lookup:
                 total_MN.index_add_(0, left.flatten(), (right * own).flatten(0, 1).to(total_MN.dtype))
-            elif left.shape[2] <= right.shape[2]:
-                total_MN.addmm_((left * own).flatten(0, 1).t(), right.flatten(0, 1))
+                yield
+                continue
+            if left.shape[2] <= right.shape[2]:
+                left = left * own
             else:
-                total_MN.addmm_(left.flatten(0, 1).t(), (right * own).flatten(0, 1))
-            yield
+                right = right * own
+            columns, rows = right.flatten(0, 1), max(1, _PRODUCT_ELEMENTS // right.shape[2])
+            for part, total in zip(left.flatten(0, 1).split(rows, 1), total_MN.split(rows), strict=True):
+                total += part.t() @ columns
+                yield
 
     def _examples_at_once(self) -> int:
         factors = [self.right] if self.is_lookup else [self.left, self.right]

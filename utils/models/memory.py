@@ -23,9 +23,9 @@ _CHUNK_LOGITS = 1 << 24  # logits that dptune.losses computes at a time
 _GATHERED = 1 << 26  # bytes of all ranks' shares that dptune.ranks holds at a time
 # The current layer, the next one, which FSDP gathers ahead, and the buffer for receiving it.
 _GATHERED_LAYERS = 3
-_ADAPTER_COPIES = 4  # weight, Adam's two moments, and the clipped sum, which becomes the gradient
+_ADAPTER_COPIES = 5  # weight, Adam's two moments, and the clipped sum in float64; the gradient takes half its place
 _SUMMED = 4  # a rank's part of the shares again, in float64: their sum, and one share on its way to it
-_STEP_COPIES = 1  # a temporary of the optimizer
+_STEP_COPIES = 1  # the gradient beside the sum, or a temporary of the optimizer
 _PLAIN_LOGIT = 12  # bytes per logit: float32, its exponential during the sum, and copies in a lower precision
 _TRAINED_LOGIT = 14  # with an adapted output layer: both parts, their sum, log-probabilities
 _BUDGET_STEP = 64  # tokens
@@ -89,13 +89,13 @@ class MemoryNeeds:
         frozen_weights: held throughout.
         gathered_weights: weights held whole while they compute: three layers and the root group of a sharded model,
             the largest weight of a quantised one.
-        adapters: weights, clipped sum or gradient, and Adam's two moments, float32.
+        adapters: weights and Adam's two moments in float32, and the clipped sum in float64.
         activations: what the base model keeps for the backward pass.
         adapter_activations: what the adapters keep for it.
         per_example_gradients: in float32, at the end of a backward pass.
         one_layer: gradients inside a layer; with checkpointing, also its recomputed activations.
         logits: one chunk with its copies, and other tensors of the output layer.
-        finish: a step's noise or the optimizer's temporaries, and what ranks exchange.
+        finish: the gradient beside the sum or the optimizer's temporaries, and what ranks exchange.
         host: in the CPU's memory: noise while it is generated, and offloaded shards.
     """
 

@@ -32,6 +32,8 @@ from tests.dptune.integrations.runs import (
     plain_trainer,
     privacy_arguments,
 )
+from tests.examples import random_examples
+from tests.reference import example_gradients, flat
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -232,23 +234,23 @@ def test_columns_that_the_model_does_not_know_are_removed(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("no_noise")
 def test_rows_of_one_unit_are_clipped_together(tmp_path: Path) -> None:
     log, model = GradientLog(), lora_llama()
-    rows = data(COUNT)
 
-    def doubled(features: list[Any]) -> Any:
-        return Collator()([feature for feature in features for _ in range(2)])
+    def reversed_too(features: list[Any]) -> Any:
+        return Collator()([row for one in features for row in (one, {key: one[key][::-1] for key in one})])
 
     dp_trainer(
         tmp_path,
         model,
-        data_collator=doubled,
+        data_collator=reversed_too,
         rows_per_unit=2,
-        train_dataset=rows,
         callbacks=[log],
         max_steps=1,
         privacy=privacy_arguments(per_sample_max_grad_norm=1e-3),
     ).train()
-    # The clipped sum of a unit's two equal rows has the direction of one row and the length C.
-    expected = expected_gradient(lora_llama(), draws(1)[0], clip_norm=1e-3)
+    drawn = [random_examples(COUNT)[item] for item in draws(1)[0]]
+    both = [[(ids, labels), (ids[::-1], labels[::-1])] for ids, labels in drawn]
+    sums = [torch.stack([flat(one) for one in example_gradients(lora_llama(), pair)]).sum(0) for pair in both]
+    expected = torch.stack([1e-3 * one / one.norm() for one in sums]).sum(0) / 6
     torch.testing.assert_close(log.grads[0], expected, rtol=1e-4, atol=1e-9)
 
 
