@@ -11,16 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dptune import InvalidArgument, PerExampleGradients
+from dptune import InvalidArgument, PerExampleGradients, PrivacyConfig, PrivateStep
 from dptune.integrations.authors import AuthorCollator, AuthorLosses
 from dptune.integrations.filling import FilledBatches
 from dptune.integrations.items import make_of
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.vocabulary import Vocabulary
+from dptune.mechanism import ROUNDING
 from dptune.shapes import Shapes
 from tests.classifiers import CLASSIFIERS, VOCABULARY, classifier
-from tests.dptune.integrations.runs import Collator, data, features
+from tests.dptune.integrations.runs import Collator, data, features, lora_llama
 from tests.examples import random_examples
+from tests.private_sum import NoNoise
 from tests.tiny import tiny_llama
 from tests.whole_models import whole_model
 
@@ -150,3 +152,31 @@ def test_values_that_are_not_rows_pass_unchanged() -> None:
     first = cut(rows, np.ones(2, dtype=np.int64))[0]
     assert (first.inputs["temperature"], first.inputs["step"].item()) == (2.0, 3)
     assert first.inputs["names"] == ["x"] * first.units
+
+
+def test_in_float32_what_others_add_changes_by_far_less_than_is_accounted_for() -> None:
+    """A plain Trainer's micro-batches follow the draw: without one row, the rest are padded and cut in another way."""
+    count, model = 160, lora_llama()
+    rows, losses = data(count), DefaultLosses()
+    size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    config = PrivacyConfig(
+        num_examples=count, expected_batch_size=count, steps=1, clip_norm=0.1, noise_multiplier=1.0, delta=1e-3
+    )
+
+    def clipped_sum(draw: np.ndarray) -> Tensor:
+        with PrivateStep(
+            model, config, ledger=None, noise=NoNoise(size), rank=1, world_size=2, gather=lambda own: own
+        ) as step:
+            for part in np.array_split(draw, 16):
+                if len(part):
+                    step.backward(losses(model, Collator()([rows[row] for row in part])))
+            return step._begun().clone()
+
+    everybody = np.arange(count)
+    whole = clipped_sum(everybody)
+    longest = int(np.argmax([len(row["input_ids"]) for row in rows]))
+    changes = [
+        whole - clipped_sum(np.delete(everybody, row)) - clipped_sum(np.array([row])) for row in (0, longest, count - 1)
+    ]
+    worst = max(change.norm().item() for change in changes) / config.clip_norm
+    assert 0 < worst < ROUNDING / 100
