@@ -773,8 +773,8 @@ FAULTS = (
     Fault(
         "neighbours checked at a short length by train_clm.py",
         "utils/training/causal_lm.py",
-        "width = min(self.groups.data.block_size, self.token_budget // 2)",
-        "width = min(16, self.groups.data.block_size, self.token_budget // 2)",
+        "width = CausalLMLoss(model), loss_scale(self.dtype), self.groups.data.block_size",
+        "width = CausalLMLoss(model), loss_scale(self.dtype), min(self.groups.data.block_size, self.token_budget // 2)",
         ("tests/utils/training/test_causal_lm.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "what switches at a longer row is not found",
     ),

@@ -227,11 +227,11 @@ def test_micro_batches_hold_no_more_rows_than_a_device_takes(line: Any, monkeypa
     assert sum(items for _, items, _ in seen) > 30
 
 
-@pytest.mark.parametrize("how", [{}, authors()])
+@pytest.mark.parametrize("how", [{}, authors(), {"per_device_train_batch_size": 1}])
 def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     how: dict[str, object], line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Also where they do so at the full length alone."""
+    """Also where they do so at the full length alone, and where a forward pass takes one row."""
     forward = GPT2Model.forward
 
     def coupled(self: Any, *args: Any, **how: Any) -> Any:
