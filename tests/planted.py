@@ -745,6 +745,23 @@ FAULTS = (
         (ENGINE + "::test_a_loss_that_is_multiplied_is_refused",),
         "gradients of another scale than the clip norm was chosen for",
     ),
+    # --- whose privacy ---
+    Fault(
+        "people not noticed by nlg_reddit",
+        "scripts/nlg_reddit/fine_tune.py",
+        "        users_flag=users_flag,\n",
+        "",
+        ("tests/scripts/test_nlg_reddit.py::test_a_mistake_is_one_line",),
+        "a person with many texts is protected as if they had one",
+    ),
+    Fault(
+        "people not noticed by DPTrainer",
+        "dptune/integrations/trainer.py",
+        "protected = None if privacy_args.disable_dp else train_dataset",
+        "protected = None",
+        ("tests/dptune/integrations/test_trainer_privacy.py",),
+        "the same for a Trainer",
+    ),
     # --- checks before training ---
     Fault(
         "neighbours not checked by train_clm.py",
