@@ -745,6 +745,14 @@ FAULTS = (
         (ENGINE + "::test_a_loss_that_is_multiplied_is_refused",),
         "gradients of another scale than the clip norm was chosen for",
     ),
+    Fault(
+        "a gamma of nearly 0",
+        "dptune/clipping_styles.py",
+        '        require_within("gamma", self.gamma, _GAMMAS)\n',
+        '        require_positive("gamma", self.gamma)\n',
+        ("tests/dptune/test_clipping_styles.py",),
+        "a gradient of zeros is divided by zero, and the released sum is NaN: its row is there",
+    ),
     # --- whose privacy ---
     Fault(
         "people not noticed by nlg_reddit",

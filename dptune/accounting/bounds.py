@@ -46,6 +46,8 @@ def gaussian_epsilon(spends: Iterable[Spend], delta: float) -> float:
         Infinity if it is beyond the range of floating point.
     """
     mu = math.hypot(*(math.sqrt(one.steps) * one.group_size / one.noise_multiplier for one in spends))
+    if math.isinf(mu):
+        return math.inf
     if mu > _LARGEST_MU or delta < _SMALLEST_DELTA:
         from scipy.special import ndtri
 
