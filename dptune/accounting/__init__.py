@@ -4,7 +4,7 @@ dp-accounting computes it, in one of three ways. Every epsilon is an upper bound
 - Steps that use every example (q = 1, one example per unit): the Gaussian mechanism's closed form, at any delta.
 - Other steps: privacy loss distributions (PLD), see `distributions.py`. Rounding leaves them no answer for tiny deltas:
   below about 1e-14 plus 4e-16 per step.
-- There, and where the grid would be too large: Renyi accounting (RDP), at any delta, up to twice the true epsilon.
+- There, and where the grid would be too large: Renyi accounting (RDP), at any delta; a looser bound.
 
 Adjacency: add or remove one privacy unit. A unit is one sampled example, or up to `group_size` of them (`groups.py`).
 Sampling: Poisson. No torch in this file.

@@ -68,7 +68,7 @@ def _closed_form(mu: float, delta: float) -> float:
 
 
 def renyi_epsilon(spends: Iterable[Spend], delta: float) -> float:
-    """Epsilon of the spends by Renyi accounting, up to twice the true one; infinity where there is almost no noise.
+    """Epsilon of the spends by Renyi accounting, a looser bound; infinity where there is almost no noise.
 
     Args:
         spends, delta: see `gaussian_epsilon`.

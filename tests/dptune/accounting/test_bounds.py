@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 from dp_accounting.rdp import RdpAccountant
+from scipy.optimize import brentq
 
 from dptune.accounting import Spend
 from dptune.accounting.bounds import gaussian_epsilon, renyi_epsilon, renyi_epsilon_of
@@ -43,6 +45,28 @@ def test_the_closed_form_composes_and_multiplies_the_sensitivity() -> None:
 def test_renyi_accounting_is_an_upper_bound_at_any_delta(spend: Spend) -> None:
     for delta in DELTAS[1:5]:
         assert exact.Loss(*spend).log_delta(renyi_epsilon([spend], delta)) < math.log(delta)
+
+
+def looseness(spend: Spend, delta: float) -> float:
+    """The bound over the true epsilon."""
+    bound, loss = renyi_epsilon([spend], delta), exact.Loss(*spend)
+    truth = brentq(lambda eps: loss.log_delta(eps) - math.log(delta), bound / 5, bound, xtol=1e-4 * bound)
+    return bound / float(truth)
+
+
+MEASURED = [(Spend(sigma, q, int(30 / q)), 1e-16) for sigma in (0.6, 1.0, 1.4, 3.0) for q in (1e-3, 0.03)]
+MEASURED += [(spend, 1e-30) for spend, _ in MEASURED if spend.noise_multiplier in (1.0, 1.4)]
+MEASURED += [(Spend(sigma, 1e-4, 300_000), 1e-16) for sigma in (0.6, 0.8, 1.0, 3.0)]
+
+
+def test_renyi_accounting_is_as_loose_as_the_pages_say() -> None:
+    """Where the bound is at most 50, and where it protects nobody."""
+    assert max(renyi_epsilon([spend], delta) for spend, delta in MEASURED) < 50
+    found = [looseness(spend, delta) for spend, delta in MEASURED]
+    assert (round(min(found), 2), round(max(found), 1)) == (1.03, 3.4)
+    assert round(looseness(Spend(0.4, 0.1, 1000), 1e-20), 1) == 4.8
+    page = " ".join((Path(__file__).parents[3] / "docs" / "privacy.md").read_text().split())
+    assert "between 1.03 and 3.4 times the true epsilon, and 4.8 times where it was above 50" in page
 
 
 def test_a_divergence_that_rounding_made_negative_is_no_epsilon_of_zero() -> None:
