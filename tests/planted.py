@@ -753,6 +753,14 @@ FAULTS = (
         ("tests/dptune/test_clipping_styles.py",),
         "a gradient of zeros is divided by zero, and the released sum is NaN: its row is there",
     ),
+    Fault(
+        "a group's divergence without its largest draw",
+        "dptune/accounting/groups.py",
+        "sigma, counts = noise_multiplier, np.arange(group_size + 1.0)",
+        "sigma, counts = noise_multiplier, np.arange(group_size + 0.0)",
+        ("tests/dptune/accounting/test_groups.py", "tests/dptune/accounting/test_bounds.py"),
+        "epsilon of a person with k rows is too small at tiny deltas",
+    ),
     # --- whose privacy ---
     Fault(
         "people not noticed by nlg_reddit",

@@ -12,7 +12,7 @@ from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 
-from dptune.accounting import Spend
+from dptune.accounting import Spend, compose
 from dptune.accounting.bounds import gaussian_epsilon, renyi_epsilon, renyi_epsilon_of
 from tests.dptune.accounting import exact
 
@@ -43,6 +43,22 @@ def test_the_closed_form_composes_and_multiplies_the_sensitivity() -> None:
 
 @pytest.mark.parametrize("spend", [Spend(2.0, 0.1, 1000), Spend(20.0, 0.5, 100_000), Spend(8.0, 0.9, 50, 3)])
 def test_renyi_accounting_is_an_upper_bound_at_any_delta(spend: Spend) -> None:
+    for delta in DELTAS[1:5]:
+        assert exact.Loss(*spend).log_delta(renyi_epsilon([spend], delta)) < math.log(delta)
+
+
+@pytest.mark.parametrize(("delta", "most"), [(1e-14, 6.8), (1e-16, 7.6), (1e-30, 13.0)])
+def test_renyi_accounting_of_a_group_goes_on_where_distributions_end(delta: float, most: float) -> None:
+    """Epsilon leapt from 5.9 at a delta of 1e-13 to 84 at 1e-14: all of a unit counted as one example."""
+    spend = Spend(2.0, 0.03, 100, 4)
+    found = renyi_epsilon([spend], delta)
+    assert exact.Loss(*spend).log_delta(found) < math.log(delta)
+    assert compose([spend], delta=1e-13) < found < most
+    assert compose([spend], delta=delta) == found
+
+
+@pytest.mark.parametrize("spend", [Spend(12.0, 0.05, 500, 6), Spend(1.2, 0.01, 5000, 4), Spend(1.0, 0.01, 3000, 8)])
+def test_renyi_accounting_of_a_group_is_an_upper_bound(spend: Spend) -> None:
     for delta in DELTAS[1:5]:
         assert exact.Loss(*spend).log_delta(renyi_epsilon([spend], delta)) < math.log(delta)
 
