@@ -9,6 +9,8 @@ from typing import Final, NoReturn, TypeVar
 
 _T = TypeVar("_T")
 
+_TOO_MANY = 2**63  # for a count in int64
+
 HIDDEN: Final = object()  # stands for a value that a message must not show, or for no value at all
 
 
@@ -73,6 +75,13 @@ def require_positive(name: str, value: float) -> None:
         refuse(name, value, "give a finite number above 0")
 
 
+def require_within(name: str, value: float, limits: tuple[float, float]) -> None:
+    """`value` must be at least the first of `limits` and at most the second."""
+    low, high = limits
+    if not low <= value <= high:
+        refuse(name, value, f"give a number from {low:g} to {high:g}")
+
+
 def require_probability(name: str, value: float) -> None:
     """`value` must be in (0, 1]."""
     if not 0 < value <= 1:
@@ -91,6 +100,7 @@ def require_delta(value: float, num_examples: int | None = None, *, name: str = 
 
 
 def require_count(name: str, value: int, *, minimum: int = 1) -> None:
-    """`value` must be a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not math.isfinite(value) or int(value) != value or value < minimum:
-        refuse(name, value, f"give a whole number of at least {minimum}")
+    """`value` must be a whole number of at least `minimum`, below 2^63."""
+    if isinstance(value, bool) or not minimum <= value < _TOO_MANY or int(value) != value:
+        limit = ", below 2^63" if value >= _TOO_MANY else ""
+        refuse(name, value, f"give a whole number of at least {minimum}{limit}")

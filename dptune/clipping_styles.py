@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 
-from dptune._validate import refuse, require_positive, require_probability
+from dptune._validate import refuse, require_positive, require_probability, require_within
+
+# Clip norms, and the noise of a count: far beyond, float32 cannot hold a clipped gradient, and rounds it by more than
+# `dptune.mechanism.ROUNDING`.
+CLIP_NORMS = (1e-20, 1e20)
+_GAMMAS = (1e-12, 1e12)  # a gradient of zeros is divided by it
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class PerLayer:
 
     def __post_init__(self) -> None:
         for layer, threshold in (self.clip_norms or {}).items():
-            require_positive(f"clip_norms[{layer}]", threshold)
+            require_within(f"clip_norms[{layer}]", threshold, CLIP_NORMS)
 
     @property
     def total(self) -> float | None:
@@ -47,13 +52,13 @@ class Automatic:
     "Automatic clipping").
 
     Attributes:
-        gamma: above 0; keeps tiny gradients tiny.
+        gamma: above 0, from 1e-12 on; keeps tiny gradients tiny.
     """
 
     gamma: float = 0.01
 
     def __post_init__(self) -> None:
-        require_positive("gamma", self.gamma)
+        require_within("gamma", self.gamma, _GAMMAS)
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,14 @@ class Adaptive:
             refuse("quantile", self.quantile, "must be below 1, because C would grow forever")
         require_positive("learning_rate", self.learning_rate)
         if self.count_noise is not None:
-            require_positive("count_noise", self.count_noise)
+            require_within("count_noise", self.count_noise, CLIP_NORMS)
 
     def next_clip_norm(self, clip_norm: float, unclipped_share: float) -> float:
         """C for the next step, from the noisy share of examples that this step did not clip."""
         change = -self.learning_rate * (unclipped_share - self.quantile)
         # The share is noisy. Even if the noise exceeds the batch, a step changes C by at most a factor of e.
-        return clip_norm * math.exp(min(max(change, -1.0), 1.0))
+        moved = clip_norm * math.exp(min(max(change, -1.0), 1.0))
+        return min(max(moved, CLIP_NORMS[0]), CLIP_NORMS[1])
 
 
 Clipping = Flat | PerLayer | Automatic | Adaptive

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from math import isclose, sqrt
 
 from dptune import accounting
-from dptune._validate import refuse, require_count, require_delta, require_positive
-from dptune.clipping_styles import FLAT, Adaptive, Clipping, PerLayer
+from dptune._validate import refuse, require_count, require_delta, require_positive, require_within
+from dptune.clipping_styles import CLIP_NORMS, FLAT, Adaptive, Clipping, PerLayer
 from dptune.grid import grid_of
 
 # By how much rounding may raise the sensitivity above C, as a share of C. A row's own gradient is rounded by its own
@@ -19,6 +19,7 @@ from dptune.grid import grid_of
 # that happen to be in it. All else is added in float64. What others add changes by at most 2e-4 C with 65,536 rows that
 # point the same way, 128 at a time, and by less with fewer (tests/test_fixed_shapes.py).
 ROUNDING = 2.0**-9
+_NOISE = (1e-290, 1e290)  # standard deviation of the noise: a grid of 2^-11 of it must be a floating-point number too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,15 @@ class PrivacyConfig:
         if self.group_size > self.num_examples:
             refuse("group_size", self.group_size, f"must be at most the {self.num_examples} examples there are")
         require_positive("clip_norm", self.clip_norm)
+        require_within("clip_norm", self.clip_norm, CLIP_NORMS)
         require_positive("noise_multiplier", self.noise_multiplier)
         require_delta(self.delta, self.num_examples)
         sampling_probability(self.expected_batch_size, self.num_examples)
         self._check_clipping()
+        if not _NOISE[0] <= self.noise_std <= _NOISE[1]:
+            size = "small" if self.noise_std < 1 else "large"
+            remedy = f"the noise would be too {size} for floating point at clip_norm={self.clip_norm:g}; give about 1"
+            refuse("noise_multiplier", self.noise_multiplier, remedy)
 
     def _check_clipping(self) -> None:
         total = self.clipping.total if isinstance(self.clipping, PerLayer) else None
@@ -129,11 +135,11 @@ class PrivacyConfig:
 
         This is the noise multiplier z that is accounted, unless a count is released too. Then it is z_g with 1 / z^2 =
         1 / z_g^2 + 1 / (2 s)^2, where s is the noise on the count. An example adds +-1/2 to the count (Andrew et al.
-        2021, theorem 1).
+        2021, theorem 1). So z_g is z divided by the root of 1 - (z / 2 s)^2.
         """
         if not isinstance(self.clipping, Adaptive):
             return self.noise_multiplier
-        return float((self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5)
+        return self.noise_multiplier / sqrt(1 - (self.noise_multiplier / (2 * self.count_noise)) ** 2)
 
     @property
     def count_noise(self) -> float:
@@ -185,8 +191,10 @@ class PrivacyConfig:
 
 
 def sampling_probability(expected_batch_size: float, num_examples: int) -> float:
-    """expected_batch_size / num_examples; `InvalidArgument` if it is above 1."""
+    """expected_batch_size / num_examples; `InvalidArgument` if it is above 1, or so small that it comes out as 0."""
     require_positive("expected_batch_size", expected_batch_size)
     if expected_batch_size > num_examples:
         refuse("expected_batch_size", expected_batch_size, f"must be at most the {num_examples} examples there are")
+    if not expected_batch_size / num_examples > 0:
+        refuse("expected_batch_size", expected_batch_size, "so small that nothing would ever be drawn; raise it")
     return expected_batch_size / num_examples

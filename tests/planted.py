@@ -770,6 +770,39 @@ FAULTS = (
         (ENGINE + "::test_a_loss_that_is_multiplied_is_refused",),
         "gradients of another scale than the clip norm was chosen for",
     ),
+    Fault(
+        "a gamma of nearly 0",
+        "dptune/clipping_styles.py",
+        '        require_within("gamma", self.gamma, _GAMMAS)\n',
+        '        require_positive("gamma", self.gamma)\n',
+        ("tests/dptune/test_clipping_styles.py",),
+        "a gradient of zeros is divided by zero, and the released sum is NaN: its row is there",
+    ),
+    Fault(
+        "a group's divergence without its largest draw",
+        "dptune/accounting/groups.py",
+        "sigma, counts = noise_multiplier, np.arange(group_size + 1.0)",
+        "sigma, counts = noise_multiplier, np.arange(group_size + 0.0)",
+        ("tests/dptune/accounting/test_groups.py", "tests/dptune/accounting/test_bounds.py"),
+        "epsilon of a person with k rows is too small at tiny deltas",
+    ),
+    # --- whose privacy ---
+    Fault(
+        "people not noticed by nlg_reddit",
+        "scripts/nlg_reddit/fine_tune.py",
+        "        users_flag=users_flag,\n",
+        "",
+        ("tests/scripts/test_nlg_reddit.py::test_a_mistake_is_one_line",),
+        "a person with many texts is protected as if they had one",
+    ),
+    Fault(
+        "people not noticed by DPTrainer",
+        "dptune/integrations/trainer.py",
+        "protected = None if privacy_args.disable_dp else train_dataset",
+        "protected = None",
+        ("tests/dptune/integrations/test_trainer_privacy.py",),
+        "the same for a Trainer",
+    ),
     # --- checks before training ---
     Fault(
         "neighbours not checked by train_clm.py",
@@ -798,8 +831,8 @@ FAULTS = (
     Fault(
         "neighbours checked at a short length by train_clm.py",
         "utils/training/causal_lm.py",
-        "width = min(self.groups.data.block_size, self.token_budget // 2)",
-        "width = min(16, self.groups.data.block_size, self.token_budget // 2)",
+        "width = CausalLMLoss(model), loss_scale(self.dtype), self.groups.data.block_size",
+        "width = CausalLMLoss(model), loss_scale(self.dtype), min(self.groups.data.block_size, self.token_budget // 2)",
         ("tests/utils/training/test_causal_lm.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "what switches at a longer row is not found",
     ),

@@ -27,6 +27,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.accounting.rounding",
         "dptune.grid",
         "dptune.shapes",
+        "dptune.units.columns",
         "dptune.units.names",
     ),
     ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.dropout"),
@@ -81,6 +82,7 @@ WITHOUT_TORCH = (
     "dptune.mechanism",
     "dptune.run.plan",
     "dptune.run.lock",
+    "dptune.units.columns",
     "dptune.units.names",
 )
 

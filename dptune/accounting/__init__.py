@@ -4,7 +4,7 @@ dp-accounting computes it, in one of three ways. Every epsilon is an upper bound
 - Steps that use every example (q = 1, one example per unit): the Gaussian mechanism's closed form, at any delta.
 - Other steps: privacy loss distributions (PLD), see `distributions.py`. Rounding leaves them no answer for tiny deltas:
   below about 1e-14 plus 4e-16 per step.
-- There, and where the grid would be too large: Renyi accounting (RDP), at any delta, up to twice the true epsilon.
+- There, and where the grid would be too large: Renyi accounting (RDP), at any delta; a looser bound.
 
 Adjacency: add or remove one privacy unit. A unit is one sampled example, or up to `group_size` of them (`groups.py`).
 Sampling: Poisson. No torch in this file.
@@ -41,6 +41,7 @@ _FINE, _COARSE = 1e-4, 1e-3
 _UNSEEN = 0.02
 _MOST_STEPS = 1_000_000  # maximum in a search for the budget's end: beyond any run
 _HUGE, _MOST_NOISE = 1e300, 1e9  # the squares of larger noise overflow; less noise still gives an upper bound
+_LEAST_PROBABILITY = 1e-300  # smaller ones lose their last bits; a larger one still gives an upper bound
 SIGMA_RANGE = (0.2, 1e4)  # below, a single step costs an epsilon of tens; above, the gradient is pure noise
 
 
@@ -83,10 +84,10 @@ def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = N
 
 def _together(spends: Iterable[Spend]) -> tuple[Spend, ...]:
     """One spend for each setting, in order of first use, without those of no steps. Noise whose square would overflow
-    is capped."""
+    is capped, and a sampling probability near 0 is raised."""
     steps: Counter[tuple[float, float, int]] = Counter()
     for sigma, q, count, group_size in spends:
-        steps[min(sigma, _MOST_NOISE * group_size), q, group_size] += count
+        steps[min(sigma, _MOST_NOISE * group_size), max(q, _LEAST_PROBABILITY), group_size] += count
     return tuple(Spend(sigma, q, count, group_size) for (sigma, q, group_size), count in steps.items() if count)
 
 
@@ -187,9 +188,14 @@ def noise_multiplier(
 def planned_steps(*, num_examples: int, expected_batch_size: float, epochs: float) -> int:
     """Steps in which each example is drawn `epochs` times on average, rounded up; at least 1.
 
+    Raises:
+        InvalidArgument: a number of epochs beyond floating point.
+
     >>> planned_steps(num_examples=67349, expected_batch_size=1024, epochs=3)
     198
     """
+    if not math.isfinite(epochs * num_examples / expected_batch_size):
+        refuse("epochs", epochs, "an endless run; lower it")
     # Subtract 1e-9, so that a rounding error in the quotient does not add a step.
     return max(1, math.ceil(epochs * num_examples / expected_batch_size - 1e-9))
 
@@ -233,7 +239,7 @@ def max_steps(
     if fits < at_least and exact(at_least) <= 0:
         fits = at_least
     # Epsilon rarely grows more slowly than the square root of the steps, so one stride usually passes the answer.
-    share = 1 + exact(fits) / target_epsilon
+    share = max(1 + exact(fits) / target_epsilon, 1e-3)  # 0 where nothing is spent
     return _last_that_fits(exact, fits, max(1, math.ceil(fits * (share**-2 - 1))) if fits else 1, most)
 
 

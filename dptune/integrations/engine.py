@@ -24,7 +24,7 @@ from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
 from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
 from dptune.integrations.items import check_on_random_items
 from dptune.integrations.losses import losses_of_outputs
-from dptune.integrations.planning import count_examples, logical_batch, plan_training
+from dptune.integrations.planning import count_examples, logical_batch, plan_training, unit_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
@@ -35,7 +35,7 @@ from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.run.session import PrivateRun
 from dptune.step import PrivateStep
-from dptune.units.unit import ItemUnit, Unit
+from dptune.units.unit import Unit
 
 if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments
@@ -70,7 +70,7 @@ class PrivacyEngine:
         privacy_args: PrivacyArguments,
         *,
         losses: OutputLosses = losses_of_outputs,
-        privacy_unit: str | Unit = ItemUnit(),  # noqa: B008 (immutable)
+        privacy_unit: str | Unit | None = None,
         clipping: Clipping = FLAT,
         max_length: int | None = None,
     ) -> None:
@@ -88,7 +88,7 @@ class PrivacyEngine:
             num_examples=num_examples,
             batch=batch,
             steps=_trainer_steps(args, per_epoch),
-            unit=ItemUnit.of(privacy_unit),
+            unit=unit_of(privacy_unit, train_dataset),
             clipping=clipping,
         )
         self.dataset = PoissonMicroBatches(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING
 
-from dptune._validate import refuse, renamed
+from dptune._validate import HIDDEN, refuse, renamed
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.privacy_arguments import FLAGS, NOT_READ, PrivacyArguments
 from dptune.run.plan import RunPlan, expected_batch, make_plan
-from dptune.units.unit import Unit
+from dptune.units.columns import names_users
+from dptune.units.unit import ItemUnit, Unit
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+    from dptune.integrations.draws import Examples
 
 
 def count_examples(train_dataset: object) -> int:
@@ -25,6 +28,23 @@ def count_examples(train_dataset: object) -> int:
     if not isinstance(train_dataset, Sized) or not hasattr(train_dataset, "__getitem__"):
         refuse("train_dataset", type(train_dataset).__name__, "give a data set with a length and items by number")
     return len(train_dataset)
+
+
+def unit_of(privacy_unit: str | Unit | None, train_dataset: Examples | None) -> Unit:
+    """What an item is: what the user says, or by default a unit by itself.
+
+    Raises:
+        InvalidArgument: the user says nothing, and a column of the training set or a key of its first item names users.
+    """
+    if privacy_unit is not None:
+        return ItemUnit.of(privacy_unit)
+    first = train_dataset[0] if train_dataset is not None and len(train_dataset) else None
+    keys = [key for key in first if isinstance(key, str)] if isinstance(first, Mapping) else []
+    for name in [*(getattr(train_dataset, "column_names", None) or []), *keys]:
+        if names_users(name):
+            remedy = "give privacy_unit=ItemUnit() (dptune.units.unit) to protect single items, or make users the items"
+            refuse("train_dataset", HIDDEN, f"names users in {' '.join(name.split())}; {remedy}")
+    return ItemUnit()
 
 
 def logical_batch(args: TrainingArguments, num_examples: int) -> int:

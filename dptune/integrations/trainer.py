@@ -39,7 +39,7 @@ from dptune.integrations.draws import (
 from dptune.integrations.filling import FilledBatches
 from dptune.integrations.items import check_on_random_items, has_tokens, make_of
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
-from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of
+from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of, unit_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
@@ -52,7 +52,7 @@ from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.run.session import PrivateRun, describe_end
 from dptune.shapes import Shapes
-from dptune.units.unit import ItemUnit, Unit
+from dptune.units.unit import Unit
 
 _PACKAGES = ("transformers", "accelerate")
 _MODEL = Artifact(
@@ -83,7 +83,8 @@ class DPTrainer(transformers.Trainer):
         rows_per_unit: number of neighbouring rows that the collator makes per item. Their gradients are summed, and
             the sum is clipped once. It may differ per item, int64 [items]; items must then be lists of rows, and the
             collator must fill all items of a micro-batch up to the largest number.
-        privacy_unit: what an item is, for the report; an `ItemUnit` with a group size if a unit has several items.
+        privacy_unit: what an item is, for the report; an `ItemUnit` with a group size if a unit has several items. By
+            default each item is a unit by itself; a training set with a column that names users is then refused.
         clipping: the clipping style.
         max_length: maximum tokens of an item, which must be public. A longer item is refused. By default it is the
             model's context, if that is at most 4,096 tokens. Rows up to this length are tried before training.
@@ -102,7 +103,7 @@ class DPTrainer(transformers.Trainer):
         privacy_args: PrivacyArguments,
         losses: TrainerLosses | None = None,
         rows_per_unit: int | np.ndarray = 1,
-        privacy_unit: str | Unit = ItemUnit(),  # noqa: B008 (immutable)
+        privacy_unit: str | Unit | None = None,
         clipping: Clipping = FLAT,
         max_length: int | None = None,
         **kwargs: Any,
@@ -114,10 +115,11 @@ class DPTrainer(transformers.Trainer):
         refuse_unsafe_arguments(args)
         self.privacy_args = privacy_args
         self._losses: TrainerLosses = losses or DefaultLosses()
-        self._privacy_unit, self._clipping = ItemUnit.of(privacy_unit), clipping
         self._run: PrivateRun | None = None
         self._last_loss = 0.0
         self._num_examples = count_examples(train_dataset) if train_dataset is not None else 0
+        protected = None if privacy_args.disable_dp else train_dataset
+        self._privacy_unit, self._clipping = unit_of(privacy_unit, protected), clipping
         self._rows_per_unit = _of_each(rows_per_unit, self._num_examples)
         self._max_length, self._most_rows = max_length, rows_per_unit if isinstance(rows_per_unit, int) else 2
         # With a fixed number of rows per item, each row counts; otherwise the caller has already averaged them.

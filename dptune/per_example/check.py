@@ -91,7 +91,7 @@ def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch
         model: what is trained.
         losses: (*arguments) -> losses [B]; for two rows, the first half belongs to the first one.
         batch_of: random rows -> arguments of `losses`, padded as in training.
-        longest: tokens of the longest row that can share a batch. It must be public, not measured on the data.
+        longest: tokens of the longest row that there may be. It must be public, not measured on the data.
 
     Raises:
         InvalidArgument: see `require_exact_gradients`; or the loss of a row changes.

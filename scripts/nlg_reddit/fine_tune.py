@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     training, privacy, model_args, data_args = read_flags(sys.argv[1:] if argv is None else argv)
     is_main = PartialState().is_main_process
     tokenizer = load_tokenizer(model_args.model_name)
-    train, held_out = load_corpus(data_args, tokenizer, model_args.sequence_len, training.seed)
+    users_flag = None if privacy.disable_dp else data_args.users_flag
+    train, held_out = load_corpus(data_args, tokenizer, model_args.sequence_len, training.seed, users_flag=users_flag)
     _check_evaluation(training, data_args, held_out)
     if is_main:
         print(*_describe_corpus(train, held_out), sep="\n")
@@ -134,15 +135,16 @@ def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
 
 
 def load_corpus(
-    data: CorpusArguments, tokenizer: Any, length: int, seed: int
+    data: CorpusArguments, tokenizer: Any, length: int, seed: int, *, users_flag: str | None = None
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
-    """(training data, held-out data or None), one row per text."""
+    """(training data, held-out data or None), one row per text. `users_flag`: see `load_texts`."""
     records = load_texts(
         str(data.train_file),
         flag="--train_file",
         column=data.text_column,
         author_column=data.author_column,
         tokenizer=tokenizer,
+        users_flag=users_flag,
     )
     held_out: list[Record] = []
     if data.validation_file is not None:

@@ -4,6 +4,7 @@ sensitivity that the configuration states."""
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from dptune import InvalidArgument, Ledger, PrivacyConfig, PrivateStep
 from dptune.accounting import Spend, epsilon
-from dptune.clipping import layers_of
+from dptune.clipping import Clipper, layers_of
 from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, Flat, PerLayer
 from dptune.mechanism import ROUNDING
 from tests.private_sum import NoNoise, config_for
@@ -300,6 +301,33 @@ def test_styles_are_plain_values() -> None:
         Automatic(gamma=0)
     with pytest.raises(InvalidArgument, match="quantile=1"):
         Adaptive(quantile=1)
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-300, 1e-200, 1e300, 1.7e308])
+def test_a_style_takes_no_value_that_float32_cannot_hold(value: float) -> None:
+    """Under a gamma near 0, a gradient of zeros was divided by 0, and the sum became NaN."""
+    for name, make in {
+        "gamma": lambda: Automatic(gamma=value),
+        "count_noise": lambda: Adaptive(count_noise=value),
+        "clip_norms[0]": lambda: PerLayer({"0": value}),
+    }.items():
+        with pytest.raises(InvalidArgument, match=rf"^{re.escape(name)}=.*: give a number from 1e-\d\d to 1e\+\d\d$"):
+            make()
+
+
+@pytest.mark.parametrize("gamma", [1e-12, 1e12])
+def test_a_gradient_of_zeros_adds_nothing_under_any_gamma(gamma: float) -> None:
+    config = replace(configured(Automatic(gamma=gamma)), clip_norm=1e20)
+    factors = Clipper(config.clipping, ["w"]).factors({"w": torch.zeros(1, dtype=torch.float64)}, config.clip_norm)
+    assert factors["w"].float().isfinite().all()
+
+
+def test_an_adaptive_clip_norm_stays_within_its_range() -> None:
+    clip_norm = 1.0
+    for share, end in ((1.0, 1e-20), (0.0, 1e20)):
+        for _ in range(1000):
+            clip_norm = Adaptive().next_clip_norm(clip_norm, share)
+        assert clip_norm == end
 
 
 @pytest.mark.parametrize("style", STYLES)

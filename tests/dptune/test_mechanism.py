@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument, PrivacyConfig, accounting
+from dptune.clipping_styles import FLAT, Adaptive, Clipping
 from dptune.mechanism import ROUNDING, sampling_probability
 
 SETTING: dict[str, Any] = {
@@ -73,6 +74,12 @@ def test_the_least_noise_for_an_epsilon() -> None:
         ("clip_norm", 0.0, "give a finite number above 0"),
         ("clip_norm", -1.0, "give a finite number above 0"),
         ("clip_norm", math.inf, "give a finite number above 0"),
+        ("clip_norm", 1e-21, "give a number from 1e-20 to 1e+20"),
+        ("clip_norm", 1e21, "give a number from 1e-20 to 1e+20"),
+        ("noise_multiplier", 1e-310, "the noise would be too small for floating point"),
+        ("noise_multiplier", 1.7e308, "the noise would be too large for floating point"),
+        ("expected_batch_size", 5e-324, "so small that nothing would ever be drawn"),
+        ("steps", 10**400, "give a whole number of at least 1, below 2^63"),
         ("noise_multiplier", 0.0, "give a finite number above 0"),
         ("noise_multiplier", math.nan, "give a finite number above 0"),
         ("expected_batch_size", 0.0, "give a finite number above 0"),
@@ -89,6 +96,38 @@ def test_a_value_out_of_range_is_refused_with_name_value_and_remedy(name: str, v
         PrivacyConfig(**SETTING | {name: value})
     assert str(caught.value).startswith(f"{name}={value!r}: {remedy}")
     assert "\n" not in str(caught.value)
+
+
+TINY, HUGE = (5e-324, 1e-300, 1e-200, 1e-160, 1e-17), (1e17, 1e160, 1e300, 1.7e308)
+STYLES: dict[str, Clipping] = {
+    "flat": FLAT,
+    "adaptive": Adaptive(count_noise=2.0),
+    "adaptive, little count noise": Adaptive(count_noise=1e-20),
+    "adaptive, large count noise": Adaptive(count_noise=1e20),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", ["clip_norm", "noise_multiplier", "delta", "expected_batch_size"])
+@pytest.mark.parametrize("value", [*TINY, *HUGE])
+def test_an_extreme_value_is_refused_or_has_noise_and_an_epsilon(name: str, value: float, style: str) -> None:
+    """With adaptive clipping, a noise multiplier of 1e-200 ended in an OverflowError."""
+    try:
+        config = PrivacyConfig(**SETTING | {name: value, "clipping": STYLES[style]})
+    except InvalidArgument:
+        return
+    numbers = [config.noise_std, config.noise_std_per_rank(1024), config.grid(), config.sensitivity]
+    numbers += [config.sampling_probability, config.gradient_noise_multiplier]
+    if isinstance(config.clipping, Adaptive):
+        numbers += [config.count_scale(config.clip_norm), config.clipping.next_clip_norm(config.clip_norm, 1e300)]
+    assert all(0 < number < math.inf for number in numbers)
+    assert config.planned_epsilon() >= 0
+
+
+def test_an_infinite_epsilon_is_said_before_training() -> None:
+    for clipping in (FLAT, Adaptive(count_noise=2.0)):
+        config = PrivacyConfig(**SETTING | {"noise_multiplier": 1e-200, "clipping": clipping})
+        assert config.planned_epsilon() == math.inf
 
 
 def test_the_ends_of_the_ranges_are_allowed() -> None:

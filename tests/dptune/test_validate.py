@@ -17,6 +17,7 @@ from dptune._validate import (
     require_delta,
     require_positive,
     require_probability,
+    require_within,
 )
 
 
@@ -43,6 +44,10 @@ def count_from_zero(value: float) -> None:
     require_count("x", value, minimum=0)  # type: ignore[arg-type]
 
 
+def within(value: float) -> None:
+    require_within("x", value, (1e-3, 1e3))
+
+
 def delta_of_a_hundred(value: float) -> None:
     require_delta(value, 100)
 
@@ -52,7 +57,8 @@ def delta_of_a_hundred(value: float) -> None:
     [
         (positive, [1e-300, 1, 1e300], [0, -1, math.nan, math.inf, -math.inf]),
         (probability, [1e-9, 0.5, 1], [0, -0.1, 1 + 1e-9, math.nan, math.inf]),
-        (count, [1, 2, 10**12, 3.0], [0, -1, 1.5, True, False, math.nan, math.inf]),
+        (count, [1, 2, 2**63 - 1, 3.0], [0, -1, 1.5, True, False, math.nan, math.inf, 2**63, 10**400]),
+        (within, [1e-3, 1, 1e3], [0, -1, 0.9e-3, 1.1e3, math.nan, math.inf]),
         (count_from_zero, [0, 1], [-1, 0.5, False]),
         (require_delta, [1e-300, 1e-7, 0.999], [0, 1, -1e-7, 2, math.nan, math.inf]),
         (delta_of_a_hundred, [1e-7, 0.00999], [0.01, 0.5, 1]),

@@ -65,6 +65,7 @@ def line(model_dir: Path, train_file: Path, tmp_path: Path) -> Any:
             "save_strategy": "no",
             "disable_tqdm": "True",
             "logging_steps": 1,
+            "ignore_users": True,
         }
         settings |= changes
         words: list[str] = []
@@ -78,7 +79,7 @@ def line(model_dir: Path, train_file: Path, tmp_path: Path) -> Any:
 
 def authors(**changes: object) -> dict[str, object]:
     settings = {"privacy_level": "author", "author_column": "user", "examples_per_author": 3, "target_delta": 1e-3}
-    return settings | changes
+    return settings | {"ignore_users": None} | changes
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 def test_the_documented_command_line_with_two_processes(model_dir: Path, train_file: Path, tmp_path: Path) -> None:
     flags = COMMAND_LINE.replace("--model_name gpt2", f"--model_name {model_dir}").split()
-    flags += ["--train_file", str(train_file), "--held_out_share", "0.03"]
+    flags += ["--train_file", str(train_file), "--held_out_share", "0.03", "--ignore_users"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29671"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with (tmp_path / "out.txt").open("w") as output:
@@ -128,7 +129,8 @@ def test_lora_trains_and_saves_the_adapters_alone(line: Any, tmp_path: Path, mod
 
 
 def test_without_privacy(line: Any, tmp_path: Path) -> None:
-    fine_tune.main(line(**NO_PRIVACY))
+    """Then no row is protected, whoever a column names."""
+    fine_tune.main(line(**NO_PRIVACY, ignore_users=None))
     assert report_of(tmp_path / "run")["guarantee"] == "none"
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
     assert (tmp_path / "run" / "model" / "config.json").exists()
@@ -228,11 +230,11 @@ def test_micro_batches_hold_no_more_rows_than_a_device_takes(line: Any, monkeypa
     assert sum(items for _, items, *_ in seen) > 30
 
 
-@pytest.mark.parametrize("how", [{}, authors()])
+@pytest.mark.parametrize("how", [{}, authors(), {"per_device_train_batch_size": 1}])
 def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     how: dict[str, object], line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Also where they do so at the full length alone."""
+    """Also where they do so at the full length alone, and where a forward pass takes one row."""
     couple_rows(monkeypatch, GPT2Model, width=32)
     with pytest.raises(SystemExit):
         fine_tune.main(line(**how))
@@ -289,6 +291,14 @@ MISTAKES: dict[str, tuple[dict[str, object], str]] = {
     "no such file": ({"train_file": "nowhere.jsonl"}, "--train_file='nowhere.jsonl': no such file"),
     "no such column": ({"text_column": "body"}, "--text_column='body': no such column in"),
     "no such author": (authors(author_column="who"), "--author_column='who': no such column in"),
+    "people": (
+        {"ignore_users": None},
+        "names users in user; give --privacy_level author --author_column user, or --ignore_users to protect rows",
+    ),
+    "people by another name": (
+        {"ignore_users": None, "author_column": "text"},
+        "names users in text; give --privacy_level author --author_column text, or --ignore_users to protect rows",
+    ),
     "no k": (authors(examples_per_author=None), "--examples_per_author=None: --privacy_level author needs it"),
     "k of rows": ({"examples_per_author": 2}, "--examples_per_author=2: belongs to --privacy_level author"),
     "no model": ({"model_name": "nowhere/at-all"}, "--model_name='nowhere/at-all': no tokenizer could be loaded"),

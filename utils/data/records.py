@@ -106,14 +106,16 @@ def load_texts(
     split: str = "train",
     author_column: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    users_flag: str | None = None,
 ) -> list[Record]:
     """One record per row; its whole text is learned.
 
     Args:
         path, flag, split: see `load_records`.
         column: the column of the texts.
-        author_column: the column that names each row's author, if authors are the privacy unit.
+        author_column: the column that names each row's author, if there is one.
         tokenizer: its special tokens in a text are text, except end tokens at the end. None knows no special tokens.
+        users_flag: see `load_records`. A file with an `author_column` is refused too.
 
     Raises:
         InvalidArgument: `read_rows` refuses the file, a column is missing, or a value is not text. Names flag, file and
@@ -126,6 +128,8 @@ def load_texts(
         refuse("--text_column", column, f"no such column in {path}, which has {found}; name one of them")
     if author_column is not None and not any(author_column in row for row in rows):
         refuse("--author_column", author_column, f"no such column in {path}, which has {found}; name one of them")
+    if users_flag is not None:
+        refuse_unnoticed_users(rows, flag, str(path), users_flag, column=author_column)
     records = []
     for number, row in enumerate(rows, start=1):
         place = Place(flag, str(path), number)

@@ -5,40 +5,29 @@ An epsilon per row promises little to a person with many rows.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from functools import cache
 
 from dptune._validate import refuse
+from dptune.units.columns import names_users
 from utils.files.cells import Place, author_of
 from utils.files.tables import Row, show_columns
 
-# Names of user columns in published data sets, in lower case, letters and digits only: user_id and UserID are one.
-_PEOPLE = (
-    "account", "author", "client", "customer", "employee", "member", "owner", "participant", "patient", "person",
-    "poster", "respondent", "reviewer", "sender", "speaker", "student", "subscriber", "user", "worker", "writer",
-)  # fmt: skip
-_ENDINGS = ("", "id", "name", "fullname", "email", "emailaddress", "hash", "key", "number", "uuid")
-_NAMES = frozenset(
-    [person + ending for person in _PEOPLE for ending in _ENDINGS]
-    + ["annotatorid", "subjectid", "uid", "userids", "username", "nickname", "screenname", "realname", "handle"]
-    + ["by", "createdby", "postedby", "submittedby", "writtenby", "email", "emailaddress", "phone", "phonenumber"]
-    + ["ip", "ipaddress", "hashedip", "iphash", "deviceid", "ssn", "passportnumber"]
-)
 
-
-def refuse_unnoticed_users(rows: Iterable[Row], flag: str, path: str, remedy: str | None) -> None:
+def refuse_unnoticed_users(
+    rows: Iterable[Row], flag: str, path: str, remedy: str | None, *, column: str | None = None
+) -> None:
     """Refuse rows if the name of any column says that it holds users. For programs whose unit is the row.
 
     Args:
         rows: all rows, not only the first.
         flag, path: the source of the rows, for the error.
         remedy: the flag that makes the users of a column the unit; None if the program has none.
+        column: a column that holds users, whatever its name.
     """
     for row in rows:
         for name in row:
-            if _names_people(name):
-                shown = " ".join(name.split())  # safe to show: a name of _NAMES, up to signs and white space
+            if name == column or names_users(name):
+                shown = " ".join(name.split())
                 if remedy is None:
                     told = "this program protects rows, not all rows of a user; give --ignore_users if that is enough"
                     refuse(flag, path, f"names users in {shown}, but {told}")
@@ -55,8 +44,3 @@ def authors_of(rows: Sequence[Row], column: str, flag: str, path: str) -> list[s
         remedy = f"no such column in {path}, which has {show_columns(rows[0])}; name one of them"
         refuse("--privacy_unit", column, remedy)
     return [author_of(row, column, Place(flag, path, number)) for number, row in enumerate(rows, start=1)]
-
-
-@cache
-def _names_people(column: str) -> bool:
-    return re.sub("[^a-z0-9]", "", column.lower()) in _NAMES

@@ -133,7 +133,7 @@ def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int)
     and for each row alone.
 
     Args:
-        width: tokens of the longest row that can share a batch, since its effect on others may depend on its length.
+        width: tokens of the longest row that the settings allow, since its effect on others may depend on its length.
 
     Raises:
         InvalidArgument: the engine's gradient rules do not cover the model, or a row's gradient depends on its padding

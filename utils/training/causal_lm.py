@@ -137,10 +137,16 @@ class CausalLMJob:
         return CausalLMTask(self, model, losses, self.names if whole else None, identity)
 
     def _check_neighbours(self, model: Any) -> None:
-        """Refuse a model whose per-example gradients come out wrong, or whose rows affect each other."""
-        losses, scale = CausalLMLoss(model), loss_scale(self.dtype)
-        width = min(self.groups.data.block_size, self.token_budget // 2)  # two such rows fit in the budget
-        check_rules(model, lambda *rows: losses(*rows) * scale, self.folder.accelerator.device, width=width)
+        """Refuse a model whose per-example gradients come out wrong, or whose rows affect each other.
+
+        Two rows of the full length are tried, whatever the token budget: it may grow when the run resumes.
+        """
+        losses, scale, width = CausalLMLoss(model), loss_scale(self.dtype), self.groups.data.block_size
+        try:
+            check_rules(model, lambda *rows: losses(*rows) * scale, self.folder.accelerator.device, width=width)
+        except torch.OutOfMemoryError:
+            remedy = "out of memory on two random rows of that length, on which the model is checked once; lower it"
+            refuse("block_size", width, remedy)
 
 
 @dataclass

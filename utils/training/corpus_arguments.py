@@ -48,6 +48,10 @@ class CorpusArguments:
     examples_per_author: int | None = field(
         default=None, metadata={"help": "maximum texts per author and step; required by --privacy_level author"}
     )
+    ignore_users: bool = field(
+        default=False,
+        metadata={"help": "protect single texts although a column names users: one with many is protected less"},
+    )
 
     def __post_init__(self) -> None:
         if self.train_file is None:
@@ -57,10 +61,18 @@ class CorpusArguments:
         if self.privacy_level == SAMPLE and self.examples_per_author is not None:
             refuse("--examples_per_author", self.examples_per_author, "belongs to --privacy_level author")
         if self.privacy_level == AUTHOR:
+            if self.ignore_users:
+                refuse("--ignore_users", True, "contradicts --privacy_level author; leave one out")
             for name in ("author_column", "examples_per_author"):
                 if getattr(self, name) is None:
                     refuse(f"--{name}", None, "--privacy_level author needs it")
             require_count("--examples_per_author", self.examples_per_author or 0)
+
+    @property
+    def users_flag(self) -> str | None:
+        """The flags to recommend for a file that names users; None where such a file is taken."""
+        protects_texts = self.privacy_level == SAMPLE and not self.ignore_users
+        return "--privacy_level author --author_column" if protects_texts else None
 
     @property
     def unit(self) -> PrivacyUnit:

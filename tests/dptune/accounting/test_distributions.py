@@ -153,3 +153,19 @@ def test_noise_without_end_costs_nothing() -> None:
 def test_the_same_setting_counts_as_one_spend() -> None:
     parts = [Spend(1.2, 0.01, 300), Spend(3.0, 1.0, 1), Spend(1.2, 0.01, 700)]
     assert compose(parts, delta=1e-6) == compose([Spend(1.2, 0.01, 1000), parts[1]], delta=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [5e-324, 1e-160, 1.0, 1.7e308])
+@pytest.mark.parametrize("q", [5e-324, 1e-310, 1e-17, 1.0])
+@pytest.mark.parametrize("delta", [5e-324, 1e-6, 1 - 1e-16])
+def test_the_extremes_of_floating_point_have_an_epsilon(sigma: float, q: float, delta: float) -> None:
+    for group_size in (1, 3):
+        assert compose([Spend(sigma, q, 100, group_size)], delta=delta) >= 0, "not a NaN either"
+
+
+@pytest.mark.parametrize("q", [5e-324, 1e-17, 1e-3, 1.0])
+@pytest.mark.parametrize("sigma", [5e-324, 1e200])
+@pytest.mark.parametrize("target", [5e-324, 1.0, 1.7e308])
+def test_the_budget_ends_somewhere_at_the_extremes(sigma: float, q: float, target: float) -> None:
+    setting = {"delta": 0.9999, "noise_multiplier": sigma, "sampling_probability": q}
+    assert 0 <= max_steps(target_epsilon=target, at_least=100, **setting) <= 1_000_000

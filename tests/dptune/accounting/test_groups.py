@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import privacy_loss_distribution
-from scipy.stats import binom
+from dp_accounting.rdp import RdpAccountant
+from scipy.stats import binom, norm
 
 from dptune import GaussianNoise, InvalidArgument, Ledger, PrivacyConfig, accounting
 from dptune.accounting import Spend, compose, epsilon, max_steps, noise_multiplier, running_epsilon
-from dptune.accounting.groups import mixture_of_gaussians
+from dptune.accounting.groups import mixture_of_gaussians, renyi_divergences
 from dptune.report.statement import state_privacy
 
 DELTA = 1e-6
@@ -88,6 +90,33 @@ def test_the_librarys_own_search_finds_the_same(sigma: float, q: float, group_si
     )
     theirs = step.self_compose(steps).get_epsilon_for_delta(DELTA)
     assert compose([Spend(sigma, q, steps, group_size)], delta=DELTA, interval=1e-2) == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.parametrize(("sigma", "q"), [(0.6, 0.01), (1.2, 0.027), (20.0, 0.9), (1e4, 0.3)])
+def test_the_divergences_of_a_group_of_one_are_the_librarys(sigma: float, q: float) -> None:
+    theirs = RdpAccountant([2, 3, 16, 64, 512])
+    theirs.compose(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)))
+    np.testing.assert_allclose(renyi_divergences(sigma, q, 1, theirs._orders), theirs._rdp, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(("sigma", "q", "group_size"), [(0.7, 0.02, 2), (2.0, 0.03, 4), (6.0, 0.5, 8), (3.0, 0.99, 3)])
+def test_the_divergences_of_a_group_are_those_of_the_mixture(sigma: float, q: float, group_size: int) -> None:
+    """Of both directions, summed over draws of the counts, or on a far finer grid."""
+    for order in (2, 3):
+        counts = np.stack(np.meshgrid(*[np.arange(group_size + 1)] * order)).reshape(order, -1)
+        pairs = (counts.sum(0) ** 2 - (counts**2).sum(0)) / 2
+        removed = (binom.pmf(counts, group_size, q).prod(0) * np.exp(pairs / sigma**2)).sum()
+        x, width = np.linspace(-order * group_size - 16 * sigma, 16 * sigma, 2_000_001, retstep=True)
+        within = sum(binom.pmf(j, group_size, q) * norm.pdf(x, j, sigma) for j in range(group_size + 1))
+        added = (norm.pdf(x, 0, sigma) ** order * within ** (1 - order)).sum() * width
+        (found,) = renyi_divergences(sigma, q, group_size, [order])
+        assert found == pytest.approx(math.log(max(removed, added)) / (order - 1), rel=1e-6)
+
+
+@pytest.mark.parametrize("group_size", [10**4, 10**18])
+def test_divergences_that_would_take_too_long_are_left_out(group_size: int) -> None:
+    assert renyi_divergences(1.0, 0.01, group_size, [2, 64]).tolist() == [math.inf, math.inf]
+    assert compose([Spend(1.0, 0.01, 3, group_size)], delta=1e-20) > 1e6
 
 
 def group_privacy(spend: Spend, delta: float, group_size: int) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dptune import InvalidArgument
 from dptune.accounting import __main__ as tables
 from dptune.accounting import epsilon, noise_multiplier, planned_steps
 
@@ -139,6 +140,8 @@ def test_the_steps_are_those_of_a_training_run() -> None:
     assert planned_steps(num_examples=3, expected_batch_size=3, epochs=1e-6) == 1
     assert 1.1 * 100 / 10 > 11
     assert planned_steps(num_examples=100, expected_batch_size=10, epochs=1.1) == 11
+    with pytest.raises(InvalidArgument, match=r"^epochs=1e\+308: an endless run; lower it"):
+        planned_steps(num_examples=100, expected_batch_size=10, epochs=1e308)
 
 
 def test_the_page_of_the_manual_is_what_the_program_prints() -> None:

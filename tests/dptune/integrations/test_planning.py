@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 
 from dptune import InvalidArgument, accounting
 from dptune.clipping_styles import Automatic
-from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of
+from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of, unit_of
 from dptune.units.unit import ItemUnit
 from tests.dptune.integrations.runs import privacy_arguments
 
@@ -24,6 +25,22 @@ def test_a_data_set_must_have_a_length_and_items() -> None:
     for other in (iter([1]), {1, 2}):
         with pytest.raises(InvalidArgument, match=r"^train_dataset='\w+': give a data set with a length"):
             count_examples(other)
+
+
+PEOPLE = {"list of rows": [{"input_ids": [1], "User_ID": 3}], "table": datasets.Dataset.from_dict({"email": ["a"]})}
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_items_that_name_people_need_a_unit(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^train_dataset: names users in (User_ID|email); give privacy_unit="):
+        unit_of(None, PEOPLE[name])
+    assert unit_of("one row", PEOPLE[name]) == ItemUnit("one row")
+    assert unit_of(ItemUnit(), PEOPLE[name]) == ItemUnit()
+
+
+@pytest.mark.parametrize("rows", [[{"input_ids": [1]}], [], [[1, 2]], [{3: 4}], datasets.Dataset.from_dict({"a": [1]})])
+def test_any_other_item_is_a_unit(rows: Any) -> None:
+    assert unit_of(None, rows) == ItemUnit()
 
 
 def test_the_batch_is_over_processes_and_accumulation() -> None:

@@ -218,7 +218,7 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path: Path, capsys: pyte
 
 @pytest.mark.usefixtures("no_noise")
 def test_columns_that_the_model_does_not_know_are_removed(tmp_path: Path) -> None:
-    log, rows = GradientLog(), [row | {"author": "somebody"} for row in data()]
+    log, rows = GradientLog(), [row | {"source": "somewhere"} for row in data()]
     dataset = datasets.Dataset.from_list(rows)
 
     def strict(features: list[Any]) -> Any:

@@ -15,11 +15,19 @@ from torch import Tensor
 from dptune import InvalidArgument, accounting
 from dptune.clipping_styles import Adaptive, Automatic, Clipping, PerLayer
 from dptune.integrations import trainer as module
+from dptune.integrations.engine import PrivacyEngine
 from dptune.mechanism import ROUNDING
 from dptune.optimizers import DPAdam
 from dptune.run.checkpoint import LEDGER_NAME
 from dptune.units.unit import ItemUnit
-from tests.dptune.integrations.runs import dp_trainer, lora_llama, privacy_arguments
+from tests.dptune.integrations.runs import (
+    data,
+    dp_trainer,
+    lora_llama,
+    plain_trainer,
+    privacy_arguments,
+    training_arguments,
+)
 from tests.dptune.integrations.test_resume import SAVING, crash, parameters
 
 SECRET = {"insecure_test_seed": None}
@@ -48,6 +56,19 @@ def test_a_group_size_is_in_ledger_report_and_epsilon(tmp_path: Path) -> None:
     assert trainer.epsilon >= for_all
     assert (tmp_path / "epsilon.png").stat().st_size > 0
     assert unit.name in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("make", [dp_trainer, plain_trainer])
+def test_a_training_set_that_names_people_is_refused_unless_its_unit_is_said(make: Any, tmp_path: Path) -> None:
+    rows = [{**item, "user_id": "u"} for item in data()]
+    with pytest.raises(InvalidArgument, match=r"^train_dataset: names users in user_id; give privacy_unit=ItemUnit"):
+        make(tmp_path, train_dataset=rows)
+    trainer = dp_trainer(tmp_path, train_dataset=rows, privacy_unit=ItemUnit())
+    assert trainer.plan.unit == dp_trainer(tmp_path).plan.unit, "a checkpoint of the default unit resumes"
+    assert dp_trainer(tmp_path, train_dataset=rows, privacy=privacy_arguments(disable_dp=True)).plan.privacy is None
+    args = training_arguments(tmp_path, transformers.TrainingArguments)
+    engine = PrivacyEngine(lora_llama(), args, rows, privacy_arguments(), privacy_unit="one row")
+    assert engine.plan.unit == ItemUnit("one row")
 
 
 def test_a_target_is_kept_for_the_whole_group(tmp_path: Path) -> None:

@@ -75,13 +75,13 @@ def test_an_open_clip_norm_is_measured_once_for_plan_and_settings(
     assert one.plan.privacy.clip_norm == one.settings.budget.max_grad_norm == 2.5
 
 
-@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize(("private", "rows"), [(True, 1), (True, 4), (False, 4)])
 def test_rows_that_reach_each_other_are_refused_before_a_private_run(
-    private: bool, planned: Any, monkeypatch: pytest.MonkeyPatch
+    private: bool, rows: int, planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where they do so only if a row has --max_length tokens."""
+    """Also where they do so only if a row has --max_length tokens, and where a step takes one such row at a time."""
     couple_rows(monkeypatch, BertModel, width=16, output="pooler_output")
-    setup = planned(**({} if private else {"enable_dp": None, "noise_multiplier": None}))
+    setup = planned(micro_batch_size=rows, **({} if private else {"enable_dp": None, "noise_multiplier": None}))
     if not private:
         assert load_trained(*setup).model is not None
         return

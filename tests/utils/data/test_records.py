@@ -306,7 +306,7 @@ def test_no_copy_of_the_data_is_left_elsewhere(
     assert not cache.exists()
 
 
-def texts(path: Path, **changed: str) -> list[Record]:
+def texts(path: Path, **changed: str | None) -> list[Record]:
     return load_texts(path, **{"flag": "--train_file", "column": "body"} | changed)
 
 
@@ -314,6 +314,17 @@ def test_a_text_is_learned_whole_and_keeps_its_author(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [{"body": "a b", "who": 7.0}, {"body": "", "who": None}])
     assert texts(path) == [Record("a b", ((0, 3),)), Record("", ((0, 0),))]
     assert [record.author for record in texts(path, author_column="who")] == ["7", None]
+
+
+def test_texts_that_name_people_are_refused_unless_authors_are_the_unit(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"body": "a b", "user_id": 7}])
+    for column in (None, "user_id", "body"):
+        named = column or "user_id"
+        with pytest.raises(
+            InvalidArgument, match=rf"names users in {named}; give --authors {named}, or --ignore_users"
+        ):
+            texts(path, author_column=column, users_flag="--authors")
+    assert len(texts(path)) == 1
 
 
 def test_special_tokens_in_a_text_are_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -120,18 +120,29 @@ def test_a_budget_that_did_not_fit_is_remembered(job: Any, tmp_path: Path) -> No
     assert job(max_tokens_per_device=100).token_budget == 100
 
 
+@pytest.mark.parametrize("tokens", [None, 48, 20])
 @pytest.mark.parametrize("private", [True, False])
 def test_rows_that_reach_each_other_are_refused_before_a_private_run(
-    private: bool, job: Any, monkeypatch: pytest.MonkeyPatch
+    private: bool, tokens: int | None, job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where they do so only if a row has --block_size tokens."""
+    """Also where they do so only if a row has --block_size tokens, and where a step takes one such row at a time."""
     couple_rows(monkeypatch, LlamaModel, width=48)
-    planned = job(**({} if private else WITHOUT_PRIVACY))
+    budget = {} if tokens is None else {"max_tokens_per_device": tokens}
+    planned = job(**budget | ({} if private else WITHOUT_PRIVACY))
     if not private:
         assert planned.load().model is not None
         return
     with pytest.raises(InvalidArgument, match="per-example gradients differ from autograd's"):
         planned.load()
+
+
+def test_a_check_that_does_not_fit_in_memory_is_told_in_one_line(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(causal_lm, "check_rules", full)
+    with pytest.raises(InvalidArgument, match=r"^block_size=48: out of memory on two random rows .*; lower it"):
+        job().load()
 
 
 def test_an_adapter_starts_as_the_seed_says_and_a_whole_model_is_float32(job: Any) -> None:
