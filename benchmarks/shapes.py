@@ -2,8 +2,8 @@
 
     python -m benchmarks.shapes --model .demo/SmolLM2-135M --output benchmarks/results/shapes_HARDWARE_DATE.md
 
-Both sides run in turns in one process, on the same draws, with LoRA. Noise is timed on its own: on the grid in float64,
-and added in float32, as it was before.
+The micro-batches of both sides take turns in one process, on the same draws, with LoRA. Noise is timed on its own: on
+the grid in float64, and added in float32, as it was before.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=128, help="maximum tokens per text")
     parser.add_argument("--draw", type=int, default=32, help="texts per step")
     parser.add_argument("--examples", type=int, default=4, help="widest texts per forward pass")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each side, in turns")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each side")
     parser.add_argument("--output", help="file for the tables; default: print them only")
     args = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).train()
@@ -92,15 +92,24 @@ def _step_row(model: nn.Module, lengths: np.ndarray, args: argparse.Namespace) -
         TemporaryDirectory() as folder,
         PrivateStep(model, config, ledger=Ledger(Path(folder) / "ledger.jsonl")) as step,
     ):
-        for number, draw in enumerate(draws):
-            for fixed in (True, False) if number % 2 else (False, True):
+        for draw in draws:
+            spent = {True: 0.0, False: 0.0}
+            sides = {fixed: cut(draw, fixed=fixed) for fixed in spent}
+            turns = sorted(
+                (place / len(side), fixed, place) for fixed, side in sides.items() for place in range(len(side))
+            )
+            for _, fixed, place in turns:
+                shape, rows = sides[fixed][place]
                 began = time.perf_counter()
-                for shape, rows in cut(draw, fixed=fixed):
-                    (part,) = parts_of(rows, data)
-                    batch = part.batch(rows, shape, 0)
-                    step.backward(losses(**batch.inputs), items=rows)
-                step.finish()
-                times[fixed].append(time.perf_counter() - began)
+                (part,) = parts_of(rows, data)
+                batch = part.batch(rows, shape, 0)
+                step.backward(losses(**batch.inputs), items=rows)
+                spent[fixed] += time.perf_counter() - began
+            began = time.perf_counter()
+            step.finish()
+            ending = time.perf_counter() - began
+            for fixed, seconds in spent.items():
+                times[fixed].append(seconds + ending)
 
     def padding(*, fixed: bool) -> str:
         padded = sum(shape.items * shape.width for draw in draws for shape, _ in cut(draw, fixed=fixed))
