@@ -41,7 +41,8 @@ class PrivateStep:
         gather, rank, world_size: communication between ranks (`accelerator.gather`); not needed for one process.
         reduce: sums over ranks instead of `gather` (`accelerator.reduce`), which sends less with many ranks.
         sampler: makes the draws, the same on every rank. Each step must be fed the oldest draw that no step has used,
-            named by `items` of `backward`. Without a sampler the ledger says so, and the report states no guarantee.
+            named by `items` of `backward`. Its settings must be the configuration's. Without a sampler the ledger says
+            so, and the report states no guarantee.
         loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards. So
             gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and constant,
             because a scale that follows the data would couple examples.
@@ -71,6 +72,8 @@ class PrivateStep:
             refuse("ledger", f"{ledger.path} with a group size of {ledger.group_size}", remedy)
         if world_size > 1 and gather is None and reduce is None:
             refuse("gather", None, f"{world_size} processes need one; pass accelerator.gather")
+        if sampler is not None:
+            config.require_sampler(sampler)
         if not (loss_scale > 0 and frexp(loss_scale)[0] == 0.5):
             refuse("loss_scale", loss_scale, "must be a power of two, such as 4096: other scales add rounding errors")
         self.config = config

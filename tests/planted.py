@@ -169,6 +169,22 @@ FAULTS = (
         "rows that nobody drew are added",
     ),
     Fault(
+        "a sampler of any settings passes for the configuration's",
+        "dptune/step.py",
+        "            config.require_sampler(sampler)\n",
+        "            pass\n",
+        ("tests/dptune/test_step_draws.py",),
+        "the stated epsilon is that of another sampling probability",
+    ),
+    Fault(
+        "a plan may contradict its mechanism",
+        "dptune/run/plan.py",
+        "if value != (accounted := getattr(self.privacy, name)):",
+        "if not (accounted := getattr(self.privacy, name)):",
+        ("tests/dptune/run/test_plan.py",),
+        "a run draws larger batches than epsilon is computed for, or the report names a larger unit",
+    ),
+    Fault(
         "the run's step has no sampler",
         "dptune/run/session.py",
         "            sampler=self._poisson(),\n",

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dptune import Keystream, Ledger, PoissonSampler, PrivacyConfig, PrivateStep
+from dptune import InvalidArgument, Keystream, Ledger, PoissonSampler, PrivacyConfig, PrivateStep
 from dptune.report.statement import PrivacyStatement, state_privacy
 from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER, checksum_of_items
+from dptune.units.batches import AuthorSampler
 from tests.ranks import run_ranks
 
 CONFIG = PrivacyConfig(
@@ -99,6 +100,27 @@ def test_units_without_a_number_add_nothing(tmp_path: Path) -> None:
     with a_step(tmp_path, sampler, model) as step:
         step.backward(losses(model, 5), items=[])
         assert not step._begun().any()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("examples", "q"), [(40, 1.0), (40, 0.125), (4, 0.25), (400, 0.25)])
+def test_a_sampler_of_other_settings_than_the_configuration_is_refused(
+    examples: int, q: float, rank: int, tmp_path: Path
+) -> None:
+    """Draws of everybody had a stated epsilon of 0.455, which is that of one in a hundred; the true one is 28.4."""
+    with pytest.raises(InvalidArgument, match=rf"^sampler=.*{examples} examples.* {q}.*config.num_examples"):
+        a_step(
+            tmp_path, PoissonSampler(examples, q), nn.Linear(3, 1), rank=rank, world_size=2, gather=lambda part: part
+        )
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_an_author_sampler_is_refused_because_its_authors_are_the_draw(tmp_path: Path) -> None:
+    authors = AuthorSampler(a_sampler(), [np.array([author]) for author in range(40)], 1, mean=True)
+    with pytest.raises(InvalidArgument, match=r"^sampler=AuthorSampler: .*\.authors"):
+        a_step(tmp_path, authors, nn.Linear(3, 1))  # type: ignore[arg-type]
+    with a_step(tmp_path, authors.authors, nn.Linear(3, 1)) as step:
+        assert step.config.num_examples == len(authors.rows)
 
 
 @pytest.mark.parametrize("steps", [1, 20])
