@@ -7,15 +7,17 @@ that was never used, but never misses one.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from dptune import accounting
 from dptune._files import append_line, sync_folder
 from dptune._validate import refuse, require_count
 from dptune.accounting import Cost, Spend
-from dptune.sampling import SAMPLER
+from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER
 
 
 class Ledger:
@@ -46,6 +48,11 @@ class Ledger:
     def samplers(self) -> dict[str, int]:
         """{how batches were drawn: number of steps}."""
         return dict(self._samplers)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the steps have no guarantee; empty if they have one."""
+        return _reasons_of_samplers(self._samplers)
 
     @property
     def spends(self) -> list[Spend]:
@@ -131,16 +138,26 @@ class Ledger:
             file.truncate(self._length)
 
     def cost(self, delta: float) -> Cost:
-        """Epsilon of everything recorded, as the report states it, and the accountant that gave it."""
+        """Epsilon of everything recorded, and the accountant that gave it. It holds only if there are no `reasons`."""
         return accounting.account(self.spends, delta=delta)
 
     def epsilon(self, delta: float) -> float:
-        """The epsilon of `cost`."""
-        return self.cost(delta).epsilon
+        """Epsilon of everything recorded, as the report states it; infinity if there are `reasons` against it."""
+        return math.inf if self.reasons else self.cost(delta).epsilon
 
     def running_epsilon(self, delta: float) -> float:
-        """A slightly larger bound, for a progress bar; see `accounting.running_epsilon`."""
+        """A slightly larger bound than `cost`, for a progress bar; see `accounting.running_epsilon`."""
         return accounting.running_epsilon(self.spends, delta=delta)
+
+
+def _reasons_of_samplers(samplers: Mapping[str, int]) -> tuple[str, ...]:
+    """Why steps with these samplers, by name, have no guarantee."""
+    known = {
+        FIXED_KEY: "steps drew their batches under a fixed key, so anyone can tell who was drawn",
+        NOT_SHOWN: "steps did not show that they were fed Poisson draws: give PrivateStep its sampler",
+    }
+    others = {name: f"steps drew their batches by an unknown sampler, {name}" for name in samplers if name != SAMPLER}
+    return tuple(f"{samplers[name]} {reason}" for name, reason in (others | known).items() if samplers.get(name))
 
 
 # Not from a checkpoint: its copy lacks the steps that were released after it.

@@ -153,6 +153,22 @@ FAULTS = (
         "the report states an epsilon for batches that nobody drew",
     ),
     Fault(
+        "the budget ignores what a ledger's lines say",
+        "dptune/budget.py",
+        "return self._opened(stage).reasons",
+        "return []",
+        ("tests/dptune/test_budget.py",),
+        "several stages have an epsilon together though one of them guarantees nothing",
+    ),
+    Fault(
+        "an epsilon for a ledger that guarantees nothing",
+        "dptune/ledger.py",
+        "return math.inf if self.reasons else self.cost(delta).epsilon",
+        "return self.cost(delta).epsilon",
+        ("tests/dptune/test_ledger.py",),
+        "a loop prints an epsilon for batches that nobody drew",
+    ),
+    Fault(
         "draws under a fixed key pass for secret",
         "dptune/sampling.py",
         "return SAMPLER if self.keystream.secret else FIXED_KEY",

@@ -24,7 +24,7 @@ from dptune.clipping_styles import clipping_in_words
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
-from dptune.sampling import FIXED_KEY, METHOD_OF_EXAMPLES, NOT_SHOWN, SAMPLER
+from dptune.sampling import METHOD_OF_EXAMPLES, SAMPLER
 
 REPORT_NAME = "privacy_report.json"
 
@@ -126,7 +126,7 @@ def state_privacy(
 ) -> PrivacyStatement:
     """What a private run guarantees: the epsilon of all steps in its ledger, at its configuration's delta.
 
-    There is no guarantee if the noise's key is fixed, or if epsilon is infinite.
+    There is no guarantee if the ledger has a reason against it, if the noise's key is fixed, or if epsilon is infinite.
 
     Args:
         config: the mechanism that ran.
@@ -146,7 +146,7 @@ def state_privacy(
             remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
     cost = ledger.cost(config.delta)
-    reasons = _reasons_of_samplers(ledger.samplers)
+    reasons = ledger.reasons
     if not noise.keystream.secret:
         reasons = ("the noise came from a fixed key, so anyone can reproduce it", *reasons)
     if math.isinf(cost.epsilon):
@@ -174,16 +174,6 @@ def state_privacy(
         method=method,
         sampled=sampled,
     )
-
-
-def _reasons_of_samplers(samplers: Mapping[str, int]) -> tuple[str, ...]:
-    """Why steps with these samplers, by name, have no guarantee."""
-    known = {
-        FIXED_KEY: "steps drew their batches under a fixed key, so anyone can tell who was drawn",
-        NOT_SHOWN: "steps did not show that they were fed Poisson draws: give PrivateStep its sampler",
-    }
-    others = {name: f"steps drew their batches by an unknown sampler, {name}" for name in samplers if name != SAMPLER}
-    return tuple(f"{samplers[name]} {reason}" for name, reason in (others | known).items() if samplers.get(name))
 
 
 def _sampler_in_words(samplers: Mapping[str, int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from dptune import InvalidArgument, Ledger, accounting
 from dptune.accounting import Spend
+from dptune.sampling import FIXED_KEY, NOT_SHOWN
 from tests.full_disk import largest_file
 
 STEP: dict[str, float] = {"noise_multiplier": 0.9, "sampling_probability": 0.02, "clip_norm": 0.5}
@@ -121,6 +123,22 @@ def test_epsilon_of_mixed_settings_composes_all_of_them(path: Path) -> None:
     assert epsilon == accounting.compose(spends, delta=1e-5)
     assert epsilon > accounting.compose(spends[:1], delta=1e-5)
     assert epsilon <= ledger.running_epsilon(1e-5) <= 1.01 * epsilon
+
+
+@pytest.mark.parametrize(
+    ("sampler", "reason"),
+    [
+        (NOT_SHOWN, "1 steps did not show that they were fed Poisson draws: give PrivateStep its sampler"),
+        (FIXED_KEY, "1 steps drew their batches under a fixed key, so anyone can tell who was drawn"),
+        ("shuffled", "1 steps drew their batches by an unknown sampler, shuffled"),
+    ],
+)
+def test_a_line_without_a_shown_secret_poisson_draw_leaves_no_epsilon(path: Path, sampler: str, reason: str) -> None:
+    ledger = written(path, 3)
+    assert ledger.reasons == ()
+    ledger.record(**STEP, sampler=sampler)
+    assert ledger.reasons == Ledger(path).reasons == (reason,)
+    assert math.isinf(Ledger(path).epsilon(1e-5))
 
 
 def test_a_line_that_cannot_be_written_is_not_counted(path: Path) -> None:
