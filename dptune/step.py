@@ -85,10 +85,11 @@ class PrivateStep:
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
         self._sum_P: Tensor | None = None  # None between two steps
         self._is_spoiled = False
-        self._fed = FedItems(sampler, gather=gather, reduce=reduce, world_size=world_size)
         self.noise = noise or GaussianNoise(released_size(model, config))
         if self.noise.size != (size := released_size(model, config)):
             refuse("noise", self.noise.size, f"its size must be the {size} values that a step releases")
+        key = self.noise.keystream.kind
+        self._fed = FedItems(sampler, noise_key=key, gather=gather, reduce=reduce, world_size=world_size)
 
     def __enter__(self) -> PrivateStep:
         self._recorder.__enter__()
@@ -201,6 +202,7 @@ class PrivateStep:
                 sampling_probability=self.config.sampling_probability,
                 clip_norm=self.clip_norm,
                 sampler=self._fed.sampler_name,
+                noise_key=self._fed.noise_key,
             )
         sum_over_ranks(total_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
         self._last_clip_norm = self.clip_norm

@@ -21,6 +21,7 @@ from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import ADJACENCY
 from dptune.clipping_styles import clipping_in_words
+from dptune.keystream import FIXED
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
@@ -62,7 +63,7 @@ class PrivacyStatement:
         adjacency: how neighbouring data sets differ, for example "add or remove one privacy unit".
         accountant: the method that computed epsilon from the steps.
         sampler: how batches were drawn.
-        noise_source: where the noise's randomness came from.
+        noise_source: where the noise's randomness came from, in the launch that made the statement.
         guarantee: "dp" or "none".
         reasons: why there is no guarantee; empty exactly if there is one.
         versions: versions of the software that ran, see `versions`.
@@ -147,7 +148,7 @@ def state_privacy(
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
     cost = ledger.cost(config.delta)
     reasons = ledger.reasons
-    if not noise.keystream.secret:
+    if not (noise.keystream.secret or FIXED in ledger.noise_keys):  # no step has said so yet
         reasons = ("the noise came from a fixed key, so anyone can reproduce it", *reasons)
     if math.isinf(cost.epsilon):
         reasons = (*reasons, "the noise is so small that epsilon is infinite")
