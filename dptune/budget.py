@@ -9,7 +9,8 @@ the sum of the epsilons and more than the larger one.
 prints each stage and the total. A stage is entered before it spends anything. So after a crash the file may count a
 release that never happened, but never misses one. A training is entered as the path of its ledger, which is read when
 epsilon is computed, so all its steps count, including repeated ones. Entering a training makes an empty ledger. If the
-ledger is missing later, nobody knows what the training spent, and the file is refused.
+ledger is missing later, nobody knows what the training spent, and the file is refused. If lines of the ledger say that
+there is no guarantee (`Ledger.reasons`), the whole has none.
 
 No torch in this file.
 """
@@ -109,8 +110,8 @@ class Budget:
 
     @property
     def reasons(self) -> list[str]:
-        """Why there is no guarantee; empty if there is one."""
-        return _reasons(self.stages)
+        """Why there is no guarantee; empty if there is one. See `spends` for errors."""
+        return self._reasons(self.stages)
 
     def spends(self, stage: Stage) -> list[Spend]:
         """What one stage has spent so far.
@@ -122,7 +123,7 @@ class Budget:
             return [Spend(present(stage.noise_multiplier, "noise multiplier"), 1.0, 1)]
         if stage.kind == _WITHOUT:
             return []
-        return Ledger(self._ledger_of(stage)).spends
+        return self._opened(stage).spends
 
     def epsilon(self, delta: float) -> float | None:
         """Epsilon of all stages together at `delta`; None if there is no guarantee (see `reasons`).
@@ -138,7 +139,7 @@ class Budget:
         lines = [f"{entered.stage:<32} {self._alone(entered, delta)}" for entered in stages]
         total = self._together(stages, delta)
         if total is None or math.isinf(total):
-            why = "; ".join(_reasons(stages)) or "some noise is so small that epsilon is infinite"
+            why = "; ".join(self._reasons(stages)) or "some noise is so small that epsilon is infinite"
             return [*lines, f"{'together':<32} NO GUARANTEE ({why})"]
         units = {entered.unit for entered in stages}  # at most one: see _together
         return [
@@ -148,7 +149,7 @@ class Budget:
         ]
 
     def _together(self, stages: Sequence[Stage], delta: float) -> float | None:
-        if _reasons(stages):
+        if self._reasons(stages):
             return None
         for stage in stages[1:]:
             self._require_one_unit(stage, stages[:1])
@@ -157,7 +158,20 @@ class Budget:
     def _alone(self, stage: Stage, delta: float) -> str:
         if stage.kind == _WITHOUT:
             return f"NO PRIVACY: {stage.reason}"
+        if reasons := self._reasons_of(stage):
+            return f"NO GUARANTEE: {'; '.join(reasons)}"
         return f"epsilon {rounded_up(compose(self.spends(stage), delta=delta))}"
+
+    def _reasons(self, stages: Sequence[Stage]) -> list[str]:
+        return [f"{entered.stage}: {reason}" for entered in stages for reason in self._reasons_of(entered)]
+
+    def _reasons_of(self, stage: Stage) -> Sequence[str]:
+        if stage.kind == _TRAINING:
+            return self._opened(stage).reasons
+        return [present(stage.reason, "reason")] if stage.kind == _WITHOUT else []
+
+    def _opened(self, stage: Stage) -> Ledger:
+        return Ledger(self._ledger_of(stage))
 
     def _ledger_of(self, stage: Stage) -> Path:
         ledger = self.path.parent / present(stage.ledger, "ledger")
@@ -187,10 +201,6 @@ class Budget:
         _cut_torn(self.path)
         entry = {name: value for name, value in vars(stage).items() if value is not None}
         append_line(self.path, json.dumps(entry, allow_nan=False))
-
-
-def _reasons(stages: Sequence[Stage]) -> list[str]:
-    return [f"{entered.stage}: {entered.reason}" for entered in stages if entered.kind == _WITHOUT]
 
 
 def _read(path: Path) -> list[Stage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dptune.keystream import FIXED, SECRET
 from dptune.micro_batch import Items
 from dptune.ranks import Gather, Reduce
 from dptune.sampling import NOT_SHOWN, PoissonSampler, checksum_of_items
@@ -15,6 +16,7 @@ class FedItems:
 
     Args:
         sampler: makes the draws; None compares nothing.
+        noise_key: the kind of key that this rank's noise comes from. Ranks tell each other with what they were fed.
         gather, reduce, world_size: communication between ranks, as of `PrivateStep`.
     """
 
@@ -22,6 +24,7 @@ class FedItems:
         self,
         sampler: PoissonSampler | None,
         *,
+        noise_key: str = SECRET,
         gather: Gather | None = None,
         reduce: Reduce | None = None,
         world_size: int = 1,
@@ -29,11 +32,17 @@ class FedItems:
         self._sampler = sampler
         self._gather, self._reduce, self._world_size = gather, reduce, world_size
         self._fed = np.zeros(2, dtype=np.int64)  # of this rank
+        self._own_key = self._noise_key = noise_key
 
     @property
     def sampler_name(self) -> str:
         """How batches were drawn, in words for the ledger and the report."""
         return NOT_SHOWN if self._sampler is None else self._sampler.name
+
+    @property
+    def noise_key(self) -> str:
+        """The kind of key of the noise, in words for the ledger: fixed if it is fixed on any rank."""
+        return self._noise_key
 
     def named(self, items: Items | None, units: int) -> np.ndarray:
         """(number, checksum) of the items of one micro-batch of so many units, int64 [2]. Adds nothing.
@@ -64,10 +73,12 @@ class FedItems:
         """
         if self._sampler is None:
             return
-        fed = torch.from_numpy(self._fed).to(device)
+        fed = torch.from_numpy(np.append(self._fed, self._own_key != SECRET)).to(device)
         if self._world_size > 1 and self._gather is not None:
             fed = self._gather(fed).view(self._world_size, -1).sum(0)
         elif self._world_size > 1 and self._reduce is not None:
             fed = self._reduce(fed)
-        self._sampler.use(*fed.tolist())
+        number, checksum, fixed_keys = fed.tolist()
+        self._sampler.use(number, checksum)
+        self._noise_key = FIXED if fixed_keys else SECRET
         self._fed = np.zeros(2, dtype=np.int64)

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 KEY_BYTES = 32
 BITS = 53  # random bits of a uniform
 _LOW_BITS = (1 << BITS) - 1
+SECRET, FIXED = "secret", "fixed"  # kinds of keys, in words for the ledger
 _SLACK = 15  # extra bytes that the cipher needs behind its output
 
 
@@ -37,6 +38,11 @@ class Keystream:
         self._key, self._place = key, start  # the position of the next word
         self._process = os.getpid()
         self._cipher = _cipher_at(key, start)
+
+    @property
+    def kind(self) -> str:
+        """The kind of key, in words for the ledger."""
+        return SECRET if self.secret else FIXED
 
     @classmethod
     def from_os(cls) -> Keystream:

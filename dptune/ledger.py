@@ -7,15 +7,18 @@ that was never used, but never misses one.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from dptune import accounting
 from dptune._files import append_line, sync_folder
 from dptune._validate import refuse, require_count
 from dptune.accounting import Cost, Spend
-from dptune.sampling import SAMPLER
+from dptune.keystream import SECRET
+from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER
 
 
 class Ledger:
@@ -26,6 +29,9 @@ class Ledger:
         group_size: maximum number of examples per privacy unit (see `accounting.Spend`) of the steps to record. A line
             states it unless it is 1; lines that are already in the file keep their own.
 
+    A line without a kind of noise key counts as secret. Earlier versions wrote no kind, whatever the key was: begin a
+    new ledger if such a version ran with fixed noise.
+
     Raises:
         InvalidArgument: a line is not an entry. A torn last line is not counted, because its gradient was never used;
             the next step replaces it. Reading a ledger never changes the file.
@@ -35,7 +41,7 @@ class Ledger:
         require_count("group_size", group_size)
         self.path, self.group_size = Path(path), group_size
         # Length of the counted lines in bytes, and what a failed `record` may have left behind them.
-        self._counts, self._samplers, self._length, self._unfinished = _read(self.path)
+        self._counts, self._samplers, self._noise_keys, self._length, self._unfinished = _read(self.path)
 
     @property
     def steps(self) -> int:
@@ -48,14 +54,31 @@ class Ledger:
         return dict(self._samplers)
 
     @property
+    def noise_keys(self) -> dict[str, int]:
+        """{kind of the key that the noise came from: number of steps}; see `Keystream.kind`."""
+        return dict(self._noise_keys)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the steps have no guarantee; empty if they have one."""
+        return (*_reasons_of_noise(self._noise_keys), *_reasons_of_samplers(self._samplers))
+
+    @property
     def spends(self) -> list[Spend]:
         """The recorded steps, grouped by their settings, in order of first use."""
         return [Spend(sigma, q, count, group_size) for (sigma, q, group_size), count in self._counts.items()]
 
     def record(
-        self, *, noise_multiplier: float, sampling_probability: float, clip_norm: float, sampler: str = SAMPLER
+        self,
+        *,
+        noise_multiplier: float,
+        sampling_probability: float,
+        clip_norm: float,
+        sampler: str = SAMPLER,
+        noise_key: str = SECRET,
     ) -> None:
-        """Append one step and wait until it is on disk. A line names the sampler unless it is Poisson's.
+        """Append one step and wait until it is on disk. A line names what voids a guarantee: a sampler that is not
+        Poisson's under a secret key, and a noise key that is not secret.
 
         If a call fails, for example because the disk is full, nothing is counted, and the next call overwrites the
         rest of its line.
@@ -73,6 +96,8 @@ class Ledger:
             entry["group_size"] = self.group_size
         if sampler != SAMPLER:
             entry["sampler"] = sampler
+        if noise_key != SECRET:
+            entry["noise_key"] = noise_key
         line = json.dumps(entry, allow_nan=False)
         self._cut_unfinished()
         self._unfinished = f"{line}\n".encode()
@@ -81,6 +106,7 @@ class Ledger:
         self._unfinished = b""
         self._counts[noise_multiplier, sampling_probability, self.group_size] += 1
         self._samplers[sampler] += 1
+        self._noise_keys[noise_key] += 1
 
     def content(self) -> bytes:
         """The counted lines as bytes, for the copy in a checkpoint.
@@ -131,16 +157,32 @@ class Ledger:
             file.truncate(self._length)
 
     def cost(self, delta: float) -> Cost:
-        """Epsilon of everything recorded, as the report states it, and the accountant that gave it."""
+        """Epsilon of everything recorded, and the accountant that gave it. It holds only if there are no `reasons`."""
         return accounting.account(self.spends, delta=delta)
 
     def epsilon(self, delta: float) -> float:
-        """The epsilon of `cost`."""
-        return self.cost(delta).epsilon
+        """Epsilon of everything recorded, as the report states it; infinity if there are `reasons` against it."""
+        return math.inf if self.reasons else self.cost(delta).epsilon
 
     def running_epsilon(self, delta: float) -> float:
-        """A slightly larger bound, for a progress bar; see `accounting.running_epsilon`."""
+        """A slightly larger bound than `cost`, for a progress bar; see `accounting.running_epsilon`."""
         return accounting.running_epsilon(self.spends, delta=delta)
+
+
+def _reasons_of_noise(keys: Mapping[str, int]) -> tuple[str, ...]:
+    """Why steps whose noise came from these kinds of keys have no guarantee."""
+    reason = "steps took their noise from a {} key, so anyone can reproduce it"
+    return tuple(f"{count} {reason.format(kind)}" for kind, count in keys.items() if kind != SECRET)
+
+
+def _reasons_of_samplers(samplers: Mapping[str, int]) -> tuple[str, ...]:
+    """Why steps with these samplers, by name, have no guarantee."""
+    known = {
+        FIXED_KEY: "steps drew their batches under a fixed key, so anyone can tell who was drawn",
+        NOT_SHOWN: "steps did not show that they were fed Poisson draws: give PrivateStep its sampler",
+    }
+    others = {name: f"steps drew their batches by an unknown sampler, {name}" for name in samplers if name != SAMPLER}
+    return tuple(f"{samplers[name]} {reason}" for name, reason in (others | known).items() if samplers.get(name))
 
 
 # Not from a checkpoint: its copy lacks the steps that were released after it.
@@ -178,12 +220,13 @@ def has_begun(path: str | os.PathLike[str]) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def _read(path: Path) -> tuple[Counter[_Settings], Counter[str], int, bytes]:
-    """(number of steps by settings, and by sampler, length of their lines in bytes, torn bytes behind them)."""
+def _read(path: Path) -> tuple[Counter[_Settings], Counter[str], Counter[str], int, bytes]:
+    """(steps by settings, by sampler and by kind of noise key, length of their lines in bytes, torn bytes behind)."""
     counts: Counter[_Settings] = Counter()
     samplers: Counter[str] = Counter()
+    noise_keys: Counter[str] = Counter()
     if not path.exists():
-        return counts, samplers, 0, b""
+        return counts, samplers, noise_keys, 0, b""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     for number, line in enumerate(whole.splitlines(), start=1):
@@ -191,6 +234,7 @@ def _read(path: Path) -> tuple[Counter[_Settings], Counter[str], int, bytes]:
             entry = json.loads(line)
             counts[_settings(entry, number)] += 1
             samplers[str(entry.get("sampler", SAMPLER))] += 1
+            noise_keys[str(entry.get("noise_key", SECRET))] += 1
         except (ValueError, KeyError, TypeError):
             refuse("ledger", f"{path}:{number}", f"is not a ledger entry; {_RESTORE}")
-    return counts, samplers, len(whole), content[len(whole) :]
+    return counts, samplers, noise_keys, len(whole), content[len(whole) :]

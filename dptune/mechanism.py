@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from math import isclose, sqrt
 
 from dptune import accounting
-from dptune._validate import refuse, require_count, require_delta, require_positive, require_within
+from dptune._validate import Described, refuse, require_count, require_delta, require_positive, require_within
 from dptune.clipping_styles import CLIP_NORMS, FLAT, Adaptive, Clipping, PerLayer
 from dptune.grid import grid_of
+from dptune.sampling import PoissonSampler
 
 # By how much rounding may raise the sensitivity above C, as a share of C. A row's own gradient is rounded by its own
 # micro-batch, which nobody else changes (`dptune.shapes`). A micro-batch's sum is float32, so it is rounded by the rows
@@ -178,6 +179,22 @@ class PrivacyConfig:
     def divisor(self) -> float:
         """The divisor of the noisy sum: a constant, never the number of drawn examples, which is private."""
         return self.expected_batch_size
+
+    def require_sampler(self, sampler: PoissonSampler) -> None:
+        """Refuse a sampler whose draws cost another epsilon than this mechanism's.
+
+        Raises:
+            InvalidArgument: it draws from another number of examples, or with another sampling probability.
+        """
+        if not isinstance(sampler, PoissonSampler):
+            remedy = "give a dptune.PoissonSampler; an AuthorSampler has one in .authors"
+            refuse("sampler", Described(type(sampler).__name__), remedy)
+        given = sampler.num_examples, sampler.sampling_probability
+        if given != (self.num_examples, self.sampling_probability):
+            drawn = f"draws from {given[0]} examples with probability {given[1]!r}"
+            wanted = f"epsilon is that of {self.num_examples} and {self.sampling_probability!r}"
+            remedy = "make it as PoissonSampler(config.num_examples, config.sampling_probability)"
+            refuse("sampler", Described(type(sampler).__name__), f"{drawn}, but {wanted}; {remedy}")
 
     def planned_epsilon(self) -> float:
         """Epsilon after all planned steps."""

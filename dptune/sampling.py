@@ -35,10 +35,19 @@ class PoissonSampler:
     def __init__(self, num_examples: int, sampling_probability: float, keystream: Keystream | None = None) -> None:
         require_count("num_examples", num_examples)
         require_probability("sampling_probability", sampling_probability)
-        self.num_examples = num_examples
-        self.sampling_probability = sampling_probability
+        self._num_examples, self._sampling_probability = num_examples, sampling_probability
         self.keystream = keystream or Keystream.from_os()
         self._unused: deque[tuple[int, int]] = deque()  # (number, checksum) of the draws that no step has used
+
+    @property
+    def num_examples(self) -> int:
+        """Size of the data set. It cannot change, because `PrivateStep` compares it with its configuration."""
+        return self._num_examples
+
+    @property
+    def sampling_probability(self) -> float:
+        """q; it cannot change either."""
+        return self._sampling_probability
 
     @property
     def name(self) -> str:
@@ -69,8 +78,12 @@ class PoissonSampler:
             )
         self._unused.popleft()
 
-    def forget(self) -> None:
-        """Drop the unused draws, for a loader that drew ahead and begins anew."""
+    def _forget(self) -> None:
+        """Drop the unused draws, for a loader that drew ahead and begins anew.
+
+        A loop must not call it: a draw that is dropped for what it holds is no Poisson draw. Loaders drop draws at the
+        end of an epoch or of a launch, whatever they hold.
+        """
         self._unused.clear()
 
 

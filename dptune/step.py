@@ -41,7 +41,8 @@ class PrivateStep:
         gather, rank, world_size: communication between ranks (`accelerator.gather`); not needed for one process.
         reduce: sums over ranks instead of `gather` (`accelerator.reduce`), which sends less with many ranks.
         sampler: makes the draws, the same on every rank. Each step must be fed the oldest draw that no step has used,
-            named by `items` of `backward`. Without a sampler the ledger says so, and the report states no guarantee.
+            named by `items` of `backward`. Its settings must be the configuration's. Without a sampler the ledger says
+            so, and the report states no guarantee.
         loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards. So
             gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and constant,
             because a scale that follows the data would couple examples.
@@ -64,6 +65,8 @@ class PrivateStep:
         sampler: PoissonSampler | None = None,
         loss_scale: float = 1.0,
     ) -> None:
+        if not 0 <= rank < world_size:
+            refuse("rank", rank, f"must be from 0 to {world_size - 1}, below world_size")
         if rank == 0 and ledger is None:
             refuse("ledger", None, "rank 0 must record every step; pass dptune.Ledger(path)")
         if rank == 0 and ledger is not None and ledger.group_size != config.group_size:
@@ -71,6 +74,8 @@ class PrivateStep:
             refuse("ledger", f"{ledger.path} with a group size of {ledger.group_size}", remedy)
         if world_size > 1 and gather is None and reduce is None:
             refuse("gather", None, f"{world_size} processes need one; pass accelerator.gather")
+        if sampler is not None:
+            config.require_sampler(sampler)
         if not (loss_scale > 0 and frexp(loss_scale)[0] == 0.5):
             refuse("loss_scale", loss_scale, "must be a power of two, such as 4096: other scales add rounding errors")
         self.config = config
@@ -82,10 +87,11 @@ class PrivateStep:
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
         self._sum_P: Tensor | None = None  # None between two steps
         self._is_spoiled = False
-        self._fed = FedItems(sampler, gather=gather, reduce=reduce, world_size=world_size)
         self.noise = noise or GaussianNoise(released_size(model, config))
         if self.noise.size != (size := released_size(model, config)):
             refuse("noise", self.noise.size, f"its size must be the {size} values that a step releases")
+        key = self.noise.keystream.kind
+        self._fed = FedItems(sampler, noise_key=key, gather=gather, reduce=reduce, world_size=world_size)
 
     def __enter__(self) -> PrivateStep:
         self._recorder.__enter__()
@@ -198,6 +204,7 @@ class PrivateStep:
                 sampling_probability=self.config.sampling_probability,
                 clip_norm=self.clip_norm,
                 sampler=self._fed.sampler_name,
+                noise_key=self._fed.noise_key,
             )
         total_P = total_P.to(self._released_dtype)
         self._sum_P = None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dptune import CausalLMLoss, Ledger, PrivacyConfig, PrivateStep, deal
+from dptune import CausalLMLoss, Keystream, Ledger, PrivacyConfig, PrivateStep, deal
 from tests.examples import padded
 from tests.reference import Example
 
@@ -21,6 +21,7 @@ class NoNoise:
     """Stands in for `GaussianNoise`: zeros."""
 
     source = "none"
+    keystream = Keystream.for_tests("no noise")
 
     def __init__(self, size: int) -> None:
         self.size = size

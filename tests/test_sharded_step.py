@@ -142,7 +142,7 @@ def test_every_rank_gets_it_to_the_bit(run):
 def test_the_ledger_counts_each_step_once(run):
     _, _, ledger = run
     assert ledger.steps == 2 * STEPS
-    assert ledger.epsilon(1e-5) == pytest.approx(_epsilon_of(2 * STEPS))
+    assert ledger.cost(1e-5).epsilon == pytest.approx(_epsilon_of(2 * STEPS))
 
 
 def test_the_total_noise_has_the_stated_variance(run):

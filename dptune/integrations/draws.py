@@ -179,7 +179,7 @@ class PoissonMicroBatches(Dataset[object]):
         self._pending.clear()
         self.handed.clear()
         if self._sampler is not None:
-            self._sampler.forget()
+            self._sampler._forget()
 
 
 def fetch(examples: Examples, rows: Sequence[int] | np.ndarray) -> list[object]:

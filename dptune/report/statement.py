@@ -21,10 +21,11 @@ from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting import ADJACENCY
 from dptune.clipping_styles import clipping_in_words
+from dptune.keystream import FIXED
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
-from dptune.sampling import FIXED_KEY, METHOD_OF_EXAMPLES, NOT_SHOWN, SAMPLER
+from dptune.sampling import METHOD_OF_EXAMPLES, SAMPLER
 
 REPORT_NAME = "privacy_report.json"
 
@@ -62,7 +63,7 @@ class PrivacyStatement:
         adjacency: how neighbouring data sets differ, for example "add or remove one privacy unit".
         accountant: the method that computed epsilon from the steps.
         sampler: how batches were drawn.
-        noise_source: where the noise's randomness came from.
+        noise_source: where the noise's randomness came from, in the launch that made the statement.
         guarantee: "dp" or "none".
         reasons: why there is no guarantee; empty exactly if there is one.
         versions: versions of the software that ran, see `versions`.
@@ -126,7 +127,7 @@ def state_privacy(
 ) -> PrivacyStatement:
     """What a private run guarantees: the epsilon of all steps in its ledger, at its configuration's delta.
 
-    There is no guarantee if the noise's key is fixed, or if epsilon is infinite.
+    There is no guarantee if the ledger has a reason against it, if the noise's key is fixed, or if epsilon is infinite.
 
     Args:
         config: the mechanism that ran.
@@ -146,8 +147,8 @@ def state_privacy(
             remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
     cost = ledger.cost(config.delta)
-    reasons = _reasons_of_samplers(ledger.samplers)
-    if not noise.keystream.secret:
+    reasons = ledger.reasons
+    if not (noise.keystream.secret or FIXED in ledger.noise_keys):  # no step has said so yet
         reasons = ("the noise came from a fixed key, so anyone can reproduce it", *reasons)
     if math.isinf(cost.epsilon):
         reasons = (*reasons, "the noise is so small that epsilon is infinite")
@@ -174,16 +175,6 @@ def state_privacy(
         method=method,
         sampled=sampled,
     )
-
-
-def _reasons_of_samplers(samplers: Mapping[str, int]) -> tuple[str, ...]:
-    """Why steps with these samplers, by name, have no guarantee."""
-    known = {
-        FIXED_KEY: "steps drew their batches under a fixed key, so anyone can tell who was drawn",
-        NOT_SHOWN: "steps did not show that they were fed Poisson draws: give PrivateStep its sampler",
-    }
-    others = {name: f"steps drew their batches by an unknown sampler, {name}" for name in samplers if name != SAMPLER}
-    return tuple(f"{samplers[name]} {reason}" for name, reason in (others | known).items() if samplers.get(name))
 
 
 def _sampler_in_words(samplers: Mapping[str, int]) -> str:

@@ -73,6 +73,9 @@ class RunPlan:
         unit: whose presence is hidden, and how; known without privacy too.
         target_epsilon: the epsilon that the run must not exceed; None if the noise was given.
         test_seed: makes draws, masks and noise repeatable. For tests only: a run with it protects nobody.
+
+    Raises:
+        InvalidArgument: the plan contradicts its mechanism, from which epsilon is computed.
     """
 
     privacy: PrivacyConfig | None
@@ -82,6 +85,17 @@ class RunPlan:
     unit: Unit = ROW
     target_epsilon: float | None = None
     test_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.privacy is None:
+            return
+        planned = {"group_size": self.unit.group_size}
+        planned |= {name: getattr(self, name) for name in ("num_examples", "expected_batch_size", "steps")}
+        for name, value in planned.items():
+            if value != (accounted := getattr(self.privacy, name)):
+                refuse(
+                    name, value, f"the mechanism has {accounted}, which epsilon is computed from; give both the same"
+                )
 
     @property
     def sampling_probability(self) -> float:

@@ -302,7 +302,7 @@ class PrivateRun:
         if self.plan.test_seed is not None and not self._has_skipped:
             for _ in range(self.completed):
                 sampler.draw()
-            self._poisson().forget()
+            self._poisson()._forget()
         self._has_skipped = True
         return sampler
 

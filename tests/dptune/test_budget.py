@@ -11,7 +11,9 @@ from dp_accounting.pld import PLDAccountant
 from dptune._validate import InvalidArgument
 from dptune.accounting import epsilon
 from dptune.budget import Budget, main
+from dptune.keystream import FIXED
 from dptune.ledger import Ledger, has_begun
+from dptune.sampling import FIXED_KEY, NOT_SHOWN
 
 DELTA, UNIT = 1e-7, "one training example"
 SIGMA, Q, STEPS = 1.2, 2048 / 75329, 184
@@ -173,6 +175,23 @@ def test_a_stage_with_hardly_any_noise_leaves_no_guarantee(tmp_path: Path) -> No
     budget = pipeline(tmp_path)
     budget.enter_gaussian("histogram", 1e-200, unit=UNIT)
     assert budget.describe(DELTA)[-1].endswith("NO GUARANTEE (some noise is so small that epsilon is infinite)")
+
+
+@pytest.mark.parametrize(
+    "how", [{"sampler": NOT_SHOWN}, {"sampler": FIXED_KEY}, {"sampler": "shuffled"}, {"noise_key": FIXED}]
+)
+def test_a_ledger_whose_lines_have_no_guarantee_voids_the_whole(how: dict[str, str], tmp_path: Path) -> None:
+    """20 steps on one row without a sampler had an epsilon of 0.455 here, and "none" in their own report."""
+    budget = pipeline(tmp_path)
+    assert budget.reasons == []
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.record(noise_multiplier=SIGMA, sampling_probability=Q, clip_norm=1.0, **how)
+    (reason,) = ledger.reasons
+    assert budget.reasons == [f"generator: {reason}"]
+    assert budget.epsilon(DELTA) is None
+    generator, _, together = budget.describe(DELTA)
+    assert generator.endswith(f"NO GUARANTEE: {reason}")
+    assert together.endswith(f"NO GUARANTEE (generator: {reason})")
 
 
 def test_a_stage_without_privacy_voids_the_whole(tmp_path: Path) -> None:

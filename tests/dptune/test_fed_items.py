@@ -10,6 +10,7 @@ import torch
 
 from dptune import Keystream, PoissonSampler
 from dptune.fed_items import FedItems
+from dptune.keystream import FIXED, SECRET
 from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER
 from tests.ranks import run_ranks
 
@@ -81,6 +82,20 @@ def test_without_a_sampler_nothing_is_compared_and_the_name_says_so() -> None:
     fed.require_draw(CPU)
     names = [FedItems(one).sampler_name for one in (None, a_sampler(), PoissonSampler(40, 0.25))]
     assert names == [NOT_SHOWN, FIXED_KEY, SAMPLER]
+
+
+@pytest.mark.parametrize("how", ["gather", "reduce"])
+@pytest.mark.parametrize("keys", [(SECRET, SECRET), (SECRET, FIXED), (FIXED, SECRET), (FIXED, FIXED)])
+def test_noise_is_secret_if_it_is_on_every_rank(how: str, keys: tuple[str, str]) -> None:
+    def work(rank: int, gather: Any) -> str:
+        sampler = a_sampler()
+        meet = {"gather": gather, "reduce": lambda own: gather(own).view(2, -1).sum(0)}[how]
+        fed = FedItems(sampler, noise_key=keys[rank], **{how: meet}, world_size=2)
+        feed(fed, sampler.draw()[rank::2])
+        fed.require_draw(CPU)
+        return fed.noise_key
+
+    assert run_ranks(2, work) == [FIXED if FIXED in keys else SECRET] * 2
 
 
 @pytest.mark.parametrize("how", ["gather", "reduce"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from dptune import InvalidArgument, Ledger, accounting
 from dptune.accounting import Spend
+from dptune.keystream import FIXED, SECRET
+from dptune.sampling import FIXED_KEY, NOT_SHOWN
 from tests.full_disk import largest_file
 
 STEP: dict[str, float] = {"noise_multiplier": 0.9, "sampling_probability": 0.02, "clip_norm": 0.5}
@@ -121,6 +124,35 @@ def test_epsilon_of_mixed_settings_composes_all_of_them(path: Path) -> None:
     assert epsilon == accounting.compose(spends, delta=1e-5)
     assert epsilon > accounting.compose(spends[:1], delta=1e-5)
     assert epsilon <= ledger.running_epsilon(1e-5) <= 1.01 * epsilon
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"sampler": NOT_SHOWN}, "1 steps did not show that they were fed Poisson draws: give PrivateStep its sampler"),
+        ({"sampler": FIXED_KEY}, "1 steps drew their batches under a fixed key, so anyone can tell who was drawn"),
+        ({"sampler": "shuffled"}, "1 steps drew their batches by an unknown sampler, shuffled"),
+        ({"noise_key": FIXED}, "1 steps took their noise from a fixed key, so anyone can reproduce it"),
+        ({"noise_key": "guessed"}, "1 steps took their noise from a guessed key, so anyone can reproduce it"),
+    ],
+)
+def test_a_line_without_a_shown_secret_draw_and_secret_noise_leaves_no_epsilon(
+    path: Path, how: dict[str, str], reason: str
+) -> None:
+    ledger = written(path, 3)
+    assert ledger.reasons == ()
+    ledger.record(**STEP, **how)
+    assert ledger.reasons == Ledger(path).reasons == (reason,)
+    assert math.isinf(Ledger(path).epsilon(1e-5))
+
+
+def test_a_line_without_a_kind_of_noise_key_is_of_a_secret_key(path: Path) -> None:
+    """Earlier versions wrote such lines for any key, and those steps had an epsilon."""
+    path.write_text(json.dumps({"step": 1, **STEP}) + "\n")
+    ledger = Ledger(path)
+    assert (ledger.noise_keys, ledger.reasons) == ({SECRET: 1}, ())
+    ledger.record(**STEP, noise_key=FIXED)
+    assert Ledger(path).noise_keys == ledger.noise_keys == {SECRET: 1, FIXED: 1}
 
 
 def test_a_line_that_cannot_be_written_is_not_counted(path: Path) -> None:

@@ -234,3 +234,9 @@ def test_no_rank_always_gets_the_longest_of_a_row(ranks: int) -> None:
 def test_a_deal_that_cannot_be_is_refused(changed: dict[str, int]) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(changed))):
         deal(np.arange(2), np.array([3, 4]), **({"token_budget": 10} | changed))
+
+
+@pytest.mark.parametrize("name", ["num_examples", "sampling_probability"])
+def test_settings_cannot_change_after_they_were_compared_with_the_configuration(name: str) -> None:
+    with pytest.raises(AttributeError):
+        setattr(PoissonSampler(500, 0.3), name, 1)

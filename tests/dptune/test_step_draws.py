@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dptune import Keystream, Ledger, PoissonSampler, PrivacyConfig, PrivateStep
+from dptune import GaussianNoise, InvalidArgument, Keystream, Ledger, PoissonSampler, PrivacyConfig, PrivateStep
+from dptune.keystream import FIXED, new_key
 from dptune.report.statement import PrivacyStatement, state_privacy
 from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER, checksum_of_items
+from dptune.units.batches import AuthorSampler
 from tests.ranks import run_ranks
 
 CONFIG = PrivacyConfig(
@@ -21,9 +23,9 @@ CONFIG = PrivacyConfig(
 )
 
 
-def a_step(folder: Path, sampler: PoissonSampler | None, model: nn.Module, **ranks: Any) -> PrivateStep:
-    ledger = Ledger(folder / "ledger.jsonl") if ranks.get("rank", 0) == 0 else None
-    return PrivateStep(model, CONFIG, ledger=ledger, sampler=sampler, **ranks)
+def a_step(folder: Path, sampler: PoissonSampler | None, model: nn.Module, **others: Any) -> PrivateStep:
+    ledger = Ledger(folder / "ledger.jsonl") if others.get("rank", 0) == 0 else None
+    return PrivateStep(model, CONFIG, ledger=ledger, sampler=sampler, **others)
 
 
 def a_sampler(**how: Any) -> PoissonSampler:
@@ -101,6 +103,27 @@ def test_units_without_a_number_add_nothing(tmp_path: Path) -> None:
         assert not step._begun().any()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("examples", "q"), [(40, 1.0), (40, 0.125), (4, 0.25), (400, 0.25)])
+def test_a_sampler_of_other_settings_than_the_configuration_is_refused(
+    examples: int, q: float, rank: int, tmp_path: Path
+) -> None:
+    """Draws of everybody had a stated epsilon of 0.455, which is that of one in a hundred; the true one is 28.4."""
+    with pytest.raises(InvalidArgument, match=rf"^sampler=.*{examples} examples.* {q}.*config.num_examples"):
+        a_step(
+            tmp_path, PoissonSampler(examples, q), nn.Linear(3, 1), rank=rank, world_size=2, gather=lambda part: part
+        )
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_an_author_sampler_is_refused_because_its_authors_are_the_draw(tmp_path: Path) -> None:
+    authors = AuthorSampler(a_sampler(), [np.array([author]) for author in range(40)], 1, mean=True)
+    with pytest.raises(InvalidArgument, match=r"^sampler=AuthorSampler: .*\.authors"):
+        a_step(tmp_path, authors, nn.Linear(3, 1))  # type: ignore[arg-type]
+    with a_step(tmp_path, authors.authors, nn.Linear(3, 1)) as step:
+        assert step.config.num_examples == len(authors.rows)
+
+
 @pytest.mark.parametrize("steps", [1, 20])
 def test_without_a_sampler_the_report_guarantees_nothing(steps: int, tmp_path: Path) -> None:
     """The same row in each of 20 steps had a stated epsilon of 0.281; the true one is 25.9."""
@@ -132,6 +155,39 @@ def test_a_sampler_under_a_fixed_key_guarantees_nothing_and_resuming_does_not_hi
         FIXED_KEY,
         None,
     ]
+
+
+def test_noise_under_a_fixed_key_guarantees_nothing_and_resuming_does_not_hide_it(tmp_path: Path) -> None:
+    """The report of a second launch, with secret noise, stated an epsilon over the steps of both."""
+    model, fixed = nn.Linear(3, 1), GaussianNoise(4, Keystream.for_tests(1))
+    for noise in (fixed, None):
+        sampler = a_sampler()
+        with a_step(tmp_path, sampler, model, noise=noise) as step:
+            drawn = sampler.draw()
+            step.backward(losses(model, len(drawn) + 1), items=drawn)
+            step.finish()
+            statement = stated(tmp_path, step)
+        assert (statement.guarantee, statement.epsilon) == ("none", None)
+        assert statement.reasons == ("1 steps took their noise from a fixed key, so anyone can reproduce it",)
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [line.get("noise_key") for line in lines] == [FIXED, None]
+
+
+@pytest.mark.parametrize("fixed_rank", [0, 1])
+def test_the_ledger_knows_of_a_fixed_key_on_any_rank(fixed_rank: int, tmp_path: Path) -> None:
+    """Whoever knows one rank's noise can subtract it."""
+    key = new_key()
+
+    def work(rank: int, gather: Any) -> None:
+        model, sampler = nn.Linear(3, 1), a_sampler(keystream=Keystream.shared(key))
+        noise = GaussianNoise(4, Keystream.for_tests(1) if rank == fixed_rank else Keystream.from_os())
+        own = sampler.draw()[rank::2]
+        with a_step(tmp_path, sampler, model, gather=gather, rank=rank, world_size=2, noise=noise) as step:
+            step.backward(losses(model, len(own) + 1), items=own)
+            step.finish()
+
+    run_ranks(2, work)
+    assert Ledger(tmp_path / "ledger.jsonl").noise_keys == {FIXED: 1}
 
 
 @pytest.mark.parametrize("fault", [None, "twice"])

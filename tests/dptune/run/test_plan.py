@@ -33,6 +33,24 @@ def test_settings_that_do_not_fit_together_are_refused_by_name(changed: dict[str
         PrivacySettings(**({"noise_multiplier": 1.0, "delta": DELTA} | changed))
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"num_examples": 1000}, "num_examples=1000"),
+        ({"expected_batch_size": 100}, "expected_batch_size=100"),
+        ({"steps": 9}, "steps=9"),
+        ({"unit": ItemUnit(group_size=2)}, "group_size=2"),
+    ],
+)
+def test_a_plan_that_contradicts_its_mechanism_is_refused(changed: dict[str, Any], named: str) -> None:
+    """The plan makes the draws and names the unit, but the mechanism is what epsilon is computed from."""
+    plan = make_plan(
+        PrivacySettings(noise_multiplier=1.0, delta=DELTA), num_examples=100, batch=10, steps=8, unit=ItemUnit()
+    )
+    with pytest.raises(InvalidArgument, match=f"^{named}: the mechanism has "):
+        dataclasses.replace(plan, **changed)
+
+
 @pytest.fixture(scope="module", params=[1, 2])
 def budget(request: pytest.FixtureRequest) -> RunPlan:
     """A run of 8 steps that uses up an epsilon of 3, for one example or for two of each unit."""
