@@ -717,6 +717,31 @@ FAULTS = (
         ("tests/dptune/integrations/test_state.py",),
         "a checkpoint counts fewer steps than were released",
     ),
+    # --- texts ---
+    Fault(
+        "pieces of a Unigram vocabulary that typed special tokens give",
+        "utils/data/renamed_tokens.py",
+        "[[names.get(piece, piece), score] for piece, score in vocabulary]",
+        "[[piece, score] for piece, score in vocabulary]",
+        ("tests/utils/data/test_renamed_tokens.py",),
+        "`</s>` that a person typed ends their text",
+    ),
+    Fault(
+        "special tokens that a normalizer makes of typed text",
+        "utils/data/special_tokens.py",
+        "if found is None or not self._all_written(one, *found):",
+        "if found is None:",
+        ("tests/utils/data/test_special_tokens.py",),
+        "`</s>` in full-width letters ends a text",
+    ),
+    Fault(
+        "special tokens that are left after encoding",
+        "utils/data/text_only.py",
+        "if self._special.count(ids) > most:",
+        "if self._special.count(ids) > most + len(ids):",
+        ("tests/utils/data/test_text_only.py",),
+        "a tokenizer whose unknown words are end tokens ends texts anywhere",
+    ),
     # --- units ---
     Fault(
         "author's rows beyond k",

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dptune._validate import refuse, require_count
+from dptune._validate import Described, refuse, require_count
 from utils.classification.labelled_texts import LabelledTexts
+from utils.data.special_tokens import UnwrittenToken
+from utils.data.text_only import TextOnly
 from utils.data.tokenization import IGNORED
 
 if TYPE_CHECKING:
@@ -125,15 +127,19 @@ def tokenize_texts(rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_
 
     Raises:
         InvalidArgument: `max_length` is below 2 or leaves no room between the special tokens, or a text is empty and
-            the tokenizer has no special token at all.
+            the tokenizer has no special token at all, or the tokenizer makes a special token of a text.
     """
     _require_room(tokenizer, max_length, len(rows.texts))
     ids: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
     types: list[np.ndarray] = []
-    num_cut = 0
+    num_cut, encode = 0, TextOnly(tokenizer)
     for first in range(0, len(rows), _TEXTS_AT_ONCE):
         chunk = [column[first : first + _TEXTS_AT_ONCE] for column in rows.texts]
-        encoded, num_cut_here = _encode(chunk, tokenizer, max_length)
+        try:
+            encoded, num_cut_here = _encode(chunk, encode, max_length)
+        except UnwrittenToken as error:
+            remedy = f"makes a special token of the text of row {first + error.number}; change the row or the model"
+            refuse("--model_checkpoint", Described(f"the tokenizer {type(tokenizer).__name__}"), remedy)
         num_cut += num_cut_here
         ids += [np.array(row or [_filler(tokenizer)], dtype=np.int32) for row in encoded["input_ids"]]
         types += [np.array(row or [0], dtype=np.uint8) for row in encoded.get("token_type_ids", [])]
@@ -155,33 +161,17 @@ def _require_room(tokenizer: PreTrainedTokenizerBase, max_length: int, num_texts
         refuse("--max_length", max_length, f"special tokens and one token per text need {needed}; give at least that")
 
 
-def _encode(
-    texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[BatchEncoding, int]:
+def _encode(texts: Sequence[list[str]], encode: TextOnly, max_length: int) -> tuple[BatchEncoding, int]:
     """(the rows' tokens, how many rows were cut). Only rows that are too long are tokenised twice."""
-    encoded = _tokens(texts, tokenizer)
+    encoded = encode(*texts, truncation=False)
     long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
     if long:
-        cut = _tokens([[column[row] for row in long] for column in texts], tokenizer, max_length)
+        chosen = [[column[row] for row in long] for column in texts]
+        cut = encode(*chosen, truncation="longest_first", max_length=max_length)
         for key, values in cut.items():
             for row, value in zip(long, values, strict=True):
                 encoded[key][row] = value
     return encoded, len(long)
-
-
-def _tokens(
-    texts: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
-) -> BatchEncoding:
-    """One call of the tokenizer; without `max_length` texts stay whole."""
-    return tokenizer(
-        *texts,
-        padding=False,
-        truncation=False if max_length is None else "longest_first",
-        max_length=max_length,
-        return_attention_mask=False,
-        split_special_tokens=True,  # what a person typed is text, even if it spells a special token
-        verbose=False,  # no warning that a text is longer than the model's context: we cut it
-    )
 
 
 def _filler(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -4,19 +4,23 @@
 `<|im_start|>` would begin a turn that nobody took. A tokenizer cannot tell the two apart once they stand in one text.
 So typed ones are replaced by stand-ins before a text is put together, and are found by them afterwards.
 
-Texts without typed special tokens are tokenised as ever. For the others, a copy of the tokenizer treats its special
-tokens as text, and finds the written ones by stand-ins. The whole text is tokenised at once in both cases.
+Texts without typed special tokens are tokenised as ever. For the others, a copy of the tokenizer has stand-ins as the
+names of its special tokens, and the written ones are replaced by them. The whole text is tokenised at once in both
+cases. A check of the tokens follows: each special one stands where its name was written.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from utils.data.renamed_tokens import with_renamed
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 Spans = tuple[tuple[int, int], ...]  # (start, end) in characters, end excluded, ascending
@@ -25,6 +29,14 @@ Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and (start, end) of eac
 
 class StandInLost(Exception):
     """A chat template cut or changed a stand-in for a special token that the text spells."""
+
+
+class UnwrittenToken(Exception):
+    """A special token came out of a text in which nobody wrote it. `number` counts the texts from 1."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"text {number} gives a special token that nobody wrote")
+        self.number = number
 
 
 class MarkedText(NamedTuple):
@@ -44,10 +56,14 @@ class SpecialTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-        added = backend.get_added_tokens_decoder() if backend is not None else {}
-        self._ids = {token.content: number for number, token in added.items() if token.special}
-        self._added = {token.content: token for token in added.values() if token.special}
-        self._names = sorted(self._added or tokenizer.all_special_tokens, key=len, reverse=True)
+        added = backend.get_added_tokens_decoder().values() if backend is not None else ()
+        found = {*(token.content for token in added if token.special), *tokenizer.all_special_tokens}
+        known = [name for name in found if backend is None or backend.token_to_id(name) is not None]
+        self._names = sorted(known, key=lambda name: (-len(name), name))
+        self._id_of = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in self._names}
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+        # Unknown characters give the unknown token. That is harmless, unless it is an end token too.
+        self._guarded = frozenset(self._id_of.values()) - ({tokenizer.unk_token_id} - ends)
         # The longest match counts, as for tokenizers. A pattern that never matches stands for no names.
         self._pattern = re.compile("|".join(map(re.escape, self._names)) or r"(?!)")
         # Private-use characters and digits, which templates and normalizers leave alone. Nobody can guess the number.
@@ -111,14 +127,38 @@ class SpecialTokens:
         """The tokens of each text in which only the special tokens count that nobody typed.
 
         The tokenizer's own start and end tokens are added. A text that brings the start token gets no second one.
+
+        Raises:
+            UnwrittenToken: the model of the tokenizer makes a special token of what is none.
         """
         plain = self._plain([one.text for one in texts if not one.typed])
-        for one in texts:
-            ids, offsets = self._around_typed(one) if one.typed else next(plain)
+        for number, one in enumerate(texts, start=1):
+            found = None if one.typed else next(plain)
+            if found is None or not self._all_written(one, *found):
+                found = self._as_text(one)
+                if not self._all_written(one, *found):
+                    raise UnwrittenToken(number)
+            ids, offsets = found
             start = self._tokenizer.bos_token_id
             if start is not None and ids[:2] == [start, start]:
                 ids, offsets = ids[1:], offsets[1:]
             yield ids, offsets
+
+    def encoded_without_offsets(self, one: MarkedText) -> list[int]:
+        """The tokens of a text, from a tokenizer that gives no offsets.
+
+        Raises:
+            UnwrittenToken: somebody typed a special token, which such a tokenizer cannot keep apart.
+        """
+        ids = list(self._tokenizer(one.text)["input_ids"])
+        written = len(self._pattern.findall(one.text)) + self.count(self._tokenizer("")["input_ids"])
+        if one.typed or self.count(ids) > written:
+            raise UnwrittenToken(1)
+        return ids
+
+    def count(self, ids: Sequence[int]) -> int:
+        """How many tokens are special. The unknown token counts only where it is a start or an end token too."""
+        return sum(number in self._guarded for number in ids)
 
     def _plain(self, texts: list[str]) -> Iterator[Tokens]:
         if not texts:
@@ -134,44 +174,42 @@ class SpecialTokens:
         )
         yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
-    def _around_typed(self, one: MarkedText) -> Tokens:
-        """The tokens of a text with typed special tokens, from the copy that treats all of them as text."""
-        copy, written = self._copy
+    def _as_text(self, one: MarkedText) -> Tokens:
+        """The tokens of a text, from the copy in which only stand-ins are special tokens."""
         parts, last, sources = [], 0, []
-        for found in self._pattern.finditer(one.text):
-            if any(start < found.end() and found.start() < end for start, end in one.typed):
-                continue
+        for found in self._written(one):
             stand_in = self._of(self._names.index(found[0]))
             parts += [one.text[last : found.start()], stand_in]
             sources += [*range(last, found.start()), *[found.start()] * len(stand_in)]
             last = found.end()
         sources += range(last, len(one.text) + 1)
-        encoding = copy.encode("".join([*parts, one.text[last:]]))
-        offsets = [_moved(start, end, sources) for start, end in encoding.offsets]
-        return [written.get(number, number) for number in encoding.ids], offsets
+        encoding = self.text_only.encode("".join([*parts, one.text[last:]]))
+        return encoding.ids, [(sources[start], sources[end]) for start, end in encoding.offsets]
+
+    def _written(self, one: MarkedText) -> Iterator[re.Match[str]]:
+        """The special tokens of a text that nobody typed."""
+        for found in self._pattern.finditer(one.text):
+            if not any(start < found.end() and found.start() < end for start, end in one.typed):
+                yield found
+
+    def _all_written(self, one: MarkedText, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> bool:
+        """Whether each special token stands where its name was written, or comes from the tokenizer itself."""
+        places = [(number, *place) for number, place in zip(ids, offsets, strict=True) if number in self._guarded]
+        if not any(end for _, _, end in places):  # those that the tokenizer adds have the place (0, 0)
+            return True
+        written = {found.start(): found for found in self._written(one)}
+        return all(not end or self._spells(number, written, start, end) for number, start, end in places)
+
+    def _spells(self, number: int, written: Mapping[int, re.Match[str]], start: int, end: int) -> bool:
+        """Whether the name of a token was written between two places, maybe with white space around it."""
+        inside = (written[place] for place in range(start, end) if place in written)
+        return any(found.end() <= end and self._id_of[found[0]] == number for found in inside)
 
     @cached_property
-    def _copy(self) -> tuple[Any, dict[int, int]]:
-        """A tokenizer with special tokens as text, and {its id of a stand-in: the id that it stands for}."""
-        from transformers import AddedToken  # slow to import, so only here
-
-        backend = self._tokenizer.backend_tokenizer
-        copy = type(backend).from_str(backend.to_str())
-        copy.no_truncation()
-        copy.no_padding()
-        copy.encode_special_tokens = True
-        numbers: dict[int, int] = {}
-        for index, name in enumerate(self._names):
-            of = self._added[name]
-            how = {"single_word": of.single_word, "lstrip": of.lstrip, "rstrip": of.rstrip, "normalized": of.normalized}
-            copy.add_tokens([AddedToken(self._of(index), special=False, **how)])
-            numbers[int(copy.token_to_id(self._of(index)) or 0)] = self._ids[name]
-        return copy, numbers
+    def text_only(self) -> Tokenizer:
+        """A copy of a fast tokenizer for which the special tokens are text: their names are stand-ins."""
+        names = {name: self._of(index) for index, name in enumerate(self._names)}
+        return with_renamed(self._tokenizer.backend_tokenizer, names)
 
     def _of(self, index: int) -> str:
         return f"{self._sign}x{index}\ue001"
-
-
-def _moved(start: int, end: int, sources: Sequence[int]) -> tuple[int, int]:
-    """(start, end) in the text that was encoded -> in the text that it stands for; `sources` by character."""
-    return sources[start], sources[end]

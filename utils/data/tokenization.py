@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dptune._validate import refuse, require_count
+from dptune._validate import Described, refuse, require_count
 from dptune.units.unit import Authors
 from utils.data.answers import end_of_turn
 from utils.data.records import Record
-from utils.data.special_tokens import MarkedText, SpecialTokens
+from utils.data.special_tokens import MarkedText, SpecialTokens, Tokens, UnwrittenToken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,7 +125,8 @@ def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, bloc
             answer stays, with nothing to learn.
 
     Raises:
-        InvalidArgument: the tokenizer has no offsets or no end token, or block_size is below 2.
+        InvalidArgument: the tokenizer has no offsets or no end token, block_size is below 2, or the tokenizer makes a
+            special token of a text that has none.
     """
     require_count("--block_size", block_size, minimum=_DUMMY_TOKENS)
     _require_tokenizer(tokenizer)
@@ -159,10 +160,21 @@ def _tokenized(
     for first in range(0, len(records), _TEXTS_AT_ONCE):
         chunk = records[first : first + _TEXTS_AT_ONCE]
         texts = [MarkedText(one.text[: end_of_turn(one.text, tokenizer.eos_token)], one.typed) for one in chunk]
-        for record, (ids, offsets) in zip(chunk, special.encoded(texts), strict=True):
+        for record, (ids, offsets) in zip(chunk, _encoded(texts, special, tokenizer, first), strict=True):
             mask = answer_mask(np.array(offsets, dtype=np.int64).reshape(-1, 2), record.answers)
             tokens, mask = _with_start(np.array(ids, dtype=np.int32), mask, start_token(tokenizer))
             yield _with_end(tokens, mask, tokenizer.eos_token_id, learn_end=bool(record.answers))
+
+
+def _encoded(
+    texts: Sequence[MarkedText], special: SpecialTokens, tokenizer: PreTrainedTokenizerBase, first: int
+) -> Iterator[Tokens]:
+    """The tokens of the texts of a chunk that begins at example `first`, counted from 0."""
+    try:
+        yield from special.encoded(texts)
+    except UnwrittenToken as error:
+        remedy = f"makes a special token of the text of example {first + error.number}; change the row or the model"
+        refuse("--model_name_or_path", Described(f"the tokenizer {type(tokenizer).__name__}"), remedy)
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:

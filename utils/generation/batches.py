@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dptune._validate import refuse
-from utils.data.special_tokens import MarkedText, SpecialTokens
+from dptune._validate import Described, refuse
+from utils.data.special_tokens import MarkedText, SpecialTokens, UnwrittenToken
 from utils.data.tokenization import start_token
 
 if TYPE_CHECKING:
@@ -38,14 +38,17 @@ def encode_prompt(
     the prompt's end with a letter, the prompt is tokenized alone, without trailing spaces.
 
     An empty prompt becomes the beginning-of-text token, or the end token if there is none. Special tokens that a person
-    typed into a `MarkedText` are text, if the tokenizer is a fast one. `special` saves finding those of the tokenizer.
+    typed into a `MarkedText` are text. `special` saves finding those of the tokenizer.
+
+    Raises:
+        UnwrittenToken: the tokenizer cannot keep such text apart from special tokens.
     """
     marked = MarkedText(prompt) if isinstance(prompt, str) else prompt
     kept = marked._replace(text=marked.text.rstrip(" "))
+    special = special or SpecialTokens(tokenizer)
     if not tokenizer.is_fast:
-        ids: list[int] | None = list(tokenizer(kept.text)["input_ids"])
+        ids: list[int] | None = special.encoded_without_offsets(kept)
     else:
-        special = special or SpecialTokens(tokenizer)
         ids = _ids_before_answer(special, marked, len(kept.text))
         if ids is None:
             ((ids, _),) = special.encoded([kept])
@@ -57,9 +60,20 @@ def encode_prompt(
 def make_jobs(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | MarkedText], max_length: int
 ) -> list[TextJob]:
-    """One job per prompt, indexed from 0. Raises `InvalidArgument` for a prompt that leaves no room for a token."""
-    special = SpecialTokens(tokenizer)
-    encoded = {prompt: tuple(encode_prompt(tokenizer, prompt, special)) for prompt in dict.fromkeys(prompts)}
+    """One job per prompt, indexed from 0.
+
+    Raises:
+        InvalidArgument: a prompt leaves no room for a token, or the tokenizer makes a special token of what is text.
+    """
+    special, encoded = SpecialTokens(tokenizer), {}
+    for number, prompt in enumerate(prompts, start=1):
+        if prompt in encoded:
+            continue
+        try:
+            encoded[prompt] = tuple(encode_prompt(tokenizer, prompt, special))
+        except UnwrittenToken:
+            remedy = f"makes a special token of the text of prompt {number}; change the prompt or the model"
+            refuse("--model_name_or_path", Described(f"the tokenizer {type(tokenizer).__name__}"), remedy)
     for prompt, ids in encoded.items():
         if len(ids) >= max_length:
             which = f"prompt {prompts.index(prompt) + 1} of {len(prompts)} alone has {len(ids)} tokens"

@@ -22,6 +22,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from dptune._validate import Described, refuse
+from utils.data.special_tokens import UnwrittenToken
+from utils.data.text_only import TextOnly
 from utils.models.loading import load_model, load_tokenizer
 from utils.synthetic.proxy_settings import TINY, ProxySettings
 
@@ -86,7 +89,11 @@ def make_model(settings: ProxySettings, tokenizer: PreTrainedTokenizerBase) -> P
 def cut_windows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Windows:
     """Tokenise texts and cut them into windows of at most `max_length` predicted tokens."""
     end = tokenizer.eos_token_id
-    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    try:
+        encoded = TextOnly(tokenizer)(list(texts), add_special_tokens=False)["input_ids"]
+    except UnwrittenToken as error:
+        remedy = f"makes a special token of the text of row {error.number}; change the row or the model"
+        refuse("--proxy_model", Described(f"the tokenizer {type(tokenizer).__name__}"), remedy)
     ids, owners = [], []
     for owner, text in enumerate(encoded):
         whole = [end, *text, end]

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_pair_tokenizer, tiny_tokenizer
+from tests.tokenizer_kinds import FAST, ending_where_unknown
 from utils.classification.dataset import ClassificationDataset, tokenize_texts
 from utils.classification.labelled_texts import LabelledTexts
 
@@ -146,6 +147,28 @@ def test_a_special_token_in_a_text_is_text() -> None:
     data = tokenize_texts(LabelledTexts((["a</s>b"],), np.array([0])), tokenizer, 64)
     assert tokenizer.eos_token_id not in data.ids
     assert tokenizer.decode(data.ids) == "a</s>b"
+
+
+@pytest.mark.parametrize("make", FAST)
+@pytest.mark.parametrize("columns", [1, 2])
+def test_no_spelling_of_a_special_token_is_one(make, columns: int) -> None:
+    tokenizer = make()
+    spelled = ["a </s> b", "a\uff1c/s\uff1eb", "[SEP] \uff3bSEP\uff3d", "[sep] <s>", "</s>" * 9]
+    data = tokenize_texts(texts_of(*[spelled] * columns), tokenizer, 8)
+    (around,) = tokenizer(*[[""]] * columns)["input_ids"]
+    special = [tokenizer.convert_tokens_to_ids(name) for name in ("<s>", "</s>", "[SEP]")]
+    for index in range(len(data)):
+        assert [number for number in example(data, index) if number in special] == [
+            number for number in around if number in special
+        ]
+
+
+def test_a_tokenizer_that_makes_end_tokens_of_text_is_refused_by_the_number_of_the_row() -> None:
+    texts = ["cat"] * 1500
+    texts[1200] = "dog"
+    match = r"--model_checkpoint=the tokenizer \w+: makes a special token of the text of row 1201; change"
+    with pytest.raises(InvalidArgument, match=match):
+        tokenize_texts(texts_of(texts), ending_where_unknown(), 8)
 
 
 def test_texts_of_which_nothing_is_left_become_one_token() -> None:

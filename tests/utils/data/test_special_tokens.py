@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from pathlib import Path
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import CORPUS, tiny_tokenizer
-from utils.data.special_tokens import MarkedText, SpecialTokens, StandInLost
+from tests.tokenizer_kinds import FAST, SLOW, ending_where_unknown
+from utils.data.special_tokens import MarkedText, SpecialTokens, StandInLost, UnwrittenToken
 
 
 def starting_tokenizer() -> PreTrainedTokenizerFast:
@@ -118,3 +122,55 @@ def test_a_text_that_brings_the_start_token_gets_no_second_one(make, typed: bool
     ((ids, _),) = tokens.encoded([marked(tokens, ("<s>Say.", False), ("<s>" if typed else "x", True))])
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id
+
+
+SPELLINGS = ["</s>", "\uff1c/s\uff1e", "<s>", "[SEP]", "[sep]", "\uff3bSEP\uff3d", "<|image|>", "<tool>", "<", "/s>"]
+TYPED = st.lists(st.sampled_from([*SPELLINGS, " ", "a", " b ", "\n"]), max_size=6).map("".join)
+NAMES = ("<s>", "</s>", "[SEP]", "<|image|>")
+
+
+@pytest.mark.parametrize("make", FAST)
+@settings(max_examples=60, deadline=None)
+@given(parts=st.lists(st.one_of(st.tuples(TYPED, st.just(True)), st.tuples(st.sampled_from(NAMES), st.just(False)))))
+def test_only_written_tokens_are_special_whatever_the_model(make, parts: list[tuple[str, bool]]) -> None:
+    """The special tokens are those written, in order, after the one that the tokenizer adds."""
+    tokenizer = _made(make)
+    tokens = SpecialTokens(tokenizer)
+    known = [(text, typed) for text, typed in parts if typed or text in tokenizer.get_vocab()]
+    runs = groupby([("a", True), *known], key=lambda part: part[1])  # what is typed in a row is one text
+    one = marked(tokens, *(("".join(text for text, _ in run), typed) for typed, run in runs))
+    ((ids, _),) = tokens.encoded([one])
+    added = [number for number in tokenizer("")["input_ids"] if number is not None]
+    written = [tokenizer.convert_tokens_to_ids(text) for text, typed in known if not typed]
+    guarded = set(tokenizer.convert_tokens_to_ids([name for name in NAMES if name in tokenizer.get_vocab()]))
+    assert [number for number in ids if number in guarded] == added + written
+
+
+_MADE: dict[object, PreTrainedTokenizerFast] = {}
+
+
+def _made(make) -> PreTrainedTokenizerFast:
+    if make not in _MADE:
+        _MADE[make] = make()
+    return _MADE[make]
+
+
+def test_a_text_whose_unknown_words_are_end_tokens_is_refused() -> None:
+    tokens = SpecialTokens(ending_where_unknown())
+    assert [ids for ids, _ in tokens.encoded([MarkedText("cat cat"), MarkedText("cat</s>")])] == [[1, 1], [1, 0]]
+    with pytest.raises(UnwrittenToken, match="text 2"):
+        list(tokens.encoded([MarkedText("cat"), MarkedText("cat dog")]))
+    with pytest.raises(UnwrittenToken):
+        list(tokens.encoded([marked(tokens, ("cat</s>", True))]))
+
+
+@pytest.mark.parametrize("make", SLOW)
+def test_a_tokenizer_without_offsets_refuses_typed_special_tokens(make, tmp_path: Path) -> None:
+    tokenizer = make(tmp_path)
+    tokens = SpecialTokens(tokenizer)
+    assert tokens.encoded_without_offsets(MarkedText("the cat</s>day")) == tokenizer("the cat</s>day")["input_ids"]
+    for text in ("the cat", "\uff1c/s\uff1e"):
+        one = marked(tokens, (text, True))
+        assert tokens.count(tokens.encoded_without_offsets(one)) == tokens.count(tokenizer("")["input_ids"])
+    with pytest.raises(UnwrittenToken):
+        tokens.encoded_without_offsets(marked(tokens, ("the</s>day", True)))

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.tokenizer_kinds import ending_where_unknown
 from utils.data.prompts import format_prompt
 from utils.data.records import Record, RecordMaker, prompt_and_answer
 from utils.data.tokenization import TokenizedDataset, tokenize
@@ -208,3 +209,14 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 
     with pytest.raises(InvalidArgument, match=r"--model_name_or_path='Slow'.*tokenizer\.json"):
         tokenize([prompt_and_answer("a", "b")], Slow(), 8)
+
+
+def test_a_tokenizer_that_makes_end_tokens_of_text_is_refused_by_the_number_of_the_example() -> None:
+    tokenizer = ending_where_unknown()
+    records = [Record("cat", ((0, 3),))] * 1500
+    assert len(tokenize(records, tokenizer, 8)) == 1500
+    records[1200] = Record("dog", ((0, 3),))
+    match = r"--model_name_or_path=the tokenizer \w+: makes a special token of the text of example 1201; change"
+    with pytest.raises(InvalidArgument, match=match) as refused:
+        tokenize(records, tokenizer, 8)
+    assert "dog" not in str(refused.value)

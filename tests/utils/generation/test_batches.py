@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dptune._validate import InvalidArgument
 from tests.tiny import CORPUS, tiny_tokenizer
+from tests.tokenizer_kinds import slow_bytes, slow_pieces
 from utils.data.prompts import format_prompt
 from utils.data.records import RecordMaker, prompt_and_answer
+from utils.data.special_tokens import MarkedText
 from utils.data.tokenization import tokenize
 from utils.generation import batches as generation_batches
 from utils.generation.batches import TextJob, batch_seed, encode_prompt, make_jobs, plan_batches
@@ -163,3 +165,12 @@ def test_every_batch_and_seed_has_random_numbers_of_its_own() -> None:
     seeds = [batch_seed(seed, batch) for seed in range(3) for batch in batches]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("make", [slow_bytes, slow_pieces])
+def test_a_tokenizer_that_cannot_keep_typed_special_tokens_apart_is_refused(make, tmp_path: Path) -> None:
+    slow = make(tmp_path)
+    prompts = [MarkedText("a cat"), MarkedText("a</s>b"), MarkedText("a</s>b", ((1, 5),))]
+    assert len(make_jobs(slow, prompts[:2], 99)) == 2
+    with pytest.raises(InvalidArgument, match=r"--model_name_or_path=.* of the text of prompt 3; change the prompt"):
+        make_jobs(slow, prompts, 99)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from dptune._validate import InvalidArgument
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.tokenizer_kinds import ending_where_unknown, unigram
 from utils.synthetic.proxy_model import (
     Predictions,
     ProxySettings,
@@ -45,6 +47,14 @@ def test_a_special_token_spelled_out_in_a_text_is_only_text() -> None:
     (ids,) = cut_windows(["a<|endoftext|>b"], tokenizer, 100).ids
     assert ids.count(tokenizer.eos_token_id) == 2
     assert tokenizer.decode(ids[1:-1]) == "a<|endoftext|>b"
+
+
+def test_no_spelling_of_a_special_token_ends_a_text() -> None:
+    tokenizer = unigram()
+    for ids in cut_windows(["a</s>b", "a \uff1c/s\uff1e b"], tokenizer, 100).ids:
+        assert ids.count(tokenizer.eos_token_id) == 2
+    with pytest.raises(InvalidArgument, match=r"--proxy_model=.* the text of row 2; change"):
+        cut_windows(["cat", "dog"], ending_where_unknown(), 100)
 
 
 def test_the_made_tokenizer_knows_every_character() -> None:
