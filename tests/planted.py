@@ -783,6 +783,22 @@ FAULTS = (
         (TRAINER + "::test_rows_of_one_unit_are_clipped_together",),
         "an item of several rows moves the sum by more than C",
     ),
+    Fault(
+        "people under two names: invisible characters",
+        "dptune/units/names.py",
+        "unicodedata.category(one) not in _NOT_SEEN",
+        "True",
+        ("tests/dptune/units/test_names.py",),
+        "a person with a zero-width space in some rows counts as two, and the person is protected less than stated",
+    ),
+    Fault(
+        "people under two names: signs of numbers",
+        "dptune/units/names.py",
+        "number = name.translate(_SIGNS)",
+        "number = name",
+        ("tests/dptune/units/test_names.py",),
+        "-5 with a Unicode minus is another person than -5",
+    ),
     # --- the loops ---
     Fault(
         "begin_step not called by the training loop",

@@ -18,6 +18,9 @@ _NUMBER = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d{1,18}))?")
 _FLOATING = re.compile(
     r"\.|e\+", re.IGNORECASE
 )  # how programs write floating-point numbers; hexadecimal ids have neither
+_SIGNS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-") | {"\u066b": "."})
+_NOT_SEEN = {"Cf", "Cc"}  # Unicode's categories of format and control characters
+_FILLERS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _MOST_DIGITS = 400  # written out; longer numbers get an exponent
 _DOUBLE_BITS = 53  # a floating-point number of 2^53 or more may have lost its last digits
 
@@ -25,8 +28,12 @@ _DOUBLE_BITS = 53  # a floating-point number of 2^53 or more may have lost its l
 def author_name(value: object) -> str | None:
     """The author that a cell names, or None if it names nobody (empty, NaN, white space).
 
-    7, "7", 7.0, "7.0", "7e0", " 7 " and "007" are one author. White space around a name is no part of it. Names that
-    are no numbers are compared in Unicode's composed form (NFC). The text "nan" is a name.
+    7, "7", 7.0, "7.0", "7e0", " 7 " and "007" are one author, and so is 7 with full-width or Arabic digits. A dash
+    before a number is a minus sign. "1,000", "1 000" and "1_000" are names of their own, as a comma may stand for a
+    thousand or for a fraction.
+
+    Names are compared in Unicode's form NFKC, without invisible characters and white space around them; white space
+    within is one space. Upper and lower case differ. The text "nan" is a name.
 
     Raises:
         TypeError: the value is neither text nor a number.
@@ -39,8 +46,9 @@ def author_name(value: object) -> str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        name = unicodedata.normalize("NFC", value.strip())
-        return _number(name, _DOUBLE_BITS if _FLOATING.search(name) else None) or name or None
+        name = _visible(value)
+        number = name.translate(_SIGNS)
+        return _number(number, _DOUBLE_BITS if _FLOATING.search(number) else None) or name or None
     if isinstance(value, bool | np.bool_):
         raise TypeError(type(value).__name__)
     if isinstance(value, int | np.integer):
@@ -58,6 +66,14 @@ def author_name(value: object) -> str | None:
 def author_names(values: Iterable[object]) -> list[str | None]:
     """`author_name` of each value."""
     return [author_name(value) for value in values]
+
+
+def _visible(text: str) -> str:
+    """What a reader sees of a name: without invisible characters, in one Unicode form, with single spaces."""
+    if not (text.isascii() and text.isprintable()):
+        seen = (one for one in text if one.isspace() or unicodedata.category(one) not in _NOT_SEEN)
+        text = unicodedata.normalize("NFKC", _FILLERS.sub("", "".join(seen)))
+    return " ".join(text.split())
 
 
 def _number(text: str, bits: int | None = None) -> str | None:

@@ -29,6 +29,15 @@ BIG = 2**53 + 1  # no double holds it
         [BIG, str(BIG), f"0{BIG}", Decimal(BIG), np.int64(BIG)],
         [10**50, "1" + "0" * 50, "1e50"],
         ["Jose\u0301", "José", " José\n"],
+        [7, "7\u200b", "\ufeff7", "\u20607", "7\x00", "\u200e7\u200f", "\xa07", "\u202d7.0\u202c", "7\ufe0f"],
+        [7, "\uff17", "\uff17\uff0e\uff10", "\uff0b7", "\u0667", "\u0667\u066b\u0660", "\u2077"],
+        [-5, "-5", "\u22125", "\uff0d5", "\ufe635", "\u20135", "\u22125.0", "\u2010\uff15", "-5e\u22120"],
+        [-5, "\u2212\u200b5"],
+        [0.5, "5e\u22121", "5\uff25-1"],
+        ["Anna", "Anna\u200b", "\ufeffAnna", "An\u00adna", "Anna\x00", "A\u2060nna", "\uff21nna", "Anna\u3000"],
+        ["Ann Lee", "Ann\xa0Lee", "Ann  Lee", "Ann\tLee", "Ann\u2003Lee", "Ann \u200b Lee"],
+        ["fin", "\ufb01n"],
+        ["\u00c5sa", "A\u030asa", "\u212bsa", "A\u200b\u030asa"],
     ],
 )  # fmt: skip
 def test_all_spellings_are_one_name(spellings: list[Any]) -> None:
@@ -44,13 +53,17 @@ def test_all_spellings_are_one_name(spellings: list[Any]) -> None:
         [10**30, 10**30 + 1],
         [7, 70, 7.5, -7, "7.0.0", "v7", "7a", "e7", "7e", ".", "+", "-"],
         ["ann", "Ann", "nan", "inf"],
+        ["1000", "1,000", "1 000", "1_000", "1.000,0"],  # a group of three or a fraction: nobody can tell
+        ["Anna-Lee", "Anna\u2013Lee", "AnnaLee", "Anna Lee"],
     ],
 )
 def test_different_people_have_different_names(people: list[Any]) -> None:
     assert len(set(author_names(people))) == len(people)
 
 
-@pytest.mark.parametrize("value", [None, "", " \t", math.nan, np.float64("nan"), Decimal("nan")])
+@pytest.mark.parametrize(
+    "value", [None, "", " \t", "\u200b", "\ufeff \x00", "\u3164", math.nan, np.float64("nan"), Decimal("nan")]
+)
 def test_what_names_nobody(value: Any) -> None:
     assert author_name(value) is None
 
@@ -73,6 +86,30 @@ def test_a_floating_point_number_that_may_have_lost_digits_is_refused(value: Any
 @pytest.mark.parametrize("value", [2.0**53 - 1, f"{2**53 - 1}.0", np.float32(2**24 - 1), "1234567890123456789e3"])
 def test_a_number_with_all_its_digits_is_not(value: Any) -> None:
     assert author_name(value) is not None
+
+
+@given(st.text())
+def test_a_name_is_its_own_name(text: str) -> None:
+    try:
+        name = author_name(text)
+    except ValueError:
+        return
+    assert name is None or author_name(name) == name
+
+
+@given(st.text(min_size=1), st.sampled_from("\u200b\ufeff\u2060\u00ad\x00\ufe0f\u034f"), st.integers(0, 9))
+def test_invisible_characters_anywhere_change_no_name(text: str, invisible: str, place: int) -> None:
+    try:
+        name = author_name(text)
+    except ValueError:
+        return
+    assert author_name(text[:place] + invisible + text[place:]) == name
+
+
+@pytest.mark.parametrize("value", [f"\uff0b{2**53}\uff0e0", f"{2**53}\u066b0", "\u22121E\u200b+16"])
+def test_other_spellings_of_a_floating_point_number_are_refused_too(value: str) -> None:
+    with pytest.raises(ValueError, match="floating-point number of 2"):
+        author_name(value)
 
 
 @given(st.integers(), st.integers(0, 5), st.integers(0, 5))
