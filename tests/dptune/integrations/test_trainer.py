@@ -17,6 +17,7 @@ import transformers
 from dptune import InvalidArgument, accounting
 from dptune.accounting.rounding import rounded_up
 from dptune.integrations.losses import DefaultLosses
+from dptune.keystream import FIXED
 from dptune.run.checkpoint import LEDGER_NAME
 from dptune.sampling import FIXED_KEY
 from tests.dptune.integrations.runs import (
@@ -143,7 +144,7 @@ def test_a_ledger_line_is_there_before_the_gradient_is_used(tmp_path: Path) -> N
     dp_trainer(tmp_path, callbacks=[Watch()]).train()
     assert seen == [(0, 1), (1, 2)]
     settings = {"noise_multiplier": 1.0, "sampling_probability": 0.5, "clip_norm": 0.5}
-    assert lines(tmp_path)[0] == {"step": 1, **settings, "sampler": FIXED_KEY}
+    assert lines(tmp_path)[0] == {"step": 1, **settings, "sampler": FIXED_KEY, "noise_key": FIXED}
 
 
 def parameters(model: Any) -> torch.Tensor:
