@@ -65,7 +65,7 @@ class PrivateStep:
         sampler: PoissonSampler | None = None,
         loss_scale: float = 1.0,
     ) -> None:
-        if not 0 <= rank < world_size:
+        if rank not in range(world_size):
             refuse("rank", rank, f"must be from 0 to {world_size - 1}, below world_size")
         if rank == 0 and ledger is None:
             refuse("ledger", None, "rank 0 must record every step; pass dptune.Ledger(path)")

@@ -163,8 +163,8 @@ FAULTS = (
     Fault(
         "a rank beyond the others needs no ledger",
         "dptune/step.py",
-        "        if not 0 <= rank < world_size:\n",
-        "        if not 0 <= rank:\n",
+        "        if rank not in range(world_size):\n",
+        "        if rank < 0:\n",
         ("tests/dptune/test_step.py",),
         "a gradient is released without a line in the ledger",
     ),

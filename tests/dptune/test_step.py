@@ -251,9 +251,9 @@ def test_mistakes_are_refused(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     with pytest.raises(InvalidArgument, match="rank 0 must record"):
         PrivateStep(model, config, ledger=None)
-    for rank in (1, -1):  # without a ledger, it would release a gradient that no line records
+    for rank in (1, -1, 0.5):  # without a ledger, it would release a gradient that no line records
         with pytest.raises(InvalidArgument, match=rf"^rank={rank}: must be from 0 to 0, below world_size"):
-            PrivateStep(model, config, ledger=None, rank=rank)
+            PrivateStep(model, config, ledger=None, rank=rank)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="2 processes need one"):
         PrivateStep(model, config, ledger=ledger, world_size=2)
     with pytest.raises(InvalidArgument, match="no trainable parameter"):
