@@ -79,6 +79,6 @@ class FedItems:
         elif self._world_size > 1 and self._reduce is not None:
             fed = self._reduce(fed)
         number, checksum, fixed_keys = fed.tolist()
-        self._sampler.use(number, checksum)
+        self._sampler._use(number, checksum)
         self._noise_key = FIXED if fixed_keys else SECRET
         self._fed = np.zeros(2, dtype=np.int64)

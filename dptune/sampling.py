@@ -63,8 +63,10 @@ class PoissonSampler:
         self._unused.append((len(drawn), checksum_of_items(drawn)))
         return drawn
 
-    def use(self, number: int, checksum: int) -> None:
+    def _use(self, number: int, checksum: int) -> None:
         """Mark the oldest unused draw as used by a step that was fed so many items with this checksum.
+
+        Only steps call it. A loop that could would skip draws that it does not like.
 
         Raises:
             RuntimeError: the step was fed something else, or there is no unused draw.
@@ -81,8 +83,8 @@ class PoissonSampler:
     def _forget(self) -> None:
         """Drop the unused draws, for a loader that drew ahead and begins anew.
 
-        A loop must not call it: a draw that is dropped for what it holds is no Poisson draw. Loaders drop draws at the
-        end of an epoch or of a launch, whatever they hold.
+        A loop must not call it. If draws are dropped for what they hold, the rest are no Poisson draws. Loaders drop
+        draws at the end of an epoch or of a launch, whatever the draws hold.
         """
         self._unused.clear()
 

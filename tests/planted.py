@@ -161,6 +161,14 @@ FAULTS = (
         "the report states an epsilon for batches that nobody drew",
     ),
     Fault(
+        "a step may use any draw",
+        "dptune/sampling.py",
+        "drawn, wanted = self._unused[0]",
+        "drawn, wanted = self._unused[-1]",
+        ("tests/dptune/test_step_draws.py",),
+        "a loop that skips draws until one pleases it is no Poisson sampling, but its report says that it is",
+    ),
+    Fault(
         "a rank beyond the others needs no ledger",
         "dptune/step.py",
         "        if rank not in range(world_size):\n",

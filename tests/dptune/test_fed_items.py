@@ -45,6 +45,8 @@ def test_what_was_named_counts_once_it_is_added() -> None:
     fed.named(drawn, 40)
     feed(fed, drawn)
     fed.require_draw(CPU)
+    with pytest.raises(RuntimeError, match="this step has no draw"):  # the draw is used up
+        fed.require_draw(CPU)
 
 
 @pytest.mark.parametrize("fault", ["an item twice", "an item left out", "another item", "nothing"])

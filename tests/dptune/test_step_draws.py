@@ -175,7 +175,7 @@ def test_noise_under_a_fixed_key_guarantees_nothing_and_resuming_does_not_hide_i
 
 @pytest.mark.parametrize("fixed_rank", [0, 1])
 def test_the_ledger_knows_of_a_fixed_key_on_any_rank(fixed_rank: int, tmp_path: Path) -> None:
-    """Whoever knows one rank's noise can subtract it."""
+    """One fixed key is enough: anyone who has it can subtract that rank's noise from the sum."""
     key = new_key()
 
     def work(rank: int, gather: Any) -> None:
@@ -216,3 +216,16 @@ def test_checksums_of_parts_add_up_and_tell_sets_apart() -> None:
         parts = sum(np.int64(checksum_of_items(part)).astype(np.uint64) for part in np.array_split(items, 3))
         assert int(np.uint64(parts).astype(np.int64)) == checksum_of_items(items)
     assert checksum_of_items(np.array([], dtype=np.int64)) == 0
+
+
+def test_a_draw_cannot_be_skipped(tmp_path: Path) -> None:
+    """A loop that dropped draws until one pleased it would not be Poisson sampling."""
+    model, sampler = nn.Linear(3, 1), a_sampler()
+    first, second = sampler.draw(), sampler.draw()
+    with a_step(tmp_path, sampler, model) as step:
+        step.backward(losses(model, len(second) + 1), items=second)
+        with pytest.raises(RuntimeError, match=f"the draw holds {len(first)} examples"):
+            step.finish()
+    assert not (tmp_path / "ledger.jsonl").exists()
+    public = {name for name in dir(sampler) if not name.startswith("_")}
+    assert public == {"draw", "keystream", "name", "num_examples", "sampling_probability"}
