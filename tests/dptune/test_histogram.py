@@ -117,7 +117,8 @@ def test_no_seed_repeats_the_noise() -> None:
     for _ in range(2):
         random.seed(0), np.random.seed(0), torch.manual_seed(0)
         released.append(release(np.zeros(50), 1.0))
-    assert not np.isclose(*released).any()
+    # On a grid of 2^-10, two of 50 values meet by chance in 1% of all runs, and five in none of 10^9.
+    assert np.isclose(*released).sum() < 5
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])
