@@ -93,6 +93,18 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def local_part(value: Tensor) -> Tensor:
+    """What this rank holds of a tensor: its shard, or the whole tensor if it is not sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop the gathered weights that a forward pass left. Call it only when no backward pass is to come."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def as_forward(model: nn.Module, function: _T) -> _T:
     """`function`, run as if it were `model.forward`, so that it sees the whole weights of the root group.
 
@@ -118,8 +130,7 @@ def frozen_bytes(model: nn.Module, layers: Iterable[nn.Module]) -> ShardedBytes:
         size = parameter.numel() * parameter.element_size()
         total += size
         root += 0 if id(parameter) in in_layers else size
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        held += local.untyped_storage().nbytes()
+        held += local_part(parameter).untyped_storage().nbytes()
     return ShardedBytes(held, total, root)
 
 

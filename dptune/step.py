@@ -25,7 +25,7 @@ from dptune.mechanism import PrivacyConfig
 from dptune.micro_batch import Items, MicroBatchStats, require_losses
 from dptune.noise import GaussianNoise
 from dptune.per_example import HalfAdded, PerExampleGradients, Recorded, full_precision
-from dptune.per_example.buffers import FixedBuffers
+from dptune.per_example.fixed_values import SMALL, FixedValues
 from dptune.ranks import Gather, Reduce, sum_over_ranks
 from dptune.sampling import PoissonSampler
 
@@ -95,7 +95,7 @@ class PrivateStep:
 
     def __enter__(self) -> PrivateStep:
         self._recorder.__enter__()
-        self._buffers = FixedBuffers(self._recorder.model)
+        self._fixed = FixedValues(self._recorder.model, self._is_small_and_frozen)
         return self
 
     def __exit__(
@@ -195,7 +195,7 @@ class PrivateStep:
         total_P = self._begun()
         self._fed.require_draw(total_P.device)
         self._refuse_other_gradients()
-        self._buffers.require_unchanged()
+        self._fixed.require_unchanged()
         self._add_noise(total_P)
         if self._ledger is not None:
             # Before the sum over ranks: without rank 0's share no rank has the gradient, so none uses it unrecorded.
@@ -253,6 +253,9 @@ class PrivateStep:
                     "has a gradient without clipping and noise; set it to None, and freeze it before making the step"
                 )
                 refuse(name, f"of shape {tuple(parameter.shape)}", remedy)
+
+    def _is_small_and_frozen(self, name: str, parameter: nn.Parameter) -> bool:
+        return name not in self._recorder.parameters and parameter.numel() <= SMALL
 
     def _add_noise(self, sum_P: Tensor) -> None:
         std = self.config.noise_std_per_rank(self._world_size, self.clip_norm)

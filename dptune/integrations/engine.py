@@ -22,7 +22,7 @@ from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import updates_identity
 from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
 from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
-from dptune.integrations.items import check_on_random_items
+from dptune.integrations.items import check_on_random_items, longest_of, make_of_first
 from dptune.integrations.losses import losses_of_outputs
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, unit_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
@@ -141,7 +141,9 @@ class PrivacyEngine:
             refuse("model", Described(f"{type(model).__name__} in less than float32"), remedy)
         self._check_trainer(args, state, model, train_dataloader)
         known = self._losses is losses_of_outputs
-        require_known_values(model, self.dataset.examples, train_dataloader.collate_fn, labels=known)
+        examples = self.dataset.examples
+        longest = longest_of(model, make_of_first(examples), self._max_length)
+        require_known_values(model, examples, train_dataloader.collate_fn, labels=known, longest=longest)
         resumed = state.global_step > 0
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}" if resumed else None
         with renamed(FLAGS):

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dptune._validate import HIDDEN, Described, InvalidArgument, refuse
+from dptune._validate import HIDDEN, InvalidArgument, refuse
 from dptune.integrations.draws import fetch
 from dptune.integrations.vocabulary import Vocabulary, longest_item
 from dptune.per_example import RandomRow, require_separate_rows
 
 _READ = 1024  # items at a time
+TOLD = "train_dataset"
+COLLATOR_ERRORS = (KeyError, IndexError, TypeError, ValueError, RuntimeError)
 _TOKENS, _NUMBER, _ARRAY, _OTHER = "tokens", "number", "array", "other"
 
 
@@ -95,6 +97,16 @@ def has_tokens(make: Make) -> bool:
     return any(leaf.kind == _TOKENS for leaf in _leaves(make))
 
 
+def make_of_first(examples: Any) -> Make:
+    """What the first item of a data set is made of, and so all of them."""
+    return make_of(fetch(examples, [0])[0])
+
+
+def longest_of(model: Any, make: Make, max_length: int | None) -> int:
+    """Tokens of the longest item allowed, see `longest_item`; 1 if items have no tokens."""
+    return longest_item(model, max_length) if has_tokens(make) else 1
+
+
 def length_of(item: Any, make: Make) -> int:
     """Tokens of the longest list of tokens in an item; 0 without one."""
     if isinstance(make, Several):
@@ -118,6 +130,11 @@ def _fits(item: Any, make: Make) -> bool:
     return (found.kind, found.shape) == (make.kind, make.shape)
 
 
+def called(number: int) -> str:
+    """An item in messages, by its number from 0."""
+    return f"item {number + 1} (counted from 1)"
+
+
 def require_short_items(examples: Any, make: Make, max_length: int) -> None:
     """Read all items once, and refuse one that is longer than `max_length` tokens or made differently from the first
     one.
@@ -130,10 +147,10 @@ def require_short_items(examples: Any, make: Make, max_length: int) -> None:
         for index, item in zip(rows, fetch(examples, rows), strict=True):
             if not _fits(item, make):
                 remedy = "has other keys, kinds of values or shapes than the first item; make all items alike"
-                refuse("train_dataset", Described(f"item {index}"), remedy)
+                refuse(TOLD, called(index), remedy)
             if (length := length_of(item, make)) > max_length:
                 remedy = f"has {length} tokens, more than max_length={max_length}: cut it, or raise max_length"
-                refuse("train_dataset", Described(f"item {index}"), remedy)
+                refuse(TOLD, called(index), remedy)
 
 
 def random_item(make: Make, row: RandomRow, vocabulary: Vocabulary, *, rows: int = 1) -> Any:
@@ -174,33 +191,36 @@ def check_on_random_items(
 
     Raises:
         InvalidArgument: the gradients differ, because a rule is wrong or an item affects others by its tokens or its
-            padding. Or the collator cannot take the random items, an item of the data set is too long, or `max_length`
-            is needed.
+            padding. Or the collator cannot take the random items, or `max_length` is needed.
     """
-    make, vocabulary = make_of(fetch(examples, [0])[0]), Vocabulary.of(model)
+    make, vocabulary = make_of_first(examples), Vocabulary.of(model)
     if not any(leaf.kind in (_TOKENS, _ARRAY) for leaf in _leaves(make)):
-        refuse("train_dataset", HIDDEN, "its items have neither token ids nor arrays of numbers; tokenise them first")
-    longest = longest_item(model, max_length) if has_tokens(make) else 1
+        refuse(TOLD, HIDDEN, "its items have neither token ids nor arrays of numbers; tokenise them first")
+    longest = longest_of(model, make, max_length)
 
     def batch_of(rows: Sequence[RandomRow]) -> list[Any]:
         # All items but the first have two rows, if they may, so that items are filled up.
         counts = [1 if row.number == 0 else min(2, most_rows) for row in rows]
         pairs = zip(rows, counts, strict=True)
-        return [_collated(collate, [random_item(make, row, vocabulary, rows=count) for row, count in pairs])]
+        return [collated(collate, [random_item(make, row, vocabulary, rows=count) for row, count in pairs])]
 
     try:
         require_separate_rows(model, losses, batch_of, longest=longest)
     except torch.OutOfMemoryError:
         refuse("max_length", longest, "two random items of that length do not fit in memory; give a smaller one")
-    require_short_items(examples, make, longest)  # last, so that no item decides what is said of the model
 
 
-def _collated(collate: Callable[[list[Any]], Mapping[str, Any]], items: list[Any]) -> Mapping[str, Any]:
+def collated(collate: Callable[[list[Any]], Mapping[str, Any]], items: list[Any]) -> Mapping[str, Any]:
+    """Random items as the collator puts them together.
+
+    Raises:
+        InvalidArgument: the collator fails on them.
+    """
     try:
         return collate(items)
     except (InvalidArgument, torch.OutOfMemoryError):
         raise
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except COLLATOR_ERRORS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         remedy = f"cannot take random items with the keys of the first item ({reason}); items must be numbers alone"
         refuse("data_collator", HIDDEN, remedy)

@@ -56,7 +56,7 @@ class DefaultLosses:
 
     def __call__(self, model: TransformersModel, inputs: Mapping[str, Tensor]) -> Tensor:
         labels = inputs.get("labels")
-        if labels is not None and labels.ndim == 2 and _is_causal_lm(model):
+        if labels is not None and labels.ndim == 2 and is_causal_lm(model):
             _require_plain_rows(inputs)
             return self._causal_loss(model)(inputs["input_ids"], labels)
         if labels is not None and _are_classes(labels):
@@ -78,7 +78,7 @@ def losses_of_outputs(
 ) -> Tensor:
     """The same losses [B] from the outputs of `model` for a micro-batch, for a loop that calls the model itself."""
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-    if labels is not None and labels.ndim == 2 and _is_causal_lm(model):
+    if labels is not None and labels.ndim == 2 and is_causal_lm(model):
         return token_losses(logits, labels)
     if labels is not None and _are_classes(labels):
         if method_of(model) in (PREFIX, PROMPT):
@@ -116,7 +116,8 @@ def _base(model: TransformersModel) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _is_causal_lm(model: TransformersModel) -> bool:
+def is_causal_lm(model: TransformersModel) -> bool:
+    """Whether the default losses take the model for a causal language model."""
     base = _base(model)
     return type(base).__name__ in _CAUSAL and not getattr(base.config, "is_encoder_decoder", False)
 
@@ -126,15 +127,22 @@ def _require_plain_rows(inputs: Mapping[str, Tensor]) -> None:
     unknown = sorted(inputs.keys() - _CAUSAL_INPUTS)
     if unknown:
         refuse("inputs", ", ".join(unknown), "not supported by the default loss; drop the columns or pass losses=")
+    if (found := unplain_part(inputs)) is not None:
+        refuse(found[0], tuple(inputs[found[0]].shape), found[1])
+
+
+def unplain_part(inputs: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """(name of an input, what is wrong) if ids and labels alone do not say where a row ends; None if they do."""
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     if mask is not None and (mask.ndim != 2 or bool((mask[:, 1:] > mask[:, :-1]).any())):
-        refuse("attention_mask", tuple(mask.shape), "rows must be padded on the right: set padding_side to right")
+        return "attention_mask", "rows must be padded on the right: set padding_side to right"
     if mask is not None and bool((inputs["labels"].ne(IGNORE) & mask.eq(0)).any()):
-        refuse("labels", tuple(mask.shape), "there is a label where the attention mask is 0; set it to -100")
+        return "labels", "there is a label where the attention mask is 0; set it to -100"
     if positions is not None and not bool(
         (positions == torch.arange(positions.shape[-1], device=positions.device)).all()
     ):
-        refuse("position_ids", tuple(positions.shape), "must count from 0 in every row; pass losses= for others")
+        return "position_ids", "must count from 0 in every row; pass losses= for others"
+    return None
 
 
 @torch.no_grad()

@@ -34,17 +34,16 @@ from dptune.integrations.draws import (
     LeastBatches,
     TrainerDraw,
     draw_loader,
-    fetch,
 )
 from dptune.integrations.filling import FilledBatches
-from dptune.integrations.items import check_on_random_items, has_tokens, make_of
+from dptune.integrations.items import check_on_random_items, longest_of, make_of_first
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of, unit_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.state import read_privacy_state, save_privacy_state
 from dptune.integrations.values import require_known_values
-from dptune.integrations.vocabulary import Vocabulary, longest_item
+from dptune.integrations.vocabulary import Vocabulary
 from dptune.optimizers import DPAdam
 from dptune.report.card import Artifact
 from dptune.report.publish import publish
@@ -277,8 +276,8 @@ class DPTrainer(transformers.Trainer):
         at_once = self.args.per_device_train_batch_size
         if self.privacy_args.disable_dp:
             return LeastBatches(collate, at_once)
-        make = make_of(fetch(self.train_dataset, [0])[0])
-        longest = longest_item(self.model, self._max_length) if has_tokens(make) else 1
+        make = make_of_first(self.train_dataset)
+        longest = longest_of(self.model, make, self._max_length)
         drawn = self.plan.expected_batch_size / self.args.world_size
         shapes = Shapes(longest, at_once * longest, drawn, most_rows=at_once)
         return FilledBatches(collate, make, Vocabulary.of(self.model), shapes, int(self._rows_per_unit.max()))
@@ -302,7 +301,9 @@ class DPTrainer(transformers.Trainer):
         """Refuse a training set with an item that the model cannot read, before anything is released."""
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
         known = isinstance(self._losses, DefaultLosses) or hasattr(self._losses, "of_default_labels")
-        require_known_values(self.model, self.train_dataset, collate, labels=known)
+        private = not self.privacy_args.disable_dp
+        longest = longest_of(self.model, make_of_first(self.train_dataset), self._max_length) if private else None
+        require_known_values(self.model, self.train_dataset, collate, labels=known, plain=known, longest=longest)
 
     def _check_rules(self) -> None:
         """Compare the engine's gradients with autograd's on random items, before anything is released."""

@@ -12,6 +12,7 @@ from dptune._validate import refuse, require_count
 from dptune.per_example import RandomRow
 
 _LARGEST_DEFAULT = 4096  # tokens; two rows of them are checked
+_POSITIONS = {"position_embeddings", "position_embedding", "embed_positions", "wpe", "position_embeds_layer"}
 _LANGUAGE = ("LMHeadModel", "ForCausalLM", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining")
 
 
@@ -82,6 +83,40 @@ def positions_of(model: Any) -> int | None:
     """How many positions a model has; None if it does not say, or has no limit: XLNet says -1."""
     positions: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return positions if positions is not None and positions > 0 else None
+
+
+def tables_of(model: Any) -> dict[str, int]:
+    """{input: number of values that its embedding has}, for an input whose embedding is known.
+
+    Token types without a table of their own are looked up among the tokens, as GPT-2 does.
+    """
+    tables, limits = _sizes(model), {}
+    tokens = _token_embeddings(model)
+    if tokens is not None:
+        limits["input_ids"] = tokens
+    types = [size for name, size in tables if "token_type_embeddings" in name] or ([tokens] if tokens else [])
+    if types:
+        limits["token_type_ids"] = max(types)
+    # A table with fewer rows than the model has positions is another's, such as that of image patches.
+    context = positions_of(model) or 1
+    positions = [size for name, size in tables if _POSITIONS & set(name) and size >= context]
+    if positions:
+        limits["position_ids"] = context if context > 1 else max(positions)
+    return limits
+
+
+def _sizes(model: Any) -> list[tuple[list[str], int]]:
+    """(parts of its name, rows) of each embedding."""
+    modules = model.named_modules()
+    return [(name.split("."), layer.num_embeddings) for name, layer in modules if isinstance(layer, nn.Embedding)]
+
+
+def _token_embeddings(model: Any) -> int | None:
+    """Number of token embeddings; None if the model has none."""
+    try:
+        return len(model.get_input_embeddings().weight)
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def longest_item(model: Any, max_length: int | None) -> int:

@@ -1,6 +1,6 @@
 """Per-example gradients: `hooks` record them, `rules` compute them per layer type, `uses` and `recorded` keep them
 until the norms are known, and `check` tests on `random_rows` whether they are right for a model. `quantized` and
-`buffers` refuse models that mix examples or store data."""
+`fixed_values` refuse models that mix examples or store data."""
 
 from dptune.per_example.check import require_exact_gradients, require_separate_rows
 from dptune.per_example.hooks import PerExampleGradients

@@ -4,7 +4,7 @@ A rule only sees the input and output of one layer. It would be silently wrong f
 elsewhere (`F.linear(x, embedding.weight)`), or that puts tokens where examples belong. It would also be wrong if an
 example's gradient depended on the rest of the micro-batch. The padding that a longer neighbour causes may change it
 (attention without a mask, position embeddings that change with the longest row), or the neighbour itself. A model may
-also keep what it saw in a buffer, which would be released without noise.
+also keep what it saw in a buffer or a frozen weight, which would be released without noise.
 
 Every front door checks with `require_separate_rows`, on random rows alone.
 """
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dptune._validate import HIDDEN, Described, refuse
-from dptune.per_example.buffers import FixedBuffers, in_mode
 from dptune.per_example.coverage import in_one_line, require_reached
+from dptune.per_example.fixed_values import FixedValues, every, in_mode
 from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.random_rows import RandomRow, neighbouring_lengths
 
@@ -45,7 +45,7 @@ def require_exact_gradients(
 ) -> None:
     """Compare per-example norms and a weighted sum of per-example gradients with autograd's, without dropout.
 
-    A forward pass in training mode is tried as well, and no buffer may change in it.
+    A forward pass in training mode is tried as well. No buffer and no parameter may change in any of them.
 
     Args:
         model: the model whose trainable parameters are compared.
@@ -56,10 +56,10 @@ def require_exact_gradients(
         examples: number of examples, if each has several neighbouring losses; by default B.
 
     Raises:
-        InvalidArgument: norms or sums differ, a trained parameter has none, or a buffer changes (the message names it).
-            Or the model cannot be recorded, or there is not one loss per example.
+        InvalidArgument: norms or sums differ, a trained parameter has none, or a buffer or parameter changes (the
+            message names it). Or the model cannot be recorded, or there is not one loss per example.
     """
-    buffers = FixedBuffers(model)
+    fixed = FixedValues(model, every)
     with in_mode(model, training=False):
         with PerExampleGradients(model) as recorder:
             norms, sums = _recorded(recorder, losses(*batch), lambda count: torch.arange(1.0, count + 1), examples)
@@ -78,7 +78,7 @@ def require_exact_gradients(
             found = {name: norms[name][index] for name in norms}
             _compare(found, {name: wanted[name].norm() for name in norms}, tolerated, reason)
     _run_in_training_mode(model, losses, batch)
-    buffers.require_unchanged()
+    fixed.require_unchanged()
 
 
 def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch_of: BatchOf, *, longest: int) -> None:

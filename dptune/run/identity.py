@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from dptune._validate import HIDDEN, refuse
 from dptune.lora import adapters
 from dptune.run.plan import RunPlan
+from dptune.sharding import local_part
 
 _SAMPLED_VALUES = 16  # maximum per weight: enough to tell models apart, and fast to read
 _MOST_DIFFERENCES, _LONGEST_VALUE = 5, 60  # limits for one line of error message
@@ -85,7 +85,7 @@ def weights_fingerprint(weights: Iterable[tuple[str, nn.Parameter]]) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in weights:
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        local = local_part(parameter)
         first = local.detach()[:1].flatten()[:_SAMPLED_VALUES].cpu()
         if first.is_floating_point():
             first = first.bfloat16()  # the same model in two precisions has one fingerprint

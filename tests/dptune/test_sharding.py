@@ -14,7 +14,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dptune import InvalidArgument, add_lora, trainable_parameters
-from dptune.sharding import ShardedBytes, as_forward, checkpoint_files, frozen_bytes, is_sharded, shard_frozen
+from dptune.per_example.fixed_values import FixedValues, every
+from dptune.sharding import (
+    ShardedBytes,
+    as_forward,
+    checkpoint_files,
+    frozen_bytes,
+    is_sharded,
+    local_part,
+    shard_frozen,
+)
 from tests.processes import run_processes
 from tests.tiny import save_tiny, tiny_llama
 from utils.cli.launch import Sharding
@@ -201,3 +210,27 @@ def test_files_are_looked_for_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
     with pytest.raises(InvalidArgument, match=r"gone\.safetensors, which is missing"):
         checkpoint_files(tmp_path)
+
+
+@torch.no_grad()
+def compared(_rank: int, _gather: Any, folder: Path, how: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of sharded weights after a forward pass, and whether one rank's change of its shard is found."""
+    model = load(folder, **how)
+    fixed = FixedValues(model, every)
+    model(IDS)
+    fixed.require_unchanged()
+    held = frozen_bytes(model, decoder_layers(model))
+    name, weight = next((name, one) for name, one in model.named_parameters() if "down_proj" in name)
+    local_part(weight)[0, 0] += 1
+    try:
+        fixed.require_unchanged()
+    except InvalidArgument as error:
+        return {"held": held, "found": error.name == name}
+    return {"held": held, "found": False}
+
+
+@pytest.mark.parametrize("how", [{}, {"reshard_after_forward": False}, {"cpu_offload": True}])
+def test_fixed_weights_are_compared_without_gathering_them(how: dict[str, Any], tmp_path: Path) -> None:
+    for rank in run_processes(2, compared, save(tmp_path), how):
+        assert rank["found"]
+        assert rank["held"].held <= rank["held"].total / 2 + rank["held"].root
