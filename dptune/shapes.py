@@ -29,6 +29,7 @@ _NARROW_ROWS = 4  # a narrow micro-batch has at most so many times the rows of t
 # the draw's lengths fill W widths, the least time is at sqrt(2 * overhead * drawn / (W * width)) rows. Narrow rows are
 # taken to fill two doublings or 8 widths, and wide ones four doublings or 64.
 _OVERHEAD = 52
+_CLASS_BITS = 16
 _FILLED, _WIDE_FILLED = 8, 64
 
 
@@ -98,10 +99,18 @@ class Shapes:
         found = np.searchsorted(self.widths, tokens, side="right" if self.masked else "left")
         return np.asarray(self.widths[np.minimum(found, len(self.widths) - 1)], dtype=np.int64)
 
-    def classes_of(self, tokens: np.ndarray) -> np.ndarray:
-        """The class of rows with so many tokens, int64. Rows of two classes never share a micro-batch."""
-        unpadded = (tokens == self.longest) & self.masked
-        return np.asarray(2 * self.width_of(tokens) + unpadded, dtype=np.int64)
+    def classes_of(self, tokens: np.ndarray, full: np.ndarray | None = None) -> np.ndarray:
+        """The class of rows with so many tokens, int64: width x 2^16 + a number below 2^16.
+
+        Rows of two classes never share a micro-batch.
+
+        Args:
+            tokens: tokens of each row, int64.
+            full: a number below 2^16 for each row that says which of its masks have no padding, int64. By default a
+                row has one mask.
+        """
+        unpadded = np.asarray(tokens == self.longest if full is None else full, dtype=np.int64)
+        return np.asarray((self.width_of(tokens) << _CLASS_BITS) + unpadded * self.masked, dtype=np.int64)
 
     def shape(self, width: int, rows_per_item: int = 1, virtual_tokens: int = 0) -> Shape:
         """The shape of micro-batches of this width.
@@ -138,6 +147,7 @@ def deal_in_shapes(
     ranks: int = 1,
     rows_per_item: int = 1,
     virtual_tokens: int = 0,
+    full: np.ndarray | None = None,
 ) -> list[tuple[Shape, list[np.ndarray]]]:
     """Cut one draw into micro-batches of fixed shapes, with the same number and shapes on every rank.
 
@@ -147,16 +157,17 @@ def deal_in_shapes(
         shapes: the run's shapes.
         ranks: number of processes that share the draw.
         rows_per_item, virtual_tokens: see `Shapes.shape`.
+        full: see `Shapes.classes_of`, indexed by item.
 
     Returns:
         [(shape, [items of each rank])] from the widest to the narrowest. A rank has at most `shape.items` items, and
         the numbers of two ranks differ by at most one. Fill up the rest. An empty draw gives no micro-batches.
     """
     require_count("ranks", ranks)
-    classes = shapes.classes_of(tokens[items])
+    classes = shapes.classes_of(tokens[items], None if full is None else full[items])
     dealt = []
     for one in np.unique(classes)[::-1]:
-        shape = shapes.shape(int(one) // 2, rows_per_item, virtual_tokens)
+        shape = shapes.shape(int(one) >> _CLASS_BITS, rows_per_item, virtual_tokens)
         own = items[classes == one]
         for start in range(0, len(own), shape.items * ranks):
             part = own[start : start + shape.items * ranks]

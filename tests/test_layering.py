@@ -30,7 +30,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.units.columns",
         "dptune.units.names",
     ),
-    ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.dropout"),
+    ("dptune.accounting", "dptune.sampling", "dptune.noise", "dptune.randomness"),
     (
         "dptune.lora",
         "dptune.adapter_files",

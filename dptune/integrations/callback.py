@@ -35,6 +35,9 @@ class PrivacyEngineCallback(TrainerCallback):
     def __init__(self, privacy_engine: PrivacyEngine) -> None:
         self.engine = privacy_engine
 
+    def on_init_end(self, *_event: object, optimizer: Any = None, **_: object) -> None:
+        self.engine.note_optimizer(optimizer)
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, _control: object, **kwargs: Any) -> None:
         self._or_close(self.engine.begin, args, state, kwargs["model"], kwargs["train_dataloader"])
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dptune._validate import refuse
 
@@ -60,11 +62,12 @@ _RULES = (
         "it updates weights during the backward pass, before noise is added; use adamw_torch",
     ),
 )
+_FLOAT32_BYTES = 4
 _DEFAULTS = {"train_sampling_strategy": "random", "n_gpu": 1, "max_grad_norm": 1.0}
 
 
 def rounds_by_shape(model: nn.Module, args: TrainingArguments) -> bool:
-    """Whether the model computes in less than float32, where a row's rounding shows the shape of its micro-batch.
+    """Whether the model may compute in less than float32, where a row's rounding shows the shape of its micro-batch.
 
     A Trainer's collator makes micro-batches as wide as their longest row. In float32 the difference is within the
     noise's margin for rounding (`dptune.mechanism.ROUNDING`).
@@ -74,9 +77,31 @@ def rounds_by_shape(model: nn.Module, args: TrainingArguments) -> bool:
         args.bf16
         or args.fp16
         or getattr(args, "tf32", None)
+        or {_products(backend) for backend in (torch.backends.cuda, torch.backends.mkldnn)} - {"none", "ieee"}
+        or torch.is_autocast_enabled(args.device.type)
         or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
         or any(parameter.dtype not in exact for parameter in model.parameters())
     )
+
+
+def _products(backend: Any) -> str:
+    """How a backend multiplies float32 matrices: "ieee", "tf32" or "bf16"; "none" is its default, "ieee"."""
+    return str(backend.matmul.fp32_precision)
+
+
+class LessThanFloat32(TorchDispatchMode):
+    """Notes whether an operation under it gives numbers of less than float32, as within `torch.autocast`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor) and value.is_floating_point() and value.element_size() < _FLOAT32_BYTES:
+                self.seen = True
+        return out
 
 
 def refuse_unsafe_arguments(args: TrainingArguments) -> None:

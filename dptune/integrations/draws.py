@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, Protocol, TypedDict
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dptune._validate import refuse
+from dptune.randomness import forget_randomness, secret_seed
 from dptune.sampling import PoissonSampler, deal
 
 Collator = Callable[[list[Any]], Mapping[str, Tensor]]  # examples -> inputs of a micro-batch
@@ -67,12 +69,14 @@ class _Share(TypedDict):
 
 
 class DrawSampler(Sampler[_Share]):
-    """Yields this process's share of each draw.
+    """Yields this process's share of each draw, under random numbers that nobody can predict.
+
+    A pass that ended early leaves draws that workers have prefetched. The next pass drops them and makes new ones.
 
     Args:
         sampler: makes the draws; the same on every process.
         steps_per_epoch: draws in one pass over the loader.
-        steps_left: maximum number of draws over all passes.
+        steps_left: how many steps the run may still take, asked when a pass begins.
         rank, world_size: this process, and the number of processes.
     """
 
@@ -81,7 +85,7 @@ class DrawSampler(Sampler[_Share]):
         sampler: PoissonSampler,
         *,
         steps_per_epoch: int,
-        steps_left: int,
+        steps_left: Callable[[], int],
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -93,9 +97,10 @@ class DrawSampler(Sampler[_Share]):
         return self._steps_per_epoch
 
     def __iter__(self) -> Iterator[_Share]:
-        for _ in range(min(self._steps_per_epoch, self._steps_left)):
-            self._steps_left -= 1
+        self._sampler._forget()
+        for _ in range(min(self._steps_per_epoch, self._steps_left())):
             draw = self._sampler.draw()
+            forget_randomness()  # for the data set and the collator
             yield {"items": draw[self._rank :: self._world_size], "drawn": len(draw)}
 
 
@@ -164,6 +169,7 @@ class PoissonMicroBatches(Dataset[object]):
         """The examples of the next micro-batch. An empty one gives the first example, whose loss will not count."""
         if self._sampler is None:
             refuse("privacy_engine", "not started", "pass callbacks=[PrivacyEngineCallback(privacy_engine)]")
+        forget_randomness()  # for the data set and the collator
         if not self._pending:
             self._pending.extend(np.array_split(self._sampler.draw(), self._parts))
         rows = self._pending.popleft()
@@ -208,7 +214,8 @@ def draw_loader(
     if len(rows_per_unit) != len(examples):
         refuse("rows_per_unit", len(rows_per_unit), f"give one for each of the {len(examples)} examples")
     draws = _MicroBatches(examples, cut, rows_per_unit)
-    return DataLoader(draws, sampler=sampler, batch_size=None, collate_fn=_same, **settings)
+    generator = torch.Generator().manual_seed(secret_seed())  # seeds the workers
+    return DataLoader(draws, sampler=sampler, batch_size=None, collate_fn=_same, generator=generator, **settings)
 
 
 def _same(draw: object) -> object:

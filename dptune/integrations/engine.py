@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from dptune._validate import Described, refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import updates_identity
-from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
+from dptune.integrations.checks import LessThanFloat32, refuse_unsafe_arguments, rounds_by_shape
 from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
 from dptune.integrations.items import check_on_random_items, longest_of, make_of_first
 from dptune.integrations.losses import losses_of_outputs
@@ -81,7 +81,8 @@ class PrivacyEngine:
         batch = logical_batch(args, num_examples)
         per_epoch = -(-num_examples // batch)
         self.model, self._losses, self._privacy_args = model, losses, privacy_args
-        self._max_length = max_length
+        self._max_length, self._args = max_length, args
+        self._updates = updates_identity(args)
         self._parts, self._micro_batch_size = args.gradient_accumulation_steps, args.per_device_train_batch_size
         self.plan: RunPlan = plan_training(
             privacy_args,
@@ -126,6 +127,10 @@ class PrivacyEngine:
         total.register_hook(lambda grad: self._scales.append(grad.item()))
         return total.detach() / self.plan.expected_batch_size + (total - total.detach())
 
+    def note_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Remember the settings of the caller's own optimizer, before the Trainer restores those of a checkpoint."""
+        self._updates = updates_identity(self._args, optimizer)
+
     def begin(
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, train_dataloader: DataLoader[object]
     ) -> None:
@@ -137,8 +142,7 @@ class PrivacyEngine:
         _refuse_unsafe(args)
         require_separate_rounding(model)
         if rounds_by_shape(model, args):
-            remedy = "its rounding would follow the rows drawn beside it; train in float32, or use DPTrainer"
-            refuse("model", Described(f"{type(model).__name__} in less than float32"), remedy)
+            self._refuse_rounding()
         self._check_trainer(args, state, model, train_dataloader)
         known = self._losses is losses_of_outputs
         examples = self.dataset.examples
@@ -149,8 +153,7 @@ class PrivacyEngine:
         with renamed(FLAGS):
             self._lock.make(Path(args.output_dir))
             saved = None if checkpoint is None else read_privacy_state(checkpoint)
-            identity = updates_identity(args)
-            run = PrivateRun(self.plan, args.output_dir, ranks_of_launch(), resume_from=saved, identity=identity)
+            run = PrivateRun(self.plan, args.output_dir, ranks_of_launch(), resume_from=saved, identity=self._updates)
         if run.last <= run.completed:
             remedy = "is spent: no step is left; use the last checkpoint"
             refuse("--target_epsilon", self._privacy_args.target_epsilon, remedy)
@@ -238,7 +241,14 @@ class PrivacyEngine:
             _require_one_row_each(len(next(iter(inputs.values()))), len(items))
             return inputs
 
-        check_on_random_items(self.model, losses, on_device, self.dataset.examples, max_length=self._max_length)
+        with LessThanFloat32() as rounding:
+            check_on_random_items(self.model, losses, on_device, self.dataset.examples, max_length=self._max_length)
+        if rounding.seen:
+            self._refuse_rounding()
+
+    def _refuse_rounding(self) -> NoReturn:
+        remedy = "its rounding would follow the rows drawn beside it; train in float32, or use DPTrainer"
+        refuse("model", Described(f"{type(self.model).__name__} in less than float32"), remedy)
 
     def _check_trainer(
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, loader: DataLoader[object]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dptune._validate import refuse
 from dptune.integrations.draws import Collator, MicroBatch
-from dptune.integrations.items import Make, length_of, random_item
+from dptune.integrations.items import Make, full_lists, length_of, random_item
 from dptune.integrations.vocabulary import Vocabulary
 from dptune.per_example import RandomRow
 from dptune.shapes import Shape, Shapes, deal_in_shapes
@@ -58,7 +58,8 @@ class FilledBatches:
         made = []
         for rows in np.unique(rounded):
             own = np.flatnonzero(rounded == rows)
-            for shape, (chosen,) in deal_in_shapes(own, tokens, self.shapes, rows_per_item=int(rows)):
+            full = np.array([full_lists(item, self.make, self.shapes.longest, int(rows)) for item in items])
+            for shape, (chosen,) in deal_in_shapes(own, tokens, self.shapes, rows_per_item=int(rows), full=full):
                 inputs = self._inputs([items[place] for place in chosen], shape, int(rows))
                 made.append(MicroBatch(inputs, chosen, shape.items, int(rows)))
         return made

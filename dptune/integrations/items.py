@@ -6,6 +6,8 @@ of one shape. No private value is used. All items must have the make of the firs
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,6 +116,22 @@ def length_of(item: Any, make: Make) -> int:
     if isinstance(make, Named):
         return max((length_of(item[key], part) for key, part in make.parts.items()), default=0)
     return len(item) if make.kind == _TOKENS else 0
+
+
+def full_lists(item: Any, make: Make, longest: int, rows: int = 1) -> int:
+    """Which lists of tokens have the longest length in all rows of an item: the sum of 2^i for the i-th list.
+
+    Args:
+        item, make: as for `length_of`.
+        longest: tokens.
+        rows: rows that the collator makes of the item; if it has fewer, rows of padding fill it up.
+    """
+    if isinstance(make, Several):
+        codes = [full_lists(row, make.row, longest) for row in item]
+        return functools.reduce(operator.and_, codes) if len(item) == rows else 0
+    parts = [(item[key], part) for key, part in make.parts.items()] if isinstance(make, Named) else [(item, make)]
+    lists = [len(value) for value, part in parts if isinstance(part, Leaf) and part.kind == _TOKENS]
+    return sum(1 << place for place, length in enumerate(lists) if length == longest)
 
 
 def _fits(item: Any, make: Make) -> bool:

@@ -206,7 +206,7 @@ class DPTrainer(transformers.Trainer):
         sampler = DrawSampler(
             run.sampler(),
             steps_per_epoch=self.plan.steps_per_epoch,
-            steps_left=run.last - run.completed,
+            steps_left=lambda: run.last - run.completed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
         )

@@ -29,6 +29,7 @@ from dptune.integrations.vocabulary import Vocabulary, context_of, tables_of
 from dptune.losses import IGNORE
 from dptune.per_example import RandomRow
 from dptune.per_example.quantized import require_separate_rounding
+from dptune.randomness import fixed_randomness
 
 _AT_ONCE = 256
 _TRIED = 7  # tokens of the random item that shows the model's classes
@@ -64,7 +65,7 @@ def require_known_values(
         require_short_items(rows, make, longest)
     learned = has_labels = False
     classes: int | None = None
-    with torch.random.fork_rng(devices=[]):  # some collators draw random numbers
+    with fixed_randomness(torch.device("cpu")):  # some collators draw random numbers
         for first, items in _chunks(rows):
             require_even(first, items, _beside(model) if labels else PER_TOKEN)
             inputs = collated_items(collate, first, items)

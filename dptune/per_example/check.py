@@ -23,6 +23,7 @@ from dptune.per_example.coverage import in_one_line, require_reached
 from dptune.per_example.fixed_values import FixedValues, every, in_mode
 from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.random_rows import RandomRow, neighbouring_lengths
+from dptune.randomness import fixed_randomness
 
 # Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
 # rounding depends on the shape of the batch: in bfloat16, a row's gradient alone and next to another row differed by
@@ -94,8 +95,9 @@ def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch
         longest: tokens of the longest row that there may be. It must be public, not measured on the data.
 
     Raises:
-        InvalidArgument: see `require_exact_gradients`; or the loss of a row changes.
+        InvalidArgument: see `require_exact_gradients`; or the loss of a row changes, or rows share random numbers.
     """
+    _refuse_shared_randomness(model)
     for lengths in neighbouring_lengths(model, longest):
         rows = [RandomRow(length, number) for number, length in enumerate(lengths)]
 
@@ -109,24 +111,45 @@ def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch
 def _require_same_loss(
     model: nn.Module, losses: Callable[..., Tensor], batch_of: BatchOf, rows: Sequence[RandomRow]
 ) -> None:
-    """Refuse a model in which the loss of the first of two rows changes with the tokens of the second one."""
+    """Refuse a model in which the loss of the first of two rows changes with the tokens of the second one.
+
+    In training mode as well, with the same dropout masks each time: some layers use their batch's mean only there.
+    """
     first, second = rows
     batches = [[first, second._replace(number=number)] for number in range(1, 2 + _OTHER_NEIGHBOURS)]
-    with in_mode(model, training=False), torch.no_grad():
-        one, *found = (losses(*batch_of(batch)).unflatten(0, (2, -1)).sum(1)[0].item() for batch in batches)
-    differing = [other for other in found if not abs(one - other) <= _SAME_LOSS * (1 + abs(one))]
-    if differing:
-        reason = f"a row's loss is {one:g} or {differing[0]:g}, by its padding and other rows"
-        remedy = "so privacy would not hold; use one that masks padding"
-        refuse("model", Described(type(model).__name__), f"{reason}, {remedy}")
+    for training in (False, True):
+        one, *found = (_loss_of_first(model, losses, batch_of(batch), training) for batch in batches)
+        differing = [other for other in found if not abs(one - other) <= _SAME_LOSS * (1 + abs(one))]
+        if differing:
+            mode = "in training mode " if training else ""
+            reason = f"a row's loss {mode}is {one:g} or {differing[0]:g}, by its padding and other rows"
+            remedy = "so privacy would not hold; use one that masks padding and normalises each row by itself"
+            refuse("model", Described(type(model).__name__), f"{reason}, {remedy}")
+
+
+def _loss_of_first(model: nn.Module, losses: Callable[..., Tensor], batch: Sequence[Any], training: bool) -> float:
+    """The loss of the first of two examples, under random numbers that are the same each time."""
+    with in_mode(model, training=training), torch.no_grad(), fixed_randomness(_device(model)):
+        return float(losses(*batch).unflatten(0, (2, -1)).sum(1)[0])
 
 
 def _run_in_training_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequence[Any]) -> None:
-    """A forward pass as in training. It leaves the state of torch's random numbers as it was."""
-    device = next(model.parameters()).device
-    kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with in_mode(model, training=True), torch.no_grad(), kept:
+    """A forward pass as in training. It leaves the state of all random numbers as it was."""
+    with in_mode(model, training=True), torch.no_grad(), fixed_randomness(_device(model)):
         losses(*batch)
+
+
+def _refuse_shared_randomness(model: nn.Module) -> None:
+    """Refuse layers that are skipped at random, once for all rows of a micro-batch."""
+    for name, module in model.named_modules():
+        probability = getattr(module, "layerdrop", 0.0)
+        if isinstance(probability, float) and probability > 0:
+            reason = "one random number skips a layer for all rows of a micro-batch, so they share it"
+            refuse(f"{name}.layerdrop".removeprefix("."), probability, f"{reason}; set it to 0 in the model's config")
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _recorded(

@@ -16,7 +16,6 @@ from typing import Literal, TypeVar
 from torch import Tensor, nn
 
 from dptune.accounting.rounding import rounded_up
-from dptune.dropout import draw_new_masks, forget_masks
 from dptune.flat import released_size
 from dptune.keystream import Keystream, new_key
 from dptune.ledger import Ledger
@@ -24,6 +23,7 @@ from dptune.lora import trainable_parameters
 from dptune.micro_batch import Items, MicroBatchStats
 from dptune.noise import GaussianNoise
 from dptune.plain_step import PlainStep
+from dptune.randomness import forget_randomness, new_randomness
 from dptune.ranks import ALONE, Ranks
 from dptune.report.statement import PrivacyStatement, state_no_privacy, state_privacy
 from dptune.run.checkpoint import LEDGER_NAME
@@ -208,7 +208,7 @@ class PrivateRun:
             raise RuntimeError(f"step {number} is beyond the last step that the budget allows, {self.last}")
         if number % _RANKS_CHECKED_EVERY == 1:
             self.ranks.require_equal(self._parameters)
-        draw_new_masks(self.ranks.rank, number, test_seed=self.plan.test_seed)
+        new_randomness(self.ranks.rank, number, test_seed=self.plan.test_seed)
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1, items: Items | None = None) -> MicroBatchStats:
         """Run the backward pass of one micro-batch and add its clipped gradients; see `PrivateStep.backward`.
@@ -231,7 +231,7 @@ class PrivateRun:
         self._ready.finish()
         self.completed += 1
         if self.plan.privacy is not None:
-            forget_masks()
+            forget_randomness()
 
     def gradient_noise_std(self) -> float:
         """Standard deviation of the noise on each coordinate of the last step's gradient; 0 without privacy."""

@@ -251,7 +251,7 @@ def test_masks_are_drawn_afresh_in_every_step(
     bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr(session, "draw_new_masks", lambda *step, test_seed: drawn.append((*step, test_seed)))
+    monkeypatch.setattr(session, "new_randomness", lambda *step, test_seed: drawn.append((*step, test_seed)))
     modes: list[bool] = []
     loss = ClassificationLoss.__call__
     monkeypatch.setattr(
@@ -300,7 +300,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     given |= {"insecure_test_seed": 5}
     main(flags(bert, data, tmp_path / "whole", **given))
 
-    own: Callable[..., None] = session.draw_new_masks
+    own: Callable[..., None] = session.new_randomness
 
     def interrupted(rank: int, number: int, *, test_seed: int | None) -> None:
         own(rank, number, test_seed=test_seed)
@@ -308,7 +308,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
             os.kill(os.getpid(), signal.SIGTERM)
 
     lines = flags(bert, data, tmp_path / "two", resume_from_checkpoint="latest", datasets="sst2 qnli", **given)
-    monkeypatch.setattr(session, "draw_new_masks", interrupted)
+    monkeypatch.setattr(session, "new_randomness", interrupted)
     main(lines)
     assert "SIGTERM: stopped after step 3 of 5" in capsys.readouterr().out
     assert not (tmp_path / "two" / "sst2" / "results.json").exists()

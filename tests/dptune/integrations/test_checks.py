@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from dptune import InvalidArgument
@@ -59,6 +60,16 @@ def test_less_than_float32_anywhere_rounds_by_shape(args: Any, tmp_path: Path, m
     assert not rounds_by_shape(tiny_llama(layers=1).double(), args)
     assert rounds_by_shape(model, training_arguments(tmp_path, bf16=True))
     assert rounds_by_shape(model, type("Arguments", (), {**vars(args), "tf32": True})())
+    for backend, precision in ((torch.backends.cuda, "tf32"), (torch.backends.mkldnn, "bf16")):
+        before = backend.matmul.fp32_precision
+        backend.matmul.fp32_precision = precision
+        try:
+            assert rounds_by_shape(model, args)
+        finally:
+            backend.matmul.fp32_precision = before
+    with torch.autocast("cpu"):
+        assert rounds_by_shape(model, args)
+    assert not rounds_by_shape(model, args)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert rounds_by_shape(model, args)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")

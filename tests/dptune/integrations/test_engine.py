@@ -189,6 +189,38 @@ def test_less_than_float32_is_refused(tmp_path: Path) -> None:
     assert_refused(r"^model=LlamaForCausalLM in less than float32: .* use DPTrainer", trainer)
 
 
+def test_less_than_float32_within_the_losses_is_refused(tmp_path: Path) -> None:
+    model = lora_llama()
+    forward = model.forward
+    trainer, _ = plain_trainer(tmp_path, model)
+
+    def rounded(*args: Any, **how: Any) -> Any:
+        with torch.autocast("cpu"):
+            return forward(*args, **how)
+
+    model.forward = rounded
+    assert_refused(r"^model=LlamaForCausalLM in less than float32: .* use DPTrainer", trainer)
+    assert not (tmp_path / LEDGER_NAME).exists() or not (tmp_path / LEDGER_NAME).read_text()
+
+
+def test_another_rate_of_the_callers_own_optimizer_is_refused_on_resume(tmp_path: Path) -> None:
+    """transformers restores the optimizer of the checkpoint, so the new rate would be ignored in silence."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "ignore_data_skip": True}
+
+    def own(rate: float) -> transformers.Trainer:
+        model = lora_llama()
+        made = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+        optimizers = made, torch.optim.lr_scheduler.LambdaLR(made, lambda _: 1.0)
+        return plain_trainer(tmp_path, model, optimizers=optimizers, **settings)[0]
+
+    own(0.1).train()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    with pytest.raises(InvalidArgument, match=r"optimizer\.0\.lr was 0\.1 in the checkpoint and is 0\.3 now"):
+        own(0.3).train(resume_from_checkpoint=checkpoint)
+    (tmp_path / "privacy_report.json").unlink()
+    own(0.1).train(resume_from_checkpoint=checkpoint)
+
+
 def test_disable_dp_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="disable_dp"):
         plain_trainer(tmp_path, privacy=privacy_arguments(disable_dp=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from dptune import InvalidArgument, PerExampleGradients, PrivacyConfig, PrivateStep
@@ -26,6 +28,7 @@ from tests.private_sum import NoNoise
 from tests.tiny import tiny_llama
 from tests.whole_models import whole_model
 
+MASKED = ("input_ids", "attention_mask")
 COUNT, LONGEST = 24, 32
 SHAPES = Shapes(LONGEST, 8 * LONGEST, drawn=2000, most_rows=5)
 examples = partial(random_examples, vocab_size=VOCABULARY)
@@ -71,9 +74,36 @@ def authors() -> Made:
     return tiny_llama(layers=1), AuthorLosses(), AuthorCollator(None), items  # type: ignore[arg-type]
 
 
+def translation() -> Made:
+    """Two lists of tokens with a mask each; rows are as long as allowed in none of them, in one, or in both."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "d_model": 32, "dropout": 0.0, "pad_token_id": 0}
+    sizes |= {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 1), ("ffn_dim", 64))}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64}
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, **heads))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".layers." in name)
+
+    def collate(items: Sequence[Any]) -> dict[str, Tensor]:
+        both = [padded([{"input_ids": row[name], "labels": 0} for row in items]) for name in ("source", "target")]
+        return {f"{part}{name}": own[name] for part, own in zip(("", "decoder_"), both, strict=True) for name in MASKED}
+
+    def losses(model: Any, inputs: Any) -> Tensor:
+        logits = model(**inputs, use_cache=False).logits[:, :-1].transpose(1, 2)
+        targets = inputs["decoder_input_ids"][:, 1:]
+        kept = inputs["decoder_attention_mask"][:, 1:]
+        return (nn.functional.cross_entropy(logits, targets, reduction="none") * kept).sum(1) / kept.sum(1)
+
+    chance = random.Random(0)
+    lengths = [(chance.choice([LONGEST, 9, 21]), chance.choice([LONGEST, 12])) for _ in range(COUNT)]
+    rows = [[[chance.randrange(3, VOCABULARY) for _ in range(length)] for length in both] for both in lengths]
+    return model, losses, collate, [{"source": source, "target": target} for source, target in rows]
+
+
 DOORS: dict[str, Callable[[], Made]] = {
     **{name: partial(language, name) for name in ("Llama", "GPT-2", "OPT")},
     **{f"{name}, classes": partial(sentences, name) for name in CLASSIFIERS},
+    "translation": translation,
     "vectors": vectors,
     "authors": authors,
 }
@@ -180,3 +210,20 @@ def test_in_float32_what_others_add_changes_by_far_less_than_is_accounted_for() 
     ]
     worst = max(change.norm().item() for change in changes) / config.clip_norm
     assert 0 < worst < ROUNDING / 100
+
+
+def test_a_mask_without_padding_never_meets_one_with_padding() -> None:
+    """Models leave out a mask of ones alone, and then run other kernels: a neighbour must not decide that."""
+    model, _, collate, items = translation()
+    cut = FilledBatches(collate, make_of(items[0]), Vocabulary.of(model), SHAPES)
+    patterns = set()
+    for batch in cut(items, np.ones(COUNT, dtype=np.int64)):
+        own = {(len(items[n]["source"]) == LONGEST, len(items[n]["target"]) == LONGEST) for n in batch.items}
+        assert len(own) == 1
+        patterns |= own
+    assert len(patterns) == 4, "the data must hold all four"
+    row = {"input_ids": [1] * LONGEST, "labels": [1] * LONGEST}
+    people = [[row, row], [row, {"input_ids": [1], "labels": [1]}], [row, row, row]]
+    cut = FilledBatches(AuthorCollator(None), make_of(people[0]), Vocabulary.of(model), SHAPES, 4)  # type: ignore[arg-type]
+    made = cut(people, np.array([2, 2, 3]))
+    assert sorted(batch.items.tolist() for batch in made) == [[0], [1], [2]]

@@ -358,6 +358,21 @@ def test_dropouts_masks_are_secret_though_the_trainers_seed_is_not(tmp_path: Pat
     assert again == same
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_may_end_early(tmp_path: Path, workers: int) -> None:
+    """The draws that workers have prefetched by then are dropped; each epoch takes half of its 6 steps."""
+
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_epoch_stop = state.global_step % 3 == 0
+
+    settings = {"max_steps": 12, "dataloader_num_workers": workers, "gradient_accumulation_steps": 1}
+    trainer = dp_trainer(tmp_path, callbacks=[Stop()], **settings)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert len((tmp_path / LEDGER_NAME).read_text().splitlines()) == 6
+
+
 @pytest.mark.parametrize("bf16", [True, False])
 def test_an_item_is_always_in_a_micro_batch_of_one_shape(bf16: bool, tmp_path: Path) -> None:
     """In shapes that follow the draw, an item more would change the rounding of what the others add."""

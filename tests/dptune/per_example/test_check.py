@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dptune import CausalLMLoss, InvalidArgument
-from dptune.per_example import require_exact_gradients
+from dptune.per_example import RandomRow, require_exact_gradients, require_separate_rows
 from tests.whole_models import CAUSAL, whole_model
 
 
@@ -68,3 +70,37 @@ def test_losses_that_couple_examples_are_found_out():
         require_exact_gradients(model, lambda ids: own(ids, ids) / len(ids), ids)
     with pytest.raises(InvalidArgument, match="do not depend on any trained parameter"):
         require_exact_gradients(model, lambda ids: torch.zeros(len(ids), requires_grad=True), ids)
+
+
+class _Centre(nn.Module):
+    """Normalises by the mean of its micro-batch in training, as hand-written batch normalisation does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.out(features - features.mean(0)) if self.training else self.out(features)
+
+
+def separate_rows(model: nn.Module) -> None:
+    def batch_of(rows: Sequence[RandomRow]) -> list[Tensor]:
+        return [torch.stack([torch.randn(6, generator=row.generator()) for row in rows])]
+
+    require_separate_rows(model, squares(model), batch_of, longest=1)
+
+
+def test_rows_that_reach_each_other_in_training_mode_only_are_found_out():
+    separate_rows(nn.Linear(6, 2))
+    separate_rows(nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
+    with pytest.raises(InvalidArgument, match=r"^model=_Centre: a row's loss in training mode is .* normalises each"):
+        separate_rows(_Centre())
+
+
+def test_layers_skipped_at_random_for_all_rows_at_once_are_refused():
+    model = nn.Sequential(nn.Linear(6, 2))
+    model[0].layerdrop = 0.0
+    separate_rows(model)
+    model[0].layerdrop = 0.1
+    with pytest.raises(InvalidArgument, match=r"^0\.layerdrop=0\.1: .*set it to 0"):
+        separate_rows(model)

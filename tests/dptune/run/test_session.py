@@ -203,8 +203,8 @@ def test_dropouts_masks_are_drawn_before_each_step_and_forgotten_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[object] = []
-    monkeypatch.setattr(session, "draw_new_masks", lambda *step, test_seed: calls.append((*step, test_seed)))
-    monkeypatch.setattr(session, "forget_masks", lambda: calls.append("forgotten"))
+    monkeypatch.setattr(session, "new_randomness", lambda *step, test_seed: calls.append((*step, test_seed)))
+    monkeypatch.setattr(session, "forget_randomness", lambda: calls.append("forgotten"))
     trained(tmp_path, plan(5), 2)
     assert calls == [(0, 1, 5), "forgotten", (0, 2, 5), "forgotten"]
 
