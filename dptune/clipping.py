@@ -17,6 +17,8 @@ from torch import Tensor
 from dptune._validate import refuse, require_positive
 from dptune.clipping_styles import Automatic, Clipping, PerLayer
 
+_ALL = "all parameters"
+
 
 def layers_of(parameters: Iterable[str]) -> dict[str, str]:
     """{parameter: the layer that it is clipped with}: the module that owns it. An adapter's A and B are one layer."""
@@ -57,9 +59,11 @@ class Clipper:
         self._clipping = clipping
         self._layers = layers_of(parameters)
         self._thresholds = _thresholds(clipping, set(self._layers.values())) if isinstance(clipping, PerLayer) else {}
+        # {parameter: the group whose norm decides its factor}
+        self.groups = self._layers if isinstance(clipping, PerLayer) else dict.fromkeys(self._layers, _ALL)
 
     def factors(self, squared_norms: Mapping[str, Tensor], clip_norm: float) -> dict[str, Tensor]:
-        """{parameter: factors [B]} from {parameter: squared norms [B] float64}."""
+        """{group: factors [B]} from {group: squared norms [B] float64}."""
         norms = whole_norms(squared_norms)
         if isinstance(self._clipping, PerLayer):
             return self._by_layer(squared_norms, clip_norm, norms.isfinite())
@@ -68,16 +72,11 @@ class Clipper:
         return dict.fromkeys(squared_norms, clip_factors(norms, clip_norm))
 
     def _by_layer(self, squared_norms: Mapping[str, Tensor], clip_norm: float, finite_B: Tensor) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
-        for name, squared in squared_norms.items():
-            layer = self._layers[name]
-            totals[layer] = totals[layer] + squared if layer in totals else squared
         # If the norm of one layer overflows, the other layers of that example cannot be trusted either.
-        factors = {
-            layer: clip_factors(total.sqrt(), self._thresholds[layer] * clip_norm) * finite_B
-            for layer, total in totals.items()
+        return {
+            layer: clip_factors(squared.sqrt(), self._thresholds[layer] * clip_norm) * finite_B
+            for layer, squared in squared_norms.items()
         }
-        return {name: factors[self._layers[name]] for name in squared_norms}
 
 
 def _thresholds(clipping: PerLayer, layers: set[str]) -> dict[str, float]:

@@ -13,13 +13,71 @@ import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from dptune._validate import refuse, require_count, require_positive
 from dptune.lora_targets import DEFAULT_TARGETS
+
+
+class Recorder(Protocol):
+    """What an adapter tells of its backward passes while its per-example gradients are recorded."""
+
+    def anchor(self, device: torch.device) -> Tensor:
+        """A tensor that needs a gradient; without one, autograd would skip an adapter whose input needs none."""
+
+    def record(self, adapter: LoraAdapter, inputs: Tensor, reduced: Tensor, grad: Tensor, grad_reduced: Tensor) -> None:
+        """Take the factors of one use: the gradient of A is grad_reduced^T inputs, that of B is grad^T reduced.
+
+        Args:
+            adapter: whose weights they are.
+            inputs: [..., I], in the layer's precision.
+            reduced: scale A x, [..., R].
+            grad: the gradient of the output, [..., O].
+            grad_reduced: scale B^T grad, [..., R].
+        """
+
+
+class _LowRank(torch.autograd.Function):
+    """x [..., I] -> scale B A x [..., O]; keeps x as it is and A x, and gives the backward pass to the recorder."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        adapter: LoraAdapter,
+        recorder: Recorder | None,
+        _anchor: Tensor | None,
+    ) -> Tensor:
+        reduced = F.linear(x.to(A.dtype), A).mul_(adapter.scale)
+        ctx.save_for_backward(x, reduced, A, B)
+        ctx.adapter, ctx.recorder = adapter, recorder
+        return F.linear(reduced, B)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, reduced, A, B = ctx.saved_tensors
+        wants_x, wants_A, wants_B = ctx.needs_input_grad[:3]
+        with torch.autocast(x.device.type, enabled=False):
+            grad_reduced = (grad @ B).mul_(ctx.adapter.scale)
+            grad_x = (grad_reduced @ A).to(x.dtype) if wants_x else None
+            if ctx.recorder is not None:
+                ctx.recorder.record(ctx.adapter, x, reduced, grad, grad_reduced)
+            grad_A = _product(grad_reduced, x.to(A.dtype)) if wants_A else None
+            grad_B = _product(grad, reduced) if wants_B else None
+        return grad_x, grad_A, grad_B, None, None, None
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left^T right over all tokens of all examples."""
+    return left.flatten(0, -2).t() @ right.flatten(0, -2)
 
 
 class LoraAdapter(nn.Module):
@@ -30,12 +88,13 @@ class LoraAdapter(nn.Module):
     ) -> None:
         super().__init__()
         self.alpha = alpha
-        self.dropout = nn.Dropout(dropout)
+        self.dropout: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
         self.A = nn.Linear(inputs, rank, bias=False, device=device, dtype=torch.float32)
         self.B = nn.Linear(rank, outputs, bias=False, device=device, dtype=torch.float32)
         nn.init.kaiming_uniform_(self.A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.B.weight)
         self.replaced_weight: nn.Parameter | None = None  # the base's weight, while the adapter is merged
+        self.recorder: Recorder | None = None  # only while per-example gradients are recorded
 
     @property
     def rank(self) -> int:
@@ -46,8 +105,12 @@ class LoraAdapter(nn.Module):
         return self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
+        A, B = self.A.weight, self.B.weight
         with torch.autocast(x.device.type, enabled=False):
-            output: Tensor = self.B(self.A(self.dropout(x.to(self.A.weight.dtype))) * self.scale)
+            if not isinstance(self.dropout, nn.Identity):
+                x = self.dropout(x.to(A.dtype))
+            anchor = None if self.recorder is None else self.recorder.anchor(x.device)
+            output: Tensor = _LowRank.apply(x, A, B, self, self.recorder, anchor)  # type: ignore[no-untyped-call]
             return output
 
 

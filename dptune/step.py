@@ -150,21 +150,23 @@ class PrivateStep:
 
     def _add(self, recorded: Recorded, losses: Tensor, rows_per_unit: int, items: Items | None) -> MicroBatchStats:
         """Measure, clip and add."""
-        squared_norms = _scaled(recorded.squared_norms(), self._loss_scale**-2)
+        groups = self._clipper.groups
+        squared_norms = _scaled(recorded.squared_norms(groups), self._loss_scale**-2)
         norms = whole_norms(squared_norms)
         if len(norms) * rows_per_unit != len(losses):
             raise RuntimeError(f"{len(losses)} losses but {len(norms)} examples in the trainable layers' inputs")
         factors = self._clipper.factors(squared_norms, self.clip_norm)
-        clipped = torch.stack([*{id(part): part for part in factors.values()}.values()]).lt(1).any(0)
+        clipped = torch.stack([*factors.values()]).lt(1).any(0)
         factors = _scaled(factors, 1 / self._loss_scale)
         named = self._fed.named(items, len(norms))
         if items is not None and len(items) < len(norms):
-            counts = (torch.arange(len(norms)) < len(items)).to(norms.device)
+            counts = torch.arange(len(norms), device=norms.device) < len(items)
             factors, norms = {name: own * counts for name, own in factors.items()}, norms * counts
         stats, count = MicroBatchStats(losses, norms, clipped), self._count(norms)
         sum_P = self._begun()
         try:
-            recorded.add_weighted_sums(views(self._recorder.parameters, sum_P), factors)
+            weights = {name: factors[group] for name, group in groups.items() if group in factors}
+            recorded.add_weighted_sums(views(self._recorder.parameters, sum_P), weights)
         except HalfAdded:
             self._is_spoiled = True
             raise

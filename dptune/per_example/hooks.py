@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -19,11 +20,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from dptune._validate import HIDDEN, Described, present, refuse
+from dptune.lora import LoraAdapter
+from dptune.per_example.flat_gradients import FlatGradients, Layout
 from dptune.per_example.precision import full_precision
 from dptune.per_example.quantized import require_separate_rounding
 from dptune.per_example.recorded import Recorded
 from dptune.per_example.rescaling import is_rescaling, require_one_vector, tap_rescaling, vectors_of
-from dptune.per_example.rules import find_rule, known_layers, layer_input
+from dptune.per_example.rules import find_rule, known_layers, layer_input, tokens_of
 from dptune.per_example.uses import Outer, Use
 
 _DISTANCES = "relative_attention_bias"  # T5's embedding of distances between tokens, looked up once for all examples
@@ -71,6 +74,9 @@ class PerExampleGradients:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._layers = _covered_layers(model)
         self._rules = {name: find_rule(layer) for name, layer in self._layers.items()}
+        self._adapters = _trained_adapters(model)
+        self._layout = Layout(self._of_adapters())
+        self._flat: FlatGradients | None = None
         self._lookups = {
             name: layer
             for name, layer in model.named_modules()
@@ -94,7 +100,7 @@ class PerExampleGradients:
         self._anchors: dict[torch.device, Tensor] = {}
 
     def __enter__(self) -> PerExampleGradients:
-        if self._handles:
+        if self._handles or any(adapter.recorder is not None for adapter in self._adapters.values()):
             raise RuntimeError("PerExampleGradients is already recording: leave its `with` block first")
         for name, layer in (self._lookups | self._layers).items():
             if is_rescaling(layer):
@@ -102,6 +108,8 @@ class PerExampleGradients:
                 self._handles += tap_rescaling(layer, self._tap_of(name))
             else:
                 self._handles.append(layer.register_forward_hook(self._hook(name), with_kwargs=True))
+        for name, adapter in self._adapters.items():
+            adapter.recorder = _OfAdapter(self, name)
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
         return self
@@ -112,18 +120,21 @@ class PerExampleGradients:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for adapter in self._adapters.values():
+            adapter.recorder = None
         self._reset()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
     def take(self) -> Recorded:
         """Return and forget what the last backward pass recorded; parameters that it did not use are left out."""
-        recorded = Recorded({name: self._uses[name] for name in self.parameters if name in self._uses})
+        flat = None if self._flat is None else self._flat.finished()
+        recorded = Recorded({name: self._uses[name] for name in self.parameters if name in self._uses}, flat)
         self._reset()
         return recorded
 
     def _reset(self) -> None:
-        self._uses, self._backward_pass, self._examples = {}, None, None
+        self._uses, self._flat, self._backward_pass, self._examples = {}, None, None, None
 
     def _hook(self, name: str) -> Callable[..., Tensor]:
         def tap(layer: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], output: Tensor) -> Tensor:
@@ -142,7 +153,7 @@ class PerExampleGradients:
         """(output, input) of a layer -> the output, whose gradient the backward pass records."""
 
         def tap(output: Tensor, input: Tensor) -> Tensor:
-            tapped: Tensor = _Tap.apply(output, input, self._anchor(output.device), self, name)  # type: ignore[no-untyped-call]
+            tapped: Tensor = _Tap.apply(output, input, self.anchor(output.device), self, name)  # type: ignore[no-untyped-call]
             return tapped
 
         return tap
@@ -164,11 +175,31 @@ class PerExampleGradients:
             return ids.expand(examples, -1), output.expand(examples, -1, -1)
         return ids, output
 
-    def _anchor(self, device: torch.device) -> Tensor:
+    def anchor(self, device: torch.device) -> Tensor:
         """An input of the tap that needs a gradient; without one, autograd would skip the tap."""
         if device not in self._anchors:
             self._anchors[device] = torch.zeros((), device=device, requires_grad=True)
         return self._anchors[device]
+
+    def record_adapter(self, name: str, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Take {"A.weight" or "B.weight": (left, right) factors [B, ..., D]} of one use of an adapter."""
+        self._check_same_backward()
+        adapter = self._adapters[name]
+        for own, (left, right) in factors.items():
+            owner = self._owner.get(id(adapter.get_parameter(own)))
+            if owner is None:  # frozen
+                continue
+            if name.removesuffix(".lora") in self._flattened and self._first_lookup is not None and left.ndim == 2:
+                left, right = (part.unflatten(0, (self._first_lookup[1], -1)) for part in (left, right))
+            self._check_examples(name, len(left))
+            if self._flat is None:
+                self._flat = FlatGradients.empty(self._layout, len(left), left)
+            with full_precision(left.device):
+                self._flat.add_product(owner, tokens_of(left), tokens_of(right))
+
+    def _of_adapters(self) -> dict[str, nn.Parameter]:
+        owned = {id(parameter) for adapter in self._adapters.values() for parameter in adapter.parameters()}
+        return {name: parameter for name, parameter in self.parameters.items() if id(parameter) in owned}
 
     def _record(self, name: str, input: Tensor, grad: Tensor) -> None:
         self._check_same_backward()
@@ -243,7 +274,10 @@ def _covered_layers(model: nn.Module) -> dict[str, nn.Module]:
         InvalidArgument: a layer mixes examples or has no rule.
     """
     layers: dict[str, nn.Module] = {}
+    adapters = {id(layer) for adapter in _trained_adapters(model).values() for layer in (adapter.A, adapter.B)}
     for name, layer in model.named_modules():
+        if id(layer) in adapters:
+            continue
         if isinstance(layer, _BatchNorm):
             remedy = "mixes the examples of a batch, so it has no per-example gradients; use LayerNorm or GroupNorm"
             refuse(name, Described(type(layer).__name__), remedy)
@@ -260,6 +294,30 @@ def _covered_layers(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def _trained_adapters(model: nn.Module) -> dict[str, LoraAdapter]:
+    """{name: adapter} of those with a trainable weight. They tell their own factors, so they need no hook."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraAdapter) and any(parameter.requires_grad for parameter in layer.parameters())
+    }
+
+
+@dataclass(frozen=True)
+class _OfAdapter:
+    """Gives one adapter's factors to the recorder."""
+
+    recorder: PerExampleGradients
+    name: str
+
+    def anchor(self, device: torch.device) -> Tensor:
+        return self.recorder.anchor(device)
+
+    def record(self, _: LoraAdapter, inputs: Tensor, reduced: Tensor, grad: Tensor, grad_reduced: Tensor) -> None:
+        factors = {"A.weight": (grad_reduced, inputs), "B.weight": (grad, reduced)}
+        self.recorder.record_adapter(self.name, factors)
+
+
 def _own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     """{name below the layer: parameter} of the parameters that the layer itself computes with."""
     return dict(layer.named_parameters(recurse=False)) | vectors_of(layer)
@@ -268,6 +326,11 @@ def _own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
 def _require_no_other_names(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     """Refuse a trainable parameter that is in none of `layers`, which compute with their parameters."""
     covered = {id(parameter) for layer in layers.values() for parameter in _own_parameters(layer).values()}
+    of_adapters = {id(weight) for adapter in _trained_adapters(model).values() for weight in adapter.parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) in covered & of_adapters:
+            refuse(name, HIDDEN, "is an adapter's weight and another layer's; give the layer a weight of its own")
+    covered |= of_adapters
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in covered:
             refuse(name, HIDDEN, "is not in any layer that computes with it; freeze it")

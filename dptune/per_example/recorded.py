@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from dptune.per_example.flat_gradients import FlatGradients, add_to_totals, without_rows
 from dptune.per_example.uses import Outer, Use, joined_uses, squared_norms
 
 
@@ -18,13 +20,15 @@ class Recorded:
 
     Args:
         uses: {parameter: the contributions of each layer that uses it}, as the rules return them.
+        flat: those of the adapters.
     """
 
-    def __init__(self, uses: Mapping[str, list[Use]]) -> None:
+    def __init__(self, uses: Mapping[str, list[Use]], flat: FlatGradients | None = None) -> None:
         self._uses = {name: joined_uses(own) for name, own in uses.items()}
+        self._flat = flat
 
     def __bool__(self) -> bool:
-        return bool(self._uses)
+        return bool(self._uses) or self._flat is not None
 
     def folded(self, rows_per_unit: int) -> Recorded:
         """The same with every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum."""
@@ -37,11 +41,23 @@ class Recorded:
             summed: Tensor = use.unflatten(0, (-1, rows_per_unit)).sum(1)
             return summed
 
-        return Recorded({name: [fold(use) for use in own] for name, own in self._uses.items()})
+        flat = None if self._flat is None else self._flat.folded(rows_per_unit)
+        return Recorded({name: [fold(use) for use in own] for name, own in self._uses.items()}, flat)
 
-    def squared_norms(self) -> dict[str, Tensor]:
-        """{parameter: squared Euclidean norms [B] float64}; for a tied parameter, of the sum over its uses."""
-        return {name: squared_norms(own) for name, own in self._uses.items()}
+    def squared_norms(self, groups: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+        """{group: squared Euclidean norms [B] float64}; for a tied parameter, of the sum over its uses.
+
+        Args:
+            groups: {parameter: the group that it is measured with}; by default each is one.
+        """
+        groups = _Own() if groups is None else groups
+        found = [(groups[name], own) for name, own in squared_norms(self._uses).items()]
+        if self._flat is not None:
+            found += self._flat.squared_norms(groups)
+        parts: dict[str, list[Tensor]] = {}
+        for group, squared in found:
+            parts.setdefault(group, []).append(squared)
+        return {group: own[0] if len(own) == 1 else torch.stack(own).sum(0) for group, own in parts.items()}
 
     def materialised(self) -> dict[str, Tensor]:
         """{parameter: gradients [B, *shape]}. For small models and tests: it takes B times the model's memory."""
@@ -49,7 +65,8 @@ class Recorded:
             name: [use.materialised() if isinstance(use, Outer) else use for use in own]
             for name, own in self._uses.items()
         }
-        return {name: sum(own[1:], start=own[0]) for name, own in made.items()}
+        summed = {name: sum(own[1:], start=own[0]) for name, own in made.items()}
+        return summed if self._flat is None else summed | self._flat.materialised()
 
     def add_weighted_sums(self, totals: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """totals[name] += sum over b of weights[name][b] times example b's gradient, which is consumed.
@@ -61,24 +78,22 @@ class Recorded:
         Raises:
             HalfAdded: an error after the first product was added.
         """
-        sums: list[tuple[str, Tensor]] = []
+        sums: list[tuple[list[str], Tensor]] = [] if self._flat is None else list(self._flat.weighted_sums(weights))
         outers: list[tuple[str, Outer]] = []
         for name, own in self._uses.items():
             for use in own:
                 if isinstance(use, Outer):
                     outers.append((name, use))
                 else:
-                    sums.append((name, _weighted_sum(use, weights[name])))
+                    sums.append(([name], _weighted_sum(use, weights[name])))
         self._uses.clear()
+        self._flat = None
         begun = False
         try:
             while outers:
                 name, outer = outers.pop()
-                keep = weights[name] > 0
                 weights_B = weights[name]
-                if not bool(keep.all()):
-                    outer, weights_B = outer.chosen(keep), weights_B[keep]
-                for _ in outer.adding_weighted_sum(totals[name], weights_B):
+                for _ in outer.without(weights_B == 0).adding_weighted_sum(totals[name], weights_B):
                     begun = True
         except (RuntimeError, MemoryError) as error:
             if begun:
@@ -87,13 +102,17 @@ class Recorded:
                     f"checkpoint with smaller micro-batches ({type(error).__name__})"
                 ) from None
             raise
-        for name, total in sums:
-            totals[name].add_(total.view_as(totals[name]))
+        for names, total in sums:
+            add_to_totals(totals, names, total)
+
+
+class _Own(dict[str, str]):
+    """Every parameter is a group of its own."""
+
+    def __missing__(self, name: str) -> str:
+        return name
 
 
 def _weighted_sum(grads: Tensor, weights_B: Tensor) -> Tensor:
-    grads_BN, keep = grads.flatten(1), weights_B > 0
-    weights = weights_B.to(grads.dtype)
-    if not bool(keep.all()):
-        grads_BN, weights = grads_BN[keep], weights[keep]
-    return weights @ grads_BN
+    grads_BN = without_rows(grads, weights_B == 0).flatten(1)
+    return weights_B.to(grads.dtype) @ grads_BN

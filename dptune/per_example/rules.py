@@ -65,7 +65,7 @@ def layer_input(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 @rule_for(nn.Linear)
 def linear(layer: nn.Linear, input_BTI: Tensor, grad_BTO: Tensor) -> dict[str, Use]:
     """y = x W^T + b: the gradient of W is the sum over t of g_t x_t^T [B, O, I]; that of b the sum of g_t [B, O]."""
-    inputs_BTI, grads_BTO = _tokens(input_BTI), _tokens(grad_BTO)
+    inputs_BTI, grads_BTO = tokens_of(input_BTI), tokens_of(grad_BTO)
     found: dict[str, Use] = {"weight": Outer(grads_BTO, inputs_BTI, layer.out_features)}
     if layer.bias is not None:
         found["bias"] = _sum_over_tokens(grads_BTO)
@@ -74,7 +74,7 @@ def linear(layer: nn.Linear, input_BTI: Tensor, grad_BTO: Tensor) -> dict[str, U
 
 def conv1d(layer: Any, input_BTI: Tensor, grad_BTO: Tensor) -> dict[str, Use]:
     """GPT-2's linear layer, y = x W + b with W [I, O]."""
-    inputs_BTI, grads_BTO = _tokens(input_BTI), _tokens(grad_BTO)
+    inputs_BTI, grads_BTO = tokens_of(input_BTI), tokens_of(grad_BTO)
     return {
         "weight": Outer(inputs_BTI, grads_BTO, layer.weight.shape[0]),
         "bias": _sum_over_tokens(grads_BTO),
@@ -84,7 +84,7 @@ def conv1d(layer: Any, input_BTI: Tensor, grad_BTO: Tensor) -> dict[str, Use]:
 @rule_for(nn.Embedding)
 def embedding(layer: nn.Embedding, ids_BT: Tensor, grad_BTD: Tensor) -> dict[str, Use]:
     """The gradient of row v is the sum of g_t over the tokens t with id v; the padding row never has a gradient."""
-    ids, grads = ids_BT.flatten(1), _tokens(grad_BTD)
+    ids, grads = ids_BT.flatten(1), tokens_of(grad_BTD)
     if layer.padding_idx is not None:
         grads = grads.masked_fill(ids.eq(layer.padding_idx)[..., None], 0)
     return {"weight": Outer(ids, grads, layer.num_embeddings)}
@@ -114,7 +114,7 @@ def _exact(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _tokens(values: Tensor) -> Tensor:
+def tokens_of(values: Tensor) -> Tensor:
     """[B, ..., D] -> [B, T, D]."""
     return values.reshape(len(values), -1, values.shape[-1])
 

@@ -15,21 +15,19 @@ the example would not be clipped. Such a norm is computed again in float64. In a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from dptune.per_example.flat_gradients import block_norms, without_rows
 
 # A gradient is materialised up to this many times the size of its two factors. It costs about one weighted product,
 # which an ordinary step needs anyway; ghost norms cost more unless T is small.
 _WORTH = 2
 _PRODUCT_ELEMENTS = 1 << 24  # elements of a weighted product at a time: 64 MB
 _CAST_ELEMENTS = 1 << 24  # elements of a lower-precision factor that are cast at a time: 64 MB
-# Number of squares that are summed in float32 (error 2e-7) before float64 takes over. Summing 2 million in float32 gave
-# norms that were 3e-5 too small on a CPU, 20 million 1e-3. With too small a norm, the clipped gradient exceeds the
-# sensitivity.
-_BLOCK = 1 << 16
 # Tokens cancel if the squared norm is below a 16th of that of perpendicular token gradients with the same lengths. In
 # float64, the products of any factors from a model are exact enough.
 _CANCELLED = 1 / 16
@@ -78,6 +76,11 @@ class Outer:
     def chosen(self, examples: Tensor) -> Outer:
         """The factors of some examples, given as a mask [B] or as indices."""
         return Outer(self.left[examples], self.right[examples], self.rows)
+
+    def without(self, examples_B: Tensor) -> Outer:
+        """The same with gradients of zero for some examples, given as a mask [B]."""
+        left = self.left if self.is_lookup else without_rows(self.left, examples_B)
+        return Outer(left, without_rows(self.right, examples_B), self.rows)
 
     def exactly(self) -> Outer:
         """The same in float64."""
@@ -163,20 +166,39 @@ def joined_uses(uses: list[Use]) -> list[Use]:
     return [_concatenated(kind) for kind in kinds if kind]
 
 
-def squared_norms(own: list[Use]) -> Tensor:
-    """Squared norms of one parameter's per-example gradients, [B] float64, from all its uses after `joined_uses`."""
-    outers = [use for use in own if isinstance(use, Outer)]
-    if not outers:
-        (made,) = (use for use in own if not isinstance(use, Outer))
-        blocks = made.flatten(1).split(_BLOCK, dim=1)
-        return torch.stack([torch.linalg.vector_norm(block, dim=1).double().square() for block in blocks]).sum(0)
-    found = _of_factors(outers)
-    lengths = torch.stack([use.lengths() for use in outers]).sum(0)
-    tokens = sum(use.right.shape[1] for use in outers)
-    cancelled = found * tokens < _CANCELLED * lengths.square()
-    for example in cancelled.nonzero():
-        found[example] = _of_factors([use.chosen(example).exactly() for use in outers])
-    return found.maximum((_SHORTEST * lengths).square())
+def squared_norms(uses: Mapping[str, list[Use]]) -> dict[str, Tensor]:
+    """{parameter: squared norms [B] float64} from all uses of each parameter after `joined_uses`.
+
+    The host waits for the device once: to learn where tokens cancel.
+    """
+    outers = {name: [use for use in own if isinstance(use, Outer)] for name, own in uses.items()}
+    outers = {name: own for name, own in outers.items() if own}
+    found = {
+        name: _of_factors(outers[name]) if name in outers else block_norms(_made(own)) for name, own in uses.items()
+    }
+    lengths = {name: torch.stack([use.lengths() for use in own]).sum(0) for name, own in outers.items()}
+    for name, example in _cancelled(outers, found, lengths):
+        found[name][example] = _of_factors([use.chosen(example).exactly() for use in outers[name]])
+    return found | {name: found[name].maximum((_SHORTEST * own).square()) for name, own in lengths.items()}
+
+
+def _made(own: list[Use]) -> Tensor:
+    (made,) = (use for use in own if not isinstance(use, Outer))
+    return made.flatten(1)
+
+
+def _cancelled(
+    outers: Mapping[str, list[Outer]], found: Mapping[str, Tensor], lengths: Mapping[str, Tensor]
+) -> list[tuple[str, Tensor]]:
+    """(parameter, example [1]) where tokens cancel."""
+    names = list(outers)
+    if not names:
+        return []
+    tokens = [sum(use.right.shape[1] for use in outers[name]) for name in names]
+    cancelled = torch.stack(
+        [found[name] * count < _CANCELLED * lengths[name].square() for name, count in zip(names, tokens, strict=True)]
+    )
+    return [(names[place], example[None]) for place, example in cancelled.nonzero()]
 
 
 def _of_factors(outers: list[Outer]) -> Tensor:
