@@ -191,7 +191,7 @@ def _values(tensor: Tensor) -> Tensor:
 
 
 def _described(like: Tensor, storage: torch.UntypedStorage, shell: Tensor | None = None) -> Tensor:
-    """A tensor of the device with the dtype, shape and strides of the CPU tensor `like`; `shell` becomes it if given."""
+    """A tensor of the device, or `shell` made into it, with the dtype, shape and strides of the CPU tensor `like`."""
     if shell is None:
         shell = torch._C._acc.create_empty_tensor((0,), like.dtype)
     place = (storage, like.storage_offset(), list(like.size()), list(like.stride()))
@@ -252,6 +252,7 @@ def _run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
         return own
 
     plain_args, plain_kwargs = tree_map(unwrapped, (args, kwargs))
+    plain_args = _with_tensors(op, plain_args)
     _count_waits_of(op, args)
     with _randomness(op, kwargs):
         out = op(*plain_args, **plain_kwargs)
@@ -274,6 +275,19 @@ def _run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
         return _on_device(value) if seen is None else _described(value, seen.untyped_storage())
 
     return tree_map(wrapped, out)
+
+
+def _with_tensors(op: OpOverload, args: Sequence[Any]) -> Sequence[Any]:
+    """The arguments with tensors where the operation wants tensors and torch hands over plain numbers."""
+    if torch._C._should_allow_numbers_as_tensors(op._schema.name.removeprefix("aten::")):
+        return args
+    first = next((one for one in tree_leaves(args) if isinstance(one, Tensor)), None)
+    return [
+        torch.tensor(given, dtype=torch.result_type(first, given), device=_CPU)
+        if first is not None and isinstance(given, (bool, int, float)) and str(argument.type) == "Tensor"
+        else given
+        for given, argument in zip(args, op._schema.arguments, strict=False)
+    ]
 
 
 def _follow(own: Tensor, shell: Tensor) -> None:

@@ -87,11 +87,13 @@ def test_gradients_are_the_cpus(device: torch.device) -> None:
 def test_a_tensor_of_the_cpu_is_refused(mixed: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> None:
     here = torch.ones(3, 3)
     mixed(here.clone(), here)
-    with pytest.raises(RuntimeError, match="(?i)expected all tensors to be on the same device"):
+    with pytest.raises(RuntimeError, match=r"(?i)expected all tensors to be on the same device"):
         mixed(torch.ones(3, 3, device=device), here)
 
 
 def test_a_number_of_the_cpu_is_not(device: torch.device) -> None:
+    assert (torch.arange(4, device=device) & ((1 << 40) + 1)).tolist() == [0, 1, 0, 1]
+    assert (torch.arange(2, device=device) * 0.5).dtype == torch.float32
     assert (torch.ones(3, device=device) * torch.tensor(2.0)).tolist() == [2, 2, 2]
 
 
