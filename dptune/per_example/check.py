@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune._validate import HIDDEN, Described, refuse
+from dptune.devices import restored_randomness
 from dptune.per_example.coverage import in_one_line, require_reached
 from dptune.per_example.fixed_values import FixedValues, every, in_mode
 from dptune.per_example.hooks import PerExampleGradients
@@ -124,8 +125,7 @@ def _require_same_loss(
 def _run_in_training_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequence[Any]) -> None:
     """A forward pass as in training. It leaves the state of torch's random numbers as it was."""
     device = next(model.parameters()).device
-    kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with in_mode(model, training=True), torch.no_grad(), kept:
+    with in_mode(model, training=True), torch.no_grad(), restored_randomness(device):
         losses(*batch)
 
 

@@ -41,10 +41,10 @@ class Sharding:
 def make_accelerator(**kwargs: Any) -> Accelerator:
     """The process group and device of this launch; `kwargs` go to `accelerate.Accelerator`.
 
-    Without a GPU this asks for the CPU explicitly; otherwise accelerate would not connect the processes.
+    Without an accelerator this asks for the CPU explicitly; otherwise accelerate would not connect the processes.
     """
     group = InitProcessGroupKwargs(timeout=_RANKS_WAIT)
-    if not torch.cuda.is_available():
+    if not _has_accelerator():
         # accelerate refuses fp16 on a CPU, which always computes in float32 (`compute_dtype`).
         kwargs = {"cpu": True, "mixed_precision": "no"} | kwargs
     accelerator = Accelerator(kwargs_handlers=[group], **kwargs)
@@ -52,6 +52,12 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
     if accelerator.num_processes != launched:
         raise RuntimeError(f"{launched} processes were launched, but {accelerator.num_processes} joined")
     return accelerator
+
+
+def _has_accelerator() -> bool:
+    """Whether the machine has one that training can use. Apple's has no float64, in which the engine adds gradients."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found is not None and found.type != "mps"
 
 
 def ranks_of(accelerator: Accelerator) -> Ranks:
