@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.pretend_device import moved, register
 
-CLOSE = 1e-6  # difference in norm, relative to the CPU's: a few roundings of float32
+CLOSE = 3e-6  # difference in norm, relative to the CPU's: sums in another order, in float32
 
 
 def on_both(make: Callable[[], Any], run: Callable[[Any, torch.device], Any]) -> tuple[Any, Any]:
