@@ -9,6 +9,12 @@ import torch
 _CANNOT_PIN = ("cpu", "meta", "mps")
 
 
+def has_accelerator() -> bool:
+    """Whether the machine has one that a private step can use. Apple's has no float64, in which gradients are added."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found is not None and found.type != "mps"
+
+
 def restored_randomness(device: torch.device | None = None) -> AbstractContextManager[None]:
     """Restore the states of torch's random numbers after the block: the CPU's, and those of `device`.
 

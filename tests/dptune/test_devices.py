@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dptune.devices import can_pin, restored_randomness
+from dptune.devices import can_pin, has_accelerator, restored_randomness
 
 
 @pytest.mark.parametrize("device", [None, torch.device("cpu")])
@@ -34,6 +34,16 @@ def test_a_devices_own_random_numbers_are_restored(kind: str, given: bool, monke
     with restored_randomness(device if given else None):
         states[kind] = 6
     assert states[kind] == 5
+
+
+@pytest.mark.parametrize(
+    ("found", "has"), [(None, False), ("cuda", True), ("xpu", True), ("privateuseone", True), ("mps", False)]
+)
+def test_which_accelerators_can_train(found: str | None, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have no float64."""
+    device = found and torch.device(found)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
+    assert has_accelerator() is has
 
 
 @pytest.mark.parametrize(("kind", "pins"), [("cuda", True), ("xpu", True), ("cpu", False), ("mps", False)])

@@ -1,1 +1,1 @@
-"""Tests on the pretend accelerator, each file in a process of its own; `tests/test_pretend_device.py` starts them."""
+"""Tests on the pretend accelerator, in a process of their own, which `tests/test_pretend_device.py` starts."""

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from dptune._validate import refuse
+from dptune.devices import has_accelerator
 from dptune.ranks import Ranks
 
 # How long a rank waits for another before it fails. If a process dies, the launcher ends the others sooner; this limit
@@ -44,7 +45,7 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
     Without an accelerator this asks for the CPU explicitly; otherwise accelerate would not connect the processes.
     """
     group = InitProcessGroupKwargs(timeout=_RANKS_WAIT)
-    if not _has_accelerator():
+    if not has_accelerator():
         # accelerate refuses fp16 on a CPU, which always computes in float32 (`compute_dtype`).
         kwargs = {"cpu": True, "mixed_precision": "no"} | kwargs
     accelerator = Accelerator(kwargs_handlers=[group], **kwargs)
@@ -52,12 +53,6 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
     if accelerator.num_processes != launched:
         raise RuntimeError(f"{launched} processes were launched, but {accelerator.num_processes} joined")
     return accelerator
-
-
-def _has_accelerator() -> bool:
-    """Whether the machine has one that training can use. Apple's has no float64, in which the engine adds gradients."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found is not None and found.type != "mps"
 
 
 def ranks_of(accelerator: Accelerator) -> Ranks:
