@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -63,6 +64,7 @@ def with_adapters() -> nn.Module:
 MODELS: dict[str, Callable[[], nn.Module]] = {"LoRA on q, k, v, o": with_adapters, "all weights": llama}
 
 
+@cache  # the counts are the same every time
 def compare(make: Callable[[], nn.Module]) -> tuple[Compared, Compared]:
     """(one micro-batch after the first, the end of the step)."""
     private, plain = (_count(moved(make()), private=private) for private in (True, False))
