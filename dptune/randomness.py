@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from dptune.devices import restored_randomness
 from dptune.keystream import Keystream
 
 _SEED_BITS = 63
@@ -58,8 +59,7 @@ def fixed_randomness(device: torch.device) -> Iterator[None]:
         device: where the model computes.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+    with restored_randomness(device):
         _seed_all(0)
         try:
             yield

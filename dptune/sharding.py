@@ -29,6 +29,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from dptune._validate import HIDDEN, refuse
+from dptune.devices import can_pin
 
 _WHOLE_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
@@ -82,7 +83,7 @@ def shard_frozen(
     if not layers:
         refuse("model", type(model).__name__, "has no decoder layer that could be sharded; train it without FSDP")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
+    offload = CPUOffloadPolicy(pin_memory=can_pin(device)) if cpu_offload else OffloadPolicy()
     for layer in layers:
         fully_shard(layer, mesh=mesh, offload_policy=offload, reshard_after_forward=reshard_after_forward)
     fully_shard(model, mesh=mesh, offload_policy=offload)

@@ -4,6 +4,9 @@ r"""Plant faults that break privacy in silence, one at a time, and check that th
     python -m tests.planted --only noise ledger   # those whose names contain one of these words
     python -m tests.planted --output table.md     # also write the table
 
+Some of them break no privacy but fail or are slow where there is an accelerator, which the CPU alone does not show:
+`--only accelerator`.
+
 Each fault is a change of one place in a temporary copy of the tree. Nothing crashes with it and every output looks as
 before, so that only a test can tell. A fault that is `missed` is a gap in the tests. `tests/test_planted.py` checks in
 every run of the suite that each fault still fits the source.
@@ -59,6 +62,8 @@ NEIGHBOURS, AUTHORS = "tests/test_neighbours.py", "tests/test_author_neighbours.
 TRAINER, ENGINE = "tests/dptune/integrations/test_trainer.py", "tests/dptune/integrations/test_engine.py"
 TRAINER_PRIVACY = "tests/dptune/integrations/test_trainer_privacy.py"
 TRAINER_RESUME = "tests/dptune/integrations/test_resume.py"
+ON_DEVICE, PROGRAMS = "tests/pretend/test_steps.py", "tests/pretend/test_programs.py"
+OPERATIONS = "tests/pretend/test_operations.py"
 BATCHES, LOOP = "tests/dptune/units/test_batches.py", "tests/utils/training/test_loop.py"
 
 _ADD_NOISE, _DIVIDE = "        self._add_noise(total_P)\n", "        total_P /= self.config.divisor\n"
@@ -1180,6 +1185,79 @@ FAULTS = (
         "        lambda value: False,\n",
         ("tests/dptune/integrations/test_checks.py",),
         "transformers clips the noisy gradient again",
+    ),
+    # --- what only an accelerator shows ---
+    Fault(
+        "accelerator: the step's sum is made on the CPU",
+        "dptune/step.py",
+        "torch.zeros(self.noise.size, dtype=torch.float64, device=device)",
+        "torch.zeros(self.noise.size, dtype=torch.float64)",
+        (ON_DEVICE,),
+        "no step runs on an accelerator",
+    ),
+    Fault(
+        "accelerator: the mask of examples that fill up is made on the CPU",
+        "dptune/step.py",
+        "(torch.arange(len(norms)) < len(items)).to(norms.device)",
+        "torch.arange(len(norms)) < len(items)",
+        (PROGRAMS,),
+        "a run on an accelerator fails at its first micro-batch that is filled up",
+    ),
+    Fault(
+        "accelerator: noise stays on the CPU",
+        "dptune/noise.py",
+        "more.to(sum_P.device).mul_",
+        "more.clone().mul_",
+        (ON_DEVICE,),
+        "no step on an accelerator can be finished",
+    ),
+    Fault(
+        "accelerator: a value is read in each micro-batch",
+        "dptune/step.py",
+        "        norms = whole_norms(squared_norms)\n",
+        "        norms = whole_norms(squared_norms)\n        norms.sum().item()\n",
+        (OPERATIONS,),
+        "the host waits for the device in each micro-batch",
+    ),
+    Fault(
+        "accelerator: one more operation for each layer",
+        "dptune/per_example/hooks.py",
+        "rule(layer, input.detach(), grad)",
+        "rule(layer, input.detach().clone(), grad)",
+        (OPERATIONS,),
+        "steps of small models are slower",
+    ),
+    Fault(
+        "accelerator: a value is read for each tensor when the step ends",
+        "dptune/step.py",
+        "            parameter.grad = mean.to(parameter.dtype)",
+        "            parameter.grad = mean.to(parameter.dtype) * float(mean.isfinite().all())",
+        (OPERATIONS,),
+        "the host waits for the device once per parameter",
+    ),
+    Fault(
+        "accelerator: its random numbers are not restored",
+        "dptune/devices.py",
+        "fork_rng(devices=[device], device_type=device.type)",
+        "fork_rng(devices=[])",
+        (ON_DEVICE, PROGRAMS),
+        "generation and the check of the rules change what a program draws later",
+    ),
+    Fault(
+        "accelerator: evaluation weighs tokens on the CPU",
+        "utils/training/evaluation.py",
+        "if len(rows) else [0], device=device, dtype",
+        "if len(rows) else [0], dtype",
+        (PROGRAMS,),
+        "no run on an accelerator can be evaluated",
+    ),
+    Fault(
+        "accelerator: checkpoints hold tensors of the device",
+        "dptune/run/checkpoint.py",
+        'map_location="cpu", weights_only=True',
+        "weights_only=True",
+        (PROGRAMS,),
+        "a run cannot be resumed on another kind of device",
     ),
 )
 

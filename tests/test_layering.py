@@ -19,6 +19,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     (
         "dptune._validate",
         "dptune._files",
+        "dptune.devices",
         "dptune.peft_format",
         "dptune.keystream",
         "dptune.lora_targets",

@@ -24,6 +24,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from dptune._validate import refuse, renamed, require_count
 from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
+from dptune.devices import can_pin
 from dptune.integrations.arguments import updates_identity
 from dptune.integrations.checks import refuse_unsafe_arguments
 from dptune.integrations.draws import (
@@ -217,7 +218,7 @@ class DPTrainer(transformers.Trainer):
             sampler,
             rows_per_unit=self._rows_per_unit,
             num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            pin_memory=self.args.dataloader_pin_memory and can_pin(self.args.device),
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )

@@ -34,6 +34,7 @@ from transformers import HfArgumentParser, set_seed
 from dptune import add_lora
 from dptune._validate import HIDDEN, InvalidArgument, refuse
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
+from dptune.devices import has_accelerator
 from dptune.integrations.authors import AuthorCollator, AuthorItems, AuthorLosses
 from dptune.integrations.transformers import DPTrainer, TrainingArguments
 from dptune.lora import linear_layers
@@ -118,7 +119,7 @@ def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
     """(training, privacy, model, data) arguments. Prints a note for each old flag that it renamed."""
     known = {one.name for group in GROUPS for one in fields(group)}
     words, notes = with_new_names(["--help" if word == _HELP_ALL else word for word in line], known)
-    if not torch.accelerator.is_available() and not any(word.startswith(("--use_cpu", "--use-cpu")) for word in words):
+    if not has_accelerator() and not any(word.startswith(("--use_cpu", "--use-cpu")) for word in words):
         words.append("--use_cpu")  # otherwise several processes would not join
     try:
         groups = parse(*GROUPS, args=words, description=__doc__, parser=TrainerParser)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from dptune._validate import refuse
+from dptune.devices import has_accelerator
 from dptune.ranks import Ranks
 
 # How long a rank waits for another before it fails. If a process dies, the launcher ends the others sooner; this limit
@@ -41,10 +42,10 @@ class Sharding:
 def make_accelerator(**kwargs: Any) -> Accelerator:
     """The process group and device of this launch; `kwargs` go to `accelerate.Accelerator`.
 
-    Without a GPU this asks for the CPU explicitly; otherwise accelerate would not connect the processes.
+    Without an accelerator this asks for the CPU explicitly; otherwise accelerate would not connect the processes.
     """
     group = InitProcessGroupKwargs(timeout=_RANKS_WAIT)
-    if not torch.cuda.is_available():
+    if not has_accelerator():
         # accelerate refuses fp16 on a CPU, which always computes in float32 (`compute_dtype`).
         kwargs = {"cpu": True, "mixed_precision": "no"} | kwargs
     accelerator = Accelerator(kwargs_handlers=[group], **kwargs)

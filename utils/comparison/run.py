@@ -12,6 +12,7 @@ from dptune._validate import InvalidArgument, present, refuse, require_delta
 from dptune.accounting import Spend, planned_steps
 from dptune.accounting.rounding import rounded_up
 from dptune.accounting.selection import PrivateSelection
+from dptune.devices import restored_randomness
 from dptune.run.checkpoint import LEDGER_NAME
 from utils.classification.files import load_classifier, load_classifier_tokenizer
 from utils.classification.measured_defaults import measure_head_rate
@@ -138,7 +139,7 @@ def head_rate_of(checkpoint: str) -> float:
 
     New weights, such as a pooler, start the same in every call: an interrupted selection needs the same candidates."""
     pad_token_id = load_classifier_tokenizer(checkpoint).pad_token_id
-    with torch.random.fork_rng(devices=()):
+    with restored_randomness():
         torch.manual_seed(0)
         model, _ = load_classifier(checkpoint, ("0", "1"), pad_token_id=pad_token_id)
     return measure_head_rate(model)

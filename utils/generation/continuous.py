@@ -20,6 +20,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dptune._validate import refuse
+from dptune.devices import restored_randomness
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
 from utils.generation.batches import TextJob, batch_seed
@@ -79,7 +80,7 @@ class ContinuousBackend:
             seed=seed,
         )
         device = self._model.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        with restored_randomness(device), torch.no_grad():
             manager = self._model.init_continuous_batching(copy(self._config), settings)
             try:
                 yield manager

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from dptune._validate import refuse
+from dptune.devices import restored_randomness
 from dptune.sharding import is_sharded
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
@@ -138,6 +139,6 @@ def max_spread(model: PreTrainedModel, sampling: SamplingArguments) -> int:
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the random generators that sampling uses, and restore them."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with restored_randomness(device):
         torch.manual_seed(seed)
         yield

@@ -158,8 +158,15 @@ def micro_batch_needs(sizes: ModelSizes, settings: MemorySettings, examples: int
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes that a GPU has left for this process; None for a CPU, whose memory is shared."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    """Bytes that a GPU has left for this process; None for a CPU, whose memory is shared, and if torch cannot tell."""
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return torch.accelerator.get_memory_info(device)[0]
+    except RuntimeError:  # most devices do not count their memory
+        return None
 
 
 def fits(needs: MemoryNeeds, available: int) -> bool:

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dptune._validate import Described, refuse
+from dptune.devices import restored_randomness
 from utils.data.special_tokens import UnwrittenToken
 from utils.data.text_only import TextOnly
 from utils.models.loading import load_model, load_tokenizer
@@ -69,7 +70,7 @@ def make_model(settings: ProxySettings, tokenizer: PreTrainedTokenizerBase) -> P
     """The model before training, on the CPU in float32."""
     if settings.model != TINY:
         return load_model(settings.model, dtype=torch.float32, device="cpu").requires_grad_(True)
-    with torch.random.fork_rng():
+    with restored_randomness():
         torch.manual_seed(settings.seed)
         return LlamaForCausalLM(
             LlamaConfig(

@@ -184,8 +184,8 @@ class MicroBatches:
                 f"--resume_from_checkpoint latest resumes with {fits}",
             )
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if empty_cache := getattr(torch.get_device_module(self.accelerator.device), "empty_cache", None):
+            empty_cache()
         print(f"out of memory: rank {self.accelerator.process_index} continues with {fits} tokens at a time")
 
     def _batch(self, part: Part, items: np.ndarray, shape: Shape) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,20 @@ def test_missing_processes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fp16_on_a_cpu_is_float32_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert make_accelerator().device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_the_cpu_is_asked_for_where_no_accelerator_can_train(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def made(**kwargs: Any) -> SimpleNamespace:
+        asked.update(kwargs)
+        return SimpleNamespace(num_processes=1)
+
+    monkeypatch.setattr(launch, "Accelerator", made)
+    monkeypatch.setattr(launch, "has_accelerator", lambda: has)
+    make_accelerator()
+    assert asked.get("cpu", False) is not has
 
 
 def test_only_fp16_scales_losses_and_by_a_power_of_two() -> None:

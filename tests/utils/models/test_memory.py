@@ -321,6 +321,14 @@ def test_a_devices_memory_is_that_of_a_gpu_only(monkeypatch):
     assert device_memory(torch.device("cpu")) is None
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7 * GIB, 8 * GIB))
     assert device_memory(torch.device("cuda", 0)) == 7 * GIB
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda _: (5 * GIB, 8 * GIB))
+    assert device_memory(torch.device("xpu", 0)) == 5 * GIB
+
+    def unknown(_: torch.device) -> tuple[int, int]:
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", unknown)
+    assert device_memory(torch.device("mps")) is None
 
 
 @pytest.mark.parametrize(

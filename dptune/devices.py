@@ -1,0 +1,32 @@
+"""What depends on the kind of a device, in one place. AMD's GPUs are CUDA to torch, Intel's are XPU, Apple's MPS."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+_CANNOT_PIN = ("cpu", "meta", "mps")
+
+
+def has_accelerator() -> bool:
+    """Whether the machine has one that a private step can use. Apple's has no float64, in which gradients are added."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found is not None and found.type != "mps"
+
+
+def restored_randomness(device: torch.device | None = None) -> AbstractContextManager[None]:
+    """Restore the states of torch's random numbers after the block: the CPU's, and those of `device`.
+
+    Args:
+        device: None for the machine's accelerator, if there is one. `torch.manual_seed` seeds it too.
+    """
+    device = device or torch.accelerator.current_accelerator(check_available=True)
+    if device is None or device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
+
+
+def can_pin(device: torch.device) -> bool:
+    """Whether copies to `device` are faster from pinned memory of the CPU."""
+    return device.type not in _CANNOT_PIN

@@ -1,0 +1,51 @@
+"""Random numbers are restored and memory is pinned by the device's own kind; see also `tests/pretend/`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dptune.devices import can_pin, has_accelerator, restored_randomness
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_the_cpus_random_numbers_are_restored(device: torch.device | None) -> None:
+    before = torch.get_rng_state()
+    with restored_randomness(device):
+        torch.manual_seed(1)
+        inside = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), inside)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_devices_own_random_numbers_are_restored(kind: str, given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without such a device here, one number stands in for its kind's state."""
+    states, device = {kind: 5}, torch.device(kind)
+
+    def keep(state: int, _device: object) -> None:
+        states[kind] = state
+
+    monkeypatch.setattr(getattr(torch, kind), "get_rng_state", lambda _: states[kind])
+    monkeypatch.setattr(getattr(torch, kind), "set_rng_state", keep)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
+    with restored_randomness(device if given else None):
+        states[kind] = 6
+    assert states[kind] == 5
+
+
+@pytest.mark.parametrize(
+    ("found", "has"), [(None, False), ("cuda", True), ("xpu", True), ("privateuseone", True), ("mps", False)]
+)
+def test_which_accelerators_can_train(found: str | None, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have no float64."""
+    device = found and torch.device(found)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
+    assert has_accelerator() is has
+
+
+@pytest.mark.parametrize(("kind", "pins"), [("cuda", True), ("xpu", True), ("cpu", False), ("mps", False)])
+def test_which_devices_copy_from_pinned_memory(kind: str, pins: bool) -> None:
+    assert can_pin(torch.device(kind)) is pins

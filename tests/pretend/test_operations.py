@@ -1,0 +1,48 @@
+"""The operations and waits that privacy adds to a step: limits at what was measured, to be lowered with the code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from torch import nn
+
+from tests.pretend.operations import MODELS, Compared, compare, table
+
+# By what is trained, for torch 2.13 and transformers 5.23: operations of a private micro-batch as a multiple of the
+# plain step's, rounded up to hundredths, and waits that the plain step does not have.
+MICRO_BATCH = {"LoRA on q, k, v, o": (1.43, 32), "all weights": (2.05, 54)}
+# Operations and waits of the private step's end, once per logical step.
+END = {"LoRA on q, k, v, o": (150, 42), "all weights": (24, 5)}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def found(request: pytest.FixtureRequest) -> tuple[str, Compared, Compared]:
+    """(what is trained, a micro-batch, the end of the step)."""
+    make: Callable[[], nn.Module] = MODELS[request.param]
+    return request.param, *compare(make)
+
+
+def test_a_private_micro_batch_runs_few_more_operations(found: tuple[str, Compared, Compared]) -> None:
+    name, micro_batch, _ = found
+    assert micro_batch.plain.operations > 500
+    assert micro_batch.ratio <= MICRO_BATCH[name][0], micro_batch.private.by_operation
+
+
+def test_a_private_micro_batch_waits_seldom(found: tuple[str, Compared, Compared]) -> None:
+    name, micro_batch, _ = found
+    assert micro_batch.more_waits <= MICRO_BATCH[name][1], micro_batch.private.by_wait
+
+
+def test_the_end_of_a_step_is_short(found: tuple[str, Compared, Compared]) -> None:
+    name, _, end = found
+    assert end.plain.waits == 0
+    assert end.private.operations <= END[name][0], end.private.by_operation
+    assert end.private.waits <= END[name][1], end.private.by_wait
+
+
+def test_the_table_names_each_count_and_the_places_that_wait() -> None:
+    lines = table(details=True)
+    assert sum(line.startswith(("| LoRA on q, k, v, o |", "| all weights |")) for line in lines) == 4
+    assert any("dptune/" in line for line in lines)
+    assert len(table()) == 8
