@@ -26,6 +26,10 @@ class Recorded:
     def __bool__(self) -> bool:
         return bool(self._uses)
 
+    def copied(self) -> Recorded:
+        """The same gradients, not copied in memory, for another weighted sum of them."""
+        return Recorded(self._uses)
+
     def folded(self, rows_per_unit: int) -> Recorded:
         """The same with every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum."""
         if rows_per_unit == 1:

@@ -1,7 +1,7 @@
 """How the next token is drawn from a model's scores, with random numbers that are given.
 
-Each row of a batch brings one number from [0, 1) per token. So a text's tokens do not depend on which other texts of its
-batch have ended. Only the k likeliest tokens are sorted, not the whole vocabulary as by `generate`'s own top_p.
+Each text of a batch has a number from [0, 1) for each token. So its tokens do not depend on which other texts of the
+batch have ended. Only the k likeliest tokens are sorted, not the whole vocabulary, as transformers' top_p does.
 """
 
 from __future__ import annotations
@@ -68,6 +68,6 @@ class Choice:
 
 
 def chances(seed: int, rows: int, tokens: int, device: torch.device) -> Tensor:
-    """Random numbers in [0, 1) for `tokens` tokens of each of `rows` texts, float64 [rows, tokens], from `seed` alone."""
+    """Random numbers in [0, 1), float64 [rows, tokens], which depend on `seed` and the shape alone."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(rows, tokens, dtype=torch.float64, generator=generator).to(device)

@@ -60,14 +60,16 @@ class Decoding:
         **inputs: Any,
     ) -> Tensor:
         """Prompts and new tokens [B, T], with padding behind texts that ended."""
-        size, width = input_ids.shape
         new_BN = input_ids.new_full(self._chances_BN.shape, generation_config.pad_token_id)
-        batch, can_select = _Batch(torch.arange(size, device=input_ids.device), input_ids, inputs), _selectable(inputs)
-        ended_B, count = torch.zeros_like(batch.rows_B, dtype=torch.bool), 0
+        rows_B, can_select = torch.arange(len(input_ids), device=input_ids.device), _selectable(inputs)
+        batch = _Batch(rows_B, input_ids, inputs)
+        ended_B, count = torch.zeros_like(rows_B, dtype=torch.bool), 0
         scores_BV = _read_prompts(model, batch, shared=can_select)
         while True:
             if not ended_B.all():
-                tokens_B = self._choose(logits_processor(batch.ids_BT, scores_BV), self._chances_BN[batch.rows_B, count])
+                tokens_B = self._choose(
+                    logits_processor(batch.ids_BT, scores_BV), self._chances_BN[batch.rows_B, count]
+                )
                 tokens_B = tokens_B.masked_fill(ended_B, generation_config.pad_token_id)
                 new_BN[batch.rows_B, count] = tokens_B
                 batch.ids_BT, count = torch.cat([batch.ids_BT, tokens_B[:, None]], dim=1), count + 1
