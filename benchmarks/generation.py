@@ -5,7 +5,8 @@
 End tokens are switched off, so that every text has all its tokens and a side is not faster by shorter texts. In each
 round every side takes its turn: `--backend hf` one text at a time (`--alone` of the prompts), both backends in batches,
 and transformers' own `generate` in batches, which is what hf did before it had a loop of its own. Ratios are taken
-within a round.
+within a round. Times are of the processor, over all threads, so that other jobs on the machine matter little: give one
+thread (OMP_NUM_THREADS=1), since threads that wait for each other use the processor too.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main() -> None:
         [name, tables.spread(own, 3), tables.spread(tables.ratios(own, rates[_ALONE]), 2)]
         for name, own in rates.items()
     ]
-    header = ["side", "texts per second", f"over {_ALONE}"]
+    header = ["side", "texts per processor second", f"over {_ALONE}"]
     tables.publish([_title(args, jobs), machine, tables.markdown(header, rows)], args.output)
 
 
@@ -115,16 +116,16 @@ def _library(
 def _rates(
     sides: dict[str, tuple[Side, int]], jobs: Sequence[TextJob], args: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Texts per second of each side's rounds."""
+    """Texts per processor second of each side's rounds."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(args.rounds):
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
             draw, count = sides[name]
-            began = time.perf_counter()
+            began = time.process_time()
             draw(jobs[:count], number)
-            rates[name].append(count / (time.perf_counter() - began))
+            rates[name].append(count / (time.process_time() - began))
             print(f"round {number + 1}: {name}: {rates[name][-1]:.3f} texts/s", file=sys.stderr, flush=True)
     return rates
 

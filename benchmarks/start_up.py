@@ -1,9 +1,10 @@
-"""Seconds from the launch of train_clm.py to its first step, by part.
+"""Processor seconds from the launch of train_clm.py to its first step, by part.
 
     python -m benchmarks.start_up --model .demo/SmolLM2-135M --output benchmarks/results/start_up_HARDWARE_DATE.md
 
 Every round is a fresh process, which stops where the first micro-batch would begin. With `--beside FOLDER`, another
-checkout of the repository takes turns with this one; ratios are of the same round.
+checkout of the repository takes turns with this one; ratios are of the same round. Times are of the processor, so that
+other jobs on the machine matter little: give one thread (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -61,32 +62,33 @@ def main() -> None:
 
 def _write_rows(path: Path, count: int) -> Path:
     words = ["the", "patients", "were", "given", "a", "placebo", "and", "we", "report", "what", "changed"]
-    lines = [
-        json.dumps({"text": " ".join(words[(row * 7 + place * 5) % len(words)] for place in range(20 + row % 60))})
-        for row in range(count)
+    texts = [
+        " ".join(words[(row * 7 + place * 5) % len(words)] for place in range(20 + row % 60)) for row in range(count)
     ]
+    lines = [json.dumps({"instruction": f"Report {row}", "answer": text}) for row, text in enumerate(texts)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 def _launch(root: Path, args: argparse.Namespace, rows: Path, output: Path) -> dict[str, float]:
-    """Seconds by part of one launch in a fresh process."""
+    """Processor seconds by part of one launch in a fresh process."""
     given = ["--model_name_or_path", args.model, "--train_file", str(rows), "--output_dir", str(output)]
     given += ["--block_size", str(args.block_size), "--per_device_train_batch_size", "4", "--clip_norm", "1"]
     given += ["--gradient_accumulation_steps", "16", "--max_train_steps", "10", "--target_epsilon", "8"]
     given += ["--lora_target_modules", "q_proj", "v_proj"]
     code = f"import runpy, sys; sys.path.insert(0, {str(root)!r}); measure = runpy.run_path({__file__!r})['measure']; "
     environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
-    began = time.time()
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}measure({began!r}, {given!r})"],
-        cwd=root, env=environment, check=True, capture_output=True, text=True,
+        [sys.executable, "-c", f"{code}measure({given!r})"],
+        cwd=root, env=environment, check=False, capture_output=True, text=True,
     )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
     (line,) = (line for line in done.stdout.splitlines() if line.startswith(_MEASURED))
     return dict(json.loads(line.removeprefix(_MEASURED)))
 
 
-def measure(began: float, given: list[str]) -> None:
+def measure(given: list[str]) -> None:
     """In the fresh process: run train_clm.py up to its first step, and print the seconds of each part."""
     import importlib
 
@@ -97,7 +99,7 @@ def measure(began: float, given: list[str]) -> None:
     from utils.training.loop import TrainingLoop
     from utils.training.run import open_folder  # noqa: F401  the programs import it
 
-    seconds = {_IMPORTS: time.time() - began}
+    seconds = {_IMPORTS: time.process_time()}
     for place, part in _PARTS.items():
         _count(place, part, seconds)
 
@@ -108,7 +110,7 @@ def measure(began: float, given: list[str]) -> None:
     try:
         train_clm.main(given)
     except _FirstStep:
-        whole = time.time() - began
+        whole = time.process_time()
     seconds[_REST] = whole - sum(seconds.values())
     print(f"\n{_MEASURED}{json.dumps(seconds | {_WHOLE: whole})}", flush=True)
     os._exit(0)
@@ -122,11 +124,11 @@ def _count(place: str, part: str, seconds: dict[str, float]) -> None:
     function = getattr(importlib.import_module(module), name)
 
     def timed(*args: object, **kwargs: object) -> object:
-        start = time.time()
+        start = time.process_time()
         try:
             return function(*args, **kwargs)
         finally:
-            seconds[part] = seconds.get(part, 0.0) + time.time() - start
+            seconds[part] = seconds.get(part, 0.0) + time.process_time() - start
 
     setattr(importlib.import_module(module), name, timed)
 
