@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -90,15 +91,12 @@ def _launch(root: Path, args: argparse.Namespace, rows: Path, output: Path) -> d
 
 def measure(given: list[str]) -> None:
     """In the fresh process: run train_clm.py up to its first step, and print the seconds of each part."""
-    import importlib
-
-    import train_clm
-
-    importlib.import_module("utils.cli.launch")
-    importlib.import_module("utils.training.causal_lm")
+    import utils.cli.launch
+    import utils.training.causal_lm  # noqa: F401  the programs import these two
     from utils.training.loop import TrainingLoop
     from utils.training.run import open_folder  # noqa: F401  the programs import it
 
+    program = runpy.run_path("train_clm.py")  # of the checkout that is the working folder
     seconds = {_IMPORTS: time.process_time()}
     for place, part in _PARTS.items():
         _count(place, part, seconds)
@@ -108,7 +106,7 @@ def measure(given: list[str]) -> None:
 
     TrainingLoop.train = stop  # type: ignore[assignment,method-assign]
     try:
-        train_clm.main(given)
+        program["main"](given)
     except _FirstStep:
         whole = time.process_time()
     seconds[_REST] = whole - sum(seconds.values())
@@ -118,10 +116,8 @@ def measure(given: list[str]) -> None:
 
 def _count(place: str, part: str, seconds: dict[str, float]) -> None:
     """Replace a function by one that adds its time to `part`."""
-    import importlib
-
     module, _, name = place.rpartition(".")
-    function = getattr(importlib.import_module(module), name)
+    function = getattr(sys.modules[module], name)
 
     def timed(*args: object, **kwargs: object) -> object:
         start = time.process_time()
@@ -130,7 +126,7 @@ def _count(place: str, part: str, seconds: dict[str, float]) -> None:
         finally:
             seconds[part] = seconds.get(part, 0.0) + time.process_time() - start
 
-    setattr(importlib.import_module(module), name, timed)
+    setattr(sys.modules[module], name, timed)
 
 
 def _publish(args: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> None:
