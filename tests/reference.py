@@ -1,17 +1,19 @@
 """The slow oracle: one example at a time, unpadded, through plain autograd in float64. Nothing here uses the engine.
 
-The adapters' own forward is the only code shared with it, and `tests/dptune/test_lora.py` checks that against W +
-(alpha/r) B A.
+Adapters compute with operations of torch here, so that their own backward pass is not trusted either.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dptune.lora import LoraAdapter, adapters
 
 Example = tuple[list[int], list[int]]  # token ids, labels (-100 where they don't count), not shifted
 
@@ -28,8 +30,16 @@ def example_loss(model: nn.Module, example: Example) -> Tensor:
 
 
 def oracle(model: nn.Module) -> nn.Module:
-    """A float64 copy of `model`, independent of later changes to the model."""
-    return copy.deepcopy(model).double()
+    """A float64 copy of `model`, independent of later changes to the model and of the adapters' autograd function."""
+    double = copy.deepcopy(model).double()
+    for _, adapter in adapters(double):
+        adapter.forward = partial(adapter_output, adapter)  # type: ignore[method-assign]
+    return double
+
+
+def adapter_output(adapter: LoraAdapter, x: Tensor) -> Tensor:
+    """An adapter's output by ordinary operations."""
+    return adapter.B(adapter.A(adapter.dropout(x.to(adapter.A.weight.dtype)))) * (adapter.alpha / adapter.rank)
 
 
 def example_gradients(model: nn.Module, examples: Sequence[Example]) -> list[dict[str, Tensor]]:

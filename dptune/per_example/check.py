@@ -12,7 +12,6 @@ Every front door checks with `require_separate_rows`, on random rows alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -63,10 +62,9 @@ def require_exact_gradients(
     fixed = FixedValues(model, every)
     with in_mode(model, training=False):
         with PerExampleGradients(model) as recorder:
-            norms, sums = _recorded(recorder, losses(*batch), lambda count: torch.arange(1.0, count + 1), examples)
+            norms, sums, each = _recorded(recorder, losses(*batch), examples)
             require_reached(recorder.parameters, norms)
-            count = len(next(iter(norms.values())))
-            each = [_recorded(recorder, losses(*batch), partial(_only, i), examples)[1] for i in range(count)]
+            count = len(each)
         parameters, tolerated = recorder.parameters, _tolerated(model)
         per_example = losses(*batch).unflatten(0, (count, -1)).sum(1)
         wanted = _gradients(parameters, (per_example * torch.arange(1, count + 1, device=per_example.device)).sum())
@@ -153,9 +151,12 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _recorded(
-    recorder: PerExampleGradients, losses: Tensor, weights_of: Callable[[int], Tensor], examples: int | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(norms [B], weighted sum of the per-example gradients), each by parameter; `examples` may have several losses."""
+    recorder: PerExampleGradients, losses: Tensor, examples: int | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, Tensor]]]:
+    """(norms [B], sum of the per-example gradients with weights 1 to B, each example's alone), each by parameter.
+
+    All from one backward pass. An example may have several losses: see `examples` of `require_exact_gradients`.
+    """
     if losses.ndim != 1:
         remedy = "give one loss per example, [B]; a mean over the micro-batch couples examples and voids the bound"
         refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
@@ -167,14 +168,14 @@ def _recorded(
     norms = {name: squared.sqrt() for name, squared in recorded.squared_norms().items()}
     if not norms:
         refuse("model", HIDDEN, "the losses do not depend on any trained parameter")
-    weights = weights_of(len(next(iter(norms.values())))).to(losses.device, torch.float64)
-    sums = {name: torch.zeros_like(parameter) for name, parameter in recorder.parameters.items()}
-    recorded.add_weighted_sums(sums, dict.fromkeys(norms, weights))
-    return norms, sums
+    count = len(next(iter(norms.values())))
 
+    def weighted(weights: Tensor) -> dict[str, Tensor]:
+        sums = {name: torch.zeros_like(parameter) for name, parameter in recorder.parameters.items()}
+        recorded.copied().add_weighted_sums(sums, dict.fromkeys(norms, weights.to(losses.device, torch.float64)))
+        return sums
 
-def _only(index: int, count: int) -> Tensor:
-    return torch.arange(count).eq(index).double()
+    return norms, weighted(torch.arange(1, count + 1)), [weighted(row) for row in torch.eye(count)]
 
 
 def _gradients(parameters: dict[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:

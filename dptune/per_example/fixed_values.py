@@ -6,7 +6,7 @@ about them. Values are compared, because a write through `.data` leaves no other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -39,7 +39,7 @@ class FixedValues:
 
     def __init__(self, model: nn.Module, parameters: Chosen | None = None) -> None:
         self._model, self._parameters = model, parameters
-        self._kept = {name: (value.shape, _kept(value)) for name, value, _ in self._now()}
+        self._shapes, self._kept = self._read()
 
     def require_unchanged(self) -> None:
         """Compare with what is remembered.
@@ -47,11 +47,19 @@ class FixedValues:
         Raises:
             InvalidArgument: a tensor has other values or another shape, or was not there before; the message names it.
         """
+        shapes, kept = self._read()
+        if shapes == self._shapes and _are_equal(kept, self._kept):
+            return
         for name, value, kind in self._now():
-            if self._has_changed(name, value):
+            if shapes[name] != self._shapes.get(name) or not _are_equal({name: kept[name]}, self._kept):
                 reason = "changes while the model trains, and would be released without noise"
                 remedy = "keep it as it is, as InstanceNorm does with track_running_stats=False, or use GroupNorm"
                 refuse(name, Described(f"{kind} of shape {tuple(value.shape)}"), f"{reason}; {remedy}")
+
+    def _read(self) -> tuple[dict[str, torch.Size], dict[str, Tensor]]:
+        """{name: shape} and {name: what is remembered} of each tensor."""
+        now = [(name, value) for name, value, _ in self._now()]
+        return {name: value.shape for name, value in now}, {name: _kept(value) for name, value in now}
 
     def _now(self) -> Iterator[tuple[str, Tensor, str]]:
         """(name, this rank's part, kind) of each tensor."""
@@ -62,16 +70,24 @@ class FixedValues:
             if self._parameters is not None and self._parameters(name, parameter):
                 yield name, local_part(parameter), "parameter"
 
-    def _has_changed(self, name: str, value: Tensor) -> bool:
-        shape, before = self._kept.get(name, (None, value))
-        return value.shape != shape or not torch.equal(_kept(value).to(before.device), before)
+
+def _are_equal(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> bool:
+    """Whether all tensors of `now` are as before. The host waits once for each device, not for each tensor."""
+    for device in {value.device for value in now.values()}:
+        names = [name for name, value in now.items() if value.device == device]
+        found, wanted = [now[name] for name in names], [before[name].to(device) for name in names]
+        if [len(one) for one in found] != [len(one) for one in wanted]:
+            return False
+        if not torch.equal(torch.cat(found), torch.cat(wanted)):
+            return False
+    return True
 
 
 @torch.no_grad()
 def _kept(value: Tensor) -> Tensor:
     """What is remembered of a tensor: its bytes, or sums over them if it is large."""
     if value.is_meta:
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.uint8)
     bits = value.detach().to_dense().reshape(-1).view(torch.uint8)
     if len(bits) <= _COPIED:
         return bits.clone()

@@ -89,6 +89,10 @@ class FlatGradients:
                 self.values[:, columns] = 0
         return self
 
+    def copied(self) -> FlatGradients:
+        """A copy, because a weighted sum consumes the gradients."""
+        return FlatGradients(self.layout, self.values.clone(), self.used)
+
     def folded(self, rows_per_unit: int) -> FlatGradients:
         """The same with every `rows_per_unit` neighbouring examples summed."""
         return FlatGradients(self.layout, self.values.unflatten(0, (-1, rows_per_unit)).sum(1), self.used)

@@ -30,6 +30,10 @@ class Recorded:
     def __bool__(self) -> bool:
         return bool(self._uses) or self._flat is not None
 
+    def copied(self) -> Recorded:
+        """The same gradients, for another weighted sum of them. Those of adapters are copied in memory."""
+        return Recorded(self._uses, None if self._flat is None else self._flat.copied())
+
     def folded(self, rows_per_unit: int) -> Recorded:
         """The same with every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum."""
         if rows_per_unit == 1:

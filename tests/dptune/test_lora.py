@@ -16,7 +16,7 @@ from dptune.clipping import whole_norms
 from dptune.lora import LoraAdapter, adapters, linear_layers, linear_sizes
 from dptune.per_example import PerExampleGradients
 from tests.examples import padded, random_examples, randomise_adapters
-from tests.reference import example_gradients, flat
+from tests.reference import adapter_output, example_gradients, flat
 from tests.tiny import tiny_llama
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 3, 30, 11, 4]])
@@ -247,6 +247,23 @@ def test_under_autocast_a_float32_models_adapter_stays_in_float32() -> None:
         found = adapter(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, adapter.B(adapter.A(x)) * 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 5, 8), (2, 2, 3, 8)])
+@pytest.mark.parametrize("frozen", ["", "x", "A", "B"])
+def test_an_adapters_own_backward_pass_is_autograds(shape: tuple[int, ...], frozen: str) -> None:
+    torch.manual_seed(0)
+    adapter = LoraAdapter(8, 6, 2, 5.0, torch.device("cpu")).double()
+    nn.init.normal_(adapter.B.weight)
+    x, grad = torch.randn(shape, dtype=torch.float64), torch.randn(*shape[:-1], 6, dtype=torch.float64)
+    inputs = {"x": x, "A": adapter.A.weight, "B": adapter.B.weight}
+    wanted = [value.requires_grad_(name != frozen) for name, value in inputs.items() if name != frozen]
+    if frozen:
+        inputs[frozen].requires_grad_(False)
+    outputs = adapter(x), adapter_output(adapter, x)
+    torch.testing.assert_close(*outputs)
+    found = [torch.autograd.grad(output, wanted, grad) for output in outputs]
+    torch.testing.assert_close(*found)
 
 
 def with_dropout(share: float = 0.4) -> nn.Module:

@@ -7,7 +7,6 @@ model, the settings, `--seed` and `--batch_size`, but not on the number of ranks
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
 
 import torch
@@ -20,11 +19,12 @@ from transformers import (
 )
 
 from dptune._validate import refuse
-from dptune.devices import restored_randomness
 from dptune.sharding import is_sharded
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
 from utils.generation.batches import TextJob, batch_seed, plan_batches
+from utils.generation.choosing import Choice, chances
+from utils.generation.decoding import Decoding
 from utils.models.sharded import compute_device
 
 
@@ -84,21 +84,23 @@ def draw_batch(
 ) -> list[Drawn]:
     """One text for each prompt (a sequence of token ids); prompt and text have at most `max_length` tokens.
 
-    Prompts are padded on the left. Random numbers depend on `seed`; the global generators are restored.
+    Prompts are padded on the left. Each text has random numbers of its own, which depend on `seed` and its place in the
+    batch; the global generators are not used.
     """
-    width = max(map(len, prompts))
+    width, new_tokens = max(map(len, prompts)), max_length - min(map(len, prompts))
     padded = [[config.pad_token_id] * (width - len(ids)) + list(ids) for ids in prompts]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
-    device, config = compute_device(model), copy(config)
-    config.max_new_tokens = max_length - min(map(len, prompts))
-    with _seeded(seed, device):
-        output_BT = model.generate(
-            input_ids=torch.tensor(padded, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([StopStrings(tokenizer, stop, width)] if stop else []),
-            synced_gpus=is_sharded(model),  # a rank whose texts have ended still shares its weights
-        )
+    device, own = compute_device(model), copy(config)
+    own.update(max_new_tokens=new_tokens, do_sample=False, temperature=None, top_k=None, top_p=None)
+    numbers = chances(seed, len(prompts), new_tokens, device)
+    output_BT = model.generate(
+        input_ids=torch.tensor(padded, device=device),
+        attention_mask=torch.tensor(mask, device=device),
+        generation_config=own,
+        stopping_criteria=StoppingCriteriaList([StopStrings(tokenizer, stop, width)] if stop else []),
+        # A rank whose texts have ended still shares its weights.
+        custom_generate=Decoding(Choice.of(config), numbers, in_step=is_sharded(model)),
+    )
     # Cut each text to its own limit: generation ran until the limit of the shortest prompt.
     new = [ids[: max_length - len(prompt)] for ids, prompt in zip(output_BT[:, width:].tolist(), prompts, strict=True)]
     return [finish(tokenizer, ids, config.eos_token_id, stop) for ids in new]
@@ -134,11 +136,3 @@ def max_spread(model: PreTrainedModel, sampling: SamplingArguments) -> int:
     """
     window = require_positions(model, sampling.max_length)
     return 0 if sampling.repetition_penalty != 1 else window - sampling.max_length
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the random generators that sampling uses, and restore them."""
-    with restored_randomness(device):
-        torch.manual_seed(seed)
-        yield
