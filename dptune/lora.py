@@ -101,13 +101,18 @@ class LoraAdapter(nn.Module):
         return self.A.out_features
 
     @property
+    def has_dropout(self) -> bool:
+        """Whether its inputs are dropped in training mode."""
+        return not isinstance(self.dropout, nn.Identity)
+
+    @property
     def scale(self) -> float:
         return self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
         A, B = self.A.weight, self.B.weight
         with torch.autocast(x.device.type, enabled=False):
-            if not isinstance(self.dropout, nn.Identity):
+            if self.has_dropout:
                 x = self.dropout(x.to(A.dtype))
             anchor = None if self.recorder is None else self.recorder.anchor(x.device)
             output: Tensor = _LowRank.apply(x, A, B, self, self.recorder, anchor)  # type: ignore[no-untyped-call]

@@ -134,8 +134,9 @@ def micro_batch_needs(sizes: ModelSizes, settings: MemorySettings, examples: int
     itemsize = settings.dtype.itemsize
     scores = sizes.scores * sizes.heads * settings.block_size
     layer = _FLOAT32 * sizes.exact + itemsize * sizes.plain + scores
-    adapter = _FLOAT32 * (sizes.adapter_shared if itemsize >= _FLOAT32 else sizes.adapter)
-    one_layer = itemsize * sizes.gradients + scores
+    adapter = itemsize * sizes.adapter_inputs + _FLOAT32 * sizes.adapter_own
+    copied = _FLOAT32 * sizes.adapter_widest if itemsize < _FLOAT32 else 0
+    one_layer = itemsize * sizes.gradients + scores + copied
     if settings.checkpointing:
         one_layer += layer + adapter // sizes.layers
         layer, adapter = itemsize * sizes.hidden, 0

@@ -39,9 +39,10 @@ class ModelSizes:
         plain: values per token and layer in the base's dtype: attention, MLP, other norms.
         gradients: values per token of the gradients that one layer holds at once.
         scores: bytes per head, layer and pair of tokens that attention keeps; 0 for the usual fused kernels.
-        adapter: adapter inputs per token, over all layers.
-        adapter_shared: the same, but adapters that read one tensor count once. They share it if the base is in
-            float32; otherwise each has a float32 copy.
+        adapter_inputs: values per token in the base's dtype that adapters read, over all layers; what several read
+            counts once. 0 with dropout.
+        adapter_own: values per token that each adapter keeps in float32: those of its rank, and with dropout its input.
+        adapter_widest: values per token of the widest input of an adapter, which is copied to float32 for its products.
         trained_head: whether the output layer has an adapter.
         whole_logits: whether an operation after the output layer needs all logits at once.
     """
@@ -60,8 +61,9 @@ class ModelSizes:
     plain: int
     gradients: int
     scores: int
-    adapter: int
-    adapter_shared: int
+    adapter_inputs: int
+    adapter_own: int
+    adapter_widest: int
     trained_head: bool
     whole_logits: bool
 
@@ -77,7 +79,7 @@ def model_sizes(model: Any) -> ModelSizes | None:
     query, key_value = _attention(config)
     inner, kept, gradients = _mlp(layer, config)
     exact, plain = _norms(layer, query, key_value)
-    adapter, adapter_shared = _adapter_values(layers)
+    adapter_inputs, adapter_own = _adapter_values(layers)
     return ModelSizes(
         layers=len(layers),
         hidden=config.hidden_size,
@@ -93,8 +95,9 @@ def model_sizes(model: Any) -> ModelSizes | None:
         plain=plain + 2 * query + 2 * key_value + kept * inner,
         gradients=gradients * inner + config.hidden_size,
         scores=_scores(config),
-        adapter=adapter,
-        adapter_shared=adapter_shared,
+        adapter_inputs=adapter_inputs,
+        adapter_own=adapter_own,
+        adapter_widest=max((adapter.A.in_features for layer in layers for _, adapter in adapters(layer)), default=0),
         trained_head=hasattr(model.get_output_embeddings(), "lora"),
         whole_logits=any(getattr(config, name, None) not in (None, 1, 1.0) for name in _AFTER_HEAD),
     )
@@ -150,17 +153,20 @@ def _norms(layer: nn.Module, query: int, key_value: int) -> tuple[int, int]:
 
 
 def _adapter_values(layers: Sequence[nn.Module]) -> tuple[int, int]:
-    """Adapter inputs per token: of all adapters in `layers`, and with adapters that read one tensor counted once.
+    """Values per token that the adapters of `layers` keep: (inputs in the base's dtype, their own in float32).
 
     Adapters of one block with inputs of one width (q, k and v; gate and up) read one tensor; o reads one that attention
-    keeps anyway. The input of B, of the adapter's rank, is never shared.
+    keeps anyway. With dropout, each adapter has an input of its own.
     """
-    every = shared = 0
+    inputs = own = 0
     for layer in layers:
         seen: set[tuple[str, int]] = set()
         for name, adapter in adapters(layer):
-            inputs, source = adapter.A.in_features, (name.rpartition(".")[0], adapter.A.in_features)
-            every += adapter.rank + inputs
-            shared += adapter.rank + (0 if source in seen else inputs)
+            width, source = adapter.A.in_features, (name.rpartition(".")[0], adapter.A.in_features)
+            own += adapter.rank
+            if adapter.has_dropout:
+                own += width
+            elif source not in seen:
+                inputs += width
             seen.add(source)
-    return every, shared
+    return inputs, own

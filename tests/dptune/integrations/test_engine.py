@@ -189,6 +189,17 @@ def test_less_than_float32_is_refused(tmp_path: Path) -> None:
     assert_refused(r"^model=LlamaForCausalLM in less than float32: .* use DPTrainer", trainer)
 
 
+def test_products_of_less_than_float32_are_refused(tmp_path: Path) -> None:
+    """No operation shows them: their results are float32."""
+    trainer, _ = plain_trainer(tmp_path)
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        assert_refused(r"^model=LlamaForCausalLM in less than float32: .* use DPTrainer", trainer)
+    finally:
+        matmul.fp32_precision = before
+
+
 def test_less_than_float32_within_the_losses_is_refused(tmp_path: Path) -> None:
     model = lora_llama()
     forward = model.forward

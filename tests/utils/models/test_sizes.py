@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import Gemma2Config, GPT2Config, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MixtralConfig
 
-from dptune.lora import adapters
+from dptune.lora import adapters, add_lora
 from tests.utils.models.test_memory import ATTENTION, MLP, SHAPE, build, sizes_of
 from utils.models.sizes import model_sizes
 
@@ -34,16 +34,24 @@ def test_values_that_backward_keeps_of_a_llama() -> None:
     assert sizes.scores == 0
 
 
-@pytest.mark.parametrize(("targets", "every", "shared"), [(ATTENTION, 4, 1), (("q_proj",), 1, 1)])
-def test_adapters_that_read_one_tensor_are_counted_both_ways(targets: Any, every: int, shared: int) -> None:
+@pytest.mark.parametrize("targets", [ATTENTION, ("q_proj",)])
+def test_a_tensor_that_several_adapters_read_counts_once(targets: Any) -> None:
     """o_proj's input is as wide as that of the others, and attention keeps it anyway."""
-    sizes, ranks = sizes_of(build(LlamaConfig(**SHAPE), targets=targets)), 8 * len(targets)
-    assert (sizes.adapter, sizes.adapter_shared) == (LAYERS * (ranks + every * H), LAYERS * (ranks + shared * H))
+    sizes = sizes_of(build(LlamaConfig(**SHAPE), targets=targets))
+    assert (sizes.adapter_inputs, sizes.adapter_own) == (LAYERS * H, LAYERS * 8 * len(targets))
 
 
 def test_adapters_in_the_mlp_share_an_input_of_their_own() -> None:
     sizes = sizes_of(build(LlamaConfig(**SHAPE), targets=MLP))
-    assert sizes.adapter - sizes.adapter_shared == LAYERS * H
+    assert sizes.adapter_inputs == LAYERS * (H + INNER)
+    assert sizes.adapter_widest == INNER
+
+
+def test_with_dropout_each_adapter_keeps_an_input_of_its_own() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    add_lora(model, rank=8, targets=ATTENTION, dropout=0.1)
+    sizes = sizes_of(model)
+    assert (sizes.adapter_inputs, sizes.adapter_own) == (0, LAYERS * 4 * (8 + H))
 
 
 def test_scores_are_kept_where_attention_is_written_out() -> None:
