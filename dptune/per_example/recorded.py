@@ -35,7 +35,10 @@ class Recorded:
         return Recorded(self._uses, None if self._flat is None else self._flat.copied())
 
     def folded(self, rows_per_unit: int) -> Recorded:
-        """The same with every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum."""
+        """The same with every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum.
+
+        Consumes these gradients.
+        """
         if rows_per_unit == 1:
             return self
 
@@ -45,8 +48,12 @@ class Recorded:
             summed: Tensor = use.unflatten(0, (-1, rows_per_unit)).sum(1)
             return summed
 
-        flat = None if self._flat is None else self._flat.folded(rows_per_unit)
-        return Recorded({name: [fold(use) for use in own] for name, own in self._uses.items()}, flat)
+        flat, uses = self._flat, self._uses
+        self._flat, self._uses = None, {}
+        summed = None if flat is None else flat.folded(rows_per_unit)
+        if flat is not None:
+            flat.release()
+        return Recorded({name: [fold(use) for use in own] for name, own in uses.items()}, summed)
 
     def squared_norms(self, groups: Mapping[str, str] | None = None) -> dict[str, Tensor]:
         """{group: squared Euclidean norms [B] float64}; for a tied parameter, of the sum over its uses.
@@ -91,7 +98,9 @@ class Recorded:
                 else:
                     sums.append(([name], _weighted_sum(use, weights[name])))
         self._uses.clear()
-        self._flat = None
+        if self._flat is not None:
+            self._flat.release()
+            self._flat = None
         begun = False
         try:
             while outers:
