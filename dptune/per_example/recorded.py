@@ -89,6 +89,7 @@ class Recorded:
         Raises:
             HalfAdded: an error after the first product was added.
         """
+        left_out = {key: own == 0 for key, own in {id(own): own for own in weights.values()}.items()}
         sums: list[tuple[list[str], Tensor]] = [] if self._flat is None else list(self._flat.weighted_sums(weights))
         outers: list[tuple[str, Outer]] = []
         for name, own in self._uses.items():
@@ -96,7 +97,8 @@ class Recorded:
                 if isinstance(use, Outer):
                     outers.append((name, use))
                 else:
-                    sums.append(([name], _weighted_sum(use, weights[name])))
+                    own_B = weights[name]
+                    sums.append(([name], own_B.to(use.dtype) @ without_rows(use, left_out[id(own_B)]).flatten(1)))
         self._uses.clear()
         if self._flat is not None:
             self._flat.release()
@@ -105,8 +107,8 @@ class Recorded:
         try:
             while outers:
                 name, outer = outers.pop()
-                weights_B = weights[name]
-                for _ in outer.without(weights_B == 0).adding_weighted_sum(totals[name], weights_B):
+                outer, weights_B = _without(outer, weights[name], left_out[id(weights[name])])
+                for _ in outer.adding_weighted_sum(totals[name], weights_B):
                     begun = True
         except (RuntimeError, MemoryError) as error:
             if begun:
@@ -119,13 +121,17 @@ class Recorded:
             add_to_totals(totals, names, total)
 
 
+def _without(outer: Outer, weights_B: Tensor, rows_B: Tensor) -> tuple[Outer, Tensor]:
+    """Factors and weights without some rows. On an accelerator they become 0, so that the host need not wait."""
+    if rows_B.device.type != "cpu":
+        return outer.without(rows_B), weights_B
+    if not bool(rows_B.any()):
+        return outer, weights_B
+    return outer.chosen(~rows_B), weights_B[~rows_B]
+
+
 class _Own(dict[str, str]):
     """Every parameter is a group of its own."""
 
     def __missing__(self, name: str) -> str:
         return name
-
-
-def _weighted_sum(grads: Tensor, weights_B: Tensor) -> Tensor:
-    grads_BN = without_rows(grads, weights_B == 0).flatten(1)
-    return weights_B.to(grads.dtype) @ grads_BN

@@ -90,7 +90,7 @@ class Outer:
         """[B] float64. The rounding error is small relative to `lengths()` squared, but maybe not to the norms."""
         if self.is_lookup:
             return _lookup_squared_norms(self.left, _exact(self.right), self.rows)
-        return torch.cat([_products(left, right) for left, right in self._parts()])
+        return _joined([_products(left, right) for left, right in self._parts()])
 
     def lengths(self) -> Tensor:
         """Sum over an example's tokens of the norms of their outer products, [B] float64; no norm is larger."""
@@ -100,7 +100,7 @@ class Outer:
             if not self.is_lookup:
                 of_tokens *= torch.linalg.vector_norm(left, dim=2)
             found.append(of_tokens.sum(1))
-        return torch.cat(found)
+        return _joined(found)
 
     def inner_products(self, lookup: Outer) -> Tensor:
         """<this gradient, a lookup's gradient of the same matrix> per example, [B] float64.
@@ -114,7 +114,7 @@ class Outer:
             ids, grads = lookup.left[part], _exact(lookup.right[part])
             at_tokens = left.gather(2, ids[:, None, :].expand(-1, left.shape[1], -1))
             found.append((at_tokens * torch.bmm(right, grads.transpose(1, 2))).sum((1, 2), dtype=torch.float64))
-        return torch.cat(found)
+        return _joined(found)
 
     def adding_weighted_sum(self, total_MN: Tensor, weights_B: Tensor) -> Iterator[None]:
         """total_MN += sum over b of weights_B[b] times example b's gradient, without a tensor of size B M N.
@@ -176,7 +176,7 @@ def squared_norms(uses: Mapping[str, list[Use]]) -> dict[str, Tensor]:
     found = {
         name: _of_factors(outers[name]) if name in outers else block_norms(_made(own)) for name, own in uses.items()
     }
-    lengths = {name: torch.stack([use.lengths() for use in own]).sum(0) for name, own in outers.items()}
+    lengths = {name: _added([use.lengths() for use in own]) for name, own in outers.items()}
     for name, example in _cancelled(outers, found, lengths):
         found[name][example] = _of_factors([use.chosen(example).exactly() for use in outers[name]])
     return found | {name: found[name].maximum((_SHORTEST * own).square()) for name, own in lengths.items()}
@@ -202,11 +202,19 @@ def _cancelled(
 
 
 def _of_factors(outers: list[Outer]) -> Tensor:
-    found = torch.stack([use.squared_norms() for use in outers]).sum(0)
+    found = _added([use.squared_norms() for use in outers])
     if len(outers) > 1:  # a tied embedding: as an output layer and as a lookup
         ordinary, lookup = outers
         found = found + 2 * ordinary.inner_products(lookup)
     return found
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _added(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def _concatenated(outers: list[Outer]) -> Outer:

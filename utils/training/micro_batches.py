@@ -136,7 +136,8 @@ class MicroBatches:
 
     def gathered(self, values: Iterable[Tensor]) -> Tensor:
         """The values of all ranks in rank order, float64 [n] on the CPU. Ranks may hold different numbers of them."""
-        own = torch.cat([torch.empty(0), *(value.detach().cpu() for value in values)]).tolist()
+        parts = [value.detach() for value in values]
+        own = torch.cat(parts).tolist() if parts else []  # one copy from the device
         return torch.tensor(gather_object(own), dtype=torch.float64)
 
     def _backward(
