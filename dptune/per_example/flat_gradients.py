@@ -20,6 +20,7 @@ from torch import Tensor, nn
 # norms that were 3e-5 too small on a CPU, 20 million 1e-3. With too small a norm, the clipped gradient exceeds the
 # sensitivity.
 BLOCK = 1 << 16
+KEPT_ON = ("cpu",)  # kinds of devices whose buffers are kept, see `Buffers`
 
 
 class _Columns(NamedTuple):
@@ -76,7 +77,7 @@ class Buffers:
 
     def give_back(self, values: Tensor) -> None:
         """Take a buffer whose values nobody needs any more."""
-        if values.device.type == "cpu":
+        if values.device.type in KEPT_ON:
             self._kept = values
 
 
