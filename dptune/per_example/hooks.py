@@ -317,6 +317,10 @@ class _OfAdapter:
         factors = {"A.weight": (grad_reduced, inputs), "B.weight": (grad, reduced)}
         self.recorder.record_adapter(self.name, factors)
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of the model, or a saved one, has no recorder."""
+        return type(None), ()
+
 
 def _own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     """{name below the layer: parameter} of the parameters that the layer itself computes with."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -175,6 +178,16 @@ def test_a_weight_of_an_adapter_and_of_another_layer_is_refused() -> None:
     model.out.weight = model.twice.lora.A.weight
     with pytest.raises(InvalidArgument, match="is an adapter's weight and another layer's"):
         PerExampleGradients(model)
+
+
+def test_a_copy_that_is_made_while_gradients_are_recorded_is_not_recorded() -> None:
+    model = _Shared()
+    add_lora(model, rank=2, alpha=3.0, targets=["twice"])
+    with PerExampleGradients(model) as recorder:
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model.twice.lora))):
+            assert all(adapter.recorder is None for _, adapter in adapters(copied))
+        assert model.twice.lora.recorder is not None
+        assert not recorder.take()
 
 
 def test_two_recorders_do_not_share_a_models_adapters() -> None:
