@@ -20,7 +20,6 @@ from torch import Tensor, nn
 # norms that were 3e-5 too small on a CPU, 20 million 1e-3. With too small a norm, the clipped gradient exceeds the
 # sensitivity.
 BLOCK = 1 << 16
-KEPT_ON = ("cpu",)  # kinds of devices whose buffers are kept, see `Buffers`
 
 
 class _Columns(NamedTuple):
@@ -53,34 +52,6 @@ class Layout:
             yield names[0], names, slice(self.columns[names[0]].start, self.columns[names[-1]].stop)
 
 
-class Buffers:
-    """Buffers for one layout after the other.
-
-    On a CPU, memory that is used for the first time takes a page fault per 4 KB: 10% of a micro-batch's time. So the
-    buffer is kept there for the next micro-batch. Accelerators' allocators keep memory themselves.
-
-    Args:
-        layout: what the columns are.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self._kept: Tensor | None = None
-
-    def take(self, examples: int, like: Tensor) -> FlatGradients:
-        """Room for a number of examples, on the device of `like` and at least in its precision."""
-        dtype, kept = torch.promote_types(like.dtype, torch.float32), self._kept
-        self._kept = None
-        if kept is None or len(kept) < examples or kept.dtype != dtype or kept.device != like.device:
-            kept = torch.empty(examples, self.layout.size, dtype=dtype, device=like.device)
-        return FlatGradients(self.layout, kept[:examples], buffers=self)
-
-    def give_back(self, values: Tensor) -> None:
-        """Take a buffer whose values nobody needs any more."""
-        if values.device.type in KEPT_ON:
-            self._kept = values
-
-
 @dataclass
 class FlatGradients:
     """The per-example gradients of one micro-batch.
@@ -89,18 +60,17 @@ class FlatGradients:
         layout: what the columns are.
         values: [B, P] in float32 or better. Columns of parameters outside `used` are undefined until `finished`.
         used: parameters that were added to.
-        buffers: where the values go when they are consumed.
     """
 
     layout: Layout
     values: Tensor
     used: set[str] = field(default_factory=set)
-    buffers: Buffers | None = None
 
-    def release(self) -> None:
-        """Give the values back; they may be overwritten from now on."""
-        if self.buffers is not None:
-            self.buffers.give_back(self.values)
+    @staticmethod
+    def empty(layout: Layout, examples: int, like: Tensor) -> FlatGradients:
+        """Room for a number of examples, on the device of `like` and at least in its precision."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return FlatGradients(layout, torch.empty(examples, layout.size, dtype=dtype, device=like.device))
 
     def add_product(self, name: str, left_BTM: Tensor, right_BTN: Tensor) -> None:
         """Add the sum over t of left[b, t] right[b, t]^T to each example b's gradient of a matrix [M, N]."""

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dptune._validate import HIDDEN, Described, present, refuse
 from dptune.lora import LoraAdapter
-from dptune.per_example.flat_gradients import Buffers, FlatGradients, Layout
+from dptune.per_example.flat_gradients import FlatGradients, Layout
 from dptune.per_example.precision import full_precision
 from dptune.per_example.quantized import require_separate_rounding
 from dptune.per_example.recorded import Recorded
@@ -75,7 +75,7 @@ class PerExampleGradients:
         self._layers = _covered_layers(model)
         self._rules = {name: find_rule(layer) for name, layer in self._layers.items()}
         self._adapters = _trained_adapters(model)
-        self._buffers = Buffers(Layout(self._of_adapters()))
+        self._layout = Layout(self._of_adapters())
         self._flat: FlatGradients | None = None
         self._lookups = {
             name: layer
@@ -193,7 +193,7 @@ class PerExampleGradients:
                 left, right = (part.unflatten(0, (self._first_lookup[1], -1)) for part in (left, right))
             self._check_examples(name, len(left))
             if self._flat is None:
-                self._flat = self._buffers.take(len(left), left)
+                self._flat = FlatGradients.empty(self._layout, len(left), left)
             with full_precision(left.device):
                 self._flat.add_product(owner, tokens_of(left), tokens_of(right))
 

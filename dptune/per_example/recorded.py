@@ -35,10 +35,7 @@ class Recorded:
         return Recorded(self._uses, None if self._flat is None else self._flat.copied())
 
     def folded(self, rows_per_unit: int) -> Recorded:
-        """The same with every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum.
-
-        Consumes these gradients.
-        """
+        """The same with every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum."""
         if rows_per_unit == 1:
             return self
 
@@ -48,12 +45,8 @@ class Recorded:
             summed: Tensor = use.unflatten(0, (-1, rows_per_unit)).sum(1)
             return summed
 
-        flat, uses = self._flat, self._uses
-        self._flat, self._uses = None, {}
-        summed = None if flat is None else flat.folded(rows_per_unit)
-        if flat is not None:
-            flat.release()
-        return Recorded({name: [fold(use) for use in own] for name, own in uses.items()}, summed)
+        flat = None if self._flat is None else self._flat.folded(rows_per_unit)
+        return Recorded({name: [fold(use) for use in own] for name, own in self._uses.items()}, flat)
 
     def squared_norms(self, groups: Mapping[str, str] | None = None) -> dict[str, Tensor]:
         """{group: squared Euclidean norms [B] float64}; for a tied parameter, of the sum over its uses.
@@ -100,9 +93,7 @@ class Recorded:
                     own_B = weights[name]
                     sums.append(([name], own_B.to(use.dtype) @ without_rows(use, left_out[id(own_B)]).flatten(1)))
         self._uses.clear()
-        if self._flat is not None:
-            self._flat.release()
-            self._flat = None
+        self._flat = None
         begun = False
         try:
             while outers:

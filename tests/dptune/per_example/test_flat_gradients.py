@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dptune import InvalidArgument, PerExampleGradients, add_lora
 from dptune.flat import views
 from dptune.lora import adapters
-from dptune.per_example.flat_gradients import BLOCK, Buffers, FlatGradients, Layout, add_to_totals, block_norms
+from dptune.per_example.flat_gradients import BLOCK, FlatGradients, Layout, add_to_totals, block_norms
 from tests.reference import flat, oracle
 
 B, T = 3, 5
@@ -35,7 +35,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 def filled(*names: str) -> tuple[FlatGradients, dict[str, Tensor]]:
     """A buffer full of nan before, and the gradients that were added to it."""
-    made = Buffers(layout()).take(B, torch.empty(0))
+    made = FlatGradients.empty(layout(), B, torch.empty(0))
     made.values.fill_(float("nan"))
     for name in names:
         made.add_product(name, *factors(name))
@@ -55,7 +55,7 @@ def test_uses_of_a_parameter_add_up_and_unused_ones_are_zero() -> None:
 
 
 def test_factors_of_less_than_float32_are_multiplied_in_float32() -> None:
-    made = Buffers(layout()).take(B, torch.empty(0, dtype=torch.bfloat16))
+    made = FlatGradients.empty(layout(), B, torch.empty(0, dtype=torch.bfloat16))
     left, right = (part.bfloat16() for part in factors("a"))
     made.add_product("a", left, right)
     assert made.values.dtype == torch.float32
@@ -117,18 +117,6 @@ def test_totals_behind_one_another_are_added_to_at_once_and_others_one_by_one() 
     half = torch.zeros(36)
     add_to_totals(views(parameters, half), ["b", "c"], values[:17])
     assert half.tolist() == [0.0] * 14 + values[:17].tolist() + [0.0] * 5
-
-
-def test_a_buffer_is_used_again_once_its_values_are_consumed() -> None:
-    buffers, like = Buffers(layout()), torch.empty(0)
-    first, second = buffers.take(B, like), buffers.take(B, like)
-    assert first.values.data_ptr() != second.values.data_ptr()
-    first.release()
-    smaller = buffers.take(B - 1, like)
-    assert smaller.values.shape == (B - 1, 36)
-    assert smaller.values.data_ptr() == first.values.data_ptr()
-    smaller.release()
-    assert buffers.take(B - 1, like.double()).values.dtype == torch.float64
 
 
 class _Shared(nn.Module):

@@ -58,12 +58,6 @@ def build(
     return model.train()
 
 
-@pytest.fixture(autouse=True)
-def no_buffer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allocations are compared with what an accelerator would make."""
-    monkeypatch.setattr("dptune.per_example.flat_gradients.KEPT_ON", ())
-
-
 def sizes_of(model: Any) -> ModelSizes:
     sizes = model_sizes(model)
     assert sizes is not None
