@@ -114,8 +114,9 @@ class LoraAdapter(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             if self.has_dropout:
                 x = self.dropout(x.to(A.dtype))
-            anchor = None if self.recorder is None else self.recorder.anchor(x.device)
-            output: Tensor = _LowRank.apply(x, A, B, self, self.recorder, anchor)  # type: ignore[no-untyped-call]
+            recorder = self.recorder if torch.is_grad_enabled() else None
+            anchor = None if recorder is None else recorder.anchor(x.device)
+            output: Tensor = _LowRank.apply(x, A, B, self, recorder, anchor)  # type: ignore[no-untyped-call]
             return output
 
 

@@ -168,6 +168,17 @@ def test_a_weight_of_an_adapter_and_of_another_layer_is_refused() -> None:
         PerExampleGradients(model)
 
 
+def test_an_evaluation_in_inference_mode_before_the_first_step_changes_nothing() -> None:
+    model = _Shared()
+    add_lora(model, rank=2, alpha=3.0, targets=["twice"])
+    with PerExampleGradients(model) as recorder:
+        with torch.inference_mode():
+            model(torch.randn(B, T, 6), False)
+        assert not recorder.take()
+        model(torch.randn(B, T, 6), False).sum().backward()
+        assert recorder.take()
+
+
 def test_a_copy_that_is_made_while_gradients_are_recorded_is_not_recorded() -> None:
     model = _Shared()
     add_lora(model, rank=2, alpha=3.0, targets=["twice"])
