@@ -120,7 +120,7 @@ def _require_same_loss(
         differing = [other for other in found if not abs(one - other) <= _SAME_LOSS * (1 + abs(one))]
         if differing:
             mode = "in training mode " if training else ""
-            reason = f"a row's loss {mode}is {one:g} or {differing[0]:g}, by its padding and other rows"
+            reason = f"a row's loss {mode}is {one:g} or {differing[0]:g}, depending on its padding and on other rows"
             remedy = "so privacy would not hold; use one that masks padding and normalises each row by itself"
             refuse("model", Described(type(model).__name__), f"{reason}, {remedy}")
 

@@ -82,8 +82,19 @@ def test_each_mode_of_the_classifier(name: str, mode: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("mode", ["full", "prefix+lora"])
 def test_the_check_of_a_classifier(mode: str) -> None:
-    def run(model: nn.Module, _: torch.device) -> None:
-        check_classifier_rules(model, num_classes=CLASSES, pad_token_id=PAD, token_types=False, max_length=9)
+    """It passes on both, having run the model on the device."""
+    seen: list[torch.device] = []
+
+    def run(model: nn.Module, device: torch.device) -> None:
+        last = list(model.modules())[-1]
+        with pytest.MonkeyPatch.context() as patch:
+            forward = type(last).forward
+            patch.setattr(
+                type(last), "forward", lambda self, x, *rest: seen.append(x.device) or forward(self, x, *rest)
+            )
+            check_classifier_rules(model, num_classes=CLASSES, pad_token_id=PAD, token_types=False, max_length=9)
+        assert {one.type for one in seen} == {device.type}
+        seen.clear()
 
     on_both(classifier_in("BERT", mode), run)
 

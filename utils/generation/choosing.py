@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 
 @dataclass(frozen=True)
-class Choice:
+class TokenChoice:
     """Temperature, then the `top_k` likeliest tokens, then the likeliest of them with total probability `top_p`.
 
     Attributes:
@@ -28,7 +28,7 @@ class Choice:
     top_p: float
 
     @classmethod
-    def of(cls, config: GenerationConfig) -> Choice:
+    def of(cls, config: GenerationConfig) -> TokenChoice:
         """The settings of `config`, where what is not set is off."""
         if not config.do_sample:
             return cls(0.0, 0, 1.0)

@@ -23,7 +23,7 @@ from dptune.sharding import is_sharded
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
 from utils.generation.batches import TextJob, batch_seed, plan_batches
-from utils.generation.choosing import Choice, chances
+from utils.generation.choosing import TokenChoice, chances
 from utils.generation.decoding import Decoding
 from utils.models.sharded import compute_device
 
@@ -99,7 +99,7 @@ def draw_batch(
         generation_config=own,
         stopping_criteria=StoppingCriteriaList([StopStrings(tokenizer, stop, width)] if stop else []),
         # A rank whose texts have ended still shares its weights.
-        custom_generate=Decoding(Choice.of(config), numbers, in_step=is_sharded(model)),
+        custom_generate=Decoding(TokenChoice.of(config), numbers, in_step=is_sharded(model)),
     )
     # Cut each text to its own limit: generation ran until the limit of the shortest prompt.
     new = [ids[: max_length - len(prompt)] for ids, prompt in zip(output_BT[:, width:].tolist(), prompts, strict=True)]

@@ -14,10 +14,13 @@ from dptune.integrations.collating import collated_items, require_even
 EVEN = {"input_ids": [1, 2], "attention_mask": [1, 1], "labels": [3], "choices": [1, 2, 3]}
 
 
-def test_items_of_equal_lengths_pass_in_every_make() -> None:
+def test_items_of_equal_lengths_pass_in_every_make_and_one_token_more_does_not() -> None:
     arrays = {name: np.array(values) for name, values in EVEN.items()}
     tensors = {name: torch.tensor(values) for name, values in EVEN.items()}
     require_even(0, [EVEN, arrays, tensors, [EVEN, EVEN], {"x": [1]}, ([1], [2, 3]), {"input_ids": 3}])
+    for kind in (list, np.array, torch.tensor):
+        with pytest.raises(InvalidArgument, match="has 2 values in attention_mask for 3 tokens"):
+            require_even(0, [EVEN | {"input_ids": kind([1, 2, 3])}])
 
 
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])

@@ -47,7 +47,7 @@ def test_losses_that_couple_items_are_refused() -> None:
         losses = DefaultLosses()(model, inputs)
         return losses * losses.detach().mean()
 
-    with pytest.raises(InvalidArgument, match=r"a row's loss is .* by its padding and other rows"):
+    with pytest.raises(InvalidArgument, match=r"a row's loss is .* depending on its padding and on other rows"):
         check(losses=coupled)
 
 

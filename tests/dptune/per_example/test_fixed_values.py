@@ -189,7 +189,11 @@ def test_any_dtype_and_size_is_compared_and_little_is_kept(dtype: torch.dtype, s
 def test_values_that_are_no_number_are_equal_to_themselves() -> None:
     model = holder()
     model.small.fill_(torch.nan)
-    FixedValues(model, every).require_unchanged()
+    fixed = FixedValues(model, every)
+    fixed.require_unchanged()
+    model.small[0] = 1.0
+    with pytest.raises(InvalidArgument, match="changes while the model trains"):
+        fixed.require_unchanged()
 
 
 def test_every_module_gets_its_own_mode_back() -> None:

@@ -110,7 +110,7 @@ def test_in_any_precision_other_padding_of_the_same_width_changes_nothing(monkey
     """Where the comparison of gradients tolerates rounding, a weak look at padding is still found."""
     monkeypatch.setattr(check, "require_exact_gradients", lambda *_, **__: None)
     model = prepared(MEET["attention in both directions"], "adapters", torch.bfloat16)
-    with pytest.raises(InvalidArgument, match="by its padding and other rows"):
+    with pytest.raises(InvalidArgument, match="depending on its padding and on other rows"):
         check_rules(model, CausalLMLoss(model), CPU, width=WIDTH)
 
 
