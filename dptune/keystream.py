@@ -19,6 +19,7 @@ BITS = 53  # random bits of a uniform
 _LOW_BITS = (1 << BITS) - 1
 SECRET, FIXED = "secret", "fixed"  # kinds of keys, in words for the ledger
 _SLACK = 15  # extra bytes that the cipher needs behind its output
+_ZEROS = bytes(1 << 19)  # what the cipher encrypts, so that its output is the keystream itself
 
 
 class Keystream:
@@ -67,15 +68,19 @@ class Keystream:
         self._cipher = _cipher_at(self._key, self._place)
         return part
 
-    def words(self, count: int) -> np.ndarray:
+    def words(self, count: int, *, scratch: bytearray | None = None) -> np.ndarray:
         """`count` uniform uint64 words.
+
+        Args:
+            scratch: memory that the words are written to, from `scratch_for` at least as many words.
 
         Raises:
             RuntimeError: the stream is secret and another process made it.
         """
         self.require_own_process()
-        buffer = bytearray(8 * count + _SLACK)
-        self._cipher.update_into(bytes(8 * count), buffer)
+        buffer = scratch_for(count) if scratch is None else scratch
+        zeros = memoryview(_ZEROS)[: 8 * count] if 8 * count <= len(_ZEROS) else bytes(8 * count)
+        self._cipher.update_into(zeros, buffer)
         self._place += count
         return np.frombuffer(buffer, dtype=np.uint64, count=count)
 
@@ -85,9 +90,9 @@ class Keystream:
         values *= 2.0**-BITS
         return values
 
-    def integers(self, count: int) -> np.ndarray:
-        """`count` uniform int64 values in [0, 2^53)."""
-        words = self.words(count).view(np.int64)
+    def integers(self, count: int, *, scratch: bytearray | None = None) -> np.ndarray:
+        """`count` uniform int64 values in [0, 2^53), written to `scratch` if it is given (see `words`)."""
+        words = self.words(count, scratch=scratch).view(np.int64)
         words &= _LOW_BITS
         return words
 
@@ -103,6 +108,11 @@ def _cipher_at(key: bytes, word: int) -> CipherContext:
     cipher = Cipher(algorithms.AES(key), modes.CTR(block.to_bytes(16, "big"))).encryptor()
     cipher.update(bytes(8 * odd))
     return cipher
+
+
+def scratch_for(count: int) -> bytearray:
+    """Memory for `count` words, which a caller can use again for the next ones."""
+    return bytearray(8 * count + _SLACK)
 
 
 def new_key() -> bytes:

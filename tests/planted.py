@@ -720,8 +720,8 @@ FAULTS = (
     Fault(
         "ranks share one noise",
         "dptune/run/session.py",
-        "            return GaussianNoise(size)\n",
-        "            return GaussianNoise(size, Keystream.shared(self.ranks.from_main(new_key)))\n",
+        "            return GaussianNoise(size, device=device)\n",
+        "            return GaussianNoise(size, Keystream.shared(self.ranks.from_main(new_key)), device=device)\n",
         (SESSION + "::test_ranks_share_their_draws_and_not_their_noise",),
         "equal noise on every rank does not add up to the variance that is accounted",
     ),

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from dptune.accounting.rounding import rounded_up
@@ -166,7 +167,8 @@ class PrivateRun:
                 loss_scale=loss_scale,
             )
             return
-        self._noise = self._make_noise(released_size(model, self.plan.privacy))
+        size = released_size(model, self.plan.privacy)
+        self._noise = self._make_noise(size, self._parameters[0].device)
         self.step = PrivateStep(
             model,
             self.plan.privacy,
@@ -311,10 +313,11 @@ class PrivateRun:
             return Keystream.for_tests(f"{self.plan.test_seed} sampling")
         return Keystream.shared(self.ranks.from_main(new_key))
 
-    def _make_noise(self, size: int) -> GaussianNoise:
+    def _make_noise(self, size: int, device: torch.device) -> GaussianNoise:
         if self.plan.test_seed is None:
-            return GaussianNoise(size)
-        noise = GaussianNoise(size, Keystream.for_tests(f"{self.plan.test_seed} noise of rank {self.ranks.rank}"))
+            return GaussianNoise(size, device=device)
+        keystream = Keystream.for_tests(f"{self.plan.test_seed} noise of rank {self.ranks.rank}")
+        noise = GaussianNoise(size, keystream, device=device)
         for _ in range(self.completed):
             noise.take()
         return noise

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scipy import stats
 from dptune import GaussianNoise, InvalidArgument, Keystream
 from dptune import noise as noise_module
 from dptune.grid import grid_of
+from dptune.keystream import scratch_for
 from dptune.noise import _fine_uniforms, standard_normals
 
 LARGE = 12 * noise_module._CHUNK + 12_345  # several chunks and part of another
@@ -45,13 +47,13 @@ def test_distribution_and_tails(values: np.ndarray) -> None:
 def test_small_uniforms_are_fine_enough_for_the_tail() -> None:
     """A uniform of 53 zero bits is one of 2^53 values, from 12.1 standard deviations inwards, not one value."""
     stream = _Ending([0, 0, 0, 5 << 40], [0, 1, (1 << 53) - 1])
-    values = _fine_uniforms(4, stream)
+    values = _fine_uniforms(stream, scratch_for(4), out=np.empty(4))
     assert values.tolist() == pytest.approx([2.0**-107, 1.5 * 2.0**-106, 2.0**-53, 5 * 2.0**-13], rel=1e-12, abs=0)
 
 
 def test_a_small_uniform_is_as_likely_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise_module, "_SMALL", 1 << 52)  # half of the values get more bits
-    values = _fine_uniforms(200_000, Keystream.for_tests(3))
+    values = _fine_uniforms(Keystream.for_tests(3), scratch_for(200_000), out=np.empty(200_000))
     assert stats.kstest(values, "uniform").pvalue > 1e-4
 
 
@@ -125,54 +127,97 @@ class _Ending(Keystream):
     def split(self, _count: int) -> Keystream:
         return self
 
-    def integers(self, count: int) -> np.ndarray:
+    def integers(self, count: int, *, scratch: bytearray | None = None) -> np.ndarray:
+        del scratch
         values = np.array(next(self._lists), dtype=np.int64)
         assert len(values) == count
         return values
 
 
-class _Watched(Keystream):
-    """Reports each use, with the name of the thread."""
+class _Made:
+    """Stands for `standard_normals`: tells of each call, and in which thread it was; fails after `good` calls."""
 
-    def __init__(self) -> None:
-        super().__init__(bytes(32), secret=False)
-        self.used = threading.Semaphore(0)
-        self.threads: set[str] = set()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, good: int = 1_000) -> None:
+        self._good = good
+        self.calls = threading.Semaphore(0)
+        self.threads: list[str] = []
+        monkeypatch.setattr(noise_module, "standard_normals", self)
 
-    def split(self, count: int) -> Keystream:
-        self.threads.add(threading.current_thread().name)
-        self.used.release()
-        return super().split(count)
-
-
-def test_the_next_vector_is_made_in_the_background_before_it_is_asked_for() -> None:
-    stream = _Watched()
-    with GaussianNoise(8, stream) as source:
-        for _ in range(3):
-            assert stream.used.acquire(timeout=20), "one stretch per vector, taken while this thread waits"
-            source.take()
-    assert threading.current_thread().name not in stream.threads
-    assert all(name.startswith("dptune-noise") for name in stream.threads)
-
-
-class _Broken(Keystream):
-    """Gives one vector, then fails."""
-
-    def __init__(self) -> None:
-        super().__init__(bytes(32), secret=False)
-        self._good: Iterator[int] = iter(range(1))
-
-    def split(self, count: int) -> Keystream:
-        if next(self._good, None) is None:
+    def __call__(self, keystream: Keystream, size: int) -> torch.Tensor:
+        self.threads.append(threading.current_thread().name)
+        self.calls.release()
+        if len(self.threads) > self._good:
             raise OSError("no randomness left")
-        return super().split(count)
+        return standard_normals(keystream, size)
 
 
-def test_an_error_in_the_thread_surfaces_and_no_old_noise_is_given_again() -> None:
-    with GaussianNoise(8, _Broken()) as source:
+def test_the_next_vector_is_made_in_the_background_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _Made(monkeypatch)
+    with GaussianNoise(8) as source:
+        for _ in range(3):
+            assert made.calls.acquire(timeout=20), "one stretch per vector, made while this thread waits"
+            source.take()
+    assert all(name.startswith("dptune-noise") for name in made.threads)
+
+
+@pytest.mark.parametrize(
+    ("device", "stretches"),
+    [("cpu", 2 * torch.get_num_threads()), ("meta", 12), ("cuda", 12)],
+)
+def test_an_accelerator_leaves_the_processor_time_to_make_more_of_a_whole_models_noise(
+    monkeypatch: pytest.MonkeyPatch, device: str, stretches: int
+) -> None:
+    made = _Made(monkeypatch)
+    monkeypatch.setattr(noise_module, "_ADAPTER", 500)
+    monkeypatch.setattr(noise_module, "_STRETCH", 100)
+    monkeypatch.setattr(noise_module, "_AHEAD", 1_200)
+    with GaussianNoise(100 * 50, device=torch.device(device)) as source:
+        for _ in range(stretches):
+            assert made.calls.acquire(timeout=20)
+        assert not made.calls.acquire(timeout=0.1), "no more memory than that"
+        assert len(source.take()) == 5_000
+
+
+def test_stretches_of_several_threads_share_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word that two stretches use would give the same noise twice, also where their chunks are odd."""
+    monkeypatch.setattr(noise_module, "_CHUNK", 101)
+    monkeypatch.setattr(noise_module, "_SMALL", 1 << 53)  # every uniform takes as many words as it can
+    monkeypatch.setattr(noise_module, "_STRETCH", 509)
+    used: list[tuple[int, int]] = []
+
+    class Noting(Keystream):
+        def words(self, count: int, *, scratch: bytearray | None = None) -> np.ndarray:
+            used.append((self._place, self._place + count))
+            return super().words(count, scratch=scratch)
+
+        def split(self, count: int) -> Keystream:
+            part = Noting(self._key, secret=False, start=self._place)
+            super().split(count)
+            return part
+
+    with GaussianNoise(2_000, Noting(bytes(32), secret=False)) as source:
+        for _ in range(3):
+            source.take()
+    used.sort()
+    assert len(used) > 3 * 3 * 20
+    assert all(end <= start for (_, end), (start, _) in pairwise(used))
+
+
+def test_an_error_in_the_thread_surfaces_and_no_old_noise_is_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Made(monkeypatch, good=1)
+    with GaussianNoise(8) as source:
         source.take()
         for _ in range(2):
             with pytest.raises(OSError, match="no randomness left"):
+                source.take()
+
+
+def test_a_keystream_that_fails_gives_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Keystream.from_os()
+    with GaussianNoise(8, stream) as source:
+        monkeypatch.setattr(stream, "_key", b"short")
+        for _ in range(2):
+            with pytest.raises(ValueError, match="key of 5 bytes"):
                 source.take()
 
 
@@ -203,7 +248,7 @@ def test_a_vector_that_is_too_large_to_keep_ready_comes_in_parts_of_the_same_val
     monkeypatch.setattr(noise_module, "_CHUNK", 101)
     expected = Keystream.for_tests(9)
     wanted = [standard_normals(expected, size) for size in (1000, 1000, 500) * 2]
-    monkeypatch.setattr(noise_module, "_AHEAD", 1000)
+    monkeypatch.setattr(noise_module, "_STRETCH", 1000)
     with GaussianNoise(2500, Keystream.for_tests(9)) as source:
         for step in range(2):
             parts = list(source.parts())

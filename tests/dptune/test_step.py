@@ -89,6 +89,22 @@ def test_a_step_with_noise_is_the_sum_plus_scaled_noise_over_the_expected_batch_
     assert (5.0 * released / grid - (5.0 * released / grid).round()).abs().max() < 1e-3, "multiples of the grid"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_who_keeps_a_gradient_never_sees_the_next_steps_sum_before_its_noise(tmp_path, dtype):
+    """A step uses the memory of the last one's sum again. In float64, too, `.grad` must not lie in that memory."""
+    model, config = adapted().to(dtype), config_for(12, clip_norm=0.05)
+    losses = CausalLMLoss(model)
+    with PrivateStep(model, config, ledger=Ledger(tmp_path / "ledger.jsonl")) as step:
+        step.finish()
+        kept = [parameter.grad for parameter in step._recorder.parameters.values()]
+        copies = [grad.clone() for grad in kept]
+        for _ in range(2):
+            step.backward(losses(*padded(EXAMPLES)))
+            assert all(torch.equal(grad, copy) for grad, copy in zip(kept, copies, strict=True))
+            step.finish()
+    assert all(torch.equal(grad, copy) for grad, copy in zip(kept, copies, strict=True))
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_any_number_of_ranks_release_the_same_noiseless_sum(tmp_path, gradients, world_size):
     config = config_for(12, clip_norm=0.05)
