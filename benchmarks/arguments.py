@@ -44,9 +44,9 @@ class CommonArguments:
     )
     device: str = field(default="auto", metadata={"help": "device: auto, cpu or cuda"})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; default: torch decides"})
-    rounds: int = field(default=7, metadata={"help": "measured steps per contender, taken in turns"})
+    rounds: int = field(default=11, metadata={"help": "measured steps of each pair of contenders, taken in turns"})
     warmup: int = field(default=1, metadata={"help": "rounds before the measured ones"})
-    max_seconds: float = field(default=3600.0, metadata={"help": "seconds after which a setting starts no more rounds"})
+    max_seconds: float = field(default=3600.0, metadata={"help": "seconds after which a pair starts no more rounds"})
     memory: bool = field(default=True, metadata={"help": "measure peak memory too, each contender in its own process"})
     output: str | None = field(default=None, metadata={"help": "Markdown file for the result; default: only print"})
 

@@ -1,7 +1,8 @@
 """Time and peak memory of contenders.
 
 In each round every contender takes the same draw, in an order that rotates, so that a busy machine slows all of them
-alike. Ratios are taken within a round. Memory is measured in a fresh process per contender, because a process keeps
+alike. A turn begins with a short step that does not count, because the caches are full of the last contender's memory.
+Ratios are taken within a round. Memory is measured in a fresh process per contender, because a process keeps
 memory that an earlier contender needed.
 """
 
@@ -15,11 +16,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from benchmarks.contenders import Contender
 from benchmarks.lengths import Draw
+
+T = TypeVar("T")
 
 _PEAK_RESET = "5"  # what /proc/self/clear_refs takes to forget the peak (man 5 proc)
 
@@ -40,12 +44,19 @@ class Memory:
 
 
 def alternate(
-    contenders: Sequence[Contender], draws: Sequence[Draw], *, warmup: int, device: torch.device, max_seconds: float
+    contenders: Sequence[Contender],
+    draws: Sequence[Draw],
+    *,
+    warmup: int,
+    warm_examples: int = 0,
+    device: torch.device,
+    max_seconds: float,
 ) -> dict[str, list[float]]:
     """Seconds of every contender's logical steps, one per round.
 
     Args:
         draws: one per round; the first `warmup` rounds do not count.
+        warm_examples: examples of the step at the beginning of a turn that does not count; 0 for none.
         max_seconds: no round starts later than this, but at least one measured round is run.
     """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
@@ -61,6 +72,8 @@ def alternate(
         print(f"round {number + 1} of {len(draws)}", file=sys.stderr, flush=True)
         turn = number % len(contenders)
         for contender in [*contenders[turn:], *contenders[:turn]]:
+            if warm_examples:
+                contender.step(draw[:warm_examples])
             taken = _seconds(contender, draw, device)
             if number >= warmup:
                 seconds[contender.name].append(taken)
@@ -81,7 +94,7 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def in_fresh_process(function: Callable[..., Memory], *args: object) -> Memory:
+def in_fresh_process(function: Callable[..., T], *args: object) -> T:
     """`function(*args)` in a new Python process, which then ends."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()

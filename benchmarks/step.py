@@ -11,14 +11,20 @@ batches as from a DataLoader.
 from __future__ import annotations
 
 import sys
+from statistics import median
 
 import torch
 
 from benchmarks import tables
 from benchmarks.arguments import BenchmarkArguments
-from benchmarks.rounds import compare
+from benchmarks.contenders import PLAIN, PRIVATE
+from benchmarks.peers import PEFT
+from benchmarks.rounds import Result, compare
 from benchmarks.settings import set_threads, setting_of
 from utils.cli.flags import exit_on_invalid_argument, parse
+
+# Seconds of the private step over another contender's: 1.05 and 1.25 times PEFT's tokens per second.
+GOALS = {PLAIN: {"fixed": 1.02, "ragged": 1.02}, PEFT: {"fixed": 1 / 1.05, "ragged": 1 / 1.25}}
 
 
 def main(args: BenchmarkArguments) -> None:
@@ -34,12 +40,24 @@ def main(args: BenchmarkArguments) -> None:
 def run_setting(args: BenchmarkArguments, setting: str) -> str:
     """Measure one setting; returns Markdown."""
     result = compare(args, setting_of(args, setting), args.contenders)
-    return result.markdown(describe(args, setting, result.tokens))
+    counts = [count for pair in result.pairs.values() for count in pair.tokens]
+    return "\n\n".join([result.markdown(describe(args, setting, counts)), *goals_of(result, setting)])
+
+
+def goals_of(result: Result, setting: str) -> list[str]:
+    """One line per goal that was measured."""
+    found = []
+    for name, goals in GOALS.items():
+        if result.subject == PRIVATE and name in result.pairs:
+            ratio, goal = median(result.pairs[name].ratios), goals[setting]
+            verdict = "reached" if ratio <= goal else "missed"
+            found.append(f"Goal beside {name}: seconds at most {goal:.3f} of its. {ratio:.3f}: {verdict}.")
+    return found
 
 
 def describe(args: BenchmarkArguments, setting: str, counts: list[int]) -> str:
     """Heading, and one sentence on the step."""
-    rounds = f"{len(counts)} rounds; medians, with minimum and maximum in brackets"
+    rounds = "Two contenders at a time; medians, with minimum and maximum in brackets"
     if setting == "fixed":
         batches = f"{args.accumulate} x " if args.accumulate > 1 else ""
         return f"## Fixed: {batches}{args.batch} x {args.block} tokens per step, all labelled\n\n{rounds}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,9 +13,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.contenders import PLAIN
 from benchmarks.measure import Memory
-from benchmarks.peers import OWN_LOSS
 
 _LIBRARIES = ("torch", "transformers", "peft", "opacus")
 _MIB = 1 << 20
@@ -31,26 +29,31 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def table(seconds: dict[str, list[float]], tokens: Sequence[int], memory: dict[str, Memory]) -> str:
-    """One row per contender: tokens/s, seconds, and ratios of seconds and peak memory to those without privacy."""
-    references = [name for name in (PLAIN, *OWN_LOSS) if name in seconds]
-    header = ["contender", "tokens/s", *(f"seconds over {name}" for name in references), "seconds"]
-    if memory:
-        header += ["peak MiB", "of that in steps", "all but Python", *(f"that over {name}" for name in references)]
+def pairs(subject: str, measured: Sequence[tuple[Mapping[str, Sequence[float]], Sequence[int]]]) -> str:
+    """One row per other contender: its and the subject's tokens/s and seconds, and the ratio of the seconds.
+
+    Args:
+        measured: (seconds of the subject and of another contender, tokens), round by round.
+    """
+    header = [f"{subject}, beside", "seconds over its", "tokens/s", "its tokens/s", "seconds", "its seconds", "rounds"]
     rows = []
-    for name, own in seconds.items():
-        row = [name, spread([count / taken for count, taken in zip(tokens, own, strict=True)], 0)]
-        row += [spread(ratios(own, seconds[reference]), 2) for reference in references]
-        row.append(spread(own, 2))
-        if memory:
-            row += _memory_cells(memory[name], [memory[reference] for reference in references])
-        rows.append(row)
+    for seconds, tokens in measured:
+        own = seconds[subject]
+        ((name, its),) = [one for one in seconds.items() if one[0] != subject] or [(subject, own)]
+        speeds = (spread([count / one for count, one in zip(tokens, taken, strict=True)], 0) for taken in (own, its))
+        times = (spread(taken, 2) for taken in (own, its))
+        rows.append([name, spread(ratios(own, its), 3), *speeds, *times, str(len(own))])
     return markdown(header, rows)
 
 
-def _memory_cells(own: Memory, references: Sequence[Memory]) -> list[str]:
-    in_mib = [f"{size / _MIB:.0f}" for size in (own.peak, own.peak - own.before, own.needed)]
-    return in_mib + [f"{own.needed / reference.needed:.2f}" for reference in references]
+def memory(subject: str, measured: Mapping[str, Memory]) -> str:
+    """One row per contender: its peak memory, and that of the subject over it."""
+    header = ["peak memory", "MiB", "of that in steps", "all but Python", f"{subject}, over that"]
+    rows = []
+    for name, own in measured.items():
+        in_mib = [f"{size / _MIB:.0f}" for size in (own.peak, own.peak - own.before, own.needed)]
+        rows.append([name, *in_mib, f"{measured[subject].needed / own.needed:.3f}"])
+    return markdown(header, rows)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

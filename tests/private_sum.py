@@ -23,7 +23,8 @@ class NoNoise:
     source = "none"
     keystream = Keystream.for_tests("no noise")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, device: torch.device | None = None) -> None:
+        del device
         self.size = size
 
     def add_to(self, sum_P: Tensor, std: float, *, grid: float) -> None:

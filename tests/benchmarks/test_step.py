@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import lengths, measure, models, peers, settings, step, tables
+from benchmarks import lengths, measure, models, peers, rounds, settings, step, tables
 from benchmarks.arguments import BenchmarkArguments
 from benchmarks.contenders import PLAIN, PRIVATE, Job, Ours
 from dptune import InvalidArgument
-from tests.benchmarks.comparing import assert_same, rows_of, trained, updates
+from tests.benchmarks.comparing import assert_same, in_this_process, rows_of, trained, updates
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -43,11 +43,11 @@ def test_both_settings_are_measured_and_written(tmp_path, monkeypatch):
     for heading in ("## Fixed: 4 x 12 tokens", "## Ragged: 6 examples"):
         part = written[written.index(heading) :].split("\n## ")[0]
         rows = rows_of(part)
-        assert set(rows) == {PRIVATE, PLAIN, peers.PEFT}
-        assert all(float(cells[0].split()[0]) > 0 for cells in rows.values())
-        assert rows[PLAIN][1] == "1.00 (1.00 to 1.00)"
-        assert rows[peers.PEFT][2] == "1.00 (1.00 to 1.00)"
-        assert rows[PRIVATE][1] != "1.00 (1.00 to 1.00)"
+        assert set(rows) == {PLAIN, peers.PEFT}
+        assert all(float(cell.split()[0]) > 0 for cells in rows.values() for cell in cells)
+        assert [cells[-1] for cells in rows.values()] == ["2", "2"], "rounds"
+        assert f"Goal beside {PLAIN}: seconds at most 1.020 of its. {rows[PLAIN][0].split()[0]}: " in part
+        assert f"Goal beside {peers.PEFT}: " in part
 
 
 @pytest.mark.parametrize("gradient_ckpt", [False, True])
@@ -69,9 +69,8 @@ def test_memory_is_measured_in_a_fresh_process():
     args = arguments("--threads", "1")
     memory = measure.in_fresh_process(settings.measure_memory, args, settings.setting_of(args, "fixed"), PRIVATE)
     assert 50 << 20 < memory.empty < memory.before <= memory.peak < 4 << 30
-    table = tables.table({PRIVATE: [2.0, 1.0]}, [10, 10], {PRIVATE: memory})
-    assert rows_of(table)[PRIVATE][0] == "8 (5 to 10)"
-    assert int(rows_of(table)[PRIVATE][2]) == round(memory.peak / 2**20)
+    table = tables.memory(PRIVATE, {PRIVATE: memory})
+    assert int(rows_of(table)[PRIVATE][0]) == round(memory.peak / 2**20)
 
 
 def test_the_peak_holds_what_a_step_let_go_of():
@@ -90,9 +89,14 @@ def test_the_peak_holds_what_a_step_let_go_of():
 
 
 def test_ratios_are_of_times_of_the_same_round():
-    seconds = {PRIVATE: [2.0, 9.0, 4.0], PLAIN: [1.0, 3.0, 4.0], peers.PEFT: [4.0, 9.0, 1.0]}
-    rows = rows_of(tables.table(seconds, [20, 90, 80], {}))
-    assert rows[PRIVATE] == ["10 (10 to 20)", "2.00 (1.00 to 3.00)", "1.00 (0.50 to 4.00)", "4.00 (2.00 to 9.00)"]
+    seconds = {PRIVATE: [2.0, 9.0, 4.0], PLAIN: [1.0, 3.0, 4.0]}
+    rows = rows_of(tables.pairs(PRIVATE, [(seconds, [20, 90, 80])]))
+    ratio, own_speed, speed, own_time, time, count = rows[PLAIN]
+    assert ratio == "2.000 (1.000 to 3.000)"
+    assert (own_speed, speed) == ("10 (10 to 20)", "20 (20 to 30)")
+    assert (own_time, time, count) == ("4.00 (2.00 to 9.00)", "3.00 (1.00 to 4.00)", "3")
+    alone = rows_of(tables.pairs(PRIVATE, [({PRIVATE: [2.0]}, [10])]))
+    assert alone[PRIVATE][0] == "1.000 (1.000 to 1.000)"
 
 
 class Recorded:
@@ -117,6 +121,14 @@ def test_contenders_alternate_over_the_same_draws_and_warmup_does_not_count():
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2}
 
 
+def test_a_turn_begins_with_a_short_step_that_does_not_count():
+    turns: list[tuple[str, int]] = []
+    draws = [[(torch.zeros(1), torch.zeros(1))] * 5] * 2
+    players = [Recorded("a", turns), Recorded("b", turns)]
+    measure.alternate(players, draws, warmup=0, warm_examples=2, device=CPU, max_seconds=1e9)
+    assert turns == [("a", 2), ("a", 5), ("b", 2), ("b", 5), ("b", 2), ("b", 5), ("a", 2), ("a", 5)]
+
+
 def test_rounds_end_with_the_time_but_one_always_counts():
     draws: list[lengths.Draw] = [[]] * 5
     seconds = measure.alternate([Recorded("a", [])], draws, warmup=2, device=CPU, max_seconds=1e-9)
@@ -126,9 +138,10 @@ def test_rounds_end_with_the_time_but_one_always_counts():
 def test_a_peer_that_is_not_installed_or_fails_is_left_out_with_the_reason(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda package: None if package == "opacus" else package)
     monkeypatch.setattr(peers, "make", lambda _, job: job.no_such_thing)
+    monkeypatch.setattr(rounds, "in_fresh_process", in_this_process)
     args = arguments("--setting", "fixed", "--no_memory", "--contenders", "plain", "peft", "opacus", "opacus-ghost")
     result = step.run_setting(args, "fixed")
-    assert set(rows_of(result)) == {PLAIN}
+    assert not rows_of(result)
     assert f"Left out: {peers.PEFT}: failed with AttributeError: " in result
     for name in (peers.OPACUS_HOOKS, peers.OPACUS_GHOST):
         assert f"Left out: {name}: not installed: opacus." in result
@@ -136,6 +149,7 @@ def test_a_peer_that_is_not_installed_or_fails_is_left_out_with_the_reason(monke
 
 def test_a_failure_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(Ours, "step", lambda _, draw: draw.no_such_thing)
+    monkeypatch.setattr(rounds, "in_fresh_process", in_this_process)
     with pytest.raises(AttributeError, match="no_such_thing"):
         step.run_setting(arguments("--contenders", "private"), "fixed")
 
@@ -221,5 +235,5 @@ def test_the_gpu_script_runs_where_there_is_none(tmp_path):
     run = subprocess.run(command, env=os.environ | small | chosen, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     fixed, ragged = sorted(tmp_path.glob("*.md"))
-    assert "peak MiB" in fixed.read_text()
+    assert "| peak memory | MiB |" in fixed.read_text()
     assert "## Ragged: 4 examples" in ragged.read_text()

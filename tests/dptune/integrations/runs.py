@@ -33,8 +33,8 @@ SEED = 10
 class Silent(NoNoise):
     """Zeros instead of noise, with a key that the report treats as fixed."""
 
-    def __init__(self, size: int, keystream: Keystream | None = None) -> None:
-        super().__init__(size)
+    def __init__(self, size: int, keystream: Keystream | None = None, *, device: torch.device | None = None) -> None:
+        super().__init__(size, device=device)
         self.keystream = keystream or Keystream.for_tests("silent")
 
 
