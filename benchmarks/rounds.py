@@ -61,7 +61,8 @@ def time_rounds(
     rounds = len(next(iter(seconds.values())))
     del job, contenders  # free the device for the processes that measure memory next
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
     return seconds, [tokens(draw) for draw in draws[args.warmup :][:rounds]], left_out
 
 
