@@ -24,10 +24,11 @@ python=${PYTHON:-.venv/bin/python}
 output=${OUTPUT_DIR:-benchmarks/results}
 dtype=${DTYPE:-bfloat16}
 seconds_in_all=${SECONDS_IN_ALL:-470}
-part_seconds=${PART_SECONDS:-240}
+part_seconds=${PART_SECONDS:-280}
 export HF_HUB_OFFLINE=1
 
-# Checkpoints of the models are written here, and deleted however the script ends.
+# Checkpoints of the models are written here, 14 GB at 7B, and deleted however the script ends. TMPDIR=/dev/shm keeps
+# them in memory.
 TMPDIR=$(mktemp -d)
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
