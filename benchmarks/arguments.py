@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-
+from benchmarks import devices
 from benchmarks.contenders import PLAIN, PRIVATE
 from benchmarks.models import DTYPES, SHAPES
 from benchmarks.peers import OPACUS_GHOST, OPACUS_GHOST_ALL, OPACUS_HOOKS, OPACUS_HOOKS_ALL, PEFT, PLAIN_LOOP
@@ -42,7 +41,7 @@ class CommonArguments:
     dtype: str = field(
         default="float32", metadata={"help": "dtype of the model; adapters are float32", "choices": list(DTYPES)}
     )
-    device: str = field(default="auto", metadata={"help": "device: auto, cpu or cuda"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu, or the accelerator's kind (cuda, xpu)"})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; default: torch decides"})
     rounds: int = field(default=11, metadata={"help": "measured steps of each pair of contenders, taken in turns"})
     warmup: int = field(default=1, metadata={"help": "rounds before the measured ones"})
@@ -58,7 +57,7 @@ class CommonArguments:
             require_count("--threads", self.threads)
         require_count("--warmup", self.warmup, minimum=0)
         require_positive("--max_seconds", self.max_seconds)
-        self.device = _device(self.device)
+        self.device = devices.choose(self.device)
 
     @property
     def adapter_rank(self) -> int | None:
@@ -145,14 +144,3 @@ class FullFinetuningArguments(CommonArguments):
     def batches_of(self, block: int) -> list[int]:
         """The micro-batch sizes whose memory is measured at this length."""
         return sorted({tokens // block for tokens in self.limit_tokens} - {0})
-
-
-def _device(name: str) -> str:
-    """`name` with auto resolved; refuses a GPU if there is none."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        refuse("--device", name, "give auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        refuse("--device", name, "torch sees no GPU here; give cpu")
-    return name

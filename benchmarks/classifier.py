@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from benchmarks import tables
+from benchmarks import devices, tables
 from benchmarks.contenders import PLAIN, PRIVATE, adamw
 from benchmarks.measure import alternate
 from dptune import Ledger, PlainStep, PrivacyConfig, PrivateStep, trainable_parameters
-from dptune._validate import refuse, require_count, require_positive
+from dptune._validate import require_count, require_positive
 from dptune.integrations.peft import class_logits
 from utils.classification.mode_defaults import MODES
 from utils.classification.modes import prepare_mode
@@ -59,7 +59,7 @@ class ClassifierArguments:
     accumulate: int = field(default=8, metadata={"help": "micro-batches per step"})
     rounds: int = field(default=7, metadata={"help": "measured steps, taken in turns with and without privacy"})
     max_seconds: float = field(default=120.0, metadata={"help": "seconds after which a mode starts no more rounds"})
-    device: str = field(default="cpu", metadata={"help": "device: cpu or cuda"})
+    device: str = field(default="cpu", metadata={"help": "device: auto, cpu, or the accelerator's kind (cuda, xpu)"})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; default: torch decides"})
     output: str | None = field(default=None, metadata={"help": "Markdown file for the result; default: only print"})
 
@@ -67,8 +67,7 @@ class ClassifierArguments:
         for name in ("batch", "block", "accumulate", "rounds"):
             require_count(f"--{name}", getattr(self, name))
         require_positive("--max_seconds", self.max_seconds)
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            refuse("--device", self.device, "torch sees no GPU here; give cpu")
+        self.device = devices.choose(self.device)
 
 
 class Classifier:

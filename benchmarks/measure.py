@@ -90,8 +90,8 @@ def _seconds(contender: Contender, draw: Draw, device: torch.device) -> float:
 
 def _wait_for(device: torch.device) -> None:
     """Wait for GPU kernels, which run asynchronously: otherwise only their launch is timed."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def in_fresh_process(function: Callable[..., T], *args: object) -> T:
@@ -103,7 +103,7 @@ def in_fresh_process(function: Callable[..., T], *args: object) -> T:
 def memory_now(device: torch.device) -> int:
     """Bytes in use."""
     _reset_peak(device)
-    return _peak(device)
+    return peak(device)
 
 
 def memory_of(contender: Contender, draws: Sequence[Draw], device: torch.device, *, empty: int = 0) -> Memory:
@@ -116,21 +116,22 @@ def memory_of(contender: Contender, draws: Sequence[Draw], device: torch.device,
     for draw in draws:
         contender.step(draw)
     _wait_for(device)
-    return Memory(before, _peak(device), empty)
+    return Memory(before, peak(device), empty)
 
 
 def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type != "cpu":
+        torch.empty(1, device=device)  # a device that was not used yet counts nothing, and refuses the reset
+        torch.accelerator.empty_cache()
+        torch.accelerator.reset_peak_memory_stats(device)
     elif Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text(_PEAK_RESET)
 
 
-def _peak(device: torch.device) -> int:
+def peak(device: torch.device) -> int:
     """Peak bytes since the reset: allocated on a GPU, resident on a CPU (without /proc, since the process started)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

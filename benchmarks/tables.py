@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
@@ -13,6 +12,7 @@ from statistics import median
 
 import torch
 
+from benchmarks import devices
 from benchmarks.measure import Memory
 
 _LIBRARIES = ("torch", "transformers", "peft", "opacus")
@@ -82,7 +82,7 @@ def machine(program: str, device: torch.device, command: Sequence[str]) -> str:
     lines = {
         "command": f"`{shlex.join(['python', '-m', program, *command])}`",
         "date": date.today().isoformat(),
-        "hardware": _gpu(device) if device.type == "cuda" else f"{_cpu()}, {torch.get_num_threads()} threads used",
+        "hardware": devices.describe(device),
         "versions": ", ".join(f"{name} {found}" for name in _LIBRARIES if (found := _version(name))),
         "load average at the start": f"{load} on {os.cpu_count()} cores",
     }
@@ -94,16 +94,3 @@ def _version(library: str) -> str | None:
         return version(library)
     except PackageNotFoundError:
         return None
-
-
-def _gpu(device: torch.device) -> str:
-    properties = torch.cuda.get_device_properties(device)
-    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-
-
-def _cpu() -> str:
-    """The processor's name from the kernel, with the number of cores."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

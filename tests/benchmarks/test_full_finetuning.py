@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +17,6 @@ from benchmarks.rounds import Pair, Result
 from dptune import InvalidArgument
 from tests.benchmarks.comparing import assert_same, rows_of, trained, updates
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SMALL = ["--shape", "gpt2-tiny", "--device", "cpu", "--rounds", "2", "--batch", "2", "--block", "12", "20"]
 OPACUS = "Opacus is a peer of the benchmark only: pip install '.[bench]' to compare"
@@ -210,15 +206,3 @@ def test_memory_before_the_model_does_not_count():
 def test_mistakes_are_refused(flags, message):
     with pytest.raises(InvalidArgument, match=re.escape(message)):
         arguments(*flags)
-
-
-def test_the_gpu_script_measures_full_fine_tuning_too(tmp_path):
-    small = {"SHAPES": "", "FULL_SHAPES": "gpt2-tiny", "FULL_FLAGS": "--block 8 --no_memory --no_largest_batch"}
-    small |= {"FULL_CONTENDERS": "plain", "DEVICE": "cpu", "ROUNDS": "1", "OUTPUT_DIR": str(tmp_path)}
-    command = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh")]
-    environment = os.environ | small | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    (written,) = tmp_path.glob("full_finetuning_cpu_gpt2-tiny_*.md")
-    assert PLAIN in rows_of(written.read_text())
-    assert "seconds, T=8, 4 x 8" in written.read_text()

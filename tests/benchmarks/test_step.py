@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +15,6 @@ from benchmarks.contenders import PLAIN, PRIVATE, Job, Ours
 from dptune import InvalidArgument
 from tests.benchmarks.comparing import assert_same, in_this_process, rows_of, trained, updates
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SMALL = ["--shape", "tiny", "--device", "cpu", "--rounds", "2", "--block", "12", "--ragged_block", "24", "--draw", "6"]
 
@@ -39,7 +35,7 @@ def test_both_settings_are_measured_and_written(tmp_path, monkeypatch):
     step.main(arguments("--contenders", "private", "plain", "peft", "--no_memory", "--output", str(output)))
     written = output.read_text()
     assert "python -m benchmarks.step --shape tiny" in written
-    assert f"torch {torch.__version__}" in written
+    assert f"torch {torch.__version__.partition('+')[0]}" in written  # a package's version may lack +cu130
     for heading in ("## Fixed: 4 x 12 tokens", "## Ragged: 6 examples"):
         part = written[written.index(heading) :].split("\n## ")[0]
         rows = rows_of(part)
@@ -212,7 +208,7 @@ def test_a_text_file_gives_lengths(tmp_path, tiny_model_dir):
         (["--text", "x"], "needs the tokenizer"),
         (["--batch", "0"], "--batch=0"),
         (["--threads", "0"], "--threads=0"),
-        (["--device", "tpu"], "give auto, cpu or cuda"),
+        (["--device", "tpu"], "--device='tpu'"),
     ],
 )
 def test_mistakes_are_refused(flags, message):
@@ -225,15 +221,3 @@ def test_unknown_lengths_and_models_are_refused(tmp_path):
         lengths.table("novels")
     with pytest.raises(InvalidArgument, match="--model="):
         models.load(str(tmp_path), None, dtype="float32", device=CPU)
-
-
-def test_the_gpu_script_runs_where_there_is_none(tmp_path):
-    small = {"SHAPES": "tiny", "FULL_SHAPES": "", "DEVICE": "cpu", "DTYPE": "float32"}
-    small |= {"BLOCK": "8", "DRAW": "4", "ROUNDS": "1"}
-    chosen = {"CONTENDERS": "plain", "OUTPUT_DIR": str(tmp_path), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh")]
-    run = subprocess.run(command, env=os.environ | small | chosen, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    fixed, ragged = sorted(tmp_path.glob("*.md"))
-    assert "| peak memory | MiB |" in fixed.read_text()
-    assert "## Ragged: 4 examples" in ragged.read_text()

@@ -1,11 +1,17 @@
-"""Random numbers are restored and memory is pinned by the device's own kind; see also `tests/pretend/`."""
+"""Random numbers are restored and memory is pinned by the device's own kind, and no code names one vendor's; see also
+`tests/pretend/`."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from dptune.devices import can_pin, has_accelerator, restored_randomness
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("device", [None, torch.device("cpu")])
@@ -49,3 +55,41 @@ def test_which_accelerators_can_train(found: str | None, has: bool, monkeypatch:
 @pytest.mark.parametrize(("kind", "pins"), [("cuda", True), ("xpu", True), ("cpu", False), ("mps", False)])
 def test_which_devices_copy_from_pinned_memory(kind: str, pins: bool) -> None:
     assert can_pin(torch.device(kind)) is pins
+
+
+# What names one vendor's device: its module, moving a tensor to it, its kind.
+_ONE_VENDOR = re.compile(r"torch\.(?:backends\.)?cuda\b|\.cuda\(|[\"']cuda\b")
+# These set and read how that backend multiplies, which each backend's own switches decide.
+_BACKENDS = {"dptune/per_example/precision.py", "dptune/integrations/checks.py"}
+
+
+def names_one_vendor(source: str) -> bool:
+    """Whether code would work, or be different, on one vendor's devices only."""
+    return _ONE_VENDOR.search(source) is not None
+
+
+def test_no_code_names_one_vendors_device() -> None:
+    folders = ("dptune", "utils", "scripts", "benchmarks")
+    files = [path for folder in folders for kind in ("py", "sh") for path in ROOT.glob(f"{folder}/**/*.{kind}")]
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.glob("*.py"), *files]}
+    assert {"train_clm.py", "benchmarks/run_gpu.sh", "utils/models/memory.py"} <= sources.keys()
+    assert {name for name, source in sources.items() if names_one_vendor(source)} == _BACKENDS
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("torch.cuda.synchronize()", True),
+        ("torch.backends.cuda.matmul", True),
+        ("tensor.cuda()", True),
+        ('if device.type == "cuda":', True),
+        ("torch.device('cuda:0')", True),
+        ("device.startswith('cuda')", True),
+        ("torch.accelerator.synchronize(device)", False),
+        ("torch.get_device_module(device)", False),
+        ('{"CUDA": torch.version.cuda}', False),
+        ("# a GPU of any vendor (cuda, xpu)", False),
+    ],
+)
+def test_what_names_one_vendor(source: str, found: bool) -> None:
+    assert names_one_vendor(source) is found

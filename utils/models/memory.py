@@ -162,8 +162,6 @@ def device_memory(device: torch.device) -> int | None:
     """Bytes that a GPU has left for this process; None for a CPU, whose memory is shared, and if torch cannot tell."""
     if device.type == "cpu":
         return None
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
     try:
         return torch.accelerator.get_memory_info(device)[0]
     except RuntimeError:  # most devices do not count their memory

@@ -320,10 +320,10 @@ def test_advice_shortens_the_pass_last():
 
 def test_a_devices_memory_is_that_of_a_gpu_only(monkeypatch):
     assert device_memory(torch.device("cpu")) is None
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (7 * GIB, 8 * GIB))
-    assert device_memory(torch.device("cuda", 0)) == 7 * GIB
-    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda _: (5 * GIB, 8 * GIB))
-    assert device_memory(torch.device("xpu", 0)) == 5 * GIB
+    left = {torch.device("cuda", 0): 7 * GIB, torch.device("xpu", 1): 5 * GIB}
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (left[device], 8 * GIB))
+    for device, expected in left.items():
+        assert device_memory(device) == expected
 
     def unknown(_: torch.device) -> tuple[int, int]:
         raise NotImplementedError
