@@ -7,12 +7,19 @@ from contextlib import AbstractContextManager
 import torch
 
 _CANNOT_PIN = ("cpu", "meta", "mps")
+_FAST_BFLOAT16 = ("avx512_bf16", "amx_bf16")  # elsewhere torch emulates its products
 
 
 def has_accelerator() -> bool:
     """Whether the machine has one that a private step can use. Apple's has no float64, in which gradients are added."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return found is not None and found.type != "mps"
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones (AVX512-BF16 or AMX)."""
+    found = torch.cpu.get_capabilities()
+    return any(bool(found.get(name)) for name in _FAST_BFLOAT16)
 
 
 def restored_randomness(device: torch.device | None = None) -> AbstractContextManager[None]:

@@ -37,7 +37,7 @@ from utils.models.loading import load_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
 PYTHON = [sys.executable]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIG]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIG, "--mixed_precision", "no"]
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 DATASET, INSTRUCTION = "inference_generation_dataset.py", "inference_generation_instruction.py"
 

@@ -41,7 +41,7 @@ from utils.classification.outputs import (
 )
 from utils.classification.tasks import ClassificationTask, load_file_task, load_task
 from utils.cli.flags import public_config
-from utils.cli.launch import compute_dtype, ranks_of, sharding_of_launch
+from utils.cli.launch import compute_dtype, describe_precision, ranks_of, sharding_of_launch
 from utils.models.embeddings import require_embeddings
 from utils.models.loading import require_context
 from utils.models.trainable import Losses, in_autocast
@@ -299,7 +299,7 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
             refuse_other_beginning(folder.saved, vars(settings.mode) | mechanism_identity(plan))
         launch = {"task": task.name, "num_processes": accelerator.num_processes}
         config = resumed_config(public_config(*settings) | launch, folder.saved, ON_RESUME)
-        for line in describe_changes(config, folder.saved):
+        for line in [*describe_changes(config, folder.saved), *describe_precision(dtype, accelerator.device)]:
             accelerator.print(line)
         trained = load_trained(planned, tokenizer, accelerator)
         if output.dry_run:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
 from dptune._validate import refuse
-from dptune.devices import has_accelerator
+from dptune.devices import has_accelerator, has_fast_bfloat16
 from dptune.ranks import Ranks
 
 # How long a rank waits for another before it fails. If a process dies, the launcher ends the others sooner; this limit
@@ -46,8 +46,9 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
     """
     group = InitProcessGroupKwargs(timeout=_RANKS_WAIT)
     if not has_accelerator():
-        # accelerate refuses fp16 on a CPU, which always computes in float32 (`compute_dtype`).
-        kwargs = {"cpu": True, "mixed_precision": "no"} | kwargs
+        # accelerate refuses fp16 on a CPU, which then computes in float32 (`compute_dtype`).
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        kwargs = {"cpu": True, "mixed_precision": "bf16" if asked == "bf16" else "no"} | kwargs
     accelerator = Accelerator(kwargs_handlers=[group], **kwargs)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
@@ -69,13 +70,22 @@ def ranks_of(accelerator: Accelerator) -> Ranks:
 
 
 def compute_dtype(mixed_precision: str, device: torch.device | str) -> torch.dtype:
-    """The base model's dtype: the launch's `mixed_precision` on a GPU; float32 on a CPU, where bf16 is slower."""
+    """The base model's dtype: the launch's `mixed_precision`. A CPU takes float32 unless it multiplies bf16 faster."""
     if torch.device(device).type == "cpu":
-        return torch.float32
+        return torch.bfloat16 if mixed_precision == "bf16" and has_fast_bfloat16() else torch.float32
     dtypes = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if mixed_precision not in dtypes:
         refuse("mixed_precision", mixed_precision, f"set it to one of {', '.join(dtypes)} in the launch configuration")
     return dtypes[mixed_precision]
+
+
+def describe_precision(dtype: torch.dtype, device: torch.device) -> list[str]:
+    """A line for the user of a CPU that computes in bfloat16; empty otherwise."""
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return []
+    return [
+        "precision              bfloat16, which this processor multiplies faster (--mixed_precision no for float32)"
+    ]
 
 
 def loss_scale(dtype: torch.dtype) -> float:

@@ -18,7 +18,7 @@ from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.shapes import Shapes
 from utils.cli.flags import public_config
-from utils.cli.launch import compute_dtype, loss_scale, ranks_of, sharding_of_launch
+from utils.cli.launch import compute_dtype, describe_precision, loss_scale, ranks_of, sharding_of_launch
 from utils.data.load import load_training_data
 from utils.data.records import roles_of
 from utils.data.template_date import TEMPLATE_DATE, tells_date, today, told_date
@@ -232,7 +232,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_changes(config, saved), sep="\n")
-    accelerator.print(*describe_data(train, held_out), sep="\n")
+    accelerator.print(*describe_precision(dtype, accelerator.device), *describe_data(train, held_out), sep="\n")
     if token_budget != asked:
         accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
     needed = MemorySettings(

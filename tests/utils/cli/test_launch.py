@@ -10,22 +10,53 @@ import torch
 
 from dptune._validate import InvalidArgument
 from utils.cli import launch
-from utils.cli.launch import Sharding, compute_dtype, loss_scale, make_accelerator, sharding_of_launch
+from utils.cli.launch import (
+    Sharding,
+    compute_dtype,
+    describe_precision,
+    loss_scale,
+    make_accelerator,
+    sharding_of_launch,
+)
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "expected"),
+    ("precision", "device", "processor", "expected"),
     [
-        ("no", "cuda", torch.float32),
-        ("bf16", "cuda:1", torch.bfloat16),
-        ("fp16", "cuda", torch.float16),
-        ("no", "cpu", torch.float32),
-        ("bf16", "cpu", torch.float32),
-        ("fp16", "cpu", torch.float32),
+        ("no", "cuda", {}, torch.float32),
+        ("bf16", "cuda:1", {}, torch.bfloat16),
+        ("fp16", "cuda", {}, torch.float16),
+        ("no", "cpu", {"avx512_bf16": True}, torch.float32),
+        ("bf16", "cpu", {"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ("bf16", "cpu", {"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ("bf16", "cpu", {"avx512_bf16": False, "avx512_f": True}, torch.float32),
+        ("bf16", "cpu", {"architecture": "aarch64"}, torch.float32),
+        ("fp16", "cpu", {"avx512_bf16": True}, torch.float32),
     ],
 )
-def test_precision_of_the_launch_counts_on_a_gpu_only(precision: str, device: str, expected: torch.dtype) -> None:
+def test_a_processor_takes_the_launchs_precision_only_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, processor: dict[str, Any], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     assert compute_dtype(precision, device) is expected
+
+
+def test_the_user_of_a_processor_is_told_of_bfloat16() -> None:
+    cpu = torch.device("cpu")
+    (line,) = describe_precision(torch.bfloat16, cpu)
+    assert "--mixed_precision no for float32" in line
+    assert not describe_precision(torch.float32, cpu)
+    assert not describe_precision(torch.bfloat16, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("asked", "given"), [("bf16", "bf16"), ("fp16", "no"), ("no", "no")])
+def test_a_launch_on_a_processor_keeps_bf16(monkeypatch: pytest.MonkeyPatch, asked: str, given: str) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    monkeypatch.setattr(launch, "has_accelerator", lambda: False)
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: made.update(kwargs) or SimpleNamespace(num_processes=1))
+    make_accelerator()
+    assert made["mixed_precision"] == given
 
 
 def test_unknown_precision_is_refused() -> None:
