@@ -1155,6 +1155,22 @@ FAULTS = (
         "what a row's padding does to it is not seen",
     ),
     Fault(
+        "a small change of a row's loss is taken for none",
+        "dptune/per_example/check.py",
+        "            equal += one == other\n",
+        "            equal += 1\n",
+        ("tests/dptune/per_example/test_check.py",),
+        "a row that reaches others is not noticed where it moves the first of them by little",
+    ),
+    Fault(
+        "one neighbour is enough in training mode",
+        "dptune/per_example/check.py",
+        "_ENOUGH_IF_EQUAL = {False: 1, True: 2}",
+        "_ENOUGH_IF_EQUAL = {False: 1, True: 1}",
+        ("tests/dptune/per_example/test_check.py",),
+        "a row that reaches few others is noticed less often",
+    ),
+    Fault(
         "rows around a switch not tried",
         "dptune/per_example/random_rows.py",
         "pairs = [(_SHORT, longest), (longest // 2, longest), *((at, at + 1) for at in sorted(switches))]",
@@ -1245,8 +1261,8 @@ FAULTS = (
     Fault(
         "training mode not tried by the check",
         "dptune/per_example/check.py",
-        "    _run_in_training_mode(model, losses, batch)\n",
-        "",
+        "    trained = _losses_in_mode(model, losses, batch, training=True)\n    fixed.require_unchanged()\n",
+        "    fixed.require_unchanged()\n    trained = _losses_in_mode(model, losses, batch, training=True)\n",
         ("tests/dptune/per_example/test_fixed_values.py",),
         "running statistics are found only after a step's gradients were computed",
     ),

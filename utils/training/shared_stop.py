@@ -6,6 +6,8 @@ could be read only after all that the device was given before.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -23,7 +25,7 @@ class SharedStop:
     """
 
     def __init__(self, ranks: int) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=RANKS_WAIT) if ranks > 1 else None
+        self._ranks = ranks
         self._begun: tuple[dist.Work, Tensor] | None = None
 
     def before_micro_batch(self, asked: bool) -> bool:
@@ -32,7 +34,7 @@ class SharedStop:
         Args:
             asked: whether this rank was asked.
         """
-        if self._group is None:
+        if self._ranks == 1:
             return asked
         known = self._ended()
         if not known:
@@ -41,11 +43,15 @@ class SharedStop:
 
     def after_draw(self, asked: bool) -> bool:
         """Whether any rank was asked until now. Waits for all ranks."""
-        if self._group is None:
+        if self._ranks == 1:
             return asked
         before = self._ended()
         self._begin(asked)
         return self._ended() or before
+
+    @cached_property
+    def _group(self) -> dist.ProcessGroup | None:
+        return dist.new_group(backend="gloo", timeout=RANKS_WAIT)
 
     def _begin(self, asked: bool) -> None:
         flag = torch.tensor([int(asked)])
