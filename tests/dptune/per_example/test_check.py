@@ -98,7 +98,7 @@ def test_rows_that_reach_each_other_in_training_mode_only_are_found_out():
 
 
 class _Told(nn.Module):
-    """Adds to the losses, in one mode, what the number of the row's neighbour says. Counts its passes."""
+    """Adds to its losses, in one mode, what the number of the row's neighbour says. Counts its passes."""
 
     def __init__(self, added: Mapping[int, float], *, training: bool = True) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Told(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         self.passes[self.training] += 1
         told = self.added.get(int(features[-1, 0]), 0.0) if self.training is self.mode else 0.0
-        return self.out(features) + told
+        return squares(self.out)(features) + told
 
 
 def told_rows(model: nn.Module) -> None:
@@ -118,11 +118,18 @@ def told_rows(model: nn.Module) -> None:
         return [torch.stack([torch.tensor([float(row.number), *row.normal((5,))]) for row in rows])]
 
     torch.manual_seed(0)
-    require_separate_rows(model, squares(model), batch_of, longest=1)
+    require_separate_rows(model, model, batch_of, longest=1)
 
 
 @pytest.mark.parametrize(
-    ("added", "training"), [({2: 1.0}, False), ({2: 1.0}, True), ({3: 1.0}, True), ({2: 1e-5, 5: 1.0}, True)]
+    ("added", "training"),
+    [
+        ({1: 0.5}, False),
+        ({1: 1e-5, 5: 1.0}, False),
+        ({2: 1.0}, True),
+        ({3: 1.0}, True),
+        ({2: 1e-5, 5: 1.0}, True),
+    ],
 )
 def test_neighbours_that_change_a_loss_by_less_than_is_tolerated_are_followed_by_others(added, training):
     with pytest.raises(InvalidArgument, match="depending on its padding and on other rows"):
@@ -134,9 +141,13 @@ def test_neighbours_that_change_no_bit_of_a_loss_are_followed_by_few(monkeypatch
     alike = dict(model.passes)
     told_rows(model := _Told({2: 1e-5}))
     assert model.passes == alike | {True: alike[True] + 2}
+    told_rows(model := _Told({1: 1e-5}, training=False))
+    assert model.passes == alike | {False: alike[False] + 4}
+    told_rows(model := _Told({0: 1e-5, 1: 1e-5, 2: 1e-5}, training=False))
+    assert model.passes == alike | {False: alike[False] + 1}
     monkeypatch.setattr(check, "is_sharded", lambda _model: True)  # whose ranks must all make the same passes
     told_rows(model := _Told({}))
-    assert model.passes == {False: alike[False] + 3, True: alike[True] + 2}
+    assert model.passes == {False: alike[False] + 4, True: alike[True] + 2}
 
 
 def test_layers_skipped_at_random_for_all_rows_at_once_are_refused():
