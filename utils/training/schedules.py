@@ -19,18 +19,26 @@ if TYPE_CHECKING:  # for types only: modules of flags import this one without lo
 _LAST_RATE = 1e-7  # of "polynomial"
 
 
-def _half_cosine(done: float) -> float:
-    return (1 + math.cos(math.pi * done)) / 2
+_Shape = Callable[[int, int, float], float]
 
 
-# (part of the decay that is done, which may go beyond 1; last rate / peak rate) -> what the peak rate is multiplied by
-_SHAPES: dict[str, Callable[[float, float], float]] = {
-    "linear": lambda done, _: max(0.0, 1 - done),
-    "cosine": lambda done, _: _half_cosine(done),
-    "cosine_with_restarts": lambda done, _: _half_cosine(done) if done < 1 else 0.0,  # of a single cycle
-    "polynomial": lambda done, last: last + (1 - last) * max(0.0, 1 - done),  # of degree 1
-    "constant": lambda _done, _last: 1.0,
-    "constant_with_warmup": lambda _done, _last: 1.0,
+def _half_cosine(step: int, steps: int, _peak: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * (step / steps)))
+
+
+def _to_last_rate(step: int, steps: int, peak: float) -> float:
+    """A polynomial of degree 1."""
+    return ((peak - _LAST_RATE) * (1 - step / steps) + _LAST_RATE) / peak
+
+
+# (step of the decay, number of its steps, peak rate) -> what the peak rate is multiplied by
+_SHAPES: dict[str, _Shape] = {
+    "linear": lambda step, steps, _: max(0.0, (steps - step) / steps),
+    "cosine": _half_cosine,
+    "cosine_with_restarts": _half_cosine,  # transformers has a single cycle by default
+    "polynomial": _to_last_rate,
+    "constant": lambda *_: 1.0,
+    "constant_with_warmup": lambda *_: 1.0,
 }
 LR_SCHEDULERS = tuple(_SHAPES)
 
@@ -54,13 +62,12 @@ def make_schedule(name: str, optimizer: Optimizer, *, warmup: int, steps: int) -
     peak = optimizer.defaults["lr"]
     if name == "polynomial" and peak <= _LAST_RATE:
         refuse("learning_rate", peak, f"--lr_scheduler_type polynomial ends at {_LAST_RATE:g}; give a larger rate")
-    shape, rising = _SHAPES[name], 0 if name == "constant" else warmup
-    last = _LAST_RATE / peak if name == "polynomial" else 0.0
-    return LambdaLR(optimizer, partial(_factor, shape, last=last, warmup=rising, steps=steps))
+    rising = 0 if name == "constant" else warmup
+    return LambdaLR(optimizer, partial(_factor, _SHAPES[name], peak=peak, warmup=rising, steps=steps))
 
 
-def _factor(shape: Callable[[float, float], float], step: int, *, last: float, warmup: int, steps: int) -> float:
+def _factor(shape: _Shape, step: int, *, peak: float, warmup: int, steps: int) -> float:
     """What the peak rate is multiplied by after so many steps."""
     if step < warmup:
         return step / warmup
-    return shape((step - warmup) / max(1, steps - warmup), last)
+    return shape(step - warmup, max(1, steps - warmup), peak)

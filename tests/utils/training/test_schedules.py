@@ -1,4 +1,4 @@
-"""Learning rates are those of transformers' schedules, without what transformers imports for them."""
+"""Learning rates are those of transformers' schedules to the bit, without what transformers imports for them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def test_rates_are_those_of_transformers(name: str, warmup: int, steps: int) -> 
 
     expected = get_scheduler(name, optimizer(), warmup, num_training_steps=steps)
     found = make_schedule(name, optimizer(), warmup=warmup, steps=steps)
-    for one, other in zip(rates(found, steps), rates(expected, steps), strict=True):
-        assert one == pytest.approx(other, rel=1e-12, abs=1e-18)
+    assert rates(found, steps) == rates(expected, steps)
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULERS)
@@ -51,7 +50,7 @@ def test_a_schedule_that_transformers_saved_goes_on(name: str) -> None:
     rates(expected, 4)
     found = make_schedule(name, optimizer(), warmup=2, steps=9)
     found.load_state_dict(expected.state_dict())
-    assert rates(found, 4) == [pytest.approx(one, rel=1e-12) for one in rates(expected, 4)]
+    assert rates(found, 4) == rates(expected, 4)
 
 
 @pytest.mark.parametrize(
