@@ -37,3 +37,8 @@ def restored_randomness(device: torch.device | None = None) -> AbstractContextMa
 def can_pin(device: torch.device) -> bool:
     """Whether copies to `device` are faster from pinned memory of the CPU."""
     return device.type not in _CANNOT_PIN
+
+
+def computes_apart(device: torch.device) -> bool:
+    """Whether the CPU has time for other work while `device` computes."""
+    return device.type not in ("cpu", "meta")

@@ -9,14 +9,15 @@ The device takes the place that torch keeps for other vendors' devices (PrivateU
 - A CPU tensor with dimensions next to a tensor of the device raises, as on CUDA; a single number is welcome.
 - `counted` counts the operations, and the waits: what the host cannot go on without. Those are values that it reads
   (`item`, `bool`), results whose shape depends on values (`nonzero`, indexing with a mask, `unique`), and copies in
-  either direction, unless one to the device is `non_blocking`.
+  either direction, unless one to the device is `non_blocking` and from pinned memory.
 - The device has random numbers of its own, which `torch.manual_seed` seeds like the CPU's.
 
 torch must know the device before its first backward pass, and no process forgets it. So tests on it run in processes of
 their own: see `tests/test_pretend_device.py`.
 
-What it does not have: streams, an allocator (nothing runs out of memory), pinned memory, `torch.Generator(device=...)`,
-fused kernels. It builds on an experimental hook of torch, `_setup_privateuseone_for_python_backend`.
+What it does not have: streams, an allocator (nothing runs out of memory), `torch.Generator(device=...)`, fused kernels.
+Pinned memory is memory that `pin_memory` returned; `is_pinned` does not know it. It builds on an experimental hook of
+torch, `_setup_privateuseone_for_python_backend`.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def register() -> torch.device:
         own.impl(_aten.empty.memory_format, _empty, "PrivateUse1")
         own.impl(_aten.empty_strided.default, _empty_strided, "PrivateUse1")
         own.impl(_aten._copy_from.default, _copy_from, "PrivateUse1")
+        own.impl(_aten._pin_memory.default, _pinned.copied, "CPU")
         _libraries.extend((every, own))
     return torch.device(NAME, 0)
 
@@ -181,7 +183,25 @@ class _Memory:
             self._sweep_at = max(_SWEEP, 2 * len(self._held))
 
 
+class _Pinned:
+    """The CPU's storages that were pinned."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, StorageWeakRef] = {}
+
+    def copied(self, tensor: Tensor, _device: object = None) -> Tensor:
+        """What `pin_memory` returns."""
+        made = tensor.clone()
+        self._held = {key: held for key, held in self._held.items() if not held.expired()}
+        self._held[made.untyped_storage()._cdata] = StorageWeakRef(made.untyped_storage())
+        return made
+
+    def holds(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._held
+
+
 _memory = _Memory()
+_pinned = _Pinned()
 
 
 def _values(tensor: Tensor) -> Tensor:
@@ -230,7 +250,7 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
     _count_operation("aten::copy_")
     if not is_on_device(target):
         _count_wait("a copy to the host")
-    elif not is_on_device(source) and not non_blocking:
+    elif not is_on_device(source) and not (non_blocking and _pinned.holds(source)):
         _count_wait("a copy from the host")
     source_values, target_values = (_values(one) if is_on_device(one) else one for one in (source, target))
     target_values.copy_(source_values)

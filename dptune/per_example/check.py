@@ -11,7 +11,7 @@ Every front door checks with `require_separate_rows`, on random rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,19 +23,22 @@ from dptune.per_example.fixed_values import FixedValues, every, in_mode
 from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.random_rows import RandomRow, neighbouring_lengths
 from dptune.randomness import fixed_randomness
+from dptune.sharding import is_sharded
 
 # Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
 # rounding depends on the shape of the batch: in bfloat16, a row's gradient alone and next to another row differed by
 # 0.17 of its norm (30 layers).
 _TOLERATED = {torch.float32: (1e-2, 1e-5), torch.float64: (1e-2, 1e-5)}
 _TOLERATED_OF_LESS = (0.5, 0.2)
-_OTHER_NEIGHBOURS = 4  # one alone may change the loss by less than the tolerance, by chance
 _SAME_LOSS = 2e-3  # tolerance for a row's loss in batches of the same shape
+_OTHER_NEIGHBOURS = 4  # one alone may change the loss by less than the tolerance, by chance
+# {training mode: how many others must leave every bit of the loss as it is, so that no more are tried}. A change of
+# exactly zero is no chance. The number is higher in training mode, in which gradients are released.
+_ENOUGH_IF_EQUAL = {False: 1, True: 2}
 
 BatchOf = Callable[[Sequence[RandomRow]], Sequence[Any]]  # rows -> arguments of the losses, padded as in training
 
 
-@in_one_line
 def require_exact_gradients(
     model: nn.Module,
     losses: Callable[..., Tensor],
@@ -59,6 +62,18 @@ def require_exact_gradients(
         InvalidArgument: norms or sums differ, a trained parameter has none, or a buffer or parameter changes (the
             message names it). Or the model cannot be recorded, or there is not one loss per example.
     """
+    _compared_with_autograd(model, losses, batch, alone, examples)
+
+
+@in_one_line
+def _compared_with_autograd(
+    model: nn.Module,
+    losses: Callable[..., Tensor],
+    batch: Sequence[Any],
+    alone: Callable[[int], Sequence[Any]] | None,
+    examples: int | None,
+) -> dict[bool, Tensor]:
+    """See `require_exact_gradients`. Returns {training mode: losses of the whole batch} under fixed randomness."""
     fixed = FixedValues(model, every)
     with in_mode(model, training=False):
         with PerExampleGradients(model) as recorder:
@@ -66,7 +81,8 @@ def require_exact_gradients(
             require_reached(recorder.parameters, norms)
             count = len(each)
         parameters, tolerated = recorder.parameters, _tolerated(model)
-        per_example = losses(*batch).unflatten(0, (count, -1)).sum(1)
+        evaluated = _losses_in_mode(model, losses, batch, training=False)
+        per_example = evaluated.unflatten(0, (count, -1)).sum(1)
         wanted = _gradients(parameters, (per_example * torch.arange(1, count + 1, device=per_example.device)).sum())
         _compare(sums, wanted, tolerated, "the model uses it in a way that no rule sees (freeze it)")
         for index in range(count):
@@ -76,8 +92,9 @@ def require_exact_gradients(
             _compare(each[index], wanted, tolerated, reason)
             found = {name: norms[name][index] for name in norms}
             _compare(found, {name: wanted[name].norm() for name in norms}, tolerated, reason)
-    _run_in_training_mode(model, losses, batch)
+    trained = _losses_in_mode(model, losses, batch, training=True)
     fixed.require_unchanged()
+    return {False: evaluated.detach(), True: trained}
 
 
 def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch_of: BatchOf, *, longest: int) -> None:
@@ -102,39 +119,55 @@ def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch
         def alone(row: int, rows: Sequence[RandomRow] = tuple(rows)) -> Sequence[Any]:
             return batch_of([rows[row]])
 
-        require_exact_gradients(model, losses, *batch_of(rows), alone=alone, examples=len(rows))
-        _require_same_loss(model, losses, batch_of, rows)
+        found = _compared_with_autograd(model, losses, batch_of(rows), alone, len(rows))
+        _require_same_loss(model, losses, batch_of, rows, found)
 
 
 def _require_same_loss(
-    model: nn.Module, losses: Callable[..., Tensor], batch_of: BatchOf, rows: Sequence[RandomRow]
+    model: nn.Module,
+    losses: Callable[..., Tensor],
+    batch_of: BatchOf,
+    rows: Sequence[RandomRow],
+    found: Mapping[bool, Tensor],
 ) -> None:
     """Refuse a model in which the loss of the first of two rows changes with the tokens of the second one.
 
-    In training mode as well, with the same dropout masks each time: some layers use their batch's mean only there.
+    In training mode as well, with the same dropout masks each time: some layers use their batch's mean only there. If
+    the two modes give the same losses to the bit, what is tried in training mode holds for both.
+
+    Args:
+        found: {training mode: losses of the two rows together}.
     """
     first, second = rows
-    batches = [[first, second._replace(number=number)] for number in range(1, 2 + _OTHER_NEIGHBOURS)]
-    for training in (False, True):
-        one, *found = (_loss_of_first(model, losses, batch_of(batch), training) for batch in batches)
-        differing = [other for other in found if not abs(one - other) <= _SAME_LOSS * (1 + abs(one))]
-        if differing:
-            mode = "in training mode " if training else ""
-            reason = f"a row's loss {mode}is {one:g} or {differing[0]:g}, depending on its padding and on other rows"
-            remedy = "so privacy would not hold; use one that masks padding and normalises each row by itself"
-            refuse("model", Described(type(model).__name__), f"{reason}, {remedy}")
+    in_step = is_sharded(model)  # all ranks must make the same passes, and rounding may differ between them
+    modes = (False, True) if in_step or not torch.equal(found[False], found[True]) else (True,)
+    for training in modes:
+        one, equal = _of_first(found[training]), 0
+        for tried in range(1, 1 + _OTHER_NEIGHBOURS):
+            batch = batch_of([first, second._replace(number=second.number + tried)])
+            other = _of_first(_losses_in_mode(model, losses, batch, training=training))
+            if not abs(one - other) <= _SAME_LOSS * (1 + abs(one)):
+                mode = "in training mode " if training and False in modes else ""
+                reason = f"a row's loss {mode}is {one:g} or {other:g}, depending on its padding and on other rows"
+                remedy = "so privacy would not hold; use one that masks padding and normalises each row by itself"
+                refuse("model", Described(type(model).__name__), f"{reason}, {remedy}")
+            equal += one == other
+            if tried == equal == _ENOUGH_IF_EQUAL[training] and not in_step:
+                break
 
 
-def _loss_of_first(model: nn.Module, losses: Callable[..., Tensor], batch: Sequence[Any], training: bool) -> float:
-    """The loss of the first of two examples, under random numbers that are the same each time."""
-    with in_mode(model, training=training), torch.no_grad(), fixed_randomness(_device(model)):
-        return float(losses(*batch).unflatten(0, (2, -1)).sum(1)[0])
+def _of_first(losses: Tensor) -> float:
+    """The loss of the first of two examples."""
+    return float(losses.detach().unflatten(0, (2, -1)).sum(1)[0])
 
 
-def _run_in_training_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequence[Any]) -> None:
-    """A forward pass as in training. It leaves the state of all random numbers as it was."""
-    with in_mode(model, training=True), torch.no_grad(), fixed_randomness(_device(model)):
-        losses(*batch)
+def _losses_in_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequence[Any], *, training: bool) -> Tensor:
+    """The losses under random numbers that are the same each time; their state stays as it was.
+
+    Those of evaluation mode have gradients, which one of them needs: without them, kernels may be others.
+    """
+    with in_mode(model, training=training), torch.set_grad_enabled(not training), fixed_randomness(_device(model)):
+        return losses(*batch)
 
 
 def _refuse_shared_randomness(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from dptune._validate import HIDDEN, Described, InvalidArgument, refuse
 
 _P = ParamSpec("_P")
+_R = TypeVar("_R")
 _LONGEST_REASON = 160
 
 
@@ -45,7 +46,7 @@ def _common_parent(names: Iterable[str]) -> str:
     return ".".join(parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, columns))
 
 
-def in_one_line(check: Callable[Concatenate[nn.Module, _P], None]) -> Callable[Concatenate[nn.Module, _P], None]:
+def in_one_line(check: Callable[Concatenate[nn.Module, _P], _R]) -> Callable[Concatenate[nn.Module, _P], _R]:
     """Decorator of a check of a model: an error of the model becomes an `InvalidArgument`.
 
     Models fail in unrelated ways while they are recorded, deep inside: some change an output in place, others need
@@ -53,9 +54,9 @@ def in_one_line(check: Callable[Concatenate[nn.Module, _P], None]) -> Callable[C
     """
 
     @functools.wraps(check)
-    def checked(model: nn.Module, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+    def checked(model: nn.Module, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            check(model, *args, **kwargs)
+            return check(model, *args, **kwargs)
         except (InvalidArgument, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:

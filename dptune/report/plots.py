@@ -2,25 +2,26 @@
 
 The figures use matplotlib's objects and the Agg canvas, because pyplot keeps state for the whole process and looks for
 a screen. The colours are those of Okabe and Ito, which people with any colour vision can tell apart.
+
+matplotlib is loaded by the first plot, so that a run does not begin with it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting.rounding import rounded_up
 from dptune.report.statement import PrivacyStatement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DIAGNOSTICS_BANNER = "NOT PRIVATE - do not publish"
 
@@ -103,6 +104,8 @@ def _draw_loss(axes: Axes, rows: Sequence[DiagnosticsRow]) -> None:
 
 
 def _draw_norms(axes: Axes, rows: Sequence[DiagnosticsRow]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     steps, low = _column(rows, "grad_norm_p10")
     high = _column(rows, "grad_norm_p90")[1]
     axes.fill_between(steps, low, high, color=_BLUE, alpha=0.2, linewidth=0, label="10% to 90% of examples")
@@ -120,6 +123,8 @@ def _draw_norms(axes: Axes, rows: Sequence[DiagnosticsRow]) -> None:
 
 
 def _draw_clipped(axes: Axes, rows: Sequence[DiagnosticsRow]) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     _line(axes, rows, "clipped_fraction", _BLUE, "clipped", linewidth=1.2)
     axes.set_ylim(-0.04, 1.04)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
@@ -131,6 +136,10 @@ _PANELS = {"loss": _draw_loss, "grad_norm_p50": _draw_norms, "clipped_fraction":
 
 def _figure(panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of `panels` plots, one below the other, with a shared step axis; sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     all_axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
@@ -170,6 +179,8 @@ def _legend(axes: Axes) -> None:
 
 def _mark_not_private(figure: Figure, all_axes: Sequence[Axes]) -> None:
     """Put a banner over the figure, and a watermark in each panel that stays if someone cuts the panel out."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     top = 1 - _BANNER_INCHES / figure.get_figheight()
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=(0, 0, 1, top)))
     figure.text(0.5, (1 + top) / 2, f"Training diagnostics: {DIAGNOSTICS_BANNER}", ha="center", va="center",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dptune.devices import can_pin
 from dptune.sampling import PoissonSampler
 from dptune.shapes import Shape
 from dptune.units.unit import Authors
@@ -34,7 +35,8 @@ class Rows(Protocol):
     def batch(self, indices: np.ndarray, pad_token_id: int, /, width: int | None = None) -> dict[str, Tensor]:
         """A model's inputs for some rows, each [rows, T]; for no rows, a dummy row with zero loss and gradient.
 
-        T is `width`, or else the longest row's length.
+        T is `width`, or else the longest row's length. The call may come from another thread than the main one, one
+        call at a time. So it must draw no random numbers.
         """
 
     def fingerprint(self) -> str:
@@ -117,11 +119,19 @@ class Batch:
     items: int
     weights: Tensor | None = None
 
+    def ready_for(self, device: torch.device) -> Batch:
+        """The same in memory from which `to` copies to the device without waiting; unchanged if it has no such."""
+        return self._each(Tensor.pin_memory) if can_pin(device) else self
+
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        weights = None if self.weights is None else self.weights.to(device)
-        return Batch(inputs, self.rows.to(device), self.items, weights)
+        """The same on a device. From pinned memory, nobody waits for the copies."""
+        return self._each(lambda value: value.to(device, non_blocking=can_pin(device)))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with every tensor changed."""
+        inputs = {name: change(value) for name, value in self.inputs.items()}
+        weights = None if self.weights is None else change(self.weights)
+        return Batch(inputs, change(self.rows), self.items, weights)
 
 
 @dataclass(frozen=True)

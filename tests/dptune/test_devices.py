@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dptune.devices import can_pin, has_accelerator, restored_randomness
+from dptune.devices import can_pin, computes_apart, has_accelerator, restored_randomness
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +55,11 @@ def test_which_accelerators_can_train(found: str | None, has: bool, monkeypatch:
 @pytest.mark.parametrize(("kind", "pins"), [("cuda", True), ("xpu", True), ("cpu", False), ("mps", False)])
 def test_which_devices_copy_from_pinned_memory(kind: str, pins: bool) -> None:
     assert can_pin(torch.device(kind)) is pins
+
+
+@pytest.mark.parametrize(("kind", "apart"), [("cuda", True), ("mps", True), ("cpu", False), ("meta", False)])
+def test_which_devices_leave_the_cpu_free(kind: str, apart: bool) -> None:
+    assert computes_apart(torch.device(kind)) is apart
 
 
 # What names one vendor's device: its module, moving a tensor to it, its kind.

@@ -17,11 +17,12 @@ from dptune.integrations.peft import class_logits
 from dptune.run.checkpoint import LEDGER_NAME, load_checkpoint
 from dptune.run.session import PrivateRun
 from dptune.shapes import Shapes
+from dptune.units.batches import AuthorDraw
 from tests.classifiers import CLASSES, PAD, batch, classifier, rows, shake
 from tests.dptune.integrations.runs import lora_llama
 from tests.pretend.both import assert_close, flat, gradients, on_both
 from tests.pretend.test_steps import step_of
-from tests.pretend_device import moved
+from tests.pretend_device import counted, moved
 from tests.tasks import STEPS, TinyTask, pace, plan
 from tests.tasks import rows as rows_of_text
 from tests.tiny import tiny_llama
@@ -29,6 +30,7 @@ from utils.classification.dataset import ClassificationDataset
 from utils.classification.losses import ClassificationLoss, check_classifier_rules, predict
 from utils.classification.mode_defaults import MODES
 from utils.classification.modes import prepare_mode
+from utils.cli.interruption import StopRequest
 from utils.generation.arguments import SamplingArguments
 from utils.generation.batches import make_jobs
 from utils.generation.hf import GenerateBackend
@@ -243,3 +245,23 @@ def test_running_out_of_memory_halves_the_micro_batches(
     loop.train(None)
     assert failed
     assert freed == [True]
+
+
+def test_no_batch_is_waited_for(device: torch.device, tmp_path: Path) -> None:
+    """Neither in training, for rows and for authors with weights, nor in an evaluation."""
+    launch: Any = Launch(device)
+    data, model = rows_of_text(), moved(lora_llama())
+    micro_batches = MicroBatches(data, Shapes(64, 60, drawn=1e6), 0, launch)
+    authors = AuthorDraw([np.array([0, 1]), np.array([2]), np.array([3, 4])], mean=True, most=2)
+    seen: list[int] = []
+    for number, draw in enumerate((np.arange(len(data)), authors)):
+        (tmp_path / str(number)).mkdir()
+        with step_of(model, tmp_path / str(number)) as step, counted() as counts:
+            stats = micro_batches.run(draw, step, CausalLMLoss(model), StopRequest())
+        assert stats is not None
+        seen.append(len(stats))
+        assert not [wait for wait in counts.by_wait if "copy from the host" in wait], counts.by_wait
+    assert min(seen) > 1
+    with counted() as counts:
+        assert len([inputs for _, inputs in micro_batches.dealt(data, np.arange(len(data)))]) > 1
+    assert not counts.waits, counts.by_wait

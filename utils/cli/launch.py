@@ -18,7 +18,7 @@ from dptune.ranks import Ranks
 
 # How long a rank waits for another before it fails. If a process dies, the launcher ends the others sooner; this limit
 # is for a machine that disappears.
-_RANKS_WAIT = timedelta(minutes=10)
+RANKS_WAIT = timedelta(minutes=10)
 # Gradients at hidden states are near 1e-5, and fp16 loses values below 6e-8. 2^12 leaves room on both sides.
 _FP16_LOSS_SCALE = 4096.0
 
@@ -44,7 +44,7 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
 
     Without an accelerator this asks for the CPU explicitly; otherwise accelerate would not connect the processes.
     """
-    group = InitProcessGroupKwargs(timeout=_RANKS_WAIT)
+    group = InitProcessGroupKwargs(timeout=RANKS_WAIT)
     if not has_accelerator():
         # accelerate refuses fp16 on a CPU, which then computes in float32 (`compute_dtype`).
         asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

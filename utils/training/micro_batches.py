@@ -6,8 +6,9 @@ import gc
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
+from dptune.devices import computes_apart
 from dptune.micro_batch import Items, MicroBatchStats
 from dptune.sampling import deal
 from dptune.shapes import Shape, Shapes, deal_in_shapes
 from dptune.units.batches import Batch, Part, Rows, UnitDraw, parts_of
 from utils.cli.interruption import StopRequest
 from utils.models.trainable import Losses
+from utils.training.prefetch import OneAhead
+from utils.training.shared_stop import SharedStop
 
 BUDGET_NAME = "max_tokens_per_device.json"
 
@@ -56,9 +60,32 @@ def remembered_budget(folder: Path, asked: int) -> int:
         refuse("--output_dir", str(file), "is damaged; remove it")
 
 
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """This rank's items of one micro-batch of a draw; none if it has no more examples."""
+
+    part: Part
+    items: np.ndarray
+    width: int
+
+
+class _Piece(NamedTuple):
+    """One forward pass: the items of a share from the position `start`, as many as `shape` holds."""
+
+    share: _Share
+    start: int
+    shape: Shape
+
+    @property
+    def items(self) -> np.ndarray:
+        return self.share.items[self.start : self.start + self.shape.items]
+
+
 @dataclass
 class MicroBatches:
     """Cuts the training set into micro-batches for this rank.
+
+    Where an accelerator computes, a background thread makes the next batch meanwhile.
 
     Attributes:
         data: the whole training set.
@@ -83,6 +110,7 @@ class MicroBatches:
 
     def __post_init__(self) -> None:
         self._fitting = self.shapes  # with half the budget whenever this rank runs out of memory
+        self._stop = SharedStop(self.accelerator.num_processes)
 
     def run(self, draw: UnitDraw, step: Accumulates, losses: Losses, stop: StopRequest) -> list[MicroBatchStats] | None:
         """Add the gradients of this rank's share of `draw` to `step`; every rank calls it with the same draw.
@@ -91,7 +119,7 @@ class MicroBatches:
             draw: rows, each clipped by itself, or authors with their rows, which are never split.
             step: adds all gradients of a micro-batch or none.
             losses: the loss function; returns one loss per row.
-            stop: checked before each micro-batch.
+            stop: checked before each micro-batch. Of several ranks, all learn of it one micro-batch later.
 
         Returns:
             Statistics of each micro-batch that held an example. None if any rank was asked to stop: the step is then
@@ -101,17 +129,21 @@ class MicroBatches:
             InvalidArgument: memory is too small for a single example or author, or, with `in_step`, for a micro-batch.
         """
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
+        shares = [
+            _Share(part, dealt[rank], shape.width)
+            for part in parts_of(draw, self.data)
+            for shape, dealt in self._dealt(part, world_size)
+        ]
         seen: list[MicroBatchStats] = []
-        for part in parts_of(draw, self.data):
-            for shape, shares in self._dealt(part, world_size):
-                if self._any_rank(stop.pending):
+        with OneAhead(self._batch, background=computes_apart(self.accelerator.device)) as ahead:
+            for share, following in zip_longest(shares, shares[1:]):
+                if self._stop.before_micro_batch(stop.pending):
                     return None
-                if len(shares[rank]):
-                    seen += self._backward(part, shares[rank], shape, step, losses)
+                if len(share.items):
+                    seen += self._backward(share, following, ahead, step, losses)
                 else:  # a dummy, as this rank has no more examples
-                    filling = self._batch(part, shares[rank], Shape(1, shape.width))
-                    _backward_of(filling, part, shares[rank], step, losses(**filling.inputs))
-        return None if self._any_rank(stop.pending) else seen
+                    self._pass(self._piece(share), following, ahead, step, losses)
+        return None if self._stop.after_draw(stop.pending) else seen
 
     def _dealt(self, part: Part, ranks: int) -> list[tuple[Shape, list[np.ndarray]]]:
         return deal_in_shapes(
@@ -130,9 +162,17 @@ class MicroBatches:
         """
         ranks, lengths = self.accelerator.num_processes, data.lengths + self.virtual_tokens
         shares = deal(rows, lengths, token_budget=self.shapes.token_budget, ranks=ranks)
-        for share in shares[self.accelerator.process_index]:
-            batch = data.batch(share, self.pad_token_id)
-            yield share, {name: value.to(self.accelerator.device) for name, value in batch.items()}
+        own = shares[self.accelerator.process_index]
+        device = self.accelerator.device
+
+        def batch_of(number: int) -> Batch:
+            share = own[number]
+            batch = Batch(data.batch(share, self.pad_token_id), torch.arange(len(share)), len(share))
+            return batch.ready_for(device)
+
+        with OneAhead(batch_of, background=computes_apart(device)) as ahead:
+            for number, then in zip_longest(range(len(own)), range(1, len(own))):
+                yield own[number], ahead.take(number, then).to(device).inputs
 
     def gathered(self, values: Iterable[Tensor]) -> Tensor:
         """The values of all ranks in rank order, float64 [n] on the CPU. Ranks may hold different numbers of them."""
@@ -141,32 +181,52 @@ class MicroBatches:
         return torch.tensor(gather_object(own), dtype=torch.float64)
 
     def _backward(
-        self, part: Part, items: np.ndarray, shape: Shape, step: Accumulates, losses: Losses
+        self, share: _Share, following: _Share | None, ahead: OneAhead[_Piece, Batch], step: Accumulates, losses: Losses
     ) -> list[MicroBatchStats]:
         """One micro-batch, in as many pieces as memory requires. Each item counts once: a piece adds all its gradients
         to the step, or none."""
         seen: list[MicroBatchStats] = []
-        while len(items):
-            fitting = self._fitting.shape(shape.width, part.rows_per_unit, self.virtual_tokens)
-            stats = self._try(part, items[: fitting.items], fitting, step, losses)
+        start = 0
+        while start < len(share.items):
+            piece = self._piece(share, start)
+            stats = self._try(piece, following, ahead, step, losses)
             if stats is None:
-                self._halve(part, fitting)
+                self._halve(share.part, piece.shape)
             else:
                 seen.append(stats)
-                items = items[fitting.items :]
+                start += piece.shape.items
         return seen
 
     def _try(
-        self, part: Part, items: np.ndarray, shape: Shape, step: Accumulates, losses: Losses
+        self, piece: _Piece, following: _Share | None, ahead: OneAhead[_Piece, Batch], step: Accumulates, losses: Losses
     ) -> MicroBatchStats | None:
         """None if memory ran out. Returning frees the exception, and the tensors that its traceback held."""
         try:
-            batch = self._batch(part, items, shape)
-            return _backward_of(batch, part, items, step, losses(**batch.inputs))
+            return self._pass(piece, following, ahead, step, losses)
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
             return None
+
+    def _pass(
+        self, piece: _Piece, following: _Share | None, ahead: OneAhead[_Piece, Batch], step: Accumulates, losses: Losses
+    ) -> MicroBatchStats:
+        """Forward and backward pass of a piece, while the batch of the one after it is made."""
+        batch = ahead.take(piece, self._after(piece, following)).to(self.accelerator.device)
+        return _backward_of(batch, piece.share.part, piece.items, step, losses(**batch.inputs))
+
+    def _piece(self, share: _Share, start: int = 0) -> _Piece:
+        """The piece that begins at this position, as large as memory allows as far as known."""
+        if not len(share.items):
+            return _Piece(share, start, Shape(1, share.width))
+        return _Piece(share, start, self._fitting.shape(share.width, share.part.rows_per_unit, self.virtual_tokens))
+
+    def _after(self, piece: _Piece, following: _Share | None) -> _Piece | None:
+        """The piece after this one, unless memory runs out before."""
+        end = piece.start + piece.shape.items
+        if end < len(piece.share.items):
+            return self._piece(piece.share, end)
+        return None if following is None else self._piece(following)
 
     def _halve(self, part: Part, shape: Shape) -> None:
         """Halve the budget of the micro-batch that failed, so that it is cut next time."""
@@ -189,14 +249,9 @@ class MicroBatches:
             empty_cache()
         print(f"out of memory: rank {self.accelerator.process_index} continues with {fits} tokens at a time")
 
-    def _batch(self, part: Part, items: np.ndarray, shape: Shape) -> Batch:
-        return part.batch(items, shape, self.pad_token_id).to(self.accelerator.device)
-
-    def _any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; all ranks learn it at the same micro-batch."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+    def _batch(self, piece: _Piece) -> Batch:
+        batch = piece.share.part.batch(piece.items, piece.shape, self.pad_token_id)
+        return batch.ready_for(self.accelerator.device)
 
 
 def _backward_of(batch: Batch, part: Part, items: np.ndarray, step: Accumulates, losses: Tensor) -> MicroBatchStats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dptune import CausalLMLoss, InvalidArgument
-from dptune.per_example import RandomRow, require_exact_gradients, require_separate_rows
+from dptune.per_example import RandomRow, check, require_exact_gradients, require_separate_rows
 from tests.whole_models import CAUSAL, whole_model
 
 
@@ -95,6 +95,59 @@ def test_rows_that_reach_each_other_in_training_mode_only_are_found_out():
     separate_rows(nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
     with pytest.raises(InvalidArgument, match=r"^model=_Centre: a row's loss in training mode is .* normalises each"):
         separate_rows(_Centre())
+
+
+class _Told(nn.Module):
+    """Adds to its losses, in one mode, what the number of the row's neighbour says. Counts its passes."""
+
+    def __init__(self, added: Mapping[int, float], *, training: bool = True) -> None:
+        super().__init__()
+        self.out, self.added, self.mode = nn.Linear(6, 2), added, training
+        self.passes = {False: 0, True: 0}
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.passes[self.training] += 1
+        told = self.added.get(int(features[-1, 0]), 0.0) if self.training is self.mode else 0.0
+        return squares(self.out)(features) + told
+
+
+def told_rows(model: nn.Module) -> None:
+    """Each row begins with its number; the neighbours have the numbers from 1 on."""
+
+    def batch_of(rows: Sequence[RandomRow]) -> list[Tensor]:
+        return [torch.stack([torch.tensor([float(row.number), *row.normal((5,))]) for row in rows])]
+
+    torch.manual_seed(0)
+    require_separate_rows(model, model, batch_of, longest=1)
+
+
+@pytest.mark.parametrize(
+    ("added", "training"),
+    [
+        ({1: 0.5}, False),
+        ({1: 1e-5, 5: 1.0}, False),
+        ({2: 1.0}, True),
+        ({3: 1.0}, True),
+        ({2: 1e-5, 5: 1.0}, True),
+    ],
+)
+def test_neighbours_that_change_a_loss_by_less_than_is_tolerated_are_followed_by_others(added, training):
+    with pytest.raises(InvalidArgument, match="depending on its padding and on other rows"):
+        told_rows(_Told(added, training=training))
+
+
+def test_neighbours_that_change_no_bit_of_a_loss_are_followed_by_few(monkeypatch):
+    told_rows(model := _Told({}))
+    alike = dict(model.passes)
+    told_rows(model := _Told({2: 1e-5}))
+    assert model.passes == alike | {True: alike[True] + 2}
+    told_rows(model := _Told({1: 1e-5}, training=False))
+    assert model.passes == alike | {False: alike[False] + 4}
+    told_rows(model := _Told({0: 1e-5, 1: 1e-5, 2: 1e-5}, training=False))
+    assert model.passes == alike | {False: alike[False] + 1}
+    monkeypatch.setattr(check, "is_sharded", lambda _model: True)  # whose ranks must all make the same passes
+    told_rows(model := _Told({}))
+    assert model.passes == {False: alike[False] + 4, True: alike[True] + 2}
 
 
 def test_layers_skipped_at_random_for_all_rows_at_once_are_refused():

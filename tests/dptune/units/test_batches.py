@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 
 from dptune import Keystream, PoissonSampler
 from dptune.shapes import Shape
-from dptune.units.batches import AuthorDraw, AuthorSampler, Part, choose_rows, parts_of, rows_of
+from dptune.units.batches import AuthorDraw, AuthorSampler, Batch, Part, choose_rows, parts_of, rows_of
 from utils.data.tokenization import TokenizedDataset
 
 
@@ -129,3 +129,18 @@ def test_rows_beyond_k_are_left_out_and_up_to_k_all_stay() -> None:
 def test_as_many_authors_are_sampled_as_have_rows() -> None:
     with pytest.raises(ValueError, match="2 authors are sampled, but 1 have rows"):
         AuthorSampler(PoissonSampler(2, 0.5, Keystream.for_tests(0)), [np.array([0])], 1, mean=True)
+
+
+@pytest.mark.parametrize(("kind", "pins"), [("cuda", True), ("xpu", True), ("cpu", False), ("mps", False)])
+@pytest.mark.parametrize("weights", [None, torch.ones(2)])
+def test_all_of_a_batch_is_pinned_where_copies_are_faster_from_there(
+    kind: str, pins: bool, weights: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 100)
+    plain = Batch({"input_ids": torch.ones(2, 3), "labels": torch.zeros(2, 3)}, torch.arange(2), 2, weights)
+    ready = plain.ready_for(torch.device(kind))
+    own = [*plain.inputs.values(), plain.rows, *([] if weights is None else [weights])]
+    found = [*ready.inputs.values(), ready.rows, *([] if ready.weights is None else [ready.weights])]
+    assert len(found) == len(own)
+    assert all(torch.equal(one, before + 100 * pins) for one, before in zip(found, own, strict=True))
+    assert (ready.items, ready.inputs.keys()) == (plain.items, plain.inputs.keys())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune import CausalLMLoss, InvalidArgument, Ledger, PlainStep, PrivateStep, add_lora
+from dptune.sampling import deal
 from dptune.shapes import Shapes, deal_in_shapes
 from tests.examples import random_examples, randomise_adapters
 from tests.private_sum import NoNoise, config_for, private_sum
@@ -21,6 +25,7 @@ from tests.tiny import tiny_llama
 from utils.cli.interruption import StopRequest
 from utils.cli.launch import make_accelerator
 from utils.data.tokenization import TokenizedDataset
+from utils.training import micro_batches as module
 from utils.training.micro_batches import BUDGET_NAME, MicroBatches, remember_budget, remembered_budget
 
 COUNT, BUDGET, CLIP_NORM = 24, 192, 0.05
@@ -110,6 +115,19 @@ def expected() -> Tensor:
     return private_sum(adapted(), EXAMPLES, ALL.tolist(), config_for(COUNT, clip_norm=CLIP_NORM), token_budget=BUDGET)
 
 
+def make_ahead(patch: pytest.MonkeyPatch) -> None:
+    """Batches are made in the background, as where an accelerator computes."""
+    patch.setattr(module, "computes_apart", lambda _device: True)
+
+
+@pytest.fixture(params=[False, True], ids=["in turns", "ahead"])
+def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param:
+        make_ahead(monkeypatch)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("ahead")
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize(
     ("error", "limit"), [("cuda", BUDGET // 2), ("cpu", 3 * LONGEST), ("python", 2 * LONGEST), ("cuda", LONGEST)]
@@ -150,6 +168,7 @@ def test_a_plain_step_that_runs_out_of_memory_counts_each_example_once_too() -> 
     assert (sums[1] - sums[0]).norm() < 1e-6 * sums[0].norm()
 
 
+@pytest.mark.usefixtures("ahead")
 def test_enough_memory_changes_no_cut(tmp_path: Path) -> None:
     """Each micro-batch runs as it was dealt: cutting it again would need more forward passes."""
     model = adapted()
@@ -260,6 +279,8 @@ CASES: dict[str, dict[str, Any]] = {  # draw; on rank 1 only: the limit of memor
 
 
 def _two_ranks(rank: int, gather: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    if rank == 1:
+        make_ahead(pytest.MonkeyPatch())  # the process ends with this
     # The group is there already, and accelerate joins it; it only wants to see where one would meet.
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     ranks = {"gather": gather, "rank": rank, "world_size": 2}
@@ -313,14 +334,120 @@ def test_an_empty_draw_and_an_empty_share_are_steps(ranks: list[dict[str, Any]])
         assert (rank["one"]["sum"] - alone).norm() < 1e-6 * alone.norm()
 
 
-def test_a_request_on_one_rank_stops_all_at_the_same_micro_batch(ranks: list[dict[str, Any]]) -> None:
-    assert [rank["stop"] for rank in ranks] == [{"passes": 2, "stopped": True, "failed": []}] * 2
+def test_a_request_on_one_rank_stops_all_one_micro_batch_later(ranks: list[dict[str, Any]]) -> None:
+    assert CASES["stop"]["last"] + 1 < DEALT
+    assert [rank["stop"] for rank in ranks] == [{"passes": 3, "stopped": True, "failed": []}] * 2
 
 
 def test_a_request_in_the_last_micro_batch_stops_all_before_the_step_is_finished(ranks: list[dict[str, Any]]) -> None:
     assert DEALT > 2
     assert ranks[0]["memory"]["passes"] == DEALT
     assert [rank["stop in the last"] for rank in ranks] == [{"passes": DEALT, "stopped": True, "failed": []}] * 2
+
+
+class Read(TokenizedDataset):
+    """Rows that note the thread and the number of each read; one of the reads may fail."""
+
+    failing: int | None = None
+
+    def batch(self, indices: Any, pad_token_id: int, width: int | None = None) -> dict[str, Tensor]:
+        if len(indices):  # not the dummy that fills up
+            self.reads.append(threading.current_thread())
+            if len(self.reads) == self.failing:
+                raise OSError("the disk is gone")
+        return super().batch(indices, pad_token_id, width)
+
+    def wait_for(self, reads: int) -> None:
+        """Return after so many reads, or after some seconds."""
+        end = time.monotonic() + 10
+        while len(self.reads) < reads and time.monotonic() < end:
+            time.sleep(0.001)
+
+    @cached_property
+    def reads(self) -> list[threading.Thread]:
+        return []
+
+
+def read_rows() -> Read:
+    return Read(DATA.ids, DATA.is_answer, DATA.starts, num_cut=0)
+
+
+def test_the_next_batch_is_read_while_this_one_computes(ahead: bool, tmp_path: Path) -> None:
+    """Never two ahead, and by one thread."""
+    model, data, before = adapted(), read_rows(), threading.active_count()
+    own, seen = CausalLMLoss(model), []
+    dealt = len(deal_in_shapes(ALL, DATA.lengths, shapes()))
+
+    def losses(input_ids: Tensor, labels: Tensor) -> Tensor:
+        data.wait_for(min(len(seen) + 1 + ahead, dealt))
+        seen.append(len(data.reads))
+        return own(input_ids, labels)
+
+    with a_step(model, tmp_path) as step:
+        MicroBatches(data, shapes(), 0, make_accelerator()).run(ALL, step, losses, StopRequest())
+    assert dealt > 2
+    assert seen == [min(number + ahead, dealt) for number in range(1, dealt + 1)]
+    assert len(set(data.reads)) == 1
+    assert (threading.main_thread() in data.reads) is not ahead
+    assert threading.active_count() == before
+
+
+def test_the_pieces_of_a_cut_micro_batch_are_read_ahead_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_ahead(monkeypatch)
+    model, data = adapted(), read_rows()
+    own, losses = MicroBatches(data, shapes(), 0, make_accelerator()), CausalLMLoss(model)
+    Memory(model, BUDGET // 2)
+    seen: list[int] = []
+
+    def waiting(input_ids: Tensor, labels: Tensor) -> Tensor:
+        data.wait_for(min(len(seen) + 2, pieces))
+        seen.append(len(data.reads))
+        return losses(input_ids, labels)
+
+    with a_step(model, tmp_path) as step:
+        own.run(ALL, step, losses, StopRequest())  # cuts
+        data.reads.clear()
+        own.run(ALL, step, losses, StopRequest())
+        pieces = len(data.reads)
+        data.reads.clear()
+        own.run(ALL, step, waiting, StopRequest())
+    assert pieces > len(deal_in_shapes(ALL, DATA.lengths, shapes()))
+    assert seen == [min(number + 1, pieces) for number in range(1, pieces + 1)]
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_read_that_fails_ends_the_draw_at_its_own_micro_batch(tmp_path: Path) -> None:
+    model, data, before = adapted(), read_rows(), threading.active_count()
+    object.__setattr__(data, "failing", 3)  # it is frozen
+    losses = Asked(CausalLMLoss(model), None)
+    with a_step(model, tmp_path) as step, pytest.raises(OSError, match="the disk is gone"):
+        MicroBatches(data, shapes(), 0, make_accelerator()).run(ALL, step, losses, StopRequest())
+    assert losses.passes == 2
+    assert threading.active_count() == before
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_request_leaves_no_thread(tmp_path: Path) -> None:
+    model, before = adapted(), threading.active_count()
+    losses = Asked(CausalLMLoss(model), 2)
+    with a_step(model, tmp_path) as step:
+        assert micro_batches().run(ALL, step, losses, losses.stop) is None
+    assert losses.passes == 2
+    assert threading.active_count() == before
+
+
+def test_held_out_batches_are_made_ahead_too(ahead: bool) -> None:
+    data, before, seen = read_rows(), threading.active_count(), []
+    dealt = deal(ALL, DATA.lengths, token_budget=BUDGET, ranks=1)[0]
+    for rows, inputs in micro_batches().dealt(data, ALL):
+        wanted = min(len(seen) + 1 + ahead, len(dealt))
+        data.wait_for(wanted)
+        assert len(data.reads) == wanted
+        assert torch.equal(inputs["labels"], DATA.batch(rows, 0)["labels"])
+        seen.append(rows)
+    assert len(dealt) > 2
+    assert all(map(np.array_equal, seen, dealt))
+    assert threading.active_count() == before
 
 
 def test_virtual_tokens_count_in_the_budget(expected: Tensor, tmp_path: Path) -> None:
