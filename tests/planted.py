@@ -1157,8 +1157,8 @@ FAULTS = (
     Fault(
         "a small change of a row's loss is taken for none",
         "dptune/per_example/check.py",
-        "            equal += one == other\n",
-        "            equal += 1\n",
+        "if one == other and not training and not in_step:",
+        "if not training and not in_step:",
         ("tests/dptune/per_example/test_check.py",),
         "a row that reaches others is not noticed where it moves the first of them by little",
     ),
@@ -1173,8 +1173,8 @@ FAULTS = (
     Fault(
         "one neighbour is enough in training mode",
         "dptune/per_example/check.py",
-        "_ENOUGH_IF_EQUAL = {False: 1, True: 2}",
-        "_ENOUGH_IF_EQUAL = {False: 1, True: 1}",
+        "if one == other and not training and not in_step:",
+        "if one == other and not in_step:",
         ("tests/dptune/per_example/test_check.py",),
         "a row that reaches few others is noticed less often",
     ),

@@ -32,9 +32,6 @@ _TOLERATED = {torch.float32: (1e-2, 1e-5), torch.float64: (1e-2, 1e-5)}
 _TOLERATED_OF_LESS = (0.5, 0.2)
 _SAME_LOSS = 2e-3  # tolerance for a row's loss in batches of the same shape
 _OTHER_NEIGHBOURS = 4  # one alone may change the loss by less than the tolerance, by chance
-# {training mode: how many others must leave every bit of the loss as it is, so that no more are tried}. A change of
-# exactly zero is no chance. The number is higher in training mode, in which gradients are released.
-_ENOUGH_IF_EQUAL = {False: 1, True: 2}
 
 BatchOf = Callable[[Sequence[RandomRow]], Sequence[Any]]  # rows -> arguments of the losses, padded as in training
 
@@ -142,7 +139,7 @@ def _require_same_loss(
     in_step = is_sharded(model)  # all ranks must make the same passes, and rounding may differ between them
     modes = (False, True) if in_step or not torch.equal(found[False], found[True]) else (True,)
     for training in modes:
-        one, equal = _of_first(found[training]), 0
+        one = _of_first(found[training])
         for tried in range(1, 1 + _OTHER_NEIGHBOURS):
             batch = batch_of([first, second._replace(number=second.number + tried)])
             other = _of_first(_losses_in_mode(model, losses, batch, training=training))
@@ -151,9 +148,8 @@ def _require_same_loss(
                 reason = f"a row's loss {mode}is {one:g} or {other:g}, depending on its padding and on other rows"
                 remedy = "so privacy would not hold; use one that masks padding and normalises each row by itself"
                 refuse("model", Described(type(model).__name__), f"{reason}, {remedy}")
-            equal += one == other
-            if tried == equal == _ENOUGH_IF_EQUAL[training] and not in_step:
-                break
+            if one == other and not training and not in_step:
+                break  # a change of exactly zero is no chance; gradients are released in training mode
 
 
 def _of_first(losses: Tensor) -> float:

@@ -13,9 +13,9 @@ from dptune.run.plan import PrivacySettings
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.cli.flags import refuse_unread
 from utils.training.changes import OnResume, OnResumeTable
+from utils.training.optimization_arguments import LR_SCHEDULERS
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
 from utils.training.output_arguments import OutputArguments
-from utils.training.schedules import LR_SCHEDULERS
 
 # The engine's name of a setting -> the flag of train_classifier.py.
 CLASSIFIER_FLAGS = {

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
 
 from dptune.lora import trainable_parameters
 from dptune.micro_batch import MicroBatchStats
@@ -25,7 +26,6 @@ from utils.training.log import RunLog, StepMetrics, Track, summarise
 from utils.training.micro_batches import MicroBatches
 from utils.training.optimizers import UpdateSettings, make_optimizer
 from utils.training.resume import Checkpoints, restore
-from utils.training.schedules import make_schedule
 from utils.training.task import Task
 
 
@@ -138,8 +138,8 @@ class TrainingLoop:
         updates, names = self.pace.updates, set(self.task.head)
         head = [parameter for name, parameter in self.task.model.named_parameters() if name in names]
         optimizer = make_optimizer(updates, parameters, self.run.gradient_noise_std, head)
-        return optimizer, make_schedule(
-            updates.lr_scheduler_type, optimizer, warmup=updates.num_warmup_steps, steps=self.run.plan.steps
+        return optimizer, get_scheduler(
+            updates.lr_scheduler_type, optimizer, updates.num_warmup_steps, num_training_steps=self.run.plan.steps
         )
 
     def _update(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer, schedule: LambdaLR) -> None:

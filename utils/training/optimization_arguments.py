@@ -8,7 +8,9 @@ from typing import Literal
 
 from dptune._validate import refuse, require_count, require_positive
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings
-from utils.training.schedules import LR_SCHEDULERS
+
+# Schedules of transformers.get_scheduler that need no extra setting.
+LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
 @dataclass

@@ -25,7 +25,7 @@ class UpdateSettings:
         weight_decay: weight decay on all trained parameters; decoupled for both kinds of Adam.
         momentum: momentum of sgd.
         head_learning_rate: the peak learning rate of the classification head; None for `learning_rate`.
-        lr_scheduler_type, num_warmup_steps: see `utils.training.schedules`.
+        lr_scheduler_type, num_warmup_steps: see `transformers.get_scheduler`.
     """
 
     optimizer: str

@@ -20,6 +20,13 @@ from tests.dptune.report.test_statement import not_private, private
 BLUE, VERMILION, RED = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0xB0, 0x00, 0x20)
 
 
+def test_a_run_that_does_not_plot_does_not_load_matplotlib() -> None:
+    """It takes a quarter of a second before the first step."""
+    code = "import sys, dptune.report.plots; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def _rows(count: int = 30) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"step": 0, "eval_loss": 3.5}]
     for step in range(1, count + 1):
