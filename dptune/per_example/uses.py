@@ -33,8 +33,9 @@ _CAST_ELEMENTS = 1 << 24  # elements of a lower-precision factor that are cast a
 # Tokens cancel if the squared norm is below a 16th of that of perpendicular token gradients with the same lengths. In
 # float64, the products of any factors from a model are exact enough.
 _CANCELLED = 1 / 16
-# Arithmetic operations of a ghost norm from which half of its products are left out, which takes more calls.
-_WORTH_HALVING = 1 << 31
+# Arithmetic operations of a ghost norm from which half of its products are left out, which takes more calls. A call
+# costs more on an accelerator.
+_WORTH_HALVING, _WORTH_HALVING_CPU = 1 << 31, 1 << 28
 _SHORTEST = 2.0**-12  # minimum norm, relative to the sum of its tokens' lengths
 
 
@@ -241,9 +242,9 @@ def _exact(factor: Tensor) -> Tensor:
 def _products(left: Tensor, right: Tensor) -> Tensor:
     """sum over t, s of <left_t, left_s> <right_t, right_s>, [B] float64. Terms with s < t equal those with s > t."""
     examples, tokens = left.shape[:2]
-    size = tokens
-    if 2 * examples * tokens**2 * (left.shape[2] + right.shape[2]) > _WORTH_HALVING:
-        size = max(64, tokens // 4)
+    worth = _WORTH_HALVING_CPU if left.device.type == "cpu" else _WORTH_HALVING
+    is_worth = 2 * examples * tokens**2 * (left.shape[2] + right.shape[2]) > worth
+    size = max(64, tokens // 4) if is_worth else tokens
     found = []
     for start in range(0, tokens, size):
         own, later = slice(start, start + size), slice(start, None)

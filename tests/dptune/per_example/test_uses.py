@@ -108,7 +108,7 @@ def _small_zeros(self, *size, **how):
 @pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 127, 128, 130, 300])
 def test_half_of_the_ghost_products_give_the_whole_norm(monkeypatch, tokens):
     """Terms of two different tokens come twice in the norm, and are computed once."""
-    monkeypatch.setattr(uses, "_WORTH_HALVING", 0)
+    monkeypatch.setattr(uses, "_WORTH_HALVING_CPU", 0)
     left, right = torch.randn(3, tokens, 5), torch.randn(3, tokens, 7)
     found = uses.Outer(left, right, 5).squared_norms()
     wanted = torch.einsum("btm,btn->bmn", left.double(), right.double()).square().sum((1, 2))
@@ -127,6 +127,6 @@ def test_a_large_ghost_norm_takes_five_eighths_of_the_arithmetic(monkeypatch):
     use.squared_norms()
     assert sum(done) == 2 * 512**2
     done.clear()
-    monkeypatch.setattr(uses, "_WORTH_HALVING", 1 << 20)
+    monkeypatch.setattr(uses, "_WORTH_HALVING_CPU", 1 << 20)
     use.squared_norms()
     assert sum(done) == 2 * 512**2 * 5 // 8
