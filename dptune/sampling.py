@@ -12,10 +12,13 @@ from collections import deque
 import numpy as np
 
 from dptune._validate import require_count, require_probability
-from dptune.keystream import Keystream
+from dptune.keystream import BITS, Keystream, scratch_for
 
 SAMPLER = "Poisson"
 FIXED_KEY, NOT_SHOWN = "Poisson under a fixed key", "not shown"  # samplers of steps without a guarantee
+_AT_ONCE = (
+    1 << 16
+)  # examples decided at a time: a draw takes this much memory and its own, whatever the data set's size
 METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped by itself"
 
 
@@ -59,7 +62,12 @@ class PoissonSampler:
 
         Steps must use the draws in order. `PrivateStep` checks that what it was fed is the oldest unused draw.
         """
-        drawn = np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)
+        scratch, found = scratch_for(_AT_ONCE), []
+        for start in range(0, self.num_examples, _AT_ONCE):
+            count = min(_AT_ONCE, self.num_examples - start)
+            uniforms = self.keystream.integers(count, scratch=scratch) * 2.0**-BITS
+            found.append(np.flatnonzero(uniforms < self.sampling_probability) + start)
+        drawn = np.concatenate(found)
         self._unused.append((len(drawn), checksum_of_items(drawn)))
         return drawn
 

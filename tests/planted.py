@@ -718,7 +718,7 @@ FAULTS = (
     Fault(
         "sampler of a fixed size without replacement",
         "dptune/sampling.py",
-        "drawn = np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)",
+        "drawn = np.concatenate(found)",
         "size = round(self.num_examples * self.sampling_probability)\n"
         "        drawn = np.sort(np.argsort(self.keystream.uniforms(self.num_examples))[:size])",
         ("tests/dptune/test_sampling.py::test_the_number_drawn_is_binomial_too_and_not_fixed",),
@@ -727,7 +727,7 @@ FAULTS = (
     Fault(
         "draws repeat every epoch",
         "dptune/sampling.py",
-        "drawn = np.flatnonzero(self.keystream.uniforms(self.num_examples) < self.sampling_probability)",
+        "drawn = np.concatenate(found)",
         "self._u = getattr(self, '_u', None) if hasattr(self, '_u') else self.keystream.uniforms(self.num_examples)\n"
         "        drawn = np.flatnonzero(self._u < self.sampling_probability)",
         ("tests/dptune/test_sampling.py::test_steps_are_independent_of_each_other",),

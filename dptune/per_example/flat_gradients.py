@@ -8,7 +8,7 @@ Shapes: B examples, P values of all adapters, T tokens, M rows and N columns of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
@@ -111,9 +111,9 @@ class FlatGradients:
         def group(name: str) -> str | None:
             return groups[name] if name in self.used else None
 
-        for first, _, columns in self.layout.runs(group):
-            if first in self.used:
-                yield groups[first], block_norms(self.values[:, columns])
+        runs = [(groups[first], columns) for first, _, columns in self.layout.runs(group) if first in self.used]
+        found = squared_norms_of([self.values[:, columns] for _, columns in runs])
+        yield from zip((name for name, _ in runs), found, strict=True)
 
     def weighted_sums(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[list[str], Tensor]]:
         """(neighbouring parameters, the weighted sum of their gradients over the examples, flat).
@@ -153,7 +153,7 @@ def without_rows(values: Tensor, rows_B: Tensor) -> Tensor:
     """
     if values.device.type == "cpu" and not bool(rows_B.any()):
         return values
-    return values.masked_fill(rows_B.view(-1, *[1] * (values.ndim - 1)), 0)
+    return torch.where(rows_B.view(-1, *[1] * (values.ndim - 1)), 0, values)
 
 
 def add_to_totals(totals: Mapping[str, Tensor], names: Iterable[str], flat: Tensor) -> None:
@@ -178,13 +178,25 @@ def _whole(parts: list[Tensor]) -> Tensor | None:
     return parts[0].as_strided((place - start,), (1,), start)
 
 
-def block_norms(values_BN: Tensor) -> Tensor:
-    """Squared norms of rows, [B] float64: sums in the values' precision within blocks, in float64 over blocks."""
+def squared_norms_of(many: Sequence[Tensor]) -> list[Tensor]:
+    """Squared norms of the rows of each tensor [B, N], [B] float64.
+
+    Sums are in the values' precision within blocks, in float64 over blocks. All tensors share most operations.
+    """
+    if not many:
+        return []
+    blocks = [_norms_of_blocks(values) for values in many]
+    squares = torch.cat([part for parts in blocks for part in parts], dim=1).double().square()
+    sizes = [sum(part.shape[1] for part in parts) for parts in blocks]
+    return [own[:, 0] if own.shape[1] == 1 else own.sum(1) for own in squares.split(sizes, dim=1)]
+
+
+def _norms_of_blocks(values_BN: Tensor) -> list[Tensor]:
+    """Norms of whole blocks of the rows, and of the rest: each [B, blocks]."""
     whole = values_BN.shape[1] // BLOCK * BLOCK
     found: list[Tensor] = []
     if whole:
-        blocks = values_BN[:, :whole].unflatten(1, (-1, BLOCK))
-        found.append(torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1))
+        found.append(torch.linalg.vector_norm(values_BN[:, :whole].unflatten(1, (-1, BLOCK)), dim=2))
     if values_BN.shape[1] > whole:
-        found.append(torch.linalg.vector_norm(values_BN[:, whole:], dim=1).double().square())
-    return found[0] if len(found) == 1 else found[0] + found[1]
+        found.append(torch.linalg.vector_norm(values_BN[:, whole:], dim=1, keepdim=True))
+    return found

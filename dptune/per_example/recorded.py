@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from dptune.per_example.flat_gradients import FlatGradients, add_to_totals, without_rows
 from dptune.per_example.uses import Outer, Use, joined_uses, squared_norms
+
+_SMALL = 1 << 16  # values per example of a gradient that is copied beside others, so that one product sums all
 
 
 class HalfAdded(RuntimeError):
@@ -84,14 +87,8 @@ class Recorded:
         """
         left_out = {key: own == 0 for key, own in {id(own): own for own in weights.values()}.items()}
         sums: list[tuple[list[str], Tensor]] = [] if self._flat is None else list(self._flat.weighted_sums(weights))
-        outers: list[tuple[str, Outer]] = []
-        for name, own in self._uses.items():
-            for use in own:
-                if isinstance(use, Outer):
-                    outers.append((name, use))
-                else:
-                    own_B = weights[name]
-                    sums.append(([name], own_B.to(use.dtype) @ without_rows(use, left_out[id(own_B)]).flatten(1)))
+        sums += self._sums_of_made(weights, left_out)
+        outers = [(name, use) for name, own in self._uses.items() for use in own if isinstance(use, Outer)]
         self._uses.clear()
         self._flat = None
         begun = False
@@ -110,6 +107,31 @@ class Recorded:
             raise
         for names, total in sums:
             add_to_totals(totals, names, total)
+
+    def _sums_of_made(
+        self, weights: Mapping[str, Tensor], left_out: Mapping[int, Tensor]
+    ) -> Iterator[tuple[list[str], Tensor]]:
+        """(parameters, the weighted sum of their materialised gradients, flat)."""
+        made = [(name, use) for name, own in self._uses.items() for use in own if not isinstance(use, Outer)]
+        for joined in _joined(made, weights):
+            names, weights_B = [name for name, _ in joined], weights[joined[0][0]]
+            values = _side_by_side([use.flatten(1) for _, use in joined])
+            yield names, weights_B.to(values.dtype) @ without_rows(values, left_out[id(weights_B)])
+
+
+def _joined(made: list[tuple[str, Tensor]], weights: Mapping[str, Tensor]) -> Iterator[list[tuple[str, Tensor]]]:
+    """(parameter, gradients) in groups that are summed in one product: small ones with the same weights and type."""
+
+    def kind(part: tuple[str, Tensor]) -> object:
+        name, use = part
+        return (id(weights[name]), use.dtype) if use[0].numel() <= _SMALL else name
+
+    for _, group in groupby(made, kind):
+        yield list(group)
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _without(outer: Outer, weights_B: Tensor, rows_B: Tensor) -> tuple[Outer, Tensor]:

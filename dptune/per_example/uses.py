@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dptune.per_example.flat_gradients import block_norms, without_rows
+from dptune.per_example.flat_gradients import squared_norms_of, without_rows
 
 # A gradient is materialised up to this many times the size of its two factors. It costs about one weighted product,
 # which an ordinary step needs anyway; ghost norms cost more unless T is small.
@@ -94,7 +94,8 @@ class Outer:
     def squared_norms(self) -> Tensor:
         """[B] float64. The rounding error is small relative to `lengths()` squared, but maybe not to the norms."""
         if self.is_lookup:
-            return _lookup_squared_norms(self.left, _exact(self.right), self.rows)
+            by = _by_distinct_rows if self.right.device.type == "cpu" else _by_equal_tokens
+            return by(self.left, _exact(self.right), self.rows)
         return _joined([_products(left, right) for left, right in self._parts()])
 
     def lengths(self) -> Tensor:
@@ -180,13 +181,9 @@ def squared_norms(uses: Mapping[str, list[Use]]) -> dict[str, Tensor]:
     """
     outers = {name: [use for use in own if isinstance(use, Outer)] for name, own in uses.items()}
     outers = {name: own for name, own in outers.items() if own}
-    found = {
-        name: _of_factors(outers[name]) if name in outers else block_norms(_made(own)) for name, own in uses.items()
-    }
-    lengths = {name: _added([use.lengths() for use in own]) for name, own in outers.items()}
-    for name, example in _cancelled(outers, found, lengths):
-        found[name][example] = _of_factors([use.chosen(example).exactly() for use in outers[name]])
-    return found | {name: found[name].maximum((_SHORTEST * own).square()) for name, own in lengths.items()}
+    made = {name: _made(own) for name, own in uses.items() if name not in outers}
+    found = dict(zip(made, squared_norms_of(list(made.values())), strict=True))
+    return found | dict(zip(outers, _norms_of_factors(list(outers.values())), strict=True))
 
 
 def _made(own: list[Use]) -> Tensor:
@@ -194,18 +191,26 @@ def _made(own: list[Use]) -> Tensor:
     return made.flatten(1)
 
 
-def _cancelled(
-    outers: Mapping[str, list[Outer]], found: Mapping[str, Tensor], lengths: Mapping[str, Tensor]
-) -> list[tuple[str, Tensor]]:
-    """(parameter, example [1]) where tokens cancel."""
-    names = list(outers)
-    if not names:
+def _norms_of_factors(outers: list[list[Outer]]) -> list[Tensor]:
+    """Squared norms [B] of each parameter from all its uses: in float64 where tokens cancel, and never too small."""
+    if not outers:
         return []
-    tokens = [sum(use.right.shape[1] for use in outers[name]) for name in names]
-    cancelled = torch.stack(
-        [found[name] * count < _CANCELLED * lengths[name].square() for name, count in zip(names, tokens, strict=True)]
-    )
-    return [(names[place], example[None]) for place, example in cancelled.nonzero()]
+    found_NB = torch.stack([_of_factors(own) for own in outers])
+    lengths_NB = torch.stack([_added([use.lengths() for use in own]) for own in outers])
+    for place, example in _cancelled(outers, found_NB, lengths_NB):
+        exact = [use.chosen(example[None]).exactly() for use in outers[int(place)]]
+        found_NB[place, example] = _of_factors(exact)[0]
+    return list(found_NB.maximum((_SHORTEST * lengths_NB).square()))
+
+
+def _cancelled(outers: list[list[Outer]], found_NB: Tensor, lengths_NB: Tensor) -> Tensor:
+    """(place of the parameter, example) where tokens cancel, int64 [cases, 2]."""
+    tokens = [sum(use.right.shape[1] for use in own) for own in outers]
+    if len(set(tokens)) == 1:
+        of_tokens = found_NB * tokens[0]
+    else:  # each is a number of the host, which a copy to the device would have to wait for
+        of_tokens = torch.stack([own * count for own, count in zip(found_NB, tokens, strict=True)])
+    return (of_tokens < _CANCELLED * lengths_NB.square()).nonzero()
 
 
 def _of_factors(outers: list[Outer]) -> Tensor:
@@ -256,7 +261,14 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     return _added(found)
 
 
-def _lookup_squared_norms(ids_BT: Tensor, grads_BTN: Tensor, rows: int) -> Tensor:
+def _by_equal_tokens(ids_BT: Tensor, grads_BTN: Tensor, _rows: int) -> Tensor:
+    """What `_by_distinct_rows` finds, as products of tokens with the same id. The host need not wait for the number of
+    distinct ids, but there are T^2 N operations."""
+    products = torch.bmm(grads_BTN, grads_BTN.transpose(1, 2))
+    return products.mul_(ids_BT[:, :, None] == ids_BT[:, None, :]).sum((1, 2), dtype=torch.float64)
+
+
+def _by_distinct_rows(ids_BT: Tensor, grads_BTN: Tensor, rows: int) -> Tensor:
     """Squared norms [B] float64 of gradients whose row v is the sum of grads[t] over the tokens t with ids[t] = v.
 
     Only rows of tokens that occur are summed, so no tensor has the vocabulary's size.

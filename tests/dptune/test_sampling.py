@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dptune import InvalidArgument, Keystream, PoissonSampler, deal
+from dptune import InvalidArgument, Keystream, PoissonSampler, deal, sampling
 from dptune.keystream import new_key
 
 EXAMPLES, Q, STEPS = 300, 0.07, 4000
@@ -66,6 +67,26 @@ def test_a_draw_is_a_sorted_set_of_indices(count: int, q: float, seed: int) -> N
     assert draw.dtype == np.int64
     assert (np.diff(draw) > 0).all()
     assert len(draw) == 0 or (draw[0] >= 0 and draw[-1] < count)
+
+
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 1234])
+def test_a_large_data_set_is_decided_in_parts_that_draw_the_same(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(sampling, "_AT_ONCE", 100)
+    sampler, stream = PoissonSampler(count, 0.3, Keystream.for_tests(2)), Keystream.for_tests(2)
+    for _ in range(3):
+        assert np.array_equal(sampler.draw(), np.flatnonzero(stream.uniforms(count) < 0.3))
+
+
+def test_a_draw_from_ten_million_examples_takes_the_memory_of_the_draw() -> None:
+    sampler = PoissonSampler(10_000_000, 1e-4)
+    tracemalloc.start()
+    try:
+        drawn = sampler.draw()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 800 < len(drawn) < 1200
+    assert peak < 4 << 20  # all uniforms would take 80 MB
 
 
 def test_a_probability_of_one_draws_everyone() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dptune import InvalidArgument, PerExampleGradients, add_lora
 from dptune.flat import views
 from dptune.lora import adapters
-from dptune.per_example.flat_gradients import BLOCK, FlatGradients, Layout, add_to_totals, block_norms
+from dptune.per_example.flat_gradients import BLOCK, FlatGradients, Layout, add_to_totals, squared_norms_of
 from tests.reference import flat, oracle
 
 B, T = 3, 5
@@ -80,7 +80,7 @@ def test_norms_of_groups_are_of_all_their_used_parameters(names: str, groups: di
 def test_norms_of_many_values_are_exact(size: int) -> None:
     """One float32 sum of 20 million squares is 1e-3 too small."""
     values = torch.randn(2, size, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(block_norms(values), values.double().square().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(squared_norms_of([values])[0], values.double().square().sum(1), rtol=1e-6, atol=0)
 
 
 def test_units_of_several_rows_are_summed() -> None:

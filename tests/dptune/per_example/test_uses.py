@@ -130,3 +130,13 @@ def test_a_large_ghost_norm_takes_five_eighths_of_the_arithmetic(monkeypatch):
     monkeypatch.setattr(uses, "_WORTH_HALVING_CPU", 1 << 20)
     use.squared_norms()
     assert sum(done) == 2 * 512**2 * 5 // 8
+
+
+def test_both_norms_of_a_lookup_are_those_of_its_gradient():
+    """An accelerator takes the one that the host need not wait for. Tokens come several times and not at all."""
+    generator = torch.Generator().manual_seed(0)
+    ids, grads = torch.randint(0, 6, (3, 40), generator=generator), torch.randn(3, 40, 5, generator=generator)
+    wanted = uses.Outer(ids, grads.double(), 9).materialised().square().sum((1, 2))
+    for found in (uses._by_distinct_rows(ids, grads, 9), uses._by_equal_tokens(ids, grads, 9)):
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
