@@ -28,6 +28,7 @@ import torch
 from benchmarks import devices, tables
 from benchmarks.models import DTYPES, SHAPES, TARGETS
 from dptune._validate import require_count
+from dptune.accounting.rounding import rounded_up
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.data.prompts import PUBMED_PROMPT
 from utils.files.jsonl import write_jsonl
@@ -145,7 +146,7 @@ class Launches:
                 raise ValueError(f"{len(taken)} steps in diagnostics.jsonl, not {steps}")
             report = json.loads((run / "privacy_report.json").read_text())
             seconds = ", ".join(f"{row['seconds']:.2f}" for row in taken)
-            return Figures(seconds, f"{report['epsilon']:.3f}", f"{report['steps']} steps in the ledger")
+            return Figures(seconds, rounded_up(report["epsilon"]), f"{report['steps']} steps in the ledger")
 
         return self._launch(name, ["train_clm.py", *flags], figures)
 

@@ -88,7 +88,8 @@ def test_no_seed_reaches_the_draw() -> None:
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_the_ends_of_the_uniform_give_whole_trials(name: str, word: int) -> None:
     class Ends(Keystream):
-        def words(self, count: int) -> np.ndarray:
+        def words(self, count: int, *, scratch: bytearray | None = None) -> np.ndarray:
+            del scratch
             return np.full(count, word, dtype=np.uint64)
 
     trials = PrivateSelection(name, 2.0, 1.0).draw_trials(3, Ends.for_tests(0))
