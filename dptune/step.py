@@ -86,7 +86,6 @@ class PrivateStep:
         self._recorder = PerExampleGradients(model)
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
         self._sum_P: Tensor | None = None  # None between two steps
-        self._used_P: Tensor | None = None  # on a CPU: memory of the last step's sum, for the next one
         self._is_spoiled = False
         self.noise = noise or GaussianNoise(released_size(model, config), device=self._device)
         if self.noise.size != (size := released_size(model, config)):
@@ -209,8 +208,8 @@ class PrivateStep:
                 sampler=self._fed.sampler_name,
                 noise_key=self._fed.noise_key,
             )
-        self._sum_P, self._used_P = None, total_P if self._device.type == "cpu" else None
-        total_P = total_P.to(self._released_dtype, copy=True)  # `.grad` shares no memory with the next step's sum
+        self._sum_P = None
+        total_P = total_P.to(self._released_dtype)
         sum_over_ranks(total_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
         self._last_clip_norm = self.clip_norm
         self._adapt_clip_norm(total_P)
@@ -241,15 +240,8 @@ class PrivateStep:
         if self._sum_P is None:
             for parameter in self._recorder.parameters.values():
                 parameter.grad = None
-            self._sum_P = self._zeros()
+            self._sum_P = torch.zeros(self.noise.size, dtype=torch.float64, device=self._device)
         return self._sum_P
-
-    def _zeros(self) -> Tensor:
-        """Room for a sum. A CPU uses that of the last step, because fresh memory takes longer than the zeros."""
-        used_P, self._used_P = self._used_P, None
-        if used_P is not None:
-            return used_P.zero_()
-        return torch.zeros(self.noise.size, dtype=torch.float64, device=self._device)
 
     @property
     def _device(self) -> torch.device:

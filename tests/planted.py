@@ -508,14 +508,6 @@ FAULTS = (
         "the difference of two coordinates has no noise",
     ),
     Fault(
-        "a gradient that was kept lies in the next step's sum",
-        "dptune/step.py",
-        "total_P.to(self._released_dtype, copy=True)",
-        "total_P.to(self._released_dtype)",
-        ("tests/dptune/test_step.py",),
-        "who keeps a gradient sees the next sum before its noise",
-    ),
-    Fault(
         "products of two different tokens counted once",
         "dptune/per_example/uses.py",
         "            products[:, :, size:] *= 2\n",

@@ -91,7 +91,7 @@ def test_a_step_with_noise_is_the_sum_plus_scaled_noise_over_the_expected_batch_
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_who_keeps_a_gradient_never_sees_the_next_steps_sum_before_its_noise(tmp_path, dtype):
-    """A step uses the memory of the last one's sum again. In float64, too, `.grad` must not lie in that memory."""
+    """`.grad` must not lie in memory that the next step adds up in, in float64 either."""
     model, config = adapted().to(dtype), config_for(12, clip_norm=0.05)
     losses = CausalLMLoss(model)
     with PrivateStep(model, config, ledger=Ledger(tmp_path / "ledger.jsonl")) as step:
