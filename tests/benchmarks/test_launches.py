@@ -91,8 +91,8 @@ def test_the_first_shape_is_also_resumed_and_sampled(monkeypatch: pytest.MonkeyP
     assert machine.launched == [*ALL, *ALL[:2]]
     assert rows["tiny: write the checkpoint"][0] == "ok"
     assert rows["tiny: write the checkpoint"][-1] == "1.5 MiB of weights"
-    assert rows["tiny: train"][2:] == ["0.25, 0.50", "7", "1.500", "2 steps in the ledger"]
-    assert rows["tiny: resume"][2:] == ["0.25, 0.50, 0.75", "7", "1.500", "3 steps in the ledger"]
+    assert rows["tiny: train"][2:] == ["0.25, 0.50", "7", "1.5000", "2 steps in the ledger"]
+    assert rows["tiny: resume"][2:] == ["0.25, 0.50, 0.75", "7", "1.5000", "3 steps in the ledger"]
     assert rows["tiny: sample"][-1] == "3 texts, 12 characters"
     assert "llama-1b: train" in rows
     assert not any(model.exists() for model in machine.models)
