@@ -249,8 +249,8 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     examples, tokens = left.shape[:2]
     worth = _WORTH_HALVING_CPU if left.device.type == "cpu" else _WORTH_HALVING
     is_worth = 2 * examples * tokens**2 * (left.shape[2] + right.shape[2]) > worth
-    size = max(64, tokens // 4) if is_worth else tokens
-    found = []
+    size = max(64, tokens // 4) if is_worth else max(1, tokens)
+    found = [left.new_zeros(examples, dtype=torch.float64)] if not tokens else []  # a dummy row of a single token
     for start in range(0, tokens, size):
         own, later = slice(start, start + size), slice(start, None)
         products = torch.bmm(left[:, own], left[:, later].transpose(1, 2))

@@ -119,7 +119,7 @@ def test_every_figure_is_measured_and_written(tmp_path, monkeypatch):
         for accumulate in (2, 1):
             rows = sections[f"T={block}: {accumulate} x 2 x {block} tokens per step"]
             assert list(rows) == [*list(ALL_PARAMETERS.values())[1:], PRIVATE]
-            assert all(float(cell.split()[0]) > 0 for cells in rows.values() for cell in cells)
+            assert all(float(cell.split()[0]) > 0 for cells in rows.values() for cell in cells[:3])
             assert rows[PRIVATE][-1] == "1.000"
         assert set(sections[f"Largest micro-batch of {block} tokens within 24 GiB"]) == {PRIVATE, PLAIN, PLAIN_LOOP}
     per_block = ["seconds, T={}, 2 x 2", "memory, T={}, 2 x 2", "seconds, T={}, 1 x 2", "memory, T={}, 1 x 2"]

@@ -40,7 +40,7 @@ def test_both_settings_are_measured_and_written(tmp_path, monkeypatch):
         part = written[written.index(heading) :].split("\n## ")[0]
         rows = rows_of(part)
         assert set(rows) == {PLAIN, peers.PEFT}
-        assert all(float(cell.split()[0]) > 0 for cells in rows.values() for cell in cells)
+        assert all(float(cell.split()[0]) > 0 for cells in rows.values() for cell in cells[:3])
         assert [cells[-1] for cells in rows.values()] == ["2", "2"], "rounds"
         assert f"Goal beside {PLAIN}: seconds at most 1.020 of its. {rows[PLAIN][0].split()[0]}: " in part
         assert f"Goal beside {peers.PEFT}: " in part

@@ -105,7 +105,7 @@ def _small_zeros(self, *size, **how):
     return made
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 127, 128, 130, 300])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 63, 64, 65, 127, 128, 130, 300])
 def test_half_of_the_ghost_products_give_the_whole_norm(monkeypatch, tokens):
     """Terms of two different tokens come twice in the norm, and are computed once."""
     monkeypatch.setattr(uses, "_WORTH_HALVING_CPU", 0)
