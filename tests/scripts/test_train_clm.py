@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemm
 import train_clm
 from dptune import CausalLMLoss, attach_adapter
 from dptune.accounting.rounding import rounded_up
+from dptune.devices import has_fast_bfloat16
 from dptune.ledger import Ledger
 from dptune.lora import LoraAdapter
 from tests.tiny import tiny_tokenizer
@@ -66,8 +68,12 @@ def flags(model: Path, data: Path, out: Path, **changes: object) -> list[str]:
     ]
 
 
-def launch(*args: str, script: str = "train_clm.py") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), script, *args]
+def launch(
+    *args: str, script: str = "train_clm.py", precision: Sequence[str] = ("--mixed_precision", "no")
+) -> subprocess.CompletedProcess[str]:
+    """Launch as a user would, in float32 so that figures are the same on every machine."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), *precision]
+    command = [*launcher, script, *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -79,6 +85,17 @@ def launched(tiny_model_dir, train_file, tmp_path_factory):
     extra = {"validation_file": train_file, "eval_freq": 10, "with_tracking": True, "access_token": TOKEN}
     extra |= {"num_warmup_steps": 2, "weight_decay": 0.01, "lora_target_modules": "lm_head", "noise_multiplier": 0.5}
     return launch(*flags(tiny_model_dir, train_file, out, **extra)), out
+
+
+@pytest.mark.skipif(not has_fast_bfloat16(), reason="this processor multiplies float32 faster than bfloat16")
+def test_the_launch_configurations_bf16_counts_on_a_processor_that_is_fast_in_it(tiny_model_dir, train_file, tmp_path):
+    extra = {"validation_file": train_file, "eval_freq": 20, "noise_multiplier": 0.5}
+    run = launch(*flags(tiny_model_dir, train_file, tmp_path / "run", **extra), precision=())
+    assert run.returncode == 0, run.stderr
+    assert "precision              bfloat16" in run.stdout
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert results["eval_loss"] < results["eval_loss_before"]
+    assert json.loads((tmp_path / "run" / "privacy_report.json").read_text())["guarantee"] == "dp"
 
 
 def test_a_launched_run_writes_all_promised_files(launched):
