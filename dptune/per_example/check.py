@@ -23,7 +23,6 @@ from dptune.per_example.fixed_values import FixedValues, every, in_mode
 from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.random_rows import RandomRow, neighbouring_lengths
 from dptune.randomness import fixed_randomness
-from dptune.sharding import is_sharded
 
 # Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
 # rounding depends on the shape of the batch: in bfloat16, a row's gradient alone and next to another row differed by
@@ -129,27 +128,22 @@ def _require_same_loss(
 ) -> None:
     """Refuse a model in which the loss of the first of two rows changes with the tokens of the second one.
 
-    In training mode as well, with the same dropout masks each time: some layers use their batch's mean only there. If
-    the two modes give the same losses to the bit, what is tried in training mode holds for both.
+    In training mode as well, with the same dropout masks each time: some layers use their batch's mean only there.
 
     Args:
         found: {training mode: losses of the two rows together}.
     """
     first, second = rows
-    in_step = is_sharded(model)  # all ranks must make the same passes, and rounding may differ between them
-    modes = (False, True) if in_step or not torch.equal(found[False], found[True]) else (True,)
-    for training in modes:
+    for training in (False, True):
         one = _of_first(found[training])
         for tried in range(1, 1 + _OTHER_NEIGHBOURS):
             batch = batch_of([first, second._replace(number=second.number + tried)])
             other = _of_first(_losses_in_mode(model, losses, batch, training=training))
             if not abs(one - other) <= _SAME_LOSS * (1 + abs(one)):
-                mode = "in training mode " if training and False in modes else ""
+                mode = "in training mode " if training else ""
                 reason = f"a row's loss {mode}is {one:g} or {other:g}, depending on its padding and on other rows"
                 remedy = "so privacy would not hold; use one that masks padding and normalises each row by itself"
                 refuse("model", Described(type(model).__name__), f"{reason}, {remedy}")
-            if one == other and not training and not in_step:
-                break  # a change of exactly zero is no chance; gradients are released in training mode
 
 
 def _of_first(losses: Tensor) -> float:
