@@ -66,7 +66,7 @@ ON_DEVICE, PROGRAMS = "tests/pretend/test_steps.py", "tests/pretend/test_program
 OPERATIONS = "tests/pretend/test_operations.py"
 BATCHES, LOOP = "tests/dptune/units/test_batches.py", "tests/utils/training/test_loop.py"
 
-_ADD_NOISE, _DIVIDE = "        self._add_noise(total_P)\n", "        total_P /= self.config.divisor\n"
+_ADD_NOISE, _DIVIDE = "        self._add_noise(noisy)\n", "        total /= self.config.divisor\n"
 
 FAULTS = (
     # --- the step ---
@@ -109,7 +109,7 @@ FAULTS = (
         "",
         (STEP,),
         "the noise is not divided with the sum: what is released is not what is documented",
-        (_DIVIDE, _DIVIDE + _ADD_NOISE),
+        (_DIVIDE, _DIVIDE + _ADD_NOISE.replace("noisy", "total")),
     ),
     Fault(
         "noise after the ranks have met",
@@ -118,13 +118,13 @@ FAULTS = (
         "",
         (STEP,),
         "each rank goes its own way, with the noise of one rank",
-        (_DIVIDE, _ADD_NOISE + _DIVIDE),
+        (_DIVIDE, _ADD_NOISE.replace("noisy", "total") + _DIVIDE),
     ),
     Fault(
         "noise divided by the batch before it is added",
         "dptune/step.py",
-        "std = self.config.noise_std_per_rank(self._world_size, self.clip_norm)",
-        "std = self.config.noise_std_per_rank(self._world_size, self.clip_norm) / self.config.divisor",
+        "std = self.config.noise_std_per_rank(self._sums.noises, self.clip_norm)",
+        "std = self.config.noise_std_per_rank(self._sums.noises, self.clip_norm) / self.config.divisor",
         (STEP,),
         "the noise is too small by the batch size",
     ),
@@ -132,27 +132,27 @@ FAULTS = (
         "divisor is the drawn size",
         "dptune/step.py",
         _DIVIDE,
-        "        total_P /= max(1, self._drawn)\n        self._drawn = 0\n",
+        "        total /= max(1, self._drawn)\n        self._drawn = 0\n",
         (STEP,),
         "the number drawn is private, and the division reveals it",
         (
-            "        sum_P = self._begun()\n        try:\n",
-            "        sum_P = self._begun()\n        self._drawn = getattr(self, '_drawn', 0) + len(norms)\n"
+            "        sums = self._begun()\n        try:\n",
+            "        sums = self._begun()\n        self._drawn = getattr(self, '_drawn', 0) + len(norms)\n"
             "        try:\n",
         ),
     ),
     Fault(
         "gradients added up in float32",
-        "dptune/step.py",
-        "torch.zeros(self.noise.size, dtype=torch.float64, device=self._device)",
-        "torch.zeros(self.noise.size, dtype=torch.float32, device=self._device)",
+        "dptune/step_sums.py",
+        "torch.zeros(self.size, dtype=torch.float64, device=self._device)",
+        "torch.zeros(self.size, dtype=torch.float32, device=self._device)",
         ("tests/test_fixed_shapes.py",),
         "one row less changes the rounding of all others by 0.1 C",
     ),
     Fault(
         "what was fed is not compared with the draw",
         "dptune/step.py",
-        "        self._fed.require_draw(total_P.device)\n",
+        "        self._fed.require_draw(self._device)\n",
         "",
         ("tests/dptune/test_step_draws.py",),
         "a loop that feeds the same row in every step gets the epsilon of Poisson draws",
@@ -623,8 +623,8 @@ FAULTS = (
         (STEP,),
         "a crash between update and record loses a step from epsilon",
         (
-            "            parameter.grad = mean.to(parameter.dtype)\n",
-            "            parameter.grad = mean.to(parameter.dtype)\n"
+            "            self._recorder.parameters[name].grad = mean\n",
+            "            self._recorder.parameters[name].grad = mean\n"
             "        if self._ledger is not None:\n"
             "            settings = {'sampling_probability': self.config.sampling_probability}\n"
             "            settings |= {'noise_multiplier': self.config.noise_multiplier}\n"
@@ -1285,9 +1285,9 @@ FAULTS = (
     # --- what only an accelerator shows ---
     Fault(
         "accelerator: the step's sum is made on the CPU",
-        "dptune/step.py",
-        "torch.zeros(self.noise.size, dtype=torch.float64, device=self._device)",
-        "torch.zeros(self.noise.size, dtype=torch.float64)",
+        "dptune/step_sums.py",
+        "torch.zeros(self.size, dtype=torch.float64, device=self._device)",
+        "torch.zeros(self.size, dtype=torch.float64)",
         (ON_DEVICE,),
         "no step runs on an accelerator",
     ),
@@ -1326,8 +1326,8 @@ FAULTS = (
     Fault(
         "accelerator: a value is read for each tensor when the step ends",
         "dptune/step.py",
-        "            parameter.grad = mean.to(parameter.dtype)",
-        "            parameter.grad = mean.to(parameter.dtype) * float(mean.isfinite().all())",
+        "            self._recorder.parameters[name].grad = mean",
+        "            self._recorder.parameters[name].grad = mean * float(mean.isfinite().all())",
         (OPERATIONS,),
         "the host waits for the device once per parameter",
     ),

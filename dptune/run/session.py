@@ -32,6 +32,7 @@ from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, refuse_other_run
 from dptune.run.plan import RunPlan, last_step
 from dptune.sampling import PoissonSampler
+from dptune.sharding import are_sharded, local_part
 from dptune.step import PrivateStep
 from dptune.units.batches import AuthorSampler
 from dptune.units.unit import Authors, PrivacyUnit
@@ -167,8 +168,8 @@ class PrivateRun:
                 loss_scale=loss_scale,
             )
             return
-        size = released_size(model, self.plan.privacy)
-        self._noise = self._make_noise(size, self._parameters[0].device)
+        size = released_size(model, self.plan.privacy, ranks.rank)
+        self._noise = self._make_noise(size, local_part(self._parameters[0]).device)
         self.step = PrivateStep(
             model,
             self.plan.privacy,
@@ -208,7 +209,7 @@ class PrivateRun:
         number = self.completed + 1
         if number > self.last:
             raise RuntimeError(f"step {number} is beyond the last step that the budget allows, {self.last}")
-        if number % _RANKS_CHECKED_EVERY == 1:
+        if number % _RANKS_CHECKED_EVERY == 1 and not are_sharded(self._parameters):
             self.ranks.require_equal(self._parameters)
         new_randomness(self.ranks.rank, number, test_seed=self.plan.test_seed)
 

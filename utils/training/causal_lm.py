@@ -17,6 +17,7 @@ from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_na
 from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.shapes import Shapes
+from dptune.sharding import is_sharded
 from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, describe_precision, loss_scale, ranks_of, sharding_of_launch
 from utils.data.load import load_training_data
@@ -27,6 +28,7 @@ from utils.models.embeddings import require_embeddings
 from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.models.memory import MemorySettings, device_memory
 from utils.models.sharded import describe_shards
+from utils.models.sharded_saving import write_sharded
 from utils.models.trainable import (
     MODEL_NAME,
     Losses,
@@ -190,6 +192,11 @@ class CausalLMTask:
         save_trained_model(self.model, self.job.tokenizer, folder)
         return [f"model                  {folder / MODEL_NAME}"]
 
+    def help_save(self) -> None:
+        """Of a whole model with sharded weights, every rank gathers each tensor."""
+        if self.trained is not None and is_sharded(self.model):
+            write_sharded(self.model, None)
+
 
 def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     """Plan a run, and print all that can be known before the weights are read.
@@ -203,7 +210,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     skeleton = load_skeleton(name, **hub)
     require_context(skeleton, groups.data.block_size)
     # Finds a wrong target before gigabytes are read.
-    names = prepare_trainable(skeleton, groups.lora, sharded=sharding is not None, bits=bits, dtype=dtype)
+    names = prepare_trainable(skeleton, groups.lora, bits=bits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
     day = runs_date(tokenizer, folder)
     with told_date(day):
