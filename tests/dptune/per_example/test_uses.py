@@ -53,6 +53,15 @@ def test_a_tied_embedding_whose_uses_cancel_is_clipped_like_any_other():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_micro_batch_of_which_no_row_counts_adds_nothing(dtype):
+    """A rank without examples left runs a dummy; in bfloat16 its sum of no rows raised an error."""
+    weight = uses.Outer(torch.ones(1, 3, 4, dtype=dtype), torch.ones(1, 3, 5, dtype=dtype), 4)
+    total = torch.zeros(4, 5)
+    Recorded({"weight": [weight]}).add_weighted_sums({"weight": total}, {"weight": torch.zeros(1)})
+    assert not total.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_are_float32_or_better_whatever_the_factors(dtype):
     """Adding up products of bfloat16 numbers in bfloat16 gave norms that were 0.5% too small."""
     generator = torch.Generator().manual_seed(0)
