@@ -143,13 +143,20 @@ class PrivateRun:
         sampler = AuthorSampler(self._poisson(), authors.rows(), unit.examples, mean=unit.gradient == "mean")
         return self._after_completed(sampler)
 
-    def prepare(self, model: nn.Module, *, gradient_sync: GradientSync = "gather", loss_scale: float = 1.0) -> None:
+    def prepare(
+        self,
+        model: nn.Module,
+        *,
+        gradient_sync: GradientSync = "gather",
+        loss_scale: float = 1.0,
+        keep_whole_sum: bool = False,
+    ) -> None:
         """Make the step for `model`. The guarantee covers its trainable parameters.
 
         Args:
             model: must be the same on every rank.
             gradient_sync: how ranks add up their gradients, see `sum_over_ranks`.
-            loss_scale: see `PrivateStep`.
+            loss_scale, keep_whole_sum: see `PrivateStep`.
 
         Raises:
             InvalidArgument: see `PrivateStep`.
@@ -181,6 +188,7 @@ class PrivateRun:
             world_size=world_size,
             sampler=self._poisson(),
             loss_scale=loss_scale,
+            keep_whole_sum=keep_whole_sum,
         )
         if self._mechanism:
             self.step.load_state_dict(self._mechanism)
