@@ -6,7 +6,7 @@ Resident memory is exact enough only for models of gigabytes: caches and pages o
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -22,17 +22,18 @@ from dptune import CausalLMLoss, Ledger, PrivacyConfig, PrivateStep
 
 T = TypeVar("T")
 
-_MEMORY_EVENT, _GATHER_EVENT = "[memory]", "gloo:all_gather"
+_MEMORY_EVENT, _GATHER_EVENT, _EXCHANGE_EVENT = "[memory]", "gloo:all_gather", "gloo:all_to_all"
 
 
 @dataclass(frozen=True)
 class Allocated:
     """Bytes beyond those at the start: `peak` at any time and `left` at the end. `shares`: bytes of this process's own
-    shares in all all-gathers (float32 tensors, by gloo)."""
+    shares in all all-gathers, `exchanged`: bytes of its tensors in all exchanges (float32, by gloo)."""
 
     peak: int
     left: int
     shares: int
+    exchanged: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,17 @@ def allocated(work: Callable[[], T]) -> tuple[T, Allocated]:
     recorded: Any = profiler.profiler
     events = recorded.kineto_results.events()
     changes = [(one.start_ns(), one.nbytes()) for one in events if one.name() == _MEMORY_EVENT]
-    shares = sum(4 * prod(one.shapes()[0]) for one in events if one.name() == _GATHER_EVENT)
+    shares, exchanged = (_bytes_of(name, events) for name in (_GATHER_EVENT, _EXCHANGE_EVENT))
     now = peak = 0
     for _, change in sorted(changes, key=lambda timed: timed[0]):
         now += change
         peak = max(peak, now)
-    return result, Allocated(peak, now, shares)
+    return result, Allocated(peak, now, shares, exchanged)
+
+
+def _bytes_of(name: str, events: Sequence[Any]) -> int:
+    """Bytes of the tensors, in float32, that this process gave to all collectives of one kind."""
+    return sum(4 * prod(one.shapes()[0]) for one in events if one.name() == name)
 
 
 @contextmanager

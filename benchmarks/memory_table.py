@@ -12,8 +12,9 @@ from benchmarks.models import TARGETS
 from benchmarks.tables import markdown
 from dptune import add_lora
 from dptune._validate import present
-from utils.models.memory import MemoryNeeds, MemorySettings, fits, memory_needs
+from utils.models.memory import MemoryNeeds, MemorySettings, Needs, fits, memory_needs
 from utils.models.sizes import ModelSizes, model_sizes
+from utils.models.whole_memory import WholeSizes, memory_of_whole, whole_sizes
 
 RANK = 16
 GPUS = (1, 2, 4, 8, 16, 32, 64)
@@ -73,6 +74,32 @@ def scaling_table(name: str) -> str:
     return markdown(header, rows)
 
 
+@cache
+def whole_llama_sizes(name: str) -> WholeSizes:
+    """Sizes of a key of `LLAMAS` with every parameter trained, computed without weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMAS[name], vocab_size=32000), dtype=torch.float32)
+    return present(whole_sizes(model), f"size of {name}")
+
+
+def whole_table(name: str) -> str:
+    """One row per number of GPUs: what a rank holds throughout, and the peak GiB with the card that is large enough."""
+    settings = [(tokens, checkpointing) for tokens in TOKENS for checkpointing in (False, True)]
+    header = ["GPUs", "weights, moments, sum", "gathered"]
+    header += [f"{tokens:,} tokens{', checkpointing' if checkpointing else ''}" for tokens, checkpointing in settings]
+    rows = []
+    for gpus in GPUS:
+        needs = []
+        for tokens, checkpointing in settings:
+            how = MemorySettings(
+                torch.bfloat16, tokens, tokens, checkpointing=checkpointing, world_size=gpus, sharded=gpus > 1
+            )
+            needs.append(memory_of_whole(whole_llama_sizes(name), how))
+        held = [gib(needs[0].weights + needs[0].summed), gib(needs[0].gathered)]
+        rows.append([str(gpus), *held, *(f"{gib(one.total)} ({card(one)})" for one in needs)])
+    return markdown(header, rows)
+
+
 def parts_table() -> str:
     """The parts that do not depend on the number of GPUs, one row per part."""
     header = ["one example", *(f"{name}, {tokens:,}" for name in LLAMAS for tokens in TOKENS)]
@@ -100,6 +127,13 @@ def on_paper() -> str:
     ]
     for name in LLAMAS:
         parts += [f"### {name}", scaling_table(name)]
+    parts += [
+        "## On paper: every parameter trained",
+        "As above, with `--trainable all`: weights in float32 with AdamW's moments, and the sum in float64, all "
+        "sharded. A rank sends each micro-batch's sum. Computed, not measured on GPUs.",
+    ]
+    for name in LLAMAS:
+        parts += [f"### {name}, whole", whole_table(name)]
     parts += ["### Parts, for any number of GPUs (GiB; they do not peak at the same time)", parts_table()]
     return "\n\n".join(parts)
 
@@ -109,6 +143,6 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.2f}"
 
 
-def card(needs: MemoryNeeds) -> str:
+def card(needs: Needs) -> str:
     """The smallest of `CARDS` that is large enough."""
     return next((str(size) for size in CARDS if fits(needs, size << 30)), "-")

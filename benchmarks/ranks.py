@@ -36,6 +36,7 @@ from utils.models.loading import checkpoint_activations
 from utils.models.memory import MemorySettings, micro_batch_needs
 from utils.models.sharded import decoder_layers, load_sharded_model
 from utils.models.sizes import model_sizes
+from utils.models.whole_memory import bytes_sent_whole, whole_needs, whole_sizes
 
 CPU = torch.device("cpu")
 _LARGE = 1e6  # expected rows per step of a large logical batch, whose micro-batches fill the token budget
@@ -58,6 +59,7 @@ class Job:
     processes: int
     sharded: bool
     checkpointing: bool
+    whole: bool = False  # train every parameter, instead of adapters
 
     def draw_lengths(self) -> np.ndarray:
         """Number of tokens of each example in the draw, the same in every process."""
@@ -67,10 +69,10 @@ class Job:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on one rank: `frozen` weights held, and over one logical step the `peak` of all tensors and those `sent` in
-    a ring; both also as predicted."""
+    """Bytes on one rank: `held` of the model's own weights, and over one logical step the `peak` of all tensors and
+    those `sent` in a ring; both also as predicted."""
 
-    frozen: ShardedBytes
+    held: ShardedBytes
     peak: int
     predicted_peak: int
     sent: int
@@ -130,10 +132,10 @@ def measure_rank(job: Job, rank: int, folder: Path) -> RankMemory:
     peak = loading.left + making.left + first.left + second.peak
     needs, sent = _predicted(job, model)
     return RankMemory(
-        frozen=weight_bytes(model, decoder_layers(model)),
+        held=_held(job, model),
         peak=peak,
         predicted_peak=needs,
-        sent=second.shares * (job.processes - 1),
+        sent=second.shares * (job.processes - 1) + second.exchanged * (job.processes - 1) // job.processes,
         predicted_sent=sent,
     )
 
@@ -163,15 +165,24 @@ def _load(job: Job, folder: Path) -> Any:
         model = load_sharded_model(str(folder), dtype=torch.float32, device=CPU, sharding=Sharding())
     else:  # made here, because weights mapped from a file would not count as memory
         model = AutoModelForCausalLM.from_config(LlamaConfig(**job.shape), dtype=torch.float32)
-    add_lora(model, rank=job.rank, targets=TARGETS)
+    if job.whole:
+        model.requires_grad_(True)
+    else:
+        add_lora(model, rank=job.rank, targets=TARGETS)
     if job.checkpointing:
         checkpoint_activations(model)
     return model.train()
 
 
+def _held(job: Job, model: Any) -> ShardedBytes:
+    if job.sharded or not job.whole:
+        return weight_bytes(model, decoder_layers(model))
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return ShardedBytes(size, size, size)
+
+
 def _predicted(job: Job, model: Any) -> tuple[int, int]:
     """(peak, bytes sent) of one rank."""
-    sizes = present(model_sizes(model), "size of the model")
     settings = MemorySettings(
         torch.float32,
         job.token_budget,
@@ -183,12 +194,19 @@ def _predicted(job: Job, model: Any) -> tuple[int, int]:
         chunk_tokens=64,
     )
     micro_batches = len(_dealt(job))
+    ran = {(shape.items, shape.items * shape.width) for shape, _ in _dealt(job)}
+    if job.whole:
+        whole = present(whole_sizes(model), "size of the model")
+        sent = bytes_sent(whole.parameters, world_size=job.processes)
+        if job.sharded:
+            sent = bytes_sent_whole(whole, job.processes, micro_batches)
+        return max(whole_needs(whole, settings, *size).total for size in ran), sent
+    sizes = present(model_sizes(model), "size of the model")
     sent = bytes_sent(sizes.trained, world_size=job.processes)
     if job.sharded:
         # A micro-batch gathers every layer twice, forward and backward, and the root group once.
         gathered = 4 * (2 * (sizes.frozen - sizes.root) + sizes.root)
         sent += micro_batches * gathered * (job.processes - 1) // job.processes
-    ran = {(shape.items, shape.items * shape.width) for shape, _ in _dealt(job)}
     return max(micro_batch_needs(sizes, settings, *size).total for size in ran), sent
 
 

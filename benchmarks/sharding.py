@@ -79,11 +79,14 @@ def main(args: ShardingArguments) -> None:
 
 
 def jobs(args: ShardingArguments) -> list[Job]:
-    """One process, several unsharded ones, several sharded ones; each without and with checkpointing."""
+    """One process, several unsharded ones, several sharded ones; each without and with checkpointing, with adapters and
+    with every parameter trained."""
     layouts = [(1, False), *([(args.processes, False), (args.processes, True)] if args.processes > 1 else [])]
     sizes: dict[str, Any] = {"shape": SHAPES[args.shape], "block": args.block, "token_budget": args.max_tokens}
+    sizes |= {"draw": args.draw, "rank": args.rank}
     return [
-        Job(**sizes, draw=args.draw, rank=args.rank, processes=count, sharded=sharded, checkpointing=checkpointing)
+        Job(**sizes, processes=count, sharded=sharded, checkpointing=checkpointing, whole=whole)
+        for whole in (False, True)
         for checkpointing in (False, True)
         for count, sharded in layouts
     ]
@@ -93,12 +96,12 @@ def measured(args: ShardingArguments) -> str:
     """The section on the memory and traffic of real processes."""
     rows = []
     for job in jobs(args):
-        print(f"{job.processes} processes, sharded: {job.sharded}", file=sys.stderr, flush=True)
+        print(f"{job.processes} processes, sharded: {job.sharded}, whole: {job.whole}", file=sys.stderr, flush=True)
         ranks = measure(job)
         rows.append(_row(job, max(ranks, key=lambda one: one.peak)))
     header = [
         "run",
-        "frozen MiB held",
+        "base's MiB held",
         "at most",
         "peak MiB",
         "predicted",
@@ -112,9 +115,9 @@ def measured(args: ShardingArguments) -> str:
             "## Measured: small Llamas on this machine's CPU, float32",
             f"{shape}; adapters of rank {args.rank}; one step of {args.draw} abstracts cut at {args.block} tokens, at "
             f"most {args.max_tokens} padded tokens per forward pass. Values are of the rank with the highest peak. "
-            "Held: frozen weights between steps, at most total / processes + root group. Peak: all allocated tensors, "
-            "including weights. Sent: bytes of a ring all-gather of the gathered shares (adapters' gradients and, with "
-            "sharding, frozen weights).",
+            "Held: the base model's weights between steps, at most total / processes + root group. Peak: all allocated "
+            "tensors, including weights and moments. Sent: bytes, in a ring, of gathered shares (gradients that every "
+            "rank needs, and sharded weights) and of sums that go to the rank that holds the rows.",
             tables.markdown(header, rows),
         ]
     )
@@ -122,9 +125,11 @@ def measured(args: ShardingArguments) -> str:
 
 def _row(job: Job, seen: RankMemory) -> list[str]:
     count = f"{job.processes} process{'es' if job.processes > 1 else ''}"
-    label = f"{count}, {'sharded' if job.sharded else 'whole'}{', checkpointing' if job.checkpointing else ''}"
-    bound = seen.frozen.total // job.processes + seen.frozen.root if job.sharded else seen.frozen.total
-    sizes = [seen.frozen.held, bound, seen.peak, seen.predicted_peak]
+    trained = "all trained" if job.whole else "LoRA"
+    how = f"{', sharded' if job.sharded else ''}{', checkpointing' if job.checkpointing else ''}"
+    label = f"{trained}, {count}{how}"
+    bound = seen.held.total // job.processes + seen.held.root if job.sharded else seen.held.total
+    sizes = [seen.held.held, bound, seen.peak, seen.predicted_peak]
     cells = [*(f"{size / _MIB:.1f}" for size in sizes), f"{seen.peak / seen.predicted_peak:.2f}"]
     return [label, *cells, *(f"{size / _MIB:.1f}" for size in (seen.sent, seen.predicted_sent))]
 

@@ -155,7 +155,7 @@ FAULTS = (
         "dptune/step.py",
         _ADD_NOISE,
         "        if self._ledger is not None or self._sums.noises > 1:\n    " + _ADD_NOISE,
-        (SHARDED,),
+        (SHARDED + "::test_each_ranks_shards_have_the_whole_noise_once",),
         "most of the weights are released without noise",
     ),
     Fault(
@@ -163,7 +163,7 @@ FAULTS = (
         "dptune/sharded_sum.py",
         "    noises = 1\n",
         "    @property\n    def noises(self):\n        return self._ranks\n",
-        (SHARDED,),
+        (SHARDED + "::test_each_ranks_shards_have_the_whole_noise_once",),
         "shards are disjoint, so their noises do not add up: it is too small by the root of the number of ranks",
     ),
     Fault(
@@ -171,7 +171,7 @@ FAULTS = (
         "dptune/sharded_sum.py",
         "        return noisy.to(self._dtype)\n",
         "        return noisy.to(self._dtype) + torch.randn_like(noisy, dtype=self._dtype) * noisy.std()\n",
-        (SHARDED,),
+        (SHARDED + "::test_each_ranks_shards_have_the_whole_noise_once",),
         "the noise is not what the report says",
     ),
     Fault(
@@ -179,7 +179,7 @@ FAULTS = (
         "dptune/sharded_sum.py",
         "        if failed.item():\n",
         "        if False:\n",
-        (SHARDED,),
+        (SHARDED + "::test_no_rank_has_a_gradient_that_the_ledger_lacks",),
         "a rank uses a gradient that no ledger counts",
     ),
     Fault(
@@ -187,7 +187,7 @@ FAULTS = (
         "dptune/step.py",
         "        with sums.agreed():\n            self._record()\n",
         "        with sums.agreed():\n            pass\n",
-        (SHARDED,),
+        (SHARDED + "::test_no_rank_has_a_gradient_that_the_ledger_lacks",),
         "a crash between update and record loses a step from epsilon",
         (
             "            self._recorder.parameters[name].grad = mean\n",
@@ -199,7 +199,7 @@ FAULTS = (
         "dptune/per_example/fixed_values.py",
         "        reshard(self._model)\n",
         "",
-        (SHARDED,),
+        (SHARDED + "::test_training_ends_with_the_weights_of_one_process",),
         "the model is trained with old embeddings",
     ),
     Fault(
@@ -207,7 +207,7 @@ FAULTS = (
         "dptune/step.py",
         "        self._is_spoiled = True  # until the step is recorded\n",
         "",
-        (SHARDED,),
+        (SHARDED + "::test_no_rank_has_a_gradient_that_the_ledger_lacks",),
         "the same sum is released with two noises",
     ),
     Fault(
@@ -215,7 +215,7 @@ FAULTS = (
         "dptune/sharded_sum.py",
         "for of_rank in zip(*split, strict=True) for part in of_rank",
         "for of_name in split for part in of_name",
-        (SHARDED,),
+        (SHARDED + "::test_training_ends_with_the_weights_of_one_process",),
         "the model learns nothing, in private",
     ),
     Fault(

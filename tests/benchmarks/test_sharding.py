@@ -82,13 +82,15 @@ def test_the_parts_do_not_depend_on_the_number_of_gpus():
     ]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_two_processes_hold_and_send_what_is_predicted(checkpointing):
-    seen = measure(replace(JOB, checkpointing=checkpointing))
+@pytest.mark.parametrize(("checkpointing", "whole"), [(False, False), (True, False), (True, True)])
+def test_two_processes_hold_and_send_what_is_predicted(checkpointing, whole):
+    large = {"hidden_size": 320, "intermediate_size": 880, "num_key_value_heads": 4, "num_hidden_layers": 8}
+    shape = JOB.shape | (large if whole else {})
+    seen = measure(replace(JOB, checkpointing=checkpointing, whole=whole, shape=shape))
     assert len(seen) == 2
     for one in seen:
-        one.frozen.require_bound(2)
-        assert one.frozen.held < 0.6 * one.frozen.total
+        one.held.require_bound(2)
+        assert one.held.held < 0.6 * one.held.total
         assert one.sent == pytest.approx(one.predicted_sent, rel=0.02)
         assert 0.85 < one.peak / one.predicted_peak < 1.1
 
@@ -117,10 +119,12 @@ def test_the_others_do_not_wait_for_a_process_that_failed():
 
 
 def test_jobs_are_one_process_and_several_with_and_without_shards():
-    kinds = [(job.processes, job.sharded, job.checkpointing) for job in sharding.jobs(arguments("--processes", "3"))]
+    jobs = sharding.jobs(arguments("--processes", "3"))
+    kinds = [(job.processes, job.sharded, job.checkpointing) for job in jobs]
     layouts = [(1, False), (3, False), (3, True)]
-    assert kinds == [(*layout, checkpointing) for checkpointing in (False, True) for layout in layouts]
-    assert len(sharding.jobs(arguments("--processes", "1"))) == 2
+    assert kinds == 2 * [(*layout, checkpointing) for checkpointing in (False, True) for layout in layouts]
+    assert [job.whole for job in jobs] == 6 * [False] + 6 * [True]
+    assert len(sharding.jobs(arguments("--processes", "1"))) == 4
 
 
 def test_dealing_is_counted_by_hand():
@@ -158,10 +162,10 @@ def test_the_result_has_all_sections_and_is_written(tmp_path, monkeypatch, capsy
     assert "`python -m benchmarks.sharding --shape tiny`" in written
     for heading in ("## On paper", "### Llama 70B", "## Measured", "## Dealing a draw"):
         assert heading in written
-    assert len(seen) == 6
+    assert len(seen) == 12
     # The rank that needed most; a shard's bound is total / processes + root group.
-    assert "| 2 processes, sharded | 1.0 | 2.5 | 10.0 | 5.0 | 2.00 | 6.0 | 7.0 |" in written
-    assert "| 1 process, whole, checkpointing | 1.0 | 3.0 | 10.0 |" in written
+    assert "| LoRA, 2 processes, sharded | 1.0 | 2.5 | 10.0 | 5.0 | 2.00 | 6.0 | 7.0 |" in written
+    assert "| all trained, 1 process, checkpointing | 1.0 | 3.0 | 10.0 |" in written
 
 
 def test_paper_only_runs_nothing(monkeypatch, capsys):

@@ -6,8 +6,9 @@ them. Sizes are in bytes; counts of tokens include padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -79,6 +80,21 @@ class MemorySettings:
     def micro_batches(self) -> set[tuple[int, int]]:
         """(examples, padded tokens) of every forward pass there can be."""
         return Shapes(self.block_size, self.token_budget, self.drawn).sizes(self.rows_per_item)
+
+
+class Needs(Protocol):
+    """Bytes that one device needs: a dataclass with a field for each part."""
+
+    @property
+    def host(self) -> int:
+        """Bytes in the CPU's memory."""
+
+    @property
+    def total(self) -> int:
+        """The peak on the device."""
+
+
+NeedsWith = Callable[[MemorySettings], Needs]
 
 
 @dataclass(frozen=True)
@@ -180,19 +196,22 @@ def keeps_whole_sum(trained: int, available: int | None) -> bool:
     return available is not None and 8 * trained <= available // 4
 
 
-def fits(needs: MemoryNeeds, available: int) -> bool:
+def fits(needs: Needs, available: int) -> bool:
     """Whether `available` bytes of a device are enough, with `RESERVE` kept back."""
     return needs.total + RESERVE <= available
 
 
-def describe_memory(sizes: ModelSizes, settings: MemorySettings, available: int | None) -> list[str]:
+def describe_memory(needs_with: NeedsWith, settings: MemorySettings, available: int | None) -> list[str]:
     """Printed lines: the parts, the peak and whether it fits; if it does not fit, settings that do.
 
     Args:
+        needs_with: settings -> what one device needs with them.
+        settings: the settings of the run.
         available: bytes available on the device; None if unknown.
     """
-    needs = memory_needs(sizes, settings)
-    parts = [(one.name.replace("_", " "), getattr(needs, one.name)) for one in fields(needs) if one.name != "host"]
+    needs = needs_with(settings)
+    parts_of: Any = needs
+    parts = [(one.name.replace("_", " "), getattr(needs, one.name)) for one in fields(parts_of) if one.name != "host"]
     lines = [
         f"memory per device      about {_size(needs.total)} at the peak (estimated), for at most "
         f"{max(tokens for _, tokens in settings.micro_batches):,} tokens at a time",
@@ -205,7 +224,7 @@ def describe_memory(sizes: ModelSizes, settings: MemorySettings, available: int 
         return lines
     if fits(needs, available):
         return [*lines, f"                       fits: the device has {_size(available)}"]
-    found = [f"{change} ({_size(peak)})" for change, peak in _remedies(sizes, settings, available)]
+    found = [f"{change} ({_size(peak)})" for change, peak in _remedies(needs_with, settings, available)]
     remedy = f"try {', or '.join(found)}" if found else "use a smaller model or --block_size: nothing else is enough"
     return [
         *lines,
@@ -217,7 +236,7 @@ def describe_memory(sizes: ModelSizes, settings: MemorySettings, available: int 
 Change = tuple[str, MemorySettings]
 
 
-def _remedies(sizes: ModelSizes, settings: MemorySettings, available: int) -> list[tuple[str, int]]:
+def _remedies(needs_with: NeedsWith, settings: MemorySettings, available: int) -> list[tuple[str, int]]:
     """(what to change, the new peak) of settings that fit: single changes, or two or three together if one is not
     enough."""
     recompute = replace(settings, checkpointing=True)
@@ -226,41 +245,41 @@ def _remedies(sizes: ModelSizes, settings: MemorySettings, available: int) -> li
     rounds: list[list[Change]] = [
         [
             *([("--gradient_ckpt", recompute)] if flag else []),
-            *_smaller_budget(sizes, settings, available),
-            *_more_devices(sizes, settings, available),
+            *_smaller_budget(needs_with, settings, available),
+            *_more_devices(needs_with, settings, available),
         ],
         [
-            *((f"{flag}{change}", with_it) for change, with_it in _smaller_budget(sizes, recompute, available)),
-            *((f"{flag}on {change}", with_it) for change, with_it in _more_devices(sizes, recompute, available)),
+            *((f"{flag}{change}", with_it) for change, with_it in _smaller_budget(needs_with, recompute, available)),
+            *((f"{flag}on {change}", with_it) for change, with_it in _more_devices(needs_with, recompute, available)),
         ],
         [
             (f"{flag}--max_tokens_per_device {settings.block_size} on {change}", with_it)
-            for change, with_it in _more_devices(sizes, one_example, available)
+            for change, with_it in _more_devices(needs_with, one_example, available)
         ],
     ]
     for changes in rounds:
-        needs = [(change, memory_needs(sizes, changed)) for change, changed in changes]
+        needs = [(change, needs_with(changed)) for change, changed in changes]
         if fitting := [(change, then.total) for change, then in needs if fits(then, available)]:
             return fitting
     return []
 
 
-def _smaller_budget(sizes: ModelSizes, settings: MemorySettings, available: int) -> Iterator[Change]:
+def _smaller_budget(needs_with: NeedsWith, settings: MemorySettings, available: int) -> Iterator[Change]:
     """The largest smaller token budget that fits, not below the longest example, which gets its own pass."""
     below = range((settings.token_budget - 1) // _BUDGET_STEP * _BUDGET_STEP, settings.block_size, -_BUDGET_STEP)
     for tokens in [*below, settings.block_size]:
         smaller = replace(settings, token_budget=tokens)
-        if fits(memory_needs(sizes, smaller), available):
+        if fits(needs_with(smaller), available):
             yield f"--max_tokens_per_device {tokens}", smaller
             return
 
 
-def _more_devices(sizes: ModelSizes, settings: MemorySettings, available: int) -> Iterator[Change]:
+def _more_devices(needs_with: NeedsWith, settings: MemorySettings, available: int) -> Iterator[Change]:
     """The smallest number of devices, by doubling, that fits with sharded weights."""
     count = max(2, settings.world_size * (2 if settings.sharded else 1))
     while count <= _MOST_DEVICES:
         more = replace(settings, sharded=True, world_size=count)
-        if fits(memory_needs(sizes, more), available):
+        if fits(needs_with(more), available):
             yield f"{count} GPUs with accelerate_configs/accelerate_config.cfg", more
             return
         count *= 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import nn
 
 from dptune.accounting import planned_steps
@@ -10,8 +12,9 @@ from dptune.lora import adapters
 from dptune.run.plan import RunPlan, expected_batch, make_plan
 from dptune.units.unit import PrivacyUnit
 from utils.data.tokenization import TokenizedDataset
-from utils.models.memory import MemorySettings, describe_memory
+from utils.models.memory import MemorySettings, describe_memory, memory_needs
 from utils.models.sizes import model_sizes
+from utils.models.whole_memory import memory_of_whole, whole_sizes
 from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.privacy_flags import PrivacyFlags
 
@@ -89,10 +92,12 @@ def describe_model(model: nn.Module, settings: MemorySettings, available: int | 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})"]
+    if every == trained and (whole := whole_sizes(model)) is not None:
+        return [*lines, *describe_memory(partial(memory_of_whole, whole), settings, available)]
     if not any(adapters(model)):  # all weights, and for trained ones a gradient and two moments
         least = 4 * (every + 3 * trained) / (1 << 30) / (settings.world_size if settings.sharded else 1)
         return [*lines, f"memory per device      at least {least:.1f} GiB in float32, without activations"]
     sizes = model_sizes(model)
     if sizes is None:
         return [*lines, f"memory per device      not estimated: {type(model).__name__} has no list of decoder layers"]
-    return [*lines, *describe_memory(sizes, settings, available)]
+    return [*lines, *describe_memory(partial(memory_needs, sizes), settings, available)]

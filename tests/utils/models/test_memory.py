@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -254,20 +255,20 @@ def test_authors_are_never_split():
 
 
 def test_lines_name_the_parts_and_what_fits():
-    lines = describe_memory(large(), settings(sharded=True, world_size=16), 80 * GIB)
+    lines = describe_memory(partial(memory_needs, large()), settings(sharded=True, world_size=16), 80 * GIB)
     assert lines[0].startswith("memory per device      about ")
     assert "at most 2,048 tokens at a time" in lines[0]
     assert "frozen weights 8.03 GiB" in lines[1]
     assert "fits: the device has 80.00 GiB" in lines[-1]
-    assert not any("fit" in line for line in describe_memory(large(), settings(), None))
+    assert not any("fit" in line for line in describe_memory(partial(memory_needs, large()), settings(), None))
     assert any(
         line.startswith("memory of the CPU")
-        for line in describe_memory(large(), settings(sharded=True, offload=True), None)
+        for line in describe_memory(partial(memory_needs, large()), settings(sharded=True, offload=True), None)
     )
 
 
 def advice(sizes: ModelSizes, available: int, **changes: Any) -> str:
-    line = describe_memory(sizes, settings(**changes), available)[-1]
+    line = describe_memory(partial(memory_needs, sizes), settings(**changes), available)[-1]
     assert "does not fit: needs " in line
     return line.partition("; ")[2]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from dptune.units.unit import EXAMPLE_LEVEL, PrivacyUnit, group_by_author
 from tests.tasks import rows
 from tests.utils.models.test_memory import GIB, SHAPE, build, sizes_of
 from tests.whole_models import CAUSAL
-from utils.models.memory import MemorySettings, describe_memory
+from utils.models.memory import MemorySettings, describe_memory, memory_needs
 from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.plan import describe_data, describe_model, num_sampled, plan_run
 from utils.training.privacy_flags import PrivacyFlags
@@ -79,7 +81,9 @@ def test_the_plan_tells_parameters_and_memory() -> None:
     model = build(LlamaConfig(**SHAPE))
     lines = describe_model(model, MemorySettings(torch.float32, 512, 128), 8 * GIB)
     assert lines[0].startswith("trainable parameters   ")
-    assert lines[1:] == describe_memory(sizes_of(model), MemorySettings(torch.float32, 512, 128), 8 * GIB)
+    assert lines[1:] == describe_memory(
+        partial(memory_needs, sizes_of(model)), MemorySettings(torch.float32, 512, 128), 8 * GIB
+    )
 
 
 def test_a_model_without_decoder_layers_is_not_estimated() -> None:
@@ -88,7 +92,19 @@ def test_a_model_without_decoder_layers_is_not_estimated() -> None:
     assert "not estimated" in describe_model(model, MemorySettings(torch.float32, 512, 512))[1]
 
 
-def test_a_whole_model_is_told_by_its_weights_alone() -> None:
-    lines = describe_model(CAUSAL["Llama"](), MemorySettings(torch.float32, 512, 512))
+def test_a_whole_models_memory_is_estimated_and_shared_by_its_ranks() -> None:
+    """With the settings that would fit."""
+    model, settings = CAUSAL["Llama"](), MemorySettings(torch.float32, 512, 512)
+    lines = describe_model(model, settings, 1 << 20)
     assert "(100.000%)" in lines[0]
-    assert "without activations" in lines[1]
+    assert "at the peak (estimated)" in lines[1]
+    assert "does not fit" in lines[-1]
+    shared = describe_model(model, replace(settings, sharded=True, world_size=4))
+    assert shared[1] != lines[1]
+
+
+def test_a_model_of_which_a_part_is_trained_is_told_by_its_weights_alone() -> None:
+    model = CAUSAL["Llama"]()
+    model.lm_head.weight.requires_grad_(False)
+    alone = describe_model(model, MemorySettings(torch.float32, 512, 512))[1]
+    assert "without activations" in alone
