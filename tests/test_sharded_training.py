@@ -46,6 +46,7 @@ CASES: dict[str, tuple[str, str, Clipping, bool]] = {
     "GPT-2, kept whole": ("GPT-2", "all", Flat(), True),
     "Llama, tied": ("Llama, tied", "all", Flat(), False),
     "Llama, recomputed": ("Llama", "all", Flat(), False),
+    "GPT-2, offloaded": ("GPT-2", "all", Flat(), False),
     "norms alone": ("Llama", "norms", Flat(), False),
     "per layer": ("Llama", "all", PerLayer(), True),
     "automatic": ("GPT-2", "all", Automatic(), False),
@@ -60,7 +61,7 @@ def model_of(name: str, *, sharded: bool) -> nn.Module:
     kind, trained, *_ = CASES[name]
     model = whole_model(kind)
     if sharded:
-        shard(model.requires_grad_(False), decoder_layers(model), device=CPU)
+        shard(model.requires_grad_(False), decoder_layers(model), device=CPU, cpu_offload="offloaded" in name)
     choose_trainable(model, [trained])
     if "recomputed" in name:
         checkpoint_activations(model.train())  # there is no dropout
