@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dptune._validate import refuse
+from dptune._validate import Described, refuse
+from dptune.lora import trainable_parameters
+from dptune.sharding import are_sharded
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -42,7 +44,7 @@ _RULES = (
     _Rule("auto_find_batch_size", bool, "it repeats steps that were already released; set the batch size by hand"),
     _Rule("torch_compile", bool, "hooks on layers do not run in a compiled model; remove it"),
     _Rule("use_liger_kernel", bool, "its fused layers have no per-example gradients; remove it"),
-    _Rule("fsdp", bool, "gradients of sharded weights cannot be clipped per example; use train_clm.py"),
+    _Rule("fsdp", bool, "it averages gradients before they are clipped; use train_clm.py, which shards"),
     _Rule("deepspeed", bool, "it averages gradients before they are clipped; remove it"),
     _Rule("parallelism_config", lambda value: value is not None, "only data parallelism is supported; remove it"),
     _Rule(
@@ -102,6 +104,16 @@ class LessThanFloat32(TorchDispatchMode):
             if isinstance(value, Tensor) and value.is_floating_point() and value.element_size() < _FLOAT32_BYTES:
                 self.seen = True
         return out
+
+
+def refuse_sharded_training(model: nn.Module | None) -> None:
+    """Refuse a model whose trained weights are sharded: transformers' Trainer cannot save or resume them.
+
+    Raises:
+        InvalidArgument: the trained weights are sharded.
+    """
+    if model is not None and are_sharded(trainable_parameters(model)):
+        refuse("model", Described(type(model).__name__), "its trained weights are sharded; train it with train_clm.py")
 
 
 def refuse_unsafe_arguments(args: TrainingArguments) -> None:

@@ -20,7 +20,12 @@ from torch.utils.data import DataLoader
 from dptune._validate import Described, refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import updates_identity
-from dptune.integrations.checks import LessThanFloat32, refuse_unsafe_arguments, rounds_by_shape
+from dptune.integrations.checks import (
+    LessThanFloat32,
+    refuse_sharded_training,
+    refuse_unsafe_arguments,
+    rounds_by_shape,
+)
 from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
 from dptune.integrations.items import check_on_random_items, longest_of, make_of_first
 from dptune.integrations.losses import losses_of_outputs
@@ -77,6 +82,7 @@ class PrivacyEngine:
         if privacy_args.disable_dp:
             refuse("--disable_dp", True, "leave the callback out, or use DPTrainer for the same sampling")
         _refuse_unsafe(args)
+        refuse_sharded_training(model)
         num_examples = count_examples(train_dataset)
         batch = logical_batch(args, num_examples)
         per_epoch = -(-num_examples // batch)

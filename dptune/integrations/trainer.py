@@ -26,7 +26,7 @@ from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.devices import can_pin
 from dptune.integrations.arguments import updates_identity
-from dptune.integrations.checks import refuse_unsafe_arguments
+from dptune.integrations.checks import refuse_sharded_training, refuse_unsafe_arguments
 from dptune.integrations.draws import (
     Collator,
     Cut,
@@ -113,6 +113,7 @@ class DPTrainer(transformers.Trainer):
         if kwargs.get("compute_loss_func") is not None:
             refuse("compute_loss_func", "given", "it gives one loss per micro-batch; pass losses= instead")
         refuse_unsafe_arguments(args)
+        refuse_sharded_training(model)
         self.privacy_args = privacy_args
         self._losses: TrainerLosses = losses or DefaultLosses()
         self._run: PrivateRun | None = None
