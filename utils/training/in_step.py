@@ -40,13 +40,16 @@ class Gathers:
 
     Args:
         model: the root of the sharded model. Every rank makes one of these, before the first recorded pass.
+
+    Attributes:
+        is_steady: whether, as far as known, every pass makes the same gathers and communicates in no other way.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._of_pass: list[FSDPModule] | None = None  # those of every pass
         self._made: list[FSDPModule] = []  # in the current pass
-        self._is_steady = not any(p.requires_grad and isinstance(p, DTensor) for p in model.parameters())
+        self.is_steady = not any(p.requires_grad and isinstance(p, DTensor) for p in model.parameters())
         self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for module in self._sharded:
             module.set_custom_all_gather(_Noted(self, module))
@@ -54,7 +57,7 @@ class Gathers:
     @property
     def can_catch_up(self) -> bool:
         """Whether a rank that fails in the current pass can make the rest of its gathers."""
-        return self._is_steady and self._of_pass is not None
+        return self.is_steady and self._of_pass is not None
 
     def begin(self) -> None:
         """Call this before each pass in which memory may run out."""
@@ -66,7 +69,7 @@ class Gathers:
         """Call this after a pass that did not fail."""
         if self._of_pass is None:
             self._of_pass = list(self._made)
-        self._is_steady = self._is_steady and self._made == self._of_pass
+        self.is_steady = self.is_steady and self._made == self._of_pass
 
     def catch_up(self) -> None:
         """Make the gathers that are left of a failed pass. The model is then ready for the next pass.
@@ -84,9 +87,9 @@ class Gathers:
 
     def note(self, module: FSDPModule, gather: Callable[[], dist.Work | None]) -> dist.Work | None:
         """Make a gather and count it."""
-        was_steady, self._is_steady = self._is_steady, False  # an error inside the call leaves it unknown
+        was_steady, self.is_steady = self.is_steady, False  # an error inside the call leaves it unknown
         work = gather()
-        self._is_steady = was_steady
+        self.is_steady = was_steady
         self._made.append(module)
         return work
 

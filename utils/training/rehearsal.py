@@ -4,10 +4,12 @@ Memory that runs out in a private step costs time, and with sharded weights some
 before anything is drawn or recorded. Only settings decide what is rehearsed, so it reveals nothing about the data. The
 passes go through a step that can release nothing. All random numbers are afterwards where they were.
 
-When it runs: with sharded weights, where no rank can cut a micro-batch alone, and wherever an accelerator computes. A
-CPU has no limit of its own, and a pass takes long there, so without sharding a CPU does not rehearse. All ranks decide
-together. A budget that fits on every rank is used by every rank.
+When `train_clm.py` rehearses: with sharded frozen weights, where no rank can cut a micro-batch alone, and wherever an
+accelerator computes. A CPU has no limit of its own, and a pass takes long there, so without sharding a CPU does not
+rehearse. All ranks decide together: a budget that fits on every rank is used by every rank. With trained shards it does
+not rehearse either, because a rank that fails could not catch up (`utils.training.in_step`).
 
+Classifiers do not rehearse: they are never sharded, and a rank that runs out of memory cuts its micro-batches alone.
 Evaluation is not rehearsed: it keeps no activations.
 """
 
@@ -59,8 +61,8 @@ class Size(NamedTuple):
 
 
 def is_worthwhile(device: torch.device, gathers: Gathers | None) -> bool:
-    """Whether to rehearse: with sharded weights that can catch up, and on an accelerator."""
-    return gathers is not None or computes_apart(device)
+    """Whether to rehearse: with frozen shards, and without shards on an accelerator."""
+    return computes_apart(device) if gathers is None else gathers.is_steady
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,11 @@ def largest_sizes(shapes: Shapes, rows_per_item: int = 1) -> list[Size]:
     powers = {min(2**power, rows_per_item) for power in range(rows_per_item.bit_length() + 1)}
     sizes = [Size(shapes.shape(int(width), k).items, k, int(width)) for k in powers for width in shapes.widths]
     largest = {
-        max(sizes, key=lambda size: (size.tokens, size.rows)),
-        max(sizes, key=lambda size: (size.rows, size.tokens)),
-        max(sizes, key=lambda size: (size.tokens * size.width, size.tokens)),
+        max(sizes, key=lambda size: (size.tokens, size.width, size.rows_per_item)),
+        max(sizes, key=lambda size: (size.rows, size.tokens, size.rows_per_item)),
+        max(sizes, key=lambda size: (size.tokens * size.width, size.tokens, size.rows_per_item)),
     }
-    return sorted(largest, key=lambda size: (-size.tokens, -size.rows))
+    return sorted(largest, key=lambda size: (-size.tokens, -size.width))
 
 
 def _settled(size: Size, *, cut: bool) -> str:

@@ -28,7 +28,7 @@ from utils.training.in_step import Gathers, _Noted, unless_out_of_memory
 from utils.training.micro_batches import MicroBatches, remembered_budget
 
 BUDGET, CLIP_NORM = 96, 0.05
-OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+SHAPES = Shapes(LONGEST, BUDGET, drawn=1e6)
 
 
 class _Event(torch.autograd.Function):
@@ -60,20 +60,28 @@ class Memory:
         self.places.append(place)
         if len(self.places) - 1 in self.failing:
             self.failed.append(place)
-            raise OUT_OF_MEMORY
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     def start(self, *failing: int) -> None:
         """Forget the places so far; the next ones are numbered from 0."""
         self.places, self.failed, self.failing = [], [], set(failing)
 
     def gathers_can_fail(self, patch: pytest.MonkeyPatch) -> None:
-        real = _Noted.allocate
+        """Except while the rank catches up: then the failed pass has freed what it held."""
+        real, catch_up, catching_up = _Noted.allocate, Gathers.catch_up, []
 
         def allocate(this: Any, size: Any, **how: Any) -> Tensor:
-            self("gather")
+            if not catching_up:
+                self("gather")
             return real(this, size, **how)
 
+        def with_room(this: Gathers) -> None:
+            catching_up.append(True)
+            catch_up(this)
+            catching_up.clear()
+
         patch.setattr(_Noted, "allocate", allocate)
+        patch.setattr(Gathers, "catch_up", with_room)
 
     def _watch(self, module: nn.Module, name: str) -> None:
         def after(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -109,12 +117,14 @@ class Rank:
         self.folder, self.gather = folder, gather
         self.ranks: dict[str, Any] = {"gather": gather, "world_size": 2}
 
-    def sum_of(self, draw: UnitDraw, *failing: int, sampler: PoissonSampler | None = None) -> Tensor:
+    def sum_of(
+        self, draw: UnitDraw, *failing: int, sampler: PoissonSampler | None = None, shapes: Shapes = SHAPES
+    ) -> Tensor:
         """The clipped sum of a draw, while memory runs out at some places on this rank."""
         config = config_for(COUNT, clip_norm=CLIP_NORM)
         self.batches = MicroBatches(
             DATA,
-            Shapes(LONGEST, BUDGET, drawn=1e6),
+            shapes,
             0,
             make_accelerator(),
             in_step=self.gathers is not None,
@@ -182,6 +192,9 @@ def test_memory_may_run_out_at_every_place_of_one_rank(name: str, tmp_path: Path
         assert (one["sums"][number] - wanted).norm() < 1e-6 * wanted.norm(), place
 
 
+WIDE = Shapes(LONGEST, 32 * LONGEST, drawn=1e6)  # which may be halved several times
+
+
 def _random_places(rank: int, gather: Any, folder: Path) -> list[dict[str, Any]]:
     """Draws of a sampler, rows and authors, in which memory runs out at random places of both ranks, several times."""
     one, random = Rank(folder, gather, rank), np.random.default_rng(rank)
@@ -193,7 +206,7 @@ def _random_places(rank: int, gather: Any, folder: Path) -> list[dict[str, Any]]
         if number % 2:
             draw = AuthorDraw([np.array([row]) for row in draw], mean=False, most=2, numbers=draw)
         failing = random.choice(150, size=3, replace=False).tolist()
-        total = one.sum_of(draw, *failing, sampler=sampler)
+        total = one.sum_of(draw, *failing, sampler=sampler, shapes=WIDE)
         found.append({"sum": total, "draw": draw, "failed": one.failed, "budget": one.batches.shapes.token_budget})
         found[-1]["wanted"] = one.sum_of(draw)
         found[-1]["steady"] = one.gathers is not None and one.gathers.can_catch_up
@@ -210,11 +223,11 @@ def test_several_failures_on_both_ranks_count_each_item_of_the_draw_once(tmp_pat
         assert torch.equal(one["sum"], other["sum"])
         assert (one["sum"] - one["wanted"]).norm() < 1e-6 * one["wanted"].norm()
         assert one["budget"] == other["budget"]
-        assert (one["budget"] < BUDGET) is bool(one["failed"] or other["failed"])
+        assert (one["budget"] < WIDE.token_budget) is bool(one["failed"] or other["failed"])
         assert one["steady"]
         assert other["steady"]
     least = min(step["budget"] for step in ranks[0])
-    assert remembered_budget(tmp_path, BUDGET) == least
+    assert remembered_budget(tmp_path, WIDE.token_budget) == least
 
 
 def _alone(_rank: int, _gather: Any, folder: Path) -> dict[str, Any]:
