@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from dptune._validate import refuse
 from dptune.sharding import ShardedBytes, checkpoint_files, frozen_bytes, load_slices, shard_frozen
 from utils.cli.launch import Sharding
+from utils.models.quantization import require_available
 
 
 def load_sharded_model(
@@ -24,17 +25,26 @@ def load_sharded_model(
     dtype: torch.dtype,
     device: torch.device,
     sharding: Sharding,
+    bits: int = 16,
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub name, frozen, sharded over all ranks, in evaluation mode.
 
-    The checkpoint must be in safetensors files. Raises `InvalidArgument` if it is not, or lacks weights.
+    With 4 `bits` the packed bytes are sharded (`utils.models.quantized_shards`). The checkpoint must be in safetensors
+    files. Raises `InvalidArgument` if it is not, or lacks weights, and for other bits than 4 and 16.
     """
+    if bits not in (4, 16):
+        refuse("--qbits", bits, "cannot be sharded; give 4 or 16, or a launch configuration without FSDP")
     folder = _local_folder(name, token, revision)
     config = AutoConfig.from_pretrained(folder)
     # Buffers keep their values: those of rotary embeddings are in no checkpoint.
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()  # undone by the context above
+    if bits == 4:
+        require_available(bits)
+        from utils.models.quantized_shards import load_packed, packed_names, quantize_skeleton
+
+        quantize_skeleton(model, dtype)
     model.requires_grad_(False).eval()
     shard_frozen(
         model,
@@ -44,7 +54,10 @@ def load_sharded_model(
         reshard_after_forward=sharding.reshard_after_forward,
     )
     shards = torch.device("cpu") if sharding.cpu_offload else device
-    load_slices(model, checkpoint_files(folder), device=shards, prefix=f"{model.base_model_prefix}.")
+    files, prefix = checkpoint_files(folder), f"{model.base_model_prefix}."
+    if bits == 4:
+        load_packed(model, files, device=shards, prefix=prefix)
+    load_slices(model, files, device=shards, prefix=prefix, apart=packed_names(model) if bits == 4 else ())
     return model
 
 
