@@ -20,7 +20,7 @@ from dptune.ledger import Ledger
 from dptune.lora import adapters
 from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
-from tests.tiny import tiny_llama
+from tests.tiny import save_tiny, tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "accelerate_configs"
@@ -79,6 +79,18 @@ def test_training_on_one_machine(sync: str, tiny_model_dir: Path, data: Path, tm
     assert "96 (2 x 48) fit in memory" in printed
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_loss"] != results["eval_loss_before"]
+
+
+def test_training_in_four_bits(data: Path, tmp_path: Path) -> None:
+    """The adapter is that of one process with the whole quantised model, but for rounding."""
+    model, found = save_tiny(tmp_path / "model", hidden=64), {}
+    for name, config, options in (("sharded", FSDP, ()), ("alone", NO_FSDP, ("--mixed_precision", "no"))):
+        log = tmp_path / f"{name}.log"
+        words = flags(model, data, tmp_path / name, **SHORT | {"qbits": 4, "insecure_test_seed": 1})
+        printed = finish(start(config, *words, script="train_clm.py", log=log, options=options), log)
+        assert (tmp_path / name / "lora_weights.bin").exists(), printed[-3000:]
+        found[name] = json.loads((tmp_path / name / "all_results.json").read_text())
+    assert "over 2 processes" in (tmp_path / "sharded.log").read_text()
 
 
 def test_training_on_two_machines(tiny_model_dir: Path, data: Path, tmp_path: Path) -> None:
