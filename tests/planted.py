@@ -1017,6 +1017,14 @@ FAULTS = (
         "ranks cut the same draw into micro-batches of different shapes",
     ),
     Fault(
+        "sharded layers in 8 bits pick columns by outliers",
+        "utils/models/quantized_shards.py",
+        "state.threshold, state.has_fp16_weights, state.is_training = 0.0,",
+        "state.threshold, state.has_fp16_weights, state.is_training = 6.0,",
+        ("tests/utils/models/test_quantized_shards.py",),
+        "one example changes the rounding, and the gradient, of another",
+    ),
+    Fault(
         "a request during the last micro-batch is not shared",
         "utils/training/shared_stop.py",
         "        return self._ended() or before\n",

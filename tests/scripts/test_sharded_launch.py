@@ -82,15 +82,17 @@ def test_training_on_one_machine(sync: str, tiny_model_dir: Path, data: Path, tm
 
 
 def test_training_in_four_bits(data: Path, tmp_path: Path) -> None:
-    """The adapter is that of one process with the whole quantised model, but for rounding."""
-    model, found = save_tiny(tmp_path / "model", hidden=64), {}
-    for name, config, options in (("sharded", FSDP, ()), ("alone", NO_FSDP, ("--mixed_precision", "no"))):
-        log = tmp_path / f"{name}.log"
-        words = flags(model, data, tmp_path / name, **SHORT | {"qbits": 4, "insecure_test_seed": 1})
+    """It starts from the model that one process has with the whole quantised weights."""
+    model, before, extra = save_tiny(tmp_path / "model", hidden=64), [], {"qbits": 4, "validation_file": data}
+    for config in (FSDP, NO_FSDP):
+        log, out = tmp_path / f"{config.stem}.log", tmp_path / config.stem
+        words = flags(model, data, out, **SHORT | extra)
+        options = ("--mixed_precision", "no")
         printed = finish(start(config, *words, script="train_clm.py", log=log, options=options), log)
-        assert (tmp_path / name / "lora_weights.bin").exists(), printed[-3000:]
-        found[name] = json.loads((tmp_path / name / "all_results.json").read_text())
-    assert "over 2 processes" in (tmp_path / "sharded.log").read_text()
+        assert report_of(out, printed)["steps"] == 4
+        assert ("over 2 processes" in printed) is (config == FSDP)
+        before.append(json.loads((out / "all_results.json").read_text())["eval_loss_before"])
+    assert before[0] == pytest.approx(before[1], rel=1e-6)
 
 
 def test_training_on_two_machines(tiny_model_dir: Path, data: Path, tmp_path: Path) -> None:

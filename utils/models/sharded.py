@@ -29,22 +29,21 @@ def load_sharded_model(
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub name, frozen, sharded over all ranks, in evaluation mode.
 
-    With 4 `bits` the packed bytes are sharded (`utils.models.quantized_shards`). The checkpoint must be in safetensors
-    files. Raises `InvalidArgument` if it is not, or lacks weights, and for other bits than 4 and 16.
+    With 4 or 8 `bits` the packed bytes are sharded (`utils.models.quantized_shards`). The checkpoint must be in
+    safetensors files. Raises `InvalidArgument` if it is not, or lacks weights, or has weights that cannot be sharded in
+    so few bits.
     """
-    if bits not in (4, 16):
-        refuse("--qbits", bits, "cannot be sharded; give 4 or 16, or a launch configuration without FSDP")
+    require_available(bits)
     folder = _local_folder(name, token, revision)
     config = AutoConfig.from_pretrained(folder)
     # Buffers keep their values: those of rotary embeddings are in no checkpoint.
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()  # undone by the context above
-    if bits == 4:
-        require_available(bits)
+    if bits != 16:
         from utils.models.quantized_shards import load_packed, packed_names, quantize_skeleton
 
-        quantize_skeleton(model, dtype)
+        quantize_skeleton(model, bits, dtype)
     model.requires_grad_(False).eval()
     shard_frozen(
         model,
@@ -55,9 +54,9 @@ def load_sharded_model(
     )
     shards = torch.device("cpu") if sharding.cpu_offload else device
     files, prefix = checkpoint_files(folder), f"{model.base_model_prefix}."
-    if bits == 4:
+    if bits != 16:
         load_packed(model, files, device=shards, prefix=prefix)
-    load_slices(model, files, device=shards, prefix=prefix, apart=packed_names(model) if bits == 4 else ())
+    load_slices(model, files, device=shards, prefix=prefix, apart=() if bits == 16 else packed_names(model))
     return model
 
 

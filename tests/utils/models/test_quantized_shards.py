@@ -1,4 +1,4 @@
-"""Bases in 4 bits, sharded: to the bit the unsharded quantised model, and no rank ever has a whole weight."""
+"""Bases in 4 and 8 bits, sharded: to the bit the unsharded quantised model, and no rank ever has a whole weight."""
 
 from __future__ import annotations
 
@@ -23,21 +23,24 @@ from tests.examples import padded, random_examples, randomise_adapters
 from tests.private_sum import NoNoise, config_for, private_sum
 from tests.processes import run_processes
 from tests.tiny import save_tiny, tiny_llama
+from tests.utils.models.test_quantization import EXAMPLES as ORDINARY
+from tests.utils.models.test_quantization import HUGE, OUTLIER, gradients, relative
 from utils.cli.launch import Sharding
 from utils.models import quantized_shards
 from utils.models.loading import checkpoint_activations, load_model
 from utils.models.memory import MemorySettings, memory_needs
-from utils.models.quantized_shards import ShardedLinear4bit, quantized_rows
+from utils.models.quantized_shards import ShardedLinear, ShardedLinear4bit, ShardedLinear8bit, quantized_rows
 from utils.models.sharded import decoder_layers, describe_shards
 from utils.models.sizes import model_sizes
 
 IDS = torch.arange(3, 40)[None]
 CPU = torch.device("cpu")
+KINDS: dict[int, type[ShardedLinear]] = {4: ShardedLinear4bit, 8: ShardedLinear8bit}
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32, *, sharded: bool = True, **how: bool) -> Any:
+def load(folder: Path, bits: int, dtype: torch.dtype = torch.float32, *, sharded: bool = True, **how: bool) -> Any:
     sharding = Sharding(**how) if sharded else None
-    return load_model(str(folder), dtype=dtype, device=CPU, bits=4, sharding=sharding)
+    return load_model(str(folder), dtype=dtype, device=CPU, bits=bits, sharding=sharding)
 
 
 def opt() -> nn.Module:
@@ -60,8 +63,10 @@ def save(folder: Path, *, kind: str = "llama", tie: bool = False, shard_size: st
 
 
 @torch.no_grad()
-def logits_and_bytes(_rank: int, _gather: Any, folder: Path, dtype: torch.dtype, how: dict[str, Any]) -> dict[str, Any]:
-    model = load(folder, dtype, **how)
+def logits_and_bytes(
+    _rank: int, _gather: Any, folder: Path, bits: int, dtype: torch.dtype, how: dict[str, Any]
+) -> dict[str, Any]:
+    model = load(folder, bits, dtype, **how)
     held = frozen_bytes(model, decoder_layers(model))
     describe_shards(model, torch.distributed.get_world_size())
     return {"logits": model(IDS).logits, "held": held}
@@ -80,17 +85,21 @@ CASES: dict[str, tuple[int, dict[str, Any], torch.dtype, dict[str, bool]]] = {
 }
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_the_unsharded_quantised_models_to_the_bit(name: str, tmp_path: Path) -> None:
+def test_logits_are_the_unsharded_quantised_models_to_the_bit(name: str, bits: int, tmp_path: Path) -> None:
     world_size, saving, dtype, how = CASES[name]
     folder = save(tmp_path, **saving)
-    whole = load(folder, dtype, sharded=False)
+    whole = load(folder, bits, dtype, sharded=False)
     with torch.no_grad():
         wanted = whole(IDS).logits
-    states = [layer.weight.quant_state for layer in whole.modules() if isinstance(layer, bnb.nn.Linear4bit)]
     total = sum(parameter.untyped_storage().nbytes() for parameter in whole.parameters())
-    total += sum(state.absmax.untyped_storage().nbytes() for state in states)
-    for rank in run_processes(world_size, logits_and_bytes, folder, dtype, how):
+    for layer in whole.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            total += layer.weight.quant_state.absmax.untyped_storage().nbytes()
+        elif isinstance(layer, bnb.nn.Linear8bitLt):
+            total += layer.state.SCB.untyped_storage().nbytes()
+    for rank in run_processes(world_size, logits_and_bytes, folder, bits, dtype, how):
         assert torch.equal(rank["logits"], wanted)
         assert rank["held"].total == total
         assert rank["held"].held <= total / world_size + rank["held"].root + 2 * 2 * 7 * 64  # rows that do not divide
@@ -101,17 +110,17 @@ LENGTHS = np.array([len(ids) for ids, _ in EXAMPLES])
 CONFIG = config_for(12, clip_norm=0.05)
 
 
-def adapted(folder: Path, **how: Any) -> Any:
-    model = load(folder, **how)
+def adapted(folder: Path, bits: int, **how: Any) -> Any:
+    model = load(folder, bits, **how).train()
     add_lora(model, rank=4, targets=("q_proj", "down_proj", "lm_head"))
     randomise_adapters(model)
     return model
 
 
-def clipped_sum(rank: int, gather: Any, folder: Path, checkpointing: bool) -> Tensor:
-    model = adapted(folder / "model")
+def clipped_sum(rank: int, gather: Any, folder: Path, bits: int, checkpointing: bool) -> Tensor:
+    model = adapted(folder / "model", bits)
     if checkpointing:
-        checkpoint_activations(model.train())
+        checkpoint_activations(model)
     size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     ledger = Ledger(folder / "ledger.jsonl")
     noise: Any = NoNoise(size)
@@ -122,32 +131,32 @@ def clipped_sum(rank: int, gather: Any, folder: Path, checkpointing: bool) -> Te
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) * CONFIG.divisor
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_clipped_sum_is_that_of_one_process(checkpointing: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "checkpointing"), [(4, False), (4, True), (8, True)])
+def test_the_clipped_sum_is_that_of_one_process(bits: int, checkpointing: bool, tmp_path: Path) -> None:
     save(tmp_path / "model")
-    wanted = private_sum(adapted(tmp_path / "model", sharded=False), EXAMPLES, list(range(12)), CONFIG)
-    one, other = run_processes(2, clipped_sum, tmp_path, checkpointing)
+    wanted = private_sum(adapted(tmp_path / "model", bits, sharded=False), EXAMPLES, list(range(12)), CONFIG)
+    one, other = run_processes(2, clipped_sum, tmp_path, bits, checkpointing)
     assert torch.equal(one, other)
     assert (one - wanted).norm() < 1e-6 * wanted.norm()
 
 
-def gathered(_rank: int, _gather: Any, folder: Path) -> dict[str, Any]:
+def gathered(_rank: int, _gather: Any, folder: Path, bits: int) -> dict[str, Any]:
     """The bytes that layers compute with, where FSDP casts to bfloat16, and the rows that were quantised here."""
     cast = partial(fully_shard, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     rows: dict[int, list[int]] = defaultdict(list)
     real, patch = quantized_shards.quantized_rows, pytest.MonkeyPatch()  # the process ends with this
     patch.setattr(dptune.sharding, "fully_shard", cast)
     patch.setattr(
-        quantized_shards, "quantized_rows", lambda part: rows[part.shape[1]].append(part.shape[0]) or real(part)
+        quantized_shards, "quantized_rows", lambda kind, part: rows[part.shape[1]].append(len(part)) or real(kind, part)
     )
-    model = load(folder)
+    model = load(folder, bits)
     seen: dict[str, Any] = {}
 
-    def look(layer: ShardedLinear4bit, _inputs: Any, *, name: str) -> None:
+    def look(layer: Any, _inputs: Any, *, name: str) -> None:
         seen[name] = layer.weight.detach().clone(), layer.scales.detach().clone()
 
     for name, layer in model.named_modules():
-        if isinstance(layer, ShardedLinear4bit):
+        if isinstance(layer, ShardedLinear):
             layer.register_forward_pre_hook(partial(look, name=name))
         if name.endswith("input_layernorm"):
             layer.register_forward_pre_hook(lambda module, _: seen.update(norm=module.weight.dtype))
@@ -156,15 +165,18 @@ def gathered(_rank: int, _gather: Any, folder: Path) -> dict[str, Any]:
     return {"seen": seen, "rows": dict(rows)}
 
 
-def test_packed_bytes_survive_casts_and_no_rank_quantises_more_than_its_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "kind"), KINDS.items())
+def test_packed_bytes_survive_casts_and_no_rank_quantises_more_than_its_rows(
+    bits: int, kind: type[ShardedLinear], tmp_path: Path
+) -> None:
     folder = save(tmp_path)
     weights = load_file(folder / "model.safetensors")
-    for rank in run_processes(3, gathered, folder):
+    for rank in run_processes(3, gathered, folder, bits):
         seen = rank["seen"]
         assert seen.pop("norm") == torch.bfloat16, "FSDP casts the other weights of the layer"
         assert len(seen) == 2 * 7
         for name, (packed, scales) in seen.items():
-            wanted = quantized_rows(weights[f"{name}.weight"])
+            wanted = quantized_rows(kind, weights[f"{name}.weight"])
             assert torch.equal(packed, wanted[0])
             assert torch.equal(scales, wanted[1])
         assert 42 <= max(rank["rows"][64]) <= 43, "a third of 128 rows"
@@ -174,25 +186,57 @@ def test_packed_bytes_survive_casts_and_no_rank_quantises_more_than_its_rows(tmp
 def test_rows_quantised_apart_are_the_whole_weight_quantised() -> None:
     weight = torch.randn(10, 192)
     packed, state = bnb.functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
-    parts = [quantized_rows(part) for part in (weight[:3], weight[3:3], weight[3:])]
-    assert torch.equal(torch.cat([part for part, _ in parts]).view(-1, 1), packed)
-    assert torch.equal(torch.cat([scales for _, scales in parts]).view(torch.float32).view(-1), state.absmax)
+    found, scales = in_parts(ShardedLinear4bit, weight)
+    assert torch.equal(found.view(-1, 1), packed)
+    assert torch.equal(scales, state.absmax)
+    packed, row_scales, _ = bnb.functional.int8_vectorwise_quant(weight.to(torch.float16))
+    found, scales = in_parts(ShardedLinear8bit, weight)
+    assert torch.equal(found, packed)
+    assert torch.equal(scales, row_scales)
 
 
-def held(_rank: int, _gather: Any, folder: Path) -> int:
-    model = load(folder, torch.bfloat16)
+def in_parts(kind: type[ShardedLinear], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(packed, scales) of ten rows on three ranks, one of which has none."""
+    parts = [quantized_rows(kind, part) for part in (weight[:3], weight[3:3], weight[3:])]
+    return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts]).view(torch.float32).view(-1)
+
+
+def held(_rank: int, _gather: Any, folder: Path, bits: int) -> int:
+    model = load(folder, bits, torch.bfloat16)
     return frozen_bytes(model, decoder_layers(model)).held
 
 
-def test_the_estimate_of_memory_is_what_a_rank_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "uncounted"), [(4, 0), (8, 4 * (3 * 64 + 2 * 32 + 2 * 128))])
+def test_the_estimate_of_memory_is_what_a_rank_holds(bits: int, uncounted: int, tmp_path: Path) -> None:
+    """In 8 bits without the scale of each row, of which a rank has those of one of the two layers."""
     folder = save(tmp_path)
     model = tiny_llama(hidden=64).to(torch.bfloat16)
     add_lora(model, rank=4)
     sizes = model_sizes(model)
     assert sizes is not None
-    settings = MemorySettings(torch.bfloat16, 64, 64, world_size=2, sharded=True, bits=4)
-    for found in run_processes(2, held, folder):
-        assert found == memory_needs(sizes, settings).frozen_weights
+    settings = MemorySettings(torch.bfloat16, 64, 64, world_size=2, sharded=True, bits=bits)
+    for found in run_processes(2, held, folder, bits):
+        assert found - memory_needs(sizes, settings).frozen_weights == uncounted
+
+
+def moved(_rank: int, _gather: Any, folder: Path, bits: int) -> float:
+    """How far gradients change when an example with huge activations joins the micro-batch, relative."""
+    model = load(folder, bits)
+    add_lora(model, rank=4, targets=("q_proj", "v_proj", "down_proj"))
+    randomise_adapters(model)
+    alone = gradients(model, ORDINARY)
+    return relative(gradients(model, [*ORDINARY, OUTLIER])[:-1], alone)
+
+
+@pytest.mark.parametrize("bits", KINDS)
+def test_an_examples_gradient_does_not_depend_on_a_neighbours_outliers(bits: int, tmp_path: Path) -> None:
+    model = tiny_llama(hidden=64)
+    with torch.no_grad():
+        own = model.get_input_embeddings().weight[HUGE]
+        own.zero_()
+        own[3] = 100.0  # all in one dimension: the square root of 64 behind a norm
+    model.save_pretrained(tmp_path)
+    assert run_processes(1, moved, tmp_path, bits)[0] < 1e-5
 
 
 def refusal(_rank: int, _gather: Any, folder: Path, bits: int) -> str:
@@ -208,7 +252,7 @@ def test_what_cannot_be_sharded_in_few_bits_is_refused_in_one_line(tmp_path: Pat
     told = {
         (narrow, 4): "q_proj has 32 inputs, no multiple of 64",
         (tmp_path / "gpt2", 4): "is stored by columns",
-        (narrow, 8): "--qbits=8: cannot be sharded; give 4 or 16",
+        (tmp_path / "gpt2", 8): "is stored by columns",
     }
     for (folder, bits), reason in told.items():
         found = run_processes(1, refusal, folder, bits)[0]
