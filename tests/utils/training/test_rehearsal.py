@@ -189,6 +189,8 @@ def _two_ranks(rank: int, gather: Any, folder: Path, where: str, sharded: bool) 
     memory = Memory(one.model, LIMIT if rank == 1 else float("inf"), where)
     rehearsal = Rehearsal(one.model, one.losses, a_plan(), make_accelerator(), gathers=one.gathers)
     settled = rehearsal.settle(SHAPES)
+    if len(set(gather(torch.tensor([settled.token_budget])).tolist())) > 1:
+        return {"settled": settled}  # ranks that cut differently would wait for each other
     failed = list(memory.failed)
     total = one.sum_of(ALL, shapes=settled)
     memory.tokens = float("inf")
@@ -205,9 +207,9 @@ def _two_ranks(rank: int, gather: Any, folder: Path, where: str, sharded: bool) 
 def test_all_ranks_settle_on_what_fits_on_the_smallest(where: str, sharded: bool, tmp_path: Path) -> None:
     save_tiny(tmp_path / "model")
     one, other = run_processes(2, _two_ranks, tmp_path, where, sharded)
+    assert one["settled"] == other["settled"]
     assert other["failed"]
     assert not one["failed"]
-    assert one["settled"] == other["settled"]
     assert one["settled"].token_budget <= LIMIT
     for rank in (one, other):
         assert not rank["failed later"]
