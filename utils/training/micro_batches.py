@@ -166,8 +166,9 @@ class MicroBatches:
                     return None
                 if len(share.items):
                     seen += self._backward(share, following, ahead, step, losses)
-                else:  # a dummy, as this rank has no more examples; it adds nothing, so it need not fit
-                    self._try(self._piece(share), following, ahead, step, losses)
+                elif self._try(self._piece(share), following, ahead, step, losses) is None and self.in_step:
+                    # A dummy, as this rank has no more examples. It adds nothing, so it need not fit.
+                    self._keep_in_step(self.shapes.token_budget // 2)
         return None if self._stop.after_draw(stop.pending) else seen
 
     def _left_of(self, draw: UnitDraw) -> UnitDraw:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from dptune import CausalLMLoss, Keystream, Ledger, PlainStep, PoissonSampler, PrivateStep, add_lora
-from dptune.shapes import Shapes
+from dptune import CausalLMLoss, InvalidArgument, Keystream, Ledger, PlainStep, PoissonSampler, PrivateStep, add_lora
+from dptune.shapes import Shape, Shapes
 from dptune.units.batches import AuthorDraw, UnitDraw
 from tests.examples import randomise_adapters
 from tests.private_sum import NoNoise, config_for
 from tests.processes import run_processes
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_llama
 from tests.utils.training.test_micro_batches import COUNT, DATA, LONGEST
 from utils.cli.interruption import StopRequest
 from utils.cli.launch import Sharding, make_accelerator
@@ -175,6 +175,8 @@ def _every_place(rank: int, gather: Any, folder: Path, how: dict[str, bool]) -> 
         found["sums"].append(one.sum_of(ALL, *([place] if rank == 1 else [])))
         found["failed"].append(one.failed)
         found["items"].append(one.items)
+    # Of one row, rank 1 has a dummy alone.
+    found["of one"] = [one.sum_of(np.array([7]), *([number] if rank == 1 else [])) for number in (999, 2, 9)]
     return found
 
 
@@ -190,6 +192,9 @@ def test_memory_may_run_out_at_every_place_of_one_rank(name: str, tmp_path: Path
         assert one["items"][number] + other["items"][number] == COUNT
         assert torch.equal(one["sums"][number], other["sums"][number])
         assert (one["sums"][number] - wanted).norm() < 1e-6 * wanted.norm(), place
+    for rank in (one, other):
+        assert rank["of one"][0].norm() > 0
+        assert all(torch.equal(total, one["of one"][0]) for total in rank["of one"])
 
 
 WIDE = Shapes(LONGEST, 32 * LONGEST, drawn=1e6)  # which may be halved several times
@@ -291,3 +296,20 @@ def test_an_error_of_the_communication_is_not_taken_for_memory() -> None:
 
     with pytest.raises(torch.distributed.DistBackendError):
         unless_out_of_memory(fail, torch.device("cpu"))
+
+
+def test_a_dummy_that_fails_ends_the_launch_where_its_rank_cannot_catch_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would wait for it."""
+    model = tiny_llama()
+    add_lora(model, rank=4)
+    memory, losses = Memory(model), CausalLMLoss(model)
+    batches = MicroBatches(DATA, SHAPES, 0, make_accelerator(), in_step=True, folder=tmp_path)
+    monkeypatch.setattr(batches, "_dealt", lambda *_: [(Shape(2, LONGEST), [np.array([], dtype=np.int64)])])
+    with PlainStep(model, 5.0) as step:
+        memory.start(3)
+        with pytest.raises(InvalidArgument, match="cannot cut one micro-batch differently"):
+            batches.run(ALL, step, losses, StopRequest())
+    assert memory.failed
+    assert remembered_budget(tmp_path, BUDGET) == BUDGET // 2
