@@ -7,7 +7,7 @@ pass's gathers without computing, so that the others end their pass.
 Why no rank waits forever:
 
 - With frozen shards a pass communicates by gathers alone: nothing is reduced. Which gathers a pass makes, and in which
-  order, follows from the model's modules, not from the rows. All ranks begin and end a pass together.
+  order, follows from the model's modules, not from the rows. All ranks make the same passes in the same order.
 - The first pass that ends is remembered. From then on a rank that fails after k gathers knows those that are left.
 - A gather counts when the call has returned. Memory that runs out before it, or after it, is counted right. An error
   inside the call itself, or of the communication, is not survived: the rank fails and its launcher ends the others.

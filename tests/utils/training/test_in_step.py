@@ -94,8 +94,8 @@ class Memory:
         module.register_forward_hook(after)
 
 
-def adapted(folder: Path, *, sharded: bool = True, checkpointing: bool = False) -> Any:
-    sharding = Sharding() if sharded else None
+def adapted(folder: Path, *, sharded: bool = True, kept: bool = False, checkpointing: bool = False) -> Any:
+    sharding = Sharding(reshard_after_forward=not kept) if sharded else None
     model = load_model(str(folder), dtype=torch.float32, device=torch.device("cpu"), sharding=sharding)
     add_lora(model, rank=4, alpha=8.0)
     randomise_adapters(model)
@@ -160,6 +160,7 @@ ALL = np.arange(COUNT)
 SETTINGS = {
     "sharded": {},
     "recomputing": {"checkpointing": True},
+    "kept after forward": {"kept": True},
     "without privacy": {"private": False},
     "not sharded": {"sharded": False},
 }
