@@ -6,9 +6,10 @@ the weight and not see its scales. Here both are ordinary parameters of the laye
 - `weight`: uint8 [O, I / 2] with two numbers in a byte, or int8 [O, I];
 - `scales`: the bytes of float32 numbers, uint8 [O, 4 * S]. S is I / 64, one for each block, or 1 in 8 bits.
 
-FSDP never casts whole numbers, so both survive any precision that it is given. A scale never reaches beyond its row.
-So each rank quantises the rows that it reads, and nobody needs the whole weight: the packed bytes are those of the
-whole weight quantised at once. A layer hands the gathered bytes to bitsandbytes' own product.
+FSDP casts nothing here (`shard_frozen` gives it no other precision), and from torch 2.13 on it never casts whole
+numbers. A scale never reaches beyond its row. So each rank quantises the rows that it reads, and nobody needs the whole
+weight: the packed bytes are those of the whole weight quantised at once. A layer hands the gathered bytes to
+bitsandbytes' own product.
 
 Shapes: I inputs, O outputs, r rows of a rank.
 """
@@ -186,8 +187,8 @@ def _pack(layer: Any, name: str, bits: int, dtype: torch.dtype) -> None:
     layer.__class__ = _KINDS[type(layer)]
     layer.weight_dtype = dtype
     packed, scales = _widths(layer, layer.in_features)
-    layer.weight = _on_meta(layer.out_features, packed, layer.packed_dtype)
-    layer.scales = _on_meta(layer.out_features, scales, torch.uint8)
+    layer.weight = _on_meta(layer.out_features, packed)
+    layer.scales = _on_meta(layer.out_features, scales)
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.to(dtype), requires_grad=False)
 
@@ -202,5 +203,6 @@ def _layers(model: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, ShardedLinear)}
 
 
-def _on_meta(rows: int, width: int, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(torch.empty(rows, width, dtype=dtype, device="meta"), requires_grad=False)
+def _on_meta(rows: int, width: int) -> nn.Parameter:
+    """Holds the place of bytes. Before torch 2.13 FSDP wraps no whole numbers, but takes them when they are loaded."""
+    return nn.Parameter(torch.empty(rows, width, dtype=torch.bfloat16, device="meta"), requires_grad=False)
