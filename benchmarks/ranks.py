@@ -30,7 +30,7 @@ from dptune import CausalLMLoss, add_lora, trainable_parameters
 from dptune._validate import present
 from dptune.ranks import bytes_sent
 from dptune.shapes import Shape, Shapes, deal_in_shapes
-from dptune.sharding import ShardedBytes, frozen_bytes
+from dptune.sharding import ShardedBytes, weight_bytes
 from utils.cli.launch import Sharding
 from utils.models.loading import checkpoint_activations
 from utils.models.memory import MemorySettings, micro_batch_needs
@@ -130,7 +130,7 @@ def measure_rank(job: Job, rank: int, folder: Path) -> RankMemory:
     peak = loading.left + making.left + first.left + second.peak
     needs, sent = _predicted(job, model)
     return RankMemory(
-        frozen=frozen_bytes(model, decoder_layers(model)),
+        frozen=weight_bytes(model, decoder_layers(model)),
         peak=peak,
         predicted_peak=needs,
         sent=second.shares * (job.processes - 1),

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from dptune._validate import refuse, require_count, require_positive
 from dptune.lora_targets import DEFAULT_TARGETS
+from dptune.sharding import reshard
 
 
 class Recorder(Protocol):
@@ -224,7 +225,8 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, LoraAdapter]]:
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that training changes, each once."""
+    """The parameters that training changes, each once; of sharded ones, this rank's shards."""
+    reshard(model)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

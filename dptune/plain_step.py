@@ -14,6 +14,7 @@ from dptune.lora import trainable_parameters
 from dptune.micro_batch import Items, MicroBatchStats, require_losses
 from dptune.noise import GaussianNoise
 from dptune.ranks import Gather, Reduce, sum_over_ranks
+from dptune.sharding import are_sharded
 
 
 class PlainStep:
@@ -35,7 +36,7 @@ class PlainStep:
         self._expected_batch_size = expected_batch_size
         self._gather, self._reduce, self._world_size = gather, reduce, world_size
         self._loss_scale = loss_scale
-        self._fresh = True
+        self._fresh, self._is_sharded = True, are_sharded(self._parameters)
 
     def __enter__(self) -> PlainStep:
         return self
@@ -47,29 +48,38 @@ class PlainStep:
             parameter.grad = None
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1, items: Items | None = None) -> MicroBatchStats:
-        """Add the gradients of one micro-batch, losses [B], to `.grad`; if an error is raised, nothing was added.
+        """Add the gradients of one micro-batch, losses [B], to `.grad`. If an error is raised, nothing was added.
+
+        With sharded parameters an error ends the run.
 
         `rows_per_unit` and `items` change nothing, because nothing is clipped or accounted.
         """
         del items
         require_losses(losses, rows_per_unit)
         self._start()
-        grads = torch.autograd.grad(losses.sum() * self._loss_scale, self._parameters, allow_unused=True)
-        for parameter, grad in zip(self._parameters, grads, strict=True):
-            if grad is not None:
-                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+        scaled = losses.sum() * self._loss_scale
+        if self._is_sharded:
+            scaled.backward()  # FSDP adds the mean over ranks to the shards' `.grad`
+        else:
+            grads = torch.autograd.grad(scaled, self._parameters, allow_unused=True)
+            for parameter, grad in zip(self._parameters, grads, strict=True):
+                if grad is not None:
+                    parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
         return MicroBatchStats(losses.detach(), losses.new_empty(0), losses.new_empty(0))
 
     def finish(self) -> None:
         """Sum over ranks and divide by the expected batch size."""
         self._start()
         grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in self._parameters]
-        if self._world_size > 1:
+        divisor = self._expected_batch_size * self._loss_scale
+        if self._is_sharded:
+            divisor /= self._world_size
+        elif self._world_size > 1:
             flat_P = torch.cat([grad.flatten() for grad in grads])
             sum_over_ranks(flat_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
             grads = list(views(dict(enumerate(self._parameters)), flat_P).values())
         for parameter, grad in zip(self._parameters, grads, strict=True):
-            parameter.grad = grad.div_(self._expected_batch_size * self._loss_scale)
+            parameter.grad = grad.div_(divisor)
         self._fresh = True
 
     def gradient_noise_std(self) -> float:

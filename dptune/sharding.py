@@ -1,9 +1,11 @@
-"""Frozen weights sharded over ranks with FSDP2 (Zhao et al. 2023); every rank holds the trained adapters whole.
+"""Weights sharded over ranks with FSDP2 (Zhao et al. 2023).
 
 Each decoder layer is one group, which is gathered when it computes and dropped afterwards. The rest of the model
 (embeddings, last norm, output layer) is the root group. Each rank reads only its own rows from the checkpoint's
-safetensors files, so no process ever holds a whole copy. Adapters are attached after sharding and stay ordinary
-tensors: FSDP neither shards nor averages them, and `dptune.step` adds up their gradients.
+safetensors files, so no process ever holds a whole copy.
+
+Adapters are attached after sharding and stay ordinary tensors, which every rank holds whole: FSDP neither shards nor
+averages them. If the model's own weights are trained instead, each rank trains its shards (`dptune.sharded_sum`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -39,7 +41,7 @@ _T = TypeVar("_T", bound=Callable[..., object])
 
 @dataclass(frozen=True)
 class ShardedBytes:
-    """Bytes of frozen weights: `held` by this rank, `total` of the whole model, `root` in the root group."""
+    """Bytes of weights: `held` by this rank, `total` of the whole model, `root` in the root group."""
 
     held: int
     total: int
@@ -53,10 +55,10 @@ class ShardedBytes:
         """
         bound = self.total / ranks + self.root
         if self.held > bound:
-            raise RuntimeError(f"{self.held:,} frozen bytes on this rank, more than the {bound:,.0f} of a shard")
+            raise RuntimeError(f"{self.held:,} bytes of weights on this rank, more than the {bound:,.0f} of a shard")
 
 
-def shard_frozen(
+def shard(
     model: nn.Module,
     layers: Sequence[nn.Module],
     *,
@@ -68,18 +70,18 @@ def shard_frozen(
 
     Args:
         model: a model with all parameters frozen, on the meta device (`load_slices` fills it later) or in memory. It is
-            changed in place; attach adapters afterwards.
+            changed in place; attach adapters, or make parameters trainable, afterwards.
         layers: the decoder layers.
         device: the device that computes.
         cpu_offload: keep the shards in CPU memory and copy a layer to the GPU when it computes.
         reshard_after_forward: drop a layer's gathered weights until the backward pass needs them.
 
     Raises:
-        InvalidArgument: a parameter is trainable (FSDP would shard it and average its gradient), or there is no layer.
+        InvalidArgument: a parameter is trainable (an adapter would be sharded too), or there is no layer.
     """
     trained = next((name for name, parameter in model.named_parameters() if parameter.requires_grad), None)
     if trained is not None:
-        refuse("model", trained, "is trainable: shard a frozen model and attach adapters afterwards")
+        refuse("model", trained, "is trainable: shard a frozen model, and choose what is trained afterwards")
     if not layers:
         refuse("model", type(model).__name__, "has no decoder layer that could be sharded; train it without FSDP")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -90,13 +92,53 @@ def shard_frozen(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard_frozen` was applied to `model`."""
+    """Whether `shard` was applied to `model`."""
     return isinstance(model, FSDPModule)
 
 
 def local_part(value: Tensor) -> Tensor:
     """What this rank holds of a tensor: its shard, or the whole tensor if it is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value
+
+
+def rows_of_ranks(rows: int, ranks: int) -> list[int]:
+    """How many of a parameter's rows each rank holds. FSDP shards like torch.chunk: the last ranks have fewer."""
+    most = -(-rows // ranks)
+    return [min(most, max(0, rows - rank * most)) for rank in range(ranks)]
+
+
+def mesh_of(parameters: Iterable[Tensor]) -> DeviceMesh | None:
+    """The ranks that any of these parameters is sharded over; None if this rank holds all of them whole."""
+    return next((parameter.device_mesh for parameter in parameters if isinstance(parameter, DTensor)), None)
+
+
+def are_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether this rank holds only its shard of any of these parameters."""
+    return mesh_of(parameters) is not None
+
+
+def own_rows(whole: Tensor, parameter: Tensor) -> Tensor:
+    """The rows of a tensor in a sharded parameter's shape that belong to this rank's shard, where the shard is."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    mesh = parameter.device_mesh
+    rows: Tensor = whole.split(rows_of_ranks(len(whole), mesh.size()))[mesh.get_local_rank()]
+    return rows.to(local_part(parameter).device, copy=True)  # a view would keep the whole tensor
+
+
+def as_shard(local: Tensor, like: Tensor) -> Tensor:
+    """This rank's rows as a tensor that is sharded like `like`."""
+    if not isinstance(like, DTensor):
+        return local
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def norms_over_ranks(norms: Tensor, mesh: DeviceMesh) -> Tensor:
+    """Euclidean norms of vectors of which each rank of `mesh` holds a part, from the norms of this rank's parts."""
+    squared = norms.to(mesh.device_type).square()
+    dist.all_reduce(squared, group=mesh.get_group())
+    return squared.sqrt()
 
 
 def reshard(model: nn.Module) -> None:
@@ -121,12 +163,12 @@ def as_forward(model: nn.Module, function: _T) -> _T:
     return registered
 
 
-def frozen_bytes(model: nn.Module, layers: Iterable[nn.Module]) -> ShardedBytes:
-    """Bytes of frozen weights that this rank holds; a weight that is used twice (tied) counts once."""
+def weight_bytes(model: nn.Module, layers: Iterable[nn.Module]) -> ShardedBytes:
+    """Bytes of the model's weights, without adapters, that this rank holds; a tied weight counts once."""
     in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
     held = total = root = 0
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
             continue
         size = parameter.numel() * parameter.element_size()
         total += size
@@ -162,7 +204,7 @@ def load_slices(
     """Fill a sharded model on the meta device. This rank reads only its own rows of every weight.
 
     Args:
-        model: a model from `shard_frozen`. Buffers that are not in the checkpoint must already have their values.
+        model: a model from `shard`. Buffers that are not in the checkpoint must already have their values.
         files: the file of each tensor, from `checkpoint_files`.
         device: the device of the shards: the CPU if they are offloaded.
         prefix: a prefix of names, such as "model.", that a checkpoint of the backbone alone lacks.
@@ -250,11 +292,10 @@ def from_rows(rows: Tensor, like: DTensor) -> DTensor:
 
 
 def _own_rows(like: DTensor) -> slice:
-    """The rows that FSDP keeps on this rank, with the bounds of torch.chunk."""
-    count, mesh = like.shape[0], like.device_mesh
-    rows = -(-count // mesh.size())
-    start = min(mesh.get_local_rank() * rows, count)
-    return slice(start, min(start + rows, count))
+    """The rows that FSDP keeps on this rank."""
+    rank, rows = like.device_mesh.get_local_rank(), rows_of_ranks(like.shape[0], like.device_mesh.size())
+    start = sum(rows[:rank])
+    return slice(start, start + rows[rank])
 
 
 def _require_shape(stored: Any, shape: tuple[int, ...], name: str) -> None:

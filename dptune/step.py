@@ -19,15 +19,18 @@ from dptune._validate import refuse
 from dptune.clipping import Clipper, whole_norms
 from dptune.clipping_styles import Adaptive
 from dptune.fed_items import FedItems
-from dptune.flat import released_size, views
+from dptune.flat import released_size
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.micro_batch import Items, MicroBatchStats, require_losses
 from dptune.noise import GaussianNoise
 from dptune.per_example import HalfAdded, PerExampleGradients, Recorded, full_precision
 from dptune.per_example.fixed_values import SMALL, FixedValues
-from dptune.ranks import Gather, Reduce, sum_over_ranks
+from dptune.ranks import Gather, Reduce
 from dptune.sampling import PoissonSampler
+from dptune.sharded_sum import ShardedSum
+from dptune.sharding import are_sharded, local_part
+from dptune.step_sums import StepSum, WholeSum
 
 
 class PrivateStep:
@@ -43,6 +46,7 @@ class PrivateStep:
         sampler: makes the draws, the same on every rank. Each step must be fed the oldest draw that no step has used,
             named by `items` of `backward`. Its settings must be the configuration's. Without a sampler the ledger says
             so, and the report states no guarantee.
+        keep_whole_sum: with sharded trained weights, see `ShardedSum`.
         loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards. So
             gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and constant,
             because a scale that follows the data would couple examples.
@@ -64,6 +68,7 @@ class PrivateStep:
         world_size: int = 1,
         sampler: PoissonSampler | None = None,
         loss_scale: float = 1.0,
+        keep_whole_sum: bool = False,
     ) -> None:
         if rank not in range(world_size):
             refuse("rank", rank, f"must be from 0 to {world_size - 1}, below world_size")
@@ -81,14 +86,19 @@ class PrivateStep:
         self.config = config
         self.clip_norm = self._last_clip_norm = config.clip_norm  # of the current step, and of the last
         self._ledger = ledger if rank == 0 else None
-        self._gather, self._reduce, self._world_size = gather, reduce, world_size
         self._loss_scale = loss_scale
         self._recorder = PerExampleGradients(model)
         self._clipper = Clipper(config.clipping, self._recorder.parameters)
-        self._sum_P: Tensor | None = None  # None between two steps
-        self._is_spoiled = False
-        self.noise = noise or GaussianNoise(released_size(model, config), device=self._device)
-        if self.noise.size != (size := released_size(model, config)):
+        size, parameters = released_size(model, config, rank), self._recorder.parameters
+        self._sums: StepSum
+        if are_sharded(parameters.values()):
+            counts = isinstance(config.clipping, Adaptive)
+            self._sums = ShardedSum(parameters, counts=counts, keep_whole=keep_whole_sum)
+        else:
+            self._sums = WholeSum(parameters, size, gather=gather, reduce=reduce, world_size=world_size)
+        self._has_begun = self._is_spoiled = False
+        self.noise = noise or GaussianNoise(size, device=self._device)
+        if self.noise.size != size:
             refuse("noise", self.noise.size, f"its size must be the {size} values that a step releases")
         key = self.noise.keystream.kind
         self._fed = FedItems(sampler, noise_key=key, gather=gather, reduce=reduce, world_size=world_size)
@@ -143,7 +153,7 @@ class PrivateStep:
         recorded = self._recorder.take()
         if not recorded:
             raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
-        if self._sum_P is None:  # once per step
+        if not self._has_begun:  # once per step
             self._recorder.require_nothing_else(losses)
         with full_precision(losses.device):
             return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit, items)
@@ -163,16 +173,16 @@ class PrivateStep:
             counts = torch.arange(len(norms), device=norms.device) < len(items)
             factors, norms = {name: own * counts for name, own in factors.items()}, norms * counts
         stats, count = MicroBatchStats(losses, norms, clipped), self._count(norms)
-        sum_P = self._begun()
+        sums = self._begun()
         try:
             weights = {name: factors[group] for name, group in groups.items() if group in factors}
-            recorded.add_weighted_sums(views(self._recorder.parameters, sum_P), weights)
+            sums.add(recorded, weights)
         except HalfAdded:
             self._is_spoiled = True
             raise
         self._is_spoiled = True  # until the count is added too
         if count is not None:
-            sum_P[-1] += count
+            sums.add_count(count)
         self._fed.add(named)
         self._is_spoiled = False
         return stats
@@ -194,29 +204,22 @@ class PrivateStep:
             InvalidArgument: a parameter that is not recorded has a gradient, a buffer of the model has changed, or the
                 ledger cannot record the step.
         """
-        total_P = self._begun()
-        self._fed.require_draw(total_P.device)
+        sums = self._begun()
+        self._fed.require_draw(self._device)
         self._refuse_other_gradients()
         self._fixed.require_unchanged()
-        self._add_noise(total_P)
-        if self._ledger is not None:
-            # Before the sum over ranks: without rank 0's share no rank has the gradient, so none uses it unrecorded.
-            self._ledger.record(
-                noise_multiplier=self.config.noise_multiplier,
-                sampling_probability=self.config.sampling_probability,
-                clip_norm=self.clip_norm,
-                sampler=self._fed.sampler_name,
-                noise_key=self._fed.noise_key,
-            )
-        self._sum_P = None
-        total_P = total_P.to(self._released_dtype)
-        sum_over_ranks(total_P, world_size=self._world_size, gather=self._gather, reduce=self._reduce)
+        self._is_spoiled = True  # until the step is recorded
+        noisy = sums.taken()
+        self._add_noise(noisy)
+        with sums.agreed():
+            self._record()
+        self._has_begun = self._is_spoiled = False
+        total = sums.over_ranks(noisy)
         self._last_clip_norm = self.clip_norm
-        self._adapt_clip_norm(total_P)
-        total_P /= self.config.divisor
-        for name, mean in views(self._recorder.parameters, total_P).items():
-            parameter = self._recorder.parameters[name]
-            parameter.grad = mean.to(parameter.dtype)
+        self._adapt_clip_norm(total)
+        total /= self.config.divisor
+        for name, mean in sums.gradients(total).items():
+            self._recorder.parameters[name].grad = mean
 
     def gradient_noise_std(self) -> float:
         """Standard deviation of the noise on each coordinate of the last step's gradient."""
@@ -230,26 +233,20 @@ class PrivateStep:
         """Resume from `state_dict()`."""
         self.clip_norm = state["clip_norm"]
 
-    def _begun(self) -> Tensor:
-        """The step's sum so far, float64. There the order of the rows does not matter, as it does in float32.
-
-        It is never stored in `.grad`: code that keeps `.grad` would see sums without noise.
-        """
+    def _begun(self) -> StepSum:
+        """The step's sum so far."""
         if self._is_spoiled:
-            raise RuntimeError("a micro-batch was only added in part, so this step is lost; resume from a checkpoint")
-        if self._sum_P is None:
+            raise RuntimeError("an earlier error left this step half done, so it is lost; resume from a checkpoint")
+        if not self._has_begun:
             for parameter in self._recorder.parameters.values():
                 parameter.grad = None
-            self._sum_P = torch.zeros(self.noise.size, dtype=torch.float64, device=self._device)
-        return self._sum_P
+            self._sums.begin()
+            self._has_begun = True
+        return self._sums
 
     @property
     def _device(self) -> torch.device:
-        return next(iter(self._recorder.parameters.values())).device
-
-    @property
-    def _released_dtype(self) -> torch.dtype:
-        return torch.promote_types(next(iter(self._recorder.parameters.values())).dtype, torch.float32)
+        return local_part(next(iter(self._recorder.parameters.values()))).device
 
     def _refuse_other_gradients(self) -> None:
         for name, parameter in self._recorder.model.named_parameters():
@@ -262,13 +259,24 @@ class PrivateStep:
     def _is_small_and_frozen(self, name: str, parameter: nn.Parameter) -> bool:
         return name not in self._recorder.parameters and parameter.numel() <= SMALL
 
-    def _add_noise(self, sum_P: Tensor) -> None:
-        std = self.config.noise_std_per_rank(self._world_size, self.clip_norm)
-        self.noise.add_to(sum_P, std, grid=self.config.grid(self.clip_norm))
+    def _add_noise(self, sums: Tensor) -> None:
+        std = self.config.noise_std_per_rank(self._sums.noises, self.clip_norm)
+        self.noise.add_to(sums, std, grid=self.config.grid(self.clip_norm))
 
-    def _adapt_clip_norm(self, total_P: Tensor) -> None:
+    def _record(self) -> None:
+        """Write the step into the ledger, before any rank has its gradient."""
+        if self._ledger is not None:
+            self._ledger.record(
+                noise_multiplier=self.config.noise_multiplier,
+                sampling_probability=self.config.sampling_probability,
+                clip_norm=self.clip_norm,
+                sampler=self._fed.sampler_name,
+                noise_key=self._fed.noise_key,
+            )
+
+    def _adapt_clip_norm(self, total: Tensor) -> None:
         if isinstance(self.config.clipping, Adaptive):
-            surplus = total_P[-1].item() / self.config.count_scale(self.clip_norm)
+            surplus = self._sums.count(total) / self.config.count_scale(self.clip_norm)
             share = surplus / self.config.divisor + 0.5
             self.clip_norm = self.config.clipping.next_clip_norm(self.clip_norm, share)
 

@@ -64,9 +64,10 @@ TRAINER_PRIVACY = "tests/dptune/integrations/test_trainer_privacy.py"
 TRAINER_RESUME = "tests/dptune/integrations/test_resume.py"
 ON_DEVICE, PROGRAMS = "tests/pretend/test_steps.py", "tests/pretend/test_programs.py"
 OPERATIONS = "tests/pretend/test_operations.py"
+SHARDED = "tests/test_sharded_training.py"
 BATCHES, LOOP = "tests/dptune/units/test_batches.py", "tests/utils/training/test_loop.py"
 
-_ADD_NOISE, _DIVIDE = "        self._add_noise(total_P)\n", "        total_P /= self.config.divisor\n"
+_ADD_NOISE, _DIVIDE = "        self._add_noise(noisy)\n", "        total /= self.config.divisor\n"
 
 FAULTS = (
     # --- the step ---
@@ -109,7 +110,7 @@ FAULTS = (
         "",
         (STEP,),
         "the noise is not divided with the sum: what is released is not what is documented",
-        (_DIVIDE, _DIVIDE + _ADD_NOISE),
+        (_DIVIDE, _DIVIDE + _ADD_NOISE.replace("noisy", "total")),
     ),
     Fault(
         "noise after the ranks have met",
@@ -118,13 +119,13 @@ FAULTS = (
         "",
         (STEP,),
         "each rank goes its own way, with the noise of one rank",
-        (_DIVIDE, _ADD_NOISE + _DIVIDE),
+        (_DIVIDE, _ADD_NOISE.replace("noisy", "total") + _DIVIDE),
     ),
     Fault(
         "noise divided by the batch before it is added",
         "dptune/step.py",
-        "std = self.config.noise_std_per_rank(self._world_size, self.clip_norm)",
-        "std = self.config.noise_std_per_rank(self._world_size, self.clip_norm) / self.config.divisor",
+        "std = self.config.noise_std_per_rank(self._sums.noises, self.clip_norm)",
+        "std = self.config.noise_std_per_rank(self._sums.noises, self.clip_norm) / self.config.divisor",
         (STEP,),
         "the noise is too small by the batch size",
     ),
@@ -132,27 +133,111 @@ FAULTS = (
         "divisor is the drawn size",
         "dptune/step.py",
         _DIVIDE,
-        "        total_P /= max(1, self._drawn)\n        self._drawn = 0\n",
+        "        total /= max(1, self._drawn)\n        self._drawn = 0\n",
         (STEP,),
         "the number drawn is private, and the division reveals it",
         (
-            "        sum_P = self._begun()\n        try:\n",
-            "        sum_P = self._begun()\n        self._drawn = getattr(self, '_drawn', 0) + len(norms)\n"
+            "        sums = self._begun()\n        try:\n",
+            "        sums = self._begun()\n        self._drawn = getattr(self, '_drawn', 0) + len(norms)\n"
             "        try:\n",
         ),
     ),
     Fault(
         "gradients added up in float32",
-        "dptune/step.py",
-        "torch.zeros(self.noise.size, dtype=torch.float64, device=self._device)",
-        "torch.zeros(self.noise.size, dtype=torch.float32, device=self._device)",
+        "dptune/step_sums.py",
+        "torch.zeros(self.size, dtype=torch.float64, device=self._device)",
+        "torch.zeros(self.size, dtype=torch.float32, device=self._device)",
         ("tests/test_fixed_shapes.py",),
         "one row less changes the rounding of all others by 0.1 C",
     ),
     Fault(
+        "sharded: a rank's shards lack the noise",
+        "dptune/step.py",
+        _ADD_NOISE,
+        "        if self._ledger is not None or self._sums.noises > 1:\n    " + _ADD_NOISE,
+        (SHARDED,),
+        "most of the weights are released without noise",
+    ),
+    Fault(
+        "sharded: each rank adds only its share of the noise",
+        "dptune/sharded_sum.py",
+        "    noises = 1\n",
+        "    @property\n    def noises(self):\n        return self._ranks\n",
+        (SHARDED,),
+        "shards are disjoint, so their noises do not add up: it is too small by the root of the number of ranks",
+    ),
+    Fault(
+        "sharded: a shard is noised twice",
+        "dptune/sharded_sum.py",
+        "        return noisy.to(self._dtype)\n",
+        "        return noisy.to(self._dtype) + torch.randn_like(noisy, dtype=self._dtype) * noisy.std()\n",
+        (SHARDED,),
+        "the noise is not what the report says",
+    ),
+    Fault(
+        "sharded: a rank does not wait for the ledger's line",
+        "dptune/sharded_sum.py",
+        "        if failed.item():\n",
+        "        if False:\n",
+        (SHARDED,),
+        "a rank uses a gradient that no ledger counts",
+    ),
+    Fault(
+        "sharded: the ledger's line comes after the shards are used",
+        "dptune/step.py",
+        "        with sums.agreed():\n            self._record()\n",
+        "        with sums.agreed():\n            pass\n",
+        (SHARDED,),
+        "a crash between update and record loses a step from epsilon",
+        (
+            "            self._recorder.parameters[name].grad = mean\n",
+            "            self._recorder.parameters[name].grad = mean\n        self._record()\n",
+        ),
+    ),
+    Fault(
+        "sharded: weights that were gathered before an update are used after it",
+        "dptune/per_example/fixed_values.py",
+        "        reshard(self._model)\n",
+        "",
+        (SHARDED,),
+        "the model is trained with old embeddings",
+    ),
+    Fault(
+        "sharded: a step that failed after its noise can be ended again",
+        "dptune/step.py",
+        "        self._is_spoiled = True  # until the step is recorded\n",
+        "",
+        (SHARDED,),
+        "the same sum is released with two noises",
+    ),
+    Fault(
+        "sharded: a rank's rows get other rows' sums",
+        "dptune/sharded_sum.py",
+        "for of_rank in zip(*split, strict=True) for part in of_rank",
+        "for of_name in split for part in of_name",
+        (SHARDED,),
+        "the model learns nothing, in private",
+    ),
+    Fault(
+        "sharded: a check that only one rank fails",
+        "dptune/per_example/check.py",
+        "    return norms if mesh is None else norms_over_ranks(norms, mesh)\n",
+        "    return norms\n",
+        ("tests/dptune/per_example/test_check_sharded.py",),
+        "the other ranks wait for ever",
+    ),
+    Fault(
+        "sharded: a checkpoint's shards are not compared with their hashes",
+        "dptune/run/checkpoint.py",
+        "        files = {} if shards is None else shards.write(temporary)\n",
+        "        files = {} if shards is None else {'shards/.metadata': shards.write(temporary)['shards/.metadata']}\n",
+        ("tests/utils/training/test_training_state.py",),
+        "a damaged checkpoint is resumed",
+    ),
+    Fault(
         "what was fed is not compared with the draw",
         "dptune/step.py",
-        "        self._fed.require_draw(total_P.device)\n",
+        "        self._fed.require_draw(self._device)\n",
         "",
         ("tests/dptune/test_step_draws.py",),
         "a loop that feeds the same row in every step gets the epsilon of Poisson draws",
@@ -623,8 +708,8 @@ FAULTS = (
         (STEP,),
         "a crash between update and record loses a step from epsilon",
         (
-            "            parameter.grad = mean.to(parameter.dtype)\n",
-            "            parameter.grad = mean.to(parameter.dtype)\n"
+            "            self._recorder.parameters[name].grad = mean\n",
+            "            self._recorder.parameters[name].grad = mean\n"
             "        if self._ledger is not None:\n"
             "            settings = {'sampling_probability': self.config.sampling_probability}\n"
             "            settings |= {'noise_multiplier': self.config.noise_multiplier}\n"
@@ -1317,9 +1402,9 @@ FAULTS = (
     # --- what only an accelerator shows ---
     Fault(
         "accelerator: the step's sum is made on the CPU",
-        "dptune/step.py",
-        "torch.zeros(self.noise.size, dtype=torch.float64, device=self._device)",
-        "torch.zeros(self.noise.size, dtype=torch.float64)",
+        "dptune/step_sums.py",
+        "torch.zeros(self.size, dtype=torch.float64, device=self._device)",
+        "torch.zeros(self.size, dtype=torch.float64)",
         (ON_DEVICE,),
         "no step runs on an accelerator",
     ),
@@ -1358,8 +1443,8 @@ FAULTS = (
     Fault(
         "accelerator: a value is read for each tensor when the step ends",
         "dptune/step.py",
-        "            parameter.grad = mean.to(parameter.dtype)",
-        "            parameter.grad = mean.to(parameter.dtype) * float(mean.isfinite().all())",
+        "            self._recorder.parameters[name].grad = mean",
+        "            self._recorder.parameters[name].grad = mean * float(mean.isfinite().all())",
         (OPERATIONS,),
         "the host waits for the device once per parameter",
     ),

@@ -19,7 +19,7 @@ from dptune.shapes import Shapes, deal_in_shapes
 from dptune.units.batches import AuthorDraw, Part, Rows, UnitDraw, parts_of
 from tests.classifier_folders import SIZES
 from tests.examples import random_examples, randomise_adapters
-from tests.private_sum import NoNoise
+from tests.private_sum import NoNoise, sum_so_far
 from tests.tiny import tiny_llama
 from tests.utils.classification.test_losses import bert
 from utils.classification.dataset import ClassificationDataset
@@ -165,7 +165,7 @@ def test_the_order_of_sums_changes_what_others_add_by_less_than_is_accounted_for
                          gather=lambda own: own) as step:  # type: ignore[arg-type]  # fmt: skip
             for part in rows.split(at_once):
                 step.backward(model(part) @ weights)
-            return step._begun().double()
+            return sum_so_far(step).double()
 
     own = torch.outer(weights.double(), x[0].double()).flatten()
     others = clipped_sum(x) - clipped_sum(x[1:]) - own / own.norm()

@@ -47,6 +47,8 @@ TIERS: tuple[tuple[str, ...], ...] = (
     (
         "dptune.flat",
         "dptune.fed_items",
+        "dptune.sharded_sum",
+        "dptune.step_sums",
         "dptune.step",
         "dptune.plain_step",
         "dptune.optimizers",

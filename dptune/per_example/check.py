@@ -11,18 +11,21 @@ Every front door checks with `require_separate_rows`, on random rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from dptune._validate import HIDDEN, Described, refuse
 from dptune.per_example.coverage import in_one_line, require_reached
 from dptune.per_example.fixed_values import FixedValues, every, in_mode
 from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.random_rows import RandomRow, neighbouring_lengths
+from dptune.per_example.recorded import Recorded
 from dptune.randomness import fixed_randomness
+from dptune.sharding import are_sharded, local_part, mesh_of, norms_over_ranks, own_rows, reshard
 
 # Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
 # rounding depends on the shape of the batch: in bfloat16, a row's gradient alone and next to another row differed by
@@ -79,15 +82,19 @@ def _compared_with_autograd(
         parameters, tolerated = recorder.parameters, _tolerated(model)
         evaluated = _losses_in_mode(model, losses, batch, training=False)
         per_example = evaluated.unflatten(0, (count, -1)).sum(1)
-        wanted = _gradients(parameters, (per_example * torch.arange(1, count + 1, device=per_example.device)).sum())
-        _compare(sums, wanted, tolerated, "the model uses it in a way that no rule sees (freeze it)")
+        weighted = (per_example * torch.arange(1, count + 1, device=per_example.device)).sum()
+        wanted = _gradients(model, parameters, weighted)
+        mesh = mesh_of(parameters.values())
+        reason = "the model uses it in a way that no rule sees (freeze it)"
+        _compare(sums, wanted, tolerated, reason, mesh=mesh)
         for index in range(count):
             one = [part[index : index + 1] for part in batch] if alone is None else alone(index)
-            wanted = _gradients(parameters, losses(*one).sum())
+            wanted = _gradients(model, parameters, losses(*one).sum())
             reason = "an example's gradient depends on its padding or on its neighbours"
-            _compare(each[index], wanted, tolerated, reason)
+            _compare(each[index], wanted, tolerated, reason, mesh=mesh)
             found = {name: norms[name][index] for name in norms}
-            _compare(found, {name: wanted[name].norm() for name in norms}, tolerated, reason)
+            lengths = dict(zip(wanted, _norms(wanted.values(), mesh=mesh), strict=True))
+            _compare(found, {name: lengths[name] for name in norms}, tolerated, reason, mesh=None)
     trained = _losses_in_mode(model, losses, batch, training=True)
     fixed.require_unchanged()
     return {False: evaluated.detach(), True: trained}
@@ -194,17 +201,39 @@ def _recorded(
     count = len(next(iter(norms.values())))
 
     def weighted(weights: Tensor) -> dict[str, Tensor]:
+        weights = weights.to(losses.device, torch.float64)
+        if are_sharded(recorder.parameters.values()):
+            return _shards_of_sums(recorder.parameters, recorded.copied(), weights)
         sums = {name: torch.zeros_like(parameter) for name, parameter in recorder.parameters.items()}
-        recorded.copied().add_weighted_sums(sums, dict.fromkeys(norms, weights.to(losses.device, torch.float64)))
+        recorded.copied().add_weighted_sums(sums, dict.fromkeys(norms, weights))
         return sums
 
     return norms, weighted(torch.arange(1, count + 1)), [weighted(row) for row in torch.eye(count)]
 
 
-def _gradients(parameters: dict[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
-    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+def _shards_of_sums(parameters: Mapping[str, nn.Parameter], recorded: Recorded, weights_B: Tensor) -> dict[str, Tensor]:
+    """This rank's rows of the weighted sums. One whole parameter at a time is in memory."""
+    found = {}
+    for name, parameter in parameters.items():
+        whole = torch.zeros(parameter.shape, dtype=parameter.dtype, device=weights_B.device)
+        recorded.taken(name).add_weighted_sums({name: whole}, {name: weights_B})
+        found[name] = own_rows(whole, parameter)
+    return found
+
+
+def _gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
+    """Autograd's gradients, {parameter: this rank's part}. All ranks have one loss, so FSDP's mean is each rank's."""
+    grads: Sequence[Tensor | None]
+    if are_sharded(parameters.values()):
+        loss.backward()
+        reshard(model)
+        grads = [parameter.grad for parameter in parameters.values()]
+        for parameter in parameters.values():
+            parameter.grad = None
+    else:
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(parameter) if grad is None else grad
+        name: local_part(torch.zeros_like(parameter) if grad is None else grad)
         for (name, parameter), grad in zip(parameters.items(), grads, strict=True)
     }
 
@@ -214,10 +243,25 @@ def _tolerated(model: nn.Module) -> tuple[float, float]:
     return max(_TOLERATED.get(parameter.dtype, _TOLERATED_OF_LESS) for parameter in model.parameters())
 
 
-def _compare(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerated: tuple[float, float], reason: str) -> None:
-    whole = torch.stack([values.double().norm() for values in wanted.values()]).norm()
-    for name, values in wanted.items():
-        error, own = (found[name] - values).double().norm(), values.double().norm()
+def _norms(values: Iterable[Tensor], *, mesh: DeviceMesh | None) -> Tensor:
+    """Norms of tensors, float64 [n], the same on every rank. With a mesh, each rank holds a part of each tensor."""
+    norms = torch.stack([value.double().norm() for value in values])
+    return norms if mesh is None else norms_over_ranks(norms, mesh)
+
+
+def _compare(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    tolerated: tuple[float, float],
+    reason: str,
+    *,
+    mesh: DeviceMesh | None,
+) -> None:
+    """Refuse gradients, or their norms, that differ from autograd's. Every rank refuses, or none."""
+    errors = _norms((found[name] - values for name, values in wanted.items()), mesh=mesh)
+    sizes = _norms(wanted.values(), mesh=mesh)
+    whole = sizes.norm()
+    for name, error, own in zip(wanted, errors, sizes, strict=True):
         if not error <= tolerated[0] * own + tolerated[1] * whole:
             size = f"off by {error / whole:.1e} of the whole gradient"
             wrong = f"its per-example gradients differ from autograd's ({size})"

@@ -28,6 +28,7 @@ from dptune.per_example.recorded import Recorded
 from dptune.per_example.rescaling import is_rescaling, require_one_vector, tap_rescaling, vectors_of
 from dptune.per_example.rules import find_rule, known_layers, layer_input, tokens_of
 from dptune.per_example.uses import Outer, Use
+from dptune.sharding import reshard
 
 _DISTANCES = "relative_attention_bias"  # T5's embedding of distances between tokens, looked up once for all examples
 
@@ -70,6 +71,7 @@ class PerExampleGradients:
 
     def __init__(self, model: nn.Module) -> None:
         require_separate_rounding(model)
+        reshard(model)  # a layer whose shards are gathered holds other tensors
         self.model = model
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._layers = _covered_layers(model)
@@ -89,9 +91,16 @@ class PerExampleGradients:
             for child, _ in layer.named_children()
         }
         self._owner = {id(parameter): name for name, parameter in self.parameters.items()}
-        self._owners = Counter(
-            id(parameter) for layer in self._layers.values() for parameter in _own_parameters(layer).values()
-        )
+        # By name: while a sharded layer computes, its parameters are other objects.
+        self._trained = {
+            layer: {
+                own: self._owner[id(parameter)]
+                for own, parameter in _own_parameters(module).items()
+                if id(parameter) in self._owner  # a linear layer's bias may be frozen under a trained weight
+            }
+            for layer, module in self._layers.items()
+        }
+        self._layers_of = Counter(owner for own in self._trained.values() for owner in own.values())
         self._uses: dict[str, list[Use]] = {}
         self._examples: tuple[str, int] | None = None  # (first layer, number of examples) of the backward pass
         self._first_lookup: tuple[str, int] | None = None  # (name, number of examples) of the forward pass's first one
@@ -110,6 +119,7 @@ class PerExampleGradients:
                 self._handles.append(layer.register_forward_hook(self._hook(name), with_kwargs=True))
         for name, adapter in self._adapters.items():
             adapter.recorder = _OfAdapter(self, name)
+        reshard(self.model)  # what is gathered from now on needs no gradient
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
         return self
@@ -122,6 +132,7 @@ class PerExampleGradients:
         self._handles.clear()
         for adapter in self._adapters.values():
             adapter.recorder = None
+        reshard(self.model)
         self._reset()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
@@ -207,18 +218,17 @@ class PerExampleGradients:
         if name in self._flattened and input.ndim == 2 and self._first_lookup is not None:
             input, grad = (part.unflatten(0, (self._first_lookup[1], -1)) for part in (input, grad))
         with full_precision(grad.device):
-            self._keep(name, layer, rule(layer, input.detach(), grad))
+            self._keep(name, rule(layer, input.detach(), grad))
 
-    def _keep(self, name: str, layer: nn.Module, uses: Mapping[str, Use]) -> None:
-        for parameter_name, use in uses.items():
-            parameter = layer.get_parameter(parameter_name)
-            owner = self._owner.get(id(parameter))
-            if owner is None:  # frozen: a linear layer's bias under a trained weight
+    def _keep(self, name: str, uses: Mapping[str, Use]) -> None:
+        for parameter, use in uses.items():
+            owner = self._trained[name].get(parameter)
+            if owner is None:
                 continue
             self._check_examples(name, len(use.right) if isinstance(use, Outer) else len(use))
             # If a layer is used twice, or two layers share a tensor, the uses add up. A shared tensor is kept as
             # factors, because its other use may be an embedding.
-            if isinstance(use, Outer) and self._owners[id(parameter)] == 1 and use.worth_materialising():
+            if isinstance(use, Outer) and self._layers_of[owner] == 1 and use.worth_materialising():
                 use = use.materialised()
             self._uses.setdefault(owner, []).append(use)
 

@@ -149,7 +149,7 @@ class Outer:
         factors = [self.right] if self.is_lookup else [self.left, self.right]
         if all(_exact_dtype(factor) == factor.dtype for factor in factors):
             return max(1, len(self.right))
-        return max(1, _CAST_ELEMENTS // max(1, max(factor[0].numel() for factor in factors)))
+        return max(1, _CAST_ELEMENTS // max(1, max(factor.shape[1:].numel() for factor in factors)))
 
     def _starts(self) -> range:
         return range(0, len(self.right), self._examples_at_once())

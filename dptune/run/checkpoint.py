@@ -2,7 +2,7 @@
 
 `<run>/checkpoint-<step>` holds
 - the trained weights: `lora_weights.bin`, an adapter that can be loaded as it is, or `trained_weights.bin`, parameters
-  of the model itself;
+  of the model itself, or the folder `shards`, which all ranks write, also with the optimizer's tensors;
 - the optimizer with its schedule;
 - the step, with the settings that a resumed run must share;
 - a copy of the ledger;
@@ -35,6 +35,7 @@ from dptune._files import atomic_write, sync_folder
 from dptune._validate import refuse, require_count
 from dptune.adapter_files import WEIGHTS_NAME, torch_bytes
 from dptune.ledger import Ledger
+from dptune.run.shards import SHARDS_NAME, Shards
 
 TRAINED_NAME = "trained_weights.bin"
 OPTIMIZER_NAME = "optimizer.pt"
@@ -62,6 +63,8 @@ class TrainingState:
         optimizer: the optimizer's `state_dict()`.
         schedule: the learning-rate schedule's `state_dict()`.
         mechanism: the private step's `state_dict()`.
+        shards: the checkpoint's folder, if ranks wrote the weights and the optimizer's tensors there; then `weights` is
+            empty. Read them with `dptune.run.shards.load_shards`.
     """
 
     step: int
@@ -72,10 +75,16 @@ class TrainingState:
     optimizer: dict[str, object]
     schedule: dict[str, object]
     mechanism: dict[str, float] = field(default_factory=dict)
+    shards: Path | None = None
 
 
 def save_checkpoint(
-    run_folder: str | os.PathLike[str], state: TrainingState, ledger: Ledger | None, *, keep: int | None
+    run_folder: str | os.PathLike[str],
+    state: TrainingState,
+    ledger: Ledger | None,
+    *,
+    keep: int | None,
+    shards: Shards | None = None,
 ) -> Path:
     """Write `<run_folder>/checkpoint-<step>` and remove the checkpoints beyond `keep`. Only one process may call it.
 
@@ -87,6 +96,7 @@ def save_checkpoint(
         state: what to save.
         ledger: the ledger of a private run, which is copied; None without privacy.
         keep: number of checkpoints that stay, at least 1; the new one always stays. None keeps all.
+        shards: what all ranks write, instead of weights in `state`. The other ranks call `shards.help()` meanwhile.
 
     Returns:
         The checkpoint's folder.
@@ -103,9 +113,12 @@ def save_checkpoint(
     copy = ledger.content() if ledger else None
     try:
         _clear_leftovers(run_folder)
-        _write(folder, _contents(state, copy))
+        _write(folder, _contents(state, copy, weights=shards is None), shards)
     except OSError as error:
         _refuse_unwritten(folder, error)
+    finally:
+        if shards is not None:
+            shards.give_up()
     _clear_leftovers(run_folder)
     _keep_newest(run_folder, state.step, keep)
     return folder
@@ -155,10 +168,11 @@ def find_checkpoint(run_folder: str | os.PathLike[str], resume_from: str) -> Pat
     return chosen
 
 
-def _contents(state: TrainingState, ledger: bytes | None) -> Iterator[tuple[str, bytes | memoryview]]:
-    """(name, content) of every file except the manifest, one at a time."""
-    is_adapter = all(".lora." in name for name in state.weights)
-    yield WEIGHTS_NAME if is_adapter else TRAINED_NAME, torch_bytes(state.weights)
+def _contents(state: TrainingState, ledger: bytes | None, *, weights: bool) -> Iterator[tuple[str, bytes | memoryview]]:
+    """(name, content) of every file except the shards and the manifest, one at a time."""
+    if weights:
+        is_adapter = all(".lora." in name for name in state.weights)
+        yield WEIGHTS_NAME if is_adapter else TRAINED_NAME, torch_bytes(state.weights)
     yield OPTIMIZER_NAME, torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
     plain = {name: getattr(state, name) for name in ("step", "ledger_steps", "identity", "config", "mechanism")}
     yield TRAINING_STATE_NAME, _json_bytes(plain)
@@ -166,12 +180,12 @@ def _contents(state: TrainingState, ledger: bytes | None) -> Iterator[tuple[str,
         yield LEDGER_NAME, ledger
 
 
-def _write(folder: Path, contents: Iterable[tuple[str, bytes | memoryview]]) -> None:
-    """Make `folder` with these files and their manifest, whole or not at all."""
+def _write(folder: Path, contents: Iterable[tuple[str, bytes | memoryview]], shards: Shards | None) -> None:
+    """Make `folder` with these files, the shards and their manifest, whole or not at all."""
     temporary = _hidden(folder, "tmp")
     temporary.mkdir()
     try:
-        files = {}
+        files = {} if shards is None else shards.write(temporary)
         for name, content in contents:
             files[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             _write_file(temporary / name, content)
@@ -259,12 +273,18 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> TrainingState:
-    name = WEIGHTS_NAME if (folder / WEIGHTS_NAME).exists() else TRAINED_NAME
-    weights, saved = (
-        torch.load(folder / file, map_location="cpu", weights_only=True) for file in (name, OPTIMIZER_NAME)
-    )
+    saved = _loaded(folder / OPTIMIZER_NAME)
     plain = json.loads((folder / TRAINING_STATE_NAME).read_bytes())
-    return TrainingState(**plain, weights=weights, optimizer=saved["optimizer"], schedule=saved["schedule"])
+    state = {"optimizer": saved["optimizer"], "schedule": saved["schedule"], **plain}
+    if (folder / SHARDS_NAME).exists():
+        return TrainingState(**state, weights={}, shards=folder)
+    name = WEIGHTS_NAME if (folder / WEIGHTS_NAME).exists() else TRAINED_NAME
+    return TrainingState(**state, weights=_loaded(folder / name))
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
 
 
 def _damage(folder: Path) -> str | None:
@@ -289,8 +309,8 @@ def _listed(manifest: Any) -> dict[str, Any]:
 
 
 def _is_complete(names: Iterable[str]) -> bool:
-    without = set(names) - {LEDGER_NAME}
-    return without in (_ALWAYS | {WEIGHTS_NAME}, _ALWAYS | {TRAINED_NAME})
+    without = {name.partition("/")[0] for name in names} - {LEDGER_NAME}
+    return without in [_ALWAYS | {weights} for weights in (WEIGHTS_NAME, TRAINED_NAME, SHARDS_NAME)]
 
 
 def _file_damage(path: Path, *, size: int, sha256: str) -> str | None:

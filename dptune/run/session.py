@@ -32,6 +32,7 @@ from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, refuse_other_run
 from dptune.run.plan import RunPlan, last_step
 from dptune.sampling import PoissonSampler
+from dptune.sharding import are_sharded, local_part
 from dptune.step import PrivateStep
 from dptune.units.batches import AuthorSampler
 from dptune.units.unit import Authors, PrivacyUnit
@@ -142,13 +143,20 @@ class PrivateRun:
         sampler = AuthorSampler(self._poisson(), authors.rows(), unit.examples, mean=unit.gradient == "mean")
         return self._after_completed(sampler)
 
-    def prepare(self, model: nn.Module, *, gradient_sync: GradientSync = "gather", loss_scale: float = 1.0) -> None:
+    def prepare(
+        self,
+        model: nn.Module,
+        *,
+        gradient_sync: GradientSync = "gather",
+        loss_scale: float = 1.0,
+        keep_whole_sum: bool = False,
+    ) -> None:
         """Make the step for `model`. The guarantee covers its trainable parameters.
 
         Args:
             model: must be the same on every rank.
             gradient_sync: how ranks add up their gradients, see `sum_over_ranks`.
-            loss_scale: see `PrivateStep`.
+            loss_scale, keep_whole_sum: see `PrivateStep`.
 
         Raises:
             InvalidArgument: see `PrivateStep`.
@@ -167,8 +175,8 @@ class PrivateRun:
                 loss_scale=loss_scale,
             )
             return
-        size = released_size(model, self.plan.privacy)
-        self._noise = self._make_noise(size, self._parameters[0].device)
+        size = released_size(model, self.plan.privacy, ranks.rank)
+        self._noise = self._make_noise(size, local_part(self._parameters[0]).device)
         self.step = PrivateStep(
             model,
             self.plan.privacy,
@@ -180,6 +188,7 @@ class PrivateRun:
             world_size=world_size,
             sampler=self._poisson(),
             loss_scale=loss_scale,
+            keep_whole_sum=keep_whole_sum,
         )
         if self._mechanism:
             self.step.load_state_dict(self._mechanism)
@@ -208,7 +217,7 @@ class PrivateRun:
         number = self.completed + 1
         if number > self.last:
             raise RuntimeError(f"step {number} is beyond the last step that the budget allows, {self.last}")
-        if number % _RANKS_CHECKED_EVERY == 1:
+        if number % _RANKS_CHECKED_EVERY == 1 and not are_sharded(self._parameters):
             self.ranks.require_equal(self._parameters)
         new_randomness(self.ranks.rank, number, test_seed=self.plan.test_seed)
 

@@ -18,7 +18,7 @@ from dptune.accounting import Spend, epsilon
 from dptune.clipping import Clipper, layers_of
 from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, Flat, PerLayer
 from dptune.mechanism import ROUNDING
-from tests.private_sum import NoNoise, config_for
+from tests.private_sum import NoNoise, config_for, sum_so_far
 from tests.ranks import run_ranks
 from tests.whole_models import squared_outputs, whole_model
 
@@ -89,7 +89,7 @@ def released(clipping: Clipping, x: Tensor) -> Tensor:
     with PrivateStep(own, config, ledger=NoLedger(), noise=NoNoise(size)) as step:
         for rows in x.split(3):
             step.backward(losses(own, rows))
-        total: Tensor = step._begun().clone()
+        total: Tensor = sum_so_far(step).clone()
     return total
 
 
@@ -200,7 +200,7 @@ def test_a_layer_that_a_micro_batch_does_not_use_still_has_its_share() -> None:
     own = Skipping()
     with PrivateStep(own, configured(PerLayer()), ledger=NoLedger(), noise=NoNoise(16)) as step:
         step.backward(100 * own(torch.ones(1, 4)).sum(1))
-        assert step._begun().norm().item() == pytest.approx(CLIP_NORM / math.sqrt(2))
+        assert sum_so_far(step).norm().item() == pytest.approx(CLIP_NORM / math.sqrt(2))
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -291,7 +291,7 @@ def test_a_loss_scale_changes_no_style(style: str) -> None:
             own, configured(STYLES[style]), ledger=NoLedger(), noise=NoNoise(size), loss_scale=scale
         ) as step:
             step.backward(squared_outputs(own, ids))
-            sums.append(step._begun().clone())
+            sums.append(sum_so_far(step).clone())
     torch.testing.assert_close(*sums)
 
 

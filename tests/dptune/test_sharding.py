@@ -19,10 +19,10 @@ from dptune.sharding import (
     ShardedBytes,
     as_forward,
     checkpoint_files,
-    frozen_bytes,
     is_sharded,
     local_part,
-    shard_frozen,
+    shard,
+    weight_bytes,
 )
 from tests.processes import run_processes
 from tests.tiny import save_tiny, tiny_llama
@@ -41,9 +41,9 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
 @torch.no_grad()
 def logits_and_bytes(_rank: int, _gather: Any, folder: Path, dtype: torch.dtype, how: dict[str, Any]) -> dict[str, Any]:
     model = load(folder, dtype, **how)
-    held = frozen_bytes(model, decoder_layers(model))
+    held = weight_bytes(model, decoder_layers(model))
     logits = model(IDS).logits
-    after = frozen_bytes(model, decoder_layers(model))
+    after = weight_bytes(model, decoder_layers(model))
     return {"logits": logits, "held": held, "after": after, "tied": model.config.tie_word_embeddings}
 
 
@@ -97,7 +97,7 @@ def peak_of_loading(_rank: int, _gather: Any, folder: Path) -> tuple[float, int]
     model = load(folder)
     ended.set()
     watcher.join()
-    return peak[0] - before, frozen_bytes(model, []).total
+    return peak[0] - before, weight_bytes(model, []).total
 
 
 def _own_memory() -> int:
@@ -129,9 +129,9 @@ def test_ranks_with_unequal_work_generate_without_waiting_for_ever(tiny_model_di
 
 def adapters_stay_whole(_rank: int, _gather: Any, folder: Path) -> tuple[int, str, list[str]]:
     model = load(folder)
-    frozen = frozen_bytes(model, decoder_layers(model))
+    frozen = weight_bytes(model, decoder_layers(model))
     add_lora(model, rank=4)
-    assert frozen_bytes(model, decoder_layers(model)) == frozen, "adapters are not among the frozen weights"
+    assert weight_bytes(model, decoder_layers(model)) == frozen, "adapters are not among the frozen weights"
     model(IDS).logits.sum().backward()
     parameters = trainable_parameters(model)
     kinds = sorted({type(parameter).__name__ for parameter in parameters})
@@ -155,7 +155,7 @@ def test_more_than_a_shard_is_an_error() -> None:
 
 def test_an_unsharded_model_holds_everything() -> None:
     model = tiny_llama()
-    held = frozen_bytes(model.requires_grad_(False), decoder_layers(model))
+    held = weight_bytes(model.requires_grad_(False), decoder_layers(model))
     assert held.held == held.total == sum(4 * parameter.numel() for parameter in model.parameters())
     with pytest.raises(RuntimeError, match="frozen bytes on this rank"):
         describe_shards(model, 4)
@@ -171,9 +171,9 @@ def test_a_function_on_an_unsharded_model_is_itself() -> None:
 def test_a_model_with_something_to_train_or_without_layers_is_not_sharded() -> None:
     model = tiny_llama()
     with pytest.raises(InvalidArgument, match=r"model='model\.embed_tokens\.weight': is trainable"):
-        shard_frozen(model, decoder_layers(model), device=CPU)
+        shard(model, decoder_layers(model), device=CPU)
     with pytest.raises(InvalidArgument, match="no decoder layer"):
-        shard_frozen(model.requires_grad_(False), [], device=CPU)
+        shard(model.requires_grad_(False), [], device=CPU)
 
 
 def refusal(_rank: int, _gather: Any, folder: Path) -> str:
@@ -219,7 +219,7 @@ def compared(_rank: int, _gather: Any, folder: Path, how: dict[str, Any]) -> dic
     fixed = FixedValues(model, every)
     model(IDS)
     fixed.require_unchanged()
-    held = frozen_bytes(model, decoder_layers(model))
+    held = weight_bytes(model, decoder_layers(model))
     name, weight = next((name, one) for name, one in model.named_parameters() if "down_proj" in name)
     local_part(weight)[0, 0] += 1
     try:

@@ -16,6 +16,7 @@ from dptune.keystream import FIXED, new_key
 from dptune.report.statement import PrivacyStatement, state_privacy
 from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER, checksum_of_items
 from dptune.units.batches import AuthorSampler
+from tests.private_sum import sum_so_far
 from tests.ranks import run_ranks
 
 CONFIG = PrivacyConfig(
@@ -100,7 +101,7 @@ def test_units_without_a_number_add_nothing(tmp_path: Path) -> None:
     model, sampler = nn.Linear(3, 1), a_sampler(keystream=Keystream.for_tests(1))
     with a_step(tmp_path, sampler, model) as step:
         step.backward(losses(model, 5), items=[])
-        assert not step._begun().any()
+        assert not sum_so_far(step).any()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -21,7 +21,7 @@ from dptune.clipping_styles import Adaptive
 from dptune.per_example import HalfAdded, uses
 from tests.dptune.test_step import EXAMPLES, adapted, size_of
 from tests.examples import padded
-from tests.private_sum import NoNoise, config_for
+from tests.private_sum import NoNoise, config_for, sum_so_far
 from tests.processes import run_processes
 from tests.whole_models import whole_model
 
@@ -96,7 +96,7 @@ def test_an_error_after_the_gradients_were_added_spoils_the_step(monkeypatch):
         with pytest.raises((RuntimeError, TypeError)):
             step.backward(CausalLMLoss(model)(*padded(EXAMPLES[:6])))
         monkeypatch.undo()
-        with pytest.raises(RuntimeError, match="only added in part"):
+        with pytest.raises(RuntimeError, match="half done"):
             step.backward(CausalLMLoss(model)(*padded(EXAMPLES[:6])))
 
 
@@ -279,7 +279,7 @@ def test_a_whole_models_sum_that_breaks_off_is_tried_again_or_never_used(done, a
         monkeypatch.setattr(uses.Outer, "_examples_at_once", lambda _: 1)
     with a_step(model) as step:
         step.backward(losses(*padded(EXAMPLES[:4])))
-        kept = step._begun().clone()
+        kept = sum_so_far(step).clone()
 
         def failing(use, total, weights):
             products = add(use, total, weights)
@@ -295,9 +295,9 @@ def test_a_whole_models_sum_that_breaks_off_is_tried_again_or_never_used(done, a
         assert not (done and should_reduce_batch_size(raised.value))  # not an error that allows a retry
         if done:
             for use in (step.finish, lambda: step.backward(losses(*padded(EXAMPLES[4:])))):
-                with pytest.raises(RuntimeError, match="was only added in part"):
+                with pytest.raises(RuntimeError, match="half done"):
                     use()
         else:
-            assert torch.equal(step._begun(), kept)
+            assert torch.equal(sum_so_far(step), kept)
             step.backward(losses(*padded(EXAMPLES[4:])))
-            assert not torch.equal(step._begun(), kept)
+            assert not torch.equal(sum_so_far(step), kept)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import train_clm
-from dptune import accounting, ledger, step
+from dptune import accounting, ledger, step_sums
 from dptune.ledger import Ledger
 from dptune.ranks import Ranks
 from dptune.run import checkpoint
@@ -59,14 +59,14 @@ def line(tiny_model_dir, train_file, tmp_path):
 def crash_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Crash in step `number` between its ledger line and its gradient: the worst moment."""
     calls = iter(range(1, 10_000))
-    real = step.sum_over_ranks
+    real = step_sums.sum_over_ranks
 
     def fail(*args, **kwargs):
         if next(calls) == number:
             raise Crash
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(step, "sum_over_ranks", fail)
+    monkeypatch.setattr(step_sums, "sum_over_ranks", fail)
 
 
 def report_of(out: Path) -> dict[str, object]:

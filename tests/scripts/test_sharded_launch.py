@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dptune import add_lora, save_adapter
 from dptune.ledger import Ledger
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "accelerate_configs"
 FSDP, TWO_MACHINES = CONFIGS / "accelerate_config.cfg", CONFIGS / "accelerate_config_two_machines.cfg"
 NO_FSDP = CONFIGS / "accelerate_config_nofsdp.cfg"  # launched by test_train_clm.py and test_inference.py
+IN_FLOAT32 = ("--mixed_precision", "no")  # figures are then the same on every processor
 SHORT = {"num_train_epochs": None, "max_train_steps": 4}
 
 
@@ -93,6 +96,33 @@ def test_training_in_four_bits(data: Path, tmp_path: Path) -> None:
         assert ("over 2 processes" in printed) is (config == FSDP)
         before.append(json.loads((out / "all_results.json").read_text())["eval_loss_before"])
     assert before[0] == pytest.approx(before[1], rel=1e-6)
+
+
+def test_a_whole_model_is_trained_in_shards_and_resumed_to_the_bit(
+    tiny_model_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    """Under a test seed. The run that is resumed lost what came after step 2, as a crash would lose it."""
+    settings = {"lora_r": None, "trainable": "all", "checkpointing_steps": 2, "insecure_test_seed": 1}
+    settings |= {"validation_file": data, "optimizer": "dp-adam", "learning_rate": 1e-3}
+    words, logs = flags(tiny_model_dir, data, tmp_path / "out", **SHORT | settings), [tmp_path / "1", tmp_path / "2"]
+    printed = finish(start(FSDP, *words, script="train_clm.py", log=logs[0], options=IN_FLOAT32), logs[0])
+    report = report_of(tmp_path / "out", printed)
+    assert (report["guarantee"], report["steps"]) == ("none", 4)
+    assert "sharded weights        0.1 MiB per rank of 0.2 MiB over 2 processes" in printed
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["eval_loss"] < results["eval_loss_before"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'from_pretrained("model")' in card
+
+    whole = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    shutil.rmtree(tmp_path / "out" / "model")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    words += ["--resume_from_checkpoint", "latest"]
+    printed = finish(start(FSDP, *words, script="train_clm.py", log=logs[1], options=IN_FLOAT32), logs[1])
+    assert report_of(tmp_path / "out", printed)["repeated_steps"] == 2
+    again = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
 
 
 def test_training_on_two_machines(tiny_model_dir: Path, data: Path, tmp_path: Path) -> None:

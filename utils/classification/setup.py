@@ -270,6 +270,9 @@ class ClassifierTask:
         lines = [f"{what:<23}{folder / name}" for what, name in saved.items()]
         return [*lines, *describe_scores(task, last_scores(finished.diagnostics))]
 
+    def help_save(self) -> None:
+        """Nothing: every rank holds the whole classifier."""
+
 
 def is_finished(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> bool:
     """Whether an earlier launch finished this task with these settings. Every rank calls it.

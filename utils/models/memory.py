@@ -168,6 +168,18 @@ def device_memory(device: torch.device) -> int | None:
         return None
 
 
+def keeps_whole_sum(trained: int, available: int | None) -> bool:
+    """Whether a rank with sharded trained weights has room for a step's sum of the whole model, in float64.
+
+    It then sends its sum once per step, instead of once per micro-batch. A quarter of the free memory may go there.
+
+    Args:
+        trained: number of trained values of the whole model.
+        available: bytes available on the device; None if unknown, which counts as no room.
+    """
+    return available is not None and 8 * trained <= available // 4
+
+
 def fits(needs: MemoryNeeds, available: int) -> bool:
     """Whether `available` bytes of a device are enough, with `RESERVE` kept back."""
     return needs.total + RESERVE <= available

@@ -1,4 +1,4 @@
-"""A transformers model whose frozen weights are sharded over the ranks. Each rank reads only its own rows."""
+"""A transformers model whose weights are sharded over the ranks. Each rank reads only its own rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dptune._validate import refuse
-from dptune.sharding import ShardedBytes, checkpoint_files, frozen_bytes, load_slices, shard_frozen
+from dptune.sharding import ShardedBytes, checkpoint_files, load_slices, shard, weight_bytes
 from utils.cli.launch import Sharding
 from utils.models.quantization import require_available
 
@@ -45,7 +45,7 @@ def load_sharded_model(
 
         quantize_skeleton(model, bits, dtype)
     model.requires_grad_(False).eval()
-    shard_frozen(
+    shard(
         model,
         decoder_layers(model),
         device=device,
@@ -63,12 +63,12 @@ def load_sharded_model(
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers that transformers keeps whole on one device."""
     names = model._no_split_modules or ()
-    return [module for module in model.modules() if _original_class_name(module) in names]
+    return [module for module in model.modules() if original_class_name(module) in names]
 
 
 def describe_shards(model: PreTrainedModel, ranks: int) -> str:
-    """A printed line about the frozen weights on this rank. `RuntimeError` if they are more than a shard."""
-    held = frozen_bytes(model, decoder_layers(model))
+    """A printed line about the weights on this rank. `RuntimeError` if they are more than a shard."""
+    held = weight_bytes(model, decoder_layers(model))
     held.require_bound(ranks)
     return _line(held, ranks)
 
@@ -82,12 +82,12 @@ def compute_device(model: nn.Module) -> torch.device:
 def _line(held: ShardedBytes, ranks: int) -> str:
     mib = 2.0**20
     return (
-        f"frozen weights         {held.held / mib:,.1f} MiB per rank of {held.total / mib:,.1f} MiB over {ranks} "
+        f"sharded weights        {held.held / mib:,.1f} MiB per rank of {held.total / mib:,.1f} MiB over {ranks} "
         f"processes (at most {held.total / ranks / mib:,.1f} + root group {held.root / mib:,.1f})"
     )
 
 
-def _original_class_name(module: nn.Module) -> str:
+def original_class_name(module: nn.Module) -> str:
     """The class name without the prefix that FSDP gives to what it shards."""
     return type(module).__name__.removeprefix("FSDP")
 

@@ -15,7 +15,9 @@ from dptune._validate import refuse
 from dptune.lora import add_lora
 from dptune.losses import IGNORE
 from dptune.per_example import RandomRow, require_separate_rows
+from dptune.sharding import is_sharded
 from utils.files.folders import write_folder
+from utils.models.sharded_saving import write_sharded
 
 MODEL_NAME = "model"  # the folder below --output_dir
 _FLAG = "--trainable"
@@ -36,17 +38,17 @@ class Choice(Protocol):
 
 
 def prepare_trainable(
-    model: nn.Module, choice: Choice, *, sharded: bool = False, bits: int = 16, dtype: torch.dtype = torch.float32
+    model: nn.Module, choice: Choice, *, bits: int = 16, dtype: torch.dtype = torch.float32
 ) -> list[str]:
     """Add adapters, or choose among the model's own parameters; returns the names of all trained parameters.
 
     Args:
         model: the base model, or its skeleton.
         choice: the flags.
-        sharded, bits, dtype: settings of the launch and the base model.
+        bits, dtype: settings of the launch and the base model.
 
     Raises:
-        InvalidArgument: a name matches nothing, or parameters cannot be trained in this precision or sharding.
+        InvalidArgument: a name matches nothing, or parameters cannot be trained in this precision.
     """
     if not choice.trainable:
         add_lora(
@@ -58,8 +60,6 @@ def prepare_trainable(
         )
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     given = " ".join(choice.trainable)
-    if sharded:
-        refuse(_FLAG, given, "only frozen weights can be sharded; use a launch configuration without FSDP")
     if bits != 16:
         refuse(_FLAG, given, f"weights of --qbits {bits} cannot be trained; give 16")
     if dtype == torch.float16:
@@ -152,10 +152,14 @@ def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int)
 
 
 def save_trained_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write model and tokenizer to `folder`/model for `from_pretrained`, completely or not at all."""
+    """Write model and tokenizer to `folder`/model for `from_pretrained`, completely or not at all. If the weights are
+    sharded, the other ranks call `write_sharded(model, None)` meanwhile."""
 
     def write(target: Path) -> None:
-        model.save_pretrained(target)
+        if is_sharded(model):
+            write_sharded(model, target)
+        else:
+            model.save_pretrained(target)
         tokenizer.save_pretrained(target)
 
     write_folder(folder / MODEL_NAME, write)

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 
 from dptune._validate import refuse
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.clipping import layers_of
+from dptune.lora import trainable_parameters
 from dptune.losses import CausalLMLoss
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
 from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.shapes import Shapes
+from dptune.sharding import are_sharded, is_sharded
 from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, describe_precision, loss_scale, ranks_of, sharding_of_launch
 from utils.data.load import load_training_data
@@ -25,8 +27,9 @@ from utils.data.template_date import TEMPLATE_DATE, tells_date, today, told_date
 from utils.data.tokenization import TokenizedDataset
 from utils.models.embeddings import require_embeddings
 from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
-from utils.models.memory import MemorySettings, device_memory
+from utils.models.memory import MemorySettings, device_memory, keeps_whole_sum
 from utils.models.sharded import describe_shards
+from utils.models.sharded_saving import write_sharded
 from utils.models.trainable import (
     MODEL_NAME,
     Losses,
@@ -102,6 +105,7 @@ class CausalLMJob:
             eval_at_start=groups.output.eval_at_start,
             gradient_sync=groups.optimization.sync,
             loss_scale=loss_scale(self.dtype),
+            keep_whole_sum=self._keeps_whole_sum(task.model),
         )
         return train(task, self.plan, self.folder, micro_batches, pace, self.config)
 
@@ -157,6 +161,14 @@ class CausalLMJob:
         losses = in_autocast(CausalLMLoss(model), self.dtype if whole else torch.float32, accelerator.device)
         return CausalLMTask(self, model, losses, self.names if whole else None, identity)
 
+    def _keeps_whole_sum(self, model: Any) -> bool:
+        """Whether every rank has room for a whole sum, if the trained weights are sharded. Every rank calls this."""
+        parameters = trainable_parameters(model)
+        if not are_sharded(parameters):
+            return False
+        trained = sum(parameter.numel() for parameter in parameters)
+        return all(gather_object([keeps_whole_sum(trained, device_memory(self.folder.accelerator.device))]))
+
     def _check_neighbours(self, model: Any) -> None:
         """Refuse a model whose per-example gradients come out wrong, or whose rows affect each other.
 
@@ -211,6 +223,11 @@ class CausalLMTask:
         save_trained_model(self.model, self.job.tokenizer, folder)
         return [f"model                  {folder / MODEL_NAME}"]
 
+    def help_save(self) -> None:
+        """Of a whole model with sharded weights, every rank gathers each tensor."""
+        if self.trained is not None and is_sharded(self.model):
+            write_sharded(self.model, None)
+
 
 def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     """Plan a run, and print all that can be known before the weights are read.
@@ -224,7 +241,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     skeleton = load_skeleton(name, **hub)
     require_context(skeleton, groups.data.block_size)
     # Finds a wrong target before gigabytes are read.
-    names = prepare_trainable(skeleton, groups.lora, sharded=sharding is not None, bits=bits, dtype=dtype)
+    names = prepare_trainable(skeleton, groups.lora, bits=bits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
     day = runs_date(tokenizer, folder)
     with told_date(day):

@@ -51,7 +51,7 @@ class Pace:
         eval_freq: steps between evaluations.
         eval_at_start: whether to evaluate before the first step.
         gradient_sync: how gradients are added over ranks.
-        loss_scale: see `PrivateStep`.
+        loss_scale, keep_whole_sum: see `PrivateStep`.
         plain_max_grad_norm: maximum gradient norm of a step without privacy; None for no clipping.
     """
 
@@ -60,6 +60,7 @@ class Pace:
     eval_at_start: bool = True
     gradient_sync: GradientSync = "gather"
     loss_scale: float = 1.0
+    keep_whole_sum: bool = False
     plain_max_grad_norm: float | None = None
 
 
@@ -99,7 +100,12 @@ class TrainingLoop:
     def _steps(self, log: RunLog, saved: TrainingState | None) -> End:
         run, model = self.run, self.task.model
         parameters = trainable_parameters(model)  # taken now: none requires a gradient while the step records
-        run.prepare(model, gradient_sync=self.pace.gradient_sync, loss_scale=self.pace.loss_scale)
+        run.prepare(
+            model,
+            gradient_sync=self.pace.gradient_sync,
+            loss_scale=self.pace.loss_scale,
+            keep_whole_sum=self.pace.keep_whole_sum,
+        )
         optimizer, schedule = self._make_optimizer(parameters)
         restore(saved, model, optimizer, schedule)
         model.train()  # for dropout; transformers also recomputes activations in training mode only

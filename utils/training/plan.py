@@ -90,7 +90,7 @@ def describe_model(model: nn.Module, settings: MemorySettings, available: int | 
     every = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})"]
     if not any(adapters(model)):  # all weights, and for trained ones a gradient and two moments
-        least = 4 * (every + 3 * trained) / (1 << 30)
+        least = 4 * (every + 3 * trained) / (1 << 30) / (settings.world_size if settings.sharded else 1)
         return [*lines, f"memory per device      at least {least:.1f} GiB in float32, without activations"]
     sizes = model_sizes(model)
     if sizes is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -22,10 +22,12 @@ from dptune.run.checkpoint import LEDGER_NAME, TrainingState, find_checkpoint, l
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import refuse_other_run
 from dptune.run.session import PrivateRun, SavedRun
+from dptune.run.shards import Shards
 from utils.models.trainable import MODEL_NAME, parameters_by_name
 from utils.training.log import DIAGNOSTICS_NAME
 from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.output_arguments import OutputArguments
+from utils.training.training_state import put_back, sharded_tensors, without_shards
 
 OTHER_FILES = (MODEL_NAME, DIAGNOSTICS_NAME)  # further signs of a run, besides the files that the engine knows
 
@@ -91,20 +93,26 @@ class Checkpoints:
     trained: Sequence[str] | None = None
 
     def save(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
-        """Write a checkpoint; every rank calls it."""
-        run = self.run
+        """Write a checkpoint; every rank calls it. Sharded weights are written by all ranks."""
+        run, tensors = self.run, sharded_tensors(model, optimizer)
+        shards = Shards(tensors, run.ranks) if tensors else None
         if run.ranks.is_main:
             state = TrainingState(
                 step=run.completed,
                 ledger_steps=run.ledger.steps if run.ledger else 0,
                 identity=run.identity,
                 config=self.config,
-                weights=adapter_state_dict(model) if self.trained is None else parameters_by_name(model, self.trained),
-                optimizer=optimizer.state_dict(),
+                weights=self._weights(model) if shards is None else {},
+                optimizer=without_shards(optimizer.state_dict()),
                 schedule=schedule.state_dict(),
                 mechanism=run.mechanism_state(),
             )
-            save_checkpoint(run.folder, state, run.ledger, keep=self.keep)
+            save_checkpoint(run.folder, state, run.ledger, keep=self.keep, shards=shards)
+        elif shards is not None:
+            shards.help()
+
+    def _weights(self, model: nn.Module) -> dict[str, Tensor]:
+        return adapter_state_dict(model) if self.trained is None else parameters_by_name(model, self.trained)
 
     @property
     def due(self) -> bool:
@@ -122,18 +130,15 @@ def saved_run(saved: TrainingState | None, folder: Path) -> SavedRun | None:
 
 
 def restore(saved: TrainingState | None, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> None:
-    """Load a checkpoint into model, optimizer and schedule, the same on every rank.
+    """Load a checkpoint into model, optimizer and schedule, the same on every rank, which must all call this.
 
     Learning rates, weight decay and momentum, and the shape of the schedule, stay those that optimizer and schedule
     were made with. Loading alone would bring back the checkpoint's, whatever the user asks for now.
     """
     if saved is None:
         return
-    weights = {name: value for name, value in saved.weights.items() if not name.endswith(".alpha")}
-    if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
-        raise RuntimeError(f"the checkpoint is of another model: it has {unexpected[0]}")
     made = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved.optimizer)
+    put_back(saved, model, optimizer)
     for group, own in zip(optimizer.param_groups, made, strict=True):
         group.update(own)
     _continue(schedule, saved.schedule)

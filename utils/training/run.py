@@ -86,5 +86,7 @@ def train(
         accelerator.print(describe_stop(end, plan.steps, folder.path))
     elif ranks.is_main:
         finish_run(run, task, rows)
+    else:
+        task.help_save()
     accelerator.wait_for_everyone()
     return end

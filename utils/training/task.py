@@ -80,4 +80,10 @@ class Task(Protocol):
         """`StepMetrics` fields about held-out data, the same on every rank. The model is in evaluation mode."""
 
     def save(self, finished: Finished) -> list[str]:
-        """Write the trained weights, after everything else is written; returns printed lines with their paths."""
+        """Write the trained weights, after everything else is written; returns printed lines with their paths.
+
+        Only the main process calls this. The others call `help_save` meanwhile.
+        """
+
+    def help_save(self) -> None:
+        """Take part in `save`, if each rank holds only its shard of the trained weights."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dptune import Ledger, PerExampleGradients, PrivateStep
 from dptune.per_example import Recorded, uses
-from tests.private_sum import NoNoise, config_for
+from tests.private_sum import NoNoise, config_for, sum_so_far
 
 
 def add_weighted_sum(use: uses.Outer, total: Tensor, weights: Tensor) -> None:
@@ -34,7 +34,7 @@ def test_an_example_whose_tokens_cancel_is_clipped_like_any_other(left, scale, s
         assert stats.norms.item() >= wanted.item() * (1 - 1e-6)
         if left == 3.0:  # not too short to be measured
             assert stats.norms.item() <= wanted.item() * (1 + 1e-6)
-        assert 0 < step._begun().norm() <= 1 + 1e-5
+        assert 0 < sum_so_far(step).norm() <= 1 + 1e-5
 
 
 def test_a_tied_embedding_whose_uses_cancel_is_clipped_like_any_other():
@@ -50,6 +50,15 @@ def test_a_tied_embedding_whose_uses_cancel_is_clipped_like_any_other():
     exact = (right + rest).double() - right.double()
     assert squared.sqrt() >= exact.norm()
     assert 0 < total.norm() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_micro_batch_of_which_no_row_counts_adds_nothing(dtype):
+    """A rank without examples left runs a dummy; in bfloat16 its sum of no rows raised an error."""
+    weight = uses.Outer(torch.ones(1, 3, 4, dtype=dtype), torch.ones(1, 3, 5, dtype=dtype), 4)
+    total = torch.zeros(4, 5)
+    Recorded({"weight": [weight]}).add_weighted_sums({"weight": total}, {"weight": torch.zeros(1)})
+    assert not total.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -19,6 +19,7 @@ from utils.models.memory import (
     describe_memory,
     device_memory,
     fits,
+    keeps_whole_sum,
     memory_needs,
     micro_batch_needs,
 )
@@ -363,3 +364,10 @@ def test_a_devices_memory_is_that_of_a_gpu_only(monkeypatch):
 def test_mistakes_are_refused(changes, message):
     with pytest.raises(InvalidArgument, match=message):
         settings(**changes)
+
+
+def test_a_whole_sum_may_take_a_quarter_of_the_free_memory():
+    """It is in float64: 8 bytes for each trained value of the whole model."""
+    assert keeps_whole_sum(1 << 28, 8 * GIB)
+    assert not keeps_whole_sum((1 << 28) + 1, 8 * GIB)
+    assert not keeps_whole_sum(1, None)

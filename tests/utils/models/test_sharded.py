@@ -40,7 +40,7 @@ def test_it_computes_where_its_buffers_are() -> None:
 
 def test_the_line_tells_shard_whole_and_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     mib = 1 << 20
-    monkeypatch.setattr(sharded, "frozen_bytes", lambda *_: ShardedBytes(held=3 * mib, total=4 * mib, root=mib))
+    monkeypatch.setattr(sharded, "weight_bytes", lambda *_: ShardedBytes(held=3 * mib, total=4 * mib, root=mib))
     line = describe_shards(CAUSAL["Llama"](), 2)
     assert "3.0 MiB per rank of 4.0 MiB over 2 processes (at most 2.0 + root group 1.0)" in line
     with pytest.raises(RuntimeError):

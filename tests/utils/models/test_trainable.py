@@ -108,7 +108,7 @@ def test_a_bfloat16_model_is_left_unchanged(name):
 
 def test_in_any_precision_other_padding_of_the_same_width_changes_nothing(monkeypatch):
     """Where the comparison of gradients tolerates rounding, a weak look at padding is still found."""
-    monkeypatch.setattr(check, "_compare", lambda *_: None)
+    monkeypatch.setattr(check, "_compare", lambda *_, **__: None)
     model = prepared(MEET["attention in both directions"], "adapters", torch.bfloat16)
     with pytest.raises(InvalidArgument, match="depending on its padding and on other rows"):
         check_rules(model, CausalLMLoss(model), CPU, width=WIDTH)

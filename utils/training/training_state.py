@@ -1,0 +1,110 @@
+"""What a checkpoint holds of a model and its optimizer, whole or in shards, and how both are put back.
+
+A checkpoint of sharded weights can be resumed on another number of ranks, or without sharding, and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dptune.run.checkpoint import TrainingState
+from dptune.run.shards import load_shards, stored_shapes
+from dptune.sharding import are_sharded, as_shard, own_rows, reshard
+
+_WEIGHT, _STATE = "weight ", "optimizer "  # before a parameter's name, in the folder that all ranks write
+
+
+def trained_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """{name: parameter that the optimizer changes}, in the model's order."""
+    reshard(model)  # a layer whose shards are gathered holds other tensors
+    changed = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in changed}
+
+
+def sharded_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The trained weights and the optimizer's states of a model with sharded trained weights; empty for others."""
+    parameters = trained_by_name(model, optimizer)
+    if not are_sharded(parameters.values()):
+        return {}
+    found: dict[str, Tensor] = {f"{_WEIGHT}{name}": parameter for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        states = optimizer.state[parameter]
+        found |= {f"{_STATE}{name}.{key}": value for key, value in states.items() if _is_sharded(value)}
+    return found
+
+
+def without_shards(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's `state_dict()` without the sharded tensors."""
+    kept = {
+        number: {key: value for key, value in own.items() if not _is_sharded(value)}
+        for number, own in state["state"].items()
+    }
+    return state | {"state": kept}
+
+
+def put_back(saved: TrainingState, model: nn.Module, optimizer: Optimizer) -> None:
+    """Load the weights and the optimizer's state of a checkpoint. Every rank must call this.
+
+    Raises:
+        RuntimeError: the checkpoint is of another model.
+    """
+    parameters = trained_by_name(model, optimizer)
+    if saved.shards is not None:
+        state = _read_shards(saved.shards, saved.optimizer, parameters, optimizer)
+    elif are_sharded(parameters.values()):
+        state = _cut(saved, parameters, optimizer)
+    else:
+        state = saved.optimizer
+        weights = {name: value for name, value in saved.weights.items() if not name.endswith(".alpha")}
+        if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
+            raise RuntimeError(f"the checkpoint is of another model: it has {unexpected[0]}")
+    optimizer.load_state_dict(state)
+
+
+def _read_shards(
+    folder: Path, state: dict[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
+) -> dict[str, Any]:
+    """Fill the parameters from shards; returns the optimizer's state with its tensors, sharded like the parameters."""
+    wanted: dict[str, Tensor] = {f"{_WEIGHT}{name}": parameter for name, parameter in parameters.items()}
+    numbers, states = _numbers(parameters, optimizer), {number: dict(own) for number, own in state["state"].items()}
+    for stored in stored_shapes(folder):
+        name, _, key = stored.removeprefix(_STATE).rpartition(".")
+        if stored.startswith(_STATE) and name in parameters:
+            wanted[stored] = torch.zeros_like(parameters[name].detach())
+            states.setdefault(numbers[name], {})[key] = wanted[stored]
+    load_shards(folder, wanted)
+    return state | {"state": states}
+
+
+@torch.no_grad()
+def _cut(saved: TrainingState, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> dict[str, Any]:
+    """Fill this rank's shards from whole weights; returns the optimizer's state, cut in the same way."""
+    if set(saved.weights) != set(parameters):
+        other = sorted(set(saved.weights) ^ set(parameters))[0]
+        raise RuntimeError(f"the checkpoint is of another model: only one of the two has {other}")
+    states = {number: dict(own) for number, own in saved.optimizer["state"].items()}  # type: ignore[attr-defined]
+    numbers = _numbers(parameters, optimizer)
+    for name, parameter in parameters.items():
+        whole: Any = parameter
+        whole.to_local().copy_(own_rows(saved.weights[name], parameter))
+        own = states.get(numbers[name], {})
+        for key, value in own.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                own[key] = as_shard(own_rows(value, parameter), parameter)
+    return saved.optimizer | {"state": states}
+
+
+def _numbers(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> dict[str, int]:
+    """{name: the number of the parameter in the optimizer's `state_dict()`}."""
+    order = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    return {name: order.index(id(parameter)) for name, parameter in parameters.items()}
+
+
+def _is_sharded(value: object) -> bool:
+    return isinstance(value, Tensor) and are_sharded([value])
