@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import dptune.sharding
 from dptune import CausalLMLoss, InvalidArgument, Ledger, PrivateStep, add_lora, deal
-from dptune.sharding import frozen_bytes
+from dptune.sharding import weight_bytes
 from tests.examples import padded, random_examples, randomise_adapters
 from tests.private_sum import NoNoise, config_for, private_sum
 from tests.processes import run_processes
@@ -67,7 +67,7 @@ def logits_and_bytes(
     _rank: int, _gather: Any, folder: Path, bits: int, dtype: torch.dtype, how: dict[str, Any]
 ) -> dict[str, Any]:
     model = load(folder, bits, dtype, **how)
-    held = frozen_bytes(model, decoder_layers(model))
+    held = weight_bytes(model, decoder_layers(model))
     describe_shards(model, torch.distributed.get_world_size())
     return {"logits": model(IDS).logits, "held": held}
 
@@ -207,7 +207,7 @@ def in_parts(kind: type[ShardedLinear], weight: Tensor) -> tuple[Tensor, Tensor]
 
 def held(_rank: int, _gather: Any, folder: Path, bits: int) -> int:
     model = load(folder, bits, torch.bfloat16)
-    return frozen_bytes(model, decoder_layers(model)).held
+    return weight_bytes(model, decoder_layers(model)).held
 
 
 @pytest.mark.parametrize(("bits", "uncounted"), [(4, 0), (8, 4 * (3 * 64 + 2 * 32 + 2 * 128))])
