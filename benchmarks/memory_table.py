@@ -20,6 +20,7 @@ RANK = 16
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 TOKENS = (512, 2048)
 CARDS = (24, 48, 80)  # GiB
+FEW_BITS = (4, 8)
 
 # Llama 2 (Touvron et al. 2023), as in the published config.json files; 7B and 13B have as many keys as queries.
 LLAMAS: dict[str, dict[str, Any]] = {
@@ -53,22 +54,22 @@ def llama_sizes(name: str) -> ModelSizes:
     return present(model_sizes(model), f"size of {name}")
 
 
-def needs_of(name: str, *, gpus: int, tokens: int, checkpointing: bool) -> MemoryNeeds:
+def needs_of(name: str, *, gpus: int, tokens: int, checkpointing: bool, bits: int = 16) -> MemoryNeeds:
     """Needs in bf16 with one example of `tokens` at a time, sharded if there is more than one GPU."""
     settings = MemorySettings(
-        torch.bfloat16, tokens, tokens, checkpointing=checkpointing, world_size=gpus, sharded=gpus > 1
+        torch.bfloat16, tokens, tokens, checkpointing=checkpointing, world_size=gpus, sharded=gpus > 1, bits=bits
     )
     return memory_needs(llama_sizes(name), settings)
 
 
-def scaling_table(name: str) -> str:
+def scaling_table(name: str, bits: int = 16) -> str:
     """One row per number of GPUs: peak GiB, and the smallest card that is large enough."""
     settings = [(tokens, checkpointing) for tokens in TOKENS for checkpointing in (False, True)]
     header = ["GPUs", "weights held", "gathered"]
     header += [f"{tokens:,} tokens{', checkpointing' if checkpointing else ''}" for tokens, checkpointing in settings]
     rows = []
     for gpus in GPUS:
-        needs = [needs_of(name, gpus=gpus, tokens=t, checkpointing=c) for t, c in settings]
+        needs = [needs_of(name, gpus=gpus, tokens=t, checkpointing=c, bits=bits) for t, c in settings]
         held = [gib(needs[0].frozen_weights), gib(needs[0].gathered_weights)]
         rows.append([str(gpus), *held, *(f"{gib(one.total)} ({card(one)})" for one in needs)])
     return markdown(header, rows)
@@ -127,6 +128,8 @@ def on_paper() -> str:
     ]
     for name in LLAMAS:
         parts += [f"### {name}", scaling_table(name)]
+    for bits in FEW_BITS:
+        parts += [f"### Llama 70B with `--qbits {bits}`", scaling_table("Llama 70B", bits)]
     parts += [
         "## On paper: every parameter trained",
         "As above, with `--trainable all`: weights in float32 with AdamW's moments, and the sum in float64, all "

@@ -11,7 +11,7 @@ averages them. If the model's own weights are trained instead, each rank trains 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -198,7 +198,9 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
         return dict.fromkeys(file.keys(), whole)
 
 
-def load_slices(model: nn.Module, files: Mapping[str, Path], *, device: torch.device, prefix: str = "") -> None:
+def load_slices(
+    model: nn.Module, files: Mapping[str, Path], *, device: torch.device, prefix: str = "", apart: Collection[str] = ()
+) -> None:
     """Fill a sharded model on the meta device. This rank reads only its own rows of every weight.
 
     Args:
@@ -206,11 +208,12 @@ def load_slices(model: nn.Module, files: Mapping[str, Path], *, device: torch.de
         files: the file of each tensor, from `checkpoint_files`.
         device: the device of the shards: the CPU if they are offloaded.
         prefix: a prefix of names, such as "model.", that a checkpoint of the backbone alone lacks.
+        apart: names of parameters that the caller fills, because the checkpoint has them in another form.
 
     Raises:
         InvalidArgument: the checkpoint lacks a weight or has it in another shape.
     """
-    owners = _owners(model)
+    owners = {key: names for key, names in _owners(model).items() if names[0] not in apart}
     wanted: dict[Path, list[tuple[str, str]]] = {}
     for names in owners.values():
         key = _find_key(names, files, prefix)
@@ -249,21 +252,53 @@ def _find_key(names: Sequence[str], files: Mapping[str, Path], prefix: str) -> s
 
 def _read(stored: Any, like: Tensor, device: torch.device, name: str) -> Tensor:
     """This rank's part of a stored tensor, with the sharding and dtype of `like`."""
-    shape = tuple(stored.get_shape())
-    if shape != tuple(like.shape):
-        refuse("files", name, f"has shape {shape} in the checkpoint, but {tuple(like.shape)} by its configuration")
+    _require_shape(stored, tuple(like.shape), name)
     if not isinstance(like, DTensor):
         whole: Tensor = stored[...].to(device, like.dtype)
         return whole
-    mesh = like.device_mesh
-    rows = rows_of_ranks(shape[0], mesh.size())
-    start = sum(rows[: mesh.get_local_rank()])
-    part = stored[start : start + rows[mesh.get_local_rank()]].to(device, like.dtype)
-    return DTensor.from_local(
-        part.clone() if part.device.type == "cpu" else part,  # a copy, so that the mapped file does not stay in memory
-        mesh,
-        like.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
+    part = stored[_own_rows(like)].to(device, like.dtype)
+    # A copy, so that the mapped file does not stay in memory.
+    return from_rows(part.clone() if part.device.type == "cpu" else part, like)
+
+
+def read_rows(
+    files: Mapping[str, Path], name: str, like: DTensor, *, shape: tuple[int, ...], prefix: str = ""
+) -> Tensor:
+    """This rank's rows of a stored weight, as they are stored, on the CPU.
+
+    Args:
+        files, prefix: see `load_slices`.
+        name: what the model calls the weight.
+        like: a tensor of as many rows, sharded over the ranks.
+        shape: what the weight's shape must be.
+
+    Raises:
+        InvalidArgument: the checkpoint lacks the weight or has it in another shape.
+    """
+    key = _find_key([name], files, prefix)
+    with safe_open(files[key], "pt") as file:
+        stored = file.get_slice(key)
+        _require_shape(stored, shape, name)
+        rows: Tensor = stored[_own_rows(like)]
+        return rows
+
+
+def from_rows(rows: Tensor, like: DTensor) -> DTensor:
+    """The tensor of which each rank gives its own rows, sharded as `like` is."""
+    placed: DTensor = DTensor.from_local(
+        rows, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
+    return placed
+
+
+def _own_rows(like: DTensor) -> slice:
+    """The rows that FSDP keeps on this rank."""
+    rank, rows = like.device_mesh.get_local_rank(), rows_of_ranks(like.shape[0], like.device_mesh.size())
+    start = sum(rows[:rank])
+    return slice(start, start + rows[rank])
+
+
+def _require_shape(stored: Any, shape: tuple[int, ...], name: str) -> None:
+    found = tuple(stored.get_shape())
+    if found != shape:
+        refuse("files", name, f"has shape {found} in the checkpoint, but {shape} by its configuration")

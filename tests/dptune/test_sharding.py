@@ -149,7 +149,7 @@ def test_adapters_are_ordinary_tensors_on_every_rank(tiny_model_dir: Path) -> No
 
 def test_more_than_a_shard_is_an_error() -> None:
     ShardedBytes(held=60, total=100, root=10).require_bound(2)
-    with pytest.raises(RuntimeError, match="61 frozen bytes on this rank, more than the 60"):
+    with pytest.raises(RuntimeError, match="61 bytes of weights on this rank, more than the 60"):
         ShardedBytes(held=61, total=100, root=10).require_bound(2)
 
 
@@ -157,7 +157,7 @@ def test_an_unsharded_model_holds_everything() -> None:
     model = tiny_llama()
     held = weight_bytes(model.requires_grad_(False), decoder_layers(model))
     assert held.held == held.total == sum(4 * parameter.numel() for parameter in model.parameters())
-    with pytest.raises(RuntimeError, match="frozen bytes on this rank"):
+    with pytest.raises(RuntimeError, match="bytes of weights on this rank"):
         describe_shards(model, 4)
 
 

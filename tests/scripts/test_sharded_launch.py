@@ -22,7 +22,7 @@ from dptune.ledger import Ledger
 from dptune.lora import adapters
 from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
-from tests.tiny import tiny_llama
+from tests.tiny import save_tiny, tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "accelerate_configs"
@@ -79,8 +79,23 @@ def test_training_on_one_machine(sync: str, tiny_model_dir: Path, data: Path, tm
     assert (report["guarantee"], report["steps"], report["expected_batch_size"]) == ("dp", 4, 32)
     assert Ledger(tmp_path / "out" / "ledger.jsonl").steps == 4
     assert "over 2 processes" in printed
+    assert "96 (2 x 48) fit in memory" in printed
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_loss"] != results["eval_loss_before"]
+
+
+def test_training_in_four_bits(data: Path, tmp_path: Path) -> None:
+    """It starts from the model that one process has with the whole quantised weights."""
+    model, before, extra = save_tiny(tmp_path / "model", hidden=64), [], {"qbits": 4, "validation_file": data}
+    for config in (FSDP, NO_FSDP):
+        log, out = tmp_path / f"{config.stem}.log", tmp_path / config.stem
+        words = flags(model, data, out, **SHORT | extra)
+        options = ("--mixed_precision", "no")
+        printed = finish(start(config, *words, script="train_clm.py", log=log, options=options), log)
+        assert report_of(out, printed)["steps"] == 4
+        assert ("over 2 processes" in printed) is (config == FSDP)
+        before.append(json.loads((out / "all_results.json").read_text())["eval_loss_before"])
+    assert before[0] == pytest.approx(before[1], rel=1e-6)
 
 
 def test_a_whole_model_is_trained_in_shards_and_resumed_to_the_bit(

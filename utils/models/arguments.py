@@ -18,7 +18,7 @@ class ModelArguments:
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a model on the hub"})
     qbits: int = field(
         default=16,
-        metadata={"help": "bits per frozen weight; 4 and 8 need bitsandbytes and no sharding", "choices": BITS},
+        metadata={"help": "bits per frozen weight; 4 and 8 need bitsandbytes", "choices": BITS},
     )
     access_token: str | None = field(
         default=None,

@@ -62,12 +62,10 @@ def load_model(
         InvalidArgument: it cannot be loaded, or its checkpoint lacks weights (which would be random).
     """
     if sharding is not None:
-        if bits != 16:
-            refuse(
-                "--qbits", bits, "quantised weights cannot be sharded; give 16, or a launch configuration without FSDP"
-            )
         source = {"token": token, "revision": revision}
-        return load_sharded_model(name, **source, dtype=dtype, device=torch.device(device), sharding=sharding)
+        return load_sharded_model(
+            name, **source, dtype=dtype, device=torch.device(device), sharding=sharding, bits=bits
+        )
     quantized = quantized_loading(bits, dtype, device)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from dptune._validate import refuse
 from dptune.sharding import ShardedBytes, checkpoint_files, load_slices, shard, weight_bytes
 from utils.cli.launch import Sharding
+from utils.models.quantization import require_available
 
 
 def load_sharded_model(
@@ -24,17 +25,25 @@ def load_sharded_model(
     dtype: torch.dtype,
     device: torch.device,
     sharding: Sharding,
+    bits: int = 16,
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub name, frozen, sharded over all ranks, in evaluation mode.
 
-    The checkpoint must be in safetensors files. Raises `InvalidArgument` if it is not, or lacks weights.
+    With 4 or 8 `bits` the packed bytes are sharded (`utils.models.quantized_shards`). The checkpoint must be in
+    safetensors files. Raises `InvalidArgument` if it is not, or lacks weights, or has weights that cannot be sharded in
+    so few bits.
     """
+    require_available(bits)
     folder = _local_folder(name, token, revision)
     config = AutoConfig.from_pretrained(folder)
     # Buffers keep their values: those of rotary embeddings are in no checkpoint.
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()  # undone by the context above
+    if bits != 16:
+        from utils.models.quantized_shards import load_packed, packed_names, quantize_skeleton
+
+        quantize_skeleton(model, bits, dtype)
     model.requires_grad_(False).eval()
     shard(
         model,
@@ -44,7 +53,10 @@ def load_sharded_model(
         reshard_after_forward=sharding.reshard_after_forward,
     )
     shards = torch.device("cpu") if sharding.cpu_offload else device
-    load_slices(model, checkpoint_files(folder), device=shards, prefix=f"{model.base_model_prefix}.")
+    files, prefix = checkpoint_files(folder), f"{model.base_model_prefix}."
+    if bits != 16:
+        load_packed(model, files, device=shards, prefix=prefix)
+    load_slices(model, files, device=shards, prefix=prefix, apart=() if bits == 16 else packed_names(model))
     return model
 
 

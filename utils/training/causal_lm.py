@@ -42,9 +42,11 @@ from utils.training.arguments import ON_RESUME, Groups
 from utils.training.changes import describe_changes, resumed_config
 from utils.training.data_arguments import DataArguments
 from utils.training.evaluation import held_out_loss
+from utils.training.in_step import Gathers
 from utils.training.loop import End, Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget
 from utils.training.plan import describe_data, describe_model, num_sampled, plan_run
+from utils.training.rehearsal import Rehearsal, is_worthwhile
 from utils.training.resume import processes_of_plan, refuse_other_beginning
 from utils.training.run import RunFolder, train
 from utils.training.task import PER_TOKEN, Finished
@@ -85,18 +87,15 @@ class CausalLMJob:
 
     def run(self) -> End:
         """Load the model and train it."""
-        task, groups = self.load(), self.groups
+        task, groups, accelerator = self.load(), self.groups, self.folder.accelerator
+        gathers = None if sharding_of_launch() is None else Gathers(task.model)
         micro_batches = MicroBatches(
             self.train,
-            Shapes(
-                groups.data.block_size,
-                self.token_budget,
-                self.plan.expected_batch_size / self.folder.accelerator.num_processes,
-                masked=False,  # causal attention needs no mask for padding on the right
-            ),
+            self._shapes(task, gathers),
             self.tokenizer.pad_token_id,
-            self.folder.accelerator,
-            in_step=sharding_of_launch() is not None,
+            accelerator,
+            in_step=gathers is not None,
+            gathers=gathers,
             folder=self.folder.path,
             asked=self.asked,
         )
@@ -109,6 +108,28 @@ class CausalLMJob:
             keep_whole_sum=self._keeps_whole_sum(task.model),
         )
         return train(task, self.plan, self.folder, micro_batches, pace, self.config)
+
+    def _shapes(self, task: CausalLMTask, gathers: Gathers | None) -> Shapes:
+        """The shapes of micro-batches, which fit in memory as far as a rehearsal can tell."""
+        accelerator = self.folder.accelerator
+        shapes = Shapes(
+            self.groups.data.block_size,
+            self.token_budget,
+            self.plan.expected_batch_size / accelerator.num_processes,
+            masked=False,  # causal attention needs no mask for padding on the right
+        )
+        if not is_worthwhile(accelerator.device, gathers):
+            return shapes
+        rehearsal = Rehearsal(
+            task.model,
+            task.losses,
+            self.plan,
+            accelerator,
+            rows_per_item=self.groups.privacy.unit.rows_at_once,
+            loss_scale=loss_scale(self.dtype),
+            gathers=gathers,
+        )
+        return rehearsal.settle(shapes)
 
     def load(self) -> CausalLMTask:
         """The model with its trained parameters, the same on every rank. Checks its gradients before a private run.

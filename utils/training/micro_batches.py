@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from dptune._files import atomic_write
@@ -23,12 +21,14 @@ from dptune.devices import computes_apart
 from dptune.micro_batch import Items, MicroBatchStats
 from dptune.sampling import deal
 from dptune.shapes import Shape, Shapes, deal_in_shapes
-from dptune.units.batches import Batch, Part, Rows, UnitDraw, parts_of
+from dptune.units.batches import AuthorDraw, Batch, Part, Rows, UnitDraw, parts_of
 from utils.cli.interruption import StopRequest
 from utils.models.trainable import Losses
+from utils.training.in_step import Gathers, unless_out_of_memory
 from utils.training.prefetch import OneAhead
 from utils.training.shared_stop import SharedStop
 
+_NOTHING = np.empty(0, dtype=np.int64)
 BUDGET_NAME = "max_tokens_per_device.json"
 
 
@@ -93,8 +93,11 @@ class MicroBatches:
         pad_token_id: token that pads rows.
         accelerator: the ranks and this rank's device.
         in_step: whether all ranks must make the same number of forward passes, because their weights are sharded.
-            Then no rank can use smaller micro-batches alone: one that runs out of memory ends the launch.
-        folder: the run's folder, where such a rank records the budget for the next launch.
+            Then no rank can use smaller micro-batches alone. What does not fit on one rank is put off until the draw is
+            through, and then dealt over all ranks again, in smaller micro-batches.
+        gathers: of the sharded weights. Without it, or if it cannot catch up, a rank in step that runs out of memory
+            ends the launch.
+        folder: the run's folder, where the budget is recorded for the next launch, if memory ran out in step.
         asked: the token budget that the user asked for; None if it is that of `shapes`.
         virtual_tokens: tokens of a soft prompt that the model puts before each row; they count in the budget.
     """
@@ -104,12 +107,16 @@ class MicroBatches:
     pad_token_id: int
     accelerator: Accelerator
     in_step: bool = False
+    gathers: Gathers | None = None
     folder: Path | None = None
     asked: int | None = None
     virtual_tokens: int = 0
 
     def __post_init__(self) -> None:
+        self._asked = self.asked or self.shapes.token_budget
         self._fitting = self.shapes  # with half the budget whenever this rank runs out of memory
+        self._put_off: list[np.ndarray] = []  # items of the current draw that did not fit here, in step
+        self._fits = self.shapes.token_budget  # tokens that may fit here, in step
         self._stop = SharedStop(self.accelerator.num_processes)
 
     def run(self, draw: UnitDraw, step: Accumulates, losses: Losses, stop: StopRequest) -> list[MicroBatchStats] | None:
@@ -126,8 +133,26 @@ class MicroBatches:
             unfinished, nothing of it was released, and it must not be finished.
 
         Raises:
-            InvalidArgument: memory is too small for a single example or author, or, with `in_step`, for a micro-batch.
+            InvalidArgument: memory is too small for a single example or author, or, with `in_step` and without
+                `gathers`, for a micro-batch.
         """
+        self._put_off.clear()
+        seen: list[MicroBatchStats] = []
+        while True:
+            found = self._run_once(draw, step, losses, stop)
+            if found is None:
+                return None
+            seen += found
+            if not self.in_step:
+                return seen
+            draw = self._left_of(draw)
+            if not len(draw):
+                return seen
+
+    def _run_once(
+        self, draw: UnitDraw, step: Accumulates, losses: Losses, stop: StopRequest
+    ) -> list[MicroBatchStats] | None:
+        """The same, except for what is put off."""
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
         shares = [
             _Share(part, dealt[rank], shape.width)
@@ -141,9 +166,23 @@ class MicroBatches:
                     return None
                 if len(share.items):
                     seen += self._backward(share, following, ahead, step, losses)
-                else:  # a dummy, as this rank has no more examples
-                    self._pass(self._piece(share), following, ahead, step, losses)
+                elif self._try(self._piece(share), following, ahead, step, losses) is None and self.in_step:
+                    # A dummy, as this rank has no more examples. It adds nothing, so it need not fit.
+                    self._keep_in_step(self.shapes.token_budget // 2)
         return None if self._stop.after_draw(stop.pending) else seen
+
+    def _left_of(self, draw: UnitDraw) -> UnitDraw:
+        """What any rank has put off, the same on every rank. If there is anything, all ranks use a smaller budget."""
+        told = gather_object([(np.concatenate([_NOTHING, *self._put_off]).tolist(), self._fits)])
+        self._put_off.clear()
+        left = np.array(sorted(item for items, _ in told for item in items), dtype=np.int64)
+        if len(left):
+            self._fits = min(fits for _, fits in told)
+            self.shapes = self._fitting = replace(self.shapes, token_budget=self._fits)
+            if self.folder is not None and self.accelerator.is_main_process:
+                remember_budget(self.folder, asked=self._asked, fits=self._fits)
+            self.accelerator.print(f"out of memory: all processes continue with {self._fits} tokens at a time")
+        return _only(draw, left)
 
     def _dealt(self, part: Part, ranks: int) -> list[tuple[Shape, list[np.ndarray]]]:
         return deal_in_shapes(
@@ -190,30 +229,28 @@ class MicroBatches:
         while start < len(share.items):
             piece = self._piece(share, start)
             stats = self._try(piece, following, ahead, step, losses)
-            if stats is None:
-                self._halve(share.part, piece.shape)
-            else:
+            if stats is not None:
                 seen.append(stats)
-                start += piece.shape.items
+            else:
+                fits = self._halved(share.part, piece.shape)
+                if not self.in_step:
+                    self._cut_alone(fits)
+                    continue
+                self._keep_in_step(fits)
+                self._put_off.append(piece.items)
+            start += piece.shape.items
         return seen
 
     def _try(
         self, piece: _Piece, following: _Share | None, ahead: OneAhead[_Piece, Batch], step: Accumulates, losses: Losses
     ) -> MicroBatchStats | None:
-        """None if memory ran out. Returning frees the exception, and the tensors that its traceback held."""
-        try:
-            return self._pass(piece, following, ahead, step, losses)
-        except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
-                raise
-            return None
+        """Forward and backward pass of a piece, while the batch of the one after it is made; None if memory ran out."""
 
-    def _pass(
-        self, piece: _Piece, following: _Share | None, ahead: OneAhead[_Piece, Batch], step: Accumulates, losses: Losses
-    ) -> MicroBatchStats:
-        """Forward and backward pass of a piece, while the batch of the one after it is made."""
-        batch = ahead.take(piece, self._after(piece, following)).to(self.accelerator.device)
-        return _backward_of(batch, piece.share.part, piece.items, step, losses(**batch.inputs))
+        def run() -> MicroBatchStats:
+            batch = ahead.take(piece, self._after(piece, following)).to(self.accelerator.device)
+            return _backward_of(batch, piece.share.part, piece.items, step, losses(**batch.inputs))
+
+        return unless_out_of_memory(run, self.accelerator.device, self.gathers)
 
     def _piece(self, share: _Share, start: int = 0) -> _Piece:
         """The piece that begins at this position, as large as memory allows as far as known."""
@@ -228,26 +265,31 @@ class MicroBatches:
             return self._piece(piece.share, end)
         return None if following is None else self._piece(following)
 
-    def _halve(self, part: Part, shape: Shape) -> None:
-        """Halve the budget of the micro-batch that failed, so that it is cut next time."""
+    def _halved(self, part: Part, shape: Shape) -> int:
+        """Half the tokens of a micro-batch that did not fit, so that it is cut next time."""
         tokens = shape.items * part.rows_per_unit * (shape.width + self.virtual_tokens)
         if shape.items == 1:
-            _refuse_too_large(part, tokens)
-        fits, budget = tokens // 2, self.shapes.token_budget
+            refuse_too_large(part.rows_per_unit, tokens, authors=part.authors is not None)
+        return tokens // 2
+
+    def _cut_alone(self, fits: int) -> None:
         self._fitting = replace(self._fitting, token_budget=fits)
-        if self.in_step:
-            if self.folder is not None:
-                remember_budget(self.folder, asked=self.asked or budget, fits=fits)
-            refuse(
-                "max_tokens_per_device",
-                budget,
-                "out of memory, and ranks with sharded weights cannot cut one micro-batch differently; "
-                f"--resume_from_checkpoint latest resumes with {fits}",
-            )
-        gc.collect()
-        if empty_cache := getattr(torch.get_device_module(self.accelerator.device), "empty_cache", None):
-            empty_cache()
         print(f"out of memory: rank {self.accelerator.process_index} continues with {fits} tokens at a time")
+
+    def _keep_in_step(self, fits: int) -> None:
+        """Refuse to go on if this rank could not make the gathers that were left of the pass."""
+        self._fits = min(self._fits, fits)
+        if self.gathers is not None and self.gathers.can_catch_up:
+            return
+        budget = self.shapes.token_budget
+        if self.folder is not None:
+            remember_budget(self.folder, asked=self._asked, fits=fits)
+        refuse(
+            "max_tokens_per_device",
+            budget,
+            "out of memory, and ranks with sharded weights cannot cut one micro-batch differently; "
+            f"--resume_from_checkpoint latest resumes with {fits}",
+        )
 
     def _batch(self, piece: _Piece) -> Batch:
         batch = piece.share.part.batch(piece.items, piece.shape, self.pad_token_id)
@@ -262,10 +304,18 @@ def _backward_of(batch: Batch, part: Part, items: np.ndarray, step: Accumulates,
     return MicroBatchStats(own, stats.norms[: batch.items], stats.clipped[: batch.items])
 
 
-def _refuse_too_large(part: Part, tokens: int) -> NoReturn:
-    k = part.rows_per_unit
+def _only(draw: UnitDraw, items: np.ndarray) -> UnitDraw:
+    """Some items of a draw, numbered as in its parts."""
+    if not isinstance(draw, AuthorDraw):
+        return items
+    numbers = items if draw.numbers is None else draw.numbers[items]
+    return replace(draw, rows=[draw.rows[item] for item in items], numbers=numbers)
+
+
+def refuse_too_large(rows_per_item: int, tokens: int, *, authors: bool) -> NoReturn:
+    """Refuse the data of a single item, of so many rows and tokens, that does not fit in memory."""
     remedy = "shorten the examples, recompute activations, or use a launch configuration that shards the model"
-    if part.authors is None:
+    if not authors:
         refuse("block_size", HIDDEN, f"out of memory on a single example of {tokens} tokens; {remedy}")
-    what = f"out of memory on one author's {k} rows of {tokens // k} tokens"
+    what = f"out of memory on one author's {rows_per_item} rows of {tokens // rows_per_item} tokens"
     refuse("examples_per_unit", HIDDEN, f"{what}; lower it, {remedy}")

@@ -230,6 +230,26 @@ def test_sharding_divides_what_is_held_and_gathers_three_layers_and_the_root():
     assert kept.gathered_weights == whole.frozen_weights
 
 
+def test_few_bits_are_divided_too_and_gathered_packed():
+    sizes = large()
+    for bits in (4, 8):
+        whole, halved = (
+            memory_needs(sizes, settings(bits=bits, sharded=ranks > 1, world_size=ranks)) for ranks in (1, 2)
+        )
+        assert halved.frozen_weights == whole.frozen_weights // 2
+        layers = (whole.frozen_weights - 2 * sizes.root) // 80
+        assert halved.gathered_weights == 3 * layers + 2 * sizes.root + 2 * 8192 * 28672  # and one dequantised
+
+
+def test_a_model_of_70b_in_four_bits_fits_on_two_cards_of_24_gib():
+    told = describe_memory(
+        large(), settings(bits=4, sharded=True, world_size=2, checkpointing=True, token_budget=512), 24 * GIB
+    )
+    assert "about 22.68 GiB" in told[0]
+    assert "frozen weights 18.42 GiB, gathered weights 2.76 GiB" in told[1]
+    assert "fits: the device has 24.00 GiB" in told[-1]
+
+
 def test_one_rank_exchanges_nothing_and_many_no_more_than_the_bound():
     sizes = large()
     alone, many = (memory_needs(sizes, settings(world_size=count)).finish for count in (1, 64))

@@ -18,7 +18,6 @@ from tests.examples import padded, random_examples, randomise_adapters
 from tests.reference import Example
 from tests.tiny import save_tiny
 from utils.cli.flags import parse
-from utils.cli.launch import Sharding
 from utils.models import quantization
 from utils.models.arguments import ModelArguments
 from utils.models.loading import load_model
@@ -176,12 +175,6 @@ def test_without_bitsandbytes_it_is_one_line(bits: int, monkeypatch: pytest.Monk
             ask()
         assert "\n" not in str(error.value)
     require_available(16)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_sharding_a_quantised_model_is_refused(bits: int, folder: Path) -> None:
-    with pytest.raises(InvalidArgument, match=f"^--qbits={bits}: quantised weights cannot be sharded"):
-        load_model(str(folder), dtype=torch.float32, device=CPU, bits=bits, sharding=Sharding())
 
 
 def test_eight_bits_do_not_fill_the_log(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
