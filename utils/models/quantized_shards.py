@@ -6,7 +6,7 @@ the weight and not see its scales. Here both are ordinary parameters of the laye
 - `weight`: uint8 [O, I / 2] with two numbers in a byte, or int8 [O, I];
 - `scales`: the bytes of float32 numbers, uint8 [O, 4 * S]. S is I / 64, one for each block, or 1 in 8 bits.
 
-FSDP casts nothing here (`shard_frozen` gives it no other precision), and from torch 2.13 on it never casts whole
+FSDP casts nothing here (`shard` gives it no other precision), and from torch 2.13 on it never casts whole
 numbers. A scale never reaches beyond its row. So each rank quantises the rows that it reads, and nobody needs the whole
 weight: the packed bytes are those of the whole weight quantised at once. A layer hands the gathered bytes to
 bitsandbytes' own product.
@@ -152,7 +152,7 @@ def load_packed(model: nn.Module, files: Mapping[str, Path], *, device: torch.de
     """Fill the packed parameters of a sharded model. This rank reads and quantises only its own rows.
 
     Args:
-        model: a model from `quantize_skeleton` and `shard_frozen`.
+        model: a model from `quantize_skeleton` and `shard`.
         files, prefix: see `load_slices`.
         device: the device of the shards, on which they are quantised.
 
