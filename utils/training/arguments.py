@@ -86,6 +86,7 @@ ON_RESUME: OnResumeTable = {
     "date_to": OnResume.COMPARED,
     "block_size": OnResume.COMPARED,
     "prompt_style": OnResume.REFUSED,
+    "data_cache": OnResume.RUNTIME,
     # privacy
     "clip_norm": OnResume.REFUSED,
     "noise_multiplier": OnResume.REFUSED,

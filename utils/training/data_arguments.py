@@ -17,10 +17,14 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None, metadata={"help": f"name of a built-in data set: {', '.join(DATASET_NAMES)} (see data/README.md)"}
     )
-    train_file: str | None = field(
-        default=None, metadata={"help": "instructions and answers: JSON, JSONL, CSV, Parquet or a saved DatasetDict"}
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "instructions and answers: JSON, JSONL, CSV, Parquet or a saved DatasetDict; also several of them, "
+            "globs, or folders of files of one kind"
+        },
     )
-    validation_file: str | None = field(
+    validation_file: list[str] | None = field(
         default=None,
         metadata={"help": "held-out examples in the same formats; their measured loss is not private"},
     )
@@ -33,4 +37,11 @@ class DataArguments:
     block_size: int = field(default=512, metadata={"help": "maximum tokens per example; longer ones are cut"})
     prompt_style: str = field(
         default="plain", metadata={"help": "form of the prompt, see data/README.md", "choices": PROMPT_STYLES}
+    )
+    data_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "private folder that keeps the tokenised rows for later runs on the same data; by default they are "
+            "in --output_dir until the run has begun, and are not kept"
+        },
     )
