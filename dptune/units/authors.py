@@ -14,7 +14,7 @@ from typing import overload
 
 import numpy as np
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
 
 
 class AuthorRows(Sequence[np.ndarray]):
@@ -107,9 +107,8 @@ def chosen_rows(of_row: np.ndarray, names: Collection[str | None], most: int, se
     del number
     order = np.lexsort((places, of_row)).astype(_width(len(of_row)))
     del places
-    counts = np.bincount(of_row)
     keep = np.zeros(len(of_row), dtype=bool)
-    keep[order[_positions(counts) < most]] = True
+    keep[order[_positions(of_row) < most]] = True
     return keep
 
 
@@ -117,14 +116,20 @@ def _numbers_among_theirs(of_row: np.ndarray) -> np.ndarray:
     """The number of each row among those of its author, from 0, [N]."""
     order = _in_order(of_row)
     number = np.empty_like(order)
-    number[order] = _positions(np.bincount(of_row))
+    number[order] = _positions(of_row)
     return number
 
 
-def _positions(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ... counts[0] - 1, 0, 1, ... counts[1] - 1 and so on."""
-    positions = np.arange(counts.sum(), dtype=_width(int(counts.sum())))
-    positions -= np.repeat((np.cumsum(counts) - counts).astype(positions.dtype), counts)
+def _positions(of_row: np.ndarray) -> np.ndarray:
+    """0, 1, ... for the rows of author 0, then 0, 1, ... for those of author 1 and so on, [N]."""
+    positions = np.arange(len(of_row), dtype=_width(len(of_row)))
+    begins = np.zeros_like(positions)
+    counts = np.bincount(of_row)
+    firsts = np.cumsum(counts[:-1])
+    begins[firsts] = firsts
+    del counts, firsts
+    np.maximum.accumulate(begins, out=begins)
+    positions -= begins
     return positions
 
 

@@ -85,11 +85,11 @@ class JSONList:
         """Read on, as much again as a value takes so far; forget what is before it. False at the file's end."""
         if self._has_ended:
             return False
-        left = self._text[self._at :]
-        part = self._file.read(max(_AT_ONCE, len(left)))
-        self._line, self._column = self._place(self._at)
-        self._text, self._at = left + part, 0
+        part = self._file.read(max(_AT_ONCE, len(self._text) - self._at))
         self._has_ended = not part
+        if part:
+            self._line, self._column = self._place(self._at)
+            self._text, self._at = self._text[self._at :] + part, 0
         return not self._has_ended
 
     def _place(self, at: int) -> tuple[int, int]:
