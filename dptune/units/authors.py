@@ -122,13 +122,12 @@ def _numbers_among_theirs(of_row: np.ndarray) -> np.ndarray:
 
 def _positions(of_row: np.ndarray) -> np.ndarray:
     """0, 1, ... for the rows of author 0, then 0, 1, ... for those of author 1 and so on, [N]."""
-    positions = np.arange(len(of_row), dtype=_width(len(of_row)))
-    begins = np.zeros_like(positions)
-    counts = np.bincount(of_row)
-    firsts = np.cumsum(counts[:-1])
+    firsts = np.cumsum(np.bincount(of_row)[:-1])
+    begins = np.zeros(len(of_row), dtype=_width(len(of_row)))
     begins[firsts] = firsts
-    del counts, firsts
+    del firsts
     np.maximum.accumulate(begins, out=begins)
+    positions = np.arange(len(of_row), dtype=begins.dtype)
     positions -= begins
     return positions
 
