@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label that the losses of torch and transformers ignore
 _TEXTS_AT_ONCE = 1000
 _BLOCK = 1 << 22  # elements of an array that are read at a time
-_BLOCK_ROWS = 1 << 14
+_BLOCK_ROWS = 1 << 11  # numpy makes whole numbers of all their tokens
 
 
 @dataclass(frozen=True)

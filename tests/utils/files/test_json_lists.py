@@ -85,6 +85,8 @@ def test_a_mistake_early_in_a_long_list_is_told_before_the_rest_is_read() -> Non
     text = io.StringIO('[{"a": 1}, {"a" 2}, ' + '{"a": 1}, ' * 400_000)
     values = JSONList(text, json.JSONDecoder().raw_decode)
     assert values.begins_list()
-    with pytest.raises(json.JSONDecodeError, match="line 1 column 1 "):  # the message has no text, so no place of its own
+    with pytest.raises(
+        json.JSONDecodeError, match="line 1 column 1 "
+    ):  # the message has no text, so no place of its own
         list(values.values())
     assert text.tell() < 1 << 20
