@@ -224,4 +224,4 @@ def bound_authors(rows: Sequence[_T], names: Sequence[object], most: int, seed: 
     """`choose_of_authors` for rows in a list: (the kept rows in order, who wrote them). `names` as for
     `group_by_author`."""
     keep, authors = choose_of_authors(author_names(names), most, seed)
-    return [rows[row] for row in np.flatnonzero(keep)], authors
+    return [row for row, kept in zip(rows, keep, strict=True) if kept], authors

@@ -257,8 +257,8 @@ class _Data:
         with ArrayWriter(folder, name) as writer:
             for encoded, found in self._encoded(name, source, encoder, column, keep):
                 writer.add(encoded)
-                for author in found if names is not None else ():
-                    names.add(author)
+                if names is not None:
+                    names.add_all(found)
             if names is not None:
                 names.close()
                 authors = authors_of_names(names)
@@ -269,7 +269,7 @@ class _Data:
         """(which rows stay, bool [rows]; who wrote those), from a first reading of the authors alone."""
         names = NameFile(folder / f"{TRAIN}.names")
         for place, row in _shown(numbered(source, column), "authors"):
-            names.add(author_of(row, column, place))
+            names.add_all([author_of(row, column, place)])
         names.close()
         chosen = choose_of_authors(names, self.unit.examples, self.seed)
         names.remove()

@@ -7,7 +7,7 @@ and `NAME.authors` if authors are the privacy unit.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -119,10 +119,10 @@ class NameFile:
             for line in lines:
                 yield line.removesuffix("\n") or None
 
-    def add(self, name: str | None) -> None:
-        """Append the name of the next row. It has no line end (`dptune.units.names.author_name`)."""
-        self._file.write((name or "").encode() + b"\n")
-        self._count += 1
+    def add_all(self, names: Sequence[str | None]) -> None:
+        """Append the names of the next rows. They have no line ends (`dptune.units.names.author_name`)."""
+        self._file.write("".join(f"{name or ''}\n" for name in names).encode())
+        self._count += len(names)
 
     def close(self) -> None:
         """End writing. Call it before reading."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -52,7 +53,7 @@ class FileRows:
     def parts(self) -> Iterator[Part]:
         """One for each path."""
         for path in self.paths:
-            yield str(path), lambda path=path: stream_rows(path, self.flag, self.split)
+            yield str(path), partial(stream_rows, path, self.flag, self.split)
 
     def state(self) -> object:
         """Size and time of change of each file."""
