@@ -6,46 +6,28 @@ holds all rows, and they are tokenised once for all ranks of a machine.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from dptune._validate import refuse
-from dptune.units.unit import Authors, PrivacyUnit, authors_of_names, choose_of_authors
+from dptune.units.unit import PrivacyUnit
 from utils.cli.machines import ALONE, Machine
-from utils.data.encoding import Encoded, Encoder
+from utils.data.encoding import Encoder
+from utils.data.make_rows import RowSettings, Sources
 from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
-from utils.data.prompts import PUBMED_PROMPT, ChatTemplateError, format_prompt
 from utils.data.pubmed import DayRange, abstract_files
-from utils.data.records import Record, RecordMaker, RowRecords
-from utils.data.row_arrays import ArrayWriter, NameFile, Stored, open_arrays
+from utils.data.row_arrays import open_arrays
 from utils.data.row_folder import FLAG, HELD_OUT, TRAIN, RowFolder, Splits, clear_leftovers
-from utils.data.sources import AbstractRows, FileRows, Source, numbered
-from utils.data.template_date import TEMPLATE_DATE, told_date
+from utils.data.sources import AbstractRows, FileRows
 from utils.data.tokenization import TokenizedDataset
-from utils.data.workers import in_order, num_processors
-from utils.files.cells import Place, author_of
 from utils.files.shards import Paths, find_files, in_words
-from utils.files.tables import Row, has_validation_split
+from utils.files.tables import has_validation_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROW = PrivacyUnit()
-_FORMAT = 1  # of the arrays; another number where a new version of this project makes others of the same rows
-_ROWS_AT_ONCE = 1000
-_MOST_WORKERS = 16  # more of them would wait for the process that reads
-_QUIET = 2.0  # seconds of work after which progress is shown
-
-MakeRecord = Callable[[Row, Place], Record]
 
 
 def load_training_data(
@@ -93,18 +75,29 @@ def load_training_data(
     """
     if (dataset_name is None) == (train_file is None):
         refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
-    data = _Data(prompt_style, tokenizer, block_size, unit, seed, users_flag, day)
+    settings = RowSettings(prompt_style, tokenizer, block_size, unit, seed, users_flag, day)
     if dataset_name is not None:
         folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
         find = partial(_named_sources, dataset_name, folder, days, unit)
     else:
         find = partial(_file_sources, train_file or (), own_validation=validation_file is None)
-    return data.loaded(
-        lambda: _with_validation(find(), validation_file), data_cache=data_cache, run_folder=run_folder, machine=machine
-    )
+    folders: list[RowFolder] = []  # in the process that makes the rows
 
+    def make() -> tuple[Path, Splits]:
+        encoder, sources = Encoder(tokenizer, block_size), _with_validation(find(), validation_file)
+        key = settings.key(sources)
+        folders.append(RowFolder(key, cache=data_cache, run_folder=run_folder, number=machine.rank))
+        return folders[0].prepare(lambda path: settings.write(sources, encoder, path))
 
-Sources = dict[str, Source]  # name of a data set -> its rows
+    machine.once(lambda: clear_leftovers(run_folder))
+    path, splits = machine.once(make)
+    try:
+        found = {name: open_arrays(path, name, stored, FLAG) for name, stored in splits.items()}
+    finally:
+        machine.wait()  # until all have mapped the files
+        for own in folders:
+            own.discard()
+    return found[TRAIN], found.get(HELD_OUT)
 
 
 def _with_validation(sources: Sources, validation_file: Paths | None) -> Sources:
@@ -135,196 +128,3 @@ def _file_sources(given: Paths, *, own_validation: bool) -> Sources:
     if own_validation and len(paths) == 1 and has_validation_split(paths[0], flag):
         sources[HELD_OUT] = FileRows(paths, flag, "validation")
     return sources
-
-
-class _Chunk(NamedTuple):
-    """Some neighbouring rows.
-
-    Attributes:
-        rows: with their places.
-        keep: which of them become examples, bool; None for all.
-        first: the number of the first example, from 0.
-    """
-
-    rows: list[tuple[Place, Row]]
-    keep: np.ndarray | None
-    first: int
-
-
-@dataclass(frozen=True)
-class _Encode:
-    """Rows -> tokens and authors' names. It is sent to the worker processes.
-
-    Attributes:
-        make: makes the record of a row.
-        encoder: tokenises records.
-        day: what chat templates take for today.
-    """
-
-    make: MakeRecord
-    encoder: Encoder
-    day: str | None
-
-    def __call__(self, chunk: _Chunk) -> tuple[Encoded, list[str | None]]:
-        with told_date(self.day):
-            records = [self.make(row, place) for place, row in chunk.rows]
-        if chunk.keep is not None:
-            records = [record for record, kept in zip(records, chunk.keep, strict=True) if kept]
-        return self.encoder.encoded(records, chunk.first), [record.author for record in records]
-
-
-@dataclass(frozen=True)
-class _Abstracts:
-    """Makes the record of an abstract: a fixed prompt, and the abstract as the answer."""
-
-    prompt: str
-    maker: RecordMaker
-
-    def __call__(self, row: Row, place: Place) -> Record:  # noqa: ARG002  # all makers of records have one signature
-        return self.maker.answered(self.prompt, str(row["abstract"]))
-
-
-@dataclass(frozen=True)
-class _Data:
-    """How rows become examples: the arguments of `load_training_data` of the same names."""
-
-    prompt_style: str
-    tokenizer: PreTrainedTokenizerBase
-    block_size: int
-    unit: PrivacyUnit
-    seed: int
-    users_flag: str | None
-    day: str | None
-
-    def loaded(
-        self, find: Callable[[], Sources], *, data_cache: str | None, run_folder: Path | None, machine: Machine
-    ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
-        """The data sets of the sources that `find` returns, made by one process of each machine."""
-        folders: list[RowFolder] = []  # the folder of the process that made it
-
-        def make() -> tuple[Path, Splits]:
-            encoder, sources = Encoder(self.tokenizer, self.block_size), find()
-            key = self._key(sources)
-            folder = RowFolder(key, cache=data_cache, run_folder=run_folder, number=machine.rank)
-            folders.append(folder)
-            return folder.prepare(lambda path: self._make(sources, encoder, path))
-
-        machine.once(lambda: clear_leftovers(run_folder))
-        path, splits = machine.once(make)
-        try:
-            found = {name: open_arrays(path, name, stored, FLAG) for name, stored in splits.items()}
-        finally:
-            machine.wait()
-            for folder in folders:
-                folder.discard()
-        return found[TRAIN], found.get(HELD_OUT)
-
-    def _key(self, sources: Sources) -> dict[str, object]:
-        """What the examples follow from, by the names of the flags."""
-        import tokenizers
-        import transformers
-
-        unit, bounded = self.unit, self.unit.bounds_authors
-        special = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
-        told = [self.tokenizer.backend_tokenizer.to_str(), special, str(self.tokenizer.chat_template)]
-        states = {HELD_OUT: None, **{name: [one.flag, one.state()] for name, one in sources.items()}}
-        return {
-            "training data": states[TRAIN],
-            "validation data": states[HELD_OUT],
-            "tokenizer": hashlib.sha256("\n".join(told).encode()).hexdigest(),
-            "--block_size": self.block_size,
-            "--prompt_style": self.prompt_style,
-            "--privacy_unit": unit.column,
-            "--examples_per_unit": unit.examples if bounded else None,
-            "--seed": self.seed if bounded else None,
-            "--ignore_users": self.users_flag is None,
-            TEMPLATE_DATE: self.day,
-            "version": [_FORMAT, tokenizers.__version__, transformers.__version__],
-        }
-
-    def _make(self, sources: Sources, encoder: Encoder, folder: Path) -> Splits:
-        """Write the arrays of every source that has rows."""
-        made = {name: self._make_one(name, source, encoder, folder) for name, source in sources.items()}
-        return {name: stored for name, stored in made.items() if stored.examples}
-
-    def _make_one(self, name: str, source: Source, encoder: Encoder, folder: Path) -> Stored:
-        """Write the arrays of one source."""
-        column = self.unit.column if name == TRAIN else None
-        keep, authors = None, None
-        if column is not None and self.unit.bounds_authors:
-            keep, authors = self._chosen(source, column, folder)
-        names = NameFile(folder / f"{name}.names") if column is not None and keep is None else None
-        with ArrayWriter(folder, name) as writer:
-            for encoded, found in self._encoded(name, source, encoder, column, keep):
-                writer.add(encoded)
-                if names is not None:
-                    names.add_all(found)
-            if names is not None:
-                names.close()
-                authors = authors_of_names(names)
-                names.remove()
-            return writer.stored(authors)
-
-    def _chosen(self, source: Source, column: str, folder: Path) -> tuple[np.ndarray, Authors]:
-        """(which rows stay, bool [rows]; who wrote those), from a first reading of the authors alone."""
-        names = NameFile(folder / f"{TRAIN}.names")
-        for place, row in _shown(numbered(source, column), "authors"):
-            names.add_all([author_of(row, column, place)])
-        names.close()
-        chosen = choose_of_authors(names, self.unit.examples, self.seed)
-        names.remove()
-        return chosen
-
-    def _encoded(
-        self, name: str, source: Source, encoder: Encoder, column: str | None, keep: np.ndarray | None
-    ) -> Iterator[tuple[Encoded, list[str | None]]]:
-        """The tokens of all rows of a source in order, and their authors."""
-        rows = numbered(source, column)
-        first = next(rows, None)
-        if first is None:
-            return
-        with told_date(self.day):
-            make = self._maker(source, *first, training=name == TRAIN)
-        chunks = _chunks(_shown(chain([first], rows), f"{name} rows"), keep)
-        yield from in_order(chunks, _Encode(make, encoder, self.day), min(num_processors(), _MOST_WORKERS))
-
-    def _maker(self, source: Source, place: Place, first: Row, *, training: bool) -> MakeRecord:
-        """What makes the records of a source, decided by its first row."""
-        if not isinstance(source, AbstractRows):
-            return RowRecords(
-                first,
-                place,
-                prompt_style=self.prompt_style,
-                tokenizer=self.tokenizer,
-                author_column=self.unit.column if training else None,
-                users_flag=self.users_flag if training else None,
-            )
-        try:
-            prompt = format_prompt(PUBMED_PROMPT, self.prompt_style, self.tokenizer)
-        except ChatTemplateError as error:
-            refuse("--prompt_style", self.prompt_style, f"{error}; give plain")
-        return _Abstracts(prompt, RecordMaker(self.tokenizer))
-
-
-def _chunks(rows: Iterator[tuple[Place, Row]], keep: np.ndarray | None) -> Iterator[_Chunk]:
-    """The rows in chunks. `keep` says of each row whether it becomes an example."""
-    read = examples = 0
-    while chunk := list(islice(rows, _ROWS_AT_ONCE)):
-        kept = None if keep is None else keep[read : read + len(chunk)]
-        read += len(chunk)
-        if keep is not None and read > len(keep):
-            _refuse_change(chunk[-1][0])
-        yield _Chunk(chunk, kept, examples)
-        examples += len(chunk) if kept is None else int(kept.sum())
-        last = chunk[-1][0]
-    if keep is not None and read < len(keep):
-        _refuse_change(last)
-
-
-def _refuse_change(place: Place) -> None:
-    place.refuse("other rows than a moment ago; let no other program write the file meanwhile")
-
-
-def _shown(rows: Iterator[tuple[Place, Row]], what: str) -> Iterator[tuple[Place, Row]]:
-    """The same rows. Shows how many were read, if it takes long."""
-    return iter(tqdm(rows, desc=f"reading {what}", unit=" rows", unit_scale=True, delay=_QUIET, mininterval=1.0))

@@ -17,8 +17,7 @@ from dptune.units.unit import EXAMPLE_LEVEL, PrivacyUnit
 from tests.processes import run_processes
 from tests.tiny import tiny_tokenizer
 from utils.cli.machines import machine_of
-from utils.data import load as load_module
-from utils.data import tokenization, workers
+from utils.data import encode_rows, make_rows, tokenization, workers
 from utils.data.load import load_training_data
 from utils.data.named_sets import DATA_DIR
 from utils.data.tokenization import TokenizedDataset
@@ -206,7 +205,7 @@ def test_a_data_cache_skips_the_work_and_knows_other_data_and_settings(
         "template_date": {"day": "2026-01-31"},
         "--ignore_users": {"users_flag": "--privacy_unit"},
     }
-    monkeypatch.setattr(load_module, "in_order", lambda *_: pytest.fail("the rows are tokenised again"))
+    monkeypatch.setattr(make_rows, "in_order", lambda *_: pytest.fail("the rows are tokenised again"))
     found, _ = load(**given)
     assert found.fingerprint() == made.fingerprint()
     assert found.authors is not None
@@ -231,33 +230,33 @@ def test_worker_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     rows = [{"instruction": f"Say {n}.", "answer": "word " * (n % 7), "who": f"{n % 13}"} for n in range(70)]
     path = write_jsonl(tmp_path / "t.jsonl", *rows)
     bad = write_jsonl(tmp_path / "b.jsonl", *rows, {"instruction": "x", "answer": 7, "who": "1"})  # type: ignore[dict-item]
-    monkeypatch.setattr(load_module, "_ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(encode_rows, "_ROWS_AT_ONCE", 4)
     monkeypatch.setattr(workers, "_ALONE_FIRST", 1)
     telling = tiny_tokenizer()
     telling.chat_template = "{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}"
-    chosen = PrivacyUnit("who", EXAMPLE_LEVEL, examples=2)
     given: dict[str, Any] = {"tokenizer": telling, "prompt_style": "chat", "day": "2026-01-31"}
-    for unit in (PrivacyUnit("who", examples=2), chosen):
-        found = []
-        for count in (1, 2):
-            monkeypatch.setattr(load_module, "num_processors", lambda count=count: count)
-            found.append(load(train_file=path, unit=unit, **given)[0])
-            with pytest.raises(InvalidArgument, match=r"row 71 \(counted from 1\): answer is not text \(int\)"):
-                load(train_file=bad, unit=unit, **given)
-        assert found[0].fingerprint() == found[1].fingerprint()
-        assert len(found[0]) == (70 if unit is not chosen else 26)
-        assert text(found[1]).startswith("31 Jan 2026")
+    given |= {"unit": PrivacyUnit("who", EXAMPLE_LEVEL, examples=2)}
+    found = []
+    for count in (1, 2):
+        monkeypatch.setattr(make_rows, "num_processors", lambda count=count: count)
+        found.append(load(train_file=path, **given)[0])
+        with pytest.raises(InvalidArgument, match=r"row 71 \(counted from 1\): answer is not text \(int\)"):
+            load(train_file=bad, **given)
+    assert found[0].fingerprint() == found[1].fingerprint()
+    assert len(found[0]) == 26
+    assert text(found[1]).startswith("31 Jan 2026")
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that Python and numpy allocate, but for the lengths of 8 bytes a row that a run then makes."""
-    monkeypatch.setattr(load_module, "num_processors", lambda: 1)
-    monkeypatch.setattr(load_module, "_ROWS_AT_ONCE", 200)
+    monkeypatch.setattr(make_rows, "num_processors", lambda: 1)
+    monkeypatch.setattr(encode_rows, "_ROWS_AT_ONCE", 200)
+    monkeypatch.setattr(workers, "_ALONE_FIRST", 1)
     monkeypatch.setattr(tokenization, "_BLOCK", 1 << 12)
     monkeypatch.setattr(tokenization, "_BLOCK_ROWS", 1 << 8)
     peaks = []
-    load(train_file=write_jsonl(tmp_path / "first.jsonl", *(pair("word " * 12) for _ in range(2_000))))
-    for count in (2_000, 8_000):
+    load(train_file=write_jsonl(tmp_path / "first.jsonl", *(pair("word " * 12) for _ in range(1_000))))
+    for count in (5_000, 11_000):
         path = write_jsonl(tmp_path / f"{count}.jsonl", *(pair("word " * 12) for _ in range(count)))
         tracemalloc.start()
         try:
@@ -274,7 +273,7 @@ def _load_on(rank: int, gather: Any, folder: Path, name: str) -> tuple[str, int]
     accelerator: Any = SimpleNamespace(num_processes=2, process_index=rank, local_process_index=rank)
     machine = machine_of(accelerator)
     tokenised = []
-    load_module.in_order = lambda *given: tokenised.append(1) or in_order(*given)  # type: ignore[assignment]
+    make_rows.in_order = lambda *given: tokenised.append(1) or in_order(*given)  # type: ignore[assignment]
     try:
         data, held_out = load(
             train_file=str(folder / name),
