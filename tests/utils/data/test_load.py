@@ -248,7 +248,7 @@ def test_worker_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that Python and numpy allocate, but for the lengths of 8 bytes a row that a run then makes."""
+    """All that Python and numpy allocate until the run begins; its steps then need the lengths, 8 bytes a row."""
     monkeypatch.setattr(make_rows, "num_processors", lambda: 1)
     monkeypatch.setattr(encode_rows, "_ROWS_AT_ONCE", 200)
     monkeypatch.setattr(workers, "_ALONE_FIRST", 1)
@@ -266,7 +266,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 8 * 6_000
+    assert peaks[1] - peaks[0] < 16 * 6_000  # one object per row would take twice as much
 
 
 def _load_on(rank: int, gather: Any, folder: Path, name: str) -> tuple[str, int]:  # noqa: ARG001
