@@ -246,7 +246,9 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     identity |= dated
     if saved is not None:
         refuse_other_beginning(saved, mechanism_identity(plan) | identity)
-    config = resumed_config(public_config(*groups) | {"num_processes": processes} | dated, saved, ON_RESUME)
+    files = {name: in_words(getattr(groups.data, name)) for name in ("train_file", "validation_file")}
+    given = public_config(*groups) | files | {"num_processes": processes} | dated
+    config = resumed_config(given, saved, ON_RESUME)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_changes(config, saved), sep="\n")

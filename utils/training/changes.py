@@ -51,7 +51,7 @@ def resumed_config(config: Mapping[str, Any], saved: TrainingState | None, table
     fixed = [name for name in both if table[name] is OnResume.REFUSED]
     refuse_other_run(*({name: _in_words(config[name]) for name in fixed} for config in (before, now)))
     lasting = [name for name in both if table[name] is OnResume.EFFECTIVE]
-    changed = {name: now[name] for name in lasting if _in_words(now[name]) != _in_words(before[name])}
+    changed = {name: now[name] for name in lasting if now[name] != before[name]}
     history = list(saved.config.get(CHANGES, []))
     if changed:
         history.append({FROM_STEP: saved.step + 1, **changed})
@@ -80,7 +80,7 @@ def without_unused(config: Mapping[str, Any], last: int) -> dict[str, Any]:
 
 
 def _in_words(value: Any) -> Any:
-    """A list as it stands in a command line. A flag that takes several values may have been text before."""
+    """A list as it stands in a command line, for messages."""
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
