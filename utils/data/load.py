@@ -6,6 +6,7 @@ holds all rows, and they are tokenised once for all ranks of a machine.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from dptune._validate import refuse
 from dptune.units.unit import PrivacyUnit
 from utils.cli.machines import ALONE, Machine
 from utils.data.encoding import Encoder
+from utils.data.hub import HubRows
 from utils.data.make_rows import RowSettings, Sources
 from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
 from utils.data.pubmed import DayRange, abstract_files
@@ -22,7 +24,7 @@ from utils.data.row_folder import FLAG, HELD_OUT, TRAIN, RowFolder, Splits, clea
 from utils.data.sources import AbstractRows, FileRows
 from utils.data.tokenization import TokenizedDataset
 from utils.files.shards import Paths, find_files, in_words
-from utils.files.tables import has_validation_split
+from utils.files.tables import SPLITS, has_validation_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +43,8 @@ def load_training_data(
     data_dir: str | Path | None = None,
     date_from: str = FIRST_DAY,
     date_to: str = LAST_DAY,
+    dataset_config: str | None = None,
+    dataset_split: str | None = None,
     unit: PrivacyUnit = _ROW,
     seed: int = 0,
     users_flag: str | None = None,
@@ -52,15 +56,17 @@ def load_training_data(
     """The training set and the validation set; None if there is no validation set. Every rank calls it.
 
     Args:
-        dataset_name: one of DATASET_NAMES; exactly one of this and `train_file`.
+        dataset_name: one of DATASET_NAMES, or a data set of the hub or a folder in its layout, whose name has a slash;
+            exactly one of this and `train_file`.
         train_file: files, globs, folders of files or saved DatasetDicts (see `utils.files.shards.find_files`).
         validation_file: the same for validation. Without it, the validation split of a single DatasetDict or of the
-            built-in data set is used.
+            named data set is used, if it has one.
         prompt_style: see `utils.data.prompts.format_prompt`.
         tokenizer: a fast tokenizer.
         block_size: maximum tokens per example.
         data_dir: holds a folder for each built-in data set (`pubmed`); None for the project's own `data`.
         date_from, date_to: ISO days, inclusive, for built-in data sets with dates.
+        dataset_config, dataset_split: of a data set of the hub; by default its default configuration, and "train".
         unit: the privacy unit. With a column, the training set records each row's author; if the unit bounds authors,
             at most `unit.examples` rows of each are kept.
         seed: chooses which rows of an author are kept.
@@ -76,11 +82,18 @@ def load_training_data(
     if (dataset_name is None) == (train_file is None):
         refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
     settings = RowSettings(prompt_style, tokenizer, block_size, unit, seed, users_flag, day)
-    if dataset_name is not None:
+    for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
+        if value is not None and not _is_hub_name(dataset_name):
+            refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
+    own = validation_file is None
+    if dataset_name is None:
+        find = partial(_file_sources, train_file or (), own_validation=own)
+    elif _is_hub_name(dataset_name):
+        rows = HubRows(dataset_name, dataset_config, dataset_split or "train")
+        find = partial(_hub_sources, rows, own_validation=own)
+    else:
         folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
         find = partial(_named_sources, dataset_name, folder, days, unit)
-    else:
-        find = partial(_file_sources, train_file or (), own_validation=validation_file is None)
     folders: list[RowFolder] = []  # in the process that makes the rows
 
     def make() -> tuple[Path, Splits]:
@@ -108,12 +121,26 @@ def _with_validation(sources: Sources, validation_file: Paths | None) -> Sources
     return {TRAIN: sources[TRAIN], HELD_OUT: FileRows(find_files(validation_file, flag), flag, "validation")}
 
 
+def _is_hub_name(name: str | None) -> bool:
+    """Whether a data set's name is one of the hub, or a folder."""
+    return name is not None and "/" in name
+
+
+def _hub_sources(rows: HubRows, *, own_validation: bool) -> Sources:
+    """The rows of a data set of the hub, and those of its validation split."""
+    sources: Sources = {TRAIN: rows}
+    held_out = next((name for name in SPLITS["validation"] if name in rows.splits and name != rows.split), None)
+    if own_validation and held_out is not None:
+        sources[HELD_OUT] = replace(rows, split=held_out)
+    return sources
+
+
 def _named_sources(name: str, folder: Path, days: DayRange, unit: PrivacyUnit) -> Sources:
     """The rows of a built-in data set."""
     if unit.column is not None:
         refuse("--privacy_unit", unit.column, f"--dataset_name {name} names no authors; give --train_file")
     if name not in DATASET_NAMES:
-        refuse("--dataset_name", name, f"give one of {', '.join(DATASET_NAMES)}, or --train_file for your own data")
+        refuse("--dataset_name", name, f"give one of {', '.join(DATASET_NAMES)}, org/name of the hub, or --train_file")
     sources: Sources = {TRAIN: AbstractRows(folder, days)}
     if abstract_files(folder, held_out=True):
         sources[HELD_OUT] = AbstractRows(folder, days, held_out=True)

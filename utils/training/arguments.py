@@ -79,6 +79,8 @@ ON_RESUME: OnResumeTable = {
     "access_token": OnResume.RUNTIME,
     # the data; tokens and labels are compared
     "dataset_name": OnResume.COMPARED,
+    "dataset_config": OnResume.COMPARED,
+    "dataset_split": OnResume.COMPARED,
     "train_file": OnResume.COMPARED,
     "validation_file": OnResume.EFFECTIVE,
     "data_dir": OnResume.COMPARED,

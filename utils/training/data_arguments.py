@@ -15,7 +15,20 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"name of a built-in data set: {', '.join(DATASET_NAMES)} (see data/README.md)"}
+        default=None,
+        metadata={
+            "help": "data set of the hub (org/name), a folder in the hub's layout (./name), or a built-in one: "
+            f"{', '.join(DATASET_NAMES)} (see data/README.md)"
+        },
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "configuration of a data set of the hub; by default its default one"}
+    )
+    dataset_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "split of a data set of the hub to train on; by default train. Its split validation is held out"
+        },
     )
     train_file: list[str] | None = field(
         default=None,

@@ -266,7 +266,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 16 * 6_000  # one object per row would take twice as much
+    assert peaks[1] - peaks[0] < 28 * 6_000  # the smallest object, without what holds it
 
 
 def _load_on(rank: int, gather: Any, folder: Path, name: str) -> tuple[str, int]:  # noqa: ARG001
