@@ -61,6 +61,8 @@ class RowFolder:
         if self._cache is None:
             return self._make_own(make)
         if (found := self._found()) is not None:
+            if not self._number:
+                print(f"tokenised rows         from {self._cache}, made by an earlier run")
             return self._cache, found
         if self._run_folder is None:
             return self._make_own(make)

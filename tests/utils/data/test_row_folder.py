@@ -79,15 +79,19 @@ def test_leftovers_of_a_crash_are_cleared_and_nothing_else(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
-def test_a_cache_is_private_and_used_again_for_the_same_rows(tmp_path: Path) -> None:
+def test_a_cache_is_private_and_used_again_for_the_same_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache = tmp_path / "cache"
     first = RowFolder(KEY, cache=str(cache), run_folder=tmp_path / "run")
     path, splits = first.prepare(make)
     first.discard()
     assert (path, cache.stat().st_mode & 0o777) == (cache, 0o700)
     assert {one.stat().st_mode & 0o077 for one in cache.glob("train.*")} == {0}
+    assert not capsys.readouterr().out
     for run in (tmp_path / "run", None):
         assert RowFolder(dict(KEY), cache=str(cache), run_folder=run).prepare(never) == (cache, splits)
+        assert capsys.readouterr().out == f"tokenised rows         from {cache}, made by an earlier run\n"
     assert not (tmp_path / "run").exists()
 
 
