@@ -85,12 +85,12 @@ def load_training_data(
     for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
         if value is not None and not _is_hub_name(dataset_name):
             refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
-    own = validation_file is None
+    own_validation = validation_file is None
     if dataset_name is None:
-        find = partial(_file_sources, train_file or (), own_validation=own)
+        find = partial(_file_sources, train_file or (), own_validation=own_validation)
     elif _is_hub_name(dataset_name):
         rows = HubRows(dataset_name, dataset_config, dataset_split or "train")
-        find = partial(_hub_sources, rows, own_validation=own)
+        find = partial(_hub_sources, rows, own_validation=own_validation)
     else:
         folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
         find = partial(_named_sources, dataset_name, folder, days, unit)

@@ -55,8 +55,11 @@ class TokenizedDataset:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Number of tokens per example, int64 [N], at least 1. Made once: every step asks for some of them."""
-        lengths = np.diff(self.starts)
-        _forget(self.starts)
+        lengths = np.empty(len(self), dtype=np.int64)
+        for first in range(0, len(self), _BLOCK):
+            edges = self.starts[first : first + _BLOCK + 1]
+            lengths[first : first + len(edges) - 1] = np.diff(edges)
+            _forget(self.starts)
         return lengths
 
     @cached_property
@@ -106,6 +109,8 @@ class TokenizedDataset:
             size = row.stop - row.start
             input_ids[b, :size] = self.ids[row]
             labels[b, :size] = np.where(self.is_answer[row], self.ids[row], IGNORED)
+        for array in (self.starts, self.ids, self.is_answer):
+            _forget(array)  # a page holds many rows: all pages would soon be in memory
         return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
 
     def fingerprint(self) -> str:

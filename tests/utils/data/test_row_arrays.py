@@ -82,3 +82,31 @@ def test_no_file_is_overwritten(tmp_path: Path) -> None:
     create(tmp_path / "x").close()
     with pytest.raises(FileExistsError):
         create(tmp_path / "x")
+
+
+def mapped_bytes(folder: Path) -> int:
+    """Bytes of this process's memory that are pages of files in a folder."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:  # begins a mapping: addresses, and at the end its file
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+def test_mapped_pages_do_not_pile_up(tmp_path: Path) -> None:
+    """A page holds many rows, so that a few hundred draws would bring all of them into memory."""
+    count, size = 200_000, 32
+    ids, sizes = np.zeros(count * size, dtype=np.int32), np.full(count, size, dtype=np.int32)
+    with ArrayWriter(tmp_path, "train") as writer:
+        writer.add(Encoded(ids, np.ones(len(ids), dtype=bool), sizes, 0))
+        stored = writer.stored()
+    data = open_arrays(tmp_path, "train", stored, "--flag")
+    assert int(data.ids.sum()) == 0  # brings all pages in
+    assert mapped_bytes(tmp_path) > 2 * len(ids)
+    reads = [data.fingerprint, lambda: data.num_without_answer, lambda: data.ids_until(9), lambda: data.lengths]
+    chance = np.random.default_rng(0)
+    for read in [*reads, *[lambda: data.batch(chance.integers(0, count, 64), 0)] * 20]:
+        read()
+        assert mapped_bytes(tmp_path) < len(ids) // 4

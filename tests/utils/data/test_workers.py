@@ -66,18 +66,19 @@ def test_few_pieces_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert num_processors() >= 1
 
 
-def test_workers_end_when_the_process_that_started_them_is_killed() -> None:
+def test_workers_without_work_end_when_the_process_that_started_them_is_killed() -> None:
     program = (
         "import os, signal\nfrom tests.utils.data.test_workers import work\nfrom utils.data import workers\n"
         "workers._ALONE_FIRST = 0\n"
         "if __name__ == '__main__':\n"
-        "    for _, process in workers.in_order(range(12), work, 1):\n"
+        "    for _, process in workers.in_order(range(1), work, 2):\n"
         "        print(process, flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=120
     )
     worker = int(done.stdout)  # the pipe ends when the worker has ended too
     for _ in range(100):
