@@ -212,6 +212,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     names = prepare_trainable(skeleton, groups.lora, sharded=sharding is not None, bits=bits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
     day = runs_date(tokenizer, folder)
+    machine = machine_of(accelerator)
     with held_meanwhile(folder):
         train, held_out = load_training_data(
             tokenizer=tokenizer,
@@ -220,23 +221,11 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
             users_flag=groups.privacy.users_flag,
             run_folder=None if folder.output.dry_run else folder.path,
             day=day,
-            machine=machine_of(accelerator),
+            machine=machine,
             **vars(groups.data),
         )
 
-    def look() -> tuple[str, list[str]]:
-        """Reads every token, so one rank does it for all."""
-        rows, size = (
-            {"training example": train, "held-out example": held_out},
-            len(skeleton.get_input_embeddings().weight),
-        )
-        used = {what: (one.ids_until(size), one.starts) for what, one in rows.items() if one is not None}
-        require_embeddings(skeleton, tokenizer, name, used)
-        require_something_to_learn(train, groups.data)
-        require_answers(held_out, groups.data)
-        return train.fingerprint(), describe_data(train, held_out)
-
-    fingerprint, described = ranks_of(accelerator).from_main(look)
+    fingerprint, described = machine.once(lambda: look_at(train, held_out, groups, skeleton, tokenizer))
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
     clipping = groups.clipping.style(layers_of(names).values())
     num_examples = num_sampled(unit, train)
@@ -280,6 +269,27 @@ def runs_date(tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> str | No
         return None
     began = None if folder.saved is None else folder.saved.identity.get(TEMPLATE_DATE)
     return began or ranks_of(folder.accelerator).from_main(today)
+
+
+def look_at(
+    train: TokenizedDataset,
+    held_out: TokenizedDataset | None,
+    groups: Groups,
+    skeleton: Any,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[str, list[str]]:
+    """(the fingerprint of the training data, printed lines about the data). Reads every token.
+
+    Raises:
+        InvalidArgument: the model lacks a token of the data, or there is nothing to learn or to measure.
+    """
+    name, rows = groups.model.model_name_or_path, {"training example": train, "held-out example": held_out}
+    size = len(skeleton.get_input_embeddings().weight)
+    used = {what: (one.ids_until(size), one.starts) for what, one in rows.items() if one is not None}
+    require_embeddings(skeleton, tokenizer, name, used)
+    require_something_to_learn(train, groups.data)
+    require_answers(held_out, groups.data)
+    return train.fingerprint(), describe_data(train, held_out)
 
 
 @contextmanager
