@@ -135,11 +135,20 @@ def _memory(process: int) -> dict[str, int]:
 
 
 def _children(process: int) -> list[int]:
-    """The processes that a process has started."""
+    """The processes that a process has started and that run programs of their own already."""
     try:
-        return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        found = [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+    return [child for child in found if _command(child) != _command(process)]
+
+
+def _command(process: int) -> bytes:
+    """The command line of a process; empty when it has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _size(path: Path) -> int:
