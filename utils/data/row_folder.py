@@ -24,7 +24,7 @@ from utils.data.row_arrays import KINDS, Stored
 from utils.files.folders import missing_folders, remove_empty
 
 FLAG = "--data_cache"
-_PREFIX, _LOCK, _WHAT = ".rows-", ".lock", "rows.json"
+_PREFIX, _LOCK, _WHAT = ".rows-", ".rows.lock", "rows.json"
 _PRIVATE = 0o700
 TRAIN, HELD_OUT = "train", "validation"  # names of data sets
 _OWN_FILES = re.compile(rf"({TRAIN}|{HELD_OUT})\.({'|'.join(KINDS)})|{re.escape(_LOCK)}|\.{re.escape(_WHAT)}\..*\.tmp")

@@ -115,16 +115,16 @@ def test_a_cache_is_whole_or_made_again(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     with pytest.raises(InvalidArgument, match="row 7 is bad"):
         RowFolder(KEY, cache=str(cache), run_folder=tmp_path).prepare(fails)
-    assert [path.name for path in cache.iterdir()] == [".lock"]
+    assert [path.name for path in cache.iterdir()] == [".rows.lock"]
     make(cache)  # as a process leaves it that was killed
     (cache / "train.names").touch()
     RowFolder(KEY, cache=str(cache), run_folder=tmp_path).prepare(make)
     assert sorted(path.name for path in cache.iterdir()) == [
-        *(".lock", "rows.json", "train.ids", "train.is_answer", "train.starts")
+        *(".rows.lock", "rows.json", "train.ids", "train.is_answer", "train.starts")
     ]
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "my.ids", "train.ids.bak", "notes"])
+@pytest.mark.parametrize("name", ["train.jsonl", "my.ids", "train.ids.bak", "notes", ".lock"])
 def test_a_folder_with_files_of_others_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(InvalidArgument, match=rf"--data_cache=.*holds other files \({name}\); give a new or an empty"):
