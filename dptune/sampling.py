@@ -134,32 +134,46 @@ def deal(
     """
     require_count("token_budget", token_budget)
     require_count("ranks", ranks)
-    descending = draw[np.argsort(-lengths[draw], kind="stable")]
-    rows = [descending[start : start + ranks] for start in range(0, len(descending), ranks)]
-    cuts = _cut([lengths[row] for row in rows], token_budget, ranks, max_padding)
-    dealt: list[list[list[int]]] = [[[] for _ in cuts] for _ in range(ranks)]
-    tokens = [0] * ranks
-    for micro_batch, (start, stop) in enumerate(cuts):
-        for row in rows[start:stop]:
-            by_load = sorted(range(ranks), key=tokens.__getitem__)
-            for rank, index in zip(by_load, row, strict=False):  # the last row may be shorter
-                dealt[rank][micro_batch].append(int(index))
-                tokens[rank] += int(lengths[index])
-    return [[np.asarray(part, dtype=np.int64) for part in parts] for parts in dealt]
+    descending = draw[np.argsort(-lengths[draw], kind="stable")].astype(np.int64, copy=False)
+    tokens = lengths[descending]
+    row_tokens = np.add.reduceat(tokens, np.arange(0, len(tokens), ranks)) if len(tokens) and ranks > 1 else tokens
+    cuts = _cut(tokens[::ranks], row_tokens, token_budget, ranks, max_padding)
+    parts = [slice(start * ranks, stop * ranks) for start, stop in cuts]
+    owners = _owners(tokens, ranks)
+    return [[descending[part][owners[part] == rank] for part in parts] for rank in range(ranks)]
 
 
-def _cut(row_lengths: list[np.ndarray], token_budget: int, ranks: int, max_padding: float) -> list[tuple[int, int]]:
-    """(start, stop) of each run of rows, greedily. Lengths are descending: the first of a run is its padded width."""
+def _owners(tokens: np.ndarray, ranks: int) -> np.ndarray:
+    """The rank of each example, int32 [n]: of `ranks` neighbours, the longest goes where the fewest tokens are."""
+    owners, load = np.zeros(len(tokens), dtype=np.int32), [0] * ranks
+    for start in range(0, len(tokens) if ranks > 1 else 0, ranks):
+        by_load = sorted(range(ranks), key=load.__getitem__)
+        row = tokens[start : start + ranks].tolist()  # the last row may be shorter
+        owners[start : start + ranks] = by_load[: len(row)]
+        for rank, size in zip(by_load, row, strict=False):
+            load[rank] += size
+    return owners
+
+
+def _cut(
+    widths: np.ndarray, row_tokens: np.ndarray, token_budget: int, ranks: int, max_padding: float
+) -> list[tuple[int, int]]:
+    """(start, stop) of each run of rows, greedily. Lengths are descending: the first of a run is its padded width.
+
+    Args:
+        widths: the longest example of each row of `ranks` examples.
+        row_tokens: tokens of all of them.
+        token_budget, ranks, max_padding: see `deal`.
+    """
     cuts: list[tuple[int, int]] = []
     start, tokens = 0, 0
-    for number, row in enumerate(row_lengths):
-        width = int(row_lengths[start][0])
-        padded = width * (number - start + 1)
-        filled = (tokens + int(row.sum())) / ranks
+    for number, own in enumerate(map(int, row_tokens)):
+        padded = int(widths[start]) * (number - start + 1)
+        filled = (tokens + own) / ranks
         if number > start and (padded > token_budget or filled < (1 - max_padding) * padded):
             cuts.append((start, number))
             start, tokens = number, 0
-        tokens += int(row.sum())
-    if row_lengths:
-        cuts.append((start, len(row_lengths)))
+        tokens += own
+    if len(row_tokens):
+        cuts.append((start, len(row_tokens)))
     return cuts

@@ -28,7 +28,7 @@ class Rows(Protocol):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per row, int64 [N]."""
+        """Tokens per row, int64 [N]. Every step asks for some of them, so it is the same array each time."""
 
     def __len__(self) -> int: ...
 

@@ -8,15 +8,15 @@ accounting covers all rows of an author together.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from dptune.sampling import METHOD_OF_EXAMPLES
+from dptune.units.authors import AuthorRows, by_first_appearance, chosen_rows, number_names
 from dptune.units.names import author_names
 
 EXAMPLE = "example"
@@ -171,12 +171,15 @@ class Authors:
     num_left_out: int = 0
 
     def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
         return int(self.of_row.max()) + 1
 
-    def rows(self) -> list[np.ndarray]:
+    def rows(self) -> AuthorRows:
         """The row numbers of each author, ascending, int64."""
-        order = np.argsort(self.of_row, kind="stable")
-        return np.split(order, np.cumsum(np.bincount(self.of_row))[:-1])
+        return AuthorRows(self.of_row)
 
 
 def group_by_author(names: Sequence[object]) -> Authors:
@@ -188,35 +191,37 @@ def group_by_author(names: Sequence[object]) -> Authors:
     Raises:
         TypeError, ValueError: see `author_name`.
     """
-    numbers_of: dict[str | int, int] = {}
-    of_row = [
-        numbers_of.setdefault(row if name is None else name, len(numbers_of))
-        for row, name in enumerate(author_names(names))
-    ]
-    return Authors(np.array(of_row, dtype=np.int64), largest=int(np.bincount(of_row).max()))
+    return authors_of_names(author_names(names))
 
 
-def bound_authors(rows: Sequence[_T], names: Sequence[object], most: int, seed: int) -> tuple[list[_T], Authors]:
-    """Keep at most `most` rows of each author: (the kept rows in order, who wrote them).
+def authors_of_names(names: Collection[str | None]) -> Authors:
+    """The authors of rows with these names, as `author_name` spells them; None for a row without one."""
+    of_row = number_names(names)
+    return Authors(of_row, largest=int(np.bincount(of_row).max()))
+
+
+def choose_of_authors(names: Collection[str | None], most: int, seed: int) -> tuple[np.ndarray, Authors]:
+    """Keep at most `most` rows of each author: (which rows stay, bool [N]; who wrote them).
 
     A hash of the seed, the author's name and the row's number among theirs decides which rows stay. So all subsets are
     equally likely, and every rank and launch keeps the same rows. The accounting relies on this: what is kept of one
     author does not depend on any other author. With a shared stream of random numbers, removing one author would
-    change the rows of all authors after them. The seed need not be secret. `names` as for `group_by_author`.
+    change the rows of all authors after them. The seed need not be secret.
+
+    Args:
+        names: as for `authors_of_names`; read twice.
+        most: k, the maximum number of rows per author.
+        seed: another seed keeps other rows.
     """
-    known = author_names(names)
-    numbered: Counter[str] = Counter()
-    ranked: dict[str, list[tuple[bytes, int]]] = {}
-    kept = []
-    for row, name in enumerate(known):
-        if name is None:
-            kept.append(row)
-            continue
-        digest = hashlib.sha256(f"{seed}\n{numbered[name]}\n{name}".encode()).digest()
-        ranked.setdefault(name, []).append((digest, row))
-        numbered[name] += 1
-    kept += [row for theirs in ranked.values() for _, row in sorted(theirs)[:most]]
-    kept.sort()
-    authors = group_by_author([known[row] for row in kept])
-    largest = max(numbered.values(), default=1)
-    return [rows[row] for row in kept], Authors(authors.of_row, largest, num_left_out=len(rows) - len(kept))
+    of_row = number_names(names)
+    keep = chosen_rows(of_row, names, most, seed)
+    largest = int(np.bincount(of_row).max())
+    kept = by_first_appearance(of_row[keep])
+    return keep, Authors(kept, largest, num_left_out=len(of_row) - len(kept))
+
+
+def bound_authors(rows: Sequence[_T], names: Sequence[object], most: int, seed: int) -> tuple[list[_T], Authors]:
+    """`choose_of_authors` for rows in a list: (the kept rows in order, who wrote them). `names` as for
+    `group_by_author`."""
+    keep, authors = choose_of_authors(author_names(names), most, seed)
+    return [row for row, kept in zip(rows, keep, strict=True) if kept], authors

@@ -126,6 +126,56 @@ def test_a_sampler_that_cannot_be_is_refused(count: int, q: float, named: str) -
         PoissonSampler(count, q)
 
 
+def dealt_in_lists(
+    draw: np.ndarray, lengths: np.ndarray, token_budget: int, ranks: int, max_padding: float
+) -> list[list[list[int]]]:
+    """Oracle: `deal` item by item, in lists."""
+    descending = draw[np.argsort(-lengths[draw], kind="stable")].tolist()
+    rows = [descending[start : start + ranks] for start in range(0, len(descending), ranks)]
+    cuts, start, tokens = [], 0, 0
+    for number, row in enumerate(rows):
+        padded, own = lengths[rows[start][0]] * (number - start + 1), sum(lengths[row])
+        if number > start and (padded > token_budget or (tokens + own) / ranks < (1 - max_padding) * padded):
+            cuts.append(rows[start:number])
+            start, tokens = number, 0
+        tokens += own
+    dealt: list[list[list[int]]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for cut in [*cuts, rows[start:]] if rows else []:
+        for parts in dealt:
+            parts.append([])
+        for row in cut:
+            for rank, item in zip(sorted(range(ranks), key=load.__getitem__), row, strict=False):
+                dealt[rank][-1].append(item)
+                load[rank] += lengths[item]
+    return dealt
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(0, 90), ranks=st.integers(1, 5), budget=st.integers(1, 900))
+@settings(max_examples=200, deadline=None)
+def test_dealing_in_arrays_is_dealing_item_by_item(seed: int, count: int, ranks: int, budget: int) -> None:
+    chance = np.random.default_rng(seed)
+    lengths = chance.integers(1, chance.integers(2, 200), 90)
+    draw = np.sort(chance.choice(90, count, replace=False))
+    for max_padding in (0.05, 0.4, 1.0):
+        found = deal(draw, lengths, token_budget=budget, ranks=ranks, max_padding=max_padding)
+        assert [[part.tolist() for part in parts] for parts in found] == dealt_in_lists(
+            draw, lengths, budget, ranks, max_padding
+        )
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_dealing_a_large_validation_set_takes_a_few_bytes_per_row(ranks: int) -> None:
+    rows, lengths = np.arange(200_000), np.random.default_rng(0).integers(1, 65, 200_000)
+    tracemalloc.start()
+    try:
+        deal(rows, lengths, token_budget=8192, ranks=ranks)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * len(rows)
+
+
 @given(
     lengths=st.lists(st.integers(1, 200), min_size=1, max_size=120),
     token_budget=st.integers(1, 1000),

@@ -63,7 +63,7 @@ def test_the_requirements_line_becomes_a_launch(capsys: pytest.CaptureFixture[st
     assert words[:6] == ["accelerate", "launch", "--config_file", PLAIN_CONFIG, "--num_processes", "1"]
     given = groups_of(words)
     expected = {
-        "train_file": "data/chats.jsonl",
+        "train_file": ["data/chats.jsonl"],
         "model_name_or_path": "BASE",
         "output_dir": "outputs/debug",
         "prompt_style": "uncond_generation",
@@ -104,7 +104,7 @@ def test_a_setting_of_privacy_without_privacy_is_refused(flag: str, value: str) 
 
 def test_pairs_are_learned_from_a_labelled_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     comment, words = line(capsys, "--dataset_name", "labelled_chats", "--prompt_style", "vicuna")
-    assert groups_of(words)["train_file"] == "data/labelled_chats"
+    assert groups_of(words)["train_file"] == ["data/labelled_chats"]
     assert f"{ROWS} examples" in comment  # the training split's
     with pytest.raises(InvalidArgument, match="--dataset_name='chats': --prompt_style vicuna needs answers"):
         job.main([*NEEDED, *SIZES, "--prompt_style", "vicuna", "--print_only"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,9 +52,9 @@ class ClassificationDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
-        """Number of tokens per example, int64 [N], at least 1."""
+        """Number of tokens per example, int64 [N], at least 1. Made once: every step asks for some of them."""
         return np.diff(self.starts)
 
     def batch(

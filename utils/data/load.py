@@ -1,152 +1,157 @@
-"""Loads and tokenises the data of train_clm.py: a user's file or a built-in data set."""
+"""Reads and tokenises the data of train_clm.py: a user's files, a data set of the hub or a built-in one.
+
+Rows stream from their files through worker processes into arrays on disk, which every rank maps. So no process ever
+holds all rows, and they are tokenised once for all ranks of a machine.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptune._validate import refuse
-from dptune.units.unit import PrivacyUnit, bound_authors, group_by_author
+from dptune.units.unit import PrivacyUnit
+from utils.cli.machines import ALONE, Machine
+from utils.data.encoding import Encoder
+from utils.data.hub import HubRows
+from utils.data.make_rows import RowSettings, Sources
 from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
-from utils.data.prompts import PUBMED_PROMPT, ChatTemplateError, format_prompt
-from utils.data.pubmed import DayRange, load_abstracts, load_validation_abstracts
-from utils.data.records import Record, RecordMaker, load_records
-from utils.data.tokenization import TokenizedDataset, tokenize
-from utils.files.tables import has_validation_split
+from utils.data.pubmed import DayRange, abstract_files
+from utils.data.row_arrays import open_arrays
+from utils.data.row_folder import FLAG, HELD_OUT, TRAIN, RowFolder, Splits, clear_leftovers
+from utils.data.sources import AbstractRows, FileRows
+from utils.data.tokenization import TokenizedDataset
+from utils.files.shards import Paths, find_files, in_words
+from utils.files.tables import SPLITS, has_validation_split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROW = PrivacyUnit()
-_Splits = tuple[list[Record], list[Record] | None]
 
 
 def load_training_data(
     *,
     dataset_name: str | None,
-    train_file: str | None,
-    validation_file: str | None,
+    train_file: Paths | None,
+    validation_file: Paths | None,
     prompt_style: str,
     tokenizer: PreTrainedTokenizerBase,
     block_size: int,
     data_dir: str | Path | None = None,
     date_from: str = FIRST_DAY,
     date_to: str = LAST_DAY,
+    dataset_config: str | None = None,
+    dataset_split: str | None = None,
     unit: PrivacyUnit = _ROW,
     seed: int = 0,
     users_flag: str | None = None,
+    data_cache: str | None = None,
+    run_folder: Path | None = None,
+    day: str | None = None,
+    machine: Machine = ALONE,
 ) -> tuple[TokenizedDataset, TokenizedDataset | None]:
-    """The training set and the validation set; None if there is no validation set.
+    """The training set and the validation set; None if there is no validation set. Every rank calls it.
 
     Args:
-        dataset_name: one of DATASET_NAMES; exactly one of this and `train_file`.
-        train_file: a file or saved DatasetDict (see `utils.data.records.load_records`).
-        validation_file: the same for validation. Without it, the validation split of the DatasetDict or of the
-            built-in data set is used.
+        dataset_name: one of DATASET_NAMES, or a data set of the hub or a folder in its layout, whose name has a slash;
+            exactly one of this and `train_file`.
+        train_file: files, globs, folders of files or saved DatasetDicts (see `utils.files.shards.find_files`).
+        validation_file: the same for validation. Without it, the validation split of a single DatasetDict or of the
+            named data set is used, if it has one.
         prompt_style: see `utils.data.prompts.format_prompt`.
         tokenizer: a fast tokenizer.
         block_size: maximum tokens per example.
         data_dir: holds a folder for each built-in data set (`pubmed`); None for the project's own `data`.
         date_from, date_to: ISO days, inclusive, for built-in data sets with dates.
+        dataset_config, dataset_split: of a data set of the hub; by default its default configuration, and "train".
         unit: the privacy unit. With a column, the training set records each row's author; if the unit bounds authors,
             at most `unit.examples` rows of each are kept.
         seed: chooses which rows of an author are kept.
-        users_flag: see `utils.data.records.load_records`; for `train_file` only.
+        users_flag: see `utils.data.records.RowRecords`; not for the validation set.
+        data_cache: a folder that keeps the tokenised rows for the next run.
+        run_folder: where they are until all ranks have mapped them, without `data_cache`; None for a temporary folder.
+        day: what chat templates take for today; None for the real day.
+        machine: the ranks of this machine. One of them makes the rows.
 
     Raises:
         InvalidArgument: for a mistake in the flags or the data; names the flag, its value and the remedy.
     """
     if (dataset_name is None) == (train_file is None):
-        refuse("--train_file", train_file, "give exactly one of --train_file and --dataset_name")
-    if dataset_name is not None:
-        if unit.column is not None:
-            refuse("--privacy_unit", unit.column, f"--dataset_name {dataset_name} names no authors; give --train_file")
-        days = DayRange.parse(date_from, date_to)
-        train, validation = load_dataset_by_name(
-            dataset_name, data_dir=data_dir or DATA_DIR, prompt_style=prompt_style, tokenizer=tokenizer, days=days
-        )
+        refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
+    settings = RowSettings(prompt_style, tokenizer, block_size, unit, seed, users_flag, day)
+    for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
+        if value is not None and not _is_hub_name(dataset_name):
+            refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
+    own_validation = validation_file is None
+    if dataset_name is None:
+        find = partial(_file_sources, train_file or (), own_validation=own_validation)
+    elif _is_hub_name(dataset_name):
+        rows = HubRows(dataset_name, dataset_config, dataset_split or "train")
+        find = partial(_hub_sources, rows, own_validation=own_validation)
     else:
-        own = validation_file is None
-        train, validation = _load_file(
-            str(train_file),
-            prompt_style,
-            tokenizer,
-            own_validation=own,
-            author_column=unit.column,
-            users_flag=users_flag,
-        )
-    if validation_file is not None:
-        validation = load_records(
-            validation_file,
-            flag="--validation_file",
-            prompt_style=prompt_style,
-            tokenizer=tokenizer,
-            split="validation",
-        )
-    held_out = None if validation is None else tokenize(validation, tokenizer, block_size)
-    return _by_author(train, unit, seed, tokenizer, block_size), held_out
+        folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
+        find = partial(_named_sources, dataset_name, folder, days, unit)
+    folders: list[RowFolder] = []  # in the process that makes the rows
 
+    def make() -> tuple[Path, Splits]:
+        encoder, sources = Encoder(tokenizer, block_size), _with_validation(find(), validation_file)
+        key = settings.key(sources)
+        folders.append(RowFolder(key, cache=data_cache, run_folder=run_folder, number=machine.rank))
+        return folders[0].prepare(lambda path: settings.write(sources, encoder, path))
 
-def _by_author(
-    records: list[Record], unit: PrivacyUnit, seed: int, tokenizer: PreTrainedTokenizerBase, block_size: int
-) -> TokenizedDataset:
-    """The training set, with authors if they are the privacy unit."""
-    if unit.column is None:
-        return tokenize(records, tokenizer, block_size)
-    names = [record.author for record in records]
-    authors = group_by_author(names)
-    if unit.bounds_authors:
-        records, authors = bound_authors(records, names, unit.examples, seed)
-    return replace(tokenize(records, tokenizer, block_size), authors=authors)
-
-
-def load_dataset_by_name(
-    name: str,
-    *,
-    data_dir: str | Path = DATA_DIR,
-    prompt_style: str,
-    tokenizer: PreTrainedTokenizerBase,
-    days: DayRange,
-) -> _Splits:
-    """(training records, validation records or None) of a built-in data set.
-
-    Raises:
-        InvalidArgument: the name is unknown, or `utils.data.pubmed` refuses the folder.
-    """
-    if name not in DATASET_NAMES:
-        refuse("--dataset_name", name, f"give one of {', '.join(DATASET_NAMES)}, or --train_file for your own data")
-    folder = Path(data_dir) / "pubmed"
-    maker = RecordMaker(tokenizer)
+    machine.once(lambda: clear_leftovers(run_folder))
+    path, splits = machine.once(make)
     try:
-        prompt = format_prompt(PUBMED_PROMPT, prompt_style, tokenizer)
-    except ChatTemplateError as error:
-        refuse("--prompt_style", prompt_style, f"{error}; give plain")
-    train = [maker.answered(prompt, abstract) for abstract in load_abstracts(folder, days)]
-    validation = load_validation_abstracts(folder, days)
-    return train, None if validation is None else [maker.answered(prompt, abstract) for abstract in validation]
+        found = {name: open_arrays(path, name, stored, FLAG) for name, stored in splits.items()}
+    finally:
+        machine.wait()  # until all have mapped the files
+        for own in folders:
+            own.discard()
+    return found[TRAIN], found.get(HELD_OUT)
 
 
-def _load_file(
-    path: str,
-    prompt_style: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    own_validation: bool,
-    author_column: str | None,
-    users_flag: str | None,
-) -> _Splits:
-    """(training records, records of the DatasetDict's validation split or None) of --train_file."""
+def _with_validation(sources: Sources, validation_file: Paths | None) -> Sources:
+    """The sources, with the files that were given for validation."""
+    if validation_file is None:
+        return sources
+    flag = "--validation_file"
+    return {TRAIN: sources[TRAIN], HELD_OUT: FileRows(find_files(validation_file, flag), flag, "validation")}
+
+
+def _is_hub_name(name: str | None) -> bool:
+    """Whether a data set's name is one of the hub, or a folder."""
+    return name is not None and "/" in name
+
+
+def _hub_sources(rows: HubRows, *, own_validation: bool) -> Sources:
+    """The rows of a data set of the hub, and those of its validation split."""
+    sources: Sources = {TRAIN: rows}
+    held_out = next((name for name in SPLITS["validation"] if name in rows.splits and name != rows.split), None)
+    if own_validation and held_out is not None:
+        sources[HELD_OUT] = replace(rows, split=held_out)
+    return sources
+
+
+def _named_sources(name: str, folder: Path, days: DayRange, unit: PrivacyUnit) -> Sources:
+    """The rows of a built-in data set."""
+    if unit.column is not None:
+        refuse("--privacy_unit", unit.column, f"--dataset_name {name} names no authors; give --train_file")
+    if name not in DATASET_NAMES:
+        refuse("--dataset_name", name, f"give one of {', '.join(DATASET_NAMES)}, org/name of the hub, or --train_file")
+    sources: Sources = {TRAIN: AbstractRows(folder, days)}
+    if abstract_files(folder, held_out=True):
+        sources[HELD_OUT] = AbstractRows(folder, days, held_out=True)
+    return sources
+
+
+def _file_sources(given: Paths, *, own_validation: bool) -> Sources:
+    """The rows of --train_file, and of the validation split of a single DatasetDict."""
     flag = "--train_file"
-    train = load_records(
-        path,
-        flag=flag,
-        prompt_style=prompt_style,
-        tokenizer=tokenizer,
-        author_column=author_column,
-        users_flag=users_flag,
-    )
-    if not (own_validation and has_validation_split(path, flag)):
-        return train, None
-    split = "validation"
-    return train, load_records(path, flag=flag, prompt_style=prompt_style, tokenizer=tokenizer, split=split)
+    paths = find_files(given, flag)
+    sources: Sources = {TRAIN: FileRows(paths, flag)}
+    if own_validation and len(paths) == 1 and has_validation_split(paths[0], flag):
+        sources[HELD_OUT] = FileRows(paths, flag, "validation")
+    return sources

@@ -9,19 +9,22 @@ XML is read as a stream, one citation at a time: a file of 30,000 citations is a
 from __future__ import annotations
 
 import gzip
+import hashlib
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from io import BufferedIOBase
 from pathlib import Path
+from typing import IO
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from dptune._validate import InvalidArgument, refuse
 from utils.data.named_sets import FIRST_DAY, LAST_DAY
 from utils.files.cells import is_text
-from utils.files.tables import Row, read_rows, show_columns
+from utils.files.tables import Row, show_columns, stream_rows
 
 _FLAG = "--dataset_name"
 _ROOT = "PubmedArticleSet"
@@ -57,39 +60,57 @@ class DayRange:
         return f"{self.first} to {self.last}"
 
 
-def load_abstracts(folder: str | Path, days: DayRange) -> list[str]:
-    """The abstracts of a folder, each paper once, for training.
+def abstract_files(folder: str | Path, *, held_out: bool = False) -> list[Path]:
+    """The files of a folder in the order in which later ones replace papers of earlier ones; possibly none.
 
     Args:
         folder: holds either NLM's XML (`*.xml.gz`, `*.xml`) or `*.jsonl` (rows with `abstract` or `text`, and
-            optionally `pmid` and an ISO `date`); files named `validation*` are left out.
-        days: which papers to take, by PubMed's date; JSONL rows without a date are always taken.
+            optionally `pmid` and an ISO `date`).
+        held_out: the files of the validation set, `validation*.jsonl`, instead of all others.
 
     Raises:
-        InvalidArgument: the folder has no data (says what to put there) or both kinds, a file is damaged, or no paper
-            is in `days`.
+        InvalidArgument: the folder has both kinds.
     """
     folder = Path(folder)
+    if held_out:
+        return sorted(folder.glob("validation*.jsonl"))
     xml = sorted([*folder.glob("*.xml"), *folder.glob("*.xml.gz")], key=lambda p: p.name.removesuffix(".gz"))
     jsonl = sorted(p for p in folder.glob("*.jsonl") if not p.name.startswith("validation"))
     if xml and jsonl:
         refuse(_FLAG, "pubmed_generation", f"{folder} has XML and JSONL; keep one kind, or papers may count twice")
-    if not xml and not jsonl:
-        refuse(_FLAG, "pubmed_generation", _what_to_put(folder, days))
-    abstracts = _from_xml(xml, days) if xml else _from_jsonl(jsonl, days)
-    if not abstracts:
-        refuse(
-            _FLAG,
-            "pubmed_generation",
-            f"no abstract from {days} in {folder}; add files or change --date_from, --date_to",
-        )
-    return abstracts
+    return xml or jsonl
 
 
-def load_validation_abstracts(folder: str | Path, days: DayRange) -> list[str] | None:
-    """The abstracts of `validation*.jsonl`, in the format of `load_abstracts`; None without such a file."""
-    files = sorted(Path(folder).glob("validation*.jsonl"))
-    return _from_jsonl(files, days) or None if files else None
+def stream_abstracts(folder: str | Path, days: DayRange, texts: IO[bytes], *, held_out: bool = False) -> Iterator[str]:
+    """The abstracts of a folder, each paper once. The texts of all papers stay on disk, their keys in memory.
+
+    Args:
+        folder, held_out: see `abstract_files`.
+        days: which papers to take, by PubMed's date; JSONL rows without a date are always taken.
+        texts: an empty file, open for writing and reading, where the abstracts wait until the last file was read.
+
+    Raises:
+        InvalidArgument: the folder has no data (says what to put there) or both kinds, a file is damaged, or no paper
+            is in `days`; validation files may lack papers.
+    """
+    files = abstract_files(folder, held_out=held_out)
+    if not files:
+        refuse(_FLAG, "pubmed_generation", _what_to_put(Path(folder), days))
+    is_xml = not files[0].name.endswith(".jsonl")
+    papers: dict[bytes, int] = {}  # the paper's key -> where its abstract begins in `texts`
+    for key, abstract in _from_xml(files, days) if is_xml else _from_jsonl(files, days):
+        if is_xml or abstract is None:  # a paper's last revision has the last place in XML, and its first in JSONL
+            papers.pop(key, None)
+        if abstract is not None:
+            papers[key] = texts.seek(0, os.SEEK_END)
+            written = abstract.encode()
+            texts.write(len(written).to_bytes(8, "big") + written)
+    if not papers and not held_out:
+        remedy = f"no abstract from {days} in {folder}; add files or change --date_from, --date_to"
+        refuse(_FLAG, "pubmed_generation", remedy)
+    for start in papers.values():
+        texts.seek(start)
+        yield texts.read(int.from_bytes(texts.read(8), "big")).decode()
 
 
 def _what_to_put(folder: Path, days: DayRange) -> str:
@@ -109,18 +130,21 @@ def _flag_day(flag: str, value: str) -> date:
         refuse(flag, value, "give a day as YYYY-MM-DD")
 
 
-def _from_jsonl(files: list[Path], days: DayRange) -> list[str]:
-    """One abstract per `pmid`, or per text if a row has no `pmid`; the last row of a paper wins."""
-    papers: dict[object, str] = {}
+def _key(text: str) -> bytes:
+    """What papers are compared by: a hash, which is shorter than most texts."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def _from_jsonl(files: list[Path], days: DayRange) -> Iterator[tuple[bytes, str | None]]:
+    """(key, abstract) of each row; the key is the `pmid`, or the text of a row without one. None is out of range."""
     for path in files:
-        for number, row in enumerate(read_rows(path, _FLAG), start=1):
+        number = 0
+        for number, row in enumerate(stream_rows(path, _FLAG), start=1):
             abstract = _row_abstract(row, path, number)
-            key = abstract if row.get("pmid") is None else ("pmid", str(row["pmid"]))
-            if abstract and _row_in_range(row, days, path, number):
-                papers[key] = abstract
-            else:
-                papers.pop(key, None)
-    return list(papers.values())
+            key = _key(f"text {abstract}" if row.get("pmid") is None else f"pmid {row['pmid']}")
+            yield key, abstract if abstract and _row_in_range(row, days, path, number) else None
+        if not number:
+            refuse(_FLAG, str(path), "is empty; give a file with at least one row")
 
 
 def _row_abstract(row: Row, path: Path, number: int) -> str:
@@ -143,21 +167,15 @@ def _row_in_range(row: Row, days: DayRange, path: Path, number: int) -> bool:
         refuse(_FLAG, str(path), f"row {number}: date is not YYYY-MM-DD; fix it or leave it out")
 
 
-def _from_xml(files: list[Path], days: DayRange) -> list[str]:
-    """One abstract in `days` per PMID. A later revision without abstract, or out of range, removes the paper."""
-    papers: dict[str, str] = {}
+def _from_xml(files: list[Path], days: DayRange) -> Iterator[tuple[bytes, str | None]]:
+    """(key, abstract) of each revision; None if it has no abstract or is out of range, and for a deleted citation."""
     for path in files:
         for element in _stream(path):
             if element.tag == "DeleteCitation":
-                for pmid in element.findall("PMID"):
-                    papers.pop((pmid.text or "").strip(), None)
+                yield from ((_key((pmid.text or "").strip()), None) for pmid in element.findall("PMID"))
                 continue
-            key, abstract = _pmid(element, path), _abstract(element)
-            day = _pubmed_day(element)
-            papers.pop(key, None)
-            if abstract and day is not None and day in days:
-                papers[key] = abstract
-    return list(papers.values())
+            key, abstract, day = _key(_pmid(element, path)), _abstract(element), _pubmed_day(element)
+            yield key, abstract if abstract and day is not None and day in days else None
 
 
 def _stream(path: Path) -> Iterator[ElementTree.Element]:

@@ -6,7 +6,7 @@ dropped, merged or split here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # The first set that a file has is used; other columns are ignored.
 COLUMN_SETS = (("instruction", "answer"), ("prompt", "completion"), ("messages",))
 _INSTRUCTIONS_ALONE = ("instruction",)  # learned with the style "uncond_generation"
+_ROLES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -48,54 +49,55 @@ class Record:
     typed: Spans = field(default=(), repr=False)
 
 
-def load_records(
-    path: str | Path,
-    *,
-    flag: str,
-    prompt_style: str,
-    tokenizer: PreTrainedTokenizerBase,
-    split: str = "train",
-    author_column: str | None = None,
-    users_flag: str | None = None,
-) -> list[Record]:
-    """One record per row of a file or of a saved DatasetDict's split.
+class RowRecords:
+    """Makes the record of each row of one or several files. It can be sent to another process.
 
     Args:
-        path: what `utils.files.tables.read_rows` reads.
-        flag: the command-line flag that gave `path`; errors name it.
+        first: the first row, which decides the columns.
+        place: where it is.
         prompt_style: how an instruction becomes a prompt. Prompt and completion are joined unchanged, and messages
             always use the chat template. "uncond_generation" learns the instructions, without a prompt, and ignores
             answers.
         tokenizer: its chat template renders messages and the "chat" style.
-        split: "train" or "validation", for folders.
         author_column: the column that names each row's author, if authors are the privacy unit.
-        users_flag: the flag that makes authors the unit. A file with a column of users is refused, naming it; None
-            takes every file.
+        users_flag: the flag that makes authors the unit. A row with a column of users is refused, naming it; None
+            takes every row.
 
     Raises:
-        InvalidArgument: `read_rows` refuses the file, a column is missing, or a value is not text. Names flag, file and
-            row.
+        InvalidArgument: the first row has no set of columns, or messages and the tokenizer has no chat template.
     """
-    rows = read_rows(path, flag, split)
-    if users_flag is not None:
-        refuse_unnoticed_users(rows, flag, str(path), users_flag)
-    columns = _column_set(rows[0], prompt_style, flag, str(path))
-    if columns == ("messages",) and not has_chat_template(tokenizer):
-        refuse(flag, str(path), "has messages, but the tokenizer has no chat template; give prompt/completion rows")
-    if author_column is not None and not any(author_column in row for row in rows):
-        found = show_columns(rows[0])
-        refuse("--privacy_unit", author_column, f"no such column in {path}, which has {found}; name one of them")
-    maker = RecordMaker(tokenizer, prompt_style)
-    records = []
-    for number, row in enumerate(rows, start=1):
-        place = Place(flag, str(path), number)
-        require_columns(row, columns, place)
-        refuse_lost_columns(row, columns, place)
-        record = _record(row, columns, maker, place)
-        records.append(
-            record if author_column is None else replace(record, author=author_of(row, author_column, place))
-        )
-    return records
+
+    def __init__(
+        self,
+        first: Row,
+        place: Place,
+        *,
+        prompt_style: str,
+        tokenizer: PreTrainedTokenizerBase,
+        author_column: str | None = None,
+        users_flag: str | None = None,
+    ) -> None:
+        self._columns = _column_set(first, prompt_style, place.flag, place.path)
+        if self._columns == ("messages",) and not has_chat_template(tokenizer):
+            told = "has messages, but the tokenizer has no chat template; give prompt/completion rows"
+            refuse(place.flag, place.path, told)
+        self._maker, self._first = RecordMaker(tokenizer, prompt_style), place.path
+        self._author_column, self._users_flag = author_column, users_flag
+
+    def __call__(self, row: Row, place: Place) -> Record:
+        """The record of one row.
+
+        Raises:
+            InvalidArgument: a column is missing, or a value is not text. Names flag, file and row.
+        """
+        if self._users_flag is not None:
+            refuse_unnoticed_users([row], place.flag, place.path, self._users_flag)
+        require_columns(row, self._columns, place, self._first)
+        refuse_lost_columns(row, self._columns, place)
+        record = _record(row, self._columns, self._maker, place)
+        if self._author_column is None:
+            return record
+        return replace(record, author=author_of(row, self._author_column, place))
 
 
 def load_texts(
@@ -111,11 +113,11 @@ def load_texts(
     """One record per row; its whole text is learned.
 
     Args:
-        path, flag, split: see `load_records`.
+        path, flag, split: see `utils.files.tables.stream_rows`.
         column: the column of the texts.
         author_column: the column that names each row's author, if there is one.
         tokenizer: its special tokens in a text are text, except end tokens at the end. None knows no special tokens.
-        users_flag: see `load_records`. A file with an `author_column` is refused too.
+        users_flag: see `RowRecords`. A file with an `author_column` is refused too.
 
     Raises:
         InvalidArgument: `read_rows` refuses the file, a column is missing, or a value is not text. Names flag, file and
@@ -141,15 +143,17 @@ def load_texts(
     return records
 
 
-def roles_of(path: str) -> str:
-    """Which roles the messages of a file have, for the message that none of them is an answer's; "" without messages.
+def roles_of(rows: Iterable[Row]) -> str:
+    """Which roles the messages of rows have, for the message that none of them is an answer's; "" without messages.
 
     A role that does not look like a name is not shown.
     """
-    columns = [row.get("messages") for row in read_rows(path, "--train_file")]
-    turns = [turn for column in columns if isinstance(column, list) for turn in column if isinstance(turn, dict)]
-    roles = {str(turn.get(ROLE)) for turn in turns}
-    return f" (answers have the role {ASSISTANT}; the file has {show_columns(sorted(roles)[:10])})" if roles else ""
+    roles: set[str] = set()
+    for row in rows:
+        turns = row.get("messages")
+        roles |= {str(turn.get(ROLE)) for turn in (turns if isinstance(turns, list) else ()) if isinstance(turn, dict)}
+        roles = set(sorted(roles)[:_ROLES_SHOWN])
+    return f" (answers have the role {ASSISTANT}; the file has {show_columns(sorted(roles))})" if roles else ""
 
 
 def prompt_and_answer(prompt: str, answer: str) -> Record:

@@ -1,7 +1,4 @@
-"""Turns records into token ids and a mask of the tokens whose loss counts, as flat arrays, and makes batches of them.
-
-The whole text is tokenised at once, and answer tokens are found by their character offsets. Tokenising the prompt alone
-would give other tokens at the border: in "Abstract: We" the model sees " We", not " " and "We".
+"""Tokenised examples as flat arrays, in memory or mapped from files, and batches of them.
 
 Shapes: B examples per batch, T tokens (padded), N examples in total.
 """
@@ -9,30 +6,33 @@ Shapes: B examples per batch, T tokens (padded), N examples in total.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from dptune._validate import Described, refuse, require_count
 from dptune.units.unit import Authors
-from utils.data.answers import end_of_turn
+from utils.data.encoding import SHORTEST, Encoder
 from utils.data.records import Record
-from utils.data.special_tokens import MarkedText, SpecialTokens, Tokens, UnwrittenToken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that the losses of torch and transformers ignore
 _TEXTS_AT_ONCE = 1000
-_DUMMY_TOKENS = 2  # the shortest row that has a token to predict
+_BLOCK = 1 << 22  # elements of an array that are read at a time
+_BLOCK_ROWS = 1 << 11  # numpy makes whole numbers of all their tokens
 
 
 @dataclass(frozen=True)
 class TokenizedDataset:
     """Token ids of all examples, concatenated, and which of them are learned.
+
+    Arrays may be mapped from files. Then only the pages that are being read take memory.
 
     Attributes:
         ids: token ids, int32.
@@ -52,20 +52,36 @@ class TokenizedDataset:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
-        """Number of tokens per example, int64 [N], at least 1."""
-        return np.diff(self.starts)
+        """Number of tokens per example, int64 [N], at least 1. Made once: every step asks for some of them."""
+        lengths = np.empty(len(self), dtype=np.int64)
+        for first in range(0, len(self), _BLOCK):
+            edges = self.starts[first : first + _BLOCK + 1]
+            lengths[first : first + len(edges) - 1] = np.diff(edges)
+            _forget(self.starts)
+        return lengths
 
-    @property
+    @cached_property
     def num_answer_tokens(self) -> np.ndarray:
         """Number of tokens per example whose loss counts, int64 [N]; 0 for an example with a zero gradient."""
-        return np.diff(np.concatenate([[0], np.cumsum(self.is_answer, dtype=np.int64)])[self.starts])
+        return np.concatenate([np.empty(0, dtype=np.int64), *self._answer_tokens()])
 
-    @property
+    @cached_property
     def num_without_answer(self) -> int:
         """Number of examples with a zero gradient. They stay, since dropping them would change the sampling."""
-        return int((self.num_answer_tokens == 0).sum())
+        return sum(int((counts == 0).sum()) for counts in self._answer_tokens())
+
+    def ids_until(self, vocabulary: int) -> np.ndarray:
+        """The token ids up to the first that is not below `vocabulary`; none if all are. Takes the memory of a block
+        where all are."""
+        done = 0
+        for block in _blocks(self.ids):
+            beyond = np.flatnonzero((block >= vocabulary) | (block < 0))
+            if len(beyond):
+                return self.ids[: done + int(beyond[0]) + 1]
+            done += len(block)
+        return self.ids[:0]
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, pad_token_id: int, width: int | None = None
@@ -86,13 +102,15 @@ class TokenizedDataset:
             and -100 elsewhere. Labels are not shifted; the loss shifts them.
         """
         rows = [slice(self.starts[i], self.starts[i + 1]) for i in indices]
-        width = width or max((row.stop - row.start for row in rows), default=_DUMMY_TOKENS)
+        width = width or max((row.stop - row.start for row in rows), default=SHORTEST)
         input_ids = np.full((max(len(rows), 1), width), pad_token_id, dtype=np.int64)
         labels = np.full_like(input_ids, IGNORED)
         for b, row in enumerate(rows):
             size = row.stop - row.start
             input_ids[b, :size] = self.ids[row]
             labels[b, :size] = np.where(self.is_answer[row], self.ids[row], IGNORED)
+        for array in (self.starts, self.ids, self.is_answer):
+            _forget(array)  # a page holds many rows: all pages would soon be in memory
         return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
 
     def fingerprint(self) -> str:
@@ -102,124 +120,48 @@ class TokenizedDataset:
         report.
         """
         digest = hashlib.sha256()
-        for array in (self.starts, self.ids, self.is_answer):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        if self.authors is not None:
-            digest.update(self.authors.of_row.tobytes())
+        authors = () if self.authors is None else (self.authors.of_row,)
+        for array in (self.starts, self.ids, self.is_answer, *authors):
+            for block in _blocks(array):
+                digest.update(np.ascontiguousarray(block).tobytes())
         return digest.hexdigest()
+
+    def _answer_tokens(self) -> Iterator[np.ndarray]:
+        """Parts of `num_answer_tokens`, in order."""
+        for first in range(0, len(self), _BLOCK_ROWS):
+            edges = self.starts[first : first + _BLOCK_ROWS + 1]
+            mask = self.is_answer[edges[0] : edges[-1]]
+            yield np.add.reduceat(mask, edges[:-1] - edges[0], dtype=np.int64)
+            _forget(self.is_answer)
+            _forget(self.starts)
 
 
 def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, block_size: int) -> TokenizedDataset:
-    """Every record as tokens, in order, with the tokenizer's ordinary special tokens and an end token.
-
-    If the answer begins the text, the start token (or the end token, if there is no start token) comes before it.
-    Sampling without a prompt begins the same way, and otherwise nothing would predict the first word.
-
-    The end token is learned with the answer, so that the model learns to stop. A text that already ends with it, as
-    from many chat templates, gets no second one, and white space after it is removed.
+    """Records in memory as a data set in memory, in order. Files of rows go through `utils.data.load`.
 
     Args:
         records: N records; every one becomes an example.
-        tokenizer: a fast tokenizer (which gives offsets) with an end token.
-        block_size: maximum tokens per example; longer examples are cut at the end. An example that loses its whole
-            answer stays, with nothing to learn.
+        tokenizer, block_size: see `Encoder`.
 
     Raises:
-        InvalidArgument: the tokenizer has no offsets or no end token, block_size is below 2, or the tokenizer makes a
-            special token of a text that has none.
+        InvalidArgument: see `Encoder`.
     """
-    require_count("--block_size", block_size, minimum=_DUMMY_TOKENS)
-    _require_tokenizer(tokenizer)
-    ids: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
-    masks: list[np.ndarray] = [np.empty(0, dtype=bool)]
-    sizes: list[int] = [0]
-    num_cut = 0
-    for tokens, mask in _tokenized(records, tokenizer):
-        num_cut += len(tokens) > block_size
-        # Copied, since a slice would keep the whole text in memory.
-        ids.append(tokens[:block_size].copy())
-        masks.append(mask[:block_size].copy())
-        sizes.append(len(ids[-1]))
-    return TokenizedDataset(np.concatenate(ids), np.concatenate(masks), np.cumsum(sizes, dtype=np.int64), num_cut)
+    encoder = Encoder(tokenizer, block_size)
+    chunks = range(0, max(len(records), 1), _TEXTS_AT_ONCE)
+    parts = [encoder.encoded(records[first : first + _TEXTS_AT_ONCE], first) for first in chunks]
+    ids, is_answer, sizes = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:3])
+    starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    return TokenizedDataset(ids, is_answer, starts, sum(part.num_cut for part in parts))
 
 
-def _require_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer without offsets or without an end token."""
-    name = type(tokenizer).__name__
-    if not tokenizer.is_fast:
-        refuse("--model_name_or_path", name, "its tokenizer gives no offsets; use a model with a tokenizer.json")
-    if tokenizer.eos_token_id is None:
-        refuse("--model_name_or_path", name, "its tokenizer has no end token; set eos_token in tokenizer_config.json")
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The parts of an array in order, of which a mapped one keeps only the last in memory."""
+    for start in range(0, len(array), _BLOCK):
+        yield array[start : start + _BLOCK]
+        _forget(array)
 
 
-def _tokenized(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids int32 [T], is_answer bool [T]) of each record, uncut. Works in chunks, as offsets need much memory."""
-    special = SpecialTokens(tokenizer)
-    for first in range(0, len(records), _TEXTS_AT_ONCE):
-        chunk = records[first : first + _TEXTS_AT_ONCE]
-        texts = [MarkedText(one.text[: end_of_turn(one.text, tokenizer.eos_token)], one.typed) for one in chunk]
-        for record, (ids, offsets) in zip(chunk, _encoded(texts, special, tokenizer, first), strict=True):
-            mask = answer_mask(np.array(offsets, dtype=np.int64).reshape(-1, 2), record.answers)
-            tokens, mask = _with_start(np.array(ids, dtype=np.int32), mask, start_token(tokenizer))
-            yield _with_end(tokens, mask, tokenizer.eos_token_id, learn_end=bool(record.answers))
-
-
-def _encoded(
-    texts: Sequence[MarkedText], special: SpecialTokens, tokenizer: PreTrainedTokenizerBase, first: int
-) -> Iterator[Tokens]:
-    """The tokens of the texts of a chunk that begins at example `first`, counted from 0."""
-    try:
-        yield from special.encoded(texts)
-    except UnwrittenToken as error:
-        remedy = f"makes a special token of the text of example {first + error.number}; change the row or the model"
-        refuse("--model_name_or_path", Described(f"the tokenizer {type(tokenizer).__name__}"), remedy)
-
-
-def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The first token of a text without a prompt."""
-    return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
-
-
-def answer_mask(offsets: np.ndarray, answers: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Which tokens hold a character of an answer.
-
-    A token across the border (the prompt's last space with the answer's first word) counts: the model has to write it.
-    Byte-level tokenizers that trim offsets (GPT-2, Llama 3) give a run of spaces zero width, at its end. Such a token
-    counts by that position, so that indentation is learned. Special tokens that the tokenizer added have zero width at
-    position 0, and never count.
-
-    Args:
-        offsets: (start, end) of each token in characters, int64 [T, 2].
-        answers: (start, end) of each answer.
-
-    Returns:
-        bool [T].
-
-    >>> answer_mask(np.array([[0, 0], [0, 4], [4, 8]]), [(5, 8)]).tolist()
-    [False, False, True]
-    """
-    start, end = offsets[:, 0], offsets[:, 1]
-    mask = np.zeros(len(offsets), dtype=bool)
-    for first, last in answers:
-        wide = (end > start) & (start < last)
-        spaces = (end == start) & (end <= last)
-        mask |= (end > first) & (wide | spaces)
-    return mask
-
-
-def _with_start(ids: np.ndarray, mask: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Add the start token if the first token is to be learned."""
-    if not (len(mask) and mask[0]):
-        return ids, mask
-    return np.insert(ids, 0, np.int32(start)), np.insert(mask, 0, False)
-
-
-def _with_end(ids: np.ndarray, mask: np.ndarray, eos: int, *, learn_end: bool) -> tuple[np.ndarray, np.ndarray]:
-    """End the text with exactly one end token, learned if `learn_end`. The first token is never learned."""
-    while len(ids) and ids[-1] == eos:  # from the template, the answer or the tokenizer, or several
-        ids, mask = ids[:-1], mask[:-1]
-    ids, mask = np.append(ids, np.int32(eos)), np.append(mask, learn_end)
-    mask[0] = False
-    return ids, mask
+def _forget(array: np.ndarray) -> None:
+    """Give the pages of a mapped array back to the system; they are read again when they are needed."""
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)

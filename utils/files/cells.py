@@ -38,11 +38,19 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and _SURROGATE.search(value) is None
 
 
-def require_columns(row: Row, columns: Sequence[str], place: Place) -> None:
-    """Refuse a row without these columns: later rows of a JSON file may lack columns of the first."""
+def require_columns(row: Row, columns: Sequence[str], place: Place, first: str | None = None) -> None:
+    """Refuse a row without these columns: later rows of a JSON file may lack columns of the first.
+
+    Args:
+        row: the row.
+        columns: columns of the first row.
+        place: where the row is.
+        first: the file that the first row is in, of several.
+    """
     for name in columns:
         if name not in row:
-            place.refuse(f"{name} is missing, although row 1 has it; give every row the same columns")
+            where = "row 1" if first in (None, place.path) else f"row 1 of {first}"
+            place.refuse(f"{name} is missing, although {where} has it; give every row the same columns")
 
 
 def author_of(row: Row, column: str, place: Place) -> str | None:

@@ -3,9 +3,10 @@
 The same table gives the same rows in every format, except that CSV holds text only. An empty cell and a NaN are None.
 A column name that occurs twice is refused, since one of the two values would be lost.
 
-JSONL, CSV, Parquet and folders are read row by row, so a large file stays on disk. Every format is read in place,
-because `datasets.load_dataset` would cache a copy of possibly private text in the home directory. Errors name the flag,
-the file and the row or line. They never show the content of a row, since messages end up in logs.
+Rows are read one by one, so a large file stays on disk; only a JSON dictionary of columns is read whole. Every format
+is read in place, because `datasets.load_dataset` would cache a copy of possibly private text in the home directory.
+
+Errors name the flag, the file and the row or line. They never show the content of a row, since messages end up in logs.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dptune._validate import InvalidArgument, refuse
+from utils.files.json_lists import JSONList
 from utils.files.jsonl import without_nan
 
 if TYPE_CHECKING:  # programs import this module before they parse flags, so these libraries load later
@@ -44,7 +47,7 @@ def stream_rows(path: str | Path, flag: str, split: str = "train") -> Iterator[R
 
     Args:
         path: a .json, .jsonl, .csv or .parquet file, or a folder. A .json file holds a list of rows, or a dictionary
-            of columns of equal length; it is read whole.
+            of columns of equal length, which is read whole.
         flag: the command-line flag that gave `path`; errors name it.
         split: "train" or "validation", for folders; a file is always read whole.
 
@@ -101,12 +104,29 @@ def parse_json(text: str, flag: str, path: str | Path, line: int | None = None) 
         InvalidArgument: an object has a key twice. The message names `flag`, `path`, the line if given, and the key.
     """
 
+    with _json_errors():
+        return json.loads(text, object_pairs_hook=_unique(flag, path, line), parse_constant=_constant)
+
+
+def _unique(flag: str, path: str | Path, line: int | None) -> Callable[[list[tuple[str, object]]], Row]:
+    """Makes a dictionary of an object's pairs, and refuses a key that it has twice."""
+
     def unique(pairs: list[tuple[str, object]]) -> Row:
         require_unique([key for key, _ in pairs], flag, path, "" if line is None else f"line {line}: ")
         return dict(pairs)
 
+    return unique
+
+
+def _constant(name: str) -> object:
+    return without_nan(float(name))
+
+
+@contextmanager
+def _json_errors() -> Iterator[None]:
+    """Whatever Python cannot represent is a JSONDecodeError too."""
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=lambda name: without_nan(float(name)))
+        yield
     except (json.JSONDecodeError, InvalidArgument):
         raise
     except (ValueError, RecursionError):
@@ -138,18 +158,40 @@ def _json_object(line: str, path: Path, flag: str, number: int) -> Row:
     return row
 
 
-def _read_json(path: Path, flag: str) -> Iterator[Row]:
-    """A dictionary of columns, or a list of rows."""
+def _stream_json(path: Path, flag: str) -> Iterator[Row]:
+    """The rows of a list one by one, or those of a dictionary of columns, which is read whole."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique(flag, path, None), parse_constant=_constant)
+    rows: Iterable[object]
+
+    def decode(text: str, at: int) -> tuple[object, int]:
+        with _json_errors():
+            return decoder.raw_decode(text, at)
+
     try:
-        content = parse_json(path.read_text(encoding="utf-8-sig"), flag, path)
+        with path.open(encoding="utf-8-sig") as file:
+            values = JSONList(file, decode)
+            if values.begins_list():
+                rows = values.values()
+            else:
+                rows = _rows_of_columns(parse_json(path.read_text(encoding="utf-8-sig"), flag, path), path, flag)
+            for row in rows:
+                if not isinstance(row, dict):
+                    _refuse_json(path, flag)
+                yield row
     except json.JSONDecodeError as error:
         where = f"not JSON at line {error.lineno}, column {error.colno} ({error.msg})"
         refuse(flag, str(path), f"{where}; fix it, or name the file .jsonl if it has one object per line")
-    if isinstance(content, dict):
-        content = _columns_to_rows(content, path, flag)
-    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        refuse(flag, str(path), "must hold a dictionary of lists (columns), or a list of dictionaries (rows)")
-    yield from content
+
+
+def _rows_of_columns(content: object, path: Path, flag: str) -> list[Row]:
+    """The rows of a dictionary of columns."""
+    if not isinstance(content, dict):
+        _refuse_json(path, flag)
+    return _columns_to_rows(content, path, flag)
+
+
+def _refuse_json(path: Path, flag: str) -> NoReturn:
+    refuse(flag, str(path), "must hold a dictionary of lists (columns), or a list of dictionaries (rows)")
 
 
 def _columns_to_rows(columns: dict[str, object], path: Path, flag: str) -> list[Row]:
@@ -243,8 +285,9 @@ def _load_folder(path: Path, flag: str) -> datasets.DatasetDict | datasets.Datas
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
-    ".json": _read_json,
+    ".json": _stream_json,
     ".jsonl": _stream_jsonl,
     ".csv": _stream_csv,
     ".parquet": _stream_parquet,
 }
+KINDS = tuple(_READERS)  # suffixes of files

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dptune._validate import Described, refuse
+from utils.data.encoding import start_token
 from utils.data.special_tokens import MarkedText, SpecialTokens, UnwrittenToken
-from utils.data.tokenization import start_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

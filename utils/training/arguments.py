@@ -79,6 +79,8 @@ ON_RESUME: OnResumeTable = {
     "access_token": OnResume.RUNTIME,
     # the data; tokens and labels are compared
     "dataset_name": OnResume.COMPARED,
+    "dataset_config": OnResume.COMPARED,
+    "dataset_split": OnResume.COMPARED,
     "train_file": OnResume.COMPARED,
     "validation_file": OnResume.EFFECTIVE,
     "data_dir": OnResume.COMPARED,
@@ -86,6 +88,7 @@ ON_RESUME: OnResumeTable = {
     "date_to": OnResume.COMPARED,
     "block_size": OnResume.COMPARED,
     "prompt_style": OnResume.REFUSED,
+    "data_cache": OnResume.RUNTIME,
     # privacy
     "clip_norm": OnResume.REFUSED,
     "noise_multiplier": OnResume.REFUSED,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,20 @@ from dptune.lora import trainable_parameters
 from dptune.losses import CausalLMLoss
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
 from dptune.run.identity import mechanism_identity, model_identity
+from dptune.run.lock import LOCK_NAME
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.shapes import Shapes
 from dptune.sharding import are_sharded, is_sharded
 from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, describe_precision, loss_scale, ranks_of, sharding_of_launch
+from utils.cli.machines import machine_of
 from utils.data.load import load_training_data
 from utils.data.records import roles_of
-from utils.data.template_date import TEMPLATE_DATE, tells_date, today, told_date
+from utils.data.sources import FileRows, numbered
+from utils.data.template_date import TEMPLATE_DATE, tells_date, today
 from utils.data.tokenization import TokenizedDataset
+from utils.files.folders import missing_folders, remove_empty
+from utils.files.shards import find_files, in_words
 from utils.models.embeddings import require_embeddings
 from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.models.memory import MemorySettings, device_memory, keeps_whole_sum
@@ -244,33 +250,36 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     names = prepare_trainable(skeleton, groups.lora, bits=bits, dtype=dtype)
     tokenizer = load_tokenizer(name, **hub)
     day = runs_date(tokenizer, folder)
-    with told_date(day):
+    machine = machine_of(accelerator)
+    with held_meanwhile(folder):
         train, held_out = load_training_data(
             tokenizer=tokenizer,
             unit=unit,
             seed=optimization.seed,
             users_flag=groups.privacy.users_flag,
+            run_folder=None if folder.output.dry_run else folder.path,
+            day=day,
+            machine=machine,
             **vars(groups.data),
         )
-    rows = {"training example": train, "held-out example": held_out}
-    used = {what: (one.ids, one.starts) for what, one in rows.items() if one is not None}
-    require_embeddings(skeleton, tokenizer, name, used)
-    require_something_to_learn(train, groups.data)
-    require_answers(held_out, groups.data)
+
+    fingerprint, described = machine.once(lambda: look_at(train, held_out, groups, skeleton, tokenizer))
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
     clipping = groups.clipping.style(layers_of(names).values())
     num_examples = num_sampled(unit, train)
     plan = plan_run(groups.privacy, optimization, num_examples=num_examples, world_size=processes, clipping=clipping)
-    identity = {"training_data": train.fingerprint(), "optimizer": optimization.optimizer}
+    identity = {"training_data": fingerprint, "optimizer": optimization.optimizer}
     dated = {} if day is None else {TEMPLATE_DATE: day}
     identity |= dated
     if saved is not None:
         refuse_other_beginning(saved, mechanism_identity(plan) | identity)
-    config = resumed_config(public_config(*groups) | {"num_processes": processes} | dated, saved, ON_RESUME)
+    files = {name: in_words(getattr(groups.data, name)) for name in ("train_file", "validation_file")}
+    given = public_config(*groups) | files | {"num_processes": processes} | dated
+    config = resumed_config(given, saved, ON_RESUME)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_changes(config, saved), sep="\n")
-    accelerator.print(*describe_precision(dtype, accelerator.device), *describe_data(train, held_out), sep="\n")
+    accelerator.print(*describe_precision(dtype, accelerator.device), *described, sep="\n")
     if token_budget != asked:
         accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
     needed = MemorySettings(
@@ -300,19 +309,61 @@ def runs_date(tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> str | No
     return began or ranks_of(folder.accelerator).from_main(today)
 
 
+def look_at(
+    train: TokenizedDataset,
+    held_out: TokenizedDataset | None,
+    groups: Groups,
+    skeleton: Any,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[str, list[str]]:
+    """(the fingerprint of the training data, printed lines about the data). Reads every token.
+
+    Raises:
+        InvalidArgument: the model lacks a token of the data, or there is nothing to learn or to measure.
+    """
+    name, rows = groups.model.model_name_or_path, {"training example": train, "held-out example": held_out}
+    size = len(skeleton.get_input_embeddings().weight)
+    used = {what: (one.ids_until(size), one.starts) for what, one in rows.items() if one is not None}
+    require_embeddings(skeleton, tokenizer, name, used)
+    require_something_to_learn(train, groups.data)
+    require_answers(held_out, groups.data)
+    return train.fingerprint(), describe_data(train, held_out)
+
+
+@contextmanager
+def held_meanwhile(folder: RunFolder) -> Iterator[None]:
+    """Lock a run's folder, which holds rows in the block. One that is new is gone afterwards: nothing was written."""
+    if folder.output.dry_run:
+        yield
+        return
+    ranks = ranks_of(folder.accelerator)
+    missing = missing_folders(folder.path)
+    ranks.from_main(lambda: folder.lock.make(folder.path))
+    try:
+        yield
+    finally:
+        if ranks.is_main and missing:
+            folder.lock.release()
+            (folder.path / LOCK_NAME).unlink()
+            remove_empty(missing)
+
+
 def require_something_to_learn(train: TokenizedDataset, data: DataArguments) -> None:
     """Refuse training data without any answer token: the whole budget would buy a model of noise alone."""
-    if not train.num_answer_tokens.any():
-        flag = "--train_file" if data.train_file else "--dataset_name"
-        roles = roles_of(data.train_file) if data.train_file else ""
+    if train.num_without_answer == len(train):
+        flag, roles = "--dataset_name", ""
+        if data.train_file:
+            flag = "--train_file"
+            roles = roles_of(row for _, row in numbered(FileRows(find_files(data.train_file, flag), flag)))
         told = f"no training example has an answer token within --block_size {data.block_size}{roles}"
-        refuse(flag, data.train_file or data.dataset_name, f"{told}; raise --block_size, or give examples with answers")
+        source = in_words(data.train_file or data.dataset_name)
+        refuse(flag, source, f"{told}; raise --block_size, or give examples with answers")
 
 
 def require_answers(held_out: TokenizedDataset | None, data: DataArguments) -> None:
     """Refuse held-out data without any answer token: there would be no loss to measure."""
-    if held_out is not None and not held_out.num_answer_tokens.any():
-        source = data.validation_file or data.train_file or data.dataset_name
+    if held_out is not None and held_out.num_without_answer == len(held_out):
+        source = in_words(data.validation_file or data.train_file or data.dataset_name)
         remedy = f"no held-out example has an answer token within --block_size {data.block_size}"
         refuse("--validation_file", source, f"{remedy}; raise --block_size, or give examples with answers")
 

@@ -15,12 +15,29 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": f"name of a built-in data set: {', '.join(DATASET_NAMES)} (see data/README.md)"}
+        default=None,
+        metadata={
+            "help": "data set of the hub (org/name), a folder in the hub's layout (./name), or a built-in one: "
+            f"{', '.join(DATASET_NAMES)} (see data/README.md)"
+        },
     )
-    train_file: str | None = field(
-        default=None, metadata={"help": "instructions and answers: JSON, JSONL, CSV, Parquet or a saved DatasetDict"}
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "configuration of a data set of the hub; by default its default one"}
     )
-    validation_file: str | None = field(
+    dataset_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "split of a data set of the hub to train on; by default train. Its split validation is held out"
+        },
+    )
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "instructions and answers: JSON, JSONL, CSV, Parquet or a saved DatasetDict; also several of them, "
+            "globs, or folders of files of one kind"
+        },
+    )
+    validation_file: list[str] | None = field(
         default=None,
         metadata={"help": "held-out examples in the same formats; their measured loss is not private"},
     )
@@ -33,4 +50,11 @@ class DataArguments:
     block_size: int = field(default=512, metadata={"help": "maximum tokens per example; longer ones are cut"})
     prompt_style: str = field(
         default="plain", metadata={"help": "form of the prompt, see data/README.md", "choices": PROMPT_STYLES}
+    )
+    data_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "private folder that keeps the tokenised rows for later runs on the same data; by default they are "
+            "in --output_dir until the run has begun, and are not kept"
+        },
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ import torch
 from scipy.stats import chisquare
 
 from dptune import Keystream, PoissonSampler
-from dptune.shapes import Shape
+from dptune.shapes import Shape, Shapes, deal_in_shapes
 from dptune.units.batches import AuthorDraw, AuthorSampler, Batch, Part, choose_rows, parts_of, rows_of
+from dptune.units.unit import Authors
 from utils.data.tokenization import TokenizedDataset
 
 
@@ -144,3 +147,61 @@ def test_all_of_a_batch_is_pinned_where_copies_are_faster_from_there(
     assert len(found) == len(own)
     assert all(torch.equal(one, before + 100 * pins) for one, before in zip(found, own, strict=True))
     assert (ready.items, ready.inputs.keys()) == (plain.items, plain.inputs.keys())
+
+
+class Counted:
+    """An array that counts the elements that are read from it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.base, self.read = array, None, 0
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, where: Any) -> Any:
+        found = self.array[where]
+        self.read += np.size(found)
+        return found
+
+    def __array__(self, *how: Any, **more: Any) -> np.ndarray:
+        self.read += len(self.array)
+        return self.array
+
+
+@pytest.mark.parametrize("authors", [False, True])
+def test_a_step_reads_what_was_drawn_and_nothing_else(authors: bool) -> None:
+    """Of two million rows with 40 drawn: reading, or making, anything for every row would be seen in both counts."""
+    count, width = 2_000_000, 5
+    ids: Any = Counted(np.ones(count * width, dtype=np.int32))
+    is_answer: Any = Counted(np.ones(count * width, dtype=bool))
+    starts: Any = Counted(np.arange(count + 1) * width)
+    data, stream = TokenizedDataset(ids, is_answer, starts, num_cut=0), Keystream.for_tests(3)
+    shapes = Shapes(8, 64, 40.0)
+    who = Authors(np.arange(count) // 2, largest=2)
+    draws: Any = PoissonSampler(count, 2e-5, stream)
+    if authors:
+        draws = AuthorSampler(PoissonSampler(len(who), 4e-5, stream), who.rows(), 1, mean=True)
+
+    def step() -> int:
+        draw, items = draws.draw(), 0
+        for part in parts_of(draw, data):
+            dealt = deal_in_shapes(part.items, part.tokens, shapes, rows_per_item=part.rows_per_unit)
+            for shape, (share,) in dealt:
+                part.batch(share, shape, 0)
+                items += len(share)
+        assert data.lengths[rows_of(draw)].sum() == width * items
+        return items
+
+    step()  # the first step makes the lengths
+    lengths = data.lengths
+    ids.read = is_answer.read = starts.read = 0
+    tracemalloc.start()
+    try:
+        items = sum(step() for _ in range(5))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert data.lengths is lengths
+    assert items > 100
+    assert ids.read + is_answer.read + starts.read <= items * (4 * width + 4)
+    assert peak < count + (1 << 17)  # the sampler's scratch is 1.6 MB, and a byte for each row would be 2 MB more

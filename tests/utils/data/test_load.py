@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
 
 from dptune._validate import InvalidArgument
+from dptune.units.unit import EXAMPLE_LEVEL, PrivacyUnit
+from tests.processes import run_processes
 from tests.tiny import tiny_tokenizer
+from utils.cli.machines import machine_of
+from utils.data import encode_rows, make_rows, tokenization, workers
 from utils.data.load import load_training_data
 from utils.data.named_sets import DATA_DIR
 from utils.data.tokenization import TokenizedDataset
+from utils.data.workers import in_order
 
 TOKENIZER = tiny_tokenizer()
 
@@ -116,6 +124,182 @@ def test_pubmed_dates_are_passed_on(tmp_path: Path) -> None:
     assert len(train) == 2
     with pytest.raises(InvalidArgument, match=r"--date_from='2024-13-02': give a day as YYYY-MM-DD"):
         load(**known, date_from="2024-13-02", date_to="2024-12-03")
+
+
+def test_several_files_are_one_data_set_in_order(tmp_path: Path) -> None:
+    one = write_jsonl(tmp_path / "all.jsonl", pair("a"), pair("b"), pair("c"))
+    parts = [
+        write_jsonl(tmp_path / "parts" / f"{n}.jsonl", *rows)
+        for n, rows in enumerate([[pair("a"), pair("b")], [pair("c")]])
+    ]
+    whole, _ = load(train_file=one)
+    for given in (parts, str(tmp_path / "parts"), str(tmp_path / "parts" / "*.jsonl")):
+        train, held_out = load(train_file=given, validation_file=given)
+        assert held_out is not None
+        assert train.fingerprint() == held_out.fingerprint() == whole.fingerprint()
+    assert load(train_file=parts[::-1])[0].fingerprint() != whole.fingerprint()
+
+
+@pytest.mark.parametrize("flag", ["--train_file", "--validation_file"])
+def test_a_mistake_in_one_of_several_files_names_it_and_its_row(tmp_path: Path, flag: str) -> None:
+    good = write_jsonl(tmp_path / "good.jsonl", pair("a"))
+    bad = write_jsonl(tmp_path / "bad.jsonl", pair("a"), {"instruction": "Say it.", "reply": "secret"})
+    given = {"train_file": good, flag.removeprefix("--"): [good, bad]}
+    told = (
+        rf"{flag}='.*bad\.jsonl': row 2 \(counted from 1\): answer is missing, although row 1 of .*good\.jsonl has it"
+    )
+    with pytest.raises(InvalidArgument, match=told) as caught:
+        load(**given)
+    assert "secret" not in str(caught.value)
+
+
+def test_people_are_found_in_every_file(tmp_path: Path) -> None:
+    first = write_jsonl(tmp_path / "1.jsonl", pair("a") | {"who": "ann"}, pair("b") | {"who": "bob"})
+    second = write_jsonl(tmp_path / "2.jsonl", pair("c") | {"who": "ann"})
+    for unit in (PrivacyUnit("who", examples=3), PrivacyUnit("who", EXAMPLE_LEVEL, examples=3)):
+        authors = load(train_file=[first, second], unit=unit)[0].authors
+        assert authors is not None
+        assert authors.of_row.tolist() == [0, 1, 0]
+    named = write_jsonl(tmp_path / "3.jsonl", pair("c") | {"email": "secret"})
+    with pytest.raises(InvalidArgument, match=r"3\.jsonl': names users in email; give --privacy_unit email"):
+        load(train_file=[write_jsonl(tmp_path / "4.jsonl", pair("a")), named], users_flag="--privacy_unit")
+
+
+def test_nothing_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = write_jsonl(tmp_path / "t.jsonl", pair("yes"))
+    bad = write_jsonl(tmp_path / "b.jsonl", pair("yes"), {"instruction": "x"})
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = sorted(tmp_path.rglob("*"))
+    for run_folder in (tmp_path / "run", None):
+        train, _ = load(train_file=rows, validation_file=rows, run_folder=run_folder)
+        assert text(train) == "Say it.\nyes</s>"
+        with pytest.raises(InvalidArgument):
+            load(train_file=rows, validation_file=bad, run_folder=run_folder)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_leftovers_of_a_crashed_run_are_cleared(tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "t.jsonl", pair("yes"))
+    for number in (0, 8):
+        write_jsonl(tmp_path / "run" / f".rows-{number}" / "train.ids", pair("private"))
+    load(train_file=rows, run_folder=tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_data_cache_skips_the_work_and_knows_other_data_and_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_jsonl(tmp_path / "t.jsonl", *(pair("yes") | {"who": f"{n % 2}"} for n in range(4)))
+    given: dict[str, Any] = {"train_file": rows, "data_cache": str(tmp_path / "cache"), "run_folder": tmp_path / "run"}
+    given |= {"unit": PrivacyUnit("who", EXAMPLE_LEVEL, examples=1), "users_flag": None}
+    made, _ = load(**given)
+    others: dict[str, dict[str, Any]] = {
+        "--block_size": {"block_size": 8},
+        "--prompt_style": {"prompt_style": "chat"},
+        "--examples_per_unit": {"unit": PrivacyUnit("who", EXAMPLE_LEVEL, examples=2)},
+        "--privacy_unit": {"unit": PrivacyUnit()},
+        "--seed": {"seed": 1},
+        "validation data": {"validation_file": rows},
+        "tokenizer": {"tokenizer": special_tokenizer()},
+        "template_date": {"day": "2026-01-31"},
+        "--ignore_users": {"users_flag": "--privacy_unit"},
+    }
+    monkeypatch.setattr(make_rows, "in_order", lambda *_: pytest.fail("the rows are tokenised again"))
+    found, _ = load(**given)
+    assert found.fingerprint() == made.fingerprint()
+    assert found.authors is not None
+    assert made.authors is not None
+    assert (found.num_cut, len(found.authors), found.authors.num_left_out) == (made.num_cut, 2, 2)
+    for name, change in others.items():
+        with pytest.raises(InvalidArgument, match=rf"--data_cache=.*made with another .*{name}"):
+            load(**given | change)
+    write_jsonl(tmp_path / "t.jsonl", pair("no") | {"who": "1"})
+    with pytest.raises(InvalidArgument, match="made with another training data; give another folder, or remove this"):
+        load(**given)
+
+
+def special_tokenizer() -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
+    return tokenizer
+
+
+def test_worker_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, authors, the date and the numbers of bad rows are the same with two workers as in one process."""
+    rows = [{"instruction": f"Say {n}.", "answer": "word " * (n % 7), "who": f"{n % 13}"} for n in range(70)]
+    path = write_jsonl(tmp_path / "t.jsonl", *rows)
+    bad = write_jsonl(tmp_path / "b.jsonl", *rows, {"instruction": "x", "answer": 7, "who": "1"})  # type: ignore[dict-item]
+    monkeypatch.setattr(encode_rows, "_ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(workers, "_ALONE_FIRST", 1)
+    telling = tiny_tokenizer()
+    telling.chat_template = "{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}"
+    given: dict[str, Any] = {"tokenizer": telling, "prompt_style": "chat", "day": "2026-01-31"}
+    given |= {"unit": PrivacyUnit("who", EXAMPLE_LEVEL, examples=2)}
+    found = []
+    for count in (1, 2):
+        monkeypatch.setattr(make_rows, "num_processors", lambda count=count: count)
+        found.append(load(train_file=path, **given)[0])
+        with pytest.raises(InvalidArgument, match=r"row 71 \(counted from 1\): answer is not text \(int\)"):
+            load(train_file=bad, **given)
+    assert found[0].fingerprint() == found[1].fingerprint()
+    assert len(found[0]) == 26
+    assert text(found[1]).startswith("31 Jan 2026")
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that Python and numpy allocate until the run begins; its steps then need the lengths, 8 bytes a row."""
+    monkeypatch.setattr(make_rows, "num_processors", lambda: 1)
+    monkeypatch.setattr(encode_rows, "_ROWS_AT_ONCE", 200)
+    monkeypatch.setattr(workers, "_ALONE_FIRST", 1)
+    monkeypatch.setattr(tokenization, "_BLOCK", 1 << 12)
+    monkeypatch.setattr(tokenization, "_BLOCK_ROWS", 1 << 8)
+    peaks = []
+    load(train_file=write_jsonl(tmp_path / "first.jsonl", *(pair("word " * 12) for _ in range(1_000))))
+    for count in (5_000, 11_000):
+        path = write_jsonl(tmp_path / f"{count}.jsonl", *(pair("word " * 12) for _ in range(count)))
+        tracemalloc.start()
+        try:
+            data, _ = load(train_file=path)
+            assert (len(data), data.num_without_answer, len(data.ids_until(1 << 20))) == (count, 0, 0)
+            data.fingerprint()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 28 * 6_000  # the smallest object, without what holds it
+
+
+def _load_on(rank: int, gather: Any, folder: Path, name: str) -> tuple[str, int]:  # noqa: ARG001
+    accelerator: Any = SimpleNamespace(num_processes=2, process_index=rank, local_process_index=rank)
+    machine = machine_of(accelerator)
+    tokenised = []
+    make_rows.in_order = lambda *given: tokenised.append(1) or in_order(*given)  # type: ignore[assignment]
+    try:
+        data, held_out = load(
+            train_file=str(folder / name),
+            validation_file=str(folder / "t.jsonl"),
+            run_folder=folder / "run",
+            machine=machine,
+        )
+    except InvalidArgument as error:
+        return str(error), len(tokenised)
+    assert held_out is not None
+    return data.fingerprint() + held_out.fingerprint(), len(tokenised)
+
+
+def test_two_ranks_of_a_machine_share_what_one_makes(tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "t.jsonl", pair("yes"), pair("no"))
+    write_jsonl(tmp_path / "b.jsonl", pair("yes"), {"instruction": "x"})
+    alone, _ = load(train_file=train)
+    assert run_processes(2, _load_on, tmp_path, "t.jsonl") == [
+        (alone.fingerprint() * 2, 2),
+        (alone.fingerprint() * 2, 0),
+    ]
+    (one, _), (other, worked) = run_processes(2, _load_on, tmp_path, "b.jsonl")
+    assert one == other
+    assert "row 2 (counted from 1): answer is missing" in one
+    assert not worked
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_shipped_example_file_loads() -> None:

@@ -6,11 +6,12 @@ import gzip
 import json
 import tracemalloc
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
 from dptune._validate import InvalidArgument
-from utils.data.pubmed import DayRange, load_abstracts, load_validation_abstracts
+from utils.data.pubmed import DayRange, abstract_files, stream_abstracts
 
 WEEK = DayRange.parse()
 HEAD = (
@@ -18,6 +19,11 @@ HEAD = (
     '2023//EN" "https://dtd.nlm.nih.gov/ncbi/pubmed/out/pubmed_230101.dtd">\n<PubmedArticleSet>\n'
 )
 TAIL = "</PubmedArticleSet>\n"
+
+
+def load_abstracts(folder: Path, days: DayRange, *, held_out: bool = False) -> list[str]:
+    with TemporaryFile() as texts:
+        return list(stream_abstracts(folder, days, texts, held_out=held_out))
 
 
 def days(**by_status: str) -> str:
@@ -175,7 +181,7 @@ def test_jsonl_rows_count_once_per_paper_and_by_date(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "b.jsonl", {"abstract": "second version", "pmid": "5"}, {"abstract": "no date "})
     write_jsonl(tmp_path / "validation.jsonl", {"abstract": "held out"})
     assert sorted(load_abstracts(tmp_path, WEEK)) == ["in range", "no date", "null date", "second version"]
-    assert load_validation_abstracts(tmp_path, WEEK) == ["held out"]
+    assert load_abstracts(tmp_path, WEEK, held_out=True) == ["held out"]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +205,7 @@ def test_an_empty_folder_says_what_to_put_where(tmp_path: Path) -> None:
             load_abstracts(folder, WEEK)
         for told in (str(folder), "pubmed*.xml.gz", "updatefiles", "2023-08-01 to 2023-08-07", '{"abstract": "..."}'):
             assert told in str(caught.value)
-        assert load_validation_abstracts(folder, WEEK) is None
+        assert abstract_files(folder, held_out=True) == []
 
 
 def test_both_kinds_and_no_paper_in_range_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -14,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_tokenizer
-from utils.data.records import Record, load_records, load_texts
+from utils.data.records import Record, RowRecords, load_texts
+from utils.data.sources import FileRows, numbered
 
 ROWS = [{"instruction": "Add 2, 3.", "answer": "NA"}, {"instruction": 'Say "é"\nnow ', "answer": ""}]
 EXPECTED = [Record("Add 2, 3.\nNA", ((10, 12),)), Record('Say "é"\nnow ', ((12, 12),))]
@@ -34,7 +36,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def load(path: Path, tokenizer: PreTrainedTokenizerFast, style: str = "plain", split: str = "train") -> list[Record]:
-    return load_records(path, flag="--train_file", prompt_style=style, tokenizer=tokenizer, split=split)
+    """The record of each row, made as for training."""
+    rows = numbered(FileRows([path], "--train_file", split))
+    place, row = next(rows)
+    make = RowRecords(row, place, prompt_style=style, tokenizer=tokenizer)
+    return [make(one, where) for where, one in chain([(place, row)], rows)]
 
 
 def write(path: Path, content: object) -> Path:

@@ -73,6 +73,34 @@ def test_a_resumed_job_has_the_date_and_so_the_data_that_it_began_with(
     assert json.loads((tmp_path / "out" / "run_config.json").read_text())["template_date"] == "2026-01-31"
 
 
+def test_a_data_cache_is_made_by_a_run_and_read_by_dry_runs_too(
+    job: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, reused = tmp_path / "cache", "made by an earlier run"
+    job(data_cache=cache, dry_run=True)
+    assert not cache.exists()
+    first = job(data_cache=cache)
+    assert reused not in capsys.readouterr().out
+    for dry_run in (None, True):
+        again = job(data_cache=cache, dry_run=dry_run)
+        assert reused in capsys.readouterr().out
+        assert again.identity == first.identity
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InvalidArgument, match=r"--data_cache=.*made with another --block_size"):
+        job(data_cache=cache, block_size=32)
+
+
+def test_files_are_recorded_as_in_the_command_line(job: Any, tmp_path: Path) -> None:
+    """One file as text, as older runs recorded it, which are compared when they resume."""
+    assert job().config["train_file"] == str(tmp_path / "rows.jsonl")
+    (tmp_path / "shards").mkdir()
+    shutil.copy(tmp_path / "rows.jsonl", tmp_path / "shards" / "1.jsonl")
+    planned = job(train_file=tmp_path / "shards", validation_file=tmp_path / "*.jsonl")
+    assert planned.config["train_file"] == str(tmp_path / "shards")
+    assert planned.config["validation_file"] == str(tmp_path / "*.jsonl")
+    assert len(planned.train) == len(planned.held_out) == 40
+
+
 @pytest.mark.parametrize("rows", ["train", "held out"])
 def test_a_token_without_an_embedding_is_named_before_the_model_is_loaded(
     rows: str, job: Any, tiny_model_dir: Path, tmp_path: Path

@@ -12,7 +12,7 @@ from utils.training.data_arguments import DataArguments
 @pytest.mark.parametrize("style", PROMPT_STYLES)
 def test_each_prompt_style_is_taken(style: str) -> None:
     (data,) = parse(DataArguments, args=["--train_file", "rows.jsonl", "--prompt_style", style, "--block_size", "48"])
-    assert data == DataArguments(train_file="rows.jsonl", prompt_style=style, block_size=48)
+    assert data == DataArguments(train_file=["rows.jsonl"], prompt_style=style, block_size=48)
 
 
 def test_another_prompt_style_is_refused_with_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
