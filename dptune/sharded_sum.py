@@ -169,7 +169,7 @@ class ShardedSum:
         return total
 
     def _send(self, parcel: _Parcel, parts: dict[str, Tensor]) -> None:
-        """Add all ranks' sums of this rank's rows to its shards, in float64 and in rank order."""
+        """Add all ranks' sums of this rank's rows to its shards, in float64."""
         sent, own = parcel.packed(parts), parcel.of_rank(self._rank)
         parts.clear()
         received = sent
@@ -177,10 +177,12 @@ class ShardedSum:
             received = sent.new_empty(self._ranks * own)
             sizes = [parcel.of_rank(rank) for rank in range(self._ranks)]
             dist.all_to_all_single(received, sent, [own] * self._ranks, sizes, group=self._mesh.get_group())
-        total = received.new_zeros(own, dtype=torch.float64)
-        for share in received.view(self._ranks, own):
+        shares = received.view(self._ranks, own)
+        if self._kept_on != received.device:  # one copy there, instead of one for each rank
+            shares = shares.sum(0, keepdim=True, dtype=torch.float64).to(self._kept_on)
+        total = present(self._sum_S, "sum that has begun")[parcel.place]
+        for share in shares:
             total += share
-        present(self._sum_S, "sum that has begun")[parcel.place] += total.to(self._kept_on)
 
     def _parcels_of(self, shards: Mapping[str, DTensor]) -> Iterator[_Parcel]:
         start = 0
