@@ -64,7 +64,7 @@ TRAINER_PRIVACY = "tests/dptune/integrations/test_trainer_privacy.py"
 TRAINER_RESUME = "tests/dptune/integrations/test_resume.py"
 ON_DEVICE, PROGRAMS = "tests/pretend/test_steps.py", "tests/pretend/test_programs.py"
 OPERATIONS = "tests/pretend/test_operations.py"
-SHARDED = "tests/test_sharded_training.py"
+SHARDED = "tests/dptune/test_sharded_sum.py"
 BATCHES, LOOP = "tests/dptune/units/test_batches.py", "tests/utils/training/test_loop.py"
 
 _ADD_NOISE, _DIVIDE = "        self._add_noise(noisy)\n", "        total /= self.config.divisor\n"

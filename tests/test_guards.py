@@ -72,7 +72,7 @@ VOTES = "import numpy as np\nfrom dptune.histogram import votes\nvotes(np.array(
     [
         (NOISE, "noise"),
         (RANKS, "gather"),
-        (SHARDS, "frozen bytes"),
+        (SHARDS, "bytes of weights"),
         (STATE, "state"),
         (LINES, "one line"),
         (VOTES, "units"),

@@ -94,7 +94,7 @@ def test_the_engine_imports_only_what_it_declares() -> None:
 def test_the_scripts_import_only_what_is_pinned() -> None:
     declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in pins()}
     programs = [*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py"), *ROOT.glob("scripts/**/*.py")]
-    optional = {"sentence_transformers", "faiss"}  # extras, which users request by name
+    optional = {"sentence_transformers", "faiss", "bitsandbytes"}  # extras, which users request by name
     assert {name for path in programs for name in third_party(path)} <= declared | optional
 
 

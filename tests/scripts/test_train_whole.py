@@ -178,13 +178,11 @@ def test_a_mistake_is_one_line_with_the_flag(
     assert not (tmp_path / "out").exists()
 
 
-def test_sharded_or_half_precision_weights_are_refused(base: Path) -> None:
+def test_half_precision_weights_are_refused(base: Path) -> None:
     from utils.models.trainable import prepare_trainable
     from utils.training.lora_arguments import LoraArguments
 
     model, whole = AutoModelForCausalLM.from_pretrained(base), LoraArguments(trainable=["all"])
-    with pytest.raises(InvalidArgument, match="only frozen weights can be sharded"):
-        prepare_trainable(model, whole, sharded=True)
     with pytest.raises(InvalidArgument, match="set mixed_precision to bf16 or no"):
         prepare_trainable(model, whole, dtype=torch.float16)
 
