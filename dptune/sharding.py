@@ -261,7 +261,7 @@ def _read(stored: Any, like: Tensor, device: torch.device, name: str) -> Tensor:
     return from_rows(part.clone() if part.device.type == "cpu" else part, like)
 
 
-def read_rows(
+def read_own_rows(
     files: Mapping[str, Path], name: str, like: DTensor, *, shape: tuple[int, ...], prefix: str = ""
 ) -> Tensor:
     """This rank's rows of a stored weight, as they are stored, on the CPU.

@@ -21,7 +21,7 @@ from utils.data.prompts import PUBMED_PROMPT, ChatTemplateError, format_prompt
 from utils.data.records import RecordMaker, RowRecords
 from utils.data.row_arrays import ArrayWriter, NameFile, Stored
 from utils.data.row_folder import HELD_OUT, TRAIN, Splits
-from utils.data.sources import AbstractRows, Source, numbered
+from utils.data.sources import AbstractRows, RowSource, numbered
 from utils.data.template_date import TEMPLATE_DATE, told_date
 from utils.data.workers import in_order, num_processors
 from utils.files.cells import Place, author_of
@@ -34,7 +34,7 @@ _FORMAT = 1  # of the arrays; another number where a new version of this project
 _MOST_WORKERS = 16  # more of them would wait for the process that reads
 _QUIET = 2.0  # seconds of work after which progress is shown
 
-Sources = dict[str, Source]  # name of a data set -> its rows
+Sources = dict[str, RowSource]  # name of a data set -> its rows
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class RowSettings:
         made = {name: self._write_one(name, source, encoder, folder) for name, source in sources.items()}
         return {name: stored for name, stored in made.items() if stored.examples}
 
-    def _write_one(self, name: str, source: Source, encoder: Encoder, folder: Path) -> Stored:
+    def _write_one(self, name: str, source: RowSource, encoder: Encoder, folder: Path) -> Stored:
         """Write the arrays of one source."""
         column = self.unit.column if name == TRAIN else None
         keep, authors = None, None
@@ -104,7 +104,7 @@ class RowSettings:
                 names.remove()
             return writer.stored(authors)
 
-    def _chosen(self, source: Source, column: str, folder: Path) -> tuple[np.ndarray, Authors]:
+    def _chosen(self, source: RowSource, column: str, folder: Path) -> tuple[np.ndarray, Authors]:
         """(which rows stay, bool [rows]; who wrote those), from a first reading of the authors alone."""
         names = NameFile(folder / f"{TRAIN}.names")
         for place, row in _shown(numbered(source, column), "authors"):
@@ -115,7 +115,7 @@ class RowSettings:
         return chosen
 
     def _encoded(
-        self, name: str, source: Source, encoder: Encoder, column: str | None, keep: np.ndarray | None
+        self, name: str, source: RowSource, encoder: Encoder, column: str | None, keep: np.ndarray | None
     ) -> Iterator[tuple[Encoded, list[str | None]]]:
         """The tokens of all rows of a source in order, and their authors."""
         rows = numbered(source, column)
@@ -127,7 +127,7 @@ class RowSettings:
         chunks = chunked(_shown(chain([first], rows), f"{name} rows"), keep)
         yield from in_order(chunks, EncodeRows(make, encoder, self.day), min(num_processors(), _MOST_WORKERS))
 
-    def _maker(self, source: Source, place: Place, first: Row, *, training: bool) -> MakeRecord:
+    def _maker(self, source: RowSource, place: Place, first: Row, *, training: bool) -> MakeRecord:
         """What makes the records of a source, decided by its first row."""
         if not isinstance(source, AbstractRows):
             return RowRecords(

@@ -17,7 +17,7 @@ from utils.files.tables import Row, show_columns, stream_rows
 Part = tuple[str, Callable[[], Iterator[Row]]]  # (its name for errors, what reads its rows from the start)
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """The rows of a training set or of a validation set."""
 
     @property
@@ -95,7 +95,7 @@ class AbstractRows:
         return [str(self.days), *file_states(abstract_files(self.folder, held_out=self.held_out))]
 
 
-def numbered(source: Source, author_column: str | None = None) -> Iterator[tuple[Place, Row]]:
+def numbered(source: RowSource, author_column: str | None = None) -> Iterator[tuple[Place, Row]]:
     """Every row of a source with its place.
 
     Args:

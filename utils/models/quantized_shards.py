@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from dptune._validate import refuse
-from dptune.sharding import from_rows, read_rows
+from dptune.sharding import from_rows, read_own_rows
 from utils.models.quantization import quantized_loading
 
 BLOCK = 64  # numbers of 4 bits that share a scale
@@ -126,7 +126,7 @@ _KINDS: dict[type, type[ShardedLinear]] = {
 
 
 def quantize_skeleton(model: Any, bits: int, dtype: torch.dtype) -> None:
-    """Put sharded layers in the place of those linear layers that transformers would quantise.
+    """Replace each linear layer that transformers would quantise by one whose packed weight can be sharded.
 
     Args:
         model: the model on the meta device; changed in place.
@@ -162,7 +162,7 @@ def load_packed(model: nn.Module, files: Mapping[str, Path], *, device: torch.de
     for name, layer in _layers(model).items():
         shape = (layer.out_features, layer.in_features)
         like, scales_like = cast("tuple[DTensor, DTensor]", (layer.weight, layer.scales))
-        rows = read_rows(files, f"{name}.weight", like, shape=shape, prefix=prefix)
+        rows = read_own_rows(files, f"{name}.weight", like, shape=shape, prefix=prefix)
         packed, scales = quantized_rows(layer, rows.to(device, layer.weight_dtype))
         layer.weight = nn.Parameter(from_rows(packed, like), requires_grad=False)
         layer.scales = nn.Parameter(from_rows(scales, scales_like), requires_grad=False)

@@ -42,7 +42,7 @@ from utils.training.micro_batches import refuse_too_large
 _MOMENTS = 2  # of Adam
 
 
-class Size(NamedTuple):
+class PassSize(NamedTuple):
     """The size of a micro-batch: `items` of `rows_per_item` rows each, padded to `width` tokens."""
 
     items: int
@@ -109,18 +109,18 @@ class Rehearsal:
 
     def _first_pass(self, step: PrivateStep | PlainStep, shapes: Shapes) -> None:
         """Learn the gathers of a pass from the smallest one."""
-        smallest = Size(1, 1, int(shapes.widths[0]))
+        smallest = PassSize(1, 1, int(shapes.widths[0]))
         if not self._fits_here(step, smallest):
             refuse_too_large(1, smallest.width, authors=False)
 
-    def _first_that_fails(self, step: PrivateStep | PlainStep, shapes: Shapes) -> Size | None:
+    def _first_that_fails(self, step: PrivateStep | PlainStep, shapes: Shapes) -> PassSize | None:
         """The first of the largest sizes that does not fit on some rank; the same on every rank."""
         for size in largest_sizes(shapes, self.rows_per_item):
             if not all(gather_object([self._fits_here(step, size)])):
                 return size
         return None
 
-    def _fits_here(self, step: PrivateStep | PlainStep, size: Size) -> bool:
+    def _fits_here(self, step: PrivateStep | PlainStep, size: PassSize) -> bool:
         device = self.accelerator.device
 
         def run() -> bool:
@@ -138,7 +138,7 @@ class Rehearsal:
             )
         return False
 
-    def _tokens(self, size: Size) -> Tensor:
+    def _tokens(self, size: PassSize) -> Tensor:
         """Random tokens [rows, T], each of which is learned."""
         vocab_size = self.model.config.get_text_config().vocab_size
         rows = [RandomRow(size.width, number).tokens(vocab_size) for number in range(size.rows)]
@@ -164,7 +164,7 @@ class Rehearsal:
         del moments
 
 
-def largest_sizes(shapes: Shapes, rows_per_item: int = 1) -> list[Size]:
+def largest_sizes(shapes: Shapes, rows_per_item: int = 1) -> list[PassSize]:
     """The sizes of which one needs most memory, those with the most tokens first.
 
     Activations grow with the tokens, per-example gradients with the rows, attention scores with rows x width^2. So
@@ -175,7 +175,7 @@ def largest_sizes(shapes: Shapes, rows_per_item: int = 1) -> list[Size]:
         rows_per_item: the largest number of rows per item; items may have fewer.
     """
     powers = {min(2**power, rows_per_item) for power in range(rows_per_item.bit_length() + 1)}
-    sizes = [Size(shapes.shape(int(width), k).items, k, int(width)) for k in powers for width in shapes.widths]
+    sizes = [PassSize(shapes.shape(int(width), k).items, k, int(width)) for k in powers for width in shapes.widths]
     largest = {
         max(sizes, key=lambda size: (size.tokens, size.width, size.rows_per_item)),
         max(sizes, key=lambda size: (size.rows, size.tokens, size.rows_per_item)),
@@ -184,7 +184,7 @@ def largest_sizes(shapes: Shapes, rows_per_item: int = 1) -> list[Size]:
     return sorted(largest, key=lambda size: (-size.tokens, -size.width))
 
 
-def _settled(size: Size, *, cut: bool) -> str:
+def _settled(size: PassSize, *, cut: bool) -> str:
     more = "; more did not, as was asked for" if cut else ""
     return f"tokens at a time       {size.tokens:,} ({size.rows} x {size.width}) fit in memory{more}"
 

@@ -19,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 import dptune.sharding
 from dptune import CausalLMLoss, InvalidArgument, Ledger, PrivateStep, add_lora, deal
 from dptune.sharding import weight_bytes
+from tests.dptune.test_sharding import CASES as CASES_OF_SHARDS
 from tests.examples import padded, random_examples, randomise_adapters
 from tests.private_sum import NoNoise, config_for, private_sum
 from tests.processes import run_processes
@@ -73,13 +74,7 @@ def logits_and_bytes(
 
 
 CASES: dict[str, tuple[int, dict[str, Any], torch.dtype, dict[str, bool]]] = {
-    "one file": (2, {}, torch.float32, {}),
-    "many files": (2, {"shard_size": "20KB"}, torch.float32, {}),
-    "tied": (2, {"tie": True}, torch.float32, {}),
-    "offloaded": (2, {}, torch.float32, {"cpu_offload": True}),
-    "kept after forward": (2, {}, torch.float32, {"reshard_after_forward": False}),
-    "bf16": (2, {}, torch.bfloat16, {}),
-    "fp16, three ranks that divide nothing": (3, {}, torch.float16, {}),
+    **CASES_OF_SHARDS,
     "biases": (2, {"kind": "opt"}, torch.float32, {}),
     "biases in bf16": (2, {"kind": "opt"}, torch.bfloat16, {}),
 }

@@ -25,7 +25,7 @@ from tests.utils.training.test_micro_batches import ERRORS, Memory, adapted
 from utils.cli.launch import make_accelerator
 from utils.training import causal_lm
 from utils.training.in_step import Gathers
-from utils.training.rehearsal import Rehearsal, Size, is_worthwhile, largest_sizes
+from utils.training.rehearsal import PassSize, Rehearsal, is_worthwhile, largest_sizes
 
 __all__ = ["train_file"]  # a fixture
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def test_an_authors_rows_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     backward = Rehearsal._fits_here
     monkeypatch.setattr(Rehearsal, "_fits_here", lambda *args: seen.append(args[-1]) or backward(*args))
     a_rehearsal(model, rows_per_item=4).settle(SHAPES)
-    assert Size(2, 4, BLOCK) in seen
+    assert PassSize(2, 4, BLOCK) in seen
 
 
 def test_another_error_passes_through() -> None:
@@ -143,7 +143,7 @@ def test_nothing_is_left_of_it(limit: int, private: bool, tmp_path: Path, monkey
 def test_its_step_can_release_nothing() -> None:
     rehearsal = a_rehearsal(adapted())
     with rehearsal._step() as step:
-        assert rehearsal._fits_here(step, Size(2, 1, 8))
+        assert rehearsal._fits_here(step, PassSize(2, 1, 8))
         with pytest.raises(RuntimeError, match="a rehearsal releases nothing"):
             step.finish()
 
