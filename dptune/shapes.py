@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,16 +22,14 @@ from dptune._validate import require_count, require_positive
 
 _NARROWEST = 8  # tokens
 _EVEN = 2  # widths are even: with odd ones, float32 kernels of a CPU rounded a row by its place in the micro-batch
-_WIDE = 64  # tokens, from which on a pass takes longer by its tokens than by being one more pass
-_STEPS, _WIDE_STEPS = 4, 16  # widths per doubling up to `_WIDE` and from there on: a row has 6% or 1.5% padding
+_WIDE = 64  # tokens; lengths of narrower rows are taken to lie within three doublings, those of wider ones within four
+_DOUBLINGS, _WIDE_DOUBLINGS = 3, 4
+_PER_DOUBLING = (0.25, 0.5, 1, 2, 4, 8, 16)  # widths per doubling that there may be: a row has 1.5% padding with 16
+_NEARLY = 1.03  # of the shortest time: little enough for the padding that more widths save
+_NARROW_PER_DOUBLING = 4  # at most, up to `_WIDE`
 _NARROW_ROWS = 4  # a narrow micro-batch has at most so many times the rows of the widest: each needs its own gradient
-# The fixed time of a forward pass, as the number of tokens that take as long: 52 (SmolLM2-135M with LoRA, 2 CPU cores).
-# Fewer rows per micro-batch make more passes. More rows make more to fill up in the last micro-batch of each width. If
-# the draw's lengths fill W widths, the least time is at sqrt(2 * overhead * drawn / (W * width)) rows. Narrow rows are
-# taken to fill two doublings or 8 widths, and wide ones four doublings or 64.
-_OVERHEAD = 52
+_OVERHEAD = 52  # tokens: SmolLM2-135M with LoRA on 2 CPU cores
 _CLASS_BITS = 16
-_FILLED, _WIDE_FILLED = 8, 64
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,11 @@ class Shapes:
         drawn: expected number of items per step and rank. With more of them, micro-batches have more rows.
         most_rows: maximum rows per micro-batch; by default four times those of the widest.
         masked: whether the model may be given attention masks.
+        overhead: the fixed time of one forward and backward pass, as the number of tokens that take as long. With more
+            of it, micro-batches have more rows and there are fewer widths. See `pass_overhead`.
 
     Raises:
-        InvalidArgument: a value below 1, or `drawn` not above 0.
+        InvalidArgument: a value below 1, or `drawn` or `overhead` not above 0.
     """
 
     longest: int
@@ -70,23 +71,46 @@ class Shapes:
     drawn: float = 1.0
     most_rows: int | None = None
     masked: bool = True
+    overhead: float = _OVERHEAD
 
     def __post_init__(self) -> None:
         require_count("longest", self.longest)
         require_count("token_budget", self.token_budget)
         require_positive("drawn", self.drawn)
+        require_positive("overhead", self.overhead)
         if self.most_rows is not None:
             require_count("most_rows", self.most_rows)
 
     @cached_property
     def widths(self) -> np.ndarray:
-        """All widths, ascending, int64; the last one is `longest`."""
+        """All widths, ascending, int64; the last one is `longest`.
+
+        More widths leave less padding and make more micro-batches. There are as many as can be with steps that take
+        nearly the shortest time.
+        """
+        choices = [self._widths(per_doubling) for per_doubling in _PER_DOUBLING]
+        times = [self._tokens_of_step(widths) for widths in choices]
+        best = max(place for place, time in enumerate(times) if time <= _NEARLY * min(times))
+        return np.array(choices[best], dtype=np.int64)
+
+    def _widths(self, per_doubling: float) -> list[int]:
         widths = [min(_NARROWEST, self.longest)]
         while widths[-1] < self.longest:
-            steps = _STEPS if widths[-1] < _WIDE else _WIDE_STEPS
-            step = max(_EVEN, 2 ** (widths[-1].bit_length() - 1) // steps)
+            own = min(per_doubling, _NARROW_PER_DOUBLING) if widths[-1] < _WIDE else per_doubling
+            power = 2 ** (widths[-1].bit_length() - 1)
+            step = max(_EVEN, int(power / own)) if own >= 1 else int(widths[-1] * (2 ** (1 / own) - 1))
             widths.append(min(widths[-1] + step, self.longest))
-        return np.array(widths, dtype=np.int64)
+        return widths
+
+    def _tokens_of_step(self, widths: list[int]) -> float:
+        """The time of a step in tokens, passes included, if lengths are spread evenly over the last doublings."""
+        total = 0.0
+        for narrower, width in pairwise([widths[0] / 2, *widths]):
+            drawn = self._drawn_of(narrower, width)
+            rows = self._items(width, drawn)
+            if width > self.longest / 2**_WIDE_DOUBLINGS:
+                total += _passes(drawn, rows) * (self.overhead + rows * width)
+        return total
 
     def width_of(self, tokens: np.ndarray) -> np.ndarray:
         """The width of rows with so many tokens, int64.
@@ -121,12 +145,27 @@ class Shapes:
             virtual_tokens: tokens that the model puts before each row; they count in the budget.
         """
         tokens = rows_per_item * (width + virtual_tokens)
-        filled = _FILLED if width <= _WIDE else _WIDE_FILLED
-        wanted = int(math.sqrt(2 * _OVERHEAD * self.drawn / (filled * tokens)))
+        place = int(np.searchsorted(self.widths, width))
+        narrower = float(self.widths[place - 1]) if place else width / 2
+        return Shape(self._items(tokens, self._drawn_of(narrower, width), rows_per_item), width)
+
+    def _drawn_of(self, narrower: float, width: float) -> float:
+        """The number of items that a step is taken to draw of this width."""
+        doublings = _DOUBLINGS if width <= _WIDE else _WIDE_DOUBLINGS
+        return self.drawn * min(1.0, math.log2(width / narrower) / doublings)
+
+    def _items(self, tokens: int, drawn: float, rows_per_item: int = 1) -> int:
+        """Items per micro-batch, if each has so many tokens and a step draws so many of this width.
+
+        Fewer make more passes. More make more to fill up in the last micro-batch of a step, on average half of one.
+        So the least time is at sqrt(2 overhead drawn / tokens), and not above nearly all that a step draws.
+        """
+        best = math.sqrt(self.overhead * max(0.0, 2 * drawn - 1) / tokens)
+        wanted = int(min(best, drawn + 2 * math.sqrt(drawn) + 1))
         most = _NARROW_ROWS * max(1, self.token_budget // self.longest)
         if self.most_rows is not None:
             most = min(most, self.most_rows // rows_per_item)
-        return Shape(max(1, min(self.token_budget // tokens, wanted, most)), width)
+        return max(1, min(self.token_budget // tokens, wanted, most))
 
     def sizes(self, rows_per_item: int = 1) -> set[tuple[int, int]]:
         """(rows, padded tokens) of the micro-batches of all shapes.
@@ -137,6 +176,12 @@ class Shapes:
         powers = {min(2**power, rows_per_item) for power in range(rows_per_item.bit_length() + 1)}
         rows = [(k * self.shape(int(width), k).items, int(width)) for k in powers for width in self.widths]
         return {(count, count * width) for count, width in rows}
+
+
+def _passes(drawn: float, rows: int) -> float:
+    """Nearly the expected number of micro-batches of `rows` items, if the number of items is Poisson distributed."""
+    filled = drawn / rows + (1 - 1 / rows) / 2  # the last one is half full on average
+    return max(1 - math.exp(-drawn), min(drawn, filled))
 
 
 def deal_in_shapes(

@@ -47,6 +47,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     (
         "dptune.flat",
         "dptune.fed_items",
+        "dptune.pass_overhead",
         "dptune.sharded_sum",
         "dptune.step_sums",
         "dptune.step",

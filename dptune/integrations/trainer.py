@@ -24,7 +24,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from dptune._validate import refuse, renamed, require_count
 from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.devices import can_pin
+from dptune.devices import can_pin, computes_apart
 from dptune.integrations.arguments import updates_identity
 from dptune.integrations.checks import refuse_sharded_training, refuse_unsafe_arguments
 from dptune.integrations.draws import (
@@ -46,6 +46,7 @@ from dptune.integrations.state import read_privacy_state, save_privacy_state
 from dptune.integrations.values import require_known_values
 from dptune.integrations.vocabulary import Vocabulary
 from dptune.optimizers import DPAdam
+from dptune.pass_overhead import pass_overhead
 from dptune.report.card import Artifact
 from dptune.report.publish import publish
 from dptune.run.lock import FolderLock
@@ -281,7 +282,8 @@ class DPTrainer(transformers.Trainer):
         make = make_of_first(self.train_dataset)
         longest = longest_of(self.model, make, self._max_length)
         drawn = self.plan.expected_batch_size / self.args.world_size
-        shapes = Shapes(longest, at_once * longest, drawn, most_rows=at_once)
+        overhead = pass_overhead(self.model, accelerator=computes_apart(self.args.device))
+        shapes = Shapes(longest, at_once * longest, drawn, most_rows=at_once, overhead=overhead)
         return FilledBatches(collate, make, Vocabulary.of(self.model), shapes, int(self._rows_per_unit.max()))
 
     @property

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from dptune._validate import refuse
 from dptune.accounting import planned_steps
+from dptune.devices import computes_apart
 from dptune.integrations.peft import class_logits
+from dptune.pass_overhead import pass_overhead
 from dptune.report.card import Artifact
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
@@ -312,7 +314,12 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, settings.token_budget))
         micro_batches = MicroBatches(
             task.train,
-            Shapes(settings.checkpoint.max_length, budget, plan.expected_batch_size / accelerator.num_processes),
+            Shapes(
+                settings.checkpoint.max_length,
+                budget,
+                plan.expected_batch_size / accelerator.num_processes,
+                overhead=pass_overhead(trained.model, accelerator=computes_apart(accelerator.device)),
+            ),
             tokenizer.pad_token_id,
             accelerator,
             virtual_tokens=settings.virtual_tokens,

@@ -48,6 +48,7 @@ class MemorySettings:
         reshard: whether a layer's gathered weights are dropped between forward and backward pass.
         bits: bits per frozen weight in the decoder layers' linear layers: 4, 8, or 16 for `dtype`.
         drawn: expected number of items (examples or authors) per step and process.
+        overhead: see `dptune.shapes.Shapes`.
         rows_per_item: maximum number of examples that are clipped as one.
         chunk_tokens: tokens whose logits `dptune.losses` computes at a time; 64 on a CPU.
 
@@ -65,6 +66,7 @@ class MemorySettings:
     reshard: bool = True
     bits: int = 16
     drawn: float = 1.0
+    overhead: float = Shapes.overhead
     rows_per_item: int = 1
     chunk_tokens: int = 512
 
@@ -79,7 +81,7 @@ class MemorySettings:
     @property
     def micro_batches(self) -> set[tuple[int, int]]:
         """(examples, padded tokens) of every forward pass there can be."""
-        return Shapes(self.block_size, self.token_budget, self.drawn).sizes(self.rows_per_item)
+        return Shapes(self.block_size, self.token_budget, self.drawn, overhead=self.overhead).sizes(self.rows_per_item)
 
 
 class Needs(Protocol):

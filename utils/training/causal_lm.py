@@ -13,8 +13,10 @@ from accelerate.utils import gather_object, set_seed
 from dptune._validate import refuse
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.clipping import layers_of
+from dptune.devices import computes_apart
 from dptune.lora import trainable_parameters
 from dptune.losses import CausalLMLoss
+from dptune.pass_overhead import pass_overhead
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
 from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.lock import LOCK_NAME
@@ -123,6 +125,9 @@ class CausalLMJob:
             self.token_budget,
             self.plan.expected_batch_size / accelerator.num_processes,
             masked=False,  # causal attention needs no mask for padding on the right
+            overhead=pass_overhead(
+                task.model, accelerator=computes_apart(accelerator.device), sharded=is_sharded(task.model)
+            ),
         )
         if not is_worthwhile(accelerator.device, gathers):
             return shapes
@@ -293,6 +298,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         reshard=sharding is None or sharding.reshard_after_forward,
         bits=bits,
         drawn=plan.expected_batch_size / accelerator.num_processes,
+        overhead=pass_overhead(skeleton, accelerator=computes_apart(accelerator.device), sharded=sharding is not None),
         rows_per_item=unit.rows_at_once,
     )
     accelerator.print(*describe_model(skeleton, needed, device_memory(accelerator.device)), sep="\n")
