@@ -23,14 +23,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import lengths
-from benchmarks.allocations import allocated, private_step
+from benchmarks.allocations import Allocated, allocated, private_step
 from benchmarks.contenders import adamw
 from benchmarks.models import TARGETS
 from dptune import CausalLMLoss, add_lora, trainable_parameters
 from dptune._validate import present
 from dptune.ranks import bytes_sent
 from dptune.shapes import Shape, Shapes, deal_in_shapes
-from dptune.sharding import ShardedBytes, weight_bytes
+from dptune.sharding import ShardedBytes, local_part, weight_bytes
 from utils.cli.launch import Sharding
 from utils.models.loading import checkpoint_activations
 from utils.models.memory import MemorySettings, micro_batch_needs
@@ -39,6 +39,7 @@ from utils.models.sizes import model_sizes
 from utils.models.whole_memory import bytes_sent_whole, whole_needs, whole_sizes
 
 CPU = torch.device("cpu")
+_MEASURED = 3  # steps
 _LARGE = 1e6  # expected rows per step of a large logical batch, whose micro-batches fill the token budget
 _SECONDS = 600.0
 _GRACE = 5.0  # seconds for the other processes to end after the first
@@ -123,19 +124,23 @@ def _work(job: Job, rank: int, folder: Path) -> None:
 
 
 def measure_rank(job: Job, rank: int, folder: Path) -> RankMemory:
-    """Load the model, take two steps, and measure the second, when the optimizer's state exists."""
-    model, loading = allocated(lambda: _load(job, folder / "model"))
-    run, making = allocated(lambda: _Run(job, rank, model, folder))
+    """Load the model, take a step that makes the optimizer's state, and measure later ones.
+
+    The profiler does not see what threads of the communication free. So what is held between steps is counted, and the
+    smallest peak of several steps is taken.
+    """
+    model = _load(job, folder / "model")
+    run = _Run(job, rank, model, folder)
     with run.private:
-        _, first = allocated(run.step)
-        _, second = allocated(run.step)
-    peak = loading.left + making.left + first.left + second.peak
+        run.step()
+        steps = [run.measured_step() for _ in range(_MEASURED)]
     needs, sent = _predicted(job, model)
+    exchanged = steps[0].exchanged * (job.processes - 1) // job.processes
     return RankMemory(
         held=_held(job, model),
-        peak=peak,
+        peak=run.held() + min(one.peak for one in steps),
         predicted_peak=needs,
-        sent=second.shares * (job.processes - 1) + second.exchanged * (job.processes - 1) // job.processes,
+        sent=steps[0].shares * (job.processes - 1) + exchanged,
         predicted_sent=sent,
     )
 
@@ -144,12 +149,23 @@ class _Run:
     """The adapters' optimizer, and steps over one draw."""
 
     def __init__(self, job: Job, rank: int, model: Any, folder: Path) -> None:
-        self._losses = CausalLMLoss(model)
+        self._model, self._losses = model, CausalLMLoss(model)
         self._optimizer = adamw(trainable_parameters(model))  # before the private step, which freezes them
         self._shapes = [shape if len(shares[rank]) else Shape(1, shape.width) for shape, shares in _dealt(job)]
         ranks = {"gather": _gather, "rank": rank, "world_size": job.processes}
         self.private = private_step(model, folder, **ranks)
         self._vocabulary = job.shape["vocab_size"]
+
+    def held(self) -> int:
+        """Bytes of weights and moments on this rank, without the last gradient, which a step drops as it begins."""
+        moments = [value for state in self._optimizer.state.values() for value in state.values()]
+        tensors = [*self._model.parameters(), *filter(torch.is_tensor, moments)]
+        return sum(local_part(tensor).untyped_storage().nbytes() for tensor in tensors)
+
+    def measured_step(self) -> Allocated:
+        """What a step allocates, once the last gradient is gone."""
+        self._optimizer.zero_grad()
+        return allocated(self.step)[1]
 
     def step(self) -> None:
         for shape in self._shapes:
