@@ -41,6 +41,7 @@ def report_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "privacy_report.json").read_text())
 
 
+@pytest.mark.usefixtures("with_plots")
 def test_a_group_size_is_in_ledger_report_and_epsilon(tmp_path: Path) -> None:
     unit = ItemUnit("one household (up to 3 items)", group_size=3)
     trainer = dp_trainer(tmp_path, privacy=privacy_arguments(noise_multiplier=4.0, **SECRET), privacy_unit=unit)
