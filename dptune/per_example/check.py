@@ -11,7 +11,8 @@ Every front door checks with `require_separate_rows`, on random rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def _compared_with_autograd(
 ) -> dict[bool, Tensor]:
     """See `require_exact_gradients`. Returns {training mode: losses of the whole batch} under fixed randomness."""
     fixed = FixedValues(model, every)
-    with in_mode(model, training=False):
+    with _evaluating(model):
         with PerExampleGradients(model) as recorder:
             norms, sums, each = _recorded(recorder, losses(*batch), examples)
             require_reached(recorder.parameters, norms)
@@ -163,8 +164,28 @@ def _losses_in_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequ
 
     Those of evaluation mode have gradients, which one of them needs: without them, kernels may be others.
     """
-    with in_mode(model, training=training), torch.set_grad_enabled(not training), fixed_randomness(_device(model)):
+    mode = in_mode(model, training=True) if training else _evaluating(model)
+    with mode, torch.set_grad_enabled(not training), fixed_randomness(_device(model)):
         return losses(*batch)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, but layers that recompute their activations in training do so here: else the check would need
+    more memory than training. A layer that drops values itself does not, because it would drop them here too."""
+    with in_mode(model, training=False):
+        recomputing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+        for module in recomputing:
+            if not _drops(module) and not any(
+                inner in recomputing for inner in module.modules() if inner is not module
+            ):
+                module.training = True
+        yield
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether the module itself, not one inside it, has a probability of dropping values."""
+    return any("drop" in name and isinstance(value, float) and value > 0 for name, value in vars(module).items())
 
 
 def _refuse_shared_randomness(model: nn.Module) -> None:

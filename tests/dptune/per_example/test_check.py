@@ -142,3 +142,30 @@ def test_layers_skipped_at_random_for_all_rows_at_once_are_refused():
     model[0].layerdrop = 0.1
     with pytest.raises(InvalidArgument, match=r"^0\.layerdrop=0\.1: .*set it to 0"):
         separate_rows(model)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_layers_that_are_recomputed_in_training_are_recomputed_in_the_check(dropout: float) -> None:
+    """Otherwise the check would not fit where training does. A layer that drops values itself would drop them here."""
+    torch.manual_seed(0)
+    model = whole_model("OPT").float().train()
+    passes = {}
+    for recomputes in (False, True):
+        layers = model.model.decoder.layers
+        for layer in layers:
+            layer.dropout = dropout
+        if recomputes:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        in_backward: list[bool] = []
+
+        def note(*_: object, calls: list[bool] = in_backward) -> None:
+            calls.append(torch._C._current_graph_task_id() != -1)
+
+        hook = layers[0].fc1.register_forward_hook(note)
+        ids = torch.randint(3, 400, (3, 7), generator=torch.Generator().manual_seed(0))
+        require_exact_gradients(model, CausalLMLoss(model), ids, ids)
+        hook.remove()
+        passes[recomputes] = sum(in_backward)
+    assert passes[False] == 0
+    assert (passes[True] > 0) == (dropout == 0)
+    assert all(module.training for module in model.modules())
