@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 
@@ -105,7 +104,7 @@ class Shapes:
     def _tokens_of_step(self, widths: list[int]) -> float:
         """The time of a step in tokens, passes included, if lengths are spread evenly over the last doublings."""
         total = 0.0
-        for narrower, width in pairwise([widths[0] / 2, *widths]):
+        for narrower, width in zip([widths[0] / 2, *widths], widths, strict=False):
             drawn = self._drawn_of(narrower, width)
             rows = self._items(width, drawn)
             if width > self.longest / 2**_WIDE_DOUBLINGS:
