@@ -231,7 +231,7 @@ FAULTS = (
         "dptune/run/checkpoint.py",
         "        files = {} if shards is None else shards.write(temporary)\n",
         "        files = {} if shards is None else {'shards/.metadata': shards.write(temporary)['shards/.metadata']}\n",
-        ("tests/utils/training/test_training_state.py",),
+        ("tests/dptune/run/test_training_state.py",),
         "a damaged checkpoint is resumed",
     ),
     Fault(

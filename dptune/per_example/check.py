@@ -25,7 +25,7 @@ from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.random_rows import RandomRow, neighbouring_lengths
 from dptune.per_example.recorded import Recorded
 from dptune.randomness import fixed_randomness
-from dptune.sharding import are_sharded, local_part, mesh_of, norms_over_ranks, own_rows, reshard
+from dptune.sharding import are_sharded, compute_device, local_part, mesh_of, norms_over_ranks, own_rows, reshard
 
 # Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
 # rounding depends on the shape of the batch: in bfloat16, a row's gradient alone and next to another row differed by
@@ -163,7 +163,11 @@ def _losses_in_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequ
 
     Those of evaluation mode have gradients, which one of them needs: without them, kernels may be others.
     """
-    with in_mode(model, training=training), torch.set_grad_enabled(not training), fixed_randomness(_device(model)):
+    with (
+        in_mode(model, training=training),
+        torch.set_grad_enabled(not training),
+        fixed_randomness(compute_device(model)),
+    ):
         return losses(*batch)
 
 
@@ -174,10 +178,6 @@ def _refuse_shared_randomness(model: nn.Module) -> None:
         if isinstance(probability, float) and probability > 0:
             reason = "one random number skips a layer for all rows of a micro-batch, so they share it"
             refuse(f"{name}.layerdrop".removeprefix("."), probability, f"{reason}; set it to 0 in the model's config")
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _recorded(

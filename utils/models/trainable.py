@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from dptune._validate import refuse
+from dptune.integrations.sharded_saving import write_sharded
 from dptune.lora import add_lora
 from dptune.losses import IGNORE
 from dptune.per_example import RandomRow, require_separate_rows
 from dptune.sharding import is_sharded
 from utils.files.folders import write_folder
-from utils.models.sharded_saving import write_sharded
 
 MODEL_NAME = "model"  # the folder below --output_dir
 _FLAG = "--trainable"

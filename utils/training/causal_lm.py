@@ -13,6 +13,7 @@ from accelerate.utils import gather_object, set_seed
 from dptune._validate import refuse
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.clipping import layers_of
+from dptune.integrations.sharded_saving import write_sharded
 from dptune.lora import trainable_parameters
 from dptune.losses import CausalLMLoss
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
@@ -35,7 +36,6 @@ from utils.models.embeddings import require_embeddings
 from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.models.memory import MemorySettings, device_memory, keeps_whole_sum
 from utils.models.sharded import describe_shards
-from utils.models.sharded_saving import write_sharded
 from utils.models.trainable import (
     MODEL_NAME,
     Losses,
