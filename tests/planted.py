@@ -65,6 +65,7 @@ TRAINER_RESUME = "tests/dptune/integrations/test_resume.py"
 ON_DEVICE, PROGRAMS = "tests/pretend/test_steps.py", "tests/pretend/test_programs.py"
 OPERATIONS = "tests/pretend/test_operations.py"
 SHARDED = "tests/dptune/test_sharded_sum.py"
+SHARDED_TRAINER = "tests/dptune/integrations/test_sharded_trainer.py"
 BATCHES, LOOP = "tests/dptune/units/test_batches.py", "tests/utils/training/test_loop.py"
 
 _ADD_NOISE, _DIVIDE = "        self._add_noise(noisy)\n", "        total /= self.config.divisor\n"
@@ -233,6 +234,30 @@ FAULTS = (
         "        files = {} if shards is None else {'shards/.metadata': shards.write(temporary)['shards/.metadata']}\n",
         ("tests/dptune/run/test_training_state.py",),
         "a damaged checkpoint is resumed",
+    ),
+    Fault(
+        "sharded Trainer: the optimizer holds weights that were gathered",
+        "dptune/integrations/trainer.py",
+        "        reshard(self.model)  # a layer whose shards are gathered holds other tensors\n",
+        "",
+        (SHARDED_TRAINER + "::test_two_processes_with_shards_train_as_one_with_the_whole_model",),
+        "embeddings never train, and epsilon is spent on them",
+    ),
+    Fault(
+        "sharded Trainer: a process with fewer items makes fewer passes",
+        "dptune/integrations/trainer.py",
+        "        return [*batches, *[self._empty_batch] * missing]\n",
+        "        return [*batches, *[self._empty_batch] * (missing // 2)]\n",
+        (SHARDED_TRAINER + "::test_each_process_makes_as_many_passes_as_any",),
+        "the other processes wait for ever",
+    ),
+    Fault(
+        "sharded Trainer: a resumed run begins with its first weights",
+        "dptune/integrations/sharded_trainer.py",
+        "        put_back(self._resumed, self.model, self.optimizer)\n",
+        "",
+        (SHARDED_TRAINER + "::test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one",),
+        "epsilon counts steps that the model lost",
     ),
     Fault(
         "what was fed is not compared with the draw",

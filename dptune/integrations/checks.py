@@ -147,8 +147,8 @@ def refuse_unsafe_shards(model: nn.Module, args: TrainingArguments) -> None:
     """Refuse sharded weights that `DPTrainer` cannot train, and arguments that do not go with sharded weights.
 
     Raises:
-        InvalidArgument: adapters are trained on sharded weights, or `dptune.sharding.shard` did not shard the model over
-            all processes, or an argument.
+        InvalidArgument: adapters are trained, or `dptune.sharding.shard` did not shard the model over all processes, or
+            an argument does not fit.
     """
     if not holds_shards(model):
         return

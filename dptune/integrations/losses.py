@@ -33,11 +33,11 @@ _CAUSAL_INPUTS = {"input_ids", "labels", "attention_mask", "position_ids"}
 
 
 def _refuse_task(model: TransformersModel, labels: Tensor | None) -> NoReturn:
-    shape = None if labels is None else tuple(labels.shape)
+    shape, kind = None if labels is None else tuple(labels.shape), original_class_name(_base(model))
     refuse(
         "losses",
         None,
-        f"no per-example loss is known for {original_class_name(_base(model))} with labels of shape {shape}; pass your own "
+        f"no per-example loss is known for {kind} with labels of shape {shape}; pass your own "
         "function that gives one loss per example, [B], each from that example alone",
     )
 

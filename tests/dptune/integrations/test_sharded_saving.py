@@ -38,7 +38,7 @@ def _write(rank: int, _gather: Callable[[Tensor], Tensor], folder: Path) -> None
             write_sharded(model, folder / kind / name if rank == 0 else None)
 
 
-def _write_again(rank: int, _gather: Callable[[Tensor], Tensor], folder: Path) -> None:
+def _write_again(_rank: int, _gather: Callable[[Tensor], Tensor], folder: Path) -> None:
     """Several files, then a single one, in the same folder."""
     model = model_of("Llama")
     shard(model.requires_grad_(False), decoder_layers(model), device=torch.device("cpu"))
