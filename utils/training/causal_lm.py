@@ -39,6 +39,7 @@ from utils.models.sharded import describe_shards
 from utils.models.trainable import (
     MODEL_NAME,
     Losses,
+    check_precision,
     check_rules,
     in_autocast,
     prepare_trainable,
@@ -110,7 +111,7 @@ class CausalLMJob:
             groups.output.eval_freq,
             eval_at_start=groups.output.eval_at_start,
             gradient_sync=groups.optimization.sync,
-            loss_scale=loss_scale(self.dtype),
+            loss_scale=self._loss_scale,
             keep_whole_sum=self._keeps_whole_sum(task.model),
         )
         return train(task, self.plan, self.folder, micro_batches, pace, self.config)
@@ -132,7 +133,7 @@ class CausalLMJob:
             self.plan,
             accelerator,
             rows_per_item=self.groups.privacy.unit.rows_at_once,
-            loss_scale=loss_scale(self.dtype),
+            loss_scale=self._loss_scale,
             gathers=gathers,
         )
         return rehearsal.settle(shapes)
@@ -167,6 +168,10 @@ class CausalLMJob:
         losses = in_autocast(CausalLMLoss(model), self.dtype if whole else torch.float32, accelerator.device)
         return CausalLMTask(self, model, losses, self.names if whole else None, identity)
 
+    @property
+    def _loss_scale(self) -> float:
+        return loss_scale(self.dtype, whole=bool(self.groups.lora.trainable))
+
     def _keeps_whole_sum(self, model: Any) -> bool:
         """Whether every rank has room for a whole sum, if the trained weights are sharded. Every rank calls this."""
         parameters = trainable_parameters(model)
@@ -180,9 +185,13 @@ class CausalLMJob:
 
         Two rows of the full length are tried, whatever the token budget: it may grow when the run resumes.
         """
-        losses, scale, width = CausalLMLoss(model), loss_scale(self.dtype), self.groups.data.block_size
+        losses, scale, width = CausalLMLoss(model), self._loss_scale, self.groups.data.block_size
+        device = self.folder.accelerator.device
         try:
-            check_rules(model, lambda *rows: losses(*rows) * scale, self.folder.accelerator.device, width=width)
+            check_rules(model, lambda *rows: losses(*rows) * scale, device, width=width)
+            if self.groups.lora.trainable and self.dtype == torch.float16:
+                lower = in_autocast(losses, self.dtype, device)
+                check_precision(model, losses, lower, device, width=width, scale=scale)
         except torch.OutOfMemoryError:
             remedy = "out of memory on two random rows of that length, on which the model is checked once; lower it"
             refuse("block_size", width, remedy)
@@ -247,7 +256,8 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     skeleton = load_skeleton(name, **hub)
     require_context(skeleton, groups.data.block_size)
     # Finds a wrong target before gigabytes are read.
-    names = prepare_trainable(skeleton, groups.lora, bits=bits, dtype=dtype)
+    private = groups.privacy.clip_norm > 0
+    names = prepare_trainable(skeleton, groups.lora, bits=bits, dtype=dtype, private=private)
     tokenizer = load_tokenizer(name, **hub)
     day = runs_date(tokenizer, folder)
     machine = machine_of(accelerator)
