@@ -148,7 +148,7 @@ def refuse_unsafe_shards(model: nn.Module, args: TrainingArguments) -> None:
 
     Raises:
         InvalidArgument: adapters are trained, or `dptune.sharding.shard` did not shard the model over all processes, or
-            an argument does not fit.
+            the shards are not where the Trainer computes, or an argument does not fit.
     """
     if not holds_shards(model):
         return
@@ -159,6 +159,9 @@ def refuse_unsafe_shards(model: nn.Module, args: TrainingArguments) -> None:
         refuse("model", _kind(model), remedy)
     if not is_sharded(model) or mesh is None or mesh.size() != args.world_size:
         refuse("model", _kind(model), "is sharded in another way; shard it over all processes with dptune.sharding")
+    if (kept_on := next(model.parameters()).device.type) != args.device.type:
+        remedy = f"keeps its shards on {kept_on}, which only train_clm.py trains; shard it without cpu_offload"
+        refuse("model", _kind(model), remedy)
     _apply(_RULES_OF_SHARDS, args)
 
 

@@ -2,7 +2,8 @@
 
 An item of `draw_loader` is one whole draw, with this process's share cut into micro-batches. That loader must not go
 through `accelerator.prepare`, which would give each process another draw for the same step.
-Processes may run different numbers of micro-batches: each holds all weights, and they communicate once per step.
+Processes may get different numbers of micro-batches. If each holds all weights, they communicate only once per step.
+With sharded weights `DPTrainer` adds empty micro-batches, so that all make the same number of passes.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from dptune._validate import refuse, renamed, require_count
+from dptune._validate import refuse, renamed
 from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.devices import can_pin
@@ -40,7 +40,7 @@ from dptune.integrations.draws import (
 from dptune.integrations.filling import FilledBatches
 from dptune.integrations.items import check_on_random_items, longest_of, make_of_first
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
-from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of, unit_of
+from dptune.integrations.planning import count_examples, logical_batch, plan_training, rows_of_each, steps_of, unit_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.sharded_trainer import ShardedTrainer
@@ -126,7 +126,7 @@ class DPTrainer(ShardedTrainer):
         self._num_examples = count_examples(train_dataset) if train_dataset is not None else 0
         protected = None if privacy_args.disable_dp else train_dataset
         self._privacy_unit, self._clipping = unit_of(privacy_unit, protected), clipping
-        self._rows_per_unit = _of_each(rows_per_unit, self._num_examples)
+        self._rows_per_unit = rows_of_each(rows_per_unit, self._num_examples)
         self._max_length, self._most_rows = max_length, rows_per_unit if isinstance(rows_per_unit, int) else 2
         # With a fixed number of rows per item, each row counts; otherwise the caller has already averaged them.
         self._losses_per_item = rows_per_unit if isinstance(rows_per_unit, int) else 1
@@ -353,17 +353,6 @@ class DPTrainer(ShardedTrainer):
         if drawn:
             self._last_loss = total.item() * self.args.world_size / (drawn * self._losses_per_item)
         return torch.tensor(self._last_loss, device=self.args.device)
-
-
-def _of_each(rows_per_unit: int | np.ndarray, num_examples: int) -> np.ndarray:
-    """Rows of each item, int64 [num_examples]."""
-    if isinstance(rows_per_unit, int):
-        require_count("rows_per_unit", rows_per_unit)
-        return np.full(num_examples, rows_per_unit, dtype=np.int64)
-    if rows_per_unit.shape != (num_examples,) or (num_examples and rows_per_unit.min() < 1):
-        shape = rows_per_unit.shape
-        refuse("rows_per_unit", shape, f"give one number of at least 1 for each of the {num_examples} items")
-    return rows_per_unit.astype(np.int64)
 
 
 def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:

@@ -94,7 +94,7 @@ def test_what_does_not_go_with_sharded_weights_is_refused_by_name(
     argument: str, value: Any, args: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_llama(layers=1)
-    stand_in: Any = type("Arguments", (), {**vars(args), "world_size": 1, argument: value})
+    stand_in: Any = type("Arguments", (), {**vars(args), "world_size": 1, "device": args.device, argument: value})
     refuse_unsafe_shards(model, stand_in)  # nothing is sharded
     for name in ("holds_shards", "are_sharded", "is_sharded"):
         monkeypatch.setattr(checks, name, lambda _: True)
@@ -102,6 +102,16 @@ def test_what_does_not_go_with_sharded_weights_is_refused_by_name(
     refuse_unsafe_shards(model, args)
     with pytest.raises(InvalidArgument, match=rf"^--{argument}="):
         refuse_unsafe_shards(model, stand_in)
+
+
+def test_shards_that_are_kept_elsewhere_are_refused(args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of shards on the CPU, processes that compute on GPUs could not gather a checkpoint or the model."""
+    for name in ("holds_shards", "are_sharded", "is_sharded"):
+        monkeypatch.setattr(checks, name, lambda _: True)
+    monkeypatch.setattr(checks, "mesh_of", lambda _: type("Mesh", (), {"size": lambda _: 1})())
+    on_gpu: Any = type("Arguments", (), {**vars(args), "world_size": 1, "device": torch.device("cuda")})
+    with pytest.raises(InvalidArgument, match="keeps its shards on cpu, .* shard it without cpu_offload"):
+        refuse_unsafe_shards(tiny_llama(layers=1), on_gpu)
 
 
 @pytest.mark.parametrize("ranks", [2, None])
