@@ -110,7 +110,7 @@ def test_shards_that_are_kept_elsewhere_are_refused(args: Any, monkeypatch: pyte
         monkeypatch.setattr(checks, name, lambda _: True)
     monkeypatch.setattr(checks, "mesh_of", lambda _: type("Mesh", (), {"size": lambda _: 1})())
     on_gpu: Any = type("Arguments", (), {**vars(args), "world_size": 1, "device": torch.device("cuda")})
-    with pytest.raises(InvalidArgument, match="keeps its shards on cpu, .* shard it without cpu_offload"):
+    with pytest.raises(InvalidArgument, match=r"keeps its shards on cpu, .* shard it without cpu_offload"):
         refuse_unsafe_shards(tiny_llama(layers=1), on_gpu)
 
 
