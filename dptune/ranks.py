@@ -83,6 +83,17 @@ class Ranks:
         if self.gather is not None and self.world_size > 1:
             require_equal(parameters, self.gather)
 
+    def most(self, number: int, device: torch.device) -> int:
+        """The largest of all ranks' numbers. Every rank must call this.
+
+        Args:
+            number: this rank's.
+            device: where ranks communicate.
+        """
+        if self.gather is None or self.world_size == 1:
+            return number
+        return int(self.gather(torch.tensor([number], device=device)).max())
+
 
 ALONE = Ranks()
 

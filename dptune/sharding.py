@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,9 +97,25 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def holds_shards(model: nn.Module) -> bool:
+    """Whether any part of `model` is sharded, also while its weights are gathered."""
+    return any(isinstance(module, FSDPModule) for module in model.modules()) or are_sharded(model.parameters())
+
+
 def local_part(value: Tensor) -> Tensor:
     """What this rank holds of a tensor: its shard, or the whole tensor if it is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value
+
+
+def original_class_name(module: nn.Module) -> str:
+    """The class name without the prefix that FSDP gives to what it shards."""
+    return type(module).__name__.removeprefix("FSDP")
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Where `model` computes. With CPU offload its weights are elsewhere, but its buffers are there."""
+    tensor = next(chain(model.buffers(), model.parameters()))
+    return tensor.device
 
 
 def rows_of_ranks(rows: int, ranks: int) -> list[int]:

@@ -171,7 +171,8 @@ class PrivateStep:
         named = self._fed.named(items, len(norms))
         if items is not None and len(items) < len(norms):
             counts = torch.arange(len(norms), device=norms.device) < len(items)
-            factors, norms = {name: own * counts for name, own in factors.items()}, norms * counts
+            factors = {name: own * counts for name, own in factors.items()}
+            norms = norms.where(counts, 0)  # also of a row that overflowed
         stats, count = MicroBatchStats(losses, norms, clipped), self._count(norms)
         sums = self._begun()
         try:

@@ -65,6 +65,8 @@ TRAINER_RESUME = "tests/dptune/integrations/test_resume.py"
 ON_DEVICE, PROGRAMS = "tests/pretend/test_steps.py", "tests/pretend/test_programs.py"
 OPERATIONS = "tests/pretend/test_operations.py"
 SHARDED = "tests/dptune/test_sharded_sum.py"
+FLOAT16 = "tests/test_float16.py"
+SHARDED_TRAINER = "tests/dptune/integrations/test_sharded_trainer.py"
 BATCHES, LOOP = "tests/dptune/units/test_batches.py", "tests/utils/training/test_loop.py"
 
 _ADD_NOISE, _DIVIDE = "        self._add_noise(noisy)\n", "        total /= self.config.divisor\n"
@@ -231,8 +233,32 @@ FAULTS = (
         "dptune/run/checkpoint.py",
         "        files = {} if shards is None else shards.write(temporary)\n",
         "        files = {} if shards is None else {'shards/.metadata': shards.write(temporary)['shards/.metadata']}\n",
-        ("tests/utils/training/test_training_state.py",),
+        ("tests/dptune/run/test_training_state.py",),
         "a damaged checkpoint is resumed",
+    ),
+    Fault(
+        "sharded Trainer: the optimizer holds weights that were gathered",
+        "dptune/integrations/trainer.py",
+        "        reshard(self.model)  # a layer whose shards are gathered holds other tensors\n",
+        "",
+        (SHARDED_TRAINER + "::test_two_processes_with_shards_train_as_one_with_the_whole_model",),
+        "embeddings never train, and epsilon is spent on them",
+    ),
+    Fault(
+        "sharded Trainer: a process with fewer items makes fewer passes",
+        "dptune/integrations/trainer.py",
+        "        return [*batches, *[self._empty_batch] * missing]\n",
+        "        return [*batches, *[self._empty_batch] * (missing // 2)]\n",
+        (SHARDED_TRAINER + "::test_each_process_makes_as_many_passes_as_any",),
+        "the other processes wait for ever",
+    ),
+    Fault(
+        "sharded Trainer: a resumed run begins with its first weights",
+        "dptune/integrations/sharded_trainer.py",
+        "        put_back(self._resumed, self.model, self.optimizer)\n",
+        "",
+        (SHARDED_TRAINER + "::test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one",),
+        "epsilon counts steps that the model lost",
     ),
     Fault(
         "what was fed is not compared with the draw",
@@ -317,8 +343,8 @@ FAULTS = (
     Fault(
         "rows that only fill up count",
         "dptune/step.py",
-        "{name: own * counts for name, own in factors.items()}, norms * counts",
-        "factors, norms",
+        "            factors = {name: own * counts for name, own in factors.items()}\n",
+        "",
         ("tests/dptune/test_step_draws.py",),
         "rows that nobody drew are added",
     ),
@@ -623,6 +649,48 @@ FAULTS = (
         "",
         ("tests/dptune/test_step_scale_and_retry.py",),
         "the micro-batch that is tried again counts twice",
+    ),
+    Fault(
+        "float16: the loss scale is not removed before clipping",
+        "dptune/step.py",
+        "_scaled(recorded.squared_norms(groups), self._loss_scale**-2)",
+        "dict(recorded.squared_norms(groups))",
+        (FLOAT16,),
+        "every gradient is clipped to a 256th of the clip norm: the noise drowns it",
+    ),
+    Fault(
+        "float16: what is summed keeps the loss scale",
+        "dptune/step.py",
+        "        factors = _scaled(factors, 1 / self._loss_scale)\n",
+        "",
+        (FLOAT16,),
+        "an example adds 256 times the clip norm",
+    ),
+    Fault(
+        "float16: a row that only fills up counts if it overflows",
+        "dptune/step.py",
+        "            norms = norms.where(counts, 0)  # also of a row that overflowed\n",
+        "            norms = norms * counts\n",
+        (FLOAT16,),
+        "one example more changes the count of adaptive clipping twice as much as is noised",
+    ),
+    Fault(
+        "float16: an example that overflows is added",
+        "dptune/clipping.py",
+        "    factors = (clip_norm / norms_B.clamp_min(torch.finfo(norms_B.dtype).tiny)).clamp(max=1.0)\n"
+        "    return torch.where(norms_B.isfinite(), factors, torch.zeros_like(factors))\n",
+        "    factors = (clip_norm / norms_B.clamp_min(torch.finfo(norms_B.dtype).tiny)).clamp(max=1.0)\n"
+        "    return factors.nan_to_num(1.0)\n",
+        (FLOAT16,),
+        "one example spoils the sum, or adds without a bound",
+    ),
+    Fault(
+        "float16: products of factors in float16",
+        "dptune/per_example/uses.py",
+        "    return factor.to(_exact_dtype(factor))\n",
+        "    return factor\n",
+        (FLOAT16,),
+        "norms are too small, and clipped gradients too long",
     ),
     # --- clipping ---
     Fault(
@@ -1259,8 +1327,8 @@ FAULTS = (
     Fault(
         "neighbours checked at a short length by train_clm.py",
         "utils/training/causal_lm.py",
-        "width = CausalLMLoss(model), loss_scale(self.dtype), self.groups.data.block_size",
-        "width = CausalLMLoss(model), loss_scale(self.dtype), min(self.groups.data.block_size, self.token_budget // 2)",
+        "width = CausalLMLoss(model), self._loss_scale, self.groups.data.block_size",
+        "width = CausalLMLoss(model), self._loss_scale, min(self.groups.data.block_size, self.token_budget // 2)",
         ("tests/utils/training/test_causal_lm.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "what switches at a longer row is not found",
     ),

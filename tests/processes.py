@@ -18,6 +18,7 @@ from torch import Tensor
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
+        "dp_accounting",
         "dptune",
         "tests.dptune.integrations.runs",
         "tests.examples",

@@ -16,12 +16,12 @@ from dptune.optimizers import DPAdam
 from dptune.ranks import Ranks
 from dptune.run.checkpoint import TrainingState, save_checkpoint
 from dptune.run.shards import Shards
+from dptune.run.training_state import sharded_tensors, trained_by_name, without_shards
 from dptune.sharding import as_shard, own_rows, shard
 from tests.processes import run_processes
 from tests.whole_models import whole_model
 from utils.models.sharded import decoder_layers
 from utils.models.trainable import parameters_by_name
-from utils.training.training_state import sharded_tensors, trained_by_name, without_shards
 
 Gather = Callable[[Tensor], Tensor]
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from dptune._validate import Described, refuse
 from dptune.lora import trainable_parameters
-from dptune.sharding import are_sharded
+from dptune.sharding import are_sharded, holds_shards, is_sharded, mesh_of, original_class_name, reshard
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -44,7 +44,7 @@ _RULES = (
     _Rule("auto_find_batch_size", bool, "it repeats steps that were already released; set the batch size by hand"),
     _Rule("torch_compile", bool, "hooks on layers do not run in a compiled model; remove it"),
     _Rule("use_liger_kernel", bool, "its fused layers have no per-example gradients; remove it"),
-    _Rule("fsdp", bool, "it averages gradients before they are clipped; use train_clm.py, which shards"),
+    _Rule("fsdp", bool, "it averages gradients before they are clipped; shard the model with dptune.sharding.shard"),
     _Rule("deepspeed", bool, "it averages gradients before they are clipped; remove it"),
     _Rule("parallelism_config", lambda value: value is not None, "only data parallelism is supported; remove it"),
     _Rule(
@@ -64,8 +64,35 @@ _RULES = (
         "it updates weights during the backward pass, before noise is added; use adamw_torch",
     ),
 )
+# With trained weights that are sharded, besides.
+_RULES_OF_SHARDS = (
+    _Rule("load_best_model_at_end", bool, "the Trainer cannot read it into sharded weights; remove it"),
+    _Rule("save_only_model", bool, "checkpoints of sharded weights hold the optimizer too; remove it"),
+    _Rule(
+        "save_on_each_node", bool, "all processes write one checkpoint together, on a disk that they share; remove it"
+    ),
+    _Rule("enable_jit_checkpoint", bool, "processes that are stopped one by one cannot save together; remove it"),
+    _Rule("fp16_full_eval", bool, "it would round the trained weights themselves; remove it"),
+    _Rule("bf16_full_eval", bool, "it would round the trained weights themselves; remove it"),
+    _Rule(
+        "accelerator_config",
+        lambda value: not getattr(value, "even_batches", True),
+        "all processes must evaluate the same number of batches; set even_batches to true",
+    ),
+)
 _FLOAT32_BYTES = 4
 _DEFAULTS = {"train_sampling_strategy": "random", "n_gpu": 1, "max_grad_norm": 1.0}
+
+
+def _kind(model: nn.Module) -> Described:
+    return Described(original_class_name(model))
+
+
+def _apply(rules: Iterable[_Rule], args: TrainingArguments) -> None:
+    for name, breaks, remedy in rules:
+        value = getattr(args, name, _DEFAULTS.get(name))
+        if breaks(value):
+            refuse(f"--{name}", value, remedy)
 
 
 def rounds_by_shape(model: nn.Module, args: TrainingArguments) -> bool:
@@ -106,14 +133,36 @@ class LessThanFloat32(TorchDispatchMode):
         return out
 
 
-def refuse_sharded_training(model: nn.Module | None) -> None:
-    """Refuse a model whose trained weights are sharded: transformers' Trainer cannot save or resume them.
+def refuse_shards(model: nn.Module) -> None:
+    """Refuse a model with sharded weights, for a Trainer that knows nothing of them.
 
     Raises:
-        InvalidArgument: the trained weights are sharded.
+        InvalidArgument: weights are sharded.
     """
-    if model is not None and are_sharded(trainable_parameters(model)):
-        refuse("model", Described(type(model).__name__), "its trained weights are sharded; train it with train_clm.py")
+    if holds_shards(model):
+        refuse("model", _kind(model), "its weights are sharded, which only DPTrainer can train")
+
+
+def refuse_unsafe_shards(model: nn.Module, args: TrainingArguments) -> None:
+    """Refuse sharded weights that `DPTrainer` cannot train, and arguments that do not go with sharded weights.
+
+    Raises:
+        InvalidArgument: adapters are trained, or `dptune.sharding.shard` did not shard the model over all processes, or
+            the shards are not where the Trainer computes, or an argument does not fit.
+    """
+    if not holds_shards(model):
+        return
+    reshard(model)  # a layer whose shards are gathered holds other tensors
+    trained, mesh = trainable_parameters(model), mesh_of(model.parameters())
+    if trained and not are_sharded(trained):
+        remedy = "trains adapters on sharded weights; train them with train_clm.py, or do not shard the model"
+        refuse("model", _kind(model), remedy)
+    if not is_sharded(model) or mesh is None or mesh.size() != args.world_size:
+        refuse("model", _kind(model), "is sharded in another way; shard it over all processes with dptune.sharding")
+    if (kept_on := next(model.parameters()).device.type) != args.device.type:
+        remedy = f"keeps its shards on {kept_on}, which only train_clm.py trains; shard it without cpu_offload"
+        refuse("model", _kind(model), remedy)
+    _apply(_RULES_OF_SHARDS, args)
 
 
 def refuse_unsafe_arguments(args: TrainingArguments) -> None:
@@ -122,10 +171,7 @@ def refuse_unsafe_arguments(args: TrainingArguments) -> None:
     Raises:
         InvalidArgument: the name of the argument, its value and the remedy.
     """
-    for name, breaks, remedy in _RULES:
-        value = getattr(args, name, _DEFAULTS.get(name))
-        if breaks(value):
-            refuse(f"--{name}", value, remedy)
+    _apply(_RULES, args)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != args.world_size:
         # Without a GPU each process believes that it is the only one: all would train and write the same run.

@@ -2,7 +2,8 @@
 
 An item of `draw_loader` is one whole draw, with this process's share cut into micro-batches. That loader must not go
 through `accelerator.prepare`, which would give each process another draw for the same step.
-Processes may run different numbers of micro-batches: each holds all weights, and they communicate once per step.
+Processes may get different numbers of micro-batches. If each holds all weights, they communicate only once per step.
+With sharded weights `DPTrainer` adds empty micro-batches, so that all make the same number of passes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dptune._validate import refuse
 from dptune.randomness import forget_randomness, secret_seed
 from dptune.sampling import PoissonSampler, deal
+
+_NOBODY = np.array([], dtype=np.int64)
 
 Collator = Callable[[list[Any]], Mapping[str, Tensor]]  # examples -> inputs of a micro-batch
 
@@ -48,7 +51,24 @@ class MicroBatch(NamedTuple):
     rows_per_unit: int
 
 
-Cut = Callable[[Sequence[Any], np.ndarray], list[MicroBatch]]  # items, rows of each -> with places in `items`
+class Cut(Protocol):
+    """Cuts items into micro-batches."""
+
+    def __call__(self, items: Sequence[Any], rows_per_item: np.ndarray, /) -> list[MicroBatch]:
+        """Micro-batches of some items, with the items' places among them.
+
+        Args:
+            items: one process's share of a draw.
+            rows_per_item: number of rows that the collator makes of each, int64 [items].
+        """
+
+    def empty(self, rows: int, examples: Examples, /) -> MicroBatch:
+        """The smallest micro-batch, which holds no item of a draw.
+
+        Args:
+            rows: number of rows that the collator makes of an item.
+            examples: the training set.
+        """
 
 
 class TrainerDraw(TypedDict):
@@ -123,6 +143,10 @@ class LeastBatches:
             MicroBatch(self.collate([items[place] for place in part]), part, len(part), int(rows_per_item[part].max()))
             for part in parts
         ]
+
+    def empty(self, rows: int, examples: Examples) -> MicroBatch:
+        """See `Cut`. Its row is the first item, whose loss must not count."""
+        return MicroBatch(self.collate(fetch(examples, [0])), _NOBODY, 1, rows)
 
 
 class _MicroBatches(Dataset[TrainerDraw]):

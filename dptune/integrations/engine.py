@@ -22,7 +22,7 @@ from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.arguments import updates_identity
 from dptune.integrations.checks import (
     LessThanFloat32,
-    refuse_sharded_training,
+    refuse_shards,
     refuse_unsafe_arguments,
     rounds_by_shape,
 )
@@ -82,7 +82,7 @@ class PrivacyEngine:
         if privacy_args.disable_dp:
             refuse("--disable_dp", True, "leave the callback out, or use DPTrainer for the same sampling")
         _refuse_unsafe(args)
-        refuse_sharded_training(model)
+        refuse_shards(model)
         num_examples = count_examples(train_dataset)
         batch = logical_batch(args, num_examples)
         per_epoch = -(-num_examples // batch)

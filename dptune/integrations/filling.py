@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from dptune._validate import refuse
-from dptune.integrations.draws import Collator, MicroBatch
+from dptune.integrations.draws import Collator, Examples, MicroBatch
 from dptune.integrations.items import Make, full_lists, length_of, random_item
 from dptune.integrations.vocabulary import Vocabulary
 from dptune.per_example import RandomRow
@@ -63,6 +63,11 @@ class FilledBatches:
                 inputs = self._inputs([items[place] for place in chosen], shape, int(rows))
                 made.append(MicroBatch(inputs, chosen, shape.items, int(rows)))
         return made
+
+    def empty(self, rows: int, _examples: Examples) -> MicroBatch:
+        """See `Cut`. It is filled up with a random item."""
+        shape = Shape(1, int(self.shapes.widths[0]))
+        return MicroBatch(self._inputs([], shape, rows), np.array([], dtype=np.int64), 1, rows)
 
     def _inputs(self, items: list[Any], shape: Shape, rows: int) -> Mapping[str, Any]:
         """The collated items, filled up to the shape. One more random item, the last, fixes the width."""

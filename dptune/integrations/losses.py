@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from dptune._validate import refuse
 from dptune.integrations.peft import PREFIX, PROMPT, TransformersModel, class_logits, method_of
 from dptune.losses import IGNORE, CausalLMLoss
+from dptune.sharding import compute_device, original_class_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,11 +33,11 @@ _CAUSAL_INPUTS = {"input_ids", "labels", "attention_mask", "position_ids"}
 
 
 def _refuse_task(model: TransformersModel, labels: Tensor | None) -> NoReturn:
-    shape = None if labels is None else tuple(labels.shape)
+    shape, kind = None if labels is None else tuple(labels.shape), original_class_name(_base(model))
     refuse(
         "losses",
         None,
-        f"no per-example loss is known for {type(_base(model)).__name__} with labels of shape {shape}; pass your own "
+        f"no per-example loss is known for {kind} with labels of shape {shape}; pass your own "
         "function that gives one loss per example, [B], each from that example alone",
     )
 
@@ -119,7 +120,7 @@ def _base(model: TransformersModel) -> PreTrainedModel:
 def is_causal_lm(model: TransformersModel) -> bool:
     """Whether the default losses take the model for a causal language model."""
     base = _base(model)
-    return type(base).__name__ in _CAUSAL and not getattr(base.config, "is_encoder_decoder", False)
+    return original_class_name(base) in _CAUSAL and not getattr(base.config, "is_encoder_decoder", False)
 
 
 def _require_plain_rows(inputs: Mapping[str, Tensor]) -> None:
@@ -148,7 +149,7 @@ def unplain_part(inputs: Mapping[str, Tensor]) -> tuple[str, str] | None:
 @torch.no_grad()
 def _require_only_past(model: PreTrainedModel) -> None:
     """Refuse a model whose tokens see later tokens. They would see padding, whose length depends on other examples."""
-    device = next(model.parameters()).device
+    device = compute_device(model)
     first = torch.tensor([[1, 2, 3, 4]], device=device)
     second = torch.tensor([[1, 2, 3, 5]], device=device)
     was_training = model.training

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING
 
-from dptune._validate import HIDDEN, refuse, renamed
+import numpy as np
+
+from dptune._validate import HIDDEN, refuse, renamed, require_count
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.integrations.privacy_arguments import FLAGS, NOT_READ, PrivacyArguments
@@ -45,6 +47,21 @@ def unit_of(privacy_unit: str | Unit | None, train_dataset: Examples | None) -> 
             remedy = "give privacy_unit=ItemUnit() (dptune.units.unit) to protect single items, or make users the items"
             refuse("train_dataset", HIDDEN, f"names users in {' '.join(name.split())}; {remedy}")
     return ItemUnit()
+
+
+def rows_of_each(rows_per_unit: int | np.ndarray, num_examples: int) -> np.ndarray:
+    """Rows of each item, int64 [num_examples].
+
+    Raises:
+        InvalidArgument: a number below 1, or not one for each item.
+    """
+    if isinstance(rows_per_unit, int):
+        require_count("rows_per_unit", rows_per_unit)
+        return np.full(num_examples, rows_per_unit, dtype=np.int64)
+    if rows_per_unit.shape != (num_examples,) or (num_examples and rows_per_unit.min() < 1):
+        shape = rows_per_unit.shape
+        refuse("rows_per_unit", shape, f"give one number of at least 1 for each of the {num_examples} items")
+    return rows_per_unit.astype(np.int64)
 
 
 def logical_batch(args: TrainingArguments, num_examples: int) -> int:

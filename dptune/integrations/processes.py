@@ -8,6 +8,7 @@ from accelerate.utils import broadcast_object_list, gather
 from torch import nn
 
 from dptune.ranks import Ranks
+from dptune.sharding import are_sharded, reshard
 
 
 def ranks_of_launch() -> Ranks:
@@ -25,7 +26,12 @@ def _broadcast(value: object) -> object:
 
 @torch.no_grad()
 def copy_from_main(model: nn.Module) -> None:
-    """Copy the main process's weights to all others, because each process initialised new layers at random."""
+    """Copy the main process's weights to all others, because each process initialised new layers at random.
+
+    Of sharded weights each process has its own rows, which no other process has.
+    """
     if PartialState().num_processes > 1:
+        reshard(model)
         for tensor in [*model.parameters(), *model.buffers()]:
-            torch.distributed.broadcast(tensor, src=0)
+            if not are_sharded([tensor]):
+                torch.distributed.broadcast(tensor, src=0)

@@ -21,28 +21,30 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from dptune._validate import refuse, renamed, require_count
+from dptune._validate import refuse, renamed
 from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.devices import can_pin, computes_apart
 from dptune.integrations.arguments import updates_identity
-from dptune.integrations.checks import refuse_sharded_training, refuse_unsafe_arguments
+from dptune.integrations.checks import refuse_unsafe_arguments, refuse_unsafe_shards
 from dptune.integrations.draws import (
     Collator,
     Cut,
     DrawSampler,
     Examples,
     LeastBatches,
+    MicroBatch,
     TrainerDraw,
     draw_loader,
 )
 from dptune.integrations.filling import FilledBatches
 from dptune.integrations.items import check_on_random_items, longest_of, make_of_first
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
-from dptune.integrations.planning import count_examples, logical_batch, plan_training, steps_of, unit_of
+from dptune.integrations.planning import count_examples, logical_batch, plan_training, rows_of_each, steps_of, unit_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
-from dptune.integrations.state import read_privacy_state, save_privacy_state
+from dptune.integrations.sharded_trainer import ShardedTrainer
+from dptune.integrations.state import save_privacy_state
 from dptune.integrations.values import require_known_values
 from dptune.integrations.vocabulary import Vocabulary
 from dptune.optimizers import DPAdam
@@ -53,6 +55,7 @@ from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.run.session import PrivateRun, describe_end
 from dptune.shapes import Shapes
+from dptune.sharding import original_class_name, reshard
 from dptune.units.unit import Unit
 
 _PACKAGES = ("transformers", "accelerate")
@@ -65,7 +68,7 @@ _MODEL = Artifact(
 )
 
 
-class DPTrainer(transformers.Trainer):
+class DPTrainer(ShardedTrainer):
     """`transformers.Trainer` with differential privacy.
 
     The expected logical batch size is per_device_train_batch_size x processes x gradient_accumulation_steps. The number
@@ -74,6 +77,9 @@ class DPTrainer(transformers.Trainer):
 
     Micro-batches have fixed shapes, so that an item's rounding does not follow the items beside it. Random items fill
     them up and count as zero.
+
+    A causal model whose weights are sharded with `dptune.sharding.shard` trains in its shards. `train`, `evaluate` and
+    `save_model` must then be called by every process.
 
     Args:
         model, args, data_collator, train_dataset, **kwargs: the Trainer's arguments. `train_dataset` must have a
@@ -114,7 +120,6 @@ class DPTrainer(transformers.Trainer):
         if kwargs.get("compute_loss_func") is not None:
             refuse("compute_loss_func", "given", "it gives one loss per micro-batch; pass losses= instead")
         refuse_unsafe_arguments(args)
-        refuse_sharded_training(model)
         self.privacy_args = privacy_args
         self._losses: TrainerLosses = losses or DefaultLosses()
         self._run: PrivateRun | None = None
@@ -122,7 +127,7 @@ class DPTrainer(transformers.Trainer):
         self._num_examples = count_examples(train_dataset) if train_dataset is not None else 0
         protected = None if privacy_args.disable_dp else train_dataset
         self._privacy_unit, self._clipping = unit_of(privacy_unit, protected), clipping
-        self._rows_per_unit = _of_each(rows_per_unit, self._num_examples)
+        self._rows_per_unit = rows_of_each(rows_per_unit, self._num_examples)
         self._max_length, self._most_rows = max_length, rows_per_unit if isinstance(rows_per_unit, int) else 2
         # With a fixed number of rows per item, each row counts; otherwise the caller has already averaged them.
         self._losses_per_item = rows_per_unit if isinstance(rows_per_unit, int) else 1
@@ -130,6 +135,7 @@ class DPTrainer(transformers.Trainer):
         super().__init__(model, self._own_arguments(args), data_collator, train_dataset, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.mixed_precision == "fp16":
             refuse("accelerate", self.accelerator.distributed_type.value, "no FSDP, DeepSpeed or fp16: use torchrun")
+        refuse_unsafe_shards(self.model, args)
         self._updates = updates_identity(self.args, self.optimizer)
         self.add_callback(_RunCallback(self))
 
@@ -168,7 +174,7 @@ class DPTrainer(transformers.Trainer):
         checkpoint, ranks = self._checkpoint(resume_from_checkpoint), ranks_of_launch()
         with renamed(FLAGS), FolderLock(enabled=ranks.is_main) as lock:
             ranks.from_main(lambda: lock.make(Path(self.args.output_dir)))
-            saved = None if checkpoint is None else ranks.from_main(lambda: read_privacy_state(checkpoint))
+            saved = self.saved_run(checkpoint, ranks)
             self._run = run = PrivateRun(
                 self.plan, self.args.output_dir, ranks, resume_from=saved, identity=self._updates
             )
@@ -181,7 +187,8 @@ class DPTrainer(transformers.Trainer):
         return output
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, or `DPAdam` with `dp_adam`."""
+        """The Trainer's optimizer, or `DPAdam` with `dp_adam`; see `ShardedTrainer`."""
+        reshard(self.model)  # a layer whose shards are gathered holds other tensors
         if getattr(self, "optimizer", None) is None and getattr(self.args, "dp_adam", False):
             decayed = set(self.get_decay_parameter_names(self.model))
             trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -233,10 +240,12 @@ class DPTrainer(transformers.Trainer):
             train()  # schedule-free optimizers have a training mode
         run.begin_step()
         total = torch.zeros((), device=self.args.device)
-        for batch, items, units, rows_per_unit in inputs["micro_batches"]:
+        for batch, items, units, rows_per_unit in self._in_step(inputs["micro_batches"]):
             with self.accelerator.autocast():
                 losses = self._losses(model, self._prepare_inputs(batch))
             _require_rows(losses, units, rows_per_unit)
+            if not len(items):
+                losses = losses * 0.0  # a pass that only keeps in step
             seen = run.backward(losses, rows_per_unit=rows_per_unit, items=items).losses
             total += seen[: len(items) * rows_per_unit].sum()  # the rest fills up
         run.finish_step()
@@ -268,10 +277,17 @@ class DPTrainer(transformers.Trainer):
         if self._run is None or self._run.plan.privacy is None:
             super().create_model_card(*args, **kwargs)
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Keep the model unwrapped, because processes must add up their gradients after clipping and noise."""
-        super().create_accelerator_and_postprocess()
-        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+    def _in_step(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """This process's micro-batches, as many as any process has if a pass gathers sharded weights."""
+        if not self.has_shards:
+            return batches
+        missing = self._begun.ranks.most(len(batches), self.args.device) - len(batches)
+        return [*batches, *[self._empty_batch] * missing]
+
+    @functools.cached_property
+    def _empty_batch(self) -> MicroBatch:
+        """A micro-batch that holds no item of a draw."""
+        return self._cut().empty(int(self._rows_per_unit.min()), self.train_dataset)
 
     def _cut(self) -> Cut:
         """Cuts items into micro-batches: of fixed shapes with privacy, and as few as fit without."""
@@ -282,7 +298,7 @@ class DPTrainer(transformers.Trainer):
         make = make_of_first(self.train_dataset)
         longest = longest_of(self.model, make, self._max_length)
         drawn = self.plan.expected_batch_size / self.args.world_size
-        overhead = pass_overhead(self.model, accelerator=computes_apart(self.args.device))
+        overhead = pass_overhead(self.model, accelerator=computes_apart(self.args.device), sharded=self.has_shards)
         shapes = Shapes(longest, at_once * longest, drawn, most_rows=at_once, overhead=overhead)
         return FilledBatches(collate, make, Vocabulary.of(self.model), shapes, int(self._rows_per_unit.max()))
 
@@ -341,17 +357,6 @@ class DPTrainer(transformers.Trainer):
         return torch.tensor(self._last_loss, device=self.args.device)
 
 
-def _of_each(rows_per_unit: int | np.ndarray, num_examples: int) -> np.ndarray:
-    """Rows of each item, int64 [num_examples]."""
-    if isinstance(rows_per_unit, int):
-        require_count("rows_per_unit", rows_per_unit)
-        return np.full(num_examples, rows_per_unit, dtype=np.int64)
-    if rows_per_unit.shape != (num_examples,) or (num_examples and rows_per_unit.min() < 1):
-        shape = rows_per_unit.shape
-        refuse("rows_per_unit", shape, f"give one number of at least 1 for each of the {num_examples} items")
-    return rows_per_unit.astype(np.int64)
-
-
 def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
     """Refuse rows that were not announced. Each would be clipped to C alone, so two of one item could add 2C."""
     if losses.ndim == 1 and len(losses) != items * rows_per_unit:
@@ -362,7 +367,7 @@ def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
 def publish_run(run: PrivateRun, model: nn.Module) -> list[str]:
     """Write report, card and plot of epsilon; returns the guarantee as lines of text for the user. Rank 0 only."""
     statement = run.statement(_PACKAGES)
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+    name = getattr(getattr(model, "config", None), "_name_or_path", "") or original_class_name(model)
     publish(run.folder, statement, base_model=name, artifact=_MODEL)
     return describe_end(run, statement)
 
@@ -385,5 +390,5 @@ class _RunCallback(transformers.TrainerCallback):
         self, args: transformers.TrainingArguments, state: transformers.TrainerState, _control: object, **_: object
     ) -> None:
         run = self._trainer._run
-        if run is not None and state.is_world_process_zero:
+        if run is not None and state.is_world_process_zero and not self._trainer.has_shards:
             save_privacy_state(run, Path(args.output_dir) / f"checkpoint-{state.global_step}")

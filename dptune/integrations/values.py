@@ -30,6 +30,7 @@ from dptune.losses import IGNORE
 from dptune.per_example import RandomRow
 from dptune.per_example.quantized import require_separate_rounding
 from dptune.randomness import fixed_randomness
+from dptune.sharding import compute_device
 
 _AT_ONCE = 256
 _TRIED = 7  # tokens of the random item that shows the model's classes
@@ -141,7 +142,7 @@ def _random_inputs(model: Any, make: Make, collate: Collate) -> Mapping[str, Any
 @torch.no_grad()
 def _outputs(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> int | None:
     """Number of classes or tokens that the model tells apart; None if its output has no logits of that shape."""
-    device = next(model.parameters()).device
+    device = compute_device(model)
     given = {name: value.to(device) for name, value in inputs.items() if name != "labels"}
     was_training = model.training
     model.eval()

@@ -2,7 +2,7 @@
 until the norms are known, and `check` tests on `random_rows` whether they are right for a model. `quantized` and
 `fixed_values` refuse models that mix examples or store data."""
 
-from dptune.per_example.check import require_exact_gradients, require_separate_rows
+from dptune.per_example.check import require_exact_gradients, require_precision, require_separate_rows
 from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.precision import full_precision
 from dptune.per_example.random_rows import RandomRow
@@ -20,6 +20,7 @@ __all__ = [
     "full_precision",
     "known_layers",
     "require_exact_gradients",
+    "require_precision",
     "require_separate_rows",
     "rule_for",
 ]

@@ -26,7 +26,7 @@ from dptune.per_example.hooks import PerExampleGradients
 from dptune.per_example.random_rows import RandomRow, neighbouring_lengths
 from dptune.per_example.recorded import Recorded
 from dptune.randomness import fixed_randomness
-from dptune.sharding import are_sharded, local_part, mesh_of, norms_over_ranks, own_rows, reshard
+from dptune.sharding import are_sharded, compute_device, local_part, mesh_of, norms_over_ranks, own_rows, reshard
 
 # Tolerated error relative to the parameter's own norm, and to the norm of the whole gradient. In lower precision,
 # rounding depends on the shape of the batch: in bfloat16, a row's gradient alone and next to another row differed by
@@ -127,6 +127,44 @@ def require_separate_rows(model: nn.Module, losses: Callable[..., Tensor], batch
         _require_same_loss(model, losses, batch_of, rows, found)
 
 
+@in_one_line
+def require_precision(
+    model: nn.Module,
+    losses: Callable[..., Tensor],
+    lower: Callable[..., Tensor],
+    batch_of: BatchOf,
+    *,
+    longest: int,
+    scale: float,
+) -> None:
+    """Refuse a model whose gradients overflow or vanish in the lower precision that it trains in.
+
+    Two random rows run in both precisions. An example that overflows adds nothing in training. If all do, the whole
+    budget is spent on noise.
+
+    Args:
+        model: what is trained.
+        losses: (*arguments) -> losses [B], in the precision of the weights.
+        lower: the same losses as training computes them.
+        batch_of: random rows -> arguments of the losses.
+        longest: see `require_separate_rows`.
+        scale: the loss scale of training.
+
+    Raises:
+        InvalidArgument: a parameter's gradients are far from those in the precision of the weights.
+    """
+    rows = [RandomRow(length, number) for number, length in enumerate(neighbouring_lengths(model, longest)[0])]
+    batch, weights = batch_of(rows), torch.arange(1, 1 + len(rows), device=compute_device(model))
+    with _evaluating(model), PerExampleGradients(model) as recorder:
+        mesh = mesh_of(recorder.parameters.values())
+        exact = _weighted_sums(recorder, _backward(recorder, losses(*batch), len(rows)), weights)
+        found = _weighted_sums(recorder, _backward(recorder, lower(*batch) * scale, len(rows)), weights / scale)
+    if (far := _first_far(found, exact, _TOLERATED_OF_LESS, mesh=mesh)) is not None:
+        refuse(
+            far[0], HIDDEN, f"its gradients overflow or vanish in lower precision ({far[1]}); compute in a higher one"
+        )
+
+
 def _require_same_loss(
     model: nn.Module,
     losses: Callable[..., Tensor],
@@ -165,7 +203,7 @@ def _losses_in_mode(model: nn.Module, losses: Callable[..., Tensor], batch: Sequ
     Those of evaluation mode have gradients, which one of them needs: without them, kernels may be others.
     """
     mode = in_mode(model, training=True) if training else _evaluating(model)
-    with mode, torch.set_grad_enabled(not training), fixed_randomness(_device(model)):
+    with mode, torch.set_grad_enabled(not training), fixed_randomness(compute_device(model)):
         return losses(*batch)
 
 
@@ -197,10 +235,6 @@ def _refuse_shared_randomness(model: nn.Module) -> None:
             refuse(f"{name}.layerdrop".removeprefix("."), probability, f"{reason}; set it to 0 in the model's config")
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 def _recorded(
     recorder: PerExampleGradients, losses: Tensor, examples: int | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -208,6 +242,20 @@ def _recorded(
 
     All from one backward pass. An example may have several losses: see `examples` of `require_exact_gradients`.
     """
+    recorded = _backward(recorder, losses, examples)
+    norms = {name: squared.sqrt() for name, squared in recorded.squared_norms().items()}
+    if not norms:
+        refuse("model", HIDDEN, "the losses do not depend on any trained parameter")
+    count = len(next(iter(norms.values())))
+
+    def weighted(weights: Tensor) -> dict[str, Tensor]:
+        return _weighted_sums(recorder, recorded.copied(), weights.to(losses.device))
+
+    return norms, weighted(torch.arange(1, count + 1)), [weighted(row) for row in torch.eye(count)]
+
+
+def _backward(recorder: PerExampleGradients, losses: Tensor, examples: int | None) -> Recorded:
+    """The recorded gradients of a backward pass, by example."""
     if losses.ndim != 1:
         remedy = "give one loss per example, [B]; a mean over the micro-batch couples examples and voids the bound"
         refuse("losses.shape", tuple(losses.shape), f"{remedy} (dptune.CausalLMLoss gives them)")
@@ -215,21 +263,17 @@ def _recorded(
         refuse("losses.shape", tuple(losses.shape), f"give the same number of losses for each of {examples} examples")
     if losses.requires_grad:  # else no layer that is recorded was run
         losses.sum().backward()
-    recorded = recorder.take().folded(1 if examples is None else len(losses) // examples)
-    norms = {name: squared.sqrt() for name, squared in recorded.squared_norms().items()}
-    if not norms:
-        refuse("model", HIDDEN, "the losses do not depend on any trained parameter")
-    count = len(next(iter(norms.values())))
+    return recorder.take().folded(1 if examples is None else len(losses) // examples)
 
-    def weighted(weights: Tensor) -> dict[str, Tensor]:
-        weights = weights.to(losses.device, torch.float64)
-        if are_sharded(recorder.parameters.values()):
-            return _shards_of_sums(recorder.parameters, recorded.copied(), weights)
-        sums = {name: torch.zeros_like(parameter) for name, parameter in recorder.parameters.items()}
-        recorded.copied().add_weighted_sums(sums, dict.fromkeys(norms, weights))
-        return sums
 
-    return norms, weighted(torch.arange(1, count + 1)), [weighted(row) for row in torch.eye(count)]
+def _weighted_sums(recorder: PerExampleGradients, recorded: Recorded, weights_B: Tensor) -> dict[str, Tensor]:
+    """{parameter: this rank's part of the weighted sum}; consumes what was recorded."""
+    parameters, weights_B = recorder.parameters, weights_B.to(torch.float64)
+    if are_sharded(parameters.values()):
+        return _shards_of_sums(parameters, recorded, weights_B)
+    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    recorded.add_weighted_sums(sums, dict.fromkeys(parameters, weights_B))
+    return sums
 
 
 def _shards_of_sums(parameters: Mapping[str, nn.Parameter], recorded: Recorded, weights_B: Tensor) -> dict[str, Tensor]:
@@ -279,11 +323,23 @@ def _compare(
     mesh: DeviceMesh | None,
 ) -> None:
     """Refuse gradients, or their norms, that differ from autograd's. Every rank refuses, or none."""
+    if (far := _first_far(found, wanted, tolerated, mesh=mesh)) is not None:
+        wrong = f"its per-example gradients differ from autograd's ({far[1]})"
+        refuse(far[0], HIDDEN, f"{wrong}: {reason}, or its losses couple examples")
+
+
+def _first_far(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    tolerated: tuple[float, float],
+    *,
+    mesh: DeviceMesh | None,
+) -> tuple[str, str] | None:
+    """(name, how far) of the first tensor that is not near the wanted one, the same on every rank."""
     errors = _norms((found[name] - values for name, values in wanted.items()), mesh=mesh)
     sizes = _norms(wanted.values(), mesh=mesh)
     whole = sizes.norm()
     for name, error, own in zip(wanted, errors, sizes, strict=True):
         if not error <= tolerated[0] * own + tolerated[1] * whole:
-            size = f"off by {error / whole:.1e} of the whole gradient"
-            wrong = f"its per-example gradients differ from autograd's ({size})"
-            refuse(name, HIDDEN, f"{wrong}: {reason}, or its losses couple examples")
+            return name, f"off by {error / whole:.1e} of the whole gradient"
+    return None

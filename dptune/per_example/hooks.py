@@ -28,7 +28,7 @@ from dptune.per_example.recorded import Recorded
 from dptune.per_example.rescaling import is_rescaling, require_one_vector, tap_rescaling, vectors_of
 from dptune.per_example.rules import find_rule, known_layers, layer_input, tokens_of
 from dptune.per_example.uses import Outer, Use
-from dptune.sharding import reshard
+from dptune.sharding import original_class_name, reshard
 
 _DISTANCES = "relative_attention_bias"  # T5's embedding of distances between tokens, looked up once for all examples
 
@@ -87,7 +87,7 @@ class PerExampleGradients:
         self._flattened = {
             f"{name}.{child}".lstrip(".")
             for name, layer in model.named_modules()
-            if type(layer).__name__ in _FLATTENING
+            if original_class_name(layer) in _FLATTENING
             for child, _ in layer.named_children()
         }
         self._owner = {id(parameter): name for name, parameter in self.parameters.items()}

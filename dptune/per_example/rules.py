@@ -92,7 +92,7 @@ def embedding(layer: nn.Embedding, ids_BT: Tensor, grad_BTD: Tensor) -> dict[str
 
 def scaled_embedding(layer: Any, ids_BT: Tensor, grad_BTD: Tensor) -> dict[str, Use]:
     """Gemma's embedding, whose rows are multiplied by a constant."""
-    return embedding(layer, ids_BT, grad_BTD * layer.embed_scale.to(grad_BTD.dtype))
+    return embedding(layer, ids_BT, _exact(grad_BTD) * layer.embed_scale.to(grad_BTD.dtype))
 
 
 @rule_for(nn.LayerNorm)

@@ -6,6 +6,7 @@
 - the optimizer with its schedule;
 - the step, with the settings that a resumed run must share;
 - a copy of the ledger;
+- further files of the program that trains;
 - a manifest of sizes and SHA-256 sums.
 
 A save fills the folder under a hidden name, syncs it and renames it. The next save clears what a crash leaves behind.
@@ -23,8 +24,9 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -85,6 +87,7 @@ def save_checkpoint(
     *,
     keep: int | None,
     shards: Shards | None = None,
+    more: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write `<run_folder>/checkpoint-<step>` and remove the checkpoints beyond `keep`. Only one process may call it.
 
@@ -97,6 +100,7 @@ def save_checkpoint(
         ledger: the ledger of a private run, which is copied; None without privacy.
         keep: number of checkpoints that stay, at least 1; the new one always stays. None keeps all.
         shards: what all ranks write, instead of weights in `state`. The other ranks call `shards.help()` meanwhile.
+        more: further files of the program that trains, {name: content}.
 
     Returns:
         The checkpoint's folder.
@@ -113,7 +117,8 @@ def save_checkpoint(
     copy = ledger.content() if ledger else None
     try:
         _clear_leftovers(run_folder)
-        _write(folder, _contents(state, copy, weights=shards is None), shards)
+        contents = chain(_contents(state, copy, weights=shards is None), (more or {}).items())
+        _write(folder, contents, shards)
     except OSError as error:
         _refuse_unwritten(folder, error)
     finally:
@@ -309,8 +314,10 @@ def _listed(manifest: Any) -> dict[str, Any]:
 
 
 def _is_complete(names: Iterable[str]) -> bool:
-    without = {name.partition("/")[0] for name in names} - {LEDGER_NAME}
-    return without in [_ALWAYS | {weights} for weights in (WEIGHTS_NAME, TRAINED_NAME, SHARDS_NAME)]
+    found = {name.partition("/")[0] for name in names}
+    if any(name != Path(name).name and not name.startswith(f"{SHARDS_NAME}/") for name in names):
+        return False  # a file elsewhere
+    return found >= _ALWAYS and len(found & {WEIGHTS_NAME, TRAINED_NAME, SHARDS_NAME}) == 1
 
 
 def _file_damage(path: Path, *, size: int, sha256: str) -> str | None:

@@ -27,7 +27,7 @@ from dptune.plain_step import PlainStep
 from dptune.randomness import forget_randomness, new_randomness
 from dptune.ranks import ALONE, Ranks
 from dptune.report.statement import PrivacyStatement, state_no_privacy, state_privacy
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.run.checkpoint import LEDGER_NAME, TrainingState
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, refuse_other_run
 from dptune.run.plan import RunPlan, last_step
@@ -61,6 +61,11 @@ class SavedRun:
     ledger_steps: int
     identity: Mapping[str, object]
     mechanism: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state: TrainingState, checkpoint: Path) -> SavedRun:
+        """That part of what `load_checkpoint` read from a checkpoint's folder."""
+        return cls(state.step, checkpoint / LEDGER_NAME, state.ledger_steps, state.identity, state.mechanism)
 
 
 class PrivateRun:

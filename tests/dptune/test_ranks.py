@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dptune import ranks
 from dptune._validate import InvalidArgument
-from dptune.ranks import bytes_sent, checksum_of, require_equal, sum_over_ranks
+from dptune.ranks import Ranks, bytes_sent, checksum_of, require_equal, sum_over_ranks
 from tests.ranks import run_ranks
 
 Gather = Callable[[Tensor], Tensor]
@@ -50,6 +50,15 @@ def test_a_gather_adds_in_float64_and_gives_every_rank_the_same(
         assert max(parts) <= max(1, gathered_at_once // world_size)
         # The bytes that a rank sends to all others; in a ring it forwards the same number of bytes.
         assert bytes_sent(33, world_size=world_size) == 4 * sum(parts) * (world_size - 1)
+
+
+def test_every_rank_learns_the_largest_number() -> None:
+    def work(rank: int, gather: Gather) -> int:
+        ranks_of = Ranks(rank, 3, gather=gather, broadcast=lambda value: value)
+        return ranks_of.most([4, 9, 2][rank], torch.device("cpu"))
+
+    assert run_ranks(3, work) == [9, 9, 9]
+    assert Ranks().most(4, torch.device("cpu")) == 4
 
 
 def test_one_rank_keeps_its_vector() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from dptune import InvalidArgument, add_lora, trainable_parameters
@@ -19,6 +19,7 @@ from dptune.sharding import (
     ShardedBytes,
     as_forward,
     checkpoint_files,
+    compute_device,
     is_sharded,
     local_part,
     shard,
@@ -166,6 +167,13 @@ def test_a_function_on_an_unsharded_model_is_itself() -> None:
 
     assert as_forward(tiny_llama(), function) is function
     assert not is_sharded(tiny_llama())
+
+
+def test_it_computes_where_its_buffers_are() -> None:
+    model: Any = nn.Linear(2, 2, device="meta")
+    assert compute_device(model) == torch.device("meta")
+    model.register_buffer("positions", torch.arange(2))
+    assert compute_device(model) == CPU
 
 
 def test_a_model_with_something_to_train_or_without_layers_is_not_sharded() -> None:

@@ -178,13 +178,16 @@ def test_a_mistake_is_one_line_with_the_flag(
     assert not (tmp_path / "out").exists()
 
 
-def test_half_precision_weights_are_refused(base: Path) -> None:
+def test_float16_is_refused_without_privacy(base: Path) -> None:
     from utils.models.trainable import prepare_trainable
     from utils.training.lora_arguments import LoraArguments
 
     model, whole = AutoModelForCausalLM.from_pretrained(base), LoraArguments(trainable=["all"])
-    with pytest.raises(InvalidArgument, match="set mixed_precision to bf16 or no"):
-        prepare_trainable(model, whole, dtype=torch.float16)
+    assert prepare_trainable(model, whole, dtype=torch.float16)
+    with pytest.raises(
+        InvalidArgument, match=r"--trainable='all': without privacy .* set mixed_precision to bf16 or no"
+    ):
+        prepare_trainable(model, whole, dtype=torch.float16, private=False)
 
 
 def test_a_choice_leaves_the_rest_frozen_and_copies_are_copies(base: Path) -> None:

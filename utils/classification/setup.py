@@ -174,7 +174,7 @@ def dtype_of_launch(accelerator: Accelerator) -> torch.dtype:
         refuse("distributed_type", "FSDP", "classifiers are not sharded; use accelerate_config_nofsdp.cfg or torchrun")
     dtype = compute_dtype(accelerator.mixed_precision, accelerator.device)
     if dtype == torch.float16:
-        refuse("mixed_precision", "fp16", "float16 overflows when a whole model trains; set it to bf16 or no")
+        refuse("mixed_precision", "fp16", "classifiers do not scale their losses for float16; set it to bf16 or no")
     return dtype
 
 

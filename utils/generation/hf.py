@@ -19,13 +19,12 @@ from transformers import (
 )
 
 from dptune._validate import refuse
-from dptune.sharding import is_sharded
+from dptune.sharding import compute_device, is_sharded
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
 from utils.generation.batches import TextJob, batch_seed, plan_batches
 from utils.generation.choosing import TokenChoice, chances
 from utils.generation.decoding import Decoding
-from utils.models.sharded import compute_device
 
 
 class GenerateBackend:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dptune._validate import refuse
-from dptune.sharding import ShardedBytes, checkpoint_files, load_slices, shard, weight_bytes
+from dptune.sharding import ShardedBytes, checkpoint_files, load_slices, original_class_name, shard, weight_bytes
 from utils.cli.launch import Sharding
 from utils.models.quantization import require_available
 
@@ -73,23 +72,12 @@ def describe_shards(model: PreTrainedModel, ranks: int) -> str:
     return _line(held, ranks)
 
 
-def compute_device(model: nn.Module) -> torch.device:
-    """Where `model` computes. With CPU offload its weights are elsewhere, but its buffers are there."""
-    tensor = next(chain(model.buffers(), model.parameters()))
-    return tensor.device
-
-
 def _line(held: ShardedBytes, ranks: int) -> str:
     mib = 2.0**20
     return (
         f"sharded weights        {held.held / mib:,.1f} MiB per rank of {held.total / mib:,.1f} MiB over {ranks} "
         f"processes (at most {held.total / ranks / mib:,.1f} + root group {held.root / mib:,.1f})"
     )
-
-
-def original_class_name(module: nn.Module) -> str:
-    """The class name without the prefix that FSDP gives to what it shards."""
-    return type(module).__name__.removeprefix("FSDP")
 
 
 def _local_folder(name: str, token: str | None, revision: str | None) -> Path:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from dptune._validate import refuse
+from dptune.integrations.sharded_saving import write_sharded
 from dptune.lora import add_lora
 from dptune.losses import IGNORE
-from dptune.per_example import RandomRow, require_separate_rows
+from dptune.per_example import RandomRow, require_precision, require_separate_rows
 from dptune.sharding import is_sharded
 from utils.files.folders import write_folder
-from utils.models.sharded_saving import write_sharded
 
 MODEL_NAME = "model"  # the folder below --output_dir
 _FLAG = "--trainable"
@@ -38,7 +38,7 @@ class Choice(Protocol):
 
 
 def prepare_trainable(
-    model: nn.Module, choice: Choice, *, bits: int = 16, dtype: torch.dtype = torch.float32
+    model: nn.Module, choice: Choice, *, bits: int = 16, dtype: torch.dtype = torch.float32, private: bool = True
 ) -> list[str]:
     """Add adapters, or choose among the model's own parameters; returns the names of all trained parameters.
 
@@ -46,6 +46,7 @@ def prepare_trainable(
         model: the base model, or its skeleton.
         choice: the flags.
         bits, dtype: settings of the launch and the base model.
+        private: whether the run is private.
 
     Raises:
         InvalidArgument: a name matches nothing, or parameters cannot be trained in this precision.
@@ -62,8 +63,9 @@ def prepare_trainable(
     given = " ".join(choice.trainable)
     if bits != 16:
         refuse(_FLAG, given, f"weights of --qbits {bits} cannot be trained; give 16")
-    if dtype == torch.float16:
-        refuse(_FLAG, given, "float16 overflows when the model itself is trained; set mixed_precision to bf16 or no")
+    if dtype == torch.float16 and not private:
+        reason = "without privacy the weights' gradients are summed in float16, which overflows"
+        refuse(_FLAG, given, f"{reason}; set mixed_precision to bf16 or no")
     return choose_trainable(model, choice.trainable)
 
 
@@ -139,6 +141,27 @@ def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int)
         InvalidArgument: the engine's gradient rules do not cover the model, or a row's gradient depends on its padding
             or on other rows.
     """
+    require_separate_rows(model, losses, _random_batches(model, device), longest=width)
+
+
+def check_precision(
+    model: Any, losses: Losses, lower: Losses, device: torch.device, *, width: int, scale: float
+) -> None:
+    """Compare the engine's gradients in lower precision with those in the weights' precision, on random tokens.
+
+    Args:
+        losses, lower: the losses in both.
+        width: tokens of the longest row that the settings allow.
+        scale: the loss scale of training.
+
+    Raises:
+        InvalidArgument: they overflow or vanish.
+    """
+    require_precision(model, losses, lower, _random_batches(model, device), longest=width, scale=scale)
+
+
+def _random_batches(model: Any, device: torch.device) -> Callable[[Sequence[RandomRow]], list[Tensor]]:
+    """(rows) -> token ids and labels of random rows."""
     vocab_size = model.config.get_text_config().vocab_size
 
     def batch_of(rows: Sequence[RandomRow]) -> list[Tensor]:
@@ -148,7 +171,7 @@ def check_rules(model: Any, losses: Losses, device: torch.device, *, width: int)
         padding = RandomRow(labels.numel(), number).tokens(vocab_size).view_as(labels)
         return [labels.where(labels.ne(IGNORE), padding).to(device), labels.to(device)]
 
-    require_separate_rows(model, losses, batch_of, longest=width)
+    return batch_of
 
 
 def save_trained_model(model: Any, tokenizer: Any, folder: Path) -> None:

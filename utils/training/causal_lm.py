@@ -14,6 +14,7 @@ from dptune._validate import refuse
 from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.clipping import layers_of
 from dptune.devices import computes_apart
+from dptune.integrations.sharded_saving import write_sharded
 from dptune.lora import trainable_parameters
 from dptune.losses import CausalLMLoss
 from dptune.pass_overhead import pass_overhead
@@ -37,10 +38,10 @@ from utils.models.embeddings import require_embeddings
 from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
 from utils.models.memory import MemorySettings, device_memory, keeps_whole_sum
 from utils.models.sharded import describe_shards
-from utils.models.sharded_saving import write_sharded
 from utils.models.trainable import (
     MODEL_NAME,
     Losses,
+    check_precision,
     check_rules,
     in_autocast,
     prepare_trainable,
@@ -112,7 +113,7 @@ class CausalLMJob:
             groups.output.eval_freq,
             eval_at_start=groups.output.eval_at_start,
             gradient_sync=groups.optimization.sync,
-            loss_scale=loss_scale(self.dtype),
+            loss_scale=self._loss_scale,
             keep_whole_sum=self._keeps_whole_sum(task.model),
         )
         return train(task, self.plan, self.folder, micro_batches, pace, self.config)
@@ -137,7 +138,7 @@ class CausalLMJob:
             self.plan,
             accelerator,
             rows_per_item=self.groups.privacy.unit.rows_at_once,
-            loss_scale=loss_scale(self.dtype),
+            loss_scale=self._loss_scale,
             gathers=gathers,
         )
         return rehearsal.settle(shapes)
@@ -172,6 +173,10 @@ class CausalLMJob:
         losses = in_autocast(CausalLMLoss(model), self.dtype if whole else torch.float32, accelerator.device)
         return CausalLMTask(self, model, losses, self.names if whole else None, identity)
 
+    @property
+    def _loss_scale(self) -> float:
+        return loss_scale(self.dtype, whole=bool(self.groups.lora.trainable))
+
     def _keeps_whole_sum(self, model: Any) -> bool:
         """Whether every rank has room for a whole sum, if the trained weights are sharded. Every rank calls this."""
         parameters = trainable_parameters(model)
@@ -185,9 +190,13 @@ class CausalLMJob:
 
         Two rows of the full length are tried, whatever the token budget: it may grow when the run resumes.
         """
-        losses, scale, width = CausalLMLoss(model), loss_scale(self.dtype), self.groups.data.block_size
+        losses, scale, width = CausalLMLoss(model), self._loss_scale, self.groups.data.block_size
+        device = self.folder.accelerator.device
         try:
-            check_rules(model, lambda *rows: losses(*rows) * scale, self.folder.accelerator.device, width=width)
+            check_rules(model, lambda *rows: losses(*rows) * scale, device, width=width)
+            if self.groups.lora.trainable and self.dtype == torch.float16:
+                lower = in_autocast(losses, self.dtype, device)
+                check_precision(model, losses, lower, device, width=width, scale=scale)
         except torch.OutOfMemoryError:
             remedy = "out of memory on two random rows of that length, on which the model is checked once; lower it"
             refuse("block_size", width, remedy)
@@ -252,7 +261,8 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     skeleton = load_skeleton(name, **hub)
     require_context(skeleton, groups.data.block_size)
     # Finds a wrong target before gigabytes are read.
-    names = prepare_trainable(skeleton, groups.lora, bits=bits, dtype=dtype)
+    private = groups.privacy.clip_norm > 0
+    names = prepare_trainable(skeleton, groups.lora, bits=bits, dtype=dtype, private=private)
     tokenizer = load_tokenizer(name, **hub)
     day = runs_date(tokenizer, folder)
     machine = machine_of(accelerator)

@@ -18,16 +18,15 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from dptune._validate import refuse
 from dptune.adapter_files import adapter_state_dict
 from dptune.ledger import Ledger, has_begun
-from dptune.run.checkpoint import LEDGER_NAME, TrainingState, find_checkpoint, load_checkpoint, save_checkpoint
+from dptune.run.checkpoint import LEDGER_NAME, TrainingState, find_checkpoint, load_checkpoint
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import refuse_other_run
 from dptune.run.session import PrivateRun, SavedRun
-from dptune.run.shards import Shards
+from dptune.run.training_state import put_back, write_checkpoint
 from utils.models.trainable import MODEL_NAME, parameters_by_name
 from utils.training.log import DIAGNOSTICS_NAME
 from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.output_arguments import OutputArguments
-from utils.training.training_state import put_back, sharded_tensors, without_shards
 
 OTHER_FILES = (MODEL_NAME, DIAGNOSTICS_NAME)  # further signs of a run, besides the files that the engine knows
 
@@ -94,22 +93,15 @@ class Checkpoints:
 
     def save(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
         """Write a checkpoint; every rank calls it. Sharded weights are written by all ranks."""
-        run, tensors = self.run, sharded_tensors(model, optimizer)
-        shards = Shards(tensors, run.ranks) if tensors else None
-        if run.ranks.is_main:
-            state = TrainingState(
-                step=run.completed,
-                ledger_steps=run.ledger.steps if run.ledger else 0,
-                identity=run.identity,
-                config=self.config,
-                weights=self._weights(model) if shards is None else {},
-                optimizer=without_shards(optimizer.state_dict()),
-                schedule=schedule.state_dict(),
-                mechanism=run.mechanism_state(),
-            )
-            save_checkpoint(run.folder, state, run.ledger, keep=self.keep, shards=shards)
-        elif shards is not None:
-            shards.help()
+        write_checkpoint(
+            self.run,
+            model,
+            optimizer,
+            schedule,
+            keep=self.keep,
+            whole=lambda: self._weights(model),
+            config=self.config,
+        )
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
         return adapter_state_dict(model) if self.trained is None else parameters_by_name(model, self.trained)
@@ -123,10 +115,7 @@ class Checkpoints:
 
 def saved_run(saved: TrainingState | None, folder: Path) -> SavedRun | None:
     """The part of a checkpoint that the engine needs."""
-    if saved is None:
-        return None
-    copy = folder / f"checkpoint-{saved.step}" / LEDGER_NAME
-    return SavedRun(saved.step, copy, saved.ledger_steps, saved.identity, saved.mechanism)
+    return None if saved is None else SavedRun.of(saved, folder / f"checkpoint-{saved.step}")
 
 
 def restore(saved: TrainingState | None, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> None:

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from dptune import InvalidArgument
-from dptune.integrations.checks import refuse_unsafe_arguments, rounds_by_shape
+from dptune.integrations import checks
+from dptune.integrations.checks import refuse_unsafe_arguments, refuse_unsafe_shards, rounds_by_shape
 from tests.dptune.integrations.runs import training_arguments
 from tests.tiny import tiny_llama
 
@@ -75,3 +76,52 @@ def test_less_than_float32_anywhere_rounds_by_shape(args: Any, tmp_path: Path, m
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     next(model.parameters()).data = next(model.parameters()).data.bfloat16()
     assert rounds_by_shape(model, args), "one layer is enough"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("load_best_model_at_end", True),
+        ("save_only_model", True),
+        ("save_on_each_node", True),
+        ("enable_jit_checkpoint", True),
+        ("fp16_full_eval", True),
+        ("bf16_full_eval", True),
+        ("accelerator_config", type("Config", (), {"even_batches": False, "__repr__": lambda _: "uneven"})()),
+    ],
+)
+def test_what_does_not_go_with_sharded_weights_is_refused_by_name(
+    argument: str, value: Any, args: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llama(layers=1)
+    stand_in: Any = type("Arguments", (), {**vars(args), "world_size": 1, "device": args.device, argument: value})
+    refuse_unsafe_shards(model, stand_in)  # nothing is sharded
+    for name in ("holds_shards", "are_sharded", "is_sharded"):
+        monkeypatch.setattr(checks, name, lambda _: True)
+    monkeypatch.setattr(checks, "mesh_of", lambda _: type("Mesh", (), {"size": lambda _: 1})())
+    refuse_unsafe_shards(model, args)
+    with pytest.raises(InvalidArgument, match=rf"^--{argument}="):
+        refuse_unsafe_shards(model, stand_in)
+
+
+def test_shards_that_are_kept_elsewhere_are_refused(args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of shards on the CPU, processes that compute on GPUs could not gather a checkpoint or the model."""
+    for name in ("holds_shards", "are_sharded", "is_sharded"):
+        monkeypatch.setattr(checks, name, lambda _: True)
+    monkeypatch.setattr(checks, "mesh_of", lambda _: type("Mesh", (), {"size": lambda _: 1})())
+    on_gpu: Any = type("Arguments", (), {**vars(args), "world_size": 1, "device": torch.device("cuda")})
+    with pytest.raises(InvalidArgument, match=r"keeps its shards on cpu, .* shard it without cpu_offload"):
+        refuse_unsafe_shards(tiny_llama(layers=1), on_gpu)
+
+
+@pytest.mark.parametrize("ranks", [2, None])
+def test_a_model_that_is_not_sharded_over_all_processes_is_refused(
+    ranks: int | None, args: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("holds_shards", "are_sharded"):
+        monkeypatch.setattr(checks, name, lambda _: True)
+    if ranks is not None:
+        monkeypatch.setattr(checks, "is_sharded", lambda _: True)
+        monkeypatch.setattr(checks, "mesh_of", lambda _: type("Mesh", (), {"size": lambda _: ranks})())
+    with pytest.raises(InvalidArgument, match=r"^model=LlamaForCausalLM: is sharded in another way"):
+        refuse_unsafe_shards(tiny_llama(layers=1), args)

@@ -12,6 +12,7 @@ import torch
 from tests.dptune.integrations.runs import lora_llama
 from tests.tiny import tiny_tokenizer
 
+# tests/dptune/integrations/test_sharded_trainer.py runs the second block, of sharded weights.
 PAGE = Path(__file__).parents[3] / "docs" / "trainer.md"
 
 
@@ -19,7 +20,7 @@ def test_both_ways_run_as_printed_and_learn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own, callback = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    own, _, callback = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     model = lora_llama()
     rows = [{"input_ids": torch.randint(3, 400, (4 + number % 9,)).tolist()} for number in range(64)]
     before = model(torch.tensor([[5, 6, 7]])).logits

@@ -57,6 +57,11 @@ def test_without_privacy_items_with_as_many_rows_share_the_least_micro_batches()
     assert [batch.items.tolist() for batch in made] == [[4], [1], [0, 2, 3, 5]]
 
 
+def test_without_privacy_an_empty_micro_batch_holds_the_first_item_as_no_item_of_a_draw() -> None:
+    made = LeastBatches(lambda items: {"items": list(items)}, most_rows=4).empty(3, "abc")
+    assert (made.inputs, made.items.tolist(), made.units, made.rows_per_unit) == ({"items": ["a"]}, [], 1, 3)
+
+
 class Crops(Dataset[Any]):
     """Reads random numbers of every generator, as augmentations do."""
 

@@ -227,3 +227,15 @@ def test_a_mask_without_padding_never_meets_one_with_padding() -> None:
     cut = FilledBatches(AuthorCollator(None), make_of(people[0]), Vocabulary.of(model), SHAPES, 4)  # type: ignore[arg-type]
     made = cut(people, np.array([2, 2, 3]))
     assert sorted(batch.items.tolist() for batch in made) == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_empty_micro_batch_is_the_smallest_and_holds_no_item(rows: int) -> None:
+    def collate(items: Sequence[Any]) -> Any:
+        return Collator()([item for item in items for _ in range(rows)])
+
+    model = tiny_llama()
+    cut = FilledBatches(collate, make_of(data()[0]), Vocabulary.of(model), SHAPES, rows)
+    made = cut.empty(rows, data())
+    assert made.inputs["input_ids"].shape == (rows, SHAPES.widths[0])
+    assert (len(made.items), made.units, made.rows_per_unit) == (0, 1, rows)

@@ -18,11 +18,8 @@ from dptune.integrations.transformers import TrainingArguments
 from dptune.run import session
 from dptune.run.checkpoint import LEDGER_NAME
 from dptune.run.plan import RunPlan
-from dptune.sharding import shard
-from tests.dptune.integrations.runs import GradientLog, Silent, dp_trainer, lora_llama, plain_trainer, privacy_arguments
+from tests.dptune.integrations.runs import GradientLog, Silent, dp_trainer, lora_llama, privacy_arguments
 from tests.processes import run_processes
-from tests.whole_models import whole_model
-from utils.models.sharded import decoder_layers
 
 ROOT = Path(__file__).parents[3]
 
@@ -142,24 +139,3 @@ def test_torchrun_with_the_flags_of_a_script(tmp_path: Path) -> None:
     statement = json.loads(report.read_text())
     assert (statement["steps"], statement["expected_batch_size"], statement["guarantee"]) == (4, 6, "dp")
     assert 7.5 < statement["epsilon"] <= 8.0
-
-
-def _refusals_of_shards(_rank: int, _gather: Any, folder: Path) -> list[str]:
-    """The messages of both Trainers for a model whose trained weights are sharded, on one process."""
-    model = whole_model("Llama").float()
-    shard(model.requires_grad_(False), decoder_layers(model), device=torch.device("cpu"))
-    model.requires_grad_(True)
-    messages = []
-    for make in (dp_trainer, plain_trainer):
-        try:
-            make(folder, model, use_cpu=True)
-        except InvalidArgument as error:
-            messages.append(str(error))
-    return messages
-
-
-def test_sharded_trained_weights_are_refused_because_no_trainer_could_save_them(tmp_path: Path) -> None:
-    (messages,) = run_processes(1, _refusals_of_shards, tmp_path)
-    assert len(messages) == 2
-    for message in messages:
-        assert message.endswith("its trained weights are sharded; train it with train_clm.py")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dptune import CausalLMLoss, InvalidArgument
-from dptune.per_example import RandomRow, require_exact_gradients, require_separate_rows
+from dptune.per_example import RandomRow, require_exact_gradients, require_precision, require_separate_rows
 from tests.whole_models import CAUSAL, whole_model
 
 
@@ -169,3 +169,56 @@ def test_layers_that_are_recomputed_in_training_are_recomputed_in_the_check(drop
     assert passes[False] == 0
     assert (passes[True] > 0) == (dropout == 0)
     assert all(module.training for module in model.modules())
+
+
+class _Steep(nn.Module):
+    """Outputs whose gradients at the middle layer are 2^`power` times those at the last one."""
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.embedding, self.middle, self.factor = nn.Embedding(20, 4), nn.Linear(4, 4), 2.0**power
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden: Tensor = self.middle(self.embedding(ids)).float() * self.factor
+        return hidden
+
+
+@pytest.mark.parametrize(("power", "scale", "passes"), [(0, 256.0, True), (14, 256.0, False), (14, 1.0, True)])
+def test_gradients_that_overflow_float16_are_found_out_before_training(power, scale, passes):
+    torch.manual_seed(0)
+    model = _Steep(power)
+
+    def losses(ids: Tensor) -> Tensor:
+        return model(ids).flatten(1).mean(1)
+
+    def lower(ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.float16):
+            return losses(ids)
+
+    def batch_of(rows: Sequence[RandomRow]) -> list[Tensor]:
+        return [torch.stack([RandomRow(6, row.number).tokens(20) for row in rows])]
+
+    if passes:
+        require_precision(model, losses, lower, batch_of, longest=6, scale=scale)
+        return
+    with pytest.raises(InvalidArgument, match=r"^\w+\.weight: its gradients overflow or vanish in lower precision"):
+        require_precision(model, losses, lower, batch_of, longest=6, scale=scale)
+
+
+def test_gradients_that_vanish_in_float16_are_found_out_before_training():
+    torch.manual_seed(0)
+    model = _Steep(-27)
+
+    def losses(ids: Tensor) -> Tensor:
+        return model(ids).flatten(1).mean(1)
+
+    def lower(ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.float16):
+            return losses(ids)
+
+    def batch_of(rows: Sequence[RandomRow]) -> list[Tensor]:
+        return [torch.stack([RandomRow(6, row.number).tokens(20) for row in rows])]
+
+    require_precision(model, losses, lower, batch_of, longest=6, scale=2.0**20)
+    with pytest.raises(InvalidArgument, match="overflow or vanish"):
+        require_precision(model, losses, lower, batch_of, longest=6, scale=1.0)

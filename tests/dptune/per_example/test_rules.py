@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from dptune import InvalidArgument, PerExampleGradients
+from dptune._validate import present
+from dptune.per_example import find_rule
 
 NORMALISATIONS = {
     "LayerNorm": lambda: nn.LayerNorm(6),
@@ -37,6 +40,26 @@ def test_normalisations(name, tokens):
         wanted = torch.autograd.grad((layer(x[index]) * weights[index]).sum(), list(layer.parameters()))
         for own, grad in zip(made.values(), wanted, strict=True):
             torch.testing.assert_close(own[index], grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_normalisations_of_float16_are_computed_in_float32(name):
+    """Squares of 1,000 overflow float16, and so do products of gradients that a loss scale has lengthened."""
+    torch.manual_seed(0)
+    layer = NORMALISATIONS[name]()
+    x, grad = (1000 * torch.randn(3, 2, 5, 6)).half(), (4000 * torch.randn(3, 2, 5, 6)).half()
+    rule = present(find_rule(layer), "rule")
+    found, wanted = rule(layer, x, grad), rule(layer, x.double(), grad.double())
+    for key, values in found.items():
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values.double(), wanted[key], rtol=1e-4, atol=1)
+
+
+def test_a_scaled_embeddings_gradient_does_not_overflow_float16():
+    layer = Gemma3TextScaledWordEmbedding(20, 4, 0, embed_scale=50.0)
+    ids, grad = torch.tensor([[3, 4, 3]]), torch.full((1, 3, 4), 30_000.0, dtype=torch.float16)
+    rule = present(find_rule(layer), "rule")
+    assert rule(layer, ids, grad)["weight"].squared_norms().sqrt().item() == pytest.approx(1.5e6 * 20**0.5, rel=1e-3)
 
 
 class NotAnRMSNorm(nn.Module):

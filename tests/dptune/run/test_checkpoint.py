@@ -156,6 +156,14 @@ def test_a_private_run_keeps_a_copy_of_its_ledger_as_it_was(tmp_path: Path) -> N
     Ledger(ledger.path).require_continues(folder / LEDGER_NAME, 3)
 
 
+def test_further_files_are_in_the_manifest_too(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, state_at(1), None, keep=None, more={"trainer.json": b"{}"})
+    assert (folder / "trainer.json").read_bytes() == b"{}"
+    assert load_checkpoint(folder).step == 1
+    (folder / "trainer.json").write_bytes(b"[]")
+    assert "trainer.json is damaged" in refusal(folder)
+
+
 def test_a_run_without_privacy_has_no_ledger(tmp_path: Path) -> None:
     (folder,) = saved(tmp_path, 1)
     assert names(folder) == sorted(set(FILES) - {LEDGER_NAME})

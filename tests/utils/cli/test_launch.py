@@ -98,7 +98,9 @@ def test_the_cpu_is_asked_for_where_no_accelerator_can_train(has: bool, monkeypa
 
 def test_only_fp16_scales_losses_and_by_a_power_of_two() -> None:
     assert loss_scale(torch.float32) == loss_scale(torch.bfloat16) == 1
-    assert torch.tensor(loss_scale(torch.float16)).frexp().mantissa == 0.5
+    assert loss_scale(torch.bfloat16, whole=True) == 1
+    for whole in (False, True):
+        assert torch.tensor(loss_scale(torch.float16, whole=whole)).frexp().mantissa == 0.5
     assert loss_scale(torch.float16) >= 256
 
 

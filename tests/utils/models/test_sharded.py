@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from dptune import InvalidArgument
 from dptune.sharding import ShardedBytes
@@ -16,7 +15,7 @@ from tests.tiny import tiny_llama
 from tests.whole_models import CAUSAL
 from utils.cli.launch import Sharding
 from utils.models import sharded
-from utils.models.sharded import compute_device, decoder_layers, describe_shards, load_sharded_model
+from utils.models.sharded import decoder_layers, describe_shards, load_sharded_model
 
 CPU = torch.device("cpu")
 
@@ -29,13 +28,6 @@ def test_decoder_layers_are_found_also_where_their_class_is_renamed() -> None:
     assert decoder_layers(model) == list(model.model.layers)
     model._no_split_modules = None
     assert decoder_layers(model) == []
-
-
-def test_it_computes_where_its_buffers_are() -> None:
-    model: Any = nn.Linear(2, 2, device="meta")
-    assert compute_device(model) == torch.device("meta")
-    model.register_buffer("positions", torch.arange(2))
-    assert compute_device(model) == CPU
 
 
 def test_the_line_tells_shard_whole_and_bound(monkeypatch: pytest.MonkeyPatch) -> None:

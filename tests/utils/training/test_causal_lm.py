@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import AddedToken
-from transformers import LlamaModel
+from transformers import AutoModelForCausalLM, LlamaModel
 
 import train_clm
 from dptune import InvalidArgument
@@ -183,6 +183,40 @@ def test_an_adapter_starts_as_the_seed_says_and_a_whole_model_is_float32(job: An
     assert whole.artifact == WHOLE_MODEL
     assert whole.trained == [name for name, p in whole.model.named_parameters() if p.requires_grad]
     assert {p.dtype for p in whole.model.parameters()} == {torch.float32}
+
+
+def in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute as a launch with fp16 does on a GPU."""
+    monkeypatch.setattr(causal_lm, "compute_dtype", lambda *_: torch.float16)
+
+
+def test_a_whole_model_trains_in_float16_as_in_float32(
+    job: Any, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same draws and noise: without its gradients a model would be off by more than 0.03 of the change."""
+    how = {"trainable": "all", "lora_r": None, "insecure_test_seed": 1, "max_train_steps": 3, "num_train_epochs": None}
+    found = []
+    for name in ("float32", "float16"):
+        if name == "float16":
+            in_float16(monkeypatch)
+        job(**how, optimizer="sgd", learning_rate=1.0).run()
+        (tmp_path / "out").rename(tmp_path / name)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name / "model")
+        found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    start = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    change = found[0] - torch.cat([parameter.detach().flatten() for parameter in start.parameters()])
+    assert 0 < (found[1] - found[0]).norm() < 5e-3 * change.norm()
+
+
+def test_a_whole_model_that_overflows_in_float16_is_refused_before_its_first_step(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_float16(monkeypatch)
+    planned = job(trainable="all", lora_r=None)
+    monkeypatch.setattr(causal_lm, "loss_scale", lambda *_, **__: 2.0**24)
+    with pytest.raises(InvalidArgument, match="its gradients overflow or vanish in lower precision"):
+        planned.load()
+    assert not (tmp_path / "out" / "ledger.jsonl").exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused(job: Any) -> None:

@@ -6,6 +6,7 @@ All ranks gather one tensor at a time. Rank 0 keeps those of one file, and write
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from dptune.sharding import reshard
-from utils.models.sharded import original_class_name
+from dptune.sharding import original_class_name, reshard
 
 _FILE_BYTES = 2 << 30  # of one file, which rank 0 holds while it fills
 _FILES = "model{suffix}.safetensors"
@@ -25,7 +25,8 @@ _FILES = "model{suffix}.safetensors"
 def write_sharded(model: Any, folder: Path | None) -> None:
     """Write configuration and weights to a folder, which is made. Every rank calls this; all but rank 0 with None.
 
-    Tied weights are written once, as `save_pretrained` does.
+    Tied weights are written once, as `save_pretrained` does. Weights that an earlier call left in the folder are
+    removed, if this one gives its files other names.
     """
     reshard(model)
     tensors = _named_tensors(model)
@@ -36,7 +37,8 @@ def write_sharded(model: Any, folder: Path | None) -> None:
         max_shard_size=_FILE_BYTES,
     )
     if folder is not None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_others(folder, {*plan.filename_to_tensors, *([SAFE_WEIGHTS_INDEX_NAME] if plan.is_sharded else [])})
         _write_configuration(model, folder)
     for file, names in plan.filename_to_tensors.items():
         kept: dict[str, Tensor] = {}
@@ -49,6 +51,13 @@ def write_sharded(model: Any, folder: Path | None) -> None:
     if folder is not None and plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _remove_others(folder: Path, wanted: Collection[str]) -> None:
+    """Remove weights under other names: `from_pretrained` might read them instead."""
+    for path in [*folder.glob("model*.safetensors"), *folder.glob(SAFE_WEIGHTS_INDEX_NAME)]:
+        if path.name not in wanted:
+            path.unlink()
 
 
 def _named_tensors(model: Any) -> dict[str, Tensor]:

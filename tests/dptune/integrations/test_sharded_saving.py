@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from dptune.integrations import sharded_saving
+from dptune.integrations.sharded_saving import write_sharded
 from dptune.sharding import shard
 from tests.processes import run_processes
 from tests.whole_models import whole_model
-from utils.models import sharded_saving
 from utils.models.sharded import decoder_layers
-from utils.models.sharded_saving import write_sharded
 
 NAMES = ["GPT-2", "GPT-2, untied", "Llama", "Llama, tied", "OPT", "Gemma 2", "Gemma 3"]
 
@@ -36,6 +36,23 @@ def _write(rank: int, _gather: Callable[[Tensor], Tensor], folder: Path) -> None
         for size, kind in ((1 << 31, "one file"), (20_000, "several files")):
             sharded_saving._FILE_BYTES = size
             write_sharded(model, folder / kind / name if rank == 0 else None)
+
+
+def _write_again(_rank: int, _gather: Callable[[Tensor], Tensor], folder: Path) -> None:
+    """Several files, then a single one, in the same folder."""
+    model = model_of("Llama")
+    shard(model.requires_grad_(False), decoder_layers(model), device=torch.device("cpu"))
+    for size in (20_000, 1 << 31):
+        sharded_saving._FILE_BYTES = size
+        write_sharded(model, folder)
+
+
+def test_weights_under_other_names_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "model.txt").touch()
+    run_processes(1, _write_again, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("model.txt", "model.safetensors", "config.json", "generation_config.json"),
+    }
 
 
 @pytest.fixture(scope="module")

@@ -5,19 +5,63 @@ A checkpoint of sharded weights can be resumed on another number of ranks, or wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from dptune.run.checkpoint import TrainingState
-from dptune.run.shards import load_shards, stored_shapes
+from dptune.run.checkpoint import TrainingState, save_checkpoint
+from dptune.run.session import PrivateRun
+from dptune.run.shards import Shards, load_shards, stored_shapes
 from dptune.sharding import are_sharded, as_shard, own_rows, reshard
 
 _WEIGHT, _STATE = "weight ", "optimizer "  # before a parameter's name, in the folder that all ranks write
+
+
+def write_checkpoint(
+    run: PrivateRun,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    *,
+    keep: int | None,
+    whole: Callable[[], dict[str, Tensor]] = dict,
+    config: dict[str, Any] | None = None,
+    more: Callable[[], Mapping[str, bytes]] = dict,
+) -> None:
+    """Write a checkpoint of a run's last step. Every rank must call this. Sharded weights are written by all ranks.
+
+    Args:
+        run: the open run.
+        model, optimizer, schedule: what it trains, and how.
+        keep: see `save_checkpoint`.
+        whole: () -> the weights to save, if they are not sharded.
+        config: see `TrainingState`.
+        more: () -> further files, see `save_checkpoint`.
+
+    Raises:
+        InvalidArgument: the disk is full or fails; the other checkpoints are unchanged.
+    """
+    tensors = sharded_tensors(model, optimizer)
+    shards = Shards(tensors, run.ranks) if tensors else None
+    if run.ranks.is_main:
+        state = TrainingState(
+            step=run.completed,
+            ledger_steps=run.ledger.steps if run.ledger else 0,
+            identity=run.identity,
+            config=config or {},
+            weights=whole() if shards is None else {},
+            optimizer=without_shards(optimizer.state_dict()),
+            schedule=schedule.state_dict(),
+            mechanism=run.mechanism_state(),
+        )
+        save_checkpoint(run.folder, state, run.ledger, keep=keep, shards=shards, more=more())
+    elif shards is not None:
+        shards.help()
 
 
 def trained_by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:

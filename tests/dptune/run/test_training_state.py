@@ -10,10 +10,10 @@ import pytest
 from dptune import trainable_parameters
 from dptune.ranks import Ranks
 from dptune.run.checkpoint import load_checkpoint
+from dptune.run.training_state import put_back
 from tests.processes import run_processes
 from tests.saved_shards import OPTIMIZERS, Gather, assert_same, begun, contents, save, saved_by_two_ranks, stepped
 from tests.whole_models import whole_model
-from utils.training.training_state import put_back
 
 
 def _loaded(_rank: int, _gather: Gather, folder: Path) -> dict[str, dict[str, Any]]:
