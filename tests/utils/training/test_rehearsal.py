@@ -20,7 +20,7 @@ from tests.private_sum import config_for
 from tests.processes import run_processes
 from tests.scripts.test_train_clm import flags, train_file
 from tests.tiny import save_tiny, tiny_llama
-from tests.utils.training.test_in_step import ALL, CLIP_NORM, COUNT, Rank
+from tests.utils.training.test_in_step import ALL, CLIP_NORM, COUNT, How, Rank
 from tests.utils.training.test_micro_batches import ERRORS, Memory, adapted
 from utils.cli.launch import make_accelerator
 from utils.training import causal_lm
@@ -141,15 +141,16 @@ def test_nothing_is_left_of_it(limit: int, private: bool, tmp_path: Path, monkey
 
 
 def test_its_step_can_release_nothing() -> None:
-    rehearsal = a_rehearsal(adapted())
+    model = adapted()
+    rehearsal = a_rehearsal(model)
     with rehearsal._step() as step:
-        assert rehearsal._fits_here(step, PassSize(2, 1, 8))
+        step.backward(rehearsal.losses(input_ids=(ids := rehearsal._tokens(PassSize(2, 1, 8))), labels=ids))
         with pytest.raises(RuntimeError, match="a rehearsal releases nothing"):
             step.finish()
 
 
 def test_it_is_worthwhile_with_shards_and_on_accelerators() -> None:
-    gathers = Gathers(adapted())
+    gathers = Gathers(adapted(), private=True)
     assert [is_worthwhile(device, None) for device in (CPU, torch.device("cuda"))] == [False, True]
     assert is_worthwhile(CPU, gathers)
     gathers.is_steady = False
@@ -185,7 +186,7 @@ LIMIT = 3 * BLOCK
 
 def _two_ranks(rank: int, gather: Any, folder: Path, where: str, sharded: bool) -> dict[str, Any]:
     """Memory is smaller on rank 1 alone, in the rehearsal and in the step after it."""
-    one = Rank(folder, gather, rank, sharded=sharded)
+    one = Rank(folder, gather, rank, How(sharded=sharded))
     memory = Memory(one.model, LIMIT if rank == 1 else float("inf"), where)
     rehearsal = Rehearsal(one.model, one.losses, a_plan(), make_accelerator(), gathers=one.gathers)
     settled = rehearsal.settle(SHAPES)
@@ -219,7 +220,7 @@ def test_all_ranks_settle_on_what_fits_on_the_smallest(where: str, sharded: bool
 
 def _too_small(rank: int, gather: Any, folder: Path) -> str:
     """One row does not fit on rank 1; both ranks must say so."""
-    one = Rank(folder, gather, rank)
+    one = Rank(folder, gather, rank, How())
     Memory(one.model, BLOCK - 1 if rank == 1 else float("inf"))
     with pytest.raises(InvalidArgument) as error:
         Rehearsal(one.model, one.losses, a_plan(), make_accelerator(), gathers=one.gathers).settle(SHAPES)
