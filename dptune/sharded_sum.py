@@ -119,7 +119,7 @@ class ShardedSum:
                 raise
             remedy = "resume from the last checkpoint with smaller micro-batches"
             raise HalfAdded(
-                f"a sharded sum failed in part, so the step is lost; {remedy} ({type(error).__name__}: {error})"
+                f"a sharded sum failed in part, so the step is lost; {remedy} ({type(error).__name__})"
             ) from error
         self._sent = 0
 

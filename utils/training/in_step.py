@@ -36,8 +36,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 from torch.distributed.tensor import DTensor
 
-from dptune.per_example import HalfAdded
-
 _T = TypeVar("_T")
 
 
@@ -141,9 +139,7 @@ def _attempt(work: Callable[[], _T]) -> _T | None:
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, (dist.DistError, HalfAdded)):
-            raise
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+        if isinstance(error, dist.DistError) or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
             raise
         return None
 

@@ -17,10 +17,20 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from dptune import CausalLMLoss, InvalidArgument, Keystream, Ledger, PlainStep, PoissonSampler, PrivateStep, add_lora
+from dptune import (
+    CausalLMLoss,
+    InvalidArgument,
+    Keystream,
+    Ledger,
+    PlainStep,
+    PoissonSampler,
+    PrivateStep,
+    add_lora,
+    sharded_sum,
+)
 from dptune.clipping import Clipper
 from dptune.flat import released_size
-from dptune.per_example import HalfAdded, Recorded
+from dptune.per_example import Recorded
 from dptune.shapes import Shape, Shapes
 from dptune.sharded_sum import ShardedSum
 from dptune.sharding import local_part
@@ -176,6 +186,7 @@ class Rank:
         self.memory, self.patch = Memory(self.model), pytest.MonkeyPatch()
         self.memory.watch_the_rest(self.patch)
         self.gathers = Gathers(self.model, private=how.private) if how.sharded else None
+        self.patch.setattr(sharded_sum, "_SMALL", 1000)  # sums of several parts
         self.patch.setattr(micro_batches, "SharedStop", cache(SharedStop))  # one group for all draws
         self.losses, self.accelerator = CausalLMLoss(self.model), make_accelerator()
         self.ranks: dict[str, Any] = {"gather": gather, "world_size": 2}

@@ -16,6 +16,7 @@ import train_clm
 from dptune import CausalLMLoss, InvalidArgument, add_lora
 from dptune.run.plan import RunPlan
 from dptune.shapes import Shapes
+from dptune.sharded_sum import ShardedSum
 from tests.private_sum import config_for
 from tests.processes import run_processes
 from tests.scripts.test_train_clm import flags, train_file
@@ -184,38 +185,67 @@ def test_a_run_with_it_is_the_same_to_the_bit(
 LIMIT = 3 * BLOCK
 
 
-def _two_ranks(rank: int, gather: Any, folder: Path, where: str, sharded: bool) -> dict[str, Any]:
+class SumMemory:
+    """Runs out above a limit of tokens while the last of a micro-batch's sums is made."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, tokens: float) -> None:
+        self.tokens, self.failed, made = tokens, [], ShardedSum._made
+
+        def make(this: ShardedSum, name: str, recorded: Any, weights: Any) -> torch.Tensor:
+            tokens = BLOCK * len(next(iter(weights.values())))
+            if name == "lm_head.weight" and tokens > self.tokens:
+                self.failed.append(tokens)
+                raise ERRORS["cuda"]
+            return made(this, name, recorded, weights)
+
+        patch.setattr(ShardedSum, "_made", make)
+
+
+CASES = {
+    "forward": ("forward", How()),
+    "backward": ("backward", How()),
+    "whole": ("backward", How(whole=True)),
+    "whole, sum kept": ("backward", How(whole=True, keep=True)),
+    "whole, in the sum": ("sum", How(whole=True)),
+    "not sharded": ("backward", How(sharded=False)),
+}
+
+
+def _two_ranks(rank: int, gather: Any, folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    return {name: _settled_on(rank, gather, folder, *CASES[name]) for name in names}
+
+
+def _settled_on(rank: int, gather: Any, folder: Path, where: str, how: How) -> dict[str, Any]:
     """Memory is smaller on rank 1 alone, in the rehearsal and in the step after it."""
-    one = Rank(folder, gather, rank, How(sharded=sharded))
-    memory = Memory(one.model, LIMIT if rank == 1 else float("inf"), where)
-    rehearsal = Rehearsal(one.model, one.losses, a_plan(), make_accelerator(), gathers=one.gathers)
-    settled = rehearsal.settle(SHAPES)
+    one = Rank(folder, gather, rank, how)
+    limit = LIMIT if rank == 1 else float("inf")
+    memory: Any = SumMemory(one.patch, limit) if where == "sum" else Memory(one.model, limit, where)
+    more: dict[str, Any] = {"gathers": one.gathers, "keep_whole_sum": how.keep}
+    settled = Rehearsal(one.model, one.losses, a_plan(), one.accelerator, **more).settle(SHAPES)
     if len(set(gather(torch.tensor([settled.token_budget])).tolist())) > 1:
         return {"settled": settled}  # ranks that cut differently would wait for each other
     failed = list(memory.failed)
     total = one.sum_of(ALL, shapes=settled)
+    found = {"settled": settled, "failed": failed, "failed later": memory.failed[len(failed) :], "sum": total}
     memory.tokens = float("inf")
-    return {
-        "settled": settled,
-        "failed": failed,
-        "failed later": memory.failed[len(failed) :],
-        "sum": total,
-        "wanted": one.sum_of(ALL),
-    }
+    found["wanted"] = one.sum_of(ALL)
+    one.patch.undo()
+    return found
 
 
-@pytest.mark.parametrize(("where", "sharded"), [("forward", True), ("backward", True), ("backward", False)])
-def test_all_ranks_settle_on_what_fits_on_the_smallest(where: str, sharded: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [[name for name in CASES if name != "not sharded"], ["not sharded"]], ids=len)
+def test_all_ranks_settle_on_what_fits_on_the_smallest(names: list[str], tmp_path: Path) -> None:
     save_tiny(tmp_path / "model")
-    one, other = run_processes(2, _two_ranks, tmp_path, where, sharded)
-    assert one["settled"] == other["settled"]
-    assert other["failed"]
-    assert not one["failed"]
-    assert one["settled"].token_budget <= LIMIT
-    for rank in (one, other):
-        assert not rank["failed later"]
-        assert torch.equal(rank["sum"], one["sum"])
-        assert (rank["sum"] - one["wanted"]).norm() < 1e-6 * one["wanted"].norm()
+    ranks = run_processes(2, _two_ranks, tmp_path, names)
+    for one, other in ([rank[name] for rank in ranks] for name in names):
+        assert one["settled"] == other["settled"]
+        assert other["failed"]
+        assert not one["failed"]
+        assert one["settled"].token_budget <= LIMIT
+        for rank in (one, other):
+            assert not rank["failed later"]
+            assert torch.equal(rank["sum"], one["sum"])
+            assert (rank["sum"] - one["wanted"]).norm() < 1e-6 * one["wanted"].norm()
 
 
 def _too_small(rank: int, gather: Any, folder: Path) -> str:
