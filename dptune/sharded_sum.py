@@ -113,7 +113,7 @@ class ShardedSum:
             return
         try:
             for parcel in self._parcels:
-                self._send(parcel, parcel.packed({name: self._made(name, recorded, weights) for name in parcel.names}))
+                self._send(parcel, parcel.packed(self._made(parcel, recorded, weights)))
         except (RuntimeError, MemoryError) as error:
             if not self._sent:
                 raise
@@ -177,12 +177,14 @@ class ShardedSum:
             found[name] = as_shard(own.view_as(shard.to_local()).to(shard.dtype), shard)
         return found
 
-    def _made(self, name: str, recorded: Recorded, weights: Mapping[str, Tensor]) -> Tensor:
-        """This rank's weighted sum for a whole parameter, in its shape; zeros if no layer used it."""
-        total = torch.zeros(self._shards[name].shape, dtype=self._dtype, device=self._computes_on)
-        if own := recorded.taken(name):
-            own.add_weighted_sums({name: total}, {name: weights[name]})
-        return total
+    def _made(self, parcel: _Parcel, recorded: Recorded, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's weighted sums for whole parameters, in their shapes; zeros for one that no layer used."""
+        shards = {name: self._shards[name] for name in parcel.names}
+        values = sum(shard.numel() for shard in shards.values())
+        totals = views(shards, torch.zeros(values, dtype=self._dtype, device=self._computes_on))
+        if own := recorded.taken(*parcel.names):
+            own.add_weighted_sums(totals, {name: weights[name] for name in parcel.names if name in weights})
+        return totals
 
     def _send(self, parcel: _Parcel, sent: Tensor) -> None:
         """Add all ranks' sums of this rank's rows to its shards, in float64."""

@@ -39,8 +39,8 @@ def test_the_end_of_a_step_is_short(found: tuple[str, Compared, Compared]) -> No
 
 # A layer's weights are gathered twice, and the others once. Each gather copies every weight into and out of a buffer.
 GATHERS, COPIES = 2 * LAYERS + 1, 2 * (2 * 9 * LAYERS + 3)
-# Other operations that sharding adds to a micro-batch: those of making and sending one sum after another.
-SUMS = {"LoRA on q, k, v, o": 0, "all weights": 999}
+# Other operations that sharding adds to a micro-batch: making and sending the sums of neighbouring small parameters.
+SUMS = {"LoRA on q, k, v, o": 0, "all weights": 5}
 
 
 def test_a_sharded_micro_batch_waits_no_more_often_and_adds_little_but_its_gathers(
@@ -51,7 +51,6 @@ def test_a_sharded_micro_batch_waits_no_more_often_and_adds_little_but_its_gathe
     assert sharded.waits == whole.private.waits, sharded.by_wait
     more = sharded.by_operation - whole.private.by_operation
     assert more["all_gather"] == GATHERS
-    assert more["aten::copy_"] >= COPIES
     assert more.total() <= GATHERS + COPIES + SUMS[name], more
 
 

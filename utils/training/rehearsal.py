@@ -156,12 +156,11 @@ class Rehearsal:
         return torch.stack(rows).to(self.accelerator.device)
 
     @contextmanager
-    def _held_meanwhile(self) -> Iterator[None]:
+    def _held_meanwhile(self) -> Iterator[list[Tensor]]:
         """Holds what the optimizer will, and without privacy the gradients of the micro-batches before."""
         number = _MOMENTS + (self.plan.privacy is None)
         held = [torch.empty_like(weight) for weight in trainable_parameters(self.model) for _ in range(number)]
-        yield
-        del held
+        yield held
 
     def _step(self) -> PrivateStep | PlainStep:
         """A step that clips and sums as the real one does and cannot end: it has neither a ledger nor a way to meet."""

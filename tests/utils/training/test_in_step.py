@@ -160,7 +160,7 @@ class How:
     recompute: bool = False
     private: bool = True
     keep: bool = False
-    every: int = 5
+    every: int = 6
 
 
 def model_of(folder: Path, how: How) -> Any:
@@ -237,7 +237,7 @@ class Rank:
 ALL = np.arange(COUNT)
 FEW = np.arange(4)  # one micro-batch of two ranks
 SETTINGS = {
-    "sharded": How(every=2),
+    "sharded": How(every=3),
     "recomputing": How(recompute=True),
     "kept after forward": How(reshard=False),
     "without privacy": How(private=False),
@@ -246,6 +246,7 @@ SETTINGS = {
     "whole, recomputing": How(whole=True, recompute=True),
     "whole, sum kept": How(whole=True, keep=True),
 }
+OF_ONE = ("sharded", "whole")
 
 
 def _every_place(rank: int, gather: Any, folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -260,7 +261,8 @@ def _every_place(rank: int, gather: Any, folder: Path, names: list[str]) -> dict
             total = one.sum_of(FEW, *([number] if rank == 1 else []))
             own["found"].append((total, one.failed, one.items))
         # Of one row, rank 1 has a dummy alone.
-        own["of one"] = [one.sum_of(np.array([7]), *([number] if rank == 1 else [])) for number in (999, 9, 28)]
+        failing = [999, 9, 28] if name in OF_ONE else []
+        own["of one"] = [one.sum_of(np.array([7]), *([number] if rank == 1 else [])) for number in failing]
         found[name] = own
         one.patch.undo()
     return found
@@ -290,9 +292,9 @@ def test_memory_may_run_out_at_every_place_of_one_rank(
         assert own_items + items == len(FEW)
         assert torch.equal(own, total)
         assert (total - wanted).norm() < 1e-6 * wanted.norm(), place
-    for rank in (one, other):
-        assert rank["of one"][0].norm() > 0
-        assert all(torch.equal(total, one["of one"][0]) for total in rank["of one"])
+    if name in OF_ONE:
+        assert one["of one"][0].norm() > 0
+    assert all(torch.equal(total, one["of one"][0]) for total in one["of one"] + other["of one"])
 
 
 WIDE = Shapes(LONGEST, 32 * LONGEST, drawn=1e6)  # which may be halved several times

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from torch import nn
 
 import train_clm
 from dptune import CausalLMLoss, InvalidArgument, add_lora
+from dptune.lora import trainable_parameters
 from dptune.run.plan import RunPlan
 from dptune.shapes import Shapes
 from dptune.sharded_sum import ShardedSum
+from dptune.sharding import local_part
+from dptune.step import PrivateStep
 from tests.private_sum import config_for
 from tests.processes import run_processes
 from tests.scripts.test_train_clm import flags, train_file
@@ -191,12 +195,12 @@ class SumMemory:
     def __init__(self, patch: pytest.MonkeyPatch, tokens: float) -> None:
         self.tokens, self.failed, made = tokens, [], ShardedSum._made
 
-        def make(this: ShardedSum, name: str, recorded: Any, weights: Any) -> torch.Tensor:
+        def make(this: ShardedSum, parcel: Any, recorded: Any, weights: Any) -> Any:
             tokens = BLOCK * len(next(iter(weights.values())))
-            if name == "lm_head.weight" and tokens > self.tokens:
+            if "lm_head.weight" in parcel.names and tokens > self.tokens:
                 self.failed.append(tokens)
                 raise ERRORS["cuda"]
-            return made(this, name, recorded, weights)
+            return made(this, parcel, recorded, weights)
 
         patch.setattr(ShardedSum, "_made", make)
 
@@ -215,18 +219,43 @@ def _two_ranks(rank: int, gather: Any, folder: Path, names: list[str]) -> dict[s
     return {name: _settled_on(rank, gather, folder, *CASES[name]) for name in names}
 
 
+def _seen_in_passes(patch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """Of each backward pass: (whether there is room for the step's sum, values of the moments that are in memory)."""
+    seen, moments = [], []
+    backward, empty_like = PrivateStep.backward, torch.empty_like
+
+    def noted_backward(step: PrivateStep, *args: Any, **how: Any) -> Any:
+        alive = [one for one in (ref() for ref in moments) if one is not None]
+        seen.append((step._has_begun, sum(local_part(one).numel() for one in alive)))
+        return backward(step, *args, **how)
+
+    def noted_empty_like(value: Any, **how: Any) -> Any:
+        made = empty_like(value, **how)
+        if isinstance(value, nn.Parameter):
+            moments.append(weakref.ref(made))
+        return made
+
+    patch.setattr(PrivateStep, "backward", noted_backward)
+    patch.setattr(torch, "empty_like", noted_empty_like)
+    return seen
+
+
 def _settled_on(rank: int, gather: Any, folder: Path, where: str, how: How) -> dict[str, Any]:
     """Memory is smaller on rank 1 alone, in the rehearsal and in the step after it."""
     one = Rank(folder, gather, rank, how)
     limit = LIMIT if rank == 1 else float("inf")
     memory: Any = SumMemory(one.patch, limit) if where == "sum" else Memory(one.model, limit, where)
     more: dict[str, Any] = {"gathers": one.gathers, "keep_whole_sum": how.keep}
-    settled = Rehearsal(one.model, one.losses, a_plan(), one.accelerator, **more).settle(SHAPES)
+    rehearsal = Rehearsal(one.model, one.losses, a_plan(), one.accelerator, **more)
+    with one.patch.context() as patch:
+        held = _seen_in_passes(patch)
+        settled = rehearsal.settle(SHAPES)
     if len(set(gather(torch.tensor([settled.token_budget])).tolist())) > 1:
         return {"settled": settled}  # ranks that cut differently would wait for each other
     failed = list(memory.failed)
     total = one.sum_of(ALL, shapes=settled)
     found = {"settled": settled, "failed": failed, "failed later": memory.failed[len(failed) :], "sum": total}
+    found |= {"held": set(held), "wanted held": 2 * sum(local_part(p).numel() for p in trainable_parameters(one.model))}
     memory.tokens = float("inf")
     found["wanted"] = one.sum_of(ALL)
     one.patch.undo()
@@ -244,6 +273,7 @@ def test_all_ranks_settle_on_what_fits_on_the_smallest(names: list[str], tmp_pat
         assert one["settled"].token_budget <= LIMIT
         for rank in (one, other):
             assert not rank["failed later"]
+            assert rank["held"] == {(True, rank["wanted held"])}, "the sum, and the moments as shards"
             assert torch.equal(rank["sum"], one["sum"])
             assert (rank["sum"] - one["wanted"]).norm() < 1e-6 * one["wanted"].norm()
 
