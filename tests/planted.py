@@ -243,6 +243,14 @@ FAULTS = (
         "the optimizer gets a plain gradient beside the private ones",
     ),
     Fault(
+        "sharded: a rank whose pass failed sends something",
+        "dptune/sharded_sum.py",
+        "self._send(parcel, torch.zeros(elements, dtype=self._dtype, device=self._computes_on))",
+        "self._send(parcel, torch.ones(elements, dtype=self._dtype, device=self._computes_on))",
+        ("tests/utils/training/test_in_step.py",),
+        "a failure of memory, which the data may decide, shows in the gradient",
+    ),
+    Fault(
         "sharded: a check that only one rank fails",
         "dptune/per_example/check.py",
         "    return norms if mesh is None else norms_over_ranks(norms, mesh)\n",
