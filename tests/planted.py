@@ -1522,6 +1522,22 @@ FAULTS = (
         "the host waits for the device once per parameter",
     ),
     Fault(
+        "accelerator: a value is read for each sharded sum",
+        "dptune/sharded_sum.py",
+        "        self._sent += 1\n",
+        "        self._sent += 1\n        sent.sum().item()\n",
+        (OPERATIONS,),
+        "the host waits for the device once per large parameter and micro-batch",
+    ),
+    Fault(
+        "a rehearsal holds no moments",
+        "utils/training/rehearsal.py",
+        "        yield held\n",
+        "        del held\n        yield []\n",
+        ("tests/utils/training/test_rehearsal.py",),
+        "the budget that it finds does not fit beside the optimizer",
+    ),
+    Fault(
         "accelerator: its random numbers are not restored",
         "dptune/devices.py",
         "fork_rng(devices=[device], device_type=device.type)",

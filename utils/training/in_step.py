@@ -15,8 +15,9 @@ Why no rank waits forever:
 - The first pass that ends is remembered. From then on a rank that fails after k gathers knows those that are left.
 - A gather counts when the call has returned. Memory that runs out before it, or after it, is counted right. An error
   inside the call itself, or of the communication, is not survived: the rank fails and its launcher ends the others.
-- Making the gathers takes memory for one layer at a time. The remembered pass took more, and what the failed pass held
-  has been freed. Should it run out all the same, the rank fails, and its launcher ends the others.
+- Making the gathers takes memory for one layer at a time, and sending zeros for one parameter at a time. The remembered
+  pass took more, and what the failed pass held has been freed. Should it run out all the same, the rank fails, and its
+  launcher ends the others.
 
 If a model's passes gather in different orders, a rank cannot catch up: `Gathers.can_catch_up` is False. Nor can it
 without privacy if the trained weights are sharded, because then FSDP reduces their gradients in the pass.
