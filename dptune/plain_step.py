@@ -67,6 +67,9 @@ class PlainStep:
                     parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
         return MicroBatchStats(losses.detach(), losses.new_empty(0), losses.new_empty(0))
 
+    def add_nothing(self) -> None:
+        """Nothing: see `PrivateStep.add_nothing`. Ranks meet in `finish` alone, unless the parameters are sharded."""
+
     def finish(self) -> None:
         """Sum over ranks and divide by the expected batch size."""
         self._start()

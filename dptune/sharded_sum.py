@@ -86,6 +86,7 @@ class ShardedSum:
         self._counts, self._keep_whole = counts, keep_whole
         self._whole_P: Tensor | None = None
         self._sum_S: Tensor | None = None
+        self._sent = 0  # parcels of a micro-batch's sum that is not through
         self._count = torch.zeros(1, dtype=torch.float64, device=self._computes_on)
 
     @property
@@ -96,24 +97,39 @@ class ShardedSum:
     def begin(self) -> None:
         """See `StepSum`."""
         self._count.zero_()
+        self._sent = 0
         self._sum_S = torch.zeros(self._size, dtype=torch.float64, device=self._kept_on)
         if self._keep_whole:
             values = sum(shard.numel() for shard in self._shards.values())
             self._whole_P = torch.zeros(values, dtype=torch.float64, device=self._computes_on)
 
     def add(self, recorded: Recorded, weights: Mapping[str, Tensor]) -> None:
-        """See `StepSum`. Every rank must call this equally often, also one that has no more examples."""
+        """See `StepSum`. For each micro-batch, every rank must call this or `add_nothing`.
+
+        An error before anything was sent passes through as it is.
+        """
+        if self._whole_P is not None:
+            recorded.add_weighted_sums(views(self._shards, self._whole_P), weights)
+            return
         try:
-            if self._whole_P is not None:
-                recorded.add_weighted_sums(views(self._shards, self._whole_P), weights)
-            else:
-                for parcel in self._parcels:
-                    self._send(parcel, {name: self._made(name, recorded, weights) for name in parcel.names})
+            for parcel in self._parcels:
+                self._send(parcel, parcel.packed(self._made(parcel, recorded, weights)))
         except (RuntimeError, MemoryError) as error:
+            if not self._sent:
+                raise
             remedy = "resume from the last checkpoint with smaller micro-batches"
             raise HalfAdded(
-                f"a sharded sum failed in part, so the step is lost; {remedy} ({type(error).__name__}: {error})"
+                f"a sharded sum failed in part, so the step is lost; {remedy} ({type(error).__name__})"
             ) from error
+        self._sent = 0
+
+    def add_nothing(self) -> None:
+        """See `StepSum`. Sends zeros, after `HalfAdded` those that are left, so that no other rank waits for them."""
+        if self._whole_P is None:
+            for parcel in self._parcels[self._sent :]:
+                elements = sum(map(parcel.of_rank, range(self._ranks)))
+                self._send(parcel, torch.zeros(elements, dtype=self._dtype, device=self._computes_on))
+        self._sent = 0
 
     def add_count(self, count: Tensor) -> None:
         """See `StepSum`."""
@@ -124,7 +140,7 @@ class ShardedSum:
         if self._whole_P is not None:
             parts, self._whole_P = views(self._shards, self._whole_P), None
             for parcel in self._parcels:
-                self._send(parcel, {name: parts.pop(name) for name in parcel.names})
+                self._send(parcel, parcel.packed({name: parts.pop(name) for name in parcel.names}))
         sum_S, self._sum_S = present(self._sum_S, "sum that has begun"), None
         if not self._counts:
             return sum_S
@@ -161,20 +177,21 @@ class ShardedSum:
             found[name] = as_shard(own.view_as(shard.to_local()).to(shard.dtype), shard)
         return found
 
-    def _made(self, name: str, recorded: Recorded, weights: Mapping[str, Tensor]) -> Tensor:
-        """This rank's weighted sum for a whole parameter, in its shape; zeros if no layer used it."""
-        total = torch.zeros(self._shards[name].shape, dtype=self._dtype, device=self._computes_on)
-        if own := recorded.taken(name):
-            own.add_weighted_sums({name: total}, {name: weights[name]})
-        return total
+    def _made(self, parcel: _Parcel, recorded: Recorded, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's weighted sums for whole parameters, in their shapes; zeros for one that no layer used."""
+        shards = {name: self._shards[name] for name in parcel.names}
+        values = sum(shard.numel() for shard in shards.values())
+        totals = views(shards, torch.zeros(values, dtype=self._dtype, device=self._computes_on))
+        if own := recorded.taken(*parcel.names):
+            own.add_weighted_sums(totals, {name: weights[name] for name in parcel.names if name in weights})
+        return totals
 
-    def _send(self, parcel: _Parcel, parts: dict[str, Tensor]) -> None:
+    def _send(self, parcel: _Parcel, sent: Tensor) -> None:
         """Add all ranks' sums of this rank's rows to its shards, in float64."""
-        sent, own = parcel.packed(parts), parcel.of_rank(self._rank)
-        parts.clear()
-        received = sent
+        own = parcel.of_rank(self._rank)
+        received = sent if self._ranks == 1 else sent.new_empty(self._ranks * own)
+        self._sent += 1
         if self._ranks > 1:
-            received = sent.new_empty(self._ranks * own)
             sizes = [parcel.of_rank(rank) for rank in range(self._ranks)]
             dist.all_to_all_single(received, sent, [own] * self._ranks, sizes, group=self._mesh.get_group())
         shares = received.view(self._ranks, own)

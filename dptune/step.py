@@ -96,7 +96,7 @@ class PrivateStep:
             self._sums = ShardedSum(parameters, counts=counts, keep_whole=keep_whole_sum)
         else:
             self._sums = WholeSum(parameters, size, gather=gather, reduce=reduce, world_size=world_size)
-        self._has_begun = self._is_spoiled = False
+        self._has_begun = self._is_looked_at = self._is_spoiled = self._is_half_added = False
         self.noise = noise or GaussianNoise(size, device=self._device)
         if self.noise.size != size:
             refuse("noise", self.noise.size, f"its size must be the {size} values that a step releases")
@@ -153,8 +153,9 @@ class PrivateStep:
         recorded = self._recorder.take()
         if not recorded:
             raise RuntimeError("no per-example gradient was recorded: run the forward pass inside `with step:`")
-        if not self._has_begun:  # once per step
+        if not self._is_looked_at:  # once per step
             self._recorder.require_nothing_else(losses)
+            self._is_looked_at = True
         with full_precision(losses.device):
             return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit, items)
 
@@ -179,7 +180,7 @@ class PrivateStep:
             weights = {name: factors[group] for name, group in groups.items() if group in factors}
             sums.add(recorded, weights)
         except HalfAdded:
-            self._is_spoiled = True
+            self._is_spoiled = self._is_half_added = True
             raise
         self._is_spoiled = True  # until the count is added too
         if count is not None:
@@ -187,6 +188,14 @@ class PrivateStep:
         self._fed.add(named)
         self._is_spoiled = False
         return stats
+
+    def add_nothing(self) -> None:
+        """Take part in the sum of a micro-batch whose pass failed on this rank, so that no other rank waits for it.
+
+        Ranks with sharded trained weights send each other their sums after every pass. Each rank then calls this, or
+        `backward`, equally often. After `HalfAdded` this ends that sum, and the step stays lost.
+        """
+        (self._sums if self._is_half_added else self._begun()).add_nothing()
 
     def _count(self, norms: Tensor) -> Tensor | None:
         """What adaptive clipping adds to its count for one micro-batch, scaled like the gradients; None without it."""
@@ -214,7 +223,7 @@ class PrivateStep:
         self._add_noise(noisy)
         with sums.agreed():
             self._record()
-        self._has_begun = self._is_spoiled = False
+        self._has_begun = self._is_looked_at = self._is_spoiled = False
         total = sums.over_ranks(noisy)
         self._last_clip_norm = self.clip_norm
         self._adapt_clip_norm(total)

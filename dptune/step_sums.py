@@ -46,6 +46,9 @@ class StepSum(Protocol):
             HalfAdded: memory ran out after a part was added, so the step is lost.
         """
 
+    def add_nothing(self) -> None:
+        """Take part in the sum of a micro-batch of which this rank has no gradients."""
+
     def add_count(self, count: Tensor) -> None:
         """Add to the count of adaptive clipping, float64 []."""
 
@@ -100,6 +103,9 @@ class WholeSum:
     def add(self, recorded: Recorded, weights: Mapping[str, Tensor]) -> None:
         """See `StepSum`."""
         recorded.add_weighted_sums(views(self._parameters, present(self._sum_P, "sum that has begun")), weights)
+
+    def add_nothing(self) -> None:
+        """See `StepSum`. Ranks meet at the end of the step alone."""
 
     def add_count(self, count: Tensor) -> None:
         """See `StepSum`."""

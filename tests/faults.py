@@ -1,9 +1,11 @@
 r"""Kill a real launch again and again, at random moments, resume it each time, and check that nothing was lost.
 
     python -m tests.faults --kills 30 --output benchmarks/results/faults_<hardware>_<date>.md
+    python -m tests.faults --kills 12 --trainable all     # the model itself: shards of weights and optimizer states
 
 A small model is fine-tuned on two processes with sharded weights. Each round waits for a random number of steps (some
 rounds for none: the kill comes while the processes start, load or save), then kills one process or all with SIGKILL.
+Last, a run under a test seed is killed once, and must end with the bits of one that nobody killed.
 """
 
 from __future__ import annotations
@@ -19,15 +21,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from dptune.accounting.rounding import rounded_up
 from dptune.ledger import Ledger
-from dptune.run.checkpoint import find_checkpoint
+from dptune.run.checkpoint import find_checkpoint, load_checkpoint
 from tests.tiny import save_tiny
 from utils.training.log import read_diagnostics
 
@@ -46,6 +50,7 @@ class Launch:
     data: Path
     out: Path
     steps: int
+    trainable: str | None = None  # see `--trainable`; None for adapters
     checkpointing_steps: int = 4
     extra: tuple[str, ...] = ()
     mark: str = field(default_factory=secrets.token_hex)  # in the environment of every process of it
@@ -64,7 +69,7 @@ class Launch:
             "clip_norm": 1,
             "noise_multiplier": 0.8,
             "delta": DELTA,
-            "lora_r": 4,
+            **({"lora_r": 4} if self.trainable is None else {"trainable": self.trainable}),
             "checkpointing_steps": self.checkpointing_steps,
             "resume_from_checkpoint": "latest",
         }
@@ -98,9 +103,19 @@ class Launch:
         return path.stat().st_ctime_ns, max((row["step"] for row in read_diagnostics(path)), default=0)
 
     def saved_step(self) -> int:
-        """The step after which a resumed run starts."""
+        """The step after which a resumed run starts. Each file of its checkpoint is compared with its hash."""
         found = find_checkpoint(self.out, "latest")
-        return int(found.name.rpartition("-")[2]) if found else 0
+        if found is None:
+            return 0
+        saved = load_checkpoint(found)
+        assert saved.ledger_steps <= self.ledger_lines(), "a checkpoint counts steps that the ledger lacks"
+        return saved.step
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the finished run has trained."""
+        if self.trainable is None:
+            return dict(torch.load(self.out / "lora_weights.bin", weights_only=True))
+        return load_file(self.out / "model" / "model.safetensors")
 
 
 @dataclass
@@ -162,8 +177,27 @@ def _check_end(launch: Launch, result: Result) -> None:
     assert result.report["repeated_steps"] == ledger.steps - launch.steps
     if result.report["guarantee"] == "dp":
         assert result.report["epsilon"] == ledger.epsilon(DELTA)
-    weights = torch.load(launch.out / "lora_weights.bin", weights_only=True)
-    assert all(value.isfinite().all() for value in weights.values())
+    assert all(value.isfinite().all() for value in launch.weights().values())
+
+
+def require_same_bits(one: Launch, other: Launch) -> None:
+    """Check that two finished runs have trained the same weights."""
+    ours, theirs = one.weights(), other.weights()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), f"{name} differs between {one.out.name} and {other.out.name}"
+
+
+def _kill_once_under_test_seed(launch: Launch) -> None:
+    """A short run like `launch`, killed once after some steps, ends with the bits of one that nobody killed."""
+    seeded = ("--insecure_test_seed", "7")
+    calm, killed = (
+        replace(launch, out=launch.out.parent / name, steps=10, extra=seeded) for name in ("calm", "killed")
+    )
+    run_with_kills(calm, 0, seed=0)
+    found = run_with_kills(killed, 1, seed=2)
+    assert found.ledger_lines > killed.steps, "the kill lost no step: another seed is needed"
+    require_same_bits(killed, calm)
 
 
 def _wait_for_steps(launch: Launch, process: subprocess.Popen[str], lines: int) -> None:
@@ -224,21 +258,24 @@ def _table(result: Result, launch: Launch, seconds: float) -> str:
         f"| {number} | {kill.target} | {kill.after_lines} | {kill.applied} | {kill.seconds:.1f} |"
         for number, kill in enumerate(result.kills, start=1)
     )
+    sharded = "frozen weights sharded" if launch.trainable is None else "trained weights and optimizer states sharded"
     about = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     return f"""# Kills and resumes
 
 `python -m tests.faults {" ".join(sys.argv[1:])}`
 
-{datetime.date.today()}, {about}, two processes (gloo), frozen weights sharded, a tiny Llama, {launch.steps} steps,
-a checkpoint every {launch.checkpointing_steps}.
+{datetime.date.today()}, {about}, two processes (gloo), {sharded}, a tiny Llama,
+{launch.steps} steps, a checkpoint every {launch.checkpointing_steps}.
 
 {len(result.kills)} kills in {seconds / 60:.0f} minutes. The run ended with epsilon
 {rounded_up(result.report["epsilon"])} over
 {result.ledger_lines} noisy steps in the ledger, {result.report["repeated_steps"]} of them repeated.
 Over all launches {result.applied} updates were applied.
 
-Checked after every kill: the ledger has at least as many lines as updates were applied, and no process outlives the
-launch. Checked at the end: the report's steps and epsilon are the ledger's, the adapter loads and is finite.
+Checked after every kill: the ledger has at least as many lines as updates were applied, no process outlives the
+launch, and each file of the newest checkpoint has its hash. Checked at the end: the report's steps and epsilon are
+the ledger's, what was trained loads and is finite. A run of 10 steps under a test seed, killed once, ended with the
+bits of one that nobody killed.
 
 | kill | of | ledger lines after it | updates applied in this launch | seconds until all processes were gone |
 | ---: | --- | ---: | ---: | ---: |
@@ -251,13 +288,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trainable", help="train the model's own parameters, see train_clm.py. Default: adapters")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     began = time.monotonic()
     with TemporaryDirectory() as folder:
         launch = Launch(
-            save_tiny(Path(folder, "model")), write_examples(Path(folder, "data.json")), Path(folder, "run"), args.steps
+            save_tiny(Path(folder, "model")),
+            write_examples(Path(folder, "data.json")),
+            Path(folder, "run"),
+            args.steps,
+            args.trainable,
         )
+        _kill_once_under_test_seed(launch)
         text = _table(run_with_kills(launch, args.kills, seed=args.seed), launch, time.monotonic() - began)
     print(text)
     if args.output:

@@ -15,9 +15,9 @@ The device takes the place that torch keeps for other vendors' devices (PrivateU
 torch must know the device before its first backward pass, and no process forgets it. So tests on it run in processes of
 their own: see `tests/test_pretend_device.py`.
 
-What it does not have: streams, an allocator (nothing runs out of memory), `torch.Generator(device=...)`, fused kernels.
-Pinned memory is memory that `pin_memory` returned; `is_pinned` does not know it. It builds on an experimental hook of
-torch, `_setup_privateuseone_for_python_backend`.
+What it does not have: more than one stream, an allocator (nothing runs out of memory), `torch.Generator(device=...)`,
+fused kernels. Pinned memory is memory that `pin_memory` returned; `is_pinned` does not know it. It builds on an
+experimental hook of torch, `_setup_privateuseone_for_python_backend`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,14 +129,44 @@ def is_on_device(value: object) -> bool:
     return isinstance(value, Tensor) and value.device.type == NAME
 
 
+class _Event:
+    """A point in a stream, which has always been reached."""
+
+    def record(self, _stream: object = None) -> _Event:
+        return self
+
+
+class _Stream:
+    """The order of operations. The device has one: each operation ends before the next."""
+
+    def __init__(self, _device: object = None, priority: int = 0) -> None:
+        del priority
+
+    def wait_event(self, _event: object) -> None:
+        """Nothing to wait for."""
+
+    wait_stream = wait_event
+
+    def record_event(self, _event: object = None) -> _Event:
+        return _Event()
+
+
 class _Module(_DummyBackendModule):
     """`torch.pretend`: what torch asks a device's module for."""
+
+    Event, Stream = _Event, _Stream
 
     def __init__(self) -> None:
         self._random = torch.Generator().get_state()
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
+
+    def current_stream(self, _device: object = None) -> _Stream:
+        return _Stream()
+
+    def stream(self, _stream: object) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def manual_seed_all(self, seed: int) -> None:
         self._random = torch.Generator().manual_seed(seed).get_state()
@@ -204,6 +234,11 @@ _memory = _Memory()
 _pinned = _Pinned()
 
 
+def values_of(tensor: Tensor) -> Tensor:
+    """A CPU tensor that shares the memory of a tensor of either."""
+    return _values(tensor) if is_on_device(tensor) else tensor
+
+
 def _values(tensor: Tensor) -> Tensor:
     """A CPU tensor that shares the memory and the strides of a tensor of the device."""
     empty = torch.empty(0, dtype=tensor.dtype, device=_CPU)
@@ -247,7 +282,7 @@ def _empty_strided(size: Sequence[int], stride: Sequence[int], *, dtype: torch.d
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     """source -> target, at least one of which is on the device."""
-    _count_operation("aten::copy_")
+    count_operation("aten::copy_")
     if not is_on_device(target):
         _count_wait("a copy to the host")
     elif not is_on_device(source) and not (non_blocking and _pinned.holds(source)):
@@ -281,7 +316,7 @@ def _run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
         isinstance(one, Tensor) and one.untyped_storage()._cdata in storages for one in tree_leaves(out)
     )
     if not is_view and op is not _aten._local_scalar_dense.default:
-        _count_operation(op._schema.name)
+        count_operation(op._schema.name)
     if op._schema.is_mutable:
         for own, shell in shells.values():
             _follow(own, shell)
@@ -358,7 +393,8 @@ def _count_waits_of(op: OpOverload, args: Any) -> None:
         _count_wait(f"the shape of {op._schema.name}")
 
 
-def _count_operation(name: str) -> None:
+def count_operation(name: str) -> None:
+    """Count one inside each `counted` block that is open."""
     for counts in _counting:
         counts.by_operation[name] += 1
 

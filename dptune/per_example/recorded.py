@@ -37,9 +37,9 @@ class Recorded:
         """The same gradients, for another weighted sum of them. Those of adapters are copied in memory."""
         return Recorded(self._uses, None if self._flat is None else self._flat.copied())
 
-    def taken(self, name: str) -> Recorded:
-        """The gradients of one parameter, which these gradients then lack."""
-        return Recorded({name: self._uses.pop(name)} if name in self._uses else {})
+    def taken(self, *names: str) -> Recorded:
+        """The gradients of some parameters, which these gradients then lack."""
+        return Recorded({name: self._uses.pop(name) for name in names if name in self._uses})
 
     def folded(self, rows_per_unit: int) -> Recorded:
         """The same with every `rows_per_unit` neighbouring examples as one unit, whose gradient is their sum."""

@@ -236,6 +236,10 @@ class PrivateRun:
         """
         return self._ready.backward(losses, rows_per_unit=rows_per_unit, items=items)
 
+    def add_nothing(self) -> None:
+        """Take part in a micro-batch whose pass failed on this rank; see `PrivateStep.add_nothing`."""
+        self._ready.add_nothing()
+
     def finish_step(self) -> None:
         """Write the private gradient of the current step to `.grad`.
 

@@ -6,7 +6,8 @@ Each rank's shards hold the whole noise, once, and no rank has a gradient that t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from scipy import stats
 from torch import Tensor, nn
 
-from dptune import CausalLMLoss, InvalidArgument, Ledger, PrivacyConfig, PrivateStep, deal, trainable_parameters
+from dptune import (
+    CausalLMLoss,
+    InvalidArgument,
+    Ledger,
+    PrivacyConfig,
+    PrivateStep,
+    deal,
+    sharded_sum,
+    trainable_parameters,
+)
 from dptune.clipping_styles import Adaptive, Automatic, Clipping, Flat, PerLayer
 from dptune.flat import released_size
 from dptune.noise import GaussianNoise
@@ -144,6 +155,78 @@ def test_the_sum_is_that_of_one_process(name: str, ranks: list[dict[str, Tensor]
     for rank in ranks:
         torch.testing.assert_close(rank[name], alone[name], rtol=0, atol=1e-11)
         torch.testing.assert_close(rank[f"{name}: clip norm"], alone[f"{name}: clip norm"], rtol=1e-9, atol=0)
+
+
+def _failing(rank: int, gather: Gather, ledgers: Path, name: str) -> tuple[list[Tensor], list[str]]:
+    """(sums of a draw without and with a failure of rank 1, errors of steps whose sum breaks off on rank 1)."""
+    pytest.MonkeyPatch().setattr(sharded_sum, "_SMALL", 200)  # sums of several parts
+    run, found, errors = Rank(name, ledgers / "ledger.jsonl", rank, gather, 2), [], []
+    sums: Any = run.step._sums
+
+    def add(examples: Sequence[Any] = EXAMPLES[rank::2]) -> None:
+        run.step.backward(run.losses(*(padded(examples) if examples else DUMMY)))
+
+    with run.step:
+        for fails in (False, True):
+            if fails and rank == 1:
+                with out_of_memory(sums, "add" if CASES[name][3] else "_made", at=0):
+                    errors.append(error_of(add))
+                run.step.add_nothing()
+            add()
+            if fails and rank == 0:
+                add([])  # while rank 1 tries again
+            run.step.finish()
+            found.append(gradients(run.parameters))
+    for method, at in [] if CASES[name][3] else [("_made", 3), ("_send", len(sums._parcels) - 1)]:
+        run = Rank(name, ledgers / "ledger.jsonl", rank, gather, 2)
+        sums = run.step._sums
+        with run.step, out_of_memory(sums, method, at=at if rank == 1 else -1):
+            errors.append(error_of(add))
+            if rank == 1:  # rank 0 has a part, and waits for the rest
+                run.step.add_nothing()
+                errors.append(error_of(run.step._begun))  # before anything else is added, and at the end
+            assert gather(torch.tensor([rank])).tolist() == [0, 1], "the ranks are in step"
+    return found, errors
+
+
+@contextmanager
+def out_of_memory(sums: Any, method: str, *, at: int) -> Iterator[None]:
+    """Memory runs out before one of the calls of a method, or after it if it sends."""
+    real, calls = getattr(sums, method), []
+
+    def call(*args: Any) -> Any:
+        calls.append(1)
+        result = real(*args) if len(calls) != at + 1 or method == "_send" else None
+        if len(calls) == at + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return result
+
+    setattr(sums, method, call)
+    yield
+    delattr(sums, method)
+
+
+def error_of(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except RuntimeError as error:
+        return f"{type(error).__name__}, may be tried again: {should_reduce_batch_size(error)}, {error}"
+    return "none"
+
+
+@pytest.mark.parametrize("name", ["Llama, tied", "GPT-2, kept whole"])
+def test_a_rank_that_ran_out_of_memory_is_tried_again_or_the_step_is_lost(name: str, tmp_path: Path) -> None:
+    """It may be tried again until the first part of its sum is sent. In both cases the other rank does not wait."""
+    ranks = run_processes(2, _failing, tmp_path, name)
+    for (wanted, found), _ in ranks:
+        assert wanted.norm() > 0
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11)
+    (_, one), (_, other) = ranks
+    assert one == ([] if CASES[name][3] else ["none", "none"])  # a whole sum is sent at the end
+    assert other[0].startswith("OutOfMemoryError, may be tried again: True")
+    for first, second in zip(other[1::2], other[2::2], strict=True):
+        assert first.startswith("HalfAdded, may be tried again: False, a sharded sum failed in part")
+        assert "half done" in second
 
 
 def _neighbours(rank: int, gather: Gather, ledgers: Path) -> tuple[float, float]:

@@ -42,6 +42,14 @@ def test_a_step_begins_at_zero_and_its_sum_is_taken_once() -> None:
             sums.taken()
 
 
+def test_a_rank_without_gradients_adds_nothing() -> None:
+    sums = WholeSum(PARAMETERS, 8)
+    sums.begin()
+    sums.add(recorded(), ONES)
+    sums.add_nothing()
+    assert sums.taken().tolist() == [1.0] * 8
+
+
 def test_no_parameter_has_a_gradient_before_the_step_writes_one() -> None:
     sums = WholeSum(PARAMETERS, 8)
     sums.begin()

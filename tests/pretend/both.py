@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dptune.sharding import local_part
 from tests.pretend_device import moved, register
 
 CLOSE = 3e-6  # difference in norm, relative to the CPU's: sums in another order, in float32
@@ -28,8 +29,8 @@ def assert_close(found: Tensor, expected: Tensor, *, within: float = CLOSE) -> N
 
 
 def gradients(model: nn.Module) -> Tensor:
-    """All gradients of a model, flat on the CPU."""
-    return flat(one.grad for one in model.parameters() if one.grad is not None)
+    """All gradients of a model, or this rank's shards of them, flat on the CPU."""
+    return flat(local_part(one.grad) for one in model.parameters() if one.grad is not None)
 
 
 def flat(tensors: Iterable[Tensor | None]) -> Tensor:

@@ -22,7 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dptune import CausalLMLoss, GaussianNoise, Keystream, Ledger, PlainStep, PrivacyConfig, PrivateStep, add_lora
 from dptune.flat import released_size
+from dptune.sharding import shard
+from tests.pretend.ranks import COLLECTIVES, two_ranks
 from tests.pretend_device import Counts, counted, moved, register
+from utils.models.sharded import decoder_layers
 
 LAYERS, ROWS, TOKENS, PROMPT, RANK, VOCABULARY = 4, 4, 16, 5, 16, 300
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -54,21 +57,32 @@ def llama() -> nn.Module:
     return LlamaForCausalLM(config)
 
 
-def with_adapters() -> nn.Module:
+def adapt(model: nn.Module) -> nn.Module:
     """LoRA of rank 16 on the attention's four products."""
-    model = llama()
     add_lora(model, rank=RANK, alpha=float(RANK), targets=ATTENTION)
     return model
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"LoRA on q, k, v, o": with_adapters, "all weights": llama}
+TRAINED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "LoRA on q, k, v, o": adapt,
+    "all weights": lambda model: model.requires_grad_(True),
+}
 
 
 @cache  # the counts are the same every time
-def compare(make: Callable[[], nn.Module]) -> tuple[Compared, Compared]:
-    """(one micro-batch after the first, the end of the step)."""
-    private, plain = (_count(moved(make()), private=private) for private in (True, False))
+def compare(trained: str) -> tuple[Compared, Compared]:
+    """(one micro-batch after the first, the end of the step), of a name in `TRAINED`."""
+    private, plain = (_count(moved(TRAINED[trained](llama())), private=private) for private in (True, False))
     return Compared(private[0], plain[0]), Compared(private[1], plain[1])
+
+
+@cache
+def of_sharded(trained: str) -> tuple[Counts, Counts]:
+    """The same of a private step on one of two ranks, over which the model's own weights are sharded."""
+    with two_ranks():
+        model = moved(llama()).requires_grad_(False)
+        shard(model, decoder_layers(model), device=register())
+        return _count(TRAINED[trained](model), private=True)
 
 
 def _count(model: nn.Module, *, private: bool) -> tuple[Counts, Counts]:
@@ -102,8 +116,8 @@ def table(details: bool = False) -> list[str]:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     more: list[str] = []
-    for name, make in MODELS.items():
-        for part, found in zip(("a micro-batch", "the end"), compare(make), strict=True):
+    for name in TRAINED:
+        for part, found in zip(("a micro-batch", "the end"), compare(name), strict=True):
             private, plain = found.private, found.plain
             lines.append(
                 f"| {name} | {part} | {private.operations} | {plain.operations} | {found.ratio:.2f} | "
@@ -113,6 +127,19 @@ def table(details: bool = False) -> list[str]:
             more += [f"{count:5d}  {what}" for what, count in (private.by_operation - plain.by_operation).most_common()]
             more += [f"{name}, {part}: waits with privacy"]
             more += [f"{count:5d}  {what}" for what, count in private.by_wait.most_common()]
+    lines += ["", "| trained | part of the step | operations, sharded | more | collectives | waits, sharded | more |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name in TRAINED:
+        parts = zip(("a micro-batch", "the end"), of_sharded(name), compare(name), strict=True)
+        for part, found, whole in parts:
+            added = found.by_operation - whole.private.by_operation
+            collectives = sum(added[one] for one in COLLECTIVES)
+            lines.append(
+                f"| {name} | {part} | {found.operations} | {found.operations - whole.private.operations} | "
+                f"{collectives} | {found.waits} | {found.waits - whole.private.waits} |"
+            )
+            more += ["", f"{name}, {part}: operations that only sharding needs"]
+            more += [f"{count:5d}  {what}" for what, count in added.most_common()]
     return [*lines, *(more if details else [])]
 
 

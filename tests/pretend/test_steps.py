@@ -24,12 +24,16 @@ from dptune import (
 from dptune.clipping_styles import Adaptive, Automatic, Clipping, Flat, PerLayer
 from dptune.flat import released_size
 from dptune.ranks import checksum_of
+from dptune.sharding import shard
 from tests.dptune.integrations.runs import lora_llama
 from tests.examples import padded, random_examples, randomise_adapters
 from tests.pretend.both import assert_close, gradients, on_both
+from tests.pretend.operations import TRAINED
+from tests.pretend.ranks import two_ranks
 from tests.private_sum import NoNoise
 from tests.tiny import tiny_llama
 from tests.whole_models import whole_model
+from utils.models.sharded import decoder_layers
 from utils.models.trainable import check_rules
 
 EXAMPLES = random_examples(6, seed=1)
@@ -150,6 +154,21 @@ def test_a_plain_step() -> None:
             return gradients(model)
 
     assert_close(*on_both(lora_llama, run))
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_sharded_weights(trained: str, tmp_path: Path) -> None:
+    """Nothing of a sharded step is left on the CPU. Every rank has the same rows, so this is no real model."""
+
+    def run(model: nn.Module, device: torch.device) -> torch.Tensor:
+        with two_ranks():
+            shard(model.requires_grad_(False), decoder_layers(model), device=device)
+            TRAINED[trained](model)
+            if trained != "all weights":
+                randomise_adapters(model)  # each device draws others
+            return two_steps(tmp_path)(model, device)
+
+    assert_close(*on_both(tiny_llama, run))
 
 
 def test_several_ranks_share_a_sum(tmp_path: Path) -> None:

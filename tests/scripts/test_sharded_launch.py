@@ -109,6 +109,7 @@ def test_a_whole_model_is_trained_in_shards_and_resumed_to_the_bit(
     report = report_of(tmp_path / "out", printed)
     assert (report["guarantee"], report["steps"]) == ("none", 4)
     assert "sharded weights        0.1 MiB per rank of 0.2 MiB over 2 processes" in printed
+    assert "fit in memory" in printed
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_loss"] < results["eval_loss_before"]
     card = (tmp_path / "out" / "README.md").read_text()

@@ -97,10 +97,11 @@ class CausalLMJob:
     def run(self) -> End:
         """Load the model and train it."""
         task, groups, accelerator = self.load(), self.groups, self.folder.accelerator
-        gathers = None if sharding_of_launch() is None else Gathers(task.model)
+        private, keeps_whole_sum = self.plan.privacy is not None, self._keeps_whole_sum(task.model)
+        gathers = None if sharding_of_launch() is None else Gathers(task.model, private=private)
         micro_batches = MicroBatches(
             self.train,
-            self._shapes(task, gathers),
+            self._shapes(task, gathers, keeps_whole_sum),
             self.tokenizer.pad_token_id,
             accelerator,
             in_step=gathers is not None,
@@ -114,11 +115,11 @@ class CausalLMJob:
             eval_at_start=groups.output.eval_at_start,
             gradient_sync=groups.optimization.sync,
             loss_scale=self._loss_scale,
-            keep_whole_sum=self._keeps_whole_sum(task.model),
+            keep_whole_sum=keeps_whole_sum,
         )
         return train(task, self.plan, self.folder, micro_batches, pace, self.config)
 
-    def _shapes(self, task: CausalLMTask, gathers: Gathers | None) -> Shapes:
+    def _shapes(self, task: CausalLMTask, gathers: Gathers | None, keeps_whole_sum: bool) -> Shapes:
         """The shapes of micro-batches, which fit in memory as far as a rehearsal can tell."""
         accelerator = self.folder.accelerator
         shapes = Shapes(
@@ -140,6 +141,7 @@ class CausalLMJob:
             rows_per_item=self.groups.privacy.unit.rows_at_once,
             loss_scale=self._loss_scale,
             gathers=gathers,
+            keep_whole_sum=keeps_whole_sum,
         )
         return rehearsal.settle(shapes)
 

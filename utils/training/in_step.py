@@ -6,16 +6,21 @@ pass's gathers without computing, so that the others end their pass.
 
 Why no rank waits forever:
 
-- With frozen shards a pass communicates by gathers alone: nothing is reduced. Which gathers a pass makes, and in which
-  order, follows from the model's modules, not from the rows. All ranks make the same passes in the same order.
+- A pass communicates by gathers alone: nothing is reduced in it. That holds for frozen shards, and for trained shards
+  in a private step. Which gathers a pass makes, and in which order, follows from the model's modules, not from the
+  rows. All ranks make the same passes in the same order.
+- After a private pass, ranks with trained shards send each other their sums. A rank whose pass failed sends zeros:
+  whoever catches up calls `PrivateStep.add_nothing`. Memory may run out until the first of a pass's sums is sent. After
+  that the others have a part of it. The step is then lost (`HalfAdded`), and the launch ends.
 - The first pass that ends is remembered. From then on a rank that fails after k gathers knows those that are left.
 - A gather counts when the call has returned. Memory that runs out before it, or after it, is counted right. An error
   inside the call itself, or of the communication, is not survived: the rank fails and its launcher ends the others.
-- Making the gathers takes memory for one layer at a time. The remembered pass took more, and what the failed pass held
-  has been freed. Should it run out all the same, the rank fails, and its launcher ends the others.
+- Making the gathers takes memory for one layer at a time, and sending zeros for one parameter at a time. The remembered
+  pass took more, and what the failed pass held has been freed. Should it run out all the same, the rank fails, and its
+  launcher ends the others.
 
-If a model's passes gather in different orders, or its trained weights are sharded too (their sums are reduced over
-ranks), a rank cannot catch up: `Gathers.can_catch_up` is False.
+If a model's passes gather in different orders, a rank cannot catch up: `Gathers.can_catch_up` is False. Nor can it
+without privacy if the trained weights are sharded, because then FSDP reduces their gradients in the pass.
 """
 
 from __future__ import annotations
@@ -40,16 +45,17 @@ class Gathers:
 
     Args:
         model: the root of the sharded model. Every rank makes one of these, before the first recorded pass.
+        private: whether all passes are those of private steps, in which FSDP reduces no gradient.
 
     Attributes:
         is_steady: whether, as far as known, every pass makes the same gathers and communicates in no other way.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, private: bool) -> None:
         self._model = model
         self._of_pass: list[FSDPModule] | None = None  # those of every pass
         self._made: list[FSDPModule] = []  # in the current pass
-        self.is_steady = not any(p.requires_grad and isinstance(p, DTensor) for p in model.parameters())
+        self.is_steady = private or not any(p.requires_grad and isinstance(p, DTensor) for p in model.parameters())
         self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for module in self._sharded:
             module.set_custom_all_gather(_Noted(self, module))
@@ -111,7 +117,7 @@ def unless_out_of_memory(work: Callable[[], _T], device: torch.device, gathers: 
     """The result of a forward and backward pass, or None if memory ran out in it; its memory is then free again.
 
     Args:
-        work: the pass. An error in it must leave nothing behind.
+        work: the pass. An error in it must leave nothing behind. `HalfAdded` passes through.
         device: where it computes.
         gathers: of a sharded model whose other ranks make the same pass. If this rank can, it catches up with them.
     """

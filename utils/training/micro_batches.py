@@ -19,6 +19,7 @@ from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
 from dptune.devices import computes_apart
 from dptune.micro_batch import Items, MicroBatchStats
+from dptune.per_example import HalfAdded
 from dptune.sampling import deal
 from dptune.shapes import Shape, Shapes, deal_in_shapes
 from dptune.units.batches import AuthorDraw, Batch, Part, Rows, UnitDraw, parts_of
@@ -33,9 +34,11 @@ BUDGET_NAME = "max_tokens_per_device.json"
 
 
 class Accumulates(Protocol):
-    """Takes the losses of one micro-batch: `PrivateRun`, or a single step."""
+    """Takes the losses of one micro-batch, or none: `PrivateRun`, or a single step."""
 
     def backward(self, losses: Tensor, *, rows_per_unit: int = 1, items: Items | None = None) -> MicroBatchStats: ...
+
+    def add_nothing(self) -> None: ...
 
 
 def remember_budget(folder: Path, *, asked: int, fits: int) -> None:
@@ -96,7 +99,7 @@ class MicroBatches:
             Then no rank can use smaller micro-batches alone. What does not fit on one rank is put off until the draw is
             through, and then dealt over all ranks again, in smaller micro-batches.
         gathers: of the sharded weights. Without it, or if it cannot catch up, a rank in step that runs out of memory
-            ends the launch.
+            ends the launch. So does memory that runs out while ranks send each other a sum.
         folder: the run's folder, where the budget is recorded for the next launch, if memory ran out in step.
         asked: the token budget that the user asked for; None if it is that of `shapes`.
         virtual_tokens: tokens of a soft prompt that the model puts before each row; they count in the budget.
@@ -166,9 +169,8 @@ class MicroBatches:
                     return None
                 if len(share.items):
                     seen += self._backward(share, following, ahead, step, losses)
-                elif self._try(self._piece(share), following, ahead, step, losses) is None and self.in_step:
-                    # A dummy, as this rank has no more examples. It adds nothing, so it need not fit.
-                    self._keep_in_step(self.shapes.token_budget // 2)
+                else:  # A dummy, as this rank has no more examples. It adds nothing, so it need not fit.
+                    self._try(self._piece(share), following, ahead, step, losses)
         return None if self._stop.after_draw(stop.pending) else seen
 
     def _left_of(self, draw: UnitDraw) -> UnitDraw:
@@ -231,26 +233,35 @@ class MicroBatches:
             stats = self._try(piece, following, ahead, step, losses)
             if stats is not None:
                 seen.append(stats)
-            else:
-                fits = self._halved(share.part, piece.shape)
-                if not self.in_step:
-                    self._cut_alone(fits)
-                    continue
-                self._keep_in_step(fits)
+            elif self.in_step:
                 self._put_off.append(piece.items)
+            else:
+                self._cut_alone(self._halved(piece))
+                continue
             start += piece.shape.items
         return seen
 
     def _try(
         self, piece: _Piece, following: _Share | None, ahead: OneAhead[_Piece, Batch], step: Accumulates, losses: Losses
     ) -> MicroBatchStats | None:
-        """Forward and backward pass of a piece, while the batch of the one after it is made; None if memory ran out."""
+        """Forward and backward pass of a piece, while the batch of the one after it is made; None if memory ran out.
+
+        In step, this rank then takes part in what is left of the pass.
+        """
 
         def run() -> MicroBatchStats:
             batch = ahead.take(piece, self._after(piece, following)).to(self.accelerator.device)
             return _backward_of(batch, piece.share.part, piece.items, step, losses(**batch.inputs))
 
-        return unless_out_of_memory(run, self.accelerator.device, self.gathers)
+        try:
+            stats = unless_out_of_memory(run, self.accelerator.device, self.gathers)
+        except HalfAdded:
+            if self.in_step:
+                self._end_launch(self._halved(piece))
+            raise
+        if stats is None and self.in_step:
+            self._keep_in_step(step, self._halved(piece))
+        return stats
 
     def _piece(self, share: _Share, start: int = 0) -> _Piece:
         """The piece that begins at this position, as large as memory allows as far as known."""
@@ -265,8 +276,11 @@ class MicroBatches:
             return self._piece(piece.share, end)
         return None if following is None else self._piece(following)
 
-    def _halved(self, part: Part, shape: Shape) -> int:
+    def _halved(self, piece: _Piece) -> int:
         """Half the tokens of a micro-batch that did not fit, so that it is cut next time."""
+        part, shape = piece.share.part, piece.shape
+        if not len(piece.items):
+            return self.shapes.token_budget // 2
         tokens = shape.items * part.rows_per_unit * (shape.width + self.virtual_tokens)
         if shape.items == 1:
             refuse_too_large(part.rows_per_unit, tokens, authors=part.authors is not None)
@@ -276,11 +290,15 @@ class MicroBatches:
         self._fitting = replace(self._fitting, token_budget=fits)
         print(f"out of memory: rank {self.accelerator.process_index} continues with {fits} tokens at a time")
 
-    def _keep_in_step(self, fits: int) -> None:
-        """Refuse to go on if this rank could not make the gathers that were left of the pass."""
+    def _keep_in_step(self, step: Accumulates, fits: int) -> None:
+        """Take part in the sum after a failed pass, or end the launch if this rank could not make all its gathers."""
+        if self.gathers is None or not self.gathers.can_catch_up:
+            self._end_launch(fits)
         self._fits = min(self._fits, fits)
-        if self.gathers is not None and self.gathers.can_catch_up:
-            return
+        step.add_nothing()
+
+    def _end_launch(self, fits: int) -> NoReturn:
+        """Refuse to go on, and leave the smaller budget to the next launch."""
         budget = self.shapes.token_budget
         if self.folder is not None:
             remember_budget(self.folder, asked=self._asked, fits=fits)

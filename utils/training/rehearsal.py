@@ -4,10 +4,13 @@ Memory that runs out in a private step costs time, and with sharded weights some
 before anything is drawn or recorded. Only settings decide what is rehearsed, so it reveals nothing about the data. The
 passes go through a step that can release nothing. All random numbers are afterwards where they were.
 
-When `train_clm.py` rehearses: with sharded frozen weights, where no rank can cut a micro-batch alone, and wherever an
+When `train_clm.py` rehearses: with sharded weights, where no rank can cut a micro-batch alone, and wherever an
 accelerator computes. A CPU has no limit of its own, and a pass takes long there, so without sharding a CPU does not
-rehearse. All ranks decide together: a budget that fits on every rank is used by every rank. With trained shards it does
-not rehearse either, because a rank that fails could not catch up (`utils.training.in_step`).
+rehearse. All ranks decide together: a budget that fits on every rank is used by every rank. Without privacy, trained
+shards are not rehearsed, because a rank that fails could not catch up (`utils.training.in_step`).
+
+A pass is rehearsed beside all that a step holds: the sum of its gradients and the optimizer's moments, as shards where
+the weights are. Memory that runs out in the sum itself counts as well. The launch survives it here, and only here.
 
 Classifiers do not rehearse: they are never sharded, and a rank that runs out of memory cuts its micro-batches alone.
 Evaluation is not rehearsed: it keeps no activations.
@@ -28,7 +31,7 @@ from torch import Tensor
 from dptune._validate import refuse
 from dptune.devices import computes_apart
 from dptune.lora import trainable_parameters
-from dptune.per_example import RandomRow
+from dptune.per_example import HalfAdded, RandomRow
 from dptune.per_example.fixed_values import in_mode
 from dptune.plain_step import PlainStep
 from dptune.randomness import fixed_randomness
@@ -61,7 +64,7 @@ class PassSize(NamedTuple):
 
 
 def is_worthwhile(device: torch.device, gathers: Gathers | None) -> bool:
-    """Whether to rehearse: with frozen shards, and without shards on an accelerator."""
+    """Whether to rehearse: with shards, if a rank can catch up, and without shards on an accelerator."""
     return computes_apart(device) if gathers is None else gathers.is_steady
 
 
@@ -77,6 +80,7 @@ class Rehearsal:
         rows_per_item: the largest number of rows that are clipped as one.
         loss_scale: see `PrivateStep`.
         gathers: of sharded weights; None if every rank holds the model.
+        keep_whole_sum: see `PrivateStep`.
     """
 
     model: Any
@@ -86,6 +90,7 @@ class Rehearsal:
     rows_per_item: int = 1
     loss_scale: float = 1.0
     gathers: Gathers | None = None
+    keep_whole_sum: bool = False
 
     def settle(self, shapes: Shapes) -> Shapes:
         """`shapes`, or the same with the largest halved token budget whose micro-batches fit on every rank.
@@ -96,10 +101,10 @@ class Rehearsal:
             InvalidArgument: memory is too small for a single example, or for one author's rows.
         """
         given = shapes
-        with in_mode(self.model, training=True), fixed_randomness(self.accelerator.device), self._step() as step:
+        with in_mode(self.model, training=True), fixed_randomness(self.accelerator.device), self._held_meanwhile():
             if self.gathers is not None:
-                self._first_pass(step, shapes)
-            while (failed := self._first_that_fails(step, shapes)) is not None:
+                self._first_pass(shapes)
+            while (failed := self._first_that_fails(shapes)) is not None:
                 if failed.items == 1:
                     refuse_too_large(failed.rows_per_item, failed.tokens, authors=failed.rows_per_item > 1)
                 shapes = replace(shapes, token_budget=failed.tokens // 2)
@@ -107,35 +112,41 @@ class Rehearsal:
         self.accelerator.print(_settled(largest, cut=shapes != given))
         return shapes
 
-    def _first_pass(self, step: PrivateStep | PlainStep, shapes: Shapes) -> None:
+    def _first_pass(self, shapes: Shapes) -> None:
         """Learn the gathers of a pass from the smallest one."""
         smallest = PassSize(1, 1, int(shapes.widths[0]))
-        if not self._fits_here(step, smallest):
+        if not self._fits_here(smallest):
             refuse_too_large(1, smallest.width, authors=False)
 
-    def _first_that_fails(self, step: PrivateStep | PlainStep, shapes: Shapes) -> PassSize | None:
+    def _first_that_fails(self, shapes: Shapes) -> PassSize | None:
         """The first of the largest sizes that does not fit on some rank; the same on every rank."""
         for size in largest_sizes(shapes, self.rows_per_item):
-            if not all(gather_object([self._fits_here(step, size)])):
+            if not all(gather_object([self._fits_here(size)])):
                 return size
         return None
 
-    def _fits_here(self, step: PrivateStep | PlainStep, size: PassSize) -> bool:
-        device = self.accelerator.device
+    def _fits_here(self, size: PassSize) -> bool:
+        """Whether the memory of this rank is enough. Each size has a step of its own, which may be lost."""
+        with self._step() as step:
+            step.add_nothing()  # makes room for the sum
 
-        def run() -> bool:
-            ids = self._tokens(size)
-            step.backward(self.losses(input_ids=ids, labels=ids), rows_per_unit=size.rows_per_item)
-            return True
+            def run() -> bool:
+                ids = self._tokens(size)
+                try:
+                    step.backward(self.losses(input_ids=ids, labels=ids), rows_per_unit=size.rows_per_item)
+                except HalfAdded:
+                    return False
+                return True
 
-        if unless_out_of_memory(run, device, self.gathers):
-            return True
-        if self.gathers is not None and not self.gathers.can_catch_up:
-            refuse(
-                "max_tokens_per_device",
-                size.tokens,
-                "out of memory, and this rank cannot keep in step with the others; give a smaller budget",
-            )
+            if unless_out_of_memory(run, self.accelerator.device, self.gathers):
+                return True
+            if self.gathers is not None and not self.gathers.can_catch_up:
+                refuse(
+                    "max_tokens_per_device",
+                    size.tokens,
+                    "out of memory, and this rank cannot keep in step with the others; give a smaller budget",
+                )
+            step.add_nothing()  # or what is left of the sum that failed
         return False
 
     def _tokens(self, size: PassSize) -> Tensor:
@@ -145,23 +156,26 @@ class Rehearsal:
         return torch.stack(rows).to(self.accelerator.device)
 
     @contextmanager
-    def _step(self) -> Iterator[PrivateStep | PlainStep]:
-        """A step that clips and sums as the real one does and cannot end: it has neither a ledger nor other ranks.
+    def _held_meanwhile(self) -> Iterator[list[Tensor]]:
+        """Holds what the optimizer will, and without privacy the gradients of the micro-batches before."""
+        number = _MOMENTS + (self.plan.privacy is None)
+        held = [torch.empty_like(weight) for weight in trainable_parameters(self.model) for _ in range(number)]
+        yield held
 
-        Beside it, this holds what the optimizer will.
-        """
-        moments = [torch.empty_like(weight) for weight in trainable_parameters(self.model) for _ in range(_MOMENTS)]
-        privacy = self.plan.privacy
-        step = (
-            PlainStep(self.model, self.plan.expected_batch_size, loss_scale=self.loss_scale)
-            if privacy is None
-            else PrivateStep(
-                self.model, privacy, ledger=None, rank=1, world_size=2, gather=_never, loss_scale=self.loss_scale
-            )
+    def _step(self) -> PrivateStep | PlainStep:
+        """A step that clips and sums as the real one does and cannot end: it has neither a ledger nor a way to meet."""
+        if self.plan.privacy is None:
+            return PlainStep(self.model, self.plan.expected_batch_size, loss_scale=self.loss_scale)
+        return PrivateStep(
+            self.model,
+            self.plan.privacy,
+            ledger=None,
+            rank=1,
+            world_size=2,
+            gather=_never,
+            loss_scale=self.loss_scale,
+            keep_whole_sum=self.keep_whole_sum,
         )
-        with step:
-            yield step
-        del moments
 
 
 def largest_sizes(shapes: Shapes, rows_per_item: int = 1) -> list[PassSize]:

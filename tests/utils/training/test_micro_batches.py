@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune import CausalLMLoss, InvalidArgument, Ledger, PlainStep, PrivateStep, add_lora
+from dptune.per_example import HalfAdded
 from dptune.sampling import deal
 from dptune.shapes import Shapes, deal_in_shapes
 from tests.examples import random_examples, randomise_adapters
@@ -26,6 +27,7 @@ from utils.cli.interruption import StopRequest
 from utils.cli.launch import make_accelerator
 from utils.data.tokenization import TokenizedDataset
 from utils.training import micro_batches as module
+from utils.training.in_step import Gathers
 from utils.training.micro_batches import BUDGET_NAME, MicroBatches, remember_budget, remembered_budget
 
 COUNT, BUDGET, CLIP_NORM = 24, 192, 0.05
@@ -205,6 +207,27 @@ def test_ranks_in_step_stop_and_leave_a_smaller_budget_to_the_next_launch(tmp_pa
     assert str(error.value).endswith(f"--resume_from_checkpoint latest resumes with {memory.failed[0] // 2}")
     assert len(memory.failed) == 1
     assert remembered_budget(tmp_path, BUDGET) == memory.failed[0] // 2
+
+
+@pytest.mark.parametrize("in_step", [True, False])
+def test_a_half_added_sum_ends_the_launch_and_leaves_a_smaller_budget(
+    in_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is lost, so no rows are put off. Without shards the budget is the user's to choose, as before."""
+    model = adapted()
+    losses, steady = CausalLMLoss(model), Gathers(model, private=True)
+    steady._of_pass = []
+    own = micro_batches(in_step=in_step, gathers=steady, folder=tmp_path)
+    with a_step(model, tmp_path) as step:
+
+        def half(*_: Any) -> None:
+            raise HalfAdded("the step is lost")
+
+        monkeypatch.setattr(step._sums, "add", half)
+        with pytest.raises(InvalidArgument if in_step else HalfAdded) as error:
+            own.run(ALL, step, losses, StopRequest())
+    assert "latest resumes with" in str(error.value) if in_step else str(error.value) == "the step is lost"
+    assert (remembered_budget(tmp_path, BUDGET) < BUDGET) is in_step
 
 
 def test_a_budget_that_did_not_fit_is_remembered_for_the_same_request_only(tmp_path: Path) -> None:

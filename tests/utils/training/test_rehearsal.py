@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from torch import nn
 
 import train_clm
 from dptune import CausalLMLoss, InvalidArgument, add_lora
+from dptune.lora import trainable_parameters
 from dptune.run.plan import RunPlan
 from dptune.shapes import Shapes
+from dptune.sharded_sum import ShardedSum
+from dptune.sharding import local_part
+from dptune.step import PrivateStep
 from tests.private_sum import config_for
 from tests.processes import run_processes
 from tests.scripts.test_train_clm import flags, train_file
 from tests.tiny import save_tiny, tiny_llama
-from tests.utils.training.test_in_step import ALL, CLIP_NORM, COUNT, Rank
+from tests.utils.training.test_in_step import ALL, CLIP_NORM, COUNT, How, Rank
 from tests.utils.training.test_micro_batches import ERRORS, Memory, adapted
 from utils.cli.launch import make_accelerator
 from utils.training import causal_lm
@@ -141,15 +146,16 @@ def test_nothing_is_left_of_it(limit: int, private: bool, tmp_path: Path, monkey
 
 
 def test_its_step_can_release_nothing() -> None:
-    rehearsal = a_rehearsal(adapted())
+    model = adapted()
+    rehearsal = a_rehearsal(model)
     with rehearsal._step() as step:
-        assert rehearsal._fits_here(step, PassSize(2, 1, 8))
+        step.backward(rehearsal.losses(input_ids=(ids := rehearsal._tokens(PassSize(2, 1, 8))), labels=ids))
         with pytest.raises(RuntimeError, match="a rehearsal releases nothing"):
             step.finish()
 
 
 def test_it_is_worthwhile_with_shards_and_on_accelerators() -> None:
-    gathers = Gathers(adapted())
+    gathers = Gathers(adapted(), private=True)
     assert [is_worthwhile(device, None) for device in (CPU, torch.device("cuda"))] == [False, True]
     assert is_worthwhile(CPU, gathers)
     gathers.is_steady = False
@@ -183,43 +189,98 @@ def test_a_run_with_it_is_the_same_to_the_bit(
 LIMIT = 3 * BLOCK
 
 
-def _two_ranks(rank: int, gather: Any, folder: Path, where: str, sharded: bool) -> dict[str, Any]:
+class SumMemory:
+    """Runs out above a limit of tokens while the last of a micro-batch's sums is made."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, tokens: float) -> None:
+        self.tokens, self.failed, made = tokens, [], ShardedSum._made
+
+        def make(this: ShardedSum, parcel: Any, recorded: Any, weights: Any) -> Any:
+            tokens = BLOCK * len(next(iter(weights.values())))
+            if "lm_head.weight" in parcel.names and tokens > self.tokens:
+                self.failed.append(tokens)
+                raise ERRORS["cuda"]
+            return made(this, parcel, recorded, weights)
+
+        patch.setattr(ShardedSum, "_made", make)
+
+
+CASES = {
+    "forward": ("forward", How()),
+    "backward": ("backward", How()),
+    "whole": ("backward", How(whole=True)),
+    "whole, sum kept": ("backward", How(whole=True, keep=True)),
+    "whole, in the sum": ("sum", How(whole=True)),
+    "not sharded": ("backward", How(sharded=False)),
+}
+
+
+def _two_ranks(rank: int, gather: Any, folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    return {name: _settled_on(rank, gather, folder, *CASES[name]) for name in names}
+
+
+def _seen_in_passes(patch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """Of each backward pass: (whether there is room for the step's sum, values of the moments that are in memory)."""
+    seen, moments = [], []
+    backward, empty_like = PrivateStep.backward, torch.empty_like
+
+    def noted_backward(step: PrivateStep, *args: Any, **how: Any) -> Any:
+        alive = [one for one in (ref() for ref in moments) if one is not None]
+        seen.append((step._has_begun, sum(local_part(one).numel() for one in alive)))
+        return backward(step, *args, **how)
+
+    def noted_empty_like(value: Any, **how: Any) -> Any:
+        made = empty_like(value, **how)
+        if isinstance(value, nn.Parameter):
+            moments.append(weakref.ref(made))
+        return made
+
+    patch.setattr(PrivateStep, "backward", noted_backward)
+    patch.setattr(torch, "empty_like", noted_empty_like)
+    return seen
+
+
+def _settled_on(rank: int, gather: Any, folder: Path, where: str, how: How) -> dict[str, Any]:
     """Memory is smaller on rank 1 alone, in the rehearsal and in the step after it."""
-    one = Rank(folder, gather, rank, sharded=sharded)
-    memory = Memory(one.model, LIMIT if rank == 1 else float("inf"), where)
-    rehearsal = Rehearsal(one.model, one.losses, a_plan(), make_accelerator(), gathers=one.gathers)
-    settled = rehearsal.settle(SHAPES)
+    one = Rank(folder, gather, rank, how)
+    limit = LIMIT if rank == 1 else float("inf")
+    memory: Any = SumMemory(one.patch, limit) if where == "sum" else Memory(one.model, limit, where)
+    more: dict[str, Any] = {"gathers": one.gathers, "keep_whole_sum": how.keep}
+    rehearsal = Rehearsal(one.model, one.losses, a_plan(), one.accelerator, **more)
+    with one.patch.context() as patch:
+        held = _seen_in_passes(patch)
+        settled = rehearsal.settle(SHAPES)
     if len(set(gather(torch.tensor([settled.token_budget])).tolist())) > 1:
         return {"settled": settled}  # ranks that cut differently would wait for each other
     failed = list(memory.failed)
     total = one.sum_of(ALL, shapes=settled)
+    found = {"settled": settled, "failed": failed, "failed later": memory.failed[len(failed) :], "sum": total}
+    found |= {"held": set(held), "wanted held": 2 * sum(local_part(p).numel() for p in trainable_parameters(one.model))}
     memory.tokens = float("inf")
-    return {
-        "settled": settled,
-        "failed": failed,
-        "failed later": memory.failed[len(failed) :],
-        "sum": total,
-        "wanted": one.sum_of(ALL),
-    }
+    found["wanted"] = one.sum_of(ALL)
+    one.patch.undo()
+    return found
 
 
-@pytest.mark.parametrize(("where", "sharded"), [("forward", True), ("backward", True), ("backward", False)])
-def test_all_ranks_settle_on_what_fits_on_the_smallest(where: str, sharded: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [[name for name in CASES if name != "not sharded"], ["not sharded"]], ids=len)
+def test_all_ranks_settle_on_what_fits_on_the_smallest(names: list[str], tmp_path: Path) -> None:
     save_tiny(tmp_path / "model")
-    one, other = run_processes(2, _two_ranks, tmp_path, where, sharded)
-    assert one["settled"] == other["settled"]
-    assert other["failed"]
-    assert not one["failed"]
-    assert one["settled"].token_budget <= LIMIT
-    for rank in (one, other):
-        assert not rank["failed later"]
-        assert torch.equal(rank["sum"], one["sum"])
-        assert (rank["sum"] - one["wanted"]).norm() < 1e-6 * one["wanted"].norm()
+    ranks = run_processes(2, _two_ranks, tmp_path, names)
+    for one, other in ([rank[name] for rank in ranks] for name in names):
+        assert one["settled"] == other["settled"]
+        assert other["failed"]
+        assert not one["failed"]
+        assert one["settled"].token_budget <= LIMIT
+        for rank in (one, other):
+            assert not rank["failed later"]
+            assert rank["held"] == {(True, rank["wanted held"])}, "the sum, and the moments as shards"
+            assert torch.equal(rank["sum"], one["sum"])
+            assert (rank["sum"] - one["wanted"]).norm() < 1e-6 * one["wanted"].norm()
 
 
 def _too_small(rank: int, gather: Any, folder: Path) -> str:
     """One row does not fit on rank 1; both ranks must say so."""
-    one = Rank(folder, gather, rank)
+    one = Rank(folder, gather, rank, How())
     Memory(one.model, BLOCK - 1 if rank == 1 else float("inf"))
     with pytest.raises(InvalidArgument) as error:
         Rehearsal(one.model, one.losses, a_plan(), make_accelerator(), gathers=one.gathers).settle(SHAPES)
