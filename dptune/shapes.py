@@ -18,16 +18,16 @@ from functools import cached_property
 import numpy as np
 
 from dptune._validate import require_count, require_positive
+from dptune.pass_overhead import pass_overhead
 
 _NARROWEST = 8  # tokens
 _EVEN = 2  # widths are even: with odd ones, float32 kernels of a CPU rounded a row by its place in the micro-batch
 _WIDE = 64  # tokens; lengths of narrower rows are taken to lie within three doublings, those of wider ones within four
 _DOUBLINGS, _WIDE_DOUBLINGS = 3, 4
 _PER_DOUBLING = (0.25, 0.5, 1, 2, 4, 8, 16)  # widths per doubling that there may be: a row has 1.5% padding with 16
-_NEARLY = 1.03  # of the shortest time: little enough for the padding that more widths save
+_NEARLY = 1.05  # of the shortest time: little for the padding that more widths save
 _NARROW_PER_DOUBLING = 4  # at most, up to `_WIDE`
 _NARROW_ROWS = 4  # a narrow micro-batch has at most so many times the rows of the widest: each needs its own gradient
-_OVERHEAD = 52  # tokens: SmolLM2-135M with LoRA on 2 CPU cores
 _CLASS_BITS = 16
 
 
@@ -59,7 +59,7 @@ class Shapes:
         most_rows: maximum rows per micro-batch; by default four times those of the widest.
         masked: whether the model may be given attention masks.
         overhead: the fixed time of one forward and backward pass, as the number of tokens that take as long. With more
-            of it, micro-batches have more rows and there are fewer widths. See `pass_overhead`.
+            of it, micro-batches have more rows and there are fewer widths. By default that of a CPU.
 
     Raises:
         InvalidArgument: a value below 1, or `drawn` or `overhead` not above 0.
@@ -70,7 +70,7 @@ class Shapes:
     drawn: float = 1.0
     most_rows: int | None = None
     masked: bool = True
-    overhead: float = _OVERHEAD
+    overhead: float = pass_overhead(accelerator=False)
 
     def __post_init__(self) -> None:
         require_count("longest", self.longest)

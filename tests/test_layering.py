@@ -27,6 +27,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.accounting.groups",
         "dptune.accounting.rounding",
         "dptune.grid",
+        "dptune.pass_overhead",
         "dptune.shapes",
         "dptune.units.columns",
         "dptune.units.names",
@@ -47,7 +48,6 @@ TIERS: tuple[tuple[str, ...], ...] = (
     (
         "dptune.flat",
         "dptune.fed_items",
-        "dptune.pass_overhead",
         "dptune.sharded_sum",
         "dptune.step_sums",
         "dptune.step",

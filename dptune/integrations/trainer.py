@@ -298,7 +298,7 @@ class DPTrainer(ShardedTrainer):
         make = make_of_first(self.train_dataset)
         longest = longest_of(self.model, make, self._max_length)
         drawn = self.plan.expected_batch_size / self.args.world_size
-        overhead = pass_overhead(self.model, accelerator=computes_apart(self.args.device), sharded=self.has_shards)
+        overhead = pass_overhead(accelerator=computes_apart(self.args.device), sharded=self.has_shards)
         shapes = Shapes(longest, at_once * longest, drawn, most_rows=at_once, overhead=overhead)
         return FilledBatches(collate, make, Vocabulary.of(self.model), shapes, int(self._rows_per_unit.max()))
 

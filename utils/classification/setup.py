@@ -318,7 +318,7 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
                 settings.checkpoint.max_length,
                 budget,
                 plan.expected_batch_size / accelerator.num_processes,
-                overhead=pass_overhead(trained.model, accelerator=computes_apart(accelerator.device)),
+                overhead=pass_overhead(accelerator=computes_apart(accelerator.device)),
             ),
             tokenizer.pad_token_id,
             accelerator,

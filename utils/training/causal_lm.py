@@ -127,9 +127,7 @@ class CausalLMJob:
             self.token_budget,
             self.plan.expected_batch_size / accelerator.num_processes,
             masked=False,  # causal attention needs no mask for padding on the right
-            overhead=pass_overhead(
-                task.model, accelerator=computes_apart(accelerator.device), sharded=is_sharded(task.model)
-            ),
+            overhead=pass_overhead(accelerator=computes_apart(accelerator.device), sharded=is_sharded(task.model)),
         )
         if not is_worthwhile(accelerator.device, gathers):
             return shapes
@@ -310,7 +308,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         reshard=sharding is None or sharding.reshard_after_forward,
         bits=bits,
         drawn=plan.expected_batch_size / accelerator.num_processes,
-        overhead=pass_overhead(skeleton, accelerator=computes_apart(accelerator.device), sharded=sharding is not None),
+        overhead=pass_overhead(accelerator=computes_apart(accelerator.device), sharded=sharding is not None),
         rows_per_item=unit.rows_at_once,
     )
     accelerator.print(*describe_model(skeleton, needed, device_memory(accelerator.device)), sep="\n")
