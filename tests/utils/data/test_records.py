@@ -278,7 +278,7 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
         ("d.csv", f"instruction,answer\na,b\n{SECRET}\n", "row 2 .*answer is not text .no value"),
         ("d.csv", f'instruction,answer\na,"{SECRET}\n', "not CSV near line 1"),
         ("d.parquet", SECRET, "not a Parquet file"),
-        ("d.txt", SECRET, r"unknown kind of file; give one of \.json, \.jsonl, \.csv, \.parquet"),
+        ("d.txt", SECRET, r"unknown kind of file; give \.json, \.jsonl, \.csv, \.tsv"),
     ],
 )
 def test_bad_files_are_refused_without_showing_a_record(
