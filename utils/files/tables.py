@@ -48,8 +48,8 @@ def stream_rows(path: str | Path, flag: str, split: str = "train") -> Iterator[R
     """The rows of a file, or of one split of a folder that `DatasetDict.save_to_disk` wrote, in order.
 
     Args:
-        path: a file of one of KINDS, or a folder. A .json file holds a list of rows, or a dictionary of columns of equal
-            length, which is read whole.
+        path: a file of one of KINDS, or a folder. A .json file holds a list of rows, or a dictionary of columns of
+            equal length, which is read whole.
         flag: the command-line flag that gave `path`; errors name it.
         split: "train" or "validation", for folders; a file is always read whole.
 

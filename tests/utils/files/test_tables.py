@@ -211,7 +211,11 @@ def test_long_csv_values_are_read_and_the_limit_is_never_left_changed(tmp_path: 
         ("a.csv", b'a\n"secret\n', "not CSV near line"),
         ("a.parquet", b"secret", "not a Parquet file"),
         ("a.parquet", b"", "is empty"),
-        ("a.txt", b"secret", r"unknown kind of file; give \.json, \.jsonl, \.csv, \.tsv \(or with \.gz or \.zst\), or \.parquet, or"),
+        (
+            "a.txt",
+            b"secret",
+            r"unknown kind of file; give \.json, \.jsonl, \.csv, \.tsv \(or with \.gz or \.zst\), or \.parq",
+        ),
         ("a.json", b"{", "not JSON"),
         ("a.jsonl", b"", "empty"),
         ("a.csv", b"a,b\n", "empty"),
