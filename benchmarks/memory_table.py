@@ -129,7 +129,8 @@ def on_paper() -> str:
     for name in LLAMAS:
         parts += [f"### {name}", scaling_table(name)]
     for bits in FEW_BITS:
-        parts += [f"### Llama 70B with `--qbits {bits}`", scaling_table("Llama 70B", bits)]
+        for name in LLAMAS:
+            parts += [f"### {name} with `--qbits {bits}`", scaling_table(name, bits)]
     parts += [
         "## On paper: every parameter trained",
         "As above, with `--trainable all`: weights in float32 with AdamW's moments, and the sum in float64, all "

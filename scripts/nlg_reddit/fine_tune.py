@@ -43,7 +43,8 @@ from dptune.units.unit import PrivacyUnit, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.old_flags import with_new_names
 from utils.data.features import RowFeatures
-from utils.data.records import Record, load_texts
+from utils.data.record import Record
+from utils.data.records import load_texts
 from utils.data.splits import hold_out
 from utils.data.tokenization import TokenizedDataset, tokenize
 from utils.models.embeddings import require_embeddings

@@ -25,7 +25,7 @@ class AnswerNotFound(Exception):
 
 
 def find_answers(
-    messages: Sequence[Message], render: Render, tokens: SpecialTokens
+    messages: Sequence[Message], render: Render, tokens: SpecialTokens, learned_from: int = 0
 ) -> tuple[str, list[tuple[int, int]]]:
     """The conversation as text, up to the end of its last answer, and (start, end) of each answer in characters.
 
@@ -33,12 +33,13 @@ def find_answers(
         messages: the turns, with stand-ins for typed special tokens.
         render: the chat template.
         tokens: the tokenizer's special tokens.
+        learned_from: the number of turns at the beginning that are no answers, whoever speaks.
 
     Raises:
         AnswerNotFound: see there.
     """
     text = render(messages, add_generation_prompt=False)
-    turns = [turn for turn, message in enumerate(messages) if message[ROLE] == ASSISTANT]
+    turns = [turn for turn, one in enumerate(messages) if one[ROLE] == ASSISTANT and turn >= learned_from]
     answers = [_answer(text, messages, turn, render, tokens) for turn in turns]
     return (text[: answers[-1][1]] if answers else text), answers
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from utils.data.encoding import Encoded, Encoder
-from utils.data.records import Record, RecordMaker
+from utils.data.record import Record, RecordMaker
 from utils.data.template_date import told_date
 from utils.files.cells import Place
 from utils.files.tables import Row

@@ -16,7 +16,7 @@ import numpy as np
 
 from dptune._validate import Described, refuse, require_count
 from utils.data.answers import end_of_turn
-from utils.data.records import Record
+from utils.data.record import Record
 from utils.data.special_tokens import MarkedText, SpecialTokens, Tokens, UnwrittenToken
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dptune._validate import refuse
+from utils.data.forms import joined_input
 from utils.data.lost_columns import lost_column
 from utils.files.cells import is_text
 from utils.files.tables import parse_json
@@ -144,14 +145,17 @@ def _parse(path: str, text: str) -> list[object] | None:
 
 
 def _text_of(path: str, number: int, entry: object) -> str:
-    """A string, or an object's `instruction`."""
-    text = entry.get("instruction") if isinstance(entry, dict) else entry
+    """A string, or an object's `instruction` with its `input` below it."""
+    row = entry if isinstance(entry, dict) else {"instruction": entry}
+    text, given = row.get("instruction"), row.get("input") or ""
     if not is_text(text):
         refuse(FLAG, path, f"entry {number} is neither text nor an object with text as its instruction; fix it")
-    if isinstance(entry, dict) and (name := lost_column(entry, ())) is not None:
+    if not is_text(given):
+        refuse(FLAG, path, f"entry {number} has an input that is no text; give a string, or leave it out")
+    if (name := lost_column(row, ("input",))) is not None:
         shown = " ".join(name.split())
         refuse(FLAG, path, f"{shown} of entry {number} would be left out; join it to the instruction, or drop it")
-    return str(text)
+    return joined_input(str(text), str(given))
 
 
 def _dataset_of(path: str, number: int, entry: object) -> str | None:

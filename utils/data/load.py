@@ -15,6 +15,7 @@ from dptune._validate import refuse
 from dptune.units.unit import PrivacyUnit
 from utils.cli.machines import ALONE, Machine
 from utils.data.encoding import Encoder
+from utils.data.forms import NamedColumns
 from utils.data.hub import HubRows
 from utils.data.make_rows import RowSettings, Sources
 from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
@@ -45,6 +46,10 @@ def load_training_data(
     date_to: str = LAST_DAY,
     dataset_config: str | None = None,
     dataset_split: str | None = None,
+    text_column: str | None = None,
+    prompt_column: str | None = None,
+    answer_column: str | None = None,
+    messages_column: str | None = None,
     unit: PrivacyUnit = _ROW,
     seed: int = 0,
     users_flag: str | None = None,
@@ -67,6 +72,8 @@ def load_training_data(
         data_dir: holds a folder for each built-in data set (`pubmed`); None for the project's own `data`.
         date_from, date_to: ISO days, inclusive, for built-in data sets with dates.
         dataset_config, dataset_split: of a data set of the hub; by default its default configuration, and "train".
+        text_column, prompt_column, answer_column, messages_column: the columns of the one form that rows have, if they
+            are called otherwise (see `utils.data.forms`).
         unit: the privacy unit. With a column, the training set records each row's author; if the unit bounds authors,
             at most `unit.examples` rows of each are kept.
         seed: chooses which rows of an author are kept.
@@ -81,10 +88,14 @@ def load_training_data(
     """
     if (dataset_name is None) == (train_file is None):
         refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
-    settings = RowSettings(prompt_style, tokenizer, block_size, unit, seed, users_flag, day)
+    named = NamedColumns(text_column, prompt_column, answer_column, messages_column)
+    settings = RowSettings(prompt_style, tokenizer, block_size, unit, seed, users_flag, day, named)
     for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
         if value is not None and not _is_hub_name(dataset_name):
             refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
+    if dataset_name is not None and not _is_hub_name(dataset_name):
+        for flag, column in named.given.items():
+            refuse(flag, column, f"--dataset_name {dataset_name} has columns of its own; leave it out")
     own_validation = validation_file is None
     if dataset_name is None:
         find = partial(_file_sources, train_file or (), own_validation=own_validation)

@@ -17,8 +17,10 @@ from dptune._validate import refuse
 from dptune.units.unit import Authors, PrivacyUnit, authors_of_names, choose_of_authors
 from utils.data.encode_rows import AbstractRecords, EncodeRows, MakeRecord, chunked
 from utils.data.encoding import Encoded, Encoder
+from utils.data.forms import AS_USUAL, COLUMN_FLAGS, NamedColumns
 from utils.data.prompts import PUBMED_PROMPT, ChatTemplateError, format_prompt
-from utils.data.records import RecordMaker, RowRecords
+from utils.data.record import RecordMaker
+from utils.data.records import RowRecords
 from utils.data.row_arrays import ArrayWriter, NameFile, Stored
 from utils.data.row_folder import HELD_OUT, TRAIN, Splits
 from utils.data.sources import AbstractRows, RowSource, numbered
@@ -48,6 +50,7 @@ class RowSettings:
     seed: int
     users_flag: str | None
     day: str | None
+    named: NamedColumns = AS_USUAL
 
     def key(self, sources: Sources) -> dict[str, object]:
         """What the examples follow from, by the names of the flags."""
@@ -64,6 +67,7 @@ class RowSettings:
             "tokenizer": hashlib.sha256("\n".join(told).encode()).hexdigest(),
             "--block_size": self.block_size,
             "--prompt_style": self.prompt_style,
+            **{flag: self.named.given.get(flag) for flag in COLUMN_FLAGS},
             "--privacy_unit": unit.column,
             "--examples_per_unit": unit.examples if bounded else None,
             "--seed": self.seed if bounded else None,
@@ -137,6 +141,7 @@ class RowSettings:
                 tokenizer=self.tokenizer,
                 author_column=self.unit.column if training else None,
                 users_flag=self.users_flag if training else None,
+                named=self.named,
             )
         try:
             prompt = format_prompt(PUBMED_PROMPT, self.prompt_style, self.tokenizer)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dptune._validate import refuse
 from utils.data.conversations import normalised
-from utils.data.records import Record
+from utils.data.record import Record
 from utils.files.tables import Row
 
 SPLIT_NAMES = ("train", "val", "test")

@@ -17,7 +17,7 @@ import torch
 
 from dptune.units.unit import Authors
 from utils.data.encoding import SHORTEST, Encoder
-from utils.data.records import Record
+from utils.data.record import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

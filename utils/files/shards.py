@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dptune._validate import refuse
-from utils.files.tables import KINDS
+from utils.files.compressed import kind_of_file
+from utils.files.tables import KINDS, KINDS_IN_WORDS
 
 _SAVED = ("dataset_dict.json", "state.json")  # files in a folder of `datasets.save_to_disk`
 _GLOB = frozenset("*?[")
@@ -65,12 +66,12 @@ def _inside(path: Path, flag: str) -> list[Path]:
     if not path.is_dir() or any((path / name).exists() for name in _SAVED):
         return [path]
     files = sorted(one for one in path.iterdir() if not one.name.startswith((".", "_")) and one.suffix not in _NO_DATA)
-    kinds = {one.suffix.lower() for one in files}
-    other = next((one for one in files if one.suffix.lower() not in KINDS or one.is_dir()), None)
+    kinds = {kind_of_file(one) for one in files}
+    other = next((one for one in files if kind_of_file(one) not in KINDS or one.is_dir()), None)
     if other is not None:
-        remedy = f"holds {other.name}, which is none of {', '.join(KINDS)}; move it elsewhere, or give its path"
+        remedy = f"holds {other.name}, which is not {KINDS_IN_WORDS}; move it elsewhere, or give its path"
         refuse(flag, str(path), f"not a saved DatasetDict, and as a folder of files it {remedy}")
     if len(kinds) != 1:
         told = f"holds {' and '.join(sorted(kinds))} files" if kinds else "holds no files of rows"
-        refuse(flag, str(path), f"{told}; give a folder of one kind ({', '.join(KINDS)}), or paths")
+        refuse(flag, str(path), f"{told}; give a folder of one kind: {KINDS_IN_WORDS}; or give paths")
     return files

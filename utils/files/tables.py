@@ -1,6 +1,7 @@
-"""Files of rows: JSON, JSONL, CSV, Parquet and saved `datasets` folders, each read as one dictionary per row.
+"""Files of rows: JSON, JSONL, CSV, TSV, Parquet and saved `datasets` folders, each read as one dictionary per row.
 
-The same table gives the same rows in every format, except that CSV holds text only. An empty cell and a NaN are None.
+The same table gives the same rows in every format, except that CSV and TSV hold text only. An empty cell and a NaN are
+None. All but Parquet may be compressed.
 A column name that occurs twice is refused, since one of the two values would be lost.
 
 Rows are read one by one, so a large file stays on disk; only a JSON dictionary of columns is read whole. Every format
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from dptune._validate import InvalidArgument, refuse
+from utils.files.compressed import COMPRESSIONS, kind_of_file, open_text
 from utils.files.json_lists import JSONList
 from utils.files.jsonl import without_nan
 
@@ -46,8 +48,8 @@ def stream_rows(path: str | Path, flag: str, split: str = "train") -> Iterator[R
     """The rows of a file, or of one split of a folder that `DatasetDict.save_to_disk` wrote, in order.
 
     Args:
-        path: a .json, .jsonl, .csv or .parquet file, or a folder. A .json file holds a list of rows, or a dictionary
-            of columns of equal length, which is read whole.
+        path: a file of one of KINDS, or a folder. A .json file holds a list of rows, or a dictionary of columns of
+            equal length, which is read whole.
         flag: the command-line flag that gave `path`; errors name it.
         split: "train" or "validation", for folders; a file is always read whole.
 
@@ -60,9 +62,9 @@ def stream_rows(path: str | Path, flag: str, split: str = "train") -> Iterator[R
     path = Path(path)
     if not path.exists():
         refuse(flag, str(path), "no such file or folder; check the path")
-    reader = partial(_stream_folder, split=split) if path.is_dir() else _READERS.get(path.suffix.lower())
+    reader = partial(_stream_folder, split=split) if path.is_dir() else _READERS.get(kind_of_file(path))
     if reader is None:
-        refuse(flag, str(path), f"unknown kind of file; give one of {', '.join(_READERS)}, or a saved DatasetDict")
+        refuse(flag, str(path), f"unknown kind of file; give {KINDS_IN_WORDS}, or a saved DatasetDict")
     if path.is_file() and path.stat().st_size == 0:
         refuse(flag, str(path), "is empty; give a file with at least one row")
     try:
@@ -142,7 +144,7 @@ def require_unique(names: Sequence[str], flag: str, path: str | Path, where: str
 
 def _stream_jsonl(path: Path, flag: str) -> Iterator[Row]:
     """One JSON object per line; blank lines are skipped."""
-    with path.open(encoding="utf-8-sig") as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _json_object(line, path, flag, number)
@@ -168,12 +170,13 @@ def _stream_json(path: Path, flag: str) -> Iterator[Row]:
             return decoder.raw_decode(text, at)
 
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             values = JSONList(file, decode)
             if values.begins_list():
                 rows = values.values()
             else:
-                rows = _rows_of_columns(parse_json(path.read_text(encoding="utf-8-sig"), flag, path), path, flag)
+                with open_text(path) as again:
+                    rows = _rows_of_columns(parse_json(again.read(), flag, path), path, flag)
             for row in rows:
                 if not isinstance(row, dict):
                     _refuse_json(path, flag)
@@ -207,13 +210,14 @@ def _columns_to_rows(columns: dict[str, object], path: Path, flag: str) -> list[
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
-def _stream_csv(path: Path, flag: str) -> Iterator[Row]:
-    """Comma-separated values with a header line; every value is a string ("NA" too).
+def _stream_csv(path: Path, flag: str, separator: str = ",") -> Iterator[Row]:
+    """Values between separators with a header line; every value is a string ("NA" too).
 
     A surplus value is refused by line. A missing value is None.
     """
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
+    kind, between = ("CSV", "commas") if separator == "," else ("TSV", "tabs")
+    with open_text(path) as lines:
+        reader = csv.DictReader(lines, strict=True, delimiter=separator)
         try:
             header = list(reader.fieldnames or ())
             require_unique(header, flag, path)
@@ -226,11 +230,11 @@ def _stream_csv(path: Path, flag: str) -> Iterator[Row]:
                     refuse(
                         flag,
                         str(path),
-                        f"line {reader.line_num} has more values than the header; quote values with commas",
+                        f"line {reader.line_num} has more values than the header; quote values with {between}",
                     )
                 yield row
         except csv.Error as error:
-            refuse(flag, str(path), f"not CSV near line {reader.line_num} ({error}); check its quotes")
+            refuse(flag, str(path), f"not {kind} near line {reader.line_num} ({error}); check its quotes")
 
 
 def _next_of_csv(reader: csv.DictReader[str]) -> Row | None:
@@ -284,10 +288,16 @@ def _load_folder(path: Path, flag: str) -> datasets.DatasetDict | datasets.Datas
         refuse(flag, str(path), f"{remedy}; save it again")
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+_TEXTS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".json": _stream_json,
     ".jsonl": _stream_jsonl,
     ".csv": _stream_csv,
+    ".tsv": partial(_stream_csv, separator="\t"),
+}
+_READERS = {
+    **_TEXTS,
+    **{kind + suffix: reader for kind, reader in _TEXTS.items() for suffix in COMPRESSIONS},
     ".parquet": _stream_parquet,
 }
 KINDS = tuple(_READERS)  # suffixes of files
+KINDS_IN_WORDS = f"{', '.join(_TEXTS)} (or with {' or '.join(COMPRESSIONS)}), or .parquet"

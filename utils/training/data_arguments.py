@@ -41,6 +41,19 @@ class DataArguments:
         default=None,
         metadata={"help": "held-out examples in the same formats; their measured loss is not private"},
     )
+    text_column: str | None = field(
+        default=None, metadata={"help": "column of texts that are learned whole; by default text"}
+    )
+    prompt_column: str | None = field(
+        default=None,
+        metadata={"help": "column of instructions; by default instruction. Needs --answer_column"},
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "column of answers to --prompt_column; by default answer or output"}
+    )
+    messages_column: str | None = field(
+        default=None, metadata={"help": "column of conversations; by default messages or conversations"}
+    )
     data_dir: str | None = field(
         default=None,
         metadata={"help": "folder in which --dataset_name looks for its data; by default the project's data/"},

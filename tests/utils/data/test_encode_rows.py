@@ -15,7 +15,7 @@ from tests.tiny import tiny_tokenizer
 from utils.data import encode_rows
 from utils.data.encode_rows import AbstractRecords, Chunk, EncodeRows, chunked
 from utils.data.encoding import Encoder
-from utils.data.records import RecordMaker
+from utils.data.record import RecordMaker
 from utils.files.cells import Place
 from utils.files.tables import Row
 

@@ -11,7 +11,7 @@ from dptune._validate import InvalidArgument
 from tests.tiny import tiny_tokenizer
 from tests.tokenizer_kinds import ending_where_unknown
 from utils.data.encoding import Encoder, answer_mask, start_token
-from utils.data.records import Record, prompt_and_answer
+from utils.data.record import Record, prompt_and_answer
 
 TOKENIZER = tiny_tokenizer()
 RECORDS = [prompt_and_answer("Hello ", "you " * n) for n in (0, 9, 3)] + [

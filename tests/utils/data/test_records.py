@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dptune._validate import InvalidArgument
 from tests.tiny import tiny_tokenizer
-from utils.data.records import Record, RowRecords, load_texts
+from utils.data.record import Record
+from utils.data.records import RowRecords, load_texts
 from utils.data.sources import FileRows, numbered
 
 ROWS = [{"instruction": "Add 2, 3.", "answer": "NA"}, {"instruction": 'Say "é"\nnow ', "answer": ""}]
@@ -222,7 +223,7 @@ def test_special_tokens_that_people_type_are_text(
 @pytest.mark.parametrize(
     ("row", "name"),
     [
-        ({"instruction": "a", "answer": "b", "input": SECRET}, "input"),
+        ({"prompt": "a", "completion": "b", "input": SECRET}, "input"),
         ({"instruction": "a", "answer": "b", "context": [SECRET]}, "context"),
         ({"prompt": "a", "completion": "b", "system": SECRET}, "system"),
         ({"messages": CHAT, "tools": [{"name": SECRET}]}, "tools"),
@@ -255,7 +256,11 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
         ("d.json", [SECRET], "a list of dictionaries"),
         ("d.json", [], "empty"),
         ("d.json", {}, "empty"),
-        ("d.jsonl", [{"question": SECRET}], "found the columns question; name them instruction/answer, or prompt/comp"),
+        (
+            "d.jsonl",
+            [{"question": SECRET}],
+            "found the columns question; name them instruction/answer, or instruction/output, or pro",
+        ),
         ("d.jsonl", [{SECRET: SECRET}], r"columns \(name not shown\)"),
         ("d.jsonl", [*ROWS, {"instruction": SECRET}], "row 3 .*answer is missing"),
         ("d.jsonl", [*ROWS, {"instruction": SECRET, "answer": None}], "row 3 .*answer is not text .no value"),
@@ -278,7 +283,7 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
         ("d.csv", f"instruction,answer\na,b\n{SECRET}\n", "row 2 .*answer is not text .no value"),
         ("d.csv", f'instruction,answer\na,"{SECRET}\n', "not CSV near line 1"),
         ("d.parquet", SECRET, "not a Parquet file"),
-        ("d.txt", SECRET, r"unknown kind of file; give one of \.json, \.jsonl, \.csv, \.parquet"),
+        ("d.txt", SECRET, r"unknown kind of file; give \.json, \.jsonl, \.csv, \.tsv"),
     ],
 )
 def test_bad_files_are_refused_without_showing_a_record(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dptune._validate import InvalidArgument
-from utils.data.records import Record
+from utils.data.record import Record
 from utils.data.splits import Shares, hold_out, split_rows
 
 SHARES = Shares(0.2, 0.1)

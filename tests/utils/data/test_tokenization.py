@@ -14,7 +14,7 @@ from dptune._validate import InvalidArgument
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.tokenizer_kinds import ending_where_unknown
 from utils.data.prompts import format_prompt
-from utils.data.records import Record, RecordMaker, prompt_and_answer
+from utils.data.record import Record, RecordMaker, prompt_and_answer
 from utils.data.tokenization import TokenizedDataset, tokenize
 
 TOKENIZER = tiny_tokenizer()

@@ -51,8 +51,8 @@ def test_a_saved_data_set_is_one_path(tmp_path: Path) -> None:
         (["a.jsonl"], ["a.jsonl", "../{here}/a.jsonl"], "is named twice"),
         (["a.jsonl"], ["*.csv"], "no file matches; check the pattern"),
         (["f/a.jsonl", "f/a.parquet"], ["f"], "holds .jsonl and .parquet files; give a folder of one kind"),
-        (["f/a.jsonl", "f/b.jsonl.gz"], ["f"], "holds b.jsonl.gz, which is none of .json, .jsonl, .csv, .parquet"),
-        (["f/a.jsonl", "f/sub/b.jsonl"], ["f"], "holds sub, which is none of"),
+        (["f/a.jsonl", "f/b.jsonl.gz"], ["f"], "holds .jsonl and .jsonl.gz files"),
+        (["f/a.jsonl", "f/sub/b.jsonl"], ["f"], "holds sub, which is not .json"),
         (["f/_SUCCESS"], ["f"], "holds no files of rows"),
     ],
 )

@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from dptune._validate import InvalidArgument
 from utils.data.instruction_files import read_instructions
+from utils.files.compressed import COMPRESSIONS
 from utils.files.tables import Row, has_validation_split, read_rows, show_columns, stream_rows
 
 DEEP = "[" * 100_000
@@ -41,6 +42,11 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
+def write_compressed(text: str, path: Path) -> None:
+    with pyarrow.output_stream(str(path), compression=COMPRESSIONS[path.suffix]) as file:
+        file.write(text.encode())
+
+
 def write_folder(rows: list[Row], path: Path) -> None:
     datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(str(path))
 
@@ -51,6 +57,12 @@ WRITERS: dict[str, Callable[[list[Row], Path], object]] = {
     "a.jsonl": lambda rows, path: path.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)),
     "a.parquet": lambda rows, path: parquet.write_table(pyarrow.Table.from_pylist(rows), path),
     "a.PARQUET": lambda rows, path: parquet.write_table(pyarrow.Table.from_pylist(rows), path),
+    "a.jsonl.gz": lambda rows, path: write_compressed("".join(f"{json.dumps(row)}\n" for row in rows), path),
+    "a.JSONL.zst": lambda rows, path: write_compressed("".join(f"{json.dumps(row)}\n" for row in rows), path),
+    "a.json.zst": lambda rows, path: write_compressed(json.dumps(rows), path),
+    "columns.json.gz": lambda rows, path: write_compressed(
+        json.dumps({name: [row[name] for row in rows] for name in rows[0]}), path
+    ),
     "folder": write_folder,
 }
 
@@ -80,8 +92,12 @@ def test_every_format_streams_what_is_read(tmp_path: Path, name: str) -> None:
 def test_a_csv_gives_the_same_rows_as_text(tmp_path: Path) -> None:
     plain = [{name: row[name] for name in ("text", "count", "share")} for row in TABLE]
     write_csv(plain, tmp_path / "a.csv")
+    comma = (tmp_path / "a.csv").read_text()
+    (tmp_path / "a.tsv").write_text(comma.replace(",", "\t"))
+    write_compressed(comma, tmp_path / "a.csv.gz")
     as_text = [{name: "" if value is None else str(value) for name, value in row.items()} for row in plain]
-    assert read_rows(tmp_path / "a.csv", "--f") == as_text
+    for name in ("a.csv", "a.tsv", "a.csv.gz"):
+        assert read_rows(tmp_path / name, "--f") == as_text
 
 
 def test_rows_can_be_written_as_json(tmp_path: Path) -> None:
@@ -195,10 +211,18 @@ def test_long_csv_values_are_read_and_the_limit_is_never_left_changed(tmp_path: 
         ("a.csv", b'a\n"secret\n', "not CSV near line"),
         ("a.parquet", b"secret", "not a Parquet file"),
         ("a.parquet", b"", "is empty"),
-        ("a.txt", b"secret", r"unknown kind of file; give one of \.json, \.jsonl, \.csv, \.parquet, or a saved"),
+        (
+            "a.txt",
+            b"secret",
+            r"unknown kind of file; give \.json, \.jsonl, \.csv, \.tsv \(or with \.gz or \.zst\), or \.parq",
+        ),
         ("a.json", b"{", "not JSON"),
         ("a.jsonl", b"", "empty"),
         ("a.csv", b"a,b\n", "empty"),
+        ("a.tsv", b"a\tb\n1\t2\t3\n", "line 2 has more values than the header; quote values with tabs"),
+        ("a.tsv", b'a\n"secret\n', "not TSV near line"),
+        ("a.jsonl.gz", b'{"a": "secret"}\n', "cannot be read"),
+        ("a.csv.zst", b"a\nsecret\n", "cannot be read"),
         ("a.json", b"[]", "empty"),
     ],
 )

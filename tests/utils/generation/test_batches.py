@@ -15,7 +15,7 @@ from dptune._validate import InvalidArgument
 from tests.tiny import CORPUS, tiny_tokenizer
 from tests.tokenizer_kinds import slow_bytes, slow_pieces
 from utils.data.prompts import format_prompt
-from utils.data.records import RecordMaker, prompt_and_answer
+from utils.data.record import RecordMaker, prompt_and_answer
 from utils.data.special_tokens import MarkedText
 from utils.data.tokenization import tokenize
 from utils.generation import batches as generation_batches
