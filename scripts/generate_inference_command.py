@@ -45,7 +45,10 @@ class JobArguments:
     top_p: float = field(default=0.95, metadata={"help": "sample from the likeliest tokens of this total probability"})
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
     batch_size: int = field(default=8, metadata={"help": "texts generated at once per GPU"})
-    prompt_style: str = field(default="plain", metadata={"help": "prompt format of training", "choices": PROMPT_STYLES})
+    prompt_style: str | None = field(
+        default=None,
+        metadata={"help": "form of the prompt; by default that of the training, or plain", "choices": PROMPT_STYLES},
+    )
     gpus: int = field(default=1, metadata={"help": "number of processes, one per GPU; give 1 for a CPU"})
     shard: bool = field(default=False, metadata={"help": "shard the base model over the GPUs"})
     backend: str = field(default="hf", metadata={"help": "generation backend", "choices": BACKENDS})

@@ -23,6 +23,7 @@ from dptune.ledger import Ledger
 from dptune.lora import LoraAdapter
 from tests.tiny import tiny_tokenizer
 from utils.data.load import load_training_data
+from utils.generation.trained_style import style_of_training
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "accelerate_configs" / "accelerate_config_nofsdp.cfg"
@@ -106,6 +107,7 @@ def test_a_launched_run_writes_all_promised_files(launched):
         *("lora_weights.bin", "adapter_model.safetensors", "adapter_config.json", "privacy_report.json", "README.md"),
         *("all_results.json", "diagnostics.jsonl", "diagnostics.png", "epsilon.png", "ledger.jsonl", "run_config.json"),
     }
+    assert style_of_training(out / "lora_weights.bin") == "plain"
     assert list((out / "tracking" / "dptune").glob("events.*")), "--with_tracking leaves TensorBoard files"
     assert "epsilon" in result.stdout
     assert "epsilon=" in result.stderr, "the progress bar shows epsilon"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
@@ -17,7 +17,15 @@ from utils.files.tables import Row
 
 _ROWS_AT_ONCE = 1000
 
-MakeRecord = Callable[[Row, Place], Record]
+
+class MakeRecord(Protocol):
+    """Makes the record of each row of a data set."""
+
+    @property
+    def prompt_style(self) -> str:
+        """The style that sampling must use."""
+
+    def __call__(self, row: Row, place: Place, /) -> Record: ...
 
 
 class Chunk(NamedTuple):
@@ -58,10 +66,11 @@ class EncodeRows:
 
 @dataclass(frozen=True)
 class AbstractRecords:
-    """Makes the record of an abstract: a fixed prompt, and the abstract as the answer."""
+    """Makes the record of an abstract: a fixed prompt in a prompt style, and the abstract as the answer."""
 
     prompt: str
     maker: RecordMaker
+    prompt_style: str
 
     def __call__(self, row: Row, place: Place) -> Record:  # noqa: ARG002  # all makers of records have one signature
         return self.maker.answered(self.prompt, str(row["abstract"]))

@@ -11,7 +11,7 @@ from functools import partial
 
 from dptune._validate import refuse
 from utils.data.answers import ASSISTANT, CONTENT, ROLE, Message
-from utils.data.prompts import UNCONDITIONAL
+from utils.data.prompts import AS_IS, CHAT, UNCONDITIONAL
 from utils.data.record import Record, RecordMaker
 from utils.files.cells import Place, is_text, kind_of, text_of
 from utils.files.tables import Row, show_columns
@@ -48,6 +48,7 @@ class Form:
         more: columns that a row may have, and that are used.
         lists: which of `columns` hold lists.
         chat: whether the tokenizer's chat template is needed.
+        style: the prompt style that sampling needs; None for that of the run.
     """
 
     columns: tuple[str, ...]
@@ -55,6 +56,7 @@ class Form:
     more: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     chat: bool = False
+    style: str | None = None
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -196,7 +198,7 @@ def _completed_turns(row: Row, maker: RecordMaker, place: Place) -> Record:
 
 def _conversation(column: str) -> Form:
     """A conversation, of which every answer is learned."""
-    return Form((column,), partial(_make_conversation, column), chat=True)
+    return Form((column,), partial(_make_conversation, column), chat=True, style=CHAT)
 
 
 def _make_conversation(column: str, row: Row, maker: RecordMaker, place: Place) -> Record:
@@ -205,7 +207,7 @@ def _make_conversation(column: str, row: Row, maker: RecordMaker, place: Place) 
 
 def _shared(column: str) -> Form:
     """A conversation in ShareGPT's words. A column `system` begins it."""
-    return Form((column,), partial(_make_shared, column), more=(_SYSTEM,), chat=True)
+    return Form((column,), partial(_make_shared, column), more=(_SYSTEM,), chat=True, style=CHAT)
 
 
 def _make_shared(column: str, row: Row, maker: RecordMaker, place: Place) -> Record:
@@ -217,7 +219,7 @@ def _make_shared(column: str, row: Row, maker: RecordMaker, place: Place) -> Rec
 
 def _whole(column: str) -> Form:
     """A text that is learned whole."""
-    return Form((column,), partial(_make_whole, column))
+    return Form((column,), partial(_make_whole, column), style=AS_IS)
 
 
 def _make_whole(column: str, row: Row, maker: RecordMaker, place: Place) -> Record:
@@ -273,8 +275,8 @@ def _joined(content: object, number: int, place: Place) -> object:
 FORMS = (
     _instructed("instruction", "answer"),
     _instructed("instruction", "output"),
-    Form(("prompt", "completion"), _completed_turns, lists=("prompt", "completion"), chat=True),
-    Form(("prompt", "completion"), _completed),
+    Form(("prompt", "completion"), _completed_turns, lists=("prompt", "completion"), chat=True, style=CHAT),
+    Form(("prompt", "completion"), _completed, style=AS_IS),
     _conversation("messages"),
     _shared("conversations"),
     _whole("text"),

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dptune._validate import refuse
 from dptune.units.unit import Authors, PrivacyUnit, authors_of_names, choose_of_authors
-from utils.data.encode_rows import AbstractRecords, EncodeRows, MakeRecord, chunked
+from utils.data.encode_rows import AbstractRecords, Chunk, EncodeRows, MakeRecord, chunked
 from utils.data.encoding import Encoded, Encoder
 from utils.data.forms import AS_USUAL, COLUMN_FLAGS, NamedColumns
 from utils.data.prompts import PUBMED_PROMPT, ChatTemplateError, format_prompt
@@ -97,8 +97,12 @@ class RowSettings:
         if column is not None and self.unit.bounds_authors:
             keep, authors = self._chosen(source, column, folder)
         names = NameFile(folder / f"{name}.names") if column is not None and keep is None else None
-        with ArrayWriter(folder, name) as writer:
-            for encoded, found in self._encoded(name, source, encoder, column, keep):
+        rows = numbered(source, column)
+        first = next(rows, None)
+        make = None if first is None else self._maker(source, *first, training=name == TRAIN)
+        with ArrayWriter(folder, name, None if make is None else make.prompt_style) as writer:
+            chunks = chunked(_shown(chain([first] if first else [], rows), f"{name} rows"), keep)
+            for encoded, found in self._encoded(make, encoder, chunks):
                 writer.add(encoded)
                 if names is not None:
                     names.add_all(found)
@@ -119,20 +123,18 @@ class RowSettings:
         return chosen
 
     def _encoded(
-        self, name: str, source: RowSource, encoder: Encoder, column: str | None, keep: np.ndarray | None
+        self, make: MakeRecord | None, encoder: Encoder, chunks: Iterator[Chunk]
     ) -> Iterator[tuple[Encoded, list[str | None]]]:
         """The tokens of all rows of a source in order, and their authors."""
-        rows = numbered(source, column)
-        first = next(rows, None)
-        if first is None:
-            return
-        with told_date(self.day):
-            make = self._maker(source, *first, training=name == TRAIN)
-        chunks = chunked(_shown(chain([first], rows), f"{name} rows"), keep)
-        yield from in_order(chunks, EncodeRows(make, encoder, self.day), min(num_processors(), _MOST_WORKERS))
+        if make is not None:
+            yield from in_order(chunks, EncodeRows(make, encoder, self.day), min(num_processors(), _MOST_WORKERS))
 
     def _maker(self, source: RowSource, place: Place, first: Row, *, training: bool) -> MakeRecord:
         """What makes the records of a source, decided by its first row."""
+        with told_date(self.day):
+            return self._make(source, place, first, training=training)
+
+    def _make(self, source: RowSource, place: Place, first: Row, *, training: bool) -> MakeRecord:
         if not isinstance(source, AbstractRows):
             return RowRecords(
                 first,
@@ -147,7 +149,7 @@ class RowSettings:
             prompt = format_prompt(PUBMED_PROMPT, self.prompt_style, self.tokenizer)
         except ChatTemplateError as error:
             refuse("--prompt_style", self.prompt_style, f"{error}; give plain")
-        return AbstractRecords(prompt, RecordMaker(self.tokenizer))
+        return AbstractRecords(prompt, RecordMaker(self.tokenizer), self.prompt_style)
 
 
 def _shown(rows: Iterator[tuple[Place, Row]], what: str) -> Iterator[tuple[Place, Row]]:

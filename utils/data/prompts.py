@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNCONDITIONAL = "uncond_generation"
-AS_IS = "as_is"
-PROMPT_STYLES = ("plain", "chat", "vicuna", UNCONDITIONAL, AS_IS)
+AS_IS, CHAT, PLAIN = "as_is", "chat", "plain"
+PROMPT_STYLES = (PLAIN, CHAT, "vicuna", UNCONDITIONAL, AS_IS)
+PROMPT_STYLE_OF_ROWS = "prompt_style_of_rows"  # in `run_config.json`: what sampling must use
 PUBMED_PROMPT = "Abstract: "
 # FastChat's conversation template "vicuna_v1.1" (https://github.com/lm-sys/FastChat, fastchat/conversation.py).
 VICUNA_SYSTEM = (

@@ -43,6 +43,9 @@ class RowRecords:
             takes every row.
         named: the columns that the user named.
 
+    Attributes:
+        prompt_style: the style that sampling must use.
+
     Raises:
         InvalidArgument: the first row has no known form, or messages and the tokenizer has no chat template.
     """
@@ -63,6 +66,7 @@ class RowRecords:
             told = "has conversations, but the tokenizer has no chat template; give prompt/completion rows"
             refuse(place.flag, place.path, told)
         self._maker, self._first = RecordMaker(tokenizer, prompt_style), place.path
+        self.prompt_style = self._form.style or prompt_style
         self._author_column, self._users_flag = author_column, users_flag
 
     def __call__(self, row: Row, place: Place) -> Record:

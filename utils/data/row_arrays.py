@@ -33,6 +33,7 @@ class Stored:
         examples, tokens: how many.
         num_cut: number of examples that were cut to the block size.
         largest, num_left_out: see `Authors`; None without authors.
+        prompt_style: the style that sampling must use.
     """
 
     examples: int
@@ -40,6 +41,7 @@ class Stored:
     num_cut: int
     largest: int | None = None
     num_left_out: int | None = None
+    prompt_style: str | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -54,10 +56,11 @@ class ArrayWriter:
     Args:
         folder: an existing folder, in which no data set of this name is.
         name: the data set's.
+        prompt_style: the style that sampling must use.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
+    def __init__(self, folder: Path, name: str, prompt_style: str | None = None) -> None:
+        self._folder, self._name, self._prompt_style = folder, name, prompt_style
         self._files: dict[str, IO[bytes]] = {}
         self.examples = self.tokens = self.num_cut = 0
 
@@ -85,13 +88,14 @@ class ArrayWriter:
     def stored(self, authors: Authors | None = None) -> Stored:
         """What was written, after the authors are written too."""
         if authors is None:
-            return Stored(self.examples, self.tokens, self.num_cut)
+            return Stored(self.examples, self.tokens, self.num_cut, prompt_style=self._prompt_style)
         if len(authors.of_row) != self.examples:
             raise RuntimeError(f"{self.examples} examples have {len(authors.of_row)} authors")
         self._files["authors"] = create(self._folder / f"{self._name}.authors")
         for start in range(0, self.examples, _BLOCK):
             self._write("authors", authors.of_row[start : start + _BLOCK])
-        return Stored(self.examples, self.tokens, self.num_cut, authors.largest, authors.num_left_out)
+        counts = (self.examples, self.tokens, self.num_cut, authors.largest, authors.num_left_out)
+        return Stored(*counts, prompt_style=self._prompt_style)
 
     def _write(self, kind: str, values: np.ndarray) -> None:
         self._files[kind].write(np.ascontiguousarray(values, dtype=_TYPES[kind]).data)
@@ -148,7 +152,7 @@ def open_arrays(folder: Path, name: str, stored: Stored, flag: str) -> Tokenized
         found[kind] = np.memmap(path, dtype=_TYPES[kind], mode="r", shape=(size,))
     authors = found.pop("authors", None)
     who = None if authors is None else Authors(authors, stored.largest or 0, stored.num_left_out or 0)
-    return TokenizedDataset(**found, num_cut=stored.num_cut, authors=who)
+    return TokenizedDataset(**found, num_cut=stored.num_cut, authors=who, prompt_style=stored.prompt_style)
 
 
 def create(path: Path) -> IO[bytes]:

@@ -7,7 +7,6 @@ when it begins, records it, and uses it again when it resumes and when its model
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptune._validate import refuse
-from utils.files.folders import RUN_CONFIG_NAME
+from utils.files.folders import recorded_by_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,13 +74,10 @@ def date_of_training(trained: str | Path) -> str | None:
     Args:
         trained: what the training left: an adapter's file or folder, a checkpoint, or the folder of a whole model.
     """
-    path = Path(trained)
-    folder = path if path.is_dir() else path.parent
-    for config in (folder / RUN_CONFIG_NAME, folder.parent / RUN_CONFIG_NAME):
+    for found in recorded_by_training(trained, TEMPLATE_DATE):
         try:
-            found = json.loads(config.read_text(encoding="utf-8")).get(TEMPLATE_DATE)
-            return date.fromisoformat(found).isoformat()
-        except (OSError, ValueError, TypeError, AttributeError):
+            return date.fromisoformat(str(found)).isoformat()
+        except ValueError:
             continue
     return None
 

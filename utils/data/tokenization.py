@@ -41,6 +41,7 @@ class TokenizedDataset:
         starts: N + 1 positions, int64; example i is `ids[starts[i]:starts[i + 1]]`, never empty.
         num_cut: number of examples that were cut to the block size.
         authors: the authors of the examples, if they are the privacy unit.
+        prompt_style: the style that sampling must use, if it is known.
     """
 
     ids: np.ndarray
@@ -48,6 +49,7 @@ class TokenizedDataset:
     starts: np.ndarray
     num_cut: int
     authors: Authors | None = None
+    prompt_style: str | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dptune._files import sync_folder, sync_tree
@@ -39,3 +40,21 @@ def remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def recorded_by_training(trained: str | Path, name: str) -> Iterator[object]:
+    """The values of a setting in the files of settings beside what a training left; none if there is no such file.
+
+    Args:
+        trained: an adapter's file or folder, a checkpoint, or the folder of a whole model.
+        name: the setting.
+    """
+    path = Path(trained)
+    folder = path if path.is_dir() else path.parent
+    for file in (folder / RUN_CONFIG_NAME, folder.parent / RUN_CONFIG_NAME):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and name in content:
+            yield content[name]

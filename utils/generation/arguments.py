@@ -50,9 +50,9 @@ class SamplingArguments:
         default=1.0, metadata={"help": "penalty above 1 makes repeated tokens less likely; 1 is off"}
     )
     seed: int = field(default=0, metadata={"help": "seed: the same seed and batch size give the same texts"})
-    prompt_style: str = field(
-        default="plain",
-        metadata={"help": "format of the prompt: give the one used in training", "choices": PROMPT_STYLES},
+    prompt_style: str | None = field(
+        default=None,
+        metadata={"help": "form of the prompt; by default that of the training, or plain", "choices": PROMPT_STYLES},
     )
     template_date: str | None = field(
         default=None,

@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from utils.generation.files import (
 )
 from utils.generation.outputs import Speed, write_sampling_outputs
 from utils.generation.sources import find_source
+from utils.generation.trained_style import chosen_style
 from utils.models.arguments import ModelArguments
 from utils.models.embeddings import require_embeddings
 from utils.models.loading import adapter_files, load_skeleton, load_tokenizer
@@ -61,9 +63,13 @@ def sample_instructions(
         model_args.model_name_or_path, token=model_args.access_token, revision=model_args.revision
     )
     ranks = ranks_of(accelerator)
+    trained = adapter.lora_weights_path or model_args.model_name_or_path
+    style, told = ranks.from_main(lambda: chosen_style(sampling.prompt_style, trained))
+    accelerator.print(*told, sep="\n", end="\n" if told else "")
+    sampling = replace(sampling, prompt_style=style)
     day = ranks.from_main(lambda: prompts_date(tokenizer, model_args.model_name_or_path, adapter, sampling))
     with told_date(day):
-        prompts = make_prompts(instructions, sampling.prompt_style, tokenizer)
+        prompts = make_prompts(instructions, style, tokenizer)
     jobs = make_jobs(tokenizer, prompts, sampling.max_length)
     if sampling.backend != "vllm":
         ids = np.concatenate([np.empty(0, dtype=np.int64), *(job.ids for job in jobs)]).astype(np.int64)

@@ -28,6 +28,7 @@ from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, describe_precision, loss_scale, ranks_of, sharding_of_launch
 from utils.cli.machines import machine_of
 from utils.data.load import load_training_data
+from utils.data.prompts import PROMPT_STYLE_OF_ROWS
 from utils.data.records import roles_of
 from utils.data.sources import FileRows, numbered
 from utils.data.template_date import TEMPLATE_DATE, tells_date, today
@@ -289,7 +290,8 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     if saved is not None:
         refuse_other_beginning(saved, mechanism_identity(plan) | identity)
     files = {name: in_words(getattr(groups.data, name)) for name in ("train_file", "validation_file")}
-    given = public_config(*groups) | files | {"num_processes": processes} | dated
+    made = {"num_processes": processes, PROMPT_STYLE_OF_ROWS: train.prompt_style}
+    given = public_config(*groups) | files | made | dated
     config = resumed_config(given, saved, ON_RESUME)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))

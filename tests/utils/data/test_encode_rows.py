@@ -41,7 +41,7 @@ def test_examples_are_numbered_among_the_kept_rows(monkeypatch: pytest.MonkeyPat
     keep = np.array([True, False, True, False, False, False, True])
     chunks = list(chunked(iter(rows(7)), keep))
     assert [chunk.first for chunk in chunks] == [0, 2, 2]
-    encode = EncodeRows(AbstractRecords("Abstract: ", RecordMaker(TOKENIZER)), Encoder(TOKENIZER, 64), None)
+    encode = EncodeRows(AbstractRecords("Abstract: ", RecordMaker(TOKENIZER), "plain"), Encoder(TOKENIZER, 64), None)
     found = [encode(chunk) for chunk in chunks]
     assert [len(encoded.sizes) for encoded, _ in found] == [2, 0, 1]
     (whole, authors) = encode(Chunk([row for row, kept in zip(rows(7), keep, strict=True) if kept], None, 0))

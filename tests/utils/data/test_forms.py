@@ -156,3 +156,21 @@ def test_every_row_of_a_data_set_has_the_form_of_the_first(tokenizer: PreTrained
     with pytest.raises(InvalidArgument, match="instruction is missing"):
         make(rows[1], PLACE)
     assert len(set(chain.from_iterable(form.columns for form in FORMS))) == 8
+
+
+@pytest.mark.parametrize(
+    ("row", "style"),
+    [
+        ({"instruction": "a", "answer": "b"}, "vicuna"),
+        ({"instruction": "a", "output": "b"}, "vicuna"),
+        ({"prompt": "a", "completion": "b"}, "as_is"),
+        ({"prompt": MESSAGES[:2], "completion": MESSAGES[2:3]}, "chat"),
+        ({"messages": MESSAGES}, "chat"),
+        ({"conversations": SHARED}, "chat"),
+        ({"text": "a"}, "as_is"),
+    ],
+)
+def test_each_form_says_how_sampling_must_ask(
+    row: dict[str, Any], style: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert RowRecords(row, PLACE, prompt_style="vicuna", tokenizer=tokenizer).prompt_style == style
