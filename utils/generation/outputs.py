@@ -48,8 +48,9 @@ class Summary:
 
     def __str__(self) -> str:
         speed = "" if self.tokens_per_second is None else f", {self.tokens_per_second:.0f} tokens/s"
-        counts = f"{self.blank} blank, {self.duplicates} duplicates, {self.kept} kept"
-        return f"{self.ended} of {self.texts} texts ended before the length limit: {counts}{speed}"
+        counts = f": {self.blank} blank, {self.duplicates} copies of others, {self.kept} different ones"
+        told = f"{self.ended} of {self.texts} texts ended before the length limit"
+        return f"{told}{counts if self.ended else ', the others were cut there'}{speed}"
 
 
 def write_sampling_outputs(path: Path, sampling: SamplingArguments, speeds: Sequence[Speed]) -> Summary:

@@ -60,13 +60,16 @@ def test_the_summary_counts_every_text_once(path: Path) -> None:
     assert summary == Summary(texts=10, ended=7, blank=2, duplicates=1, kept=4, tokens_per_second=25.0)
     assert summary.ended == summary.blank + summary.duplicates + summary.kept
     assert json.loads(path.with_name("summary.json").read_text())["tokens_per_second"] == 25.0
-    assert str(summary) == "7 of 10 texts ended before the length limit: 2 blank, 1 duplicates, 4 kept, 25 tokens/s"
+    assert (
+        str(summary)
+        == "7 of 10 texts ended before the length limit: 2 blank, 1 copies of others, 4 different ones, 25 tokens/s"
+    )
 
 
 def test_a_run_with_nothing_left_to_draw_has_no_speed(path: Path) -> None:
     summary = write_sampling_outputs(path, SamplingArguments("unused"), [Speed(0, 0.1)])
     assert summary.tokens_per_second is None
-    assert str(summary).endswith("4 kept")
+    assert str(summary).endswith("4 different ones")
 
 
 def test_alpaca_eval_gets_every_output_in_the_instructions_order(path: Path) -> None:
@@ -77,3 +80,8 @@ def test_alpaca_eval_gets_every_output_in_the_instructions_order(path: Path) -> 
     ]
     assert [row.get("dataset") for row in rows] == [None, "koala"] * 5
     assert "dataset" not in rows[0]
+
+
+def test_texts_that_were_all_cut_are_no_alarm() -> None:
+    told = str(Summary(texts=20, ended=0, blank=0, duplicates=0, kept=0, tokens_per_second=None))
+    assert told == "0 of 20 texts ended before the length limit, the others were cut there"
