@@ -18,6 +18,8 @@ from dptune._files import atomic_write
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 from dptune.report.statement import PrivacyStatement
 
+_STRONG, _REASONABLE = 1, 10  # epsilon
+
 _RECORDS = """\
 - **Several records of one person.** ε and δ hold for one privacy unit. For a person whose data fill k units, they grow
   to an epsilon of k·ε and a delta of k·exp((k−1)·ε)·δ."""
@@ -202,18 +204,24 @@ def _open_body(statement: PrivacyStatement, it: str, noun: str) -> list[str]:
 def _meaning(statement: PrivacyStatement, claim: _Claim, noun: str) -> str:
     """What epsilon means, for a reader who never heard of it.
 
-    The percentage is the best accuracy of any test between two neighbouring data sets that are equally likely
-    beforehand: (exp(epsilon) + delta) / (1 + exp(epsilon)) (Kairouz, Oh and Viswanath 2015).
+    The odds are those of the best test between two neighbouring data sets that are equally likely beforehand. It is
+    right with probability (exp(epsilon) + delta) / (1 + exp(epsilon)) (Kairouz, Oh and Viswanath 2015).
     """
-    odds_against = math.exp(-claim.epsilon)
-    accuracy = (1 + claim.delta * odds_against) / (1 + odds_against)
+    log_odds = claim.epsilon + math.log1p(claim.delta * math.exp(-claim.epsilon)) - math.log1p(-claim.delta)
     return (
         f"Suppose that {_escape(statement.privacy_unit)} is removed from the training data, or added to it. Nothing "
         f"that can be observed in this {noun} becomes more than {_factor(claim.epsilon)} times as likely or as "
         f"unlikely, except with a probability of {float(claim.delta)!r}.\n\n"
         "Now suppose that an attacker knows all the other data, and that for this one a coin decided whether it was "
-        f"used. After studying the {noun}, the attacker guesses right at most {_percent(accuracy)} of the time."
+        f"used. After studying the {noun}, the attacker's guess is right at most {_factor(log_odds)} times for each "
+        "time that it is wrong. A blind guess is right once for each time that it is wrong.\n\n"
+        f"An epsilon of at most {_STRONG} is called strong, one of at most {_REASONABLE} reasonable, and a larger one "
+        f"weak (Ponomareva et al. 2023, arXiv:2303.00654). This one is **{_verdict(claim.epsilon)}**."
     )
+
+
+def _verdict(epsilon: float) -> str:
+    return "strong" if epsilon <= _STRONG else "reasonable" if epsilon <= _REASONABLE else "weak"
 
 
 def _table(statement: PrivacyStatement, claim: _Claim) -> str:
@@ -262,7 +270,3 @@ def _factor(epsilon: float) -> str:
     if epsilon > 20:
         return f"e^{rounded_up(epsilon, trim=True)}"
     return rounded_up_to_figures(math.exp(epsilon), 3)
-
-
-def _percent(share: float) -> str:
-    return f"{rounded_up(100 * share, 1)}%"

@@ -85,10 +85,20 @@ def test_no_figure_of_the_card_is_better_than_the_truth(tmp_path: Path, epsilon:
     factor = float(text[2])
     log_factor = factor if text[1] else math.log(factor)
     assert epsilon - 1e-12 <= log_factor <= epsilon + 0.01
-    percent = re.search(r"right at most ([\d.]+)% of", card)
-    assert percent is not None
-    accuracy = (math.exp(min(epsilon, 700)) + 1e-7) / (1 + math.exp(min(epsilon, 700)))
-    assert accuracy <= float(percent[1]) / 100 <= accuracy + 0.0011
+    odds = re.search(r"right at most (e\^)?([\d.]+) times for each", card)
+    assert odds is not None
+    log_odds = float(odds[2]) if odds[1] else math.log(float(odds[2]))
+    true = epsilon + math.log1p(1e-7 * math.exp(-epsilon)) - math.log1p(-1e-7)
+    assert true - 1e-12 <= log_odds <= true + 0.01
+    accuracy = (math.exp(min(epsilon, 30)) + 1e-7) / (1 + math.exp(min(epsilon, 30)))
+    assert math.exp(min(true, 30)) == pytest.approx(accuracy / (1 - accuracy), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "verdict"), [(1.0, "strong"), (1.01, "reasonable"), (10, "reasonable"), (11, "weak")]
+)
+def test_the_card_says_how_strong_the_guarantee_is(tmp_path: Path, epsilon: float, verdict: str) -> None:
+    assert f"This one is **{verdict}**." in _card(tmp_path, private(epsilon=epsilon))
 
 
 @pytest.mark.parametrize("matter", [
