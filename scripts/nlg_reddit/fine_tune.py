@@ -80,13 +80,17 @@ class TrainerParser(HfArgumentParser, OneLineParser):
         how: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
         HfArgumentParser.__init__(self, groups, description=description, **how)
 
-    def parse_groups(self, args: Sequence[str] | None) -> tuple[list[Any], list[str]]:
-        """(one filled instance of each dataclass in order, words that belong to no flag)."""
+    def unknown_words(self, args: Sequence[str] | None) -> list[str]:
+        """Words that belong to no flag."""
+        return self.parse_known_args(args)[1]
+
+    def parse_groups(self, args: Sequence[str] | None) -> list[Any]:
+        """One filled instance of each dataclass in order."""
         # Reads no file of arguments next to the script: the command line alone decides.
-        *filled, unknown = self.parse_args_into_dataclasses(
+        *filled, _ = self.parse_args_into_dataclasses(
             args=args, return_remaining_strings=True, look_for_args_file=False
         )
-        return filled, unknown
+        return filled
 
 
 @exit_on_invalid_argument(*GROUPS, flags=FLAGS)

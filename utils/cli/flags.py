@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 from dptune._validate import InvalidArgument, refuse
+from utils.cli.familiar_flags import names_here
 from utils.cli.parser import DataclassParser, exit_with, spellings
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,8 +27,11 @@ _NO_RENAMES: Mapping[str, str] = MappingProxyType({})
 class GroupParser(Protocol):
     """See `utils.cli.parser.DataclassParser`."""
 
-    def parse_groups(self, args: Sequence[str] | None) -> tuple[list[Any], list[str]]:
-        """(one filled instance of each dataclass in order, words that belong to no flag)."""
+    def unknown_words(self, args: Sequence[str] | None) -> list[str]:
+        """Words that belong to no flag."""
+
+    def parse_groups(self, args: Sequence[str] | None) -> list[Any]:
+        """One filled instance of each dataclass in order."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line."""
@@ -51,11 +55,13 @@ def parse(
     its meaning would change when a flag is added. Raises `InvalidArgument` if a dataclass refuses a value.
     """
     made = parser(groups, description)
-    filled, unknown = made.parse_groups(args)
+    if unknown := made.unknown_words(args):  # first, because a value may be missing that has another flag's name
+        if args is None:
+            _overwrite_secrets(sys.argv, groups)
+        made.error(_describe_unknown(unknown, groups))
+    filled = made.parse_groups(args)
     if args is None:
         _overwrite_secrets(sys.argv, groups)
-    if unknown:
-        made.error(_describe_unknown(unknown, groups))
     return tuple(filled)
 
 
@@ -155,6 +161,14 @@ def _describe_unknown(unknown: Sequence[str], groups: Sequence[type]) -> str:
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
     if not flags:
         return f"{len(unknown)} value(s) that belong to no flag; quote a value that holds spaces"
-    close = [difflib.get_close_matches(flag, _flags(groups), n=1) for flag in flags]
-    hints = [f"{flag} (did you mean {near[0]}?)" if near else flag for flag, near in zip(flags, close, strict=True)]
+    near = [_nearest(flag, groups) for flag in flags]
+    hints = [f"{flag} (did you mean {one}?)" if one else flag for flag, one in zip(flags, near, strict=True)]
     return f"unknown flag: {', '.join(hints)}"
+
+
+def _nearest(flag: str, groups: Sequence[type]) -> str | None:
+    """The flag that another tool calls so, or the one that is spelt most like it."""
+    own = _flags(groups)
+    named = [f"--{name}" for name in names_here(flag.removeprefix("--"))]
+    close = [one for one in named if one in own] or difflib.get_close_matches(flag, own, n=1)
+    return next(iter(close), None)

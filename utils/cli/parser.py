@@ -56,11 +56,14 @@ class DataclassParser(OneLineParser):
             for field in dataclasses.fields(group):
                 _add_flag(section, field, types[field.name])
 
-    def parse_groups(self, args: Sequence[str] | None) -> tuple[list[Any], list[str]]:
-        """(one filled instance of each dataclass in order, words that belong to no flag)."""
-        given, unknown = self.parse_known_args(args)
-        values = vars(given)
-        return [one(**{f.name: values[f.name] for f in dataclasses.fields(one)}) for one in self._groups], unknown
+    def unknown_words(self, args: Sequence[str] | None) -> list[str]:
+        """Words that belong to no flag."""
+        return self.parse_known_args(args)[1]
+
+    def parse_groups(self, args: Sequence[str] | None) -> list[Any]:
+        """One filled instance of each dataclass in order."""
+        values = vars(self.parse_known_args(args)[0])
+        return [one(**{f.name: values[f.name] for f in dataclasses.fields(one)}) for one in self._groups]
 
 
 def exit_with(message: str) -> NoReturn:

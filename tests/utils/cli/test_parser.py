@@ -29,7 +29,8 @@ class Kinds:
 
 
 def parsed(*words: str) -> Kinds:
-    (kinds,), unknown = DataclassParser([Kinds]).parse_groups(["--text", "t", *words])
+    parser, line = DataclassParser([Kinds]), ["--text", "t", *words]
+    (kinds,), unknown = parser.parse_groups(line), parser.unknown_words(line)
     assert unknown == []
     return kinds
 
@@ -85,7 +86,7 @@ def test_a_mistake_is_one_line_and_status_2(words: list[str], message: str, caps
 
 @pytest.mark.parametrize("words", [["--num", "3"], ["--no_switch"], ["--unheard-of=3"]])
 def test_abbreviated_and_other_flags_are_unknown(words: list[str]) -> None:
-    _, unknown = DataclassParser([Kinds]).parse_groups(["--text", "t", *words])
+    unknown = DataclassParser([Kinds]).unknown_words(["--text", "t", *words])
     assert unknown == words
 
 
