@@ -33,7 +33,7 @@ def find_answers(
         messages: the turns, with stand-ins for typed special tokens.
         render: the chat template.
         tokens: the tokenizer's special tokens.
-        learned_from: the number of turns at the beginning that are no answers, whoever speaks.
+        learned_from: index of the first turn that may be an answer. Assistant turns before it are not learned.
 
     Raises:
         AnswerNotFound: see there.

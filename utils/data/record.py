@@ -73,7 +73,7 @@ class RecordMaker:
 
         Args:
             messages: the turns.
-            learned_from: how many turns at the beginning are no answers, whoever speaks.
+            learned_from: index of the first turn that may be an answer. Assistant turns before it are not learned.
 
         Raises:
             ChatTemplateError, AnswerNotFound, StandInLost: see there.

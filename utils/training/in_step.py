@@ -9,9 +9,10 @@ Why no rank waits forever:
 - A pass communicates by gathers alone: nothing is reduced in it. That holds for frozen shards, and for trained shards
   in a private step. Which gathers a pass makes, and in which order, follows from the model's modules, not from the
   rows. All ranks make the same passes in the same order.
-- After a private pass, ranks with trained shards send each other their sums. A rank whose pass failed sends zeros:
-  whoever catches up calls `PrivateStep.add_nothing`. Memory may run out until the first of a pass's sums is sent. After
-  that the others have a part of it. The step is then lost (`HalfAdded`), and the launch ends.
+- After a private pass, ranks with trained shards send each other their sums. A rank whose pass failed first
+  makes the gathers that are left, and then sends zeros (`PrivateStep.add_nothing`). This works until the first sum of a
+  pass has been sent. If memory runs out later, the others already have a part of this rank's sums. The step is then
+  lost (`HalfAdded`), and the launch ends.
 - The first pass that ends is remembered. From then on a rank that fails after k gathers knows those that are left.
 - A gather counts when the call has returned. Memory that runs out before it, or after it, is counted right. An error
   inside the call itself, or of the communication, is not survived: the rank fails and its launcher ends the others.

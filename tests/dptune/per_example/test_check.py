@@ -183,7 +183,8 @@ class _Steep(nn.Module):
         return hidden
 
 
-def check_in_float16(power: int, scale: float) -> None:
+def refusal_in_float16(power: int, scale: float) -> str | None:
+    """What the check says of a model with such gradients; None if it passes."""
     torch.manual_seed(0)
     model = _Steep(power)
 
@@ -197,17 +198,20 @@ def check_in_float16(power: int, scale: float) -> None:
     def batch_of(rows: Sequence[RandomRow]) -> list[Tensor]:
         return [torch.stack([RandomRow(6, row.number).tokens(20) for row in rows])]
 
-    require_precision(model, losses, lower, batch_of, longest=6, scale=scale)
+    try:
+        require_precision(model, losses, lower, batch_of, longest=6, scale=scale)
+    except InvalidArgument as error:
+        return str(error)
+    return None
 
 
 @pytest.mark.parametrize(("power", "scale"), [(0, 256.0), (14, 1.0), (-27, 2.0**20)])
 def test_gradients_that_float16_holds_pass(power: int, scale: float) -> None:
-    check_in_float16(power, scale)
+    assert refusal_in_float16(power, scale) is None
 
 
 @pytest.mark.parametrize(("power", "scale"), [(14, 256.0), (-27, 1.0)])
 def test_gradients_that_overflow_or_vanish_in_float16_are_found_out_before_training(power: int, scale: float) -> None:
-    with pytest.raises(
-        InvalidArgument, match=r"^\w+\.(weight|bias): its gradients overflow or vanish in lower precision"
-    ):
-        check_in_float16(power, scale)
+    told = refusal_in_float16(power, scale)
+    assert told is not None
+    assert "its gradients overflow or vanish in lower precision" in told
