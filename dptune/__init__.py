@@ -1,7 +1,7 @@
 """dptune: differentially private fine-tuning of large language models.
 
 This package holds everything that can change epsilon, and nothing else. Start with `PrivacyConfig`, `add_lora`,
-`PoissonSampler`, `deal`, `CausalLMLoss` and `PrivateStep`; docs/loop.md shows them in one loop.
+`PoissonSampler`, `deal`, `CausalLMLoss` and `PrivateStep`; docs/how_to/loop.md shows them in one loop.
 
 Names are imported when they are first used (PEP 562), so `import dptune.accounting` does not wait for torch.
 """

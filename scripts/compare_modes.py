@@ -10,7 +10,7 @@ to `train_classifier.py`.
 
 Choosing by the scores of private runs costs privacy; the table says how much. With `--private_selection` a random
 number of random trials runs instead, and only the best one is released: its model, mode, rate and noisy score go to
-`OUT/selected/DATASET` (docs/choosing.md).
+`OUT/selected/DATASET` (docs/how_to/choosing.md).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("dptune", "utils", "tests", "scripts", "benchmarks", "docs", "accelerate_configs")
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "data/*.md", "benchmarks/**/*.md", "scripts/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "data/*.md", "benchmarks/**/*.md", "scripts/**/*.md")
     for path in ROOT.glob(pattern)
 )
 _PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w")

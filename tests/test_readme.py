@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import tiny_llama
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "how_to"
 LOOP = """
     import torch
     ids = torch.randint(3, 400, (3, 7))

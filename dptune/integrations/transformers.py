@@ -1,6 +1,6 @@
 """Private training with transformers: `DPTrainer`, or a plain `Trainer` made private by a callback.
 
-docs/trainer.md shows both. This module needs transformers and accelerate (`pip install dptune[scripts]`).
+docs/how_to/trainer.md shows both. This module needs transformers and accelerate (`pip install dptune[scripts]`).
 """
 
 from dptune.integrations.arguments import TrainingArguments

@@ -58,7 +58,7 @@ class ModeArguments:
     _argument_group_name = "what is trained"
 
     finetune_mode: str = field(
-        default="full", metadata={"help": "fine-tuning mode: see docs/classification.md", "choices": MODES}
+        default="full", metadata={"help": "fine-tuning mode: see docs/how_to/classification.md", "choices": MODES}
     )
     lora_r: int = field(default=16, metadata={"help": "rank of the LoRA adapters"})
     lora_alpha: float = field(default=16.0, metadata={"help": "scale of the adapters: the output is times alpha / r"})
@@ -225,7 +225,7 @@ class StepArguments:
         default=32, metadata={"help": "examples of --max_length tokens that fit on a device in one forward pass"}
     )
     optimizer: str = field(
-        default="adamw", metadata={"help": "optimizer: see docs/whole_models.md", "choices": OPTIMIZERS}
+        default="adamw", metadata={"help": "optimizer: see docs/how_to/whole_models.md", "choices": OPTIMIZERS}
     )
     weight_decay: float = field(default=0.0, metadata={"help": "weight decay on the trained parameters"})
     lr_scheduler_type: str = field(

@@ -79,7 +79,7 @@ class ChoiceArguments:
     private_selection: str | None = field(
         default=None,
         metadata={
-            "help": "release only the best of so many random trials (docs/choosing.md)",
+            "help": "release only the best of so many random trials (docs/how_to/choosing.md)",
             "choices": DISTRIBUTIONS,
         },
     )

@@ -150,7 +150,7 @@ def _result(plan: SelectionPlan, winner: Winner | None) -> list[str]:
         "| --- | ---: | ---: | ---: | ---: |",
         f"| {best.mode} | {best.learning_rate:g} | {best.clip_norm:g} | {winner.noisy_accuracy:.3f} | {noise:.3f} |",
         "",
-        "`model` loads with transformers' `from_pretrained`, `adapter` with PEFT's (docs/classification.md).",
+        "`model` loads with transformers' `from_pretrained`, `adapter` with PEFT's (docs/how_to/classification.md).",
     ]
 
 

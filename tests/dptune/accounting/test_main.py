@@ -145,7 +145,7 @@ def test_the_steps_are_those_of_a_training_run() -> None:
 
 
 def test_the_page_of_the_manual_is_what_the_program_prints() -> None:
-    page = (ROOT / "docs" / "training.md").read_text()
+    page = (ROOT / "docs" / "how_to" / "training.md").read_text()
     block = re.search(r"```\npython -m (dptune\.accounting .*?)\n\n(.*?)```", page, flags=re.DOTALL)
     assert block is not None
     command, output = block.groups()

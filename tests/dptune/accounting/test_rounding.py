@@ -81,7 +81,7 @@ def test_no_epsilon_is_formatted_by_a_specification() -> None:
 
 def test_no_epsilon_of_the_documents_code_is_formatted_by_a_specification() -> None:
     formatted = re.compile(r"\{[^{}]*epsilon[^{}]*:\.\d\w\}")
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "scripts").rglob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "scripts").rglob("*.md")]
     assert {page.name: found for page in pages if (found := formatted.findall(page.read_text(encoding="utf-8")))} == {}
 
 

@@ -244,7 +244,7 @@ def test_groups_are_refused() -> None:
 
 
 def test_the_score_noise_that_the_page_names_is_the_least_to_a_tenth() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "choosing.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "how_to" / "choosing.md").read_text()
     rows = [list(map(float, row)) for row in re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)]
     assert len(rows) == 3
     for target, mean, *noises in rows:

@@ -1,4 +1,4 @@
-"""The code in docs/trainer.md runs as printed."""
+"""The code in docs/how_to/trainer.md runs as printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.dptune.integrations.runs import lora_llama
 from tests.tiny import tiny_tokenizer
 
 # tests/dptune/integrations/test_sharded_trainer.py runs the second block, of sharded weights.
-PAGE = Path(__file__).parents[3] / "docs" / "trainer.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how_to" / "trainer.md"
 
 
 def test_both_ways_run_as_printed_and_learn(

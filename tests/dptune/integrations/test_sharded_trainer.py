@@ -278,7 +278,7 @@ def resumed_alone(folder: Path, *, sharded: bool) -> dict[str, Tensor]:
 
 
 def _run_as_printed(folder: Path) -> None:
-    """The block about sharded weights in docs/trainer.md."""
+    """The block about sharded weights in docs/how_to/trainer.md."""
     model_of(sharded=False).float().save_pretrained(folder / "start")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     imports = blocks[0].partition("args = ")[0]
@@ -303,7 +303,7 @@ def test_another_number_of_processes_resumes_it(launched: list[dict[str, Any]], 
         shutil.copytree(folder / "adamw", tmp_path / name)
     ((found, refused),) = run_processes(1, _resumed_alone, tmp_path / "sharded")
     assert_same(found, wanted)
-    printed = tmp_path / "sharded" / "sharded"  # the block in docs/trainer.md
+    printed = tmp_path / "sharded" / "sharded"  # the block in docs/how_to/trainer.md
     assert json.loads((printed / "privacy_report.json").read_text())["steps"] == 2
     assert {"checkpoint-2", "model.safetensors", "tokenizer.json"} <= {path.name for path in printed.iterdir()}
     assert refused == "model=LlamaForCausalLM: its weights are sharded, which only DPTrainer can train"
