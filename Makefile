@@ -1,4 +1,4 @@
-# make test | lint | demo | pipeline | faults | clean. Needs Python 3.11 or newer with pip and venv; everything else goes into .venv.
+# make test | lint | docs | demo | pipeline | faults | clean. Needs Python 3.11 or newer with pip and venv; everything else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 # One thread per worker (OMP_NUM_THREADS below): more threads than cores slow both down.
@@ -9,11 +9,12 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 RUNTIME := $(VENV)/.runtime-installed
 TOOLS := $(VENV)/.tools-installed
 
-.PHONY: help test lint demo pipeline faults clean
+.PHONY: help test lint docs demo pipeline faults clean
 
 help:
 	@echo "make test      install what is missing and run the tests (PYTEST_FLAGS='tests/x.py -n 0' for one file)"
 	@echo "make lint      run ruff and mypy"
+	@echo "make docs      build the site of the pages into site/; a broken link or heading is an error"
 	@echo "make demo      fine-tune a real 135M-parameter Llama at epsilon 8 and sample from it"
 	@echo "make pipeline  make private synthetic messages and train an assistant on them, with one epsilon"
 	@echo "make faults    kill a real launch 30 times, resume it each time, and check that nothing was lost"
@@ -27,6 +28,9 @@ lint: $(TOOLS)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(TOOLS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs --quiet build
+
 demo: $(RUNTIME)
 	PYTHON=$(VENV)/bin/python bash scripts/demo.sh
 
@@ -38,7 +42,7 @@ faults: $(TOOLS)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.faults --kills 30 $(FAULTS_FLAGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(RUNTIME): requirements.txt
@@ -51,5 +55,5 @@ $(RUNTIME): requirements.txt
 # Editable, so that the tools see the working tree and never a stale copy of it.
 $(TOOLS): $(RUNTIME) pyproject.toml
 	@echo "installing the tools of the tests into $(VENV)"
-	@$(PIP) --constraint requirements.txt --editable '.[test]'
+	@$(PIP) --constraint requirements.txt --editable '.[test,docs]'
 	@touch $@

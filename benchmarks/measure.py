@@ -69,14 +69,16 @@ def alternate(
                 flush=True,
             )
             break
-        print(f"round {number + 1} of {len(draws)}", file=sys.stderr, flush=True)
+        taken: dict[str, float] = {}
         turn = number % len(contenders)
         for contender in [*contenders[turn:], *contenders[:turn]]:
             if warm_examples:
                 contender.step(draw[:warm_examples])
-            taken = _seconds(contender, draw, device)
+            taken[contender.name] = _seconds(contender, draw, device)
             if number >= warmup:
-                seconds[contender.name].append(taken)
+                seconds[contender.name].append(taken[contender.name])
+        told = ", ".join(f"{name} {one:.3f} s" for name, one in taken.items())
+        print(f"round {number + 1} of {len(draws)}: {told}", file=sys.stderr, flush=True)
     return seconds
 
 

@@ -126,8 +126,8 @@ def deal(
         max_padding: maximum share of padding in a micro-batch, in [0, 1]; with 1, padding is ignored.
 
     Returns:
-        [rank][micro_batch] arrays of indices. An empty array stands for a dummy row: that rank has no example left, but
-        must run as many forward passes as the others. An empty draw gives no micro-batches.
+        For each rank a list of micro-batches, each an array of indices. An empty array is a dummy row: that rank has
+        no example left, but must run as many forward passes as the others. An empty draw gives no micro-batches.
 
     Raises:
         InvalidArgument: `token_budget` or `ranks` is below 1.

@@ -41,7 +41,9 @@ class PrivateStep:
         config: the mechanism.
         ledger: records each step before its gradient is used; required on rank 0, ignored on other ranks.
         noise: this rank's noise; by default keyed from the operating system.
-        gather, rank, world_size: communication between ranks (`accelerator.gather`); not needed for one process.
+        gather: stacks the ranks' values (`accelerator.gather`); not needed for one process.
+        rank: this process's number.
+        world_size: number of processes.
         reduce: sums over ranks instead of `gather` (`accelerator.reduce`), which sends less with many ranks.
         sampler: makes the draws, the same on every rank. Each step must be fed the oldest draw that no step has used,
             named by `items` of `backward`. Its settings must be the configuration's. Without a sampler the ledger says

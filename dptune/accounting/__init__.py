@@ -212,8 +212,10 @@ def max_steps(
     """The largest number of steps whose `epsilon` is at most `target_epsilon`; 0 if a single step costs more.
 
     Args:
-        target_epsilon, delta: the budget.
-        noise_multiplier, sampling_probability: settings of every step.
+        target_epsilon: the budget.
+        delta: the probability with which it may fail.
+        noise_multiplier: of every step.
+        sampling_probability: of every step.
         at_least: a number of steps that is expected to fit, such as the one that the noise was calibrated for. If it
             fits, the result is not below it. This matters because epsilon can fall by 0.1% from one number of steps to
             the next, where a finer grid starts.

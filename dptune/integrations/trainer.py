@@ -82,8 +82,11 @@ class DPTrainer(ShardedTrainer):
     `save_model` must then be called by every process.
 
     Args:
-        model, args, data_collator, train_dataset, **kwargs: the Trainer's arguments. `train_dataset` must have a
-            length, and each item is one privacy unit.
+        model: as for the Trainer.
+        args: the Trainer's settings, `TrainingArguments` of this module.
+        data_collator: as for the Trainer.
+        train_dataset: as for the Trainer; must have a length, and each item is one privacy unit.
+        **kwargs: further arguments of the Trainer.
         privacy_args: all other settings that decide epsilon.
         losses: (model, inputs of a micro-batch) -> one loss per row, [B], each from that row alone. The default
             handles causal language modelling for labels [B, T] and classification for labels [B].

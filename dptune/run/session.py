@@ -161,7 +161,8 @@ class PrivateRun:
         Args:
             model: must be the same on every rank.
             gradient_sync: how ranks add up their gradients, see `sum_over_ranks`.
-            loss_scale, keep_whole_sum: see `PrivateStep`.
+            loss_scale: see `PrivateStep`.
+            keep_whole_sum: see `PrivateStep`.
 
         Raises:
             InvalidArgument: see `PrivateStep`.
