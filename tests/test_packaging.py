@@ -118,15 +118,25 @@ print(dptune.__file__)
 """
 
 
+COPY = Path("dptune") / "_programs"  # where an installed package keeps the programs
+SHIPPED = ("utils", "scripts", "accelerate_configs")  # besides the programs at the root
+
+
+def package_sources() -> set[Path]:
+    """What the package is built from, and more files of the root than belong into it."""
+    folders = [path for name in ("dptune", *SHIPPED) for path in (ROOT / name).rglob("*")]
+    files = [*folders, *ROOT.glob("*.*"), ROOT / "LICENSE", ROOT / "data" / "example_instructions.json"]
+    return {path.relative_to(ROOT) for path in files if path.is_file() and "__pycache__" not in path.parts}
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with only this package, installed by `pip install .` from a copy of the sources."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
-    for path in repository_files():
-        if path.relative_to(ROOT).parts[0] not in ("tests", "docs", "benchmarks"):
-            copy = source / path.relative_to(ROOT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, copy)
+    for path in package_sources():
+        copy = source / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, copy)
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet"]
     command += ["--disable-pip-version-check", "--target", str(target), str(source)]
     pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -156,16 +166,13 @@ def test_the_whole_engine_is_installed_and_nothing_else(installed: Path) -> None
     assert "License-Expression: Apache-2.0" in metadata
 
 
-COPY = Path("dptune") / "_programs"  # where an installed package keeps the programs
-
-
 def test_the_programs_are_installed_with_what_they_read(installed: Path) -> None:
-    folders, names = ("utils", "scripts", "accelerate_configs"), ("data/example_instructions.json",)
-    files = [path.relative_to(ROOT) for path in repository_files()]
-    wanted = {path for path in files if path.parts[0] in folders or str(path) in names}
-    wanted |= {path for path in files if path.suffix == ".py" and len(path.parts) == 1}
+    sources = package_sources()
+    programs = {path for path in sources if len(path.parts) == 1 and path.suffix == ".py"}
+    wanted = programs | {path for path in sources if path.parts[0] in (*SHIPPED, "data")}
     found = {path.relative_to(installed / COPY) for path in (installed / COPY).rglob("*") if path.is_file()}
     assert {path for path in found if path.suffix != ".pyc"} == wanted
+    assert {Path("train_clm.py"), Path("utils/synthetic/report.html.jinja"), Path("scripts/demo.sh")} <= found
 
 
 def run_installed(installed: Path, cwd: Path, *words: object) -> subprocess.CompletedProcess[str]:

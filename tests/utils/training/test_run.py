@@ -91,7 +91,7 @@ def test_the_loser_of_a_race_for_a_new_folder_writes_nothing(tmp_path: Path) -> 
     with open_folder(OutputArguments(str(folder)), make_accelerator()) as opened, FolderLock() as winner:
         winner.make(folder)
         with pytest.raises(InvalidArgument, match=BUSY):
-            train(task, plan(), opened, micro_batches(task), pace(), {})
+            train(task, plan(), opened, micro_batches(task), pace(), {}, FLAGS)
         assert files(folder) == {".lock"}
 
 
