@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dptune._validate import InvalidArgument
-from utils.classification.arguments import CLASSIFIER_GROUPS
+from utils.classification.arguments import CLASSIFIER_GROUPS, Settings
 from utils.cli.flags import given_fields, parse, public_config
 from utils.cli.settings_file import SETTINGS_NAME, read_settings, split_config, write_settings
 from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
@@ -188,7 +188,10 @@ def test_a_flag_in_the_file_that_is_not_read_is_refused(file: Path) -> None:
         groups.refuse_unread(given_fields(args, CAUSAL_LM_GROUPS))
 
 
-def test_a_classifiers_file_gives_the_same_flags(tmp_path: Path) -> None:
-    first = parse(*CLASSIFIER_GROUPS, args=["--datasets", "sst2", "qnli", "--enable_dp", "--target_epsilon", "3"])
+@pytest.mark.parametrize("line", [["--enable_dp", "--target_epsilon", "3"], []])
+def test_a_classifiers_file_gives_the_same_flags(line: list[str], tmp_path: Path) -> None:
+    first = parse(*CLASSIFIER_GROUPS, args=["--datasets", "sst2", "qnli", *line])
     write_settings(tmp_path, public_config(*first))
-    assert parse(*CLASSIFIER_GROUPS, args=["--config", str(tmp_path / SETTINGS_NAME)]) == first
+    args = ["--config", str(tmp_path / SETTINGS_NAME)]
+    assert parse(*CLASSIFIER_GROUPS, args=args) == first
+    Settings(*first).refuse_unread(given_fields(args, CLASSIFIER_GROUPS))
