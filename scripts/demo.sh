@@ -19,7 +19,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # by default accelerate laun
   --train_file "$demo/chitchat/train.jsonl" --validation_file "$demo/chitchat/validation.jsonl" \
   --output_dir "$run" --block_size 64 \
   --per_device_train_batch_size 16 --gradient_accumulation_steps 8 --max_train_steps 7 \
-  --target_epsilon 8 --delta 1e-6 --clip_norm 1 --lora_r 4 --lora_target_modules q_proj v_proj \
+  --target_epsilon 8 --delta 1e-6 --clip_norm 1 --ignore_users --lora_r 4 --lora_target_modules q_proj v_proj \
   --learning_rate 5e-3 --lr_scheduler_type constant --eval_freq 7
 
 cat >"$run/instructions.txt" <<'LINES'

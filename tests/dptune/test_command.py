@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 
 from dptune import command
 from dptune.command import ROOT, SUBCOMMANDS, Program, main
+from utils.cli.flags import parse
+from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
 
 TRAIN = ["train", "--model_name_or_path", "m", "--output_dir", "o"]
 HIDE = """
@@ -112,9 +115,12 @@ def test_the_demo_runs_its_script_in_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "scripts" / "prepare_demo.py").write_text("import os; print('prepared in', os.getcwd())")
     (tmp_path / "accelerate_configs").mkdir()
     (tmp_path / "accelerate_configs" / "accelerate_config_nofsdp.cfg").write_text(
-        "import sys; print('started', sys.argv[1]); sys.exit('train_clm' in sys.argv[1])"
+        "import json, sys; print(json.dumps(sys.argv[1:])); sys.exit('train_clm' in sys.argv[1])"
     )
     code = f"import dptune.command as c; c.ROOT = c.Path({str(tmp_path)!r}); c.main(['demo'])"
     run = dptune(code=("-c", code), cwd=here)
-    assert run.stdout == f"prepared in {here}\nstarted {tmp_path / 'train_clm.py'}\n", run.stderr
-    assert run.returncode == 1
+    prepared, started = run.stdout.splitlines()
+    program, *flags = json.loads(started)
+    assert (prepared, program, run.returncode) == (f"prepared in {here}", str(tmp_path / "train_clm.py"), 1)
+    training = Groups(*parse(*CAUSAL_LM_GROUPS, args=flags))
+    assert training.privacy.ignore_users, "the chats name their users, so the training would be refused"
