@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 TIERS: tuple[tuple[str, ...], ...] = (
     (
         "dptune._validate",
+        "dptune.command",
+        "dptune.__main__",
         "dptune._files",
         "dptune.devices",
         "dptune.peft_format",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from utils.cli.settings_file import read_settings
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -28,7 +31,7 @@ def by_name(lines: list[str]) -> dict[str, Requirement]:
     return named
 
 
-IMPORTED_AS = {"scikit-learn": "sklearn"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
 
 
 def pins() -> dict[str, Requirement]:
@@ -115,13 +118,25 @@ print(dptune.__file__)
 """
 
 
+COPY = Path("dptune") / "_programs"  # where an installed package keeps the programs
+SHIPPED = ("utils", "scripts", "accelerate_configs")  # besides the programs at the root
+
+
+def package_sources() -> set[Path]:
+    """What the package is built from, and more files of the root than belong into it."""
+    folders = [path for name in ("dptune", *SHIPPED) for path in (ROOT / name).rglob("*")]
+    files = [*folders, *ROOT.glob("*.*"), ROOT / "LICENSE", ROOT / "data" / "example_instructions.json"]
+    return {path.relative_to(ROOT) for path in files if path.is_file() and "__pycache__" not in path.parts}
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with only the engine, installed by `pip install .` from a copy of the sources."""
+    """A folder with only this package, installed by `pip install .` from a copy of the sources."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "dptune", source / "dptune", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in package_sources():
+        copy = source / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, copy)
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet"]
     command += ["--disable-pip-version-check", "--target", str(target), str(source)]
     pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -140,13 +155,68 @@ def test_the_installed_engine_imports_without_the_extras(installed: Path) -> Non
 
 
 def test_the_whole_engine_is_installed_and_nothing_else(installed: Path) -> None:
+    """`bin` holds the command `dptune`. The programs pollute no namespace with a `utils` or a `scripts`."""
     top = {path.name for path in installed.iterdir()}
-    assert top == {"dptune", f"dptune-{PROJECT['version']}.dist-info"}
+    assert top == {"dptune", f"dptune-{PROJECT['version']}.dist-info", "bin"}
     modules = {path.relative_to(installed) for path in installed.glob("dptune/**/*.py")}
-    assert modules == {path.relative_to(ROOT) for path in ROOT.glob("dptune/**/*.py")}
+    own = {path for path in modules if COPY.name not in path.parts}
+    assert own == {path.relative_to(ROOT) for path in ROOT.glob("dptune/**/*.py")}, "a package is not in pyproject.toml"
     assert (installed / "dptune" / "py.typed").is_file(), "type checkers would ignore the engine's annotations"
     metadata = (installed / f"dptune-{PROJECT['version']}.dist-info" / "METADATA").read_text()
     assert "License-Expression: Apache-2.0" in metadata
+
+
+def test_the_programs_are_installed_with_what_they_read(installed: Path) -> None:
+    sources = package_sources()
+    programs = {path for path in sources if len(path.parts) == 1 and path.suffix == ".py"}
+    wanted = programs | {path for path in sources if path.parts[0] in (*SHIPPED, "data")}
+    found = {path.relative_to(installed / COPY) for path in (installed / COPY).rglob("*") if path.is_file()}
+    assert {path for path in found if path.suffix != ".pyc"} == wanted
+    assert {Path("train_clm.py"), Path("utils/synthetic/report.html.jinja"), Path("scripts/demo.sh")} <= found
+
+
+def run_installed(installed: Path, cwd: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """The installed command in a folder outside of the repository."""
+    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, str(installed / "bin" / "dptune"), *map(str, words)]
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_installed_command_plans_trains_and_samples(installed: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "utils.py").write_text("raise SystemExit('the wrong utils')")
+    plan = run_installed(installed, tmp_path, *PLAN)
+    assert plan.stdout.startswith("epsilon at noise multiplier 1, "), plan.stderr
+    (tmp_path / "run.yaml").write_text(RUN.format(model=tiny_model_dir))
+    (tmp_path / "my.jsonl").write_text('{"instruction": "Say a.", "answer": "a"}\n' * 8)
+    line = ["train", "--config", "run.yaml", "--num_processes", 1, "--mixed_precision", "no"]
+    train = run_installed(installed, tmp_path, *line)
+    assert train.returncode == 0, train.stderr
+    assert "privacy report         out/privacy_report.json" in train.stdout
+    settings, again = (read_settings(str(tmp_path / name)) for name in ("run.yaml", "out/config.yaml"))
+    assert settings.items() <= again.items()
+    (tmp_path / "ask.txt").write_text("Say b. #### 2\n")
+    line = ["--model_name_or_path", tiny_model_dir, "--lora_weights_path", "out/lora_weights.bin", "--max_length", 20]
+    sample = run_installed(
+        installed, tmp_path, "sample", "--instruction_file", "ask.txt", *line, "--output_dir", "texts"
+    )
+    assert sample.returncode == 0, sample.stderr
+    assert len((tmp_path / "texts" / "generations.jsonl").read_text().splitlines()) == 2
+
+
+PLAN = ["plan", *(f"--{one}" for one in ("num_examples=1000", "batch_size=10", "epochs=1", "delta=1e-4"))]
+PLAN.append("--noise_multiplier=1")
+RUN = """
+model_name_or_path: {model}
+train_file: [my.jsonl]
+output_dir: out
+block_size: 32
+per_device_train_batch_size: 4
+max_train_steps: 1
+noise_multiplier: 1.5
+delta: 0.01
+lora_r: 2
+lora_target_modules: [q_proj, v_proj]
+"""
 
 
 def repository_files() -> list[Path]:

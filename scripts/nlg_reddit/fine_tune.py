@@ -79,6 +79,7 @@ class TrainerParser(HfArgumentParser, OneLineParser):
     def __init__(self, groups: Sequence[type], description: str | None = None) -> None:
         how: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
         HfArgumentParser.__init__(self, groups, description=description, **how)
+        self.add_config_flag()
 
     def unknown_words(self, args: Sequence[str] | None) -> list[str]:
         """Words that belong to no flag."""

@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, GPT2Model
 
-from dptune import accounting
+from dptune import InvalidArgument, accounting
 from dptune.adapter_files import attach_adapter
 from dptune.integrations.authors import AuthorItems
 from dptune.ledger import Ledger
@@ -270,6 +270,21 @@ def test_old_names_of_flags_are_taken_with_a_note(line: Any, capsys: Any) -> Non
         assert f"note: --{old} is called --{new} now" in shown
     training, *_ = fine_tune.read_flags(words)
     assert (training.eval_strategy, training.use_cpu, training.warmup_steps) == ("steps", True, 0.5)
+
+
+def test_flags_come_from_a_file_too_also_those_of_transformers(tmp_path: Path) -> None:
+    text = "output_dir: out\nmodel_name: m\ntrain_file: a\nlearning-rate: 1e-4\neval_strategy: no\ndisable_dp: true\n"
+    text += "target_delta: 0.1\n"
+    (tmp_path / "run.yaml").write_text(text)
+    words = ["--config", str(tmp_path / "run.yaml"), "--learning_rate", "0.5"]
+    with pytest.raises(InvalidArgument, match=r"^--target_delta=0.1: "):  # not read without privacy, as on the line
+        fine_tune.read_flags(words)
+    (tmp_path / "run.yaml").write_text(text.replace("target_delta: 0.1", "logging_steps: many"))
+    with pytest.raises(InvalidArgument, match="logging_steps='many': invalid float value"):
+        fine_tune.read_flags(words)
+    (tmp_path / "run.yaml").write_text(text.replace("target_delta: 0.1", ""))
+    training, privacy, *_ = fine_tune.read_flags(words)
+    assert (training.learning_rate, str(training.eval_strategy.value), privacy.disable_dp) == (0.5, "no", True)
 
 
 def test_a_run_resumes_with_the_same_bound_on_authors_only(line: Any, tmp_path: Path, capsys: Any) -> None:

@@ -328,7 +328,13 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         eval_freq, clip = settings.results.eval_freq or epoch, settings.budget.plain_max_grad_norm
         pace = Pace(trained.updates, eval_freq, plain_max_grad_norm=clip)
         end = train(
-            ClassifierTask(planned, trained, tokenizer, losses, logits), plan, folder, micro_batches, pace, config
+            ClassifierTask(planned, trained, tokenizer, losses, logits),
+            plan,
+            folder,
+            micro_batches,
+            pace,
+            config,
+            public_config(*settings),
         )
         return end.stopped_by is None
 

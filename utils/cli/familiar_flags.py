@@ -5,6 +5,9 @@ A name may stand for several flags: a program hints at the first one that it has
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 # {flag here: what others call it}
 _CALLED = {
     "block_size": ("sequence_len", "seq_len", "max_seq_len", "max_seq_length", "max_length", "cutoff_len"),
@@ -48,3 +51,15 @@ def names_here(other: str) -> list[str]:
     """
     name = other.replace("-", "_").lower()
     return [flag for flag, called in _CALLED.items() if name in called]
+
+
+def nearest(flag: str, own: Sequence[str]) -> str | None:
+    """The flag that another tool calls so, or the one that is spelt most like it; None if there is none.
+
+    Args:
+        flag: an unknown flag, with hyphens before it.
+        own: the program's flags, in each spelling.
+    """
+    named = [f"--{name}" for name in names_here(flag.removeprefix("--"))]
+    close = [one for one in named if one in own] or difflib.get_close_matches(flag, own, n=1)
+    return next(iter(close), None)

@@ -8,7 +8,6 @@ from `sys.argv` after parsing, since trackers record the command line.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import errno
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 from dptune._validate import InvalidArgument, refuse
-from utils.cli.familiar_flags import names_here
-from utils.cli.parser import DataclassParser, exit_with, spellings
+from utils.cli.familiar_flags import nearest
+from utils.cli.parser import CONFIG_FLAG, DataclassParser, exit_with, spellings
+from utils.cli.settings_file import given_in_file, split_config, with_settings
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_RENAMES: Mapping[str, str] = MappingProxyType({})
@@ -32,6 +32,9 @@ class GroupParser(Protocol):
 
     def parse_groups(self, args: Sequence[str] | None) -> list[Any]:
         """One filled instance of each dataclass in order."""
+
+    def refusal_of(self, flag: str, value: str | list[str]) -> str | None:
+        """Why a flag does not take a value; None if it takes it."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line."""
@@ -51,15 +54,19 @@ def parse(
         description: what --help prints above the flags; line breaks are kept.
         parser: makes the parser from both; for fields with types that `DataclassParser` does not take, give another.
 
+    Besides these flags every program takes `--config FILE` (`utils.cli.settings_file`).
+
     Exits with status 2 and one line for an unknown, missing or malformed flag. An abbreviated flag counts as unknown:
-    its meaning would change when a flag is added. Raises `InvalidArgument` if a dataclass refuses a value.
+    its meaning would change when a flag is added. Raises `InvalidArgument` if a dataclass refuses a value, or if the
+    file is refused.
     """
     made = parser(groups, description)
-    if unknown := made.unknown_words(args):  # first, because a value may be missing that has another flag's name
+    words = with_settings(sys.argv[1:] if args is None else args, groups, made)
+    if unknown := made.unknown_words(words):  # first, because a value may be missing that has another flag's name
         if args is None:
             _overwrite_secrets(sys.argv, groups)
         made.error(_describe_unknown(unknown, groups))
-    filled = made.parse_groups(args)
+    filled = made.parse_groups(words)
     if args is None:
         _overwrite_secrets(sys.argv, groups)
     return tuple(filled)
@@ -68,13 +75,17 @@ def parse(
 def given_fields(args: Sequence[str] | None, groups: Sequence[type]) -> set[str]:
     """Names of the fields whose flags stand in a command line, in any spelling, with their default value too.
 
+    A --config file counts as well, except for keys that hold the default (see `given_in_file`).
+
     Args:
         args: the command line without the program's name; `sys.argv[1:]` if None.
         groups: the dataclasses of the program's flags.
     """
-    words = {word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)}
+    line = sys.argv[1:] if args is None else args
+    words = {word.partition("=")[0] for word in split_config(line)[1]}
     names = [f.name for one in groups for f in dataclasses.fields(one)]
-    return {name for name in names if words.intersection((*spellings(name), *spellings(f"no_{name}")))}
+    on_line = {name for name in names if words.intersection((*spellings(name), *spellings(f"no_{name}")))}
+    return on_line | given_in_file(line, groups)
 
 
 def refuse_unread(given: Collection[str], names: Iterable[str], remedy: str, *instances: Any) -> None:
@@ -161,14 +172,7 @@ def _describe_unknown(unknown: Sequence[str], groups: Sequence[type]) -> str:
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
     if not flags:
         return f"{len(unknown)} value(s) that belong to no flag; quote a value that holds spaces"
-    near = [_nearest(flag, groups) for flag in flags]
+    own = [*_flags(groups), CONFIG_FLAG]
+    near = [nearest(flag, own) for flag in flags]
     hints = [f"{flag} (did you mean {one}?)" if one else flag for flag, one in zip(flags, near, strict=True)]
     return f"unknown flag: {', '.join(hints)}"
-
-
-def _nearest(flag: str, groups: Sequence[type]) -> str | None:
-    """The flag that another tool calls so, or the one that is spelt most like it."""
-    own = _flags(groups)
-    named = [f"--{name}" for name in names_here(flag.removeprefix("--"))]
-    close = [one for one in named if one in own] or difflib.get_close_matches(flag, own, n=1)
-    return next(iter(close), None)

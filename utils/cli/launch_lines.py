@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dptune._validate import refuse, require_count
+from utils.cli.parser import CONFIG_FLAG
+from utils.cli.settings_file import split_config
 
 PLAIN_CONFIG = "accelerate_configs/accelerate_config_nofsdp.cfg"
 SHARDED_CONFIG = "accelerate_configs/accelerate_config.cfg"
@@ -65,7 +67,13 @@ def require_not_taken(extra: Sequence[str], taken: Mapping[str, str]) -> None:
 
 
 def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(words before the first `--`, which are this program's; words after it, which are the trainer's)."""
+    """(words before the first `--`, which are this program's; words after it, which are the trainer's).
+
+    Raises `InvalidArgument` for a --config after it: its file might hold flags that the program must see.
+    """
     words = list(argv)
     place = words.index("--") if "--" in words else len(words)
-    return words[:place], words[place + 1 :]
+    own, extra = words[:place], words[place + 1 :]
+    if split_config(extra)[0] is not None:
+        refuse(CONFIG_FLAG, "after --", "may hold flags that this program sets; give single flags there")
+    return own, extra

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
+CONFIG_FLAG = "--config"
+
 _TRUE, _FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 # Seconds that other ranks wait, so that the main process can print the error and the launcher end all ranks.
 _MAIN_PROCESS_FIRST = 3.0
@@ -24,6 +26,27 @@ _MAIN_PROCESS_FIRST = 3.0
 
 class OneLineParser(argparse.ArgumentParser):
     """Prints an error on one line, without the usage of all flags."""
+
+    def add_config_flag(self) -> None:
+        """List --config in --help. `utils.cli.settings_file` reads it, so that no parsed value holds it."""
+        told = "YAML file of these flags; flags of the command line override it (docs/reference/command.md)"
+        self.add_argument(CONFIG_FLAG, metavar="FILE", default=argparse.SUPPRESS, help=told)
+
+    def refusal_of(self, flag: str, value: str | list[str]) -> str | None:
+        """Why a flag does not take a value; None if it takes it.
+
+        Args:
+            flag: with hyphens before its name.
+            value: one word, or a list for a flag that takes several.
+        """
+        action = self._option_string_actions[flag]
+        if isinstance(value, list) and action.nargs not in ("+", "*"):
+            return "give one value, not a list"
+        try:
+            self._get_values(action, [value] if isinstance(value, str) else value)
+        except argparse.ArgumentError as error:
+            return error.message
+        return None
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
@@ -49,6 +72,7 @@ class DataclassParser(OneLineParser):
 
     def __init__(self, groups: Sequence[type], description: str | None = None) -> None:
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        self.add_config_flag()
         self._groups = groups
         for group in groups:
             section = self.add_argument_group(getattr(group, "_argument_group_name", group.__name__))

@@ -118,7 +118,7 @@ class CausalLMJob:
             loss_scale=self._loss_scale,
             keep_whole_sum=keeps_whole_sum,
         )
-        return train(task, self.plan, self.folder, micro_batches, pace, self.config)
+        return train(task, self.plan, self.folder, micro_batches, pace, self.config, public_config(*self.groups))
 
     def _shapes(self, task: CausalLMTask, gathers: Gathers | None, keeps_whole_sum: bool) -> Shapes:
         """The shapes of micro-batches, which fit in memory as far as a rehearsal can tell."""

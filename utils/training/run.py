@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan
 from dptune.run.session import PrivateRun
 from utils.cli.launch import ranks_of
+from utils.cli.settings_file import write_settings
 from utils.cli.trackers import start_trackers
 from utils.training.changes import without_unused
 from utils.training.loop import End, Pace, TrainingLoop, describe_stop
@@ -60,7 +61,13 @@ def open_folder(output: OutputArguments, accelerator: Accelerator) -> Iterator[R
 
 
 def train(
-    task: Task, plan: RunPlan, folder: RunFolder, micro_batches: MicroBatches, pace: Pace, config: dict[str, Any]
+    task: Task,
+    plan: RunPlan,
+    folder: RunFolder,
+    micro_batches: MicroBatches,
+    pace: Pace,
+    config: dict[str, Any],
+    flags: Mapping[str, Any],
 ) -> End:
     """Train a task and write all results of the run; returns how it ended.
 
@@ -71,6 +78,7 @@ def train(
         micro_batches: the task's rows, dealt to this rank.
         pace: the optimizer, and when to evaluate.
         config: the resolved settings, without secrets; see `resumed_config`.
+        flags: the flags of this launch, without secrets; see `public_config`.
     """
     accelerator, ranks, output = folder.accelerator, ranks_of(folder.accelerator), folder.output
     ranks.from_main(lambda: folder.lock.make(folder.path))
@@ -79,6 +87,7 @@ def train(
     config = without_unused(config, run.last)
     if ranks.is_main:
         write_config(folder.path, config)
+        write_settings(folder.path, flags)
     start_trackers(accelerator, output.trackers, "dptune", config, logging_dir=folder.path / "tracking")
     checkpoints = Checkpoints(run, config, output.checkpointing_steps, output.save_total_limit, task.trained)
     end, rows = TrainingLoop(run, task, micro_batches, checkpoints, pace).train(folder.saved, track=accelerator.log)

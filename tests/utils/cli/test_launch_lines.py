@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from dptune._validate import InvalidArgument
-from utils.cli.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG, as_command, as_line, launch_words, require_not_taken
+from utils.cli.launch_lines import (
+    PLAIN_CONFIG,
+    SHARDED_CONFIG,
+    as_command,
+    as_line,
+    launch_words,
+    require_not_taken,
+    split_at_dashes,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,3 +55,9 @@ def test_only_flags_that_the_job_decides_are_refused() -> None:
     with pytest.raises(InvalidArgument) as caught:
         require_not_taken([*words, "--delta=1"], taken)
     assert str(caught.value) == "--delta='after --': give --delta before -- instead"
+
+
+def test_a_file_of_flags_after_the_dashes_is_refused() -> None:
+    assert split_at_dashes(["--config", "a.yaml", "--", "--seed", "3"]) == (["--config", "a.yaml"], ["--seed", "3"])
+    with pytest.raises(InvalidArgument, match=r"^--config='after --': may hold flags that this program sets"):
+        split_at_dashes(["--eps", "8", "--", "--config=a.yaml"])

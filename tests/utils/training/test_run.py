@@ -14,6 +14,7 @@ from dptune.run.lock import FolderLock
 from tests.tasks import STEPS, TinyTask, micro_batches, pace, plan
 from tests.utils.training.test_loop import asked_in
 from utils.cli.launch import make_accelerator
+from utils.cli.settings_file import SETTINGS_NAME, read_settings
 from utils.training import run as module
 from utils.training.loop import End
 from utils.training.output_arguments import OutputArguments
@@ -23,13 +24,14 @@ from utils.training.run import open_folder, train
 pytestmark = pytest.mark.usefixtures("no_plots")
 
 BUSY = "another process is at work in it"
+FLAGS = {"learning_rate": 0.01, "seed": None}
 
 
 def trained(folder: Path, task: TinyTask, **flags: Any) -> End:
     """One launch in `folder`."""
     output = OutputArguments(str(folder), **({"checkpointing_steps": 2} | flags))
     with open_folder(output, make_accelerator()) as opened:
-        return train(task, plan(test_seed=None), opened, micro_batches(task), pace(), {"learning_rate": 0.01})
+        return train(task, plan(test_seed=None), opened, micro_batches(task), pace(), {"learning_rate": 0.01}, FLAGS)
 
 
 def require_busy(folder: Path) -> None:
@@ -50,9 +52,10 @@ def test_the_folder_is_locked_and_the_settings_written_before_anything_is_traine
         seen.append(files(folder))
 
     assert trained(folder, TinyTask(on_evaluate=look)) == End(STEPS, None)
-    assert {CONFIG_NAME, ".lock"} <= seen[0]
+    assert {CONFIG_NAME, SETTINGS_NAME, ".lock"} <= seen[0]
     assert LEDGER_NAME not in seen[0]
     assert json.loads((folder / CONFIG_NAME).read_text()) == {"learning_rate": 0.01}
+    assert read_settings(str(folder / SETTINGS_NAME)) == {"learning_rate": "0.01"}
     with FolderLock() as other:
         other.take(folder)  # free again
 
@@ -88,7 +91,7 @@ def test_the_loser_of_a_race_for_a_new_folder_writes_nothing(tmp_path: Path) -> 
     with open_folder(OutputArguments(str(folder)), make_accelerator()) as opened, FolderLock() as winner:
         winner.make(folder)
         with pytest.raises(InvalidArgument, match=BUSY):
-            train(task, plan(), opened, micro_batches(task), pace(), {})
+            train(task, plan(), opened, micro_batches(task), pace(), {}, FLAGS)
         assert files(folder) == {".lock"}
 
 
