@@ -62,10 +62,16 @@ class ModeArguments:
     )
     lora_r: int = field(default=16, metadata={"help": "rank of the LoRA adapters"})
     lora_alpha: float = field(default=16.0, metadata={"help": "scale of the adapters: the output is times alpha / r"})
+    use_rslora: bool = field(
+        default=False, metadata={"help": "rsLoRA: the output is times alpha / sqrt(r) instead of alpha / r"}
+    )
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the inputs of the LoRA adapters"})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "names of the linear layers that get LoRA; default: attention queries and values"},
+        metadata={
+            "help": "names of the linear layers that get LoRA, or all-linear (all but the head); default: attention "
+            "queries and values"
+        },
     )
     num_prepend_tokens: int = field(default=20, metadata={"help": "virtual tokens of a prefix or soft prompt"})
     prefix_projection: bool = field(
@@ -345,6 +351,7 @@ ON_RESUME: OnResumeTable = {
     "finetune_mode": OnResume.REFUSED,
     "lora_r": OnResume.REFUSED,
     "lora_alpha": OnResume.REFUSED,
+    "use_rslora": OnResume.REFUSED,
     "lora_dropout": OnResume.REFUSED,
     "lora_target_modules": OnResume.REFUSED,
     "num_prepend_tokens": OnResume.REFUSED,

@@ -18,6 +18,7 @@ from dptune.devices import computes_apart
 from dptune.integrations.peft import class_logits
 from dptune.pass_overhead import pass_overhead
 from dptune.report.card import Artifact
+from dptune.report.prior import PriorRelease
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
 from dptune.run.plan import RunPlan, make_plan
@@ -217,6 +218,7 @@ class ClassifierTask:
     losses: Losses
     logits: Callable[[Mapping[str, Tensor]], Tensor]
     loss_unit: str = PER_EXAMPLE
+    starts_from: tuple[PriorRelease, ...] = ()
 
     @property
     def model(self) -> Any:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 from dptune._validate import InvalidArgument, refuse
-from utils.cli.familiar_flags import names_here
+from utils.cli.familiar_flags import names_here, why_missing
 from utils.cli.parser import DataclassParser, exit_with, spellings
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -161,6 +161,9 @@ def _describe_unknown(unknown: Sequence[str], groups: Sequence[type]) -> str:
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
     if not flags:
         return f"{len(unknown)} value(s) that belong to no flag; quote a value that holds spaces"
+    for flag in flags:
+        if reason := why_missing(flag.removeprefix("--")):
+            return f"{flag}: {reason}"
     near = [_nearest(flag, groups) for flag in flags]
     hints = [f"{flag} (did you mean {one}?)" if one else flag for flag, one in zip(flags, near, strict=True)]
     return f"unknown flag: {', '.join(hints)}"
