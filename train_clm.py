@@ -15,10 +15,16 @@ the number of examples, it is the sampling probability. The number of steps is -
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from dptune._validate import refuse
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse
 from utils.training.arguments import CAUSAL_LM_GROUPS as GROUPS
 from utils.training.arguments import TRAINING_FLAGS, Groups
+
+if TYPE_CHECKING:  # for types only: --help does not wait for torch and transformers
+    from utils.generation.samples import TrainingSamples
+    from utils.training.causal_lm import CausalLMJob
 
 
 @exit_on_invalid_argument(*GROUPS, flags=TRAINING_FLAGS)
@@ -34,9 +40,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator()
     with open_folder(groups.output, accelerator) as folder:
         job = plan_job(groups, folder)
+        samples = samples_of(job)
         if not groups.output.dry_run:
-            job.run()
+            job.run(after_step=samples)
     accelerator.end_training()
+
+
+def samples_of(job: CausalLMJob) -> TrainingSamples | None:
+    """What samples from the model while it trains; None unless --sample_every asks for it."""
+    output, folder = job.groups.output, job.folder
+    if output.sample_every is None:
+        return None
+    from utils.cli.launch import sharding_of_launch
+    from utils.generation.samples import TrainingSamples, read_prompts
+
+    if sharding_of_launch() is not None:
+        refuse(
+            "--sample_every", output.sample_every, "samples on one process, which holds no whole model if it is sharded"
+        )
+    style = job.train.prompt_style or job.groups.data.prompt_style
+    return TrainingSamples(
+        output.sample_every,
+        read_prompts(output.sample_prompts, style),
+        style=style,
+        tokenizer=job.tokenizer,
+        folder=folder.path,
+        max_length=job.groups.data.block_size,
+        private=job.plan.privacy is not None,
+        start=0 if folder.saved is None else folder.saved.step,
+        is_main=folder.accelerator.is_main_process,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Adapter files: `lora_weights.bin`, a plain state dict, and the same adapter in the PEFT library's format.
 
-The plain file has the keys `<layer>.lora.A.weight` [R, I], `<layer>.lora.B.weight` [O, R] and `<layer>.lora.alpha` [].
-So rank, scale and adapted layers can be read from the file alone.
+The plain file has the keys `<layer>.lora.A.weight` [R, I], `<layer>.lora.B.weight` [O, R] and `<layer>.lora.alpha` [],
+which is R times the scale. So rank, scale and adapted layers can be read from the file alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     for layer, adapter in adapters(model):
         state[f"{layer}.lora.A.weight"] = adapter.A.weight.detach().cpu().clone()
         state[f"{layer}.lora.B.weight"] = adapter.B.weight.detach().cpu().clone()
-        state[f"{layer}.lora.alpha"] = torch.tensor(float(adapter.alpha))
+        state[f"{layer}.lora.alpha"] = torch.tensor(adapter.alpha, dtype=torch.float64)
     return state
 
 
@@ -78,12 +78,18 @@ def save_adapter(model: nn.Module, folder: str | PathLike[str], *, base_model: s
         json.dump(config, file, indent=2)
 
 
-def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
+def require_savable(model: nn.Module) -> None:
+    """Raise the `InvalidArgument` of `save_adapter` for adapters that differ in rank or alpha, before they train."""
+    _peft_config(dict(adapters(model)), "", any_transposed=False)
+
+
+def attach_adapter(model: nn.Module, path: str | PathLike[str], *, dropout: float = 0.0) -> None:
     """Load an adapter file into `model`. If the model has no adapters, they are attached as the file describes them.
 
     Args:
         model: the base model, or a model whose adapters have the file's layers and shapes.
         path: `lora_weights.bin`, a PEFT folder, or the `adapter_model.safetensors` in one.
+        dropout: of adapters that are attached here, see `add_lora`.
 
     Raises:
         InvalidArgument: there is no such file, it is not an adapter file, it holds more than A and B of linear layers,
@@ -100,7 +106,7 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
     if present.keys() - loaded.keys():
         refuse("path", str(path), f"has no weights for the model's adapter on {min(present.keys() - loaded.keys())}")
     if not present:
-        attach(model, {name: (len(entry.A), entry.alpha) for name, entry in loaded.items()})
+        attach(model, {name: (len(entry.A), entry.alpha) for name, entry in loaded.items()}, dropout=dropout)
     with torch.no_grad():
         for name, adapter in adapters(model):
             adapter.A.weight.copy_(loaded[name].A)
@@ -108,7 +114,7 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str]) -> None:
 
 
 def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transposed: bool) -> dict[str, object]:
-    (rank, alpha), *others = {(adapter.rank, adapter.alpha) for adapter in found.values()}
+    (rank, alpha, by_root), *others = {(one.rank, one.given_alpha, one.by_root) for one in found.values()}
     if others:
         kinds = f"rank {rank} and alpha {alpha:g}, rank {others[0][0]} and alpha {others[0][1]:g}"
         refuse("model", Described(kinds), "PEFT's format has one rank and alpha; give all adapters the same")
@@ -118,6 +124,7 @@ def _peft_config(found: Mapping[str, LoraAdapter], base_model: str, any_transpos
         "base_model_name_or_path": base_model,
         "r": rank,
         "lora_alpha": alpha,
+        "use_rslora": by_root,
         "lora_dropout": 0.0,
         "fan_in_fan_out": any_transposed,  # only for PEFT's merging; A and B are stored the same way
         "bias": "none",
@@ -199,6 +206,8 @@ def _require_own(model: nn.Module, path: str, key: str, weight: Tensor) -> None:
     own = dict(model.named_parameters(remove_duplicate=False)).get(name) if key.startswith(_PEFT_PREFIX) else None
     if own is None:
         refuse_unused(path, key)
+    if own.is_meta:  # no values to compare: a skeleton
+        return
     whole = (own.full_tensor() if isinstance(own, DTensor) else own.detach()).cpu()
     same = torch.equal(weight.to(whole.dtype), whole) or torch.equal(weight, whole.to(weight.dtype))
     if not same:  # in the precision of either

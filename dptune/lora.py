@@ -1,5 +1,7 @@
 """Low-rank adaptation (Hu et al. 2021): y = W x + (alpha / r) B A x, with W frozen and A, B trained.
 
+rsLoRA (Kalajdzievski 2023) has alpha / sqrt(r) instead of alpha / r.
+
 Shapes: I inputs, O outputs, R rank. A is [R, I]; B is [O, R] and zero at the start, so the model begins as the base.
 The adapter computes in float32, whatever the base's dtype. In training its input may pass through dropout, which draws
 a mask for each number independently, so it couples no examples. An adapter is attached by changing the layer's class.
@@ -10,7 +12,7 @@ The layer keeps its place and its parameter names (`...q_proj.weight`, `lm_head.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, Protocol
@@ -21,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dptune._validate import refuse, require_count, require_positive
-from dptune.lora_targets import DEFAULT_TARGETS
+from dptune.lora_targets import ALL_LINEAR, DEFAULT_TARGETS
 from dptune.sharding import reshard
 
 
@@ -82,13 +84,28 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 class LoraAdapter(nn.Module):
-    """x [..., I] -> (alpha / R) B A x [..., O], in float32."""
+    """x [..., I] -> (alpha / R) B A x [..., O], in float32.
+
+    Attributes:
+        given_alpha: the alpha that it was made with.
+        by_root: whether `given_alpha` is divided by the root of the rank (rsLoRA).
+        alpha: the number that is divided by the rank: `given_alpha`, or with `by_root` its product with that root.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, rank: int, alpha: float, device: torch.device, dropout: float = 0.0
+        self,
+        inputs: int,
+        outputs: int,
+        rank: int,
+        alpha: float,
+        device: torch.device,
+        dropout: float = 0.0,
+        *,
+        by_root: bool = False,
     ) -> None:
         super().__init__()
-        self.alpha = alpha
+        self.given_alpha, self.by_root = alpha, by_root
+        self.alpha = alpha * math.sqrt(rank) if by_root else alpha  # as dptune.peft_format reads it
         self.dropout: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
         self.A = nn.Linear(inputs, rank, bias=False, device=device, dtype=torch.float32)
         self.B = nn.Linear(rank, outputs, bias=False, device=device, dtype=torch.float32)
@@ -171,6 +188,7 @@ def add_lora(
     alpha: float = 16.0,
     targets: Sequence[str] = DEFAULT_TARGETS,
     dropout: float = 0.0,
+    by_root: bool = False,
 ) -> list[str]:
     """Freeze `model` and attach an adapter to every linear layer that `targets` names.
 
@@ -178,9 +196,11 @@ def add_lora(
         model: any module; changed in place.
         rank: R, at least 1.
         alpha: above 0; the adapter's output is scaled by alpha / R.
-        targets: full module names (`model.layers.0.self_attn.q_proj`), their endings (`q_proj`, `self_attn.q_proj`), or
-            full names with shell wildcards (`*.language_model.*.q_proj`).
+        targets: full module names (`model.layers.0.self_attn.q_proj`), their endings (`q_proj`, `self_attn.q_proj`),
+            full names with shell wildcards (`*.language_model.*.q_proj`), or ALL_LINEAR: every linear layer of the
+            decoder without the output head.
         dropout: share of an adapter's inputs that is set to zero in training mode, in [0, 1).
+        by_root: scale by alpha / sqrt(R) instead (rsLoRA).
 
     Returns:
         The names of the adapted layers, in the model's order.
@@ -195,26 +215,42 @@ def add_lora(
     if next(adapters(model), None) is not None:
         refuse("model", type(model).__name__, "has LoRA adapters already: add them once")
     layers = linear_layers(model)
-    for target in targets:
+    decoder = _decoder_layers(model, layers) if ALL_LINEAR in targets else set()
+    named = [target for target in targets if target != ALL_LINEAR]
+    for target in named:
         if not any(_matches(name, target) for name in layers):
             kinds = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers})) or "none"
             refuse("targets", target, f"matches no linear layer; the model has: {kinds}")
-    chosen = [name for name in layers if any(_matches(name, target) for target in targets)]
+    chosen = [name for name in layers if name in decoder or any(_matches(name, target) for target in named)]
     if not chosen:
         refuse("targets", list(targets), "names no layer: give at least one")
-    attach(model, dict.fromkeys(chosen, (rank, alpha)), dropout=dropout)
+    attach(model, dict.fromkeys(chosen, (rank, alpha)), dropout=dropout, by_root=by_root)
     return chosen
 
 
-def attach(model: nn.Module, adapted: dict[str, tuple[int, float]], *, dropout: float = 0.0) -> None:
-    """Freeze `model` and attach an adapter to each layer of `adapted`, {full name: (rank, alpha)}."""
+def _decoder_layers(model: Any, layers: Mapping[str, nn.Module]) -> set[str]:
+    """Names of those of `layers` that are in the model's decoder, without the output head.
+
+    A transformers model tells both; of any other module it is every layer.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inside = {id(module) for module in decoder.modules()}
+    return {name for name, layer in layers.items() if id(layer) in inside and layer is not head}
+
+
+def attach(
+    model: nn.Module, adapted: dict[str, tuple[int, float]], *, dropout: float = 0.0, by_root: bool = False
+) -> None:
+    """Freeze `model` and attach an adapter to each layer of `adapted`, {full name: (rank, alpha)}; see `add_lora`."""
     model.requires_grad_(False)
     for name, (rank, alpha) in adapted.items():
         layer: Any = model.get_submodule(name)
         kind: Any = type(layer)
         inputs, outputs = linear_sizes(layer)
         layer.__class__ = _with_lora(kind)
-        layer.lora = LoraAdapter(inputs, outputs, rank, alpha, layer.weight.device, dropout).train(layer.training)
+        lora = LoraAdapter(inputs, outputs, rank, alpha, layer.weight.device, dropout, by_root=by_root)
+        layer.lora = lora.train(layer.training)
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraAdapter]]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from dptune import CausalLMLoss
 from dptune.report.card import LORA_ADAPTER, Artifact
+from dptune.report.prior import PriorRelease
 from dptune.run.plan import PrivacySettings, RunPlan, make_plan
 from dptune.shapes import Shapes
 from tests.dptune.integrations.runs import lora_llama
@@ -46,6 +47,7 @@ class TinyTask:
     loss_unit: str = PER_TOKEN
     trained: None = None
     head: tuple[str, ...] = ()
+    starts_from: tuple[PriorRelease, ...] = ()
     base_model: str = "a-model"
     artifact: Artifact = LORA_ADAPTER
     identity: dict[str, Any] = field(default_factory=lambda: {"training_data": "those"})

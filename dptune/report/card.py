@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from dptune._files import atomic_write
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
+from dptune.report.prior import PriorRelease, together
 from dptune.report.statement import PrivacyStatement
 
 _STRONG, _REASONABLE = 1, 10  # epsilon
@@ -182,10 +183,14 @@ def _private_body(
     ]
     if statement.repeated_steps:
         parts.append(_repeated(statement, noun))
+    if statement.unused_steps:
+        parts.append(_unused(statement))
     if epsilon_plot:
         parts.append(f"![Epsilon by training step]({re.sub(r'[^A-Za-z0-9._-]', '_', epsilon_plot)})\n")
     several = _RECORDS if statement.group_size == 1 and statement.sampled == "examples" else _AUTHORS
     limits = _NOT_GUARANTEED.format(several=several, sampled=statement.sampled, noun=noun)
+    if statement.starts_from:
+        parts += ["## What it started from\n", _start(statement, claim)]
     return [*parts, "## What is not guaranteed\n", limits]
 
 
@@ -253,6 +258,38 @@ def _repeated(statement: PrivacyStatement, noun: str) -> str:
         f"{which} not part of the {noun}: an interruption lost {lost}, and the training resumed from an earlier state. "
         "ε counts every step, including these.\n"
     )
+
+
+def _unused(statement: PrivacyStatement) -> str:
+    return (
+        f"Held-out rows ended the training before the last {statement.unused_steps:,} planned steps. ε counts them "
+        "all the same: when the training ends depends on the private steps before.\n"
+    )
+
+
+def _start(statement: PrivacyStatement, claim: _Claim) -> str:
+    """What the training started from, and what that adds for a person in the data of both."""
+    lines = [f"- `{one.name}`: {_bound_of(one)}" for one in statement.starts_from]
+    own = "The ε above is that of this training alone. It holds whatever the start was."
+    total = together(claim.epsilon, claim.delta, statement.privacy_unit, statement.starts_from)
+    if total is None:
+        both = "For a person whose data the start was trained on as well, the bounds of both add up, if it has one."
+    else:
+        # A thousandth more, so that four figures are not below it.
+        both = (
+            "For a person whose data the start was trained on as well, the bounds add up: to "
+            f"ε = {rounded_up(total[0], trim=True)} at δ = {1.001 * total[1]:.4g}."
+        )
+    return "\n".join([*lines, "", own, both, ""])
+
+
+def _bound_of(prior: PriorRelease) -> str:
+    declared = "declared to be trained on public data alone" if prior.declared_public else ""
+    if prior.epsilon is None or prior.delta is None:
+        return f"without a bound of its own{declared and f'; {declared}'}."
+    unit = _escape(prior.privacy_unit or "")
+    bound = f"released at ε = {rounded_up(prior.epsilon, trim=True)} and δ = {float(prior.delta)!r} for {unit}"
+    return f"{bound}{declared and f'; {declared}'}."
 
 
 def _made_with(statement: PrivacyStatement) -> str:

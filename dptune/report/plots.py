@@ -54,9 +54,8 @@ def plot_epsilon(
     figure, (axes,) = _figure(1, width=7, height=4.2)
     axes.plot(steps, epsilons, color=_BLUE, linewidth=2, **_marker(len(steps)))
     axes.axhline(statement.epsilon, color=_VERMILION, linewidth=1.2, linestyle="--")
-    label = f"reported: ε = {rounded_up(statement.epsilon, 3)} after {statement.steps:,} step" + "s" * (
-        statement.steps != 1
-    )
+    number = statement.steps + statement.unused_steps
+    label = f"reported: ε = {rounded_up(statement.epsilon, 3)} after {number:,} step" + "s" * (number != 1)
     axes.annotate(label, (0.02, statement.epsilon), xycoords=("axes fraction", "data"), xytext=(0, 5),
                   textcoords="offset points", color=_VERMILION, fontsize=10)  # fmt: skip
     axes.set_ylim(0, 1.15 * max(statement.epsilon, *epsilons, 1e-12))

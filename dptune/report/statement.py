@@ -19,12 +19,13 @@ from typing import Literal, TypeGuard
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
-from dptune.accounting import ADJACENCY
+from dptune.accounting import ADJACENCY, Spend, account
 from dptune.clipping_styles import clipping_in_words
 from dptune.keystream import FIXED
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig
 from dptune.noise import GaussianNoise
+from dptune.report.prior import PriorRelease
 from dptune.sampling import METHOD_OF_EXAMPLES, SAMPLER
 
 REPORT_NAME = "privacy_report.json"
@@ -55,6 +56,8 @@ class PrivacyStatement:
         steps: noisy steps that ran and were recorded.
         repeated_steps: how many of `steps` a crash threw away, so that they ran again. They are not part of the
             result; `epsilon` counts them.
+        unused_steps: planned steps that did not run because held-out rows ended the training. `epsilon` counts them:
+            how many steps run depends on the noisy steps before, so only the bound of the whole plan holds.
         num_examples: size of the training set; published.
         sampled: what is drawn, clipped as one and counted: "examples" or "authors".
         privacy_unit: whose presence is hidden, for example "one training example".
@@ -66,6 +69,7 @@ class PrivacyStatement:
         noise_source: where the noise's randomness came from, in the launch that made the statement.
         guarantee: "dp" or "none".
         reasons: why there is no guarantee; empty exactly if there is one.
+        starts_from: earlier releases that the training started from, the latest first. `epsilon` does not count them.
         versions: versions of the software that ran, see `versions`.
 
     Raises:
@@ -83,6 +87,7 @@ class PrivacyStatement:
     expected_batch_size: float
     steps: int
     repeated_steps: int = 0
+    unused_steps: int = 0
     num_examples: int
     sampled: str = "examples"
     privacy_unit: str
@@ -94,6 +99,7 @@ class PrivacyStatement:
     noise_source: str
     guarantee: Literal["dp", "none"]
     reasons: tuple[str, ...] = ()
+    starts_from: tuple[PriorRelease, ...] = ()
     versions: dict[str, str] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
@@ -101,6 +107,7 @@ class PrivacyStatement:
         _must(self.guarantee in ("dp", "none"), f"guarantee {self.guarantee!r} is neither 'dp' nor 'none'")
         _must(1 <= self.group_size <= self.num_examples, f"groups of {self.group_size} among {self.num_examples}")
         _must(0 <= self.repeated_steps <= self.steps, f"{self.repeated_steps} of {self.steps} steps repeated")
+        _must(self.unused_steps >= 0, f"{self.unused_steps} unused steps")
         if self.guarantee == "none":
             _must(bool(self.reasons) and all(self.reasons), "no guarantee needs its reasons")
             _must(self.epsilon is None, "no guarantee has no epsilon")
@@ -121,6 +128,7 @@ def state_privacy(
     *,
     privacy_unit: str,
     repeated_steps: int = 0,
+    unused_steps: int = 0,
     method: str = METHOD_OF_EXAMPLES,
     sampled: str = "examples",
     packages: Iterable[str] = (),
@@ -135,6 +143,7 @@ def state_privacy(
         noise: the source of the noise.
         privacy_unit: whose presence is hidden.
         repeated_steps: how many of the ledger's steps a crash threw away.
+        unused_steps: planned steps that did not run; see `PrivacyStatement`.
         method, sampled: see `PrivacyStatement`.
         packages: distributions whose versions are listed too.
 
@@ -146,7 +155,12 @@ def state_privacy(
         if spend.group_size != config.group_size:
             remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
-    cost = ledger.cost(config.delta)
+    unused = (
+        [Spend(config.noise_multiplier, config.sampling_probability, unused_steps, config.group_size)]
+        if unused_steps
+        else []
+    )
+    cost = account([*ledger.spends, *unused], delta=config.delta)
     reasons = ledger.reasons
     if not (noise.keystream.secret or FIXED in ledger.noise_keys):  # no step has said so yet
         reasons = ("the noise came from a fixed key, so anyone can reproduce it", *reasons)
@@ -162,6 +176,7 @@ def state_privacy(
         expected_batch_size=config.expected_batch_size,
         steps=ledger.steps,
         repeated_steps=repeated_steps,
+        unused_steps=unused_steps,
         num_examples=config.num_examples,
         privacy_unit=privacy_unit,
         group_size=config.group_size,

@@ -7,8 +7,8 @@ then in `.grad`. The training scripts, `DPTrainer` and the callback for transfor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar
@@ -26,6 +26,7 @@ from dptune.noise import GaussianNoise
 from dptune.plain_step import PlainStep
 from dptune.randomness import forget_randomness, new_randomness
 from dptune.ranks import ALONE, Ranks
+from dptune.report.prior import PriorRelease
 from dptune.report.statement import PrivacyStatement, state_no_privacy, state_privacy
 from dptune.run.checkpoint import LEDGER_NAME, TrainingState
 from dptune.run.folder import refuse_existing_run
@@ -80,6 +81,7 @@ class PrivateRun:
         ranks: the processes of the run.
         resume_from: the checkpoint to resume. The caller loads its weights.
         identity: settings that a resumed run must share, in addition to the mechanism, as JSON values.
+        starts_from: earlier releases that the training starts from, which the statement names.
 
     Attributes:
         identity: all settings that a resumed run must share.
@@ -100,9 +102,11 @@ class PrivateRun:
         *,
         resume_from: SavedRun | None = None,
         identity: Mapping[str, object] | None = None,
+        starts_from: Sequence[PriorRelease] = (),
     ) -> None:
         self.plan, self.folder, self.ranks = plan, Path(run_folder), ranks
         self.identity = {**(identity or {}), **mechanism_identity(plan)}
+        self._starts_from = tuple(starts_from)
         self.ledger: Ledger | None = None
         self.step: PrivateStep | PlainStep | None = None
         self._noise: GaussianNoise | None = None
@@ -262,12 +266,18 @@ class PrivateRun:
         """The mechanism's state that a checkpoint must keep; see `SavedRun.mechanism`."""
         return self._ready.state_dict()
 
-    def statement(self, packages: Iterable[str] = ()) -> PrivacyStatement:
+    def statement(self, packages: Iterable[str] = (), *, planned: bool = False) -> PrivacyStatement:
         """What the completed steps guarantee. Rank 0 only.
 
         Args:
             packages: further distributions whose versions are listed.
+            planned: whether epsilon counts the steps up to `last` that did not run, because what ended
+                the run depends on its steps.
         """
+        unused = self.last - self.completed if planned else 0
+        return replace(self._stated(packages, unused), starts_from=self._starts_from)
+
+    def _stated(self, packages: Iterable[str], unused_steps: int) -> PrivacyStatement:
         unit, packages = self.plan.unit, ("cryptography", *packages)
         if self.plan.privacy is not None and self.ledger is not None and self._noise is not None:
             return state_privacy(
@@ -275,6 +285,7 @@ class PrivateRun:
                 self.ledger,
                 self._noise,
                 repeated_steps=self.ledger.steps - self.completed,
+                unused_steps=unused_steps,
                 privacy_unit=unit.name,
                 method=unit.how,
                 sampled=unit.sampled,
@@ -354,4 +365,8 @@ def describe_end(run: PrivateRun, statement: PrivacyStatement) -> list[str]:
         lines.append(f"privacy                epsilon {rounded_up(statement.epsilon)} at delta {statement.delta:g}")
     if statement.repeated_steps:
         lines.append(f"repeated steps         {statement.repeated_steps:,}, lost in a crash; epsilon counts them too")
+    if statement.unused_steps:
+        lines.append(
+            f"unused steps           {statement.unused_steps:,}, left out early; epsilon counts them all the same"
+        )
     return lines

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dptune import InvalidArgument, add_lora, attach_adapter, merge_lora, save_adapter
-from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME
+from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, require_savable
 from dptune.lora import adapters, attach
 from tests.dptune.test_lora import logits, tiny_gpt2
 from tests.examples import randomise_adapters
@@ -349,3 +349,55 @@ def test_weights_without_their_configuration_are_refused(saved: Path, unchanged:
     (saved / "alone").mkdir()
     shutil.copy(saved / PEFT_WEIGHTS_NAME, saved / "alone")
     assert "not a readable PEFT adapter" in refused(unchanged, saved / "alone" / PEFT_WEIGHTS_NAME)
+
+
+# --- rsLoRA, and alphas that float32 does not hold ---
+
+
+@pytest.mark.parametrize("by_root", [False, True])
+@pytest.mark.parametrize("given", [WEIGHTS_NAME, PEFT_WEIGHTS_NAME])
+def test_the_scale_comes_back_to_the_bit(tmp_path: Path, by_root: bool, given: str) -> None:
+    model, loaded = tiny_llama(), tiny_llama()
+    add_lora(model, rank=6, alpha=0.7, by_root=by_root)
+    randomise_adapters(model, scale=0.3)
+    save_adapter(model, tmp_path, base_model="base")
+    attach_adapter(loaded, tmp_path / given)
+    assert [one.scale for _, one in adapters(loaded)] == [one.scale for _, one in adapters(model)]
+    assert torch.equal(logits(loaded), logits(model))
+    attach_adapter(model, tmp_path / given)  # fits the adapters that it came from
+
+
+def test_peft_reads_rslora_from_its_configuration(tmp_path: Path) -> None:
+    model = tiny_llama()
+    add_lora(model, rank=6, alpha=5, by_root=True)
+    randomise_adapters(model, scale=0.3)
+    save_adapter(model, tmp_path, base_model="base")
+    config = json.loads((tmp_path / PEFT_CONFIG_NAME).read_text())
+    assert (config["use_rslora"], config["lora_alpha"], config["r"]) == (True, 5, 6)
+    theirs = peft.PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    assert_same(logits(theirs), logits(model))
+    assert not torch.allclose(logits(model), logits(tiny_llama()), atol=1e-3)
+
+
+# --- training goes on ---
+
+
+def test_adapters_that_could_not_be_saved_are_refused_before_they_train() -> None:
+    model = tiny_llama()
+    attach(model, {"model.layers.0.self_attn.q_proj": (2, 4.0), "model.layers.1.self_attn.q_proj": (4, 4.0)})
+    with pytest.raises(InvalidArgument, match=r"rank [24] and alpha 4, rank [24] and alpha 4: PEFT"):
+        require_savable(model)
+
+
+def test_a_skeleton_gets_adapters_without_values(tmp_path: Path) -> None:
+    """Also from a PEFT folder with a copy of the base's weight, which a skeleton has no values to compare with."""
+    save_adapter(trained("llama"), tmp_path, base_model="base")
+    state = load_file(tmp_path / PEFT_WEIGHTS_NAME)
+    state["base_model.model.lm_head.weight"] = tiny_llama().lm_head.weight.detach().clone()
+    save_file(state, tmp_path / PEFT_WEIGHTS_NAME)
+    with torch.device("meta"):
+        skeleton = type(tiny_llama())(tiny_llama().config)
+    attach_adapter(skeleton, tmp_path, dropout=0.25)
+    found = [one for _, one in adapters(skeleton)]
+    assert len(found) == 8
+    assert all(one.has_dropout and one.A.weight.is_meta and one.A.weight.requires_grad for one in found)

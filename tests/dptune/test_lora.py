@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from dptune import CausalLMLoss, InvalidArgument, add_lora, merge_lora, trainabl
 from dptune.adapter_files import adapter_state_dict
 from dptune.clipping import whole_norms
 from dptune.lora import LoraAdapter, adapters, linear_layers, linear_sizes
+from dptune.lora_targets import ALL_LINEAR
 from dptune.per_example import PerExampleGradients
 from tests.examples import padded, random_examples, randomise_adapters
 from tests.reference import adapter_output, example_gradients, flat
@@ -332,3 +336,41 @@ def test_per_example_gradients_under_dropout_are_the_oracles_under_the_same_mask
 def test_a_dropout_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(InvalidArgument, match="dropout="):
         with_dropout(share)
+
+
+# --- every linear layer ---
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_all_linear_means_what_it_means_to_peft(make: Callable[[], nn.Module]) -> None:
+    theirs = peft.get_peft_model(make(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=ALL_LINEAR))
+    found = {name.removeprefix("base_model.model.") for name, part in theirs.named_modules() if hasattr(part, "lora_A")}
+    chosen = add_lora(make(), targets=[ALL_LINEAR])
+    assert set(chosen) == found
+    assert not any("lm_head" in name for name in chosen)
+
+
+def test_all_linear_takes_the_head_too_if_it_is_named() -> None:
+    model = tiny_llama()
+    assert set(add_lora(model, targets=[ALL_LINEAR, "lm_head"])) == set(linear_layers(model))
+
+
+def test_all_linear_leaves_out_a_vision_tower_and_is_every_layer_of_a_plain_module() -> None:
+    class Seeing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower, self.language = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
+
+        def get_decoder(self) -> nn.Module:
+            return self.language
+
+    assert add_lora(Seeing(), targets=[ALL_LINEAR]) == ["language.0"]
+    assert add_lora(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), targets=[ALL_LINEAR]) == ["0", "1"]
+
+
+def test_rslora_divides_by_the_root_of_the_rank() -> None:
+    plain, by_root = tiny_llama(), tiny_llama()
+    add_lora(plain, rank=6, alpha=5 * math.sqrt(6))
+    add_lora(by_root, rank=6, alpha=5, by_root=True)
+    scales = [next(adapters(model))[1].scale for model in (plain, by_root)]
+    assert scales[0] == scales[1] == pytest.approx(5 / math.sqrt(6))

@@ -390,7 +390,7 @@ def test_a_resumed_run_must_train_the_same(
         ({"lr_scheduler_type": "constant"}, "lr_scheduler_type was 'linear' in the checkpoint and is 'constant' now"),
         ({"epochs": 0.8}, "steps was 2 in the checkpoint and is 4 now"),
         ({"seed": 9}, "seed was 0 in the checkpoint and is 9 now"),
-        ({"max_grad_norm": 3}, "max_grad_norm was None in the checkpoint and is 3.0 now"),
+        ({"max_grad_norm": 3}, "max_grad_norm was 1.0 in the checkpoint and is 3.0 now"),
         ({"model_checkpoint": "lively_bert"}, "checkpoint was '"),
     ],
 )

@@ -32,7 +32,7 @@ REPORT_KEYS = {
     *("expected_batch_size", "steps"),
     *("num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source", "guarantee", "reasons"),
     "versions",
-    *("repeated_steps", "sampled", "method", "group_size"),
+    *("repeated_steps", "unused_steps", "starts_from", "sampled", "method", "group_size"),
 }
 TOKEN = "hf_a_secret_that_must_not_appear"
 

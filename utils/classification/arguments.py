@@ -13,8 +13,8 @@ from dptune.run.plan import PrivacySettings
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.cli.flags import refuse_unread
 from utils.training.changes import OnResume, OnResumeTable
-from utils.training.optimization_arguments import LR_SCHEDULERS
-from utils.training.optimizers import OPTIMIZERS, UpdateSettings
+from utils.training.optimization_arguments import LR_SCHEDULERS, MAX_GRAD_NORM, require_warmup
+from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
 from utils.training.output_arguments import OutputArguments
 
 # The engine's name of a setting -> the flag of train_classifier.py.
@@ -62,10 +62,16 @@ class ModeArguments:
     )
     lora_r: int = field(default=16, metadata={"help": "rank of the LoRA adapters"})
     lora_alpha: float = field(default=16.0, metadata={"help": "scale of the adapters: the output is times alpha / r"})
+    use_rslora: bool = field(
+        default=False, metadata={"help": "rsLoRA: the output is times alpha / sqrt(r) instead of alpha / r"}
+    )
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the inputs of the LoRA adapters"})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "names of the linear layers that get LoRA; default: attention queries and values"},
+        metadata={
+            "help": "names of the linear layers that get LoRA, or all-linear (all but the head); default: attention "
+            "queries and values"
+        },
     )
     num_prepend_tokens: int = field(default=20, metadata={"help": "virtual tokens of a prefix or soft prompt"})
     prefix_projection: bool = field(
@@ -157,7 +163,7 @@ class BudgetArguments:
         default=None,
         metadata={
             "help": "clip norm. With --enable_dp, of each example's gradient; default: measured, just above a typical "
-            "norm at the start. Without it, of a step's whole gradient; default: none"
+            "norm at the start. Without it, of a step's whole gradient; default: 1"
         },
     )
     delta: float = field(
@@ -203,7 +209,7 @@ class BudgetArguments:
     @property
     def plain_max_grad_norm(self) -> float | None:
         """The clip norm of a step's whole gradient in training without privacy."""
-        return None if self.enable_dp else self.max_grad_norm
+        return None if self.enable_dp else self.max_grad_norm or MAX_GRAD_NORM
 
 
 @dataclass
@@ -231,6 +237,9 @@ class StepArguments:
     lr_scheduler_type: str = field(
         default="linear", metadata={"help": "learning rate schedule", "choices": LR_SCHEDULERS}
     )
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "share of all steps in which the learning rate rises from 0; default: none"}
+    )
     seed: int = field(
         default=0,
         metadata={"help": "seed of new weights and --max_train_examples; never of noise, sampling or dropout"},
@@ -240,6 +249,8 @@ class StepArguments:
         require_positive("--epochs", self.epochs)
         require_count("--batch_size", self.batch_size)
         require_count("--micro_batch_size", self.micro_batch_size)
+        require_warmup(0, self.warmup_ratio)
+        require_installed(self.optimizer)
         if self.learning_rate is not None:
             require_positive("--learning_rate", self.learning_rate)
         elif self.optimizer == "sgd":
@@ -264,6 +275,20 @@ class ResultArguments:
     eval_freq: int | None = field(
         default=None, metadata={"help": "steps between evaluations on the validation split; default: one epoch"}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "evaluations without a lower validation loss after which training ends; default: never"},
+    )
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "release the weights with the lowest validation loss instead of the last"}
+    )
+    validation_is_public: bool = field(
+        default=False,
+        metadata={
+            "help": "declares that the validation split is public, or of people who are not in the training data: what "
+            "it decides is not private"
+        },
+    )
     checkpointing_steps: int = field(default=100, metadata={"help": "steps between checkpoints; 0 writes none"})
     resume_from_checkpoint: str | None = field(
         default=None,
@@ -275,11 +300,15 @@ class ResultArguments:
         require_count("--checkpointing_steps", self.checkpointing_steps, minimum=0)
         if self.eval_freq is not None:
             require_count("--eval_freq", self.eval_freq)
+        self.of_task(Path())  # refuses what the runs would refuse
 
     def of_task(self, folder: Path) -> OutputArguments:
         """The output settings of one task's run."""
         return OutputArguments(
             output_dir=str(folder),
+            early_stopping_patience=self.early_stopping_patience,
+            load_best_model_at_end=self.load_best_model_at_end,
+            validation_is_public=self.validation_is_public,
             checkpointing_steps=self.checkpointing_steps,
             resume_from_checkpoint=self.resume_from_checkpoint,
             dry_run=self.dry_run,
@@ -322,6 +351,7 @@ class Settings(NamedTuple):
             head_learning_rate=self.steps.head_learning_rate or usual,
             weight_decay=self.steps.weight_decay,
             lr_scheduler_type=self.steps.lr_scheduler_type,
+            warmup_ratio=self.steps.warmup_ratio,
         )
 
     @property
@@ -345,6 +375,7 @@ ON_RESUME: OnResumeTable = {
     "finetune_mode": OnResume.REFUSED,
     "lora_r": OnResume.REFUSED,
     "lora_alpha": OnResume.REFUSED,
+    "use_rslora": OnResume.REFUSED,
     "lora_dropout": OnResume.REFUSED,
     "lora_target_modules": OnResume.REFUSED,
     "num_prepend_tokens": OnResume.REFUSED,
@@ -375,10 +406,14 @@ ON_RESUME: OnResumeTable = {
     "optimizer": OnResume.REFUSED,
     "weight_decay": OnResume.REFUSED,
     "lr_scheduler_type": OnResume.REFUSED,
+    "warmup_ratio": OnResume.REFUSED,
     "seed": OnResume.REFUSED,
     # output
     "output_dir": OnResume.RUNTIME,
     "eval_freq": OnResume.RUNTIME,
+    "early_stopping_patience": OnResume.REFUSED,
+    "load_best_model_at_end": OnResume.REFUSED,
+    "validation_is_public": OnResume.REFUSED,
     "checkpointing_steps": OnResume.RUNTIME,
     "resume_from_checkpoint": OnResume.RUNTIME,
     "dry_run": OnResume.RUNTIME,

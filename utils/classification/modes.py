@@ -52,6 +52,7 @@ def prepare_mode(
     *,
     lora_r: int = 16,
     lora_alpha: float = 16.0,
+    use_rslora: bool = False,
     lora_dropout: float = 0.0,
     lora_target_modules: Sequence[str] | None = None,
     num_prepend_tokens: int = 20,
@@ -63,8 +64,8 @@ def prepare_mode(
     Args:
         model: a transformers classifier; changed in place.
         mode: one of MODES.
-        lora_r, lora_alpha, lora_dropout: see `dptune.lora.add_lora`.
-        lora_target_modules: layers to adapt; None for attention queries and values.
+        lora_r, lora_alpha, use_rslora, lora_dropout: see `dptune.lora.add_lora`.
+        lora_target_modules: layers to adapt (see there); None for attention queries and values.
         num_prepend_tokens: number of virtual tokens of a prefix or soft prompt.
         prefix_projection: compute the prefix by a small network, and train that network instead of the prefix.
         also_trained: other modules to train, because the checkpoint has no weights for them.
@@ -84,7 +85,7 @@ def prepare_mode(
         _train_biases(model)
     if "lora" in (method, *others):
         targets = lora_target_modules or _attention_of(model)
-        add_lora(model, rank=lora_r, alpha=lora_alpha, targets=targets, dropout=lora_dropout)
+        add_lora(model, rank=lora_r, alpha=lora_alpha, targets=targets, dropout=lora_dropout, by_root=use_rslora)
     if method in _PEFT:
         require_count("--num_prepend_tokens", num_prepend_tokens)
         how = {"num_virtual_tokens": num_prepend_tokens, "prefix_projection": prefix_projection}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def write_summary(finished: Finished, task: ClassificationTask, settings: Settin
         "steps": statement.steps,
         "expected_batch_size": statement.expected_batch_size,
         "train_examples": statement.num_examples,
-        "scores": last_scores(finished.diagnostics),
+        "scores": last_scores(finished),
         "majority": {split: majority(data.labels) for split, data in task.validation.items()},
         "seed": settings.steps.seed,
         "seconds": finished.results["seconds"],
@@ -67,9 +67,12 @@ def _published(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in identity.items() if name != "training_data"}
 
 
-def last_scores(diagnostics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The scores of the last evaluation; empty without a validation split."""
-    return next((row["scores"] for row in reversed(diagnostics) if "scores" in row), {})
+def last_scores(finished: Finished) -> dict[str, dict[str, float]]:
+    """The scores of the released weights: at the last evaluation, or at the step that they are from; empty without a
+    validation split."""
+    released = finished.results.get("released_step")
+    rows = [row for row in finished.diagnostics if released in (None, row["step"])]
+    return next((row["scores"] for row in reversed(rows) if "scores" in row), {})
 
 
 def describe_scores(task: ClassificationTask, scores: Mapping[str, Mapping[str, float]]) -> list[str]:

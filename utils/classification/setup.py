@@ -18,6 +18,7 @@ from dptune.devices import computes_apart
 from dptune.integrations.peft import class_logits
 from dptune.pass_overhead import pass_overhead
 from dptune.report.card import Artifact
+from dptune.report.prior import PriorRelease
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
 from dptune.run.plan import RunPlan, make_plan
@@ -50,7 +51,7 @@ from utils.models.trainable import Losses, in_autocast
 from utils.training.changes import describe_changes, resumed_config
 from utils.training.loop import Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget
-from utils.training.optimizers import UpdateSettings
+from utils.training.optimizers import UpdateSettings, require_works
 from utils.training.resume import OTHER_FILES, refuse_other_beginning
 from utils.training.run import open_folder, train
 from utils.training.task import PER_EXAMPLE, Finished
@@ -124,6 +125,9 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
     if batch > examples:
         refuse("--batch_size", batch, f"{task.name} has {examples} training examples; give at most that")
     steps = planned_steps(num_examples=examples, expected_batch_size=batch, epochs=settings.steps.epochs)
+    require_works(settings.steps.optimizer, accelerator.device, sharded=False)
+    output = settings.results.of_task(settings.folder)
+    output.require_selection(private=settings.budget.enable_dp, has_validation=bool(task.validation))
     if settings.budget.clip_norm_is_open:
         model = load_in_mode(task, settings, tokenizer).model.to(accelerator.device)
         (clip_norm,) = broadcast_object_list([measure_clip_norm(model)])
@@ -181,6 +185,7 @@ def dtype_of_launch(accelerator: Accelerator) -> torch.dtype:
 def identity_of(planned: PlannedTask, trained: Trained) -> dict[str, Any]:
     """What a resumed run must share, as JSON values. Process counts and micro-batch sizes may differ."""
     task, settings, plan = planned
+    selection = settings.results.of_task(settings.folder).selection
     # The mode comes first: a measured clip norm follows it, and would be named in its place.
     return (
         vars(settings.mode)
@@ -195,6 +200,7 @@ def identity_of(planned: PlannedTask, trained: Trained) -> dict[str, Any]:
             "checkpoint": trained.checkpoint,
             **model_identity(trained.model),
         }
+        | ({"selection": asdict(selection)} if selection.decides else {})
     )
 
 
@@ -217,6 +223,7 @@ class ClassifierTask:
     losses: Losses
     logits: Callable[[Mapping[str, Tensor]], Tensor]
     loss_unit: str = PER_EXAMPLE
+    starts_from: tuple[PriorRelease, ...] = ()
 
     @property
     def model(self) -> Any:
@@ -270,7 +277,7 @@ class ClassifierTask:
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         write_summary(finished, task, self.planned.settings, trained)
         lines = [f"{what:<23}{folder / name}" for what, name in saved.items()]
-        return [*lines, *describe_scores(task, last_scores(finished.diagnostics))]
+        return [*lines, *describe_scores(task, last_scores(finished))]
 
     def help_save(self) -> None:
         """Nothing: every rank holds the whole classifier."""
@@ -326,7 +333,7 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         )
         epoch = max(1, round(1 / plan.sampling_probability))
         eval_freq, clip = settings.results.eval_freq or epoch, settings.budget.plain_max_grad_norm
-        pace = Pace(trained.updates, eval_freq, plain_max_grad_norm=clip)
+        pace = Pace(trained.updates, eval_freq, plain_max_grad_norm=clip, selection=output.selection)
         end = train(
             ClassifierTask(planned, trained, tokenizer, losses, logits),
             plan,

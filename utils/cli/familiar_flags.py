@@ -8,6 +8,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+# {flag of another tool that is deliberately missing: why}
+_MISSING = {
+    **dict.fromkeys(
+        ("deepspeed", "deepspeed_config", "zero_stage"),
+        "DeepSpeed adds up gradients itself, before each example's part of them is clipped; to shard a model, launch "
+        "with accelerate_configs/accelerate_config.cfg (FSDP2)",
+    ),
+    **dict.fromkeys(
+        ("torch_compile", "torch_compile_mode", "torch_compile_backend"),
+        "per-example gradients are recorded by hooks on layers, which do not run in a compiled model; leave it out",
+    ),
+    **dict.fromkeys(
+        ("neftune_noise_alpha", "noisy_embedding_alpha"),
+        "not built in. NEFTune's noise protects nobody, and its scale follows the longest row of a micro-batch, so it "
+        "would couple examples; leave it out",
+    ),
+}
 # {flag here: what others call it}
 _CALLED = {
     "block_size": ("sequence_len", "seq_len", "max_seq_len", "max_seq_length", "max_length", "cutoff_len"),
@@ -17,6 +34,8 @@ _CALLED = {
     "target_epsilon": ("eps", "epsilon", "privacy_budget"),
     "noise_multiplier": ("sigma", "noise", "noise_scale"),
     "delta": ("target_delta",),
+    "initial_adapter": ("adapter_name_or_path", "peft_model_id", "lora_model_dir"),
+    "use_rslora": ("rslora",),
     "lora_r": ("lora_dim", "lora_rank", "rank", "r"),
     "lora_target_modules": ("target_modules", "lora_target"),
     "per_device_train_batch_size": ("batch_size", "micro_batch_size", "per_gpu_train_batch_size", "train_batch_size"),
@@ -24,7 +43,12 @@ _CALLED = {
     "learning_rate": ("lr",),
     "num_train_epochs": ("epochs", "num_epochs"),
     "max_train_steps": ("max_steps", "steps", "num_steps"),
-    "num_warmup_steps": ("warmup_steps", "warmup_ratio"),
+    "num_warmup_steps": ("warmup_steps",),
+    "optimizer": ("optim",),
+    "attn_implementation": ("attn_impl", "flash_attention", "flash_attn", "sdp_attention"),
+    "load_best_model": ("load_best_model_at_end",),
+    "early_stopping_patience": ("early_stopping",),
+    "sample_every": ("sample_steps", "generate_every"),
     "lr_scheduler_type": ("scheduler", "lr_scheduler"),
     "eval_freq": ("eval_steps", "eval_strategy", "evaluation_strategy", "logging_steps"),
     "checkpointing_steps": ("save_steps", "save_strategy", "save_freq"),
@@ -63,3 +87,12 @@ def nearest(flag: str, own: Sequence[str]) -> str | None:
     named = [f"--{name}" for name in names_here(flag.removeprefix("--"))]
     close = [one for one in named if one in own] or difflib.get_close_matches(flag, own, n=1)
     return next(iter(close), None)
+
+
+def why_missing(other: str) -> str | None:
+    """Why a flag of another tool is deliberately missing in every program here; None if it is not.
+
+    >>> why_missing("colour"), why_missing("torch-compile").partition(",")[0]
+    (None, 'per-example gradients are recorded by hooks on layers')
+    """
+    return _MISSING.get(other.replace("-", "_").lower())

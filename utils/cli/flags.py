@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 from dptune._validate import InvalidArgument, refuse
-from utils.cli.familiar_flags import nearest
+from utils.cli.familiar_flags import nearest, why_missing
 from utils.cli.parser import CONFIG_FLAG, DataclassParser, exit_with, spellings
 from utils.cli.settings_file import given_in_file, split_config, with_settings
 
@@ -172,6 +172,9 @@ def _describe_unknown(unknown: Sequence[str], groups: Sequence[type]) -> str:
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
     if not flags:
         return f"{len(unknown)} value(s) that belong to no flag; quote a value that holds spaces"
+    for flag in flags:
+        if reason := why_missing(flag.removeprefix("--")):
+            return f"{flag}: {reason}"
     own = [*_flags(groups), CONFIG_FLAG]
     near = [nearest(flag, own) for flag in flags]
     hints = [f"{flag} (did you mean {one}?)" if one else flag for flag, one in zip(flags, near, strict=True)]

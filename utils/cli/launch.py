@@ -15,6 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from dptune._validate import refuse
 from dptune.devices import has_accelerator, has_fast_bfloat16
 from dptune.ranks import Ranks
+from utils.cli.familiar_flags import why_missing
 
 # How long a rank waits for another before it fails. If a process dies, the launcher ends the others sooner; this limit
 # is for a machine that disappears.
@@ -45,7 +46,11 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
     """The process group and device of this launch; `kwargs` go to `accelerate.Accelerator`.
 
     Without an accelerator this asks for the CPU explicitly; otherwise accelerate would not connect the processes.
+
+    Raises:
+        InvalidArgument: the launch asks for DeepSpeed or a compiled model.
     """
+    refuse_launch()
     group = InitProcessGroupKwargs(timeout=RANKS_WAIT)
     if not has_accelerator():
         # accelerate refuses fp16 on a CPU, which then computes in float32 (`compute_dtype`).
@@ -56,6 +61,15 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
     if accelerator.num_processes != launched:
         raise RuntimeError(f"{launched} processes were launched, but {accelerator.num_processes} joined")
     return accelerator
+
+
+def refuse_launch(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a launch configuration that asks for DeepSpeed or torch.compile, which accelerate would ignore here."""
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        refuse("distributed_type", "DEEPSPEED", str(why_missing("deepspeed")))
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        refuse("dynamo_backend", backend, str(why_missing("torch_compile")))
 
 
 def ranks_of(accelerator: Accelerator) -> Ranks:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 
 from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
-from utils.cli.familiar_flags import nearest
+from utils.cli.familiar_flags import nearest, why_missing
 from utils.cli.parser import CONFIG_FLAG, spellings
 
 SETTINGS_NAME = "config.yaml"  # the flags of a training run, in its folder
@@ -138,6 +138,8 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _refuse_unknown(file: str, key: str, names: Sequence[str]) -> NoReturn:
     """The value is not shown: a misspelt access_token must not print the token."""
+    if reason := why_missing(key):
+        refuse(CONFIG_FLAG, file, f"{key}: {reason}")
     near = nearest(f"--{key}", [spelling for name in names for spelling in spellings(name)])
     hint = "" if near is None else f" (did you mean {near.removeprefix('--')}?)"
     refuse(CONFIG_FLAG, file, f"unknown key: {key}{hint}; --help lists the flags, whose names are the keys")

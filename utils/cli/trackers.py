@@ -16,7 +16,7 @@ from dptune._validate import InvalidArgument, refuse
 if TYPE_CHECKING:  # for types only: modules of flags import this one without loading accelerate
     from accelerate import Accelerator
 
-TRACKERS = ("wandb", "tensorboard", "trackio")
+TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
 REPORT_TO_CHOICES = (*TRACKERS, "all", "none")
 LOCAL = "tensorboard"  # writes files and sends nothing
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from dptune._validate import refuse
 from dptune.run.lock import FolderLock
 from utils.cli.flags import public_config
-from utils.cli.launch import make_accelerator, ranks_of
+from utils.cli.launch import compute_dtype, make_accelerator, ranks_of
 from utils.data.prompts import AS_IS, ChatTemplateError, format_prompt
 from utils.data.special_tokens import MarkedText, SpecialTokens, StandInLost
 from utils.data.template_date import TEMPLATE_DATE, date_of_training, tells_date, today, told_date
@@ -74,7 +74,11 @@ def sample_instructions(
     if sampling.backend != "vllm":
         ids = np.concatenate([np.empty(0, dtype=np.int64), *(job.ids for job in jobs)]).astype(np.int64)
         starts = np.cumsum([0, *(len(job.ids) for job in jobs)])
-        skeleton = load_skeleton(model_args.model_name_or_path, **model_args.hub)
+        attention, dtype = (
+            model_args.attn_implementation,
+            compute_dtype(accelerator.mixed_precision, accelerator.device),
+        )
+        skeleton = load_skeleton(model_args.model_name_or_path, **model_args.hub, attention=attention, dtype=dtype)
         require_embeddings(skeleton, tokenizer, model_args.model_name_or_path, {"prompt": (ids, starts)})
     source = find_source(accelerator, tokenizer, model_args, adapter, sampling)
     identity = sampling_identity([prompt.text for prompt in prompts], model_args, adapter, sampling) | source.identity

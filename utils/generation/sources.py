@@ -73,6 +73,7 @@ def _local(
             device=accelerator.device,
             bits=model_args.qbits,
             sharding=sharding,
+            attention=model_args.attn_implementation,
         )
         if sharding is not None:
             accelerator.print(describe_shards(model, accelerator.num_processes))
@@ -106,6 +107,9 @@ def _server(
         refuse("--lora_weights_path", adapter.lora_weights_path, remedy)
     if model_args.qbits != 16:
         refuse("--qbits", model_args.qbits, "the server decides the precision; leave it out with --backend vllm")
+    if model_args.attn_implementation is not None:
+        remedy = "the server decides it; leave it out with --backend vllm"
+        refuse("--attn_implementation", model_args.attn_implementation, remedy)
     name = find_model(present(sampling.vllm_url, "server"), sampling.vllm_model)
     source = model_args.hub
     backend = ServerBackend(name, tokenizer, model_args.model_name_or_path, sampling, **source)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from utils.models.quantization import BITS, require_available
 
+# Ways of computing attention, as transformers names them.
+EAGER, SDPA, FLASH, FLEX = "eager", "sdpa", "flash_attention_2", "flex_attention"
+ATTENTION = (EAGER, SDPA, FLASH, FLEX)
+
 
 @dataclass
 class ModelArguments:
@@ -19,6 +23,10 @@ class ModelArguments:
     qbits: int = field(
         default=16,
         metadata={"help": "bits per frozen weight; 4 and 8 need bitsandbytes", "choices": BITS},
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "how attention is computed; default: what transformers chooses", "choices": ATTENTION},
     )
     access_token: str | None = field(
         default=None,

@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from dptune._validate import refuse
 from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, attach_adapter
 from dptune.integrations.vocabulary import context_of
 from dptune.lora import merge_lora
 from utils.cli.launch import Sharding
+from utils.models.arguments import FLASH
 from utils.models.quantization import keep_differentiable, quantized_loading, round_rows_alone
 from utils.models.sharded import load_sharded_model
 
@@ -48,6 +56,7 @@ def load_model(
     device: torch.device | str,
     bits: int = 16,
     sharding: Sharding | None = None,
+    attention: str | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub name, every parameter frozen, in evaluation mode.
 
@@ -57,6 +66,7 @@ def load_model(
         device: where it computes.
         bits: 4 or 8 to quantise the model, else 16.
         sharding: how its weights are spread over the ranks; None loads all of them here.
+        attention: how attention is computed, one of `utils.models.arguments.ATTENTION`; None leaves it to transformers.
 
     Raises:
         InvalidArgument: it cannot be loaded, or its checkpoint lacks weights (which would be random).
@@ -64,12 +74,18 @@ def load_model(
     if sharding is not None:
         source = {"token": token, "revision": revision}
         return load_sharded_model(
-            name, **source, dtype=dtype, device=torch.device(device), sharding=sharding, bits=bits
+            name, **source, dtype=dtype, device=torch.device(device), sharding=sharding, bits=bits, attention=attention
         )
     quantized = quantized_loading(bits, dtype, device)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, token=token, revision=revision, dtype=dtype, output_loading_info=True, **quantized
+            name,
+            token=token,
+            revision=revision,
+            dtype=dtype,
+            output_loading_info=True,
+            attn_implementation=attention,
+            **quantized,
         )
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
         refuse_to_load("model", name, error, token=token)
@@ -86,14 +102,43 @@ def load_model(
     return model if quantized else model.to(device)
 
 
-def load_skeleton(name: str, *, token: str | None = None, revision: str | None = None) -> PreTrainedModel:
-    """The model without its weights (on the meta device): names, shapes and configuration, in an instant."""
+def load_skeleton(
+    name: str,
+    *,
+    token: str | None = None,
+    revision: str | None = None,
+    attention: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """The model without its weights (on the meta device): names, shapes and configuration, in an instant.
+
+    Args:
+        name, token, revision, attention: see `load_model`.
+        dtype: what the model will compute in.
+
+    Raises:
+        InvalidArgument: it cannot be loaded, or cannot use this `attention`.
+    """
     try:
         config = AutoConfig.from_pretrained(name, token=token, revision=revision)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            skeleton = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
         refuse_to_load("model", name, error, token=token)
+    if attention is not None:
+        _require_attention(config, attention, dtype)
+    return skeleton
+
+
+def _require_attention(config: PretrainedConfig, attention: str, dtype: torch.dtype) -> None:
+    if attention == FLASH and dtype == torch.float32:
+        refuse("--attn_implementation", attention, "it has no float32; set mixed_precision to bf16, or leave it out")
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except (ImportError, ValueError) as error:  # not installed, or not for this model
+        reason = " ".join(str(error).split())[:200]
+        refuse("--attn_implementation", attention, f"this model cannot use it here ({reason}); leave it out")
 
 
 def require_context(

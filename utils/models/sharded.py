@@ -25,19 +25,20 @@ def load_sharded_model(
     device: torch.device,
     sharding: Sharding,
     bits: int = 16,
+    attention: str | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub name, frozen, sharded over all ranks, in evaluation mode.
 
-    With 4 or 8 `bits` the packed bytes are sharded (`utils.models.quantized_shards`). The checkpoint must be in
-    safetensors files. Raises `InvalidArgument` if it is not, or lacks weights, or has weights that cannot be sharded in
-    so few bits.
+    With 4 or 8 `bits` the packed bytes are sharded (`utils.models.quantized_shards`). For `attention` see
+    `utils.models.loading.load_model`. The checkpoint must be in safetensors files. Raises `InvalidArgument` if it is
+    not, or lacks weights, or has weights that cannot be sharded in so few bits.
     """
     require_available(bits)
     folder = _local_folder(name, token, revision)
     config = AutoConfig.from_pretrained(folder)
     # Buffers keep their values: those of rotary embeddings are in no checkpoint.
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     model.tie_weights()  # undone by the context above
     if bits != 16:
         from utils.models.quantized_shards import load_packed, packed_names, quantize_skeleton

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from dptune._validate import refuse
+from dptune.adapter_files import attach_adapter, require_savable
 from dptune.integrations.sharded_saving import write_sharded
 from dptune.lora import add_lora
 from dptune.losses import IGNORE
@@ -31,8 +32,10 @@ class Choice(Protocol):
     """The flags that choose what is trained."""
 
     trainable: list[str] | None
+    initial_adapter: str | None
     lora_r: int
     lora_alpha: float
+    use_rslora: bool
     lora_dropout: float
     lora_target_modules: list[str]
 
@@ -49,8 +52,13 @@ def prepare_trainable(
         private: whether the run is private.
 
     Raises:
-        InvalidArgument: a name matches nothing, or parameters cannot be trained in this precision.
+        InvalidArgument: a name matches nothing, an initial adapter does not fit, or parameters cannot be trained in
+            this precision.
     """
+    if choice.initial_adapter is not None:
+        attach_adapter(model, choice.initial_adapter, dropout=choice.lora_dropout)
+        require_savable(model)
+        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not choice.trainable:
         add_lora(
             model,
@@ -58,6 +66,7 @@ def prepare_trainable(
             alpha=choice.lora_alpha,
             targets=choice.lora_target_modules,
             dropout=choice.lora_dropout,
+            by_root=choice.use_rslora,
         )
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     given = " ".join(choice.trainable)

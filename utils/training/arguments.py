@@ -26,9 +26,12 @@ ONLY_PRIVATE = (
     "adaptive_learning_rate",
     "adaptive_count_noise",
 )
+ONLY_PLAIN = ("max_grad_norm",)  # that only a run without privacy reads
+OF_ADAPTER = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules")  # what --initial_adapter decides
 # {parameter, as the engine and shared code name it: flag of train_clm.py}.
 TRAINING_FLAGS = {
     **dict.fromkeys(("model", "folder", "files"), "--model_name_or_path"),
+    "path": "--initial_adapter",
     "rank": "--lora_r",
     "alpha": "--lora_alpha",
     "dropout": "--lora_dropout",
@@ -58,6 +61,11 @@ class Groups(NamedTuple):
         if self.privacy.settings() is None:
             remedy = "is not read without privacy: leave it out, or give --clip_norm and --noise_multiplier above 0"
             refuse_unread(given, ONLY_PRIVATE, remedy, *self)
+        else:
+            remedy = "is for runs without privacy: a private one limits each gradient before the sum; give --clip_norm"
+            refuse_unread(given, ONLY_PLAIN, remedy, *self)
+        if self.lora.initial_adapter is not None:
+            refuse_unread(given, OF_ADAPTER, "comes from --initial_adapter; leave it out", *self)
 
 
 CAUSAL_LM_GROUPS = (
@@ -76,6 +84,7 @@ ON_RESUME: OnResumeTable = {
     "model_name_or_path": OnResume.COMPARED,
     "revision": OnResume.COMPARED,
     "qbits": OnResume.REFUSED,
+    "attn_implementation": OnResume.RUNTIME,
     "access_token": OnResume.RUNTIME,
     # the data; tokens and labels are compared
     "dataset_name": OnResume.COMPARED,
@@ -112,8 +121,11 @@ ON_RESUME: OnResumeTable = {
     "adaptive_count_noise": OnResume.REFUSED,
     # what is trained
     "trainable": OnResume.REFUSED,
+    "initial_adapter": OnResume.COMPARED,
+    "initial_adapter_is_public": OnResume.COMPARED,
     "lora_r": OnResume.REFUSED,
     "lora_alpha": OnResume.REFUSED,
+    "use_rslora": OnResume.REFUSED,
     "lora_dropout": OnResume.EFFECTIVE,
     "lora_target_modules": OnResume.COMPARED,
     # optimisation
@@ -128,6 +140,8 @@ ON_RESUME: OnResumeTable = {
     "weight_decay": OnResume.EFFECTIVE,
     "lr_scheduler_type": OnResume.EFFECTIVE,
     "num_warmup_steps": OnResume.EFFECTIVE,
+    "warmup_ratio": OnResume.EFFECTIVE,
+    "max_grad_norm": OnResume.REFUSED,
     "gradient_sync": OnResume.RUNTIME,
     "gradient_ckpt": OnResume.RUNTIME,
     "seed": OnResume.REFUSED,
@@ -138,6 +152,11 @@ ON_RESUME: OnResumeTable = {
     "resume_from_checkpoint": OnResume.RUNTIME,
     "eval_freq": OnResume.RUNTIME,
     "eval_at_start": OnResume.RUNTIME,
+    "early_stopping_patience": OnResume.REFUSED,
+    "load_best_model_at_end": OnResume.REFUSED,
+    "validation_is_public": OnResume.REFUSED,
+    "sample_every": OnResume.RUNTIME,
+    "sample_prompts": OnResume.RUNTIME,
     "with_tracking": OnResume.RUNTIME,
     "report_to": OnResume.RUNTIME,
     "dry_run": OnResume.RUNTIME,

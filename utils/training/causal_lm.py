@@ -19,6 +19,7 @@ from dptune.lora import trainable_parameters
 from dptune.losses import CausalLMLoss
 from dptune.pass_overhead import pass_overhead
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
+from dptune.report.prior import PriorRelease
 from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.lock import LOCK_NAME
 from dptune.run.plan import RunPlan, describe_plan
@@ -48,14 +49,16 @@ from utils.models.trainable import (
     prepare_trainable,
     save_trained_model,
 )
-from utils.training.arguments import ON_RESUME, Groups
+from utils.training.arguments import OF_ADAPTER, ON_RESUME, Groups
 from utils.training.changes import describe_changes, resumed_config
 from utils.training.data_arguments import DataArguments
 from utils.training.evaluation import held_out_loss
 from utils.training.in_step import Gathers
-from utils.training.loop import End, Pace
+from utils.training.initial_adapter import describe_start, initial_releases, start_identity
+from utils.training.loop import AfterStep, End, Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget
-from utils.training.plan import describe_data, describe_model, num_sampled, plan_run
+from utils.training.optimizers import require_works
+from utils.training.plan import describe_clipping, describe_data, describe_model, num_sampled, plan_run
 from utils.training.rehearsal import Rehearsal, is_worthwhile
 from utils.training.resume import processes_of_plan, refuse_other_beginning
 from utils.training.run import RunFolder, train
@@ -80,6 +83,7 @@ class CausalLMJob:
         identity: what a resumed run must share, as far as it is known before the model is loaded.
         token_budget: padded tokens in one forward pass.
         asked: the token budget that the flags ask for.
+        starts_from: the release that the adapters start from, and those before it.
     """
 
     groups: Groups
@@ -94,9 +98,10 @@ class CausalLMJob:
     identity: dict[str, Any]
     token_budget: int
     asked: int
+    starts_from: tuple[PriorRelease, ...] = ()
 
-    def run(self) -> End:
-        """Load the model and train it."""
+    def run(self, after_step: AfterStep | None = None) -> End:
+        """Load the model and train it. For `after_step` see `utils.training.loop.Pace`."""
         task, groups, accelerator = self.load(), self.groups, self.folder.accelerator
         private, keeps_whole_sum = self.plan.privacy is not None, self._keeps_whole_sum(task.model)
         gathers = None if sharding_of_launch() is None else Gathers(task.model, private=private)
@@ -117,6 +122,9 @@ class CausalLMJob:
             gradient_sync=groups.optimization.sync,
             loss_scale=self._loss_scale,
             keep_whole_sum=keeps_whole_sum,
+            plain_max_grad_norm=None if private else groups.optimization.max_grad_norm or None,
+            selection=groups.output.selection,
+            after_step=after_step,
         )
         return train(task, self.plan, self.folder, micro_batches, pace, self.config, public_config(*self.groups))
 
@@ -160,6 +168,7 @@ class CausalLMJob:
             device=accelerator.device,
             bits=groups.model.qbits,
             sharding=sharding,
+            attention=groups.model.attn_implementation,
         )
         prepare_trainable(model, groups.lora)
         if sharding is not None:
@@ -226,6 +235,11 @@ class CausalLMTask:
         return self.job.groups.model.model_name_or_path
 
     @property
+    def starts_from(self) -> tuple[PriorRelease, ...]:
+        """The release that the adapters start from, and those before it."""
+        return self.job.starts_from
+
+    @property
     def artifact(self) -> Artifact:
         """What the run produces."""
         return LORA_ADAPTER if self.trained is None else WHOLE_MODEL
@@ -259,11 +273,14 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     optimization, unit, accelerator = groups.optimization, groups.privacy.unit, folder.accelerator
     name, hub, bits, saved = groups.model.model_name_or_path, groups.model.hub, groups.model.qbits, folder.saved
     dtype, sharding = compute_dtype(accelerator.mixed_precision, accelerator.device), sharding_of_launch()
-    skeleton = load_skeleton(name, **hub)
+    private = groups.privacy.clip_norm > 0
+    starts_from = ranks_of(accelerator).from_main(lambda: initial_releases(groups.lora, private=private))
+    skeleton = load_skeleton(name, **hub, attention=groups.model.attn_implementation, dtype=dtype)
     require_context(skeleton, groups.data.block_size)
     # Finds a wrong target before gigabytes are read.
-    private = groups.privacy.clip_norm > 0
     names = prepare_trainable(skeleton, groups.lora, bits=bits, dtype=dtype, private=private)
+    whole_shards = sharding is not None and bool(groups.lora.trainable)
+    require_works(optimization.optimizer, accelerator.device, sharded=whole_shards)
     tokenizer = load_tokenizer(name, **hub)
     day = runs_date(tokenizer, folder)
     machine = machine_of(accelerator)
@@ -279,24 +296,26 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
             **vars(groups.data),
         )
 
+    groups.output.require_selection(private=private, has_validation=held_out is not None, sharded=whole_shards)
     fingerprint, described = machine.once(lambda: look_at(train, held_out, groups, skeleton, tokenizer))
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
     clipping = groups.clipping.style(layers_of(names).values())
     num_examples = num_sampled(unit, train)
     plan = plan_run(groups.privacy, optimization, num_examples=num_examples, world_size=processes, clipping=clipping)
-    identity = {"training_data": fingerprint, "optimizer": optimization.optimizer}
+    identity = {"training_data": fingerprint, "optimizer": optimization.optimizer} | start_identity(starts_from)
     dated = {} if day is None else {TEMPLATE_DATE: day}
     identity |= dated
     if saved is not None:
         refuse_other_beginning(saved, mechanism_identity(plan) | identity)
     files = {name: in_words(getattr(groups.data, name)) for name in ("train_file", "validation_file")}
     made = {"num_processes": processes, PROMPT_STYLE_OF_ROWS: train.prompt_style}
-    given = public_config(*groups) | files | made | dated
+    given = public_config(*groups) | files | made | dated | (dict.fromkeys(OF_ADAPTER) if starts_from else {})
     config = resumed_config(given, saved, ON_RESUME)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
-    accelerator.print(*describe_plan(plan), *describe_changes(config, saved), sep="\n")
-    accelerator.print(*describe_precision(dtype, accelerator.device), *described, sep="\n")
+    accelerator.print(*describe_plan(plan), *describe_clipping(plan, optimization), sep="\n")
+    accelerator.print(*describe_changes(config, saved), *describe_precision(dtype, accelerator.device), sep="\n")
+    accelerator.print(*described, *describe_start(starts_from), sep="\n")
     if token_budget != asked:
         accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
     needed = MemorySettings(
@@ -315,7 +334,19 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     )
     accelerator.print(*describe_model(skeleton, needed, device_memory(accelerator.device)), sep="\n")
     return CausalLMJob(
-        groups, folder, dtype, names, tokenizer, train, held_out, plan, config, identity, token_budget, asked
+        groups,
+        folder,
+        dtype,
+        names,
+        tokenizer,
+        train,
+        held_out,
+        plan,
+        config,
+        identity,
+        token_budget,
+        asked,
+        starts_from,
     )
 
 

@@ -6,7 +6,7 @@ The task decides what is trained and how it is evaluated. `PrivateRun` decides e
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,15 @@ from dptune.run.checkpoint import TrainingState
 from dptune.run.session import GradientSync, PrivateRun
 from dptune.units.batches import UnitDraw, rows_of
 from utils.cli.interruption import StopRequest
+from utils.training.best import resumed_best
 from utils.training.log import RunLog, StepMetrics, Track, summarise
 from utils.training.micro_batches import MicroBatches
 from utils.training.optimizers import UpdateSettings, make_optimizer
 from utils.training.resume import Checkpoints, restore
+from utils.training.selection import NOTHING, Selection
 from utils.training.task import Task
+
+AfterStep = Callable[[Any, int, float | None], None]  # (model, completed steps, epsilon so far)
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,17 @@ class End:
     Attributes:
         completed: steps that are part of the result.
         stopped_by: the signal that stopped it; None for a run that completed.
+        released: the step whose weights are the result, if it is not the last.
     """
 
     completed: int
     stopped_by: str | None
+    released: int | None = None
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How gradients are summed and applied, and when the model is evaluated. Nothing here changes epsilon.
+    """How gradients are summed and applied, and when the model is evaluated. Only a `selection` has a say in epsilon.
 
     Attributes:
         updates: the optimizer and its schedule.
@@ -53,6 +59,8 @@ class Pace:
         gradient_sync: how gradients are added over ranks.
         loss_scale, keep_whole_sum: see `PrivateStep`.
         plain_max_grad_norm: maximum gradient norm of a step without privacy; None for no clipping.
+        selection: what held-out rows decide.
+        after_step: called on every rank after each step and its evaluation; must leave the generators alone.
     """
 
     updates: UpdateSettings
@@ -62,6 +70,8 @@ class Pace:
     loss_scale: float = 1.0
     keep_whole_sum: bool = False
     plain_max_grad_norm: float | None = None
+    selection: Selection = NOTHING
+    after_step: AfterStep | None = None
 
 
 @dataclass
@@ -108,6 +118,8 @@ class TrainingLoop:
         )
         optimizer, schedule = self._make_optimizer(parameters)
         restore(saved, model, optimizer, schedule)
+        where = None if saved is None else run.folder / f"checkpoint-{saved.step}"
+        best = run.ranks.from_main(lambda: resumed_best(self.pace.selection, where))
         model.train()  # for dropout; transformers also recomputes activations in training mode only
         with run, StopRequest(announce=run.ranks.is_main) as stop:
             if run.completed == 0:
@@ -115,23 +127,30 @@ class TrainingLoop:
                 if self.checkpoints.every:
                     self.checkpoints.save(model, optimizer, schedule)
             draws = run.draws(self.task.rows.authors)
-            while run.completed < run.last:
+            while run.completed < run.last and not best.is_over:
                 began, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
                 run.begin_step()
                 draw = draws.draw()
                 seen = self.micro_batches.run(draw, run, self.task.losses, stop)
                 if seen is None:
-                    self.checkpoints.save(model, optimizer, schedule)
+                    self.checkpoints.save(model, optimizer, schedule, more=best.files)
                     return End(run.completed, stop.name or "a signal")
                 found = self._measured(draw, seen)
                 self._update(parameters, optimizer, schedule)
                 found |= {"seconds": time.perf_counter() - began, "learning_rate": rate, "epsilon": run.epsilon}
                 if run.completed % self.pace.eval_freq == 0 or run.completed == run.last:
                     found |= self._evaluate()
+                    best.see(run.completed, self._shared(found.get("eval_loss")), parameters)
                 log.record(StepMetrics(step=run.completed, **found))
-                if self.checkpoints.due:
-                    self.checkpoints.save(model, optimizer, schedule)
-            return End(run.completed, None)
+                if self.pace.after_step is not None:
+                    self.pace.after_step(model, run.completed, run.epsilon)
+                if self.checkpoints.due or (best.is_over and self.checkpoints.every):
+                    self.checkpoints.save(model, optimizer, schedule, more=best.files)
+            return End(run.completed, None, best.put_back(parameters))
+
+    def _shared(self, loss: float | None) -> float | None:
+        """The held-out loss as rank 0 measured it, so that what follows from it is the same on every rank."""
+        return self.run.ranks.from_main(lambda: loss) if self.pace.selection.decides else None
 
     def _evaluate(self) -> dict[str, Any]:
         """The task's measurements; the model is back in training mode afterwards."""
@@ -141,11 +160,11 @@ class TrainingLoop:
         return found
 
     def _make_optimizer(self, parameters: Sequence[nn.Parameter]) -> tuple[Optimizer, LambdaLR]:
-        updates, names = self.pace.updates, set(self.task.head)
+        updates, names, steps = self.pace.updates, set(self.task.head), self.run.plan.steps
         head = [parameter for name, parameter in self.task.model.named_parameters() if name in names]
         optimizer = make_optimizer(updates, parameters, self.run.gradient_noise_std, head)
         return optimizer, get_scheduler(
-            updates.lr_scheduler_type, optimizer, updates.num_warmup_steps, num_training_steps=self.run.plan.steps
+            updates.lr_scheduler_type, optimizer, updates.warmup_steps(steps), num_training_steps=steps
         )
 
     def _update(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer, schedule: LambdaLR) -> None:
@@ -175,3 +194,12 @@ def describe_stop(end: End, steps: int, folder: Path) -> str:
         f"{end.stopped_by}: stopped after step {end.completed} of {steps}, saved in {folder}; "
         "resume with --resume_from_checkpoint latest"
     )
+
+
+def describe_selection(end: End, last: int) -> list[str]:
+    """Printed lines: what held-out rows decided about a run of `last` steps."""
+    early = f"after step {end.completed:,} of {last:,}: the held-out loss no longer fell"
+    return [
+        *([f"stopped early          {early}"] if end.completed < last else []),
+        *([f"weights of             step {end.released:,}, with the lowest held-out loss"] if end.released else []),
+    ]

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dptune._validate import refuse, require_count, require_positive
-from utils.training.optimizers import OPTIMIZERS, UpdateSettings
+from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
 
 # Schedules of transformers.get_scheduler that need no extra setting.
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+MAX_GRAD_NORM = 1.0  # the default of transformers' Trainer
 
 
 @dataclass
@@ -36,7 +37,8 @@ class OptimizationArguments:
     optimizer: str = field(
         default="adamw",
         metadata={
-            "help": "dp-adam is AdamW with the noise variance subtracted from the second moment",
+            "help": "dp-adam is AdamW with the noise variance subtracted from the second moment; adamw-8bit and "
+            "paged-adamw-8bit are AdamW of bitsandbytes",
             "choices": OPTIMIZERS,
         },
     )
@@ -47,6 +49,13 @@ class OptimizationArguments:
         default="linear", metadata={"help": "schedule of the learning rate", "choices": LR_SCHEDULERS}
     )
     num_warmup_steps: int = field(default=0, metadata={"help": "steps in which the learning rate rises from 0"})
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "the same as a share of all steps, instead of --num_warmup_steps"}
+    )
+    max_grad_norm: float = field(
+        default=MAX_GRAD_NORM,
+        metadata={"help": "without privacy: maximum norm of a whole step's gradient; 0 turns it off"},
+    )
     gradient_sync: str = field(
         default="gather",
         metadata={
@@ -74,6 +83,7 @@ class OptimizationArguments:
             momentum=self.momentum,
             lr_scheduler_type=self.lr_scheduler_type,
             num_warmup_steps=self.num_warmup_steps,
+            warmup_ratio=self.warmup_ratio,
         )
 
     def __post_init__(self) -> None:
@@ -82,6 +92,10 @@ class OptimizationArguments:
         require_positive("--num_train_epochs", self.num_train_epochs)
         require_positive("--learning_rate", self.learning_rate)
         require_count("--num_warmup_steps", self.num_warmup_steps, minimum=0)
+        require_warmup(self.num_warmup_steps, self.warmup_ratio)
+        require_installed(self.optimizer)
+        if not 0 <= self.max_grad_norm < math.inf:
+            refuse("--max_grad_norm", self.max_grad_norm, "give a number above 0, or 0 for no clipping")
         if self.max_train_steps is not None:
             require_count("--max_train_steps", self.max_train_steps)
         if self.max_tokens_per_device is not None:
@@ -92,3 +106,13 @@ class OptimizationArguments:
             refuse("--momentum", self.momentum, f"belongs to --optimizer sgd, not {self.optimizer}")
         if not 0 <= self.weight_decay < math.inf:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
+
+
+def require_warmup(steps: int, ratio: float | None) -> None:
+    """Refuse a --warmup_ratio outside [0, 1], and one beside --num_warmup_steps."""
+    if ratio is None:
+        return
+    if not 0 <= ratio <= 1:
+        refuse("--warmup_ratio", ratio, "give a share of all steps, from 0 to 1")
+    if steps:
+        refuse("--warmup_ratio", ratio, f"--num_warmup_steps is {steps}; give only one of the two")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dptune._validate import require_count
+from dptune._validate import refuse, require_count
 from utils.cli.trackers import REPORT_TO_CHOICES, choose_trackers
+from utils.training.selection import Selection
 
 
 @dataclass
@@ -23,6 +24,30 @@ class OutputArguments:
     )
     eval_freq: int = field(default=10, metadata={"help": "steps between measurements of the held-out loss"})
     eval_at_start: bool = field(default=True, metadata={"help": "measure the held-out loss before the first step too"})
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "evaluations without a lower held-out loss after which training ends; default: never"},
+    )
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "release the weights with the lowest held-out loss instead of the last"}
+    )
+    validation_is_public: bool = field(
+        default=False,
+        metadata={
+            "help": "declares that the held-out rows are public, or of people who are not in the training data: what "
+            "they decide is not private"
+        },
+    )
+    sample_every: int | None = field(
+        default=None, metadata={"help": "steps between texts that are sampled into samples.jsonl; default: none"}
+    )
+    sample_prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "file of prompts for --sample_every, as for inference_generation_instruction.py; default: an "
+            "empty prompt, three times"
+        },
+    )
     with_tracking: bool = field(
         default=False, metadata={"help": "write TensorBoard files, which are not private, to --output_dir"}
     )
@@ -39,7 +64,47 @@ class OutputArguments:
         require_count("--checkpointing_steps", self.checkpointing_steps, minimum=0)
         if self.save_total_limit is not None:
             require_count("--save_total_limit", self.save_total_limit)
+        self._check_selection()
+        if self.sample_every is not None:
+            require_count("--sample_every", self.sample_every)
+        elif self.sample_prompts is not None:
+            refuse("--sample_prompts", self.sample_prompts, "is not read without --sample_every; give that too")
         _ = self.trackers
+
+    def _check_selection(self) -> None:
+        if self.early_stopping_patience is not None:
+            require_count("--early_stopping_patience", self.early_stopping_patience)
+        if self.validation_is_public and not self.selection.decides:
+            remedy = "is read only with --early_stopping_patience or --load_best_model_at_end; leave it out"
+            refuse("--validation_is_public", True, remedy)
+
+    @property
+    def selection(self) -> Selection:
+        """What the held-out rows decide."""
+        return Selection(self.early_stopping_patience, self.load_best_model_at_end)
+
+    def require_selection(self, *, private: bool, has_validation: bool, sharded: bool = False) -> None:
+        """Refuse that held-out rows decide something if they are missing, or in a private run not declared public.
+
+        Args:
+            private: whether the run is to have a guarantee.
+            has_validation: whether there are held-out rows.
+            sharded: whether the trained weights are spread over the ranks.
+        """
+        if not self.selection.decides:
+            return
+        patience = self.early_stopping_patience
+        flag, value = (
+            ("--load_best_model_at_end", True) if patience is None else ("--early_stopping_patience", patience)
+        )
+        if not has_validation:
+            refuse(flag, value, "there are no held-out rows to decide it; give a validation split, or leave it out")
+        if private and not self.validation_is_public:
+            reason = "the result would depend on the held-out rows, which epsilon does not protect"
+            remedy = "give --validation_is_public if they are public, or of people who are not in the training data"
+            refuse(flag, value, f"{reason}; {remedy}")
+        if self.load_best_model_at_end and sharded:
+            refuse("--load_best_model_at_end", True, "is not built for sharded trained weights; leave it out")
 
     @property
     def trackers(self) -> list[str]:

@@ -29,22 +29,28 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
         file.write(json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def finish_run(run: PrivateRun, task: Task, diagnostics: Sequence[Mapping[str, Any]]) -> None:
+def finish_run(
+    run: PrivateRun, task: Task, diagnostics: Sequence[Mapping[str, Any]], *, released: int | None = None
+) -> None:
     """Write all results of a finished run, and print what they are. Only the main process calls it.
 
-    The trained weights come last: a folder that holds them also holds their privacy report.
+    The trained weights come last: a folder that holds them also holds their privacy report. `released` is the step that
+    the weights are from, if it is not the last.
     """
-    statement = run.statement(_PACKAGES)
+    statement = run.statement(_PACKAGES, planned=True)
     publish(run.folder, statement, base_model=task.base_model, artifact=task.artifact)
-    results = summarise_run(diagnostics, per_token=task.loss_unit == PER_TOKEN)
+    results = summarise_run(diagnostics, per_token=task.loss_unit == PER_TOKEN, released=released)
     plot_diagnostics(run.folder / "diagnostics.png", diagnostics, loss_unit=task.loss_unit)
     write_all_results(run.folder / RESULTS_NAME, results)
     saved = task.save(Finished(run.folder, statement, run.identity, diagnostics, results))
     print(*describe_end(run, statement), *_describe_files(run.folder, results), *saved, sep="\n")
 
 
-def summarise_run(rows: Sequence[Mapping[str, Any]], *, per_token: bool) -> dict[str, Any]:
-    """Final figures from the rows of the diagnostics, with a perplexity if losses are per token. NOT private."""
+def summarise_run(rows: Sequence[Mapping[str, Any]], *, per_token: bool, released: int | None = None) -> dict[str, Any]:
+    """Final figures from the rows of the diagnostics, with a perplexity if losses are per token. NOT private.
+
+    `released` is the step that the weights are from, if it is not the last; the held-out loss is of these weights.
+    """
     steps = [row for row in rows if row["step"] > 0]
     held_out = {row["step"]: row["eval_loss"] for row in rows if row.get("eval_loss") is not None}
     losses = [row["loss"] for row in steps if row.get("loss") is not None]
@@ -52,8 +58,10 @@ def summarise_run(rows: Sequence[Mapping[str, Any]], *, per_token: bool) -> dict
     results: dict[str, Any] = {"steps": len(steps), "seconds": seconds, "tokens": tokens}
     results["tokens_per_second"] = tokens / seconds if seconds else None
     results["train_loss"] = sum(losses[-10:]) / len(losses[-10:]) if losses else None
+    if released is not None:
+        results["released_step"] = released
     if held_out:
-        last = held_out[max(held_out)]
+        last = held_out[max(held_out) if released is None else released]
         results |= {"eval_loss_before": held_out.get(0), "eval_loss": last}
         if per_token:
             results["perplexity"] = math.exp(min(last, 700))

@@ -61,6 +61,15 @@ def plan_run(
     )
 
 
+def describe_clipping(plan: RunPlan, optimization: OptimizationArguments) -> list[str]:
+    """A printed line about the clipping of a run without privacy; none for a private run, whose plan tells it."""
+    if plan.privacy is not None:
+        return []
+    norm = optimization.max_grad_norm
+    told = f"a step's gradient to norm {norm:g}" if norm else "none"
+    return [f"gradient clipping      {told}"]
+
+
 def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) -> list[str]:
     """Printed lines about the data sets. Do not publish counts of the training set other than its size."""
     lines = [f"tokens                 {int(train.lengths.sum()):,} in the training data"]

@@ -6,7 +6,7 @@ checkpoint that runs again is another release, and the ledger counts both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,16 @@ class Checkpoints:
     keep: int | None
     trained: Sequence[str] | None = None
 
-    def save(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
-        """Write a checkpoint; every rank calls it. Sharded weights are written by all ranks."""
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        *,
+        more: Callable[[], Mapping[str, bytes]] = dict,
+    ) -> None:
+        """Write a checkpoint; every rank calls it. Sharded weights are written by all ranks. For `more` see
+        `write_checkpoint`."""
         write_checkpoint(
             self.run,
             model,
@@ -101,6 +109,7 @@ class Checkpoints:
             keep=self.keep,
             whole=lambda: self._weights(model),
             config=self.config,
+            more=more,
         )
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:

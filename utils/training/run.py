@@ -18,7 +18,7 @@ from utils.cli.launch import ranks_of
 from utils.cli.settings_file import write_settings
 from utils.cli.trackers import start_trackers
 from utils.training.changes import without_unused
-from utils.training.loop import End, Pace, TrainingLoop, describe_stop
+from utils.training.loop import End, Pace, TrainingLoop, describe_selection, describe_stop
 from utils.training.micro_batches import MicroBatches
 from utils.training.output_arguments import OutputArguments
 from utils.training.outputs import finish_run, write_config
@@ -83,7 +83,9 @@ def train(
     accelerator, ranks, output = folder.accelerator, ranks_of(folder.accelerator), folder.output
     ranks.from_main(lambda: folder.lock.make(folder.path))
     resumed = saved_run(folder.saved, folder.path)
-    run = PrivateRun(plan, folder.path, ranks, resume_from=resumed, identity=task.identity)
+    run = PrivateRun(
+        plan, folder.path, ranks, resume_from=resumed, identity=task.identity, starts_from=task.starts_from
+    )
     config = without_unused(config, run.last)
     if ranks.is_main:
         write_config(folder.path, config)
@@ -94,7 +96,9 @@ def train(
     if end.stopped_by is not None:
         accelerator.print(describe_stop(end, plan.steps, folder.path))
     elif ranks.is_main:
-        finish_run(run, task, rows)
+        for line in describe_selection(end, run.last):
+            print(line)
+        finish_run(run, task, rows, released=end.released)
     else:
         task.help_save()
     accelerator.wait_for_everyone()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from dptune.report.card import Artifact
+from dptune.report.prior import PriorRelease
 from dptune.report.statement import PrivacyStatement
 from dptune.units.batches import Rows
 from utils.models.trainable import Losses
@@ -71,6 +72,10 @@ class Task(Protocol):
     @property
     def base_model(self) -> str:
         """Name or folder of the model that is fine-tuned."""
+
+    @property
+    def starts_from(self) -> Sequence[PriorRelease]:
+        """Earlier releases that the training starts from; empty if it starts anew."""
 
     @property
     def artifact(self) -> Artifact:

@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from dptune.report.card import published_name, write_model_card
 from dptune.report.plots import plot_diagnostics
 from dptune.report.statement import PrivacyStatement, write_privacy_report
+from tests.dptune.report.test_prior import EARLIER
 from tests.dptune.report.test_statement import not_private, private
 
 NASTY = "/home/ann/se`cret\n---\ntitle: [x](http://evil) <img src=x> | \"'\\ $y$ {0}"
@@ -224,3 +226,27 @@ def test_a_card_about_authors_says_what_is_counted_and_what_is_not_covered(tmp_p
     assert table["Method"] == "M"
     assert table["Expected batch size"] == f"2048 {statement.sampled}"
     assert table[f"Training {statement.sampled}"] == "75,329"
+
+
+# --- what it started from, and steps that did not run ---
+
+
+def test_the_card_tells_what_the_training_started_from_and_what_adds_up(tmp_path: Path) -> None:
+    card = _card(tmp_path, private(starts_from=(EARLIER, replace(EARLIER, epsilon=None, declared_public=True))))
+    assert "- `a`: released at ε = 2 and δ = 1e-06 for one training example." in card
+    assert "- `a`: without a bound of its own; declared to be trained on public data alone." in card
+    assert "The ε above is that of this training alone." in card
+    assert "the bounds add up: to ε = 4.2572 at δ = 1.101e-06." in card
+    assert "What it started from" not in _card(tmp_path, private())
+
+
+def test_bounds_for_other_units_add_up_without_a_figure(tmp_path: Path) -> None:
+    card = _card(tmp_path, private(starts_from=(replace(EARLIER, privacy_unit="one author"),)))
+    assert "for one author." in card
+    assert "the bounds of both add up, if it has one" in card
+
+
+def test_the_card_tells_of_steps_that_did_not_run(tmp_path: Path) -> None:
+    card = _card(tmp_path, private(unused_steps=16))
+    assert "before the last 16 planned steps. ε counts them all the same" in card
+    assert "planned steps" not in _card(tmp_path, private())

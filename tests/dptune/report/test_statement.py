@@ -18,8 +18,8 @@ from dptune.report.statement import PrivacyStatement, state_privacy, versions, w
 REQUIRED_KEYS = [
     "epsilon", "delta", "noise_multiplier", "clip_norm", "clipping", "sampling_probability", "expected_batch_size",
     "steps",
-    "repeated_steps", "num_examples", "sampled", "privacy_unit", "method", "group_size", "adjacency", "accountant",
-    "sampler", "noise_source", "guarantee", "reasons", "versions",
+    "repeated_steps", "unused_steps", "num_examples", "sampled", "privacy_unit", "method", "group_size", "adjacency",
+    "accountant", "sampler", "noise_source", "guarantee", "reasons", "starts_from", "versions",
 ]  # fmt: skip
 
 SETTINGS: dict[str, Any] = {
@@ -207,3 +207,21 @@ def test_versions_name_what_ran() -> None:
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["dptune"][0].isdigit()
     assert found["no-such-distribution"] == "not installed"
+
+
+def test_steps_that_did_not_run_count_as_if_they_had(tmp_path: Path) -> None:
+    """What ends a run early depends on its steps, so only the bound of the whole plan holds."""
+    config = PrivacyConfig(
+        num_examples=100, expected_batch_size=10, steps=5, clip_norm=1, noise_multiplier=1, delta=1e-3
+    )
+    whole, short = Ledger(tmp_path / "whole"), Ledger(tmp_path / "short")
+    for ledger, steps in ((whole, 5), (short, 2)):
+        for _ in range(steps):
+            ledger.record(noise_multiplier=1.0, sampling_probability=0.1, clip_norm=1.0)
+    with GaussianNoise(1) as noise:
+        every = state_privacy(config, whole, noise, privacy_unit="x")
+        early = state_privacy(config, short, noise, privacy_unit="x", unused_steps=3)
+        fewer = state_privacy(config, short, noise, privacy_unit="x")
+    assert early.epsilon == every.epsilon
+    assert (fewer.epsilon or 0) < (every.epsilon or 0)
+    assert (early.steps, early.unused_steps) == (2, 3)

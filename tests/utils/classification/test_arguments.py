@@ -11,6 +11,7 @@ from dptune import InvalidArgument
 from utils.classification.arguments import CLASSIFIER_GROUPS, ONLY_PRIVATE, BudgetArguments, Settings
 from utils.classification.mode_defaults import default_learning_rate
 from utils.cli.flags import parse
+from utils.training.selection import Selection
 
 
 def settings(*flags: str, datasets: tuple[str, ...] = ("--datasets", "sst2")) -> Settings:
@@ -85,8 +86,8 @@ def test_a_clip_norm_is_to_be_measured_only_where_a_private_run_was_given_none()
     assert not settings().budget.clip_norm_is_open
 
 
-def test_without_privacy_a_step_is_clipped_only_if_asked() -> None:
-    assert settings().budget.plain_max_grad_norm is None
+def test_without_privacy_a_step_is_clipped_as_the_trainer_does() -> None:
+    assert settings().budget.plain_max_grad_norm == 1
     assert settings("--max_grad_norm", "2").budget.plain_max_grad_norm == 2
     assert settings("--max_grad_norm", "2", "--enable_dp").budget.plain_max_grad_norm is None
 
@@ -204,3 +205,14 @@ def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(SystemExit) as ended:
         settings("--finetune_mode", "dora")
     assert ended.value.code == 2
+
+
+def test_the_new_flags_reach_the_run() -> None:
+    given = settings("--warmup_ratio", "0.1", "--early_stopping_patience", "2", "--load_best_model_at_end")
+    assert given.updates(lambda: 1.0).warmup_ratio == 0.1
+    assert given.results.of_task(Path("out")).selection == Selection(patience=2, keep_best=True)
+    assert settings("--use_rslora").mode.use_rslora
+    with pytest.raises(InvalidArgument, match=r"^--validation_is_public=True: is read only with"):
+        settings("--validation_is_public")
+    with pytest.raises(InvalidArgument, match=r"^--warmup_ratio=2\.0: "):
+        settings("--warmup_ratio", "2")

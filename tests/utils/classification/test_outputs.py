@@ -72,7 +72,14 @@ def test_results_are_of_the_same_settings_only(tmp_path: Path) -> None:
 
 
 def test_scores_are_shown_beside_the_majority() -> None:
-    assert last_scores([{"step": 0}]) == {}
-    (line,) = describe_scores(TASK, last_scores(DIAGNOSTICS))
+    (line,) = describe_scores(TASK, SCORES)
     assert line.startswith("validation             accuracy 0.8765 (")
     assert line.endswith(": 0.7500)")
+
+
+@pytest.mark.parametrize(("released", "expected"), [(None, 0.9), (1, 0.8), (3, None)])
+def test_scores_are_those_of_the_released_weights(tmp_path: Path, released: int | None, expected: float | None) -> None:
+    rows = [{"step": 1, "scores": {"v": {"f1": 0.8}}}, {"step": 2, "scores": {"v": {"f1": 0.9}}}, {"step": 3}]
+    results = {} if released is None else {"released_step": released}
+    found = last_scores(Finished(tmp_path, private(), {}, rows, results))
+    assert found == ({} if expected is None else {"v": {"f1": expected}})

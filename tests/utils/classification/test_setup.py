@@ -11,6 +11,7 @@ import torch
 from transformers import BertModel
 
 from dptune import InvalidArgument
+from dptune.lora import adapters, linear_layers
 from tests.classifier_folders import save_bert, write_sst2
 from tests.coupled_rows import couple_rows
 from tests.scripts.test_train_classifier import NO_DROPOUT, flags
@@ -149,3 +150,22 @@ def test_a_token_without_an_embedding_is_refused_when_the_tasks_are_loaded(
         InvalidArgument, match=r"--model_checkpoint=.*training row 1 .*has token \d+ .*but the model has"
     ):
         load_tasks(settings, tokenizer)
+
+
+def test_a_validation_split_decides_only_if_it_is_declared_public(planned: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^--early_stopping_patience=2: the result would depend on the held-out"):
+        planned(early_stopping_patience=2)
+    decided = planned(early_stopping_patience=2, validation_is_public=True)
+    task, tokenizer, _ = decided
+    trained = load_in_mode(task.task, task.settings, tokenizer)
+    assert identity_of(task, trained)["selection"] == {"patience": 2, "keep_best": False}
+    assert "selection" not in identity_of(planned()[0], trained)
+
+
+def test_all_linear_adapts_every_layer_of_the_encoder_and_not_the_head(planned: Any) -> None:
+    task, tokenizer, _ = planned(lora_target_modules="all-linear", use_rslora=True, lora_r=4)
+    trained = load_in_mode(task.task, task.settings, tokenizer)
+    found = dict(adapters(trained.model))
+    layers = {name for name in linear_layers(trained.model) if name.startswith("bert.")}
+    assert set(found) == layers
+    assert {adapter.scale for adapter in found.values()} == {16 * 2 / 4}

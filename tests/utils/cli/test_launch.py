@@ -16,6 +16,7 @@ from utils.cli.launch import (
     describe_precision,
     loss_scale,
     make_accelerator,
+    refuse_launch,
     sharding_of_launch,
 )
 
@@ -116,3 +117,19 @@ def test_sharding_is_what_the_launcher_says() -> None:
 def test_a_word_of_fsdp1_is_refused_by_name() -> None:
     with pytest.raises(InvalidArgument, match=r"fsdp_reshard_after_forward='full_shard'.*fsdp_version: 2"):
         sharding_of_launch({"ACCELERATE_USE_FSDP": "true", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "^distributed_type='DEEPSPEED': DeepSpeed adds up gradients itself"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "^dynamo_backend='INDUCTOR': per-example gradients are recorded"),
+    ],
+)
+def test_a_launch_that_would_be_ignored_is_refused(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_launch({"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_DYNAMO_BACKEND": "NO"})
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidArgument, match=message):
+        make_accelerator()

@@ -39,8 +39,9 @@ def test_nothing_is_tracked_unless_it_is_asked_for(
 
 
 def test_all_means_the_installed_ones_that_we_name(installed: list[str]) -> None:
-    installed.append("mlflow")
-    assert choose_trackers("all") == ["wandb", "tensorboard"]
+    installed.extend(["mlflow", "aim"])
+    assert choose_trackers("all") == ["wandb", "tensorboard", "mlflow"]
+    assert choose_trackers("mlflow") == ["mlflow"]
     assert choose_trackers("tensorboard") == ["tensorboard"]
 
 
@@ -73,8 +74,9 @@ def test_with_tracking_names_the_package_that_it_needs(installed: list[str]) -> 
     [
         ("trackio", ["wandb"], "pip install trackio"),
         ("wandb", [], "pip install wandb"),
-        ("all", ["mlflow"], "pip install wandb"),
-        ("mlflow", ["mlflow"], "wandb, tensorboard, trackio, all, none"),
+        ("all", ["aim"], "pip install wandb"),
+        ("mlflow", ["wandb"], "pip install mlflow"),
+        ("aim", ["aim"], "wandb, tensorboard, trackio, mlflow, all, none"),
     ],
 )
 def test_a_tracker_that_is_not_there_is_refused(

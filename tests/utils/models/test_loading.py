@@ -23,10 +23,12 @@ from dptune.integrations.vocabulary import positions_of
 from dptune.lora import adapters
 from tests.tiny import save_tiny, tiny_llama
 from utils.models import loading as modeling
+from utils.models.arguments import EAGER, FLASH, SDPA
 from utils.models.loading import (
     adapter_files,
     load_adapter,
     load_model,
+    load_skeleton,
     load_tokenizer,
     require_context,
 )
@@ -206,3 +208,22 @@ def test_a_limit_of_minus_one_is_none() -> None:
     assert model.config.max_position_embeddings == -1
     assert positions_of(model) is None
     require_context(model, 10_000, flag="--max_length", virtual_tokens=3)
+
+
+# --- attention ---
+
+
+@pytest.mark.parametrize("attention", [EAGER, SDPA])
+def test_attention_is_computed_as_asked(tiny_model_dir: Path, attention: str) -> None:
+    assert _load(tiny_model_dir, attention=attention).config._attn_implementation == attention
+    assert load_skeleton(str(tiny_model_dir), attention=attention).config.model_type == "llama"
+
+
+def test_attention_that_is_not_installed_is_refused_before_the_weights_are_read(tiny_model_dir: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"^--attn_implementation='flash_attention_2': this model cannot use it"):
+        load_skeleton(str(tiny_model_dir), attention=FLASH, dtype=torch.bfloat16)
+
+
+def test_flash_attention_in_float32_is_refused(tiny_model_dir: Path) -> None:
+    with pytest.raises(InvalidArgument, match="'flash_attention_2': it has no float32; set mixed_precision to bf16"):
+        load_skeleton(str(tiny_model_dir), attention=FLASH)

@@ -253,3 +253,107 @@ def test_activations_are_recomputed_where_flag_or_launch_asks(job: Any, monkeypa
     assert not recomputes(plain)
     monkeypatch.setattr(causal_lm, "sharding_of_launch", lambda: type("Sharding", (), {"checkpoint_activations": True}))
     assert recomputes(plain)
+
+
+# --- going on from an adapter ---
+
+SHORT = {"max_train_steps": 2, "num_train_epochs": None, "checkpointing_steps": 1}
+
+
+@pytest.fixture
+def earlier(job: Any, tiny_model_dir: Path, tmp_path: Path, no_plots: None) -> Path:  # noqa: ARG001  # makes the rows
+    """The folder of a private run that left an rsLoRA adapter on every linear layer."""
+    given = SHORT | {"lora_r": 2, "lora_target_modules": "all-linear", "use_rslora": True}
+    train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", tmp_path / "earlier", **given))
+    return tmp_path / "earlier"
+
+
+def test_training_goes_on_from_an_adapter_and_its_report_is_carried_on(
+    job: Any, earlier: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = SHORT | {"lora_r": None, "initial_adapter": earlier}
+    task = job(**start).load()
+    kept = torch.load(earlier / "lora_weights.bin", weights_only=True)
+    assert len(list(adapters(task.model))) == 2 * 7  # all of the decoder, which the adapter decides
+    for name, adapter in adapters(task.model):
+        assert torch.equal(adapter.B.weight, kept[f"{name}.lora.B.weight"])
+        assert (adapter.rank, adapter.scale) == (2, kept[f"{name}.lora.alpha"].item() / 2)
+        assert adapter.A.weight.requires_grad
+    train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", tmp_path / "out", **start))
+    assert "starts from            earlier, epsilon" in capsys.readouterr().out
+    before, after = (json.loads((tmp_path / name / "privacy_report.json").read_text()) for name in ("earlier", "out"))
+    (told,) = after["starts_from"]
+    assert (told["name"], told["epsilon"], told["declared_public"]) == ("earlier", before["epsilon"], False)
+    assert after["epsilon"] == before["epsilon"]  # the same plan: of this training alone
+    assert "What it started from" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "run_config.json").read_text())["lora_r"] is None
+    (earlier / "lora_weights.bin").write_bytes((tmp_path / "out" / "lora_weights.bin").read_bytes())
+    (earlier / "adapter_config.json").unlink()  # so that the other file is read
+    with pytest.raises(InvalidArgument, match=r"initial_adapter\[0\].sha256 was .* in the checkpoint and is"):
+        job(**start, resume_from_checkpoint="latest")
+
+
+def test_what_the_adapter_decides_is_not_given_too(tmp_path: Path, tiny_model_dir: Path) -> None:
+    given = flags(tiny_model_dir, tmp_path / "rows.jsonl", tmp_path / "out", initial_adapter="somewhere")
+    groups = Groups(*parse(*CAUSAL_LM_GROUPS, args=given))
+    with pytest.raises(InvalidArgument, match=r"^--lora_r=4: comes from --initial_adapter; leave it out"):
+        groups.refuse_unread({"lora_r", "initial_adapter"})
+
+
+# --- held-out rows that decide ---
+
+
+def test_held_out_rows_decide_only_if_they_are_declared_public(job: Any, tmp_path: Path) -> None:
+    held_out = {"validation_file": tmp_path / "rows.jsonl", "early_stopping_patience": 1}
+    with pytest.raises(InvalidArgument, match=r"^--early_stopping_patience=1: the result would depend on the held-out"):
+        job(**held_out)
+    with pytest.raises(InvalidArgument, match="there are no held-out rows"):
+        job(early_stopping_patience=1, validation_is_public=True)
+    assert job(**held_out, validation_is_public=True).groups.output.selection.patience == 1
+    assert job(**held_out, **WITHOUT_PRIVACY).groups.output.selection.patience == 1
+
+
+def test_an_early_end_releases_the_best_weights_and_states_the_plans_epsilon(
+    job: Any,  # noqa: ARG001  # makes the rows
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    no_plots: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = iter([5.0, 3.0, 4.0])  # at the start and after two steps
+    monkeypatch.setattr(causal_lm, "held_out_loss", lambda *_: next(losses))
+    given = {"max_train_steps": 9, "num_train_epochs": None, "eval_freq": 1, "early_stopping_patience": 1}
+    given |= {"validation_file": tmp_path / "rows.jsonl", "validation_is_public": True, "load_best_model_at_end": True}
+    train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", tmp_path / "out", **given))
+    report = json.loads((tmp_path / "out" / "privacy_report.json").read_text())
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert (report["steps"], report["unused_steps"]) == (2, 7)
+    assert (results["eval_loss"], results["released_step"]) == (3.0, 1)
+
+
+# --- gradients without privacy ---
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [({}, None), (WITHOUT_PRIVACY, 1.0), (WITHOUT_PRIVACY | {"max_grad_norm": 0}, None)],
+)
+def test_a_run_without_privacy_clips_as_the_trainer_does(
+    how: dict[str, Any], expected: float | None, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paces: list[Any] = []
+    monkeypatch.setattr(causal_lm, "train", lambda *given: paces.append(given[4]))
+    job(**how).run()
+    assert paces[0].plain_max_grad_norm == expected
+
+
+# --- optimizers and attention ---
+
+
+def test_an_optimizer_that_cannot_work_here_is_refused_before_the_data_are_read(job: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^--optimizer='paged-adamw-8bit': its pages are for a GPU"):
+        job(optimizer="paged-adamw-8bit")
+
+
+def test_attention_is_that_of_the_flag(job: Any) -> None:
+    assert job(attn_implementation="eager").load().model.config._attn_implementation == "eager"

@@ -23,9 +23,11 @@ from tests.tasks import BATCH, COUNT, SEED, STEPS, TinyTask, micro_batches, pace
 from utils.cli.interruption import StopRequest
 from utils.cli.launch import make_accelerator, ranks_of
 from utils.training import loop as module
-from utils.training.loop import End, Pace, TrainingLoop, describe_stop
+from utils.training.loop import End, Pace, TrainingLoop, describe_selection, describe_stop
 from utils.training.micro_batches import MicroBatches
+from utils.training.optimizers import UpdateSettings
 from utils.training.resume import Checkpoints, saved_run
+from utils.training.selection import Selection
 
 
 def the_loop(
@@ -320,3 +322,106 @@ def test_an_error_takes_the_hooks_off(tmp_path: Path) -> None:
         the_loop(tmp_path, task).train(None)
     assert not any(part._forward_hooks for part in task.model.modules())
     assert trainable_parameters(task.model)
+
+
+# --- what held-out rows decide ---
+
+LOSSES = {0: 1.0, 1: 4.0, 2: 3.0, 3: 3.5, 4: 3.6, 5: 2.0}  # by step; what is measured before the first does not count
+STOPPING = {"eval_freq": 1, "selection": Selection(patience=2, keep_best=True)}
+
+
+def judged(monkeypatch: pytest.MonkeyPatch, watched: dict[int, Tensor] | None = None) -> TinyTask:
+    """A task whose held-out loss after each step is that of LOSSES; notes the weights at each evaluation."""
+    completed = [0]
+    finish = PrivateRun.finish_step
+
+    def count(self: PrivateRun) -> None:
+        finish(self)
+        completed[0] = self.completed
+
+    class Judged(TinyTask):
+        def evaluate(self, _: MicroBatches) -> dict[str, Any]:
+            if watched is not None:
+                watched[completed[0]] = flat(adapter_weights(self))
+            return {"eval_loss": LOSSES[completed[0]]}
+
+    monkeypatch.setattr(PrivateRun, "finish_step", count)
+    return Judged()
+
+
+def adapter_weights(task: TinyTask) -> list[nn.Parameter]:
+    """Also while a step records, when none requires a gradient."""
+    return [parameter for name, parameter in task.model.named_parameters() if ".lora." in name]
+
+
+def test_training_ends_early_and_releases_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: dict[int, Tensor] = {}
+    task = judged(monkeypatch, watched)
+    loop = the_loop(tmp_path, task, every=10, how=pace(**STOPPING))
+    end, rows = loop.train(None)
+    assert end == End(4, None, released=2)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert torch.equal(weights(task), watched[2])
+    assert Ledger(tmp_path / LEDGER_NAME).steps == 4
+    told = " ".join(describe_selection(end, STEPS))
+    assert "after step 4 of 5: the held-out loss no longer fell" in told
+    assert "step 2, with the lowest held-out loss" in told
+    assert describe_selection(End(STEPS, None), STEPS) == []
+
+
+def test_epsilon_of_an_early_end_is_that_of_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = the_loop(tmp_path / "early", judged(monkeypatch), how=pace(**STOPPING), test_seed=None)
+    early.train(None)
+    whole = the_loop(tmp_path / "whole", TinyTask(), test_seed=None)
+    whole.train(None)
+    stated, planned = early.run.statement(planned=True), whole.run.statement(planned=True)
+    assert (stated.steps, stated.unused_steps, planned.unused_steps) == (4, 1, 0)
+    assert stated.epsilon == planned.epsilon
+    assert "unused steps           1, left out early" in " ".join(session.describe_end(early.run, stated))
+
+
+@pytest.mark.parametrize("stopped_in", [4, None])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    stopped_in: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped in a step, or ended early and is resumed once more."""
+    whole, resumed = judged(monkeypatch), judged(monkeypatch)
+    the_loop(tmp_path / "whole", whole, how=pace(**STOPPING)).train(None)
+    with monkeypatch.context() as patch:
+        if stopped_in is not None:
+            asked_in(patch, stopped_in)
+        the_loop(tmp_path / "run", judged(patch), every=10, how=pace(**STOPPING)).train(None)
+    step = 4 if stopped_in is None else stopped_in - 1
+    again = the_loop(tmp_path / "run", resumed, step=step, every=10, how=pace(**STOPPING))
+    end, _ = again.train(load_checkpoint(tmp_path / "run" / f"checkpoint-{step}"))
+    assert end == End(4, None, released=2)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def ending_early(_rank: int, _gather: Any, folder: Path) -> tuple[End, Tensor]:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    with pytest.MonkeyPatch.context() as patch:
+        task = judged(patch)
+        end, _ = the_loop(folder, task, how=pace(**STOPPING)).train(None)
+    return end, weights(task)
+
+
+def test_two_ranks_end_together_with_the_same_weights(tmp_path: Path) -> None:
+    (one, first), (other, second) = run_processes(2, ending_early, tmp_path / "run")
+    assert one == other == End(4, None, released=2)
+    assert torch.equal(first, second)
+
+
+def test_something_may_look_at_the_model_after_each_step(tmp_path: Path) -> None:
+    seen: list[tuple[int, float | None]] = []
+    the_loop(tmp_path, TinyTask(), how=pace(after_step=lambda _, *found: seen.append(found)), test_seed=None).train(
+        None
+    )
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5]
+    assert all(epsilon is not None and epsilon > 0 for _, epsilon in seen)
+
+
+def test_warm_up_is_a_share_of_the_planned_steps(tmp_path: Path) -> None:
+    updates = UpdateSettings("adamw", 0.01, 0.0, warmup_ratio=0.4)
+    _, rows = the_loop(tmp_path, TinyTask(), how=Pace(updates, eval_freq=9)).train(None)
+    assert [row["learning_rate"] for row in rows[1:]] == pytest.approx([0, 0.005, 0.01, 0.02 / 3, 0.01 / 3])

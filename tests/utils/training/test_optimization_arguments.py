@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument
+from utils.training import optimizers
 from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.optimizers import UpdateSettings
 
@@ -25,6 +26,9 @@ from utils.training.optimizers import UpdateSettings
         ({"momentum": 0.5}, "--momentum=0.5: belongs to --optimizer sgd, not adamw"),
         ({"weight_decay": -0.1}, "--weight_decay=-0.1: give a number of at least 0"),
         ({"weight_decay": float("inf")}, "--weight_decay=inf: give a number of at least 0"),
+        ({"warmup_ratio": 1.5}, "--warmup_ratio=1.5: give a share of all steps"),
+        ({"warmup_ratio": 0.1, "num_warmup_steps": 3}, "--warmup_ratio=0.1: --num_warmup_steps is 3; give only one"),
+        ({"max_grad_norm": -1.0}, "--max_grad_norm=-1.0: give a number above 0, or 0"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_flag(given: dict[str, Any], message: str) -> None:
@@ -36,8 +40,16 @@ def test_flags_make_the_optimizers_settings() -> None:
     given: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1, "weight_decay": 0.2}
     given |= {"lr_scheduler_type": "cosine", "num_warmup_steps": 3}
     assert OptimizationArguments(**given).updates == UpdateSettings(**given)
+    assert OptimizationArguments(warmup_ratio=0.2).updates.warmup_ratio == 0.2
 
 
 @pytest.mark.parametrize("how", ["gather", "reduce"])
 def test_ranks_add_gradients_as_the_flag_says(how: str) -> None:
     assert OptimizationArguments(gradient_sync=how).sync == how
+
+
+@pytest.mark.parametrize("name", ["adamw-8bit", "paged-adamw-8bit"])
+def test_an_optimizer_of_a_missing_library_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "find_spec", lambda _: None)
+    with pytest.raises(InvalidArgument, match=f"^--optimizer='{name}': needs bitsandbytes: pip install bitsandbytes"):
+        OptimizationArguments(optimizer=name)

@@ -19,7 +19,7 @@ from tests.utils.models.test_memory import GIB, SHAPE, build, sizes_of
 from tests.whole_models import CAUSAL
 from utils.models.memory import MemorySettings, describe_memory, memory_needs
 from utils.training.optimization_arguments import OptimizationArguments
-from utils.training.plan import describe_data, describe_model, num_sampled, plan_run
+from utils.training.plan import describe_clipping, describe_data, describe_model, num_sampled, plan_run
 from utils.training.privacy_flags import PrivacyFlags
 
 PRIVACY: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
@@ -108,3 +108,12 @@ def test_a_model_of_which_a_part_is_trained_is_told_by_its_weights_alone() -> No
     model.lm_head.weight.requires_grad_(False)
     alone = describe_model(model, MemorySettings(torch.float32, 512, 512))[1]
     assert "without activations" in alone
+
+
+@pytest.mark.parametrize(("norm", "told"), [(1.0, "a step's gradient to norm 1"), (0.0, "none")])
+def test_clipping_without_privacy_is_told(norm: float, told: str) -> None:
+    settings = optimization(max_train_steps=7, max_grad_norm=norm)
+    plain = plan_run(PrivacyFlags(clip_norm=-1, noise_multiplier=-1), settings, num_examples=100, world_size=1)
+    assert describe_clipping(plain, settings) == [f"gradient clipping      {told}"]
+    private = plan_run(PrivacyFlags(**PRIVACY), settings, num_examples=100, world_size=1)
+    assert describe_clipping(private, settings) == []
