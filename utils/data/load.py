@@ -6,6 +6,7 @@ holds all rows, and they are tokenised once for all ranks of a machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from dptune._validate import refuse
 from dptune.units.unit import PrivacyUnit
 from utils.cli.machines import ALONE, Machine
 from utils.data.encoding import Encoder
-from utils.data.forms import NamedColumns
+from utils.data.forms import AS_USUAL, NamedColumns
 from utils.data.hub import HubRows
 from utils.data.make_rows import RowSettings, Sources
 from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
@@ -86,25 +87,20 @@ def load_training_data(
     Raises:
         InvalidArgument: for a mistake in the flags or the data; names the flag, its value and the remedy.
     """
-    if (dataset_name is None) == (train_file is None):
-        refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
     named = NamedColumns(text_column, prompt_column, answer_column, messages_column)
     settings = RowSettings(prompt_style, tokenizer, block_size, unit, seed, users_flag, day, named)
-    for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
-        if value is not None and not _is_hub_name(dataset_name):
-            refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
-    if dataset_name is not None and not _is_hub_name(dataset_name):
-        for flag, column in named.given.items():
-            refuse(flag, column, f"--dataset_name {dataset_name} has columns of its own; leave it out")
-    own_validation = validation_file is None
-    if dataset_name is None:
-        find = partial(_file_sources, train_file or (), own_validation=own_validation)
-    elif _is_hub_name(dataset_name):
-        rows = HubRows(dataset_name, dataset_config, dataset_split or "train")
-        find = partial(_hub_sources, rows, own_validation=own_validation)
-    else:
-        folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
-        find = partial(_named_sources, dataset_name, folder, days, unit)
+    find = source_finder(
+        dataset_name=dataset_name,
+        train_file=train_file,
+        data_dir=data_dir,
+        date_from=date_from,
+        date_to=date_to,
+        dataset_config=dataset_config,
+        dataset_split=dataset_split,
+        named=named,
+        unit=unit,
+        own_validation=validation_file is None,
+    )
     folders: list[RowFolder] = []  # in the process that makes the rows
 
     def make() -> tuple[Path, Splits]:
@@ -122,6 +118,44 @@ def load_training_data(
         for own in folders:
             own.discard()
     return found[TRAIN], found.get(HELD_OUT)
+
+
+def source_finder(
+    *,
+    dataset_name: str | None,
+    train_file: Paths | None,
+    data_dir: str | Path | None = None,
+    date_from: str = FIRST_DAY,
+    date_to: str = LAST_DAY,
+    dataset_config: str | None = None,
+    dataset_split: str | None = None,
+    named: NamedColumns = AS_USUAL,
+    unit: PrivacyUnit = _ROW,
+    own_validation: bool = False,
+) -> Callable[[], Sources]:
+    """What finds the rows of the training data; files and the hub are asked when it is called.
+
+    Args:
+        own_validation: whether the data's own validation split is found too, if it has one.
+        named: the columns that the user named. The others: see `load_training_data`.
+
+    Raises:
+        InvalidArgument: the flags contradict each other.
+    """
+    if (dataset_name is None) == (train_file is None):
+        refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
+    for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
+        if value is not None and not _is_hub_name(dataset_name):
+            refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
+    if dataset_name is None:
+        return partial(_file_sources, train_file or (), own_validation=own_validation)
+    if _is_hub_name(dataset_name):
+        rows = HubRows(dataset_name, dataset_config, dataset_split or "train")
+        return partial(_hub_sources, rows, own_validation=own_validation)
+    for flag, column in named.given.items():
+        refuse(flag, column, f"--dataset_name {dataset_name} has columns of its own; leave it out")
+    folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
+    return partial(_named_sources, dataset_name, folder, days, unit)
 
 
 def _with_validation(sources: Sources, validation_file: Paths | None) -> Sources:
