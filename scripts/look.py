@@ -23,7 +23,7 @@ from utils.models.arguments import ModelArguments
 from utils.training.data_arguments import DataArguments
 
 WARNING = "This shows rows of your data: not private, do not publish."
-_UNREAD = ("qbits", "validation_file", "data_cache")
+_UNREAD = ("qbits", "validation_file", "data_cache", "train_file_weights")
 
 
 @dataclass

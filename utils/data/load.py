@@ -6,13 +6,14 @@ holds all rows, and they are tokenised once for all ranks of a machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dptune._validate import refuse
+from dptune._validate import refuse, require_positive
+from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit
 from utils.cli.machines import ALONE, Machine
 from utils.data.encoding import Encoder
@@ -25,7 +26,7 @@ from utils.data.row_arrays import open_arrays
 from utils.data.row_folder import FLAG, HELD_OUT, TRAIN, RowFolder, Splits, clear_leftovers
 from utils.data.sources import AbstractRows, FileRows
 from utils.data.tokenization import TokenizedDataset
-from utils.files.shards import Paths, find_files, in_words
+from utils.files.shards import Paths, as_list, find_files, in_words
 from utils.files.tables import SPLITS, has_validation_split
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def load_training_data(
     *,
     dataset_name: str | None,
     train_file: Paths | None,
+    train_file_weights: Sequence[float] | None = None,
     validation_file: Paths | None,
     prompt_style: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -65,6 +67,8 @@ def load_training_data(
         dataset_name: one of DATASET_NAMES, or a data set of the hub or a folder in its layout, whose name has a slash;
             exactly one of this and `train_file`.
         train_file: files, globs, folders of files or saved DatasetDicts (see `utils.files.shards.find_files`).
+        train_file_weights: one for each value of `train_file`, above 0: how often its rows are drawn, compared with
+            those of the others. None draws all alike.
         validation_file: the same for validation. Without it, the validation split of a single DatasetDict or of the
             named data set is used, if it has one.
         prompt_style: see `utils.data.prompts.format_prompt`.
@@ -101,6 +105,8 @@ def load_training_data(
         unit=unit,
         own_validation=validation_file is None,
     )
+    if train_file_weights is not None:
+        _require_weights(train_file_weights, train_file, unit)
     folders: list[RowFolder] = []  # in the process that makes the rows
 
     def make() -> tuple[Path, Splits]:
@@ -117,7 +123,37 @@ def load_training_data(
         machine.wait()  # until all have mapped the files
         for own in folders:
             own.discard()
-    return found[TRAIN], found.get(HELD_OUT)
+    train = found[TRAIN]
+    if train_file_weights is not None:
+        train = replace(train, parts=_weighted_parts(train_file or (), train_file_weights, splits[TRAIN].rows_of_files))
+    return train, found.get(HELD_OUT)
+
+
+def _require_weights(weights: Sequence[float], train_file: Paths | None, unit: PrivacyUnit) -> None:
+    """Refuse weights that do not fit the other flags."""
+    flag, given = "--train_file_weights", " ".join(f"{weight:g}" for weight in weights)
+    values = as_list(train_file)
+    if not values:
+        refuse(flag, given, "belongs to --train_file; leave it out")
+    if len(weights) != len(values):
+        refuse(flag, given, f"give one for each value of --train_file, which has {len(values)}")
+    for weight in weights:
+        require_positive(flag, weight)
+    if unit.column is not None:
+        told = f"an author of --privacy_unit {unit.column} may have rows in files of several weights"
+        refuse(flag, given, f"{told}; leave the weights out")
+
+
+def _weighted_parts(train_file: Paths, weights: Sequence[float], rows_of_files: Sequence[int]) -> Parts:
+    """The rows that each value of --train_file names, with its weight."""
+    left, sizes = list(rows_of_files), []
+    for value in as_list(train_file):
+        count = len(find_files(value, "--train_file"))
+        sizes.append(sum(left[:count]))
+        del left[:count]
+    if left or not all(sizes):
+        refuse("--train_file", in_words(train_file), "names other files than a moment ago; run the command again")
+    return Parts(tuple(sizes), tuple(weights))
 
 
 def source_finder(

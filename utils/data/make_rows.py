@@ -32,7 +32,7 @@ from utils.files.tables import Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT = 1  # of the arrays; another number where a new version of this project makes others of the same rows
+_FORMAT = 2  # of the arrays; another number where a new version of this project makes others of the same rows
 _MOST_WORKERS = 16  # more of them would wait for the process that reads
 _QUIET = 2.0  # seconds of work after which progress is shown
 
@@ -97,7 +97,8 @@ class RowSettings:
         if column is not None and self.unit.bounds_authors:
             keep, authors = self._chosen(source, column, folder)
         names = NameFile(folder / f"{name}.names") if column is not None and keep is None else None
-        rows = _shown(numbered(source, column), f"{name} rows")
+        rows_of_files: list[int] = []
+        rows = _shown(_counted(numbered(source, column), rows_of_files), f"{name} rows")
         make, found = self.encoded(rows, source, encoder, training=name == TRAIN, keep=keep)
         with ArrayWriter(folder, name, None if make is None else make.prompt_style) as writer:
             for encoded, authors_of_rows in found:
@@ -108,7 +109,7 @@ class RowSettings:
                 names.close()
                 authors = authors_of_names(names)
                 names.remove()
-            return writer.stored(authors)
+            return writer.stored(authors, rows_of_files)
 
     def _chosen(self, source: RowSource, column: str, folder: Path) -> tuple[np.ndarray, Authors]:
         """(which rows stay, bool [rows]; who wrote those), from a first reading of the authors alone."""
@@ -169,6 +170,15 @@ class RowSettings:
         except ChatTemplateError as error:
             refuse("--prompt_style", self.prompt_style, f"{error}; give plain")
         return AbstractRecords(prompt, RecordMaker(self.tokenizer), self.prompt_style)
+
+
+def _counted(rows: Iterator[tuple[Place, Row]], counts: list[int]) -> Iterator[tuple[Place, Row]]:
+    """The same rows. Appends the number of rows of each file to `counts`."""
+    for place, row in rows:
+        if place.row == 1:
+            counts.append(0)
+        counts[-1] += 1
+        yield place, row
 
 
 def _shown(rows: Iterator[tuple[Place, Row]], what: str) -> Iterator[tuple[Place, Row]]:

@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from dptune.report.card import published_name, write_model_card
 from dptune.report.plots import plot_diagnostics
 from dptune.report.statement import PrivacyStatement, write_privacy_report
-from tests.dptune.report.test_statement import not_private, private
+from tests.dptune.report.test_statement import not_private, private, weighted
 
 NASTY = "/home/ann/se`cret\n---\ntitle: [x](http://evil) <img src=x> | \"'\\ $y$ {0}"
 
@@ -224,3 +224,9 @@ def test_a_card_about_authors_says_what_is_counted_and_what_is_not_covered(tmp_p
     assert table["Method"] == "M"
     assert table["Expected batch size"] == f"2048 {statement.sampled}"
     assert table[f"Training {statement.sampled}"] == "75,329"
+
+
+def test_the_card_says_that_the_probability_is_the_largest(tmp_path: Path) -> None:
+    table = _table(_card(tmp_path, weighted()))
+    assert table["Largest sampling probability (q)"] == "0.0272469"
+    assert "Sampling probability (q)" not in table
