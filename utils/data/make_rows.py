@@ -98,8 +98,8 @@ class RowSettings:
             keep, authors = self._chosen(source, column, folder)
         names = NameFile(folder / f"{name}.names") if column is not None and keep is None else None
         rows_of_files: list[int] = []
-        rows = _shown(_counted(numbered(source, column), rows_of_files), f"{name} rows")
-        make, found = self.encoded(rows, source, encoder, training=name == TRAIN, keep=keep)
+        rows = _counted(numbered(source, column), rows_of_files)
+        make, found = self.encoded(rows, source, encoder, name=name, keep=keep)
         with ArrayWriter(folder, name, None if make is None else make.prompt_style) as writer:
             for encoded, authors_of_rows in found:
                 writer.add(encoded)
@@ -127,7 +127,7 @@ class RowSettings:
         source: RowSource,
         encoder: Encoder,
         *,
-        training: bool = True,
+        name: str = TRAIN,
         keep: np.ndarray | None = None,
     ) -> tuple[MakeRecord | None, Iterator[tuple[Encoded, list[str | None]]]]:
         """(what makes the records, the tokens of all rows in order with their authors); no maker without rows.
@@ -136,7 +136,7 @@ class RowSettings:
             rows: with their places.
             source: where they come from.
             encoder: tokenises them.
-            training: whether they are training rows, which have authors.
+            name: of the data set. Only training rows have authors.
             keep: which of them become examples, bool; None for all.
 
         Raises:
@@ -145,8 +145,8 @@ class RowSettings:
         first = next(rows, None)
         if first is None:
             return None, iter(())
-        make = self._maker(source, *first, training=training)
-        chunks = chunked(chain([first], rows), keep)
+        make = self._maker(source, *first, training=name == TRAIN)
+        chunks = chunked(_shown(chain([first], rows), f"{name} rows"), keep)
         return make, in_order(chunks, EncodeRows(make, encoder, self.day), min(num_processors(), _MOST_WORKERS))
 
     def _maker(self, source: RowSource, place: Place, first: Row, *, training: bool) -> MakeRecord:
