@@ -13,8 +13,8 @@ RUN if ! command -v python3 > /dev/null; then \
         apt-get update && apt-get install -y --no-install-recommends python3 python3-venv \
         && rm -rf /var/lib/apt/lists/*; \
     fi
-RUN python3 -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+RUN python3 -m venv /venv
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
 
 WORKDIR /dptune
 COPY requirements.txt .

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` is the same list fo
     from dptune.optimizers import DPAdam
     from dptune.per_example import PerExampleGradients, require_exact_gradients
     from dptune.plain_step import PlainStep
-    from dptune.sampling import PoissonSampler, deal
+    from dptune.sampling import Parts, PoissonSampler, deal
     from dptune.step import PrivateStep
 
 __version__ = "0.1.0"
@@ -36,6 +36,7 @@ __all__ = [
     "InvalidArgument",
     "Keystream",
     "Ledger",
+    "Parts",
     "PerExampleGradients",
     "PerLayer",
     "PlainStep",
@@ -65,7 +66,7 @@ _HOMES = {
     "optimizers": ("DPAdam",),
     "per_example": ("PerExampleGradients", "require_exact_gradients"),
     "plain_step": ("PlainStep",),
-    "sampling": ("PoissonSampler", "deal"),
+    "sampling": ("Parts", "PoissonSampler", "deal"),
     "step": ("PrivateStep",),
 }
 _HOME_OF = {name: f"dptune.{module}" for module, names in _HOMES.items() for name in names}

@@ -13,7 +13,7 @@ from dptune import accounting
 from dptune._validate import Described, refuse, require_count, require_delta, require_positive, require_within
 from dptune.clipping_styles import CLIP_NORMS, FLAT, Adaptive, Clipping, PerLayer
 from dptune.grid import grid_of
-from dptune.sampling import PoissonSampler
+from dptune.sampling import Parts, PoissonSampler
 
 # By how much rounding may raise the sensitivity above C, as a share of C. A row's own gradient is rounded by its own
 # micro-batch, which nobody else changes (`dptune.shapes`). A micro-batch's sum is float32, so it is rounded by the rows
@@ -38,6 +38,7 @@ class PrivacyConfig:
         clipping: the clipping style; flat by default.
         group_size: maximum number of examples per privacy unit. Above 1, each example is still sampled and clipped on
             its own, and the accounting covers all examples of a unit together.
+        parts: parts of the data set whose examples are drawn more or less often; None if all are drawn alike.
 
     Raises:
         InvalidArgument: a value outside its range.
@@ -51,6 +52,7 @@ class PrivacyConfig:
     delta: float
     clipping: Clipping = FLAT
     group_size: int = 1
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
         require_count("num_examples", self.num_examples)
@@ -62,12 +64,20 @@ class PrivacyConfig:
         require_within("clip_norm", self.clip_norm, CLIP_NORMS)
         require_positive("noise_multiplier", self.noise_multiplier)
         require_delta(self.delta, self.num_examples)
-        sampling_probability(self.expected_batch_size, self.num_examples)
+        self._check_parts()
+        sampling_probability(self.expected_batch_size, self.num_examples, self.parts)
         self._check_clipping()
         if not _NOISE[0] <= self.noise_std <= _NOISE[1]:
             size = "small" if self.noise_std < 1 else "large"
             remedy = f"the noise would be too {size} for floating point at clip_norm={self.clip_norm:g}; give about 1"
             refuse("noise_multiplier", self.noise_multiplier, remedy)
+
+    def _check_parts(self) -> None:
+        if self.parts is None:
+            return
+        self.parts.require_sum(self.num_examples)
+        if self.group_size > 1:
+            refuse("group_size", self.group_size, "examples of one unit may have several weights; give no parts")
 
     def _check_clipping(self) -> None:
         total = self.clipping.total if isinstance(self.clipping, PerLayer) else None
@@ -92,6 +102,7 @@ class PrivacyConfig:
         delta: float,
         clipping: Clipping = FLAT,
         group_size: int = 1,
+        parts: Parts | None = None,
     ) -> PrivacyConfig:
         """The configuration with the least noise whose epsilon after `steps` is at most `target_epsilon`.
 
@@ -101,7 +112,7 @@ class PrivacyConfig:
         sigma = accounting.noise_multiplier(
             target_epsilon=target_epsilon,
             delta=delta,
-            sampling_probability=sampling_probability(expected_batch_size, num_examples),
+            sampling_probability=sampling_probability(expected_batch_size, num_examples, parts),
             steps=steps,
             group_size=group_size,
         )
@@ -114,12 +125,13 @@ class PrivacyConfig:
             delta=delta,
             clipping=clipping,
             group_size=group_size,
+            parts=parts,
         )
 
     @property
     def sampling_probability(self) -> float:
-        """q, the probability that one draw contains a given example."""
-        return sampling_probability(self.expected_batch_size, self.num_examples)
+        """q, the probability that one draw contains a given example; with weights, an example of the largest."""
+        return sampling_probability(self.expected_batch_size, self.num_examples, self.parts)
 
     @property
     def sensitivity(self) -> float:
@@ -184,7 +196,8 @@ class PrivacyConfig:
         """Refuse a sampler whose draws cost another epsilon than this mechanism's.
 
         Raises:
-            InvalidArgument: it draws from another number of examples, or with another sampling probability.
+            InvalidArgument: it draws from another number of examples, with another sampling probability or other
+                weights.
         """
         if not isinstance(sampler, PoissonSampler):
             remedy = "give a dptune.PoissonSampler; an AuthorSampler has one in .authors"
@@ -195,6 +208,9 @@ class PrivacyConfig:
             wanted = f"epsilon is that of {self.num_examples} and {self.sampling_probability!r}"
             remedy = "make it as PoissonSampler(config.num_examples, config.sampling_probability)"
             refuse("sampler", Described(type(sampler).__name__), f"{drawn}, but {wanted}; {remedy}")
+        if sampler.parts != self.parts:
+            remedy = "make it as PoissonSampler(config.num_examples, config.sampling_probability, parts=config.parts)"
+            refuse("sampler", Described(type(sampler).__name__), f"has other weights than the configuration; {remedy}")
 
     def planned_epsilon(self) -> float:
         """Epsilon after all planned steps."""
@@ -207,11 +223,21 @@ class PrivacyConfig:
         )
 
 
-def sampling_probability(expected_batch_size: float, num_examples: int) -> float:
-    """expected_batch_size / num_examples; `InvalidArgument` if it is above 1, or so small that it comes out as 0."""
+def sampling_probability(expected_batch_size: float, num_examples: int, parts: Parts | None = None) -> float:
+    """The largest probability of any example: expected_batch_size / num_examples if all are drawn alike.
+
+    Raises:
+        InvalidArgument: it is above 1, or so small that it comes out as 0.
+    """
     require_positive("expected_batch_size", expected_batch_size)
     if expected_batch_size > num_examples:
         refuse("expected_batch_size", expected_batch_size, f"must be at most the {num_examples} examples there are")
     if not expected_batch_size / num_examples > 0:
         refuse("expected_batch_size", expected_batch_size, "so small that nothing would ever be drawn; raise it")
-    return expected_batch_size / num_examples
+    if parts is None:
+        return expected_batch_size / num_examples
+    if expected_batch_size > parts.effective_size:
+        told = f"with these weights it must be at most {parts.effective_size:g}"
+        remedy = "no sampling probability may be above 1; lower it, or give weights that are closer to each other"
+        refuse("expected_batch_size", expected_batch_size, f"{told}: {remedy}")
+    return expected_batch_size / parts.effective_size

@@ -8,10 +8,12 @@ implementations?").
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from dptune._validate import require_count, require_probability
+from dptune._validate import refuse, require_count, require_positive, require_probability
 from dptune.keystream import BITS, Keystream, scratch_for
 
 SAMPLER = "Poisson"
@@ -22,6 +24,61 @@ _AT_ONCE = (
 METHOD_OF_EXAMPLES = "example-level sampling: every example is drawn and clipped by itself"
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a data set, one after another, whose examples are drawn more or less often.
+
+    The draws stay Poisson. Each example has its own probability, which is that of its part. Epsilon holds for every
+    example if it is computed from the largest probability: a smaller one protects more.
+
+    Attributes:
+        sizes: number of examples of each part; treated as public, like their sum.
+        weights: of each part, above 0. Twice the weight is twice the probability.
+
+    Raises:
+        InvalidArgument: no parts, not one weight for each, or a value outside its range.
+    """
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sizes or len(self.weights) != len(self.sizes):
+            refuse("weights", self.weights, f"give one for each of the {len(self.sizes)} parts")
+        for size in self.sizes:
+            require_count("sizes", size)
+        for weight in self.weights:
+            require_positive("weights", weight)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """For each part, its probability divided by the largest, in (0, 1]."""
+        most = max(self.weights)
+        return tuple(weight / most for weight in self.weights)
+
+    @property
+    def effective_size(self) -> float:
+        """The number of examples of the largest weight that are drawn as often as all of these together."""
+        return sum(size * share for size, share in zip(self.sizes, self.shares, strict=True))
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Settings that a resumed run must share, as JSON values."""
+        return {"parts": [list(part) for part in zip(self.sizes, self.shares, strict=True)]}
+
+    @property
+    def in_words(self) -> str:
+        """The parts for plan and report."""
+        return ", ".join(
+            f"{size:,} with weight {weight:g}" for size, weight in zip(self.sizes, self.weights, strict=True)
+        )
+
+    def require_sum(self, num_examples: int) -> None:
+        """Refuse parts of another number of examples."""
+        if sum(self.sizes) != num_examples:
+            refuse("parts", self.sizes, f"add up to {sum(self.sizes)}, but there are {num_examples} examples")
+
+
 class PoissonSampler:
     """Draws sets of indices that contain each example independently with probability `sampling_probability`.
 
@@ -30,15 +87,25 @@ class PoissonSampler:
         sampling_probability: q, in (0, 1].
         keystream: secret randomness, by default keyed from the operating system. Ranks that need the same draws share
             one key (`Keystream.shared`).
+        parts: if given, q is the probability of the examples of the largest weight, and others have a share of it.
 
     Raises:
         InvalidArgument: a value outside its range.
     """
 
-    def __init__(self, num_examples: int, sampling_probability: float, keystream: Keystream | None = None) -> None:
+    def __init__(
+        self,
+        num_examples: int,
+        sampling_probability: float,
+        keystream: Keystream | None = None,
+        *,
+        parts: Parts | None = None,
+    ) -> None:
         require_count("num_examples", num_examples)
         require_probability("sampling_probability", sampling_probability)
-        self._num_examples, self._sampling_probability = num_examples, sampling_probability
+        if parts is not None:
+            parts.require_sum(num_examples)
+        self._parts, self._num_examples, self._sampling_probability = parts, num_examples, sampling_probability
         self.keystream = keystream or Keystream.from_os()
         self._unused: deque[tuple[int, int]] = deque()  # (number, checksum) of the draws that no step has used
 
@@ -53,6 +120,11 @@ class PoissonSampler:
         return self._sampling_probability
 
     @property
+    def parts(self) -> Parts | None:
+        """The parts, if examples have weights; they cannot change either."""
+        return self._parts
+
+    @property
     def name(self) -> str:
         """How batches are drawn, in words for the ledger and the report."""
         return SAMPLER if self.keystream.secret else FIXED_KEY
@@ -63,13 +135,21 @@ class PoissonSampler:
         Steps must use the draws in order. `PrivateStep` checks that what it was fed is the oldest unused draw.
         """
         scratch, found = scratch_for(_AT_ONCE), []
-        for start in range(0, self.num_examples, _AT_ONCE):
-            count = min(_AT_ONCE, self.num_examples - start)
+        for start, count, probability in self._pieces():
             uniforms = self.keystream.integers(count, scratch=scratch) * 2.0**-BITS
-            found.append(np.flatnonzero(uniforms < self.sampling_probability) + start)
+            found.append(np.flatnonzero(uniforms < probability) + start)
         drawn = np.concatenate(found)
         self._unused.append((len(drawn), checksum_of_items(drawn)))
         return drawn
+
+    def _pieces(self) -> Iterator[tuple[int, int, float]]:
+        """(first example, number of examples, their probability) of all neighbours that are decided at once."""
+        sizes, shares = ((self.num_examples,), (1.0,)) if self.parts is None else (self.parts.sizes, self.parts.shares)
+        end = 0
+        for size, share in zip(sizes, shares, strict=True):
+            begin, end = end, end + size
+            for start in range(begin, end, _AT_ONCE):
+                yield start, min(_AT_ONCE, end - start), self.sampling_probability * share
 
     def _use(self, number: int, checksum: int) -> None:
         """Mark the oldest unused draw as used by a step that was fed so many items with this checksum.

@@ -230,6 +230,7 @@ def _verdict(epsilon: float) -> str:
 
 
 def _table(statement: PrivacyStatement, claim: _Claim) -> str:
+    probability = f"{'Largest sampling' if statement.parts else 'Sampling'} probability (q)"
     rows = {
         "Epsilon (ε)": rounded_up(claim.epsilon, trim=True),
         "Delta (δ)": repr(float(claim.delta)),
@@ -241,7 +242,7 @@ def _table(statement: PrivacyStatement, claim: _Claim) -> str:
         "Noise multiplier (σ)": f"{statement.noise_multiplier:.6g}",
         "Clip norm (C)": f"{statement.clip_norm:.6g}",
         "Clipping": _escape(statement.clipping),
-        "Sampling probability (q)": f"{statement.sampling_probability:.6g}",
+        probability: f"{statement.sampling_probability:.6g}",
         "Expected batch size": f"{statement.expected_batch_size:.6g} {_escape(statement.sampled)}",
         "Steps": f"{statement.steps:,}",
         f"Training {_escape(statement.sampled)}": f"{statement.num_examples:,}",

@@ -23,10 +23,10 @@ from dptune.accounting import ADJACENCY, Spend, account
 from dptune.clipping_styles import clipping_in_words
 from dptune.keystream import FIXED
 from dptune.ledger import Ledger
-from dptune.mechanism import PrivacyConfig
+from dptune.mechanism import PrivacyConfig, sampling_probability
 from dptune.noise import GaussianNoise
 from dptune.report.prior import PriorRelease
-from dptune.sampling import METHOD_OF_EXAMPLES, SAMPLER
+from dptune.sampling import METHOD_OF_EXAMPLES, SAMPLER, Parts
 
 REPORT_NAME = "privacy_report.json"
 
@@ -51,8 +51,9 @@ class PrivacyStatement:
         clip_norm: maximum L2 norm of one unit's gradient in the sum (of the first step if clipping is adaptive); None
             without clipping.
         clipping: the clipping style, in words.
-        sampling_probability: probability with which each example (or author, see `sampled`) enters a step's batch.
-        expected_batch_size: average batch size: `sampling_probability` times `num_examples`.
+        sampling_probability: probability with which each example (or author, see `sampled`) enters a step's batch; with
+            weights, the largest one, which epsilon is computed from.
+        expected_batch_size: average batch size: `sampling_probability` times `num_examples`; less with weights.
         steps: noisy steps that ran and were recorded.
         repeated_steps: how many of `steps` a crash threw away, so that they ran again. They are not part of the
             result; `epsilon` counts them.
@@ -71,6 +72,7 @@ class PrivacyStatement:
         reasons: why there is no guarantee; empty exactly if there is one.
         starts_from: earlier releases that the training started from, the latest first. `epsilon` does not count them.
         versions: versions of the software that ran, see `versions`.
+        parts: the sizes and weights of the parts of the training set; None if all examples are drawn alike.
 
     Raises:
         AssertionError: the statement contradicts itself (checked under `python -O` too): a guarantee with reasons
@@ -101,6 +103,7 @@ class PrivacyStatement:
     reasons: tuple[str, ...] = ()
     starts_from: tuple[PriorRelease, ...] = ()
     versions: dict[str, str] = field(default_factory=versions)
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", tuple(self.reasons))
@@ -117,7 +120,7 @@ class PrivacyStatement:
         _must(_positive(self.delta) and self.delta < 1, "a guarantee needs a delta between 0 and 1")
         _must(_positive(self.noise_multiplier) and _positive(self.clip_norm), "a guarantee needs noise and clipping")
         _must(0 < self.sampling_probability <= 1, "a guarantee needs a sampling probability in (0, 1]")
-        expected = self.sampling_probability * self.num_examples
+        expected = self.sampling_probability * (self.parts.effective_size if self.parts else self.num_examples)
         _must(math.isclose(expected, self.expected_batch_size, rel_tol=1e-6), "q * n is not the expected batch size")
 
 
@@ -182,18 +185,20 @@ def state_privacy(
         group_size=config.group_size,
         adjacency=ADJACENCY,
         accountant=cost.accountant,
-        sampler=_sampler_in_words(ledger.samplers),
+        sampler=_sampler_in_words(ledger.samplers, config.parts),
         noise_source=noise.source,
         guarantee="none" if reasons else "dp",
         reasons=reasons,
         versions=versions(packages),
         method=method,
         sampled=sampled,
+        parts=config.parts,
     )
 
 
-def _sampler_in_words(samplers: Mapping[str, int]) -> str:
-    return ", ".join(samplers) or SAMPLER
+def _sampler_in_words(samplers: Mapping[str, int], parts: Parts | None = None) -> str:
+    weights = f" with weights ({parts.in_words}; the sampling probability is the largest)" if parts else ""
+    return f"{', '.join(samplers) or SAMPLER}{weights}"
 
 
 def state_no_privacy(
@@ -205,6 +210,7 @@ def state_no_privacy(
     method: str = METHOD_OF_EXAMPLES,
     sampled: str = "examples",
     packages: Iterable[str] = (),
+    parts: Parts | None = None,
 ) -> PrivacyStatement:
     """The statement of a run without clipping and noise: no guarantee. For the arguments see `PrivacyStatement`."""
     return PrivacyStatement(
@@ -213,20 +219,21 @@ def state_no_privacy(
         noise_multiplier=None,
         clip_norm=None,
         clipping="none",
-        sampling_probability=expected_batch_size / num_examples,
+        sampling_probability=sampling_probability(expected_batch_size, num_examples, parts),
         expected_batch_size=expected_batch_size,
         steps=steps,
         num_examples=num_examples,
         privacy_unit=privacy_unit,
         adjacency=ADJACENCY,
         accountant="none",
-        sampler=SAMPLER,
+        sampler=_sampler_in_words({}, parts),
         noise_source="none",
         guarantee="none",
         reasons=("clipping and noise were turned off",),
         versions=versions(packages),
         method=method,
         sampled=sampled,
+        parts=parts,
     )
 
 

@@ -59,6 +59,7 @@ def mechanism_identity(plan: RunPlan) -> dict[str, object]:
         "target_epsilon": plan.target_epsilon,
         "insecure_test_seed": plan.test_seed,
         "num_examples": plan.num_examples,
+        **(plan.parts.identity if plan.parts else {}),
     }
 
 

@@ -10,7 +10,8 @@ from dptune._validate import refuse, require_delta, require_positive
 from dptune.accounting import USELESS_EPSILON
 from dptune.accounting.rounding import rounded_up
 from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
-from dptune.mechanism import PrivacyConfig
+from dptune.mechanism import PrivacyConfig, sampling_probability
+from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit, Unit
 
 ROW = PrivacyUnit()
@@ -73,6 +74,7 @@ class RunPlan:
         unit: whose presence is hidden, and how; known without privacy too.
         target_epsilon: the epsilon that the run must not exceed; None if the noise was given.
         test_seed: makes draws, masks and noise repeatable. For tests only: a run with it protects nobody.
+        parts: parts of the training set whose rows are drawn more or less often; None if all are drawn alike.
 
     Raises:
         InvalidArgument: the plan contradicts its mechanism, from which epsilon is computed.
@@ -85,12 +87,13 @@ class RunPlan:
     unit: Unit = ROW
     target_epsilon: float | None = None
     test_seed: int | None = None
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
         if self.privacy is None:
             return
         planned = {"group_size": self.unit.group_size}
-        planned |= {name: getattr(self, name) for name in ("num_examples", "expected_batch_size", "steps")}
+        planned |= {name: getattr(self, name) for name in ("num_examples", "expected_batch_size", "steps", "parts")}
         for name, value in planned.items():
             if value != (accounted := getattr(self.privacy, name)):
                 refuse(
@@ -99,8 +102,8 @@ class RunPlan:
 
     @property
     def sampling_probability(self) -> float:
-        """q, the probability that one step draws a given example (or author)."""
-        return self.expected_batch_size / self.num_examples
+        """q, the probability that one step draws a given example (or author); with weights, one of the largest."""
+        return sampling_probability(self.expected_batch_size, self.num_examples, self.parts)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -116,21 +119,26 @@ def make_plan(
     steps: int,
     unit: Unit = ROW,
     test_seed: int | None = None,
+    parts: Parts | None = None,
 ) -> RunPlan:
     """Find the noise and make the plan.
 
     Args:
         settings: the privacy settings; None for a run without privacy.
-        num_examples, steps, unit, test_seed: see `RunPlan`.
+        num_examples, steps, unit, test_seed, parts: see `RunPlan`.
         batch: the expected batch size.
 
     Raises:
-        InvalidArgument: a delta of 1/n or more, or a target epsilon that no useful noise reaches.
+        InvalidArgument: a delta of 1/n or more, a target epsilon that no useful noise reaches, or parts of rows that
+            are not units by themselves.
     """
+    if parts is not None and (unit.group_size > 1 or unit.sampled != ROW.sampled):
+        refuse("parts", parts.sizes, "the rows of one unit may lie in several parts; leave the weights out")
     if settings is None:
-        return RunPlan(None, num_examples, batch, steps, unit, test_seed=test_seed)
+        return RunPlan(None, num_examples, batch, steps, unit, test_seed=test_seed, parts=parts)
     require_delta(settings.delta, num_examples)
-    sigma = settings.sigma(sampling_probability=batch / num_examples, steps=steps, group_size=unit.group_size)
+    q = sampling_probability(batch, num_examples, parts)
+    sigma = settings.sigma(sampling_probability=q, steps=steps, group_size=unit.group_size)
     total = settings.clipping.total if isinstance(settings.clipping, PerLayer) else None
     config = PrivacyConfig(
         num_examples=num_examples,
@@ -141,26 +149,35 @@ def make_plan(
         delta=settings.delta,
         group_size=unit.group_size,
         clipping=settings.clipping,
+        parts=parts,
     )
-    return RunPlan(config, num_examples, batch, steps, unit, settings.target_epsilon, test_seed)
+    return RunPlan(config, num_examples, batch, steps, unit, settings.target_epsilon, test_seed, parts)
 
 
 def expected_batch(
-    *, per_device: int, gradient_accumulation_steps: int, world_size: int, num_examples: int, sampled: str
+    *,
+    per_device: int,
+    gradient_accumulation_steps: int,
+    world_size: int,
+    num_examples: int,
+    sampled: str,
+    parts: Parts | None = None,
 ) -> int:
     """The average batch size that Hugging Face's settings mean: per device x processes x accumulation steps.
 
     Raises:
-        InvalidArgument: the batch would be larger than the number of examples.
+        InvalidArgument: a sampling probability would be above 1: the batch is larger than the number of examples, or
+            with weights so large that the examples of the largest weight would be drawn more than always.
     """
     batch = per_device * gradient_accumulation_steps * world_size
+    told = f"x {per_device} per device x {world_size} processes is a batch of {batch}"
     if batch > num_examples:
-        refuse(
-            "gradient_accumulation_steps",
-            gradient_accumulation_steps,
-            f"x {per_device} per device x {world_size} processes is a batch of {batch}, more than the {num_examples} "
-            f"{sampled} there are (a sampling probability above 1); lower it",
-        )
+        remedy = f"more than the {num_examples} {sampled} there are (a sampling probability above 1); lower it"
+        refuse("gradient_accumulation_steps", gradient_accumulation_steps, f"{told}, {remedy}")
+    if parts is not None and batch > parts.effective_size:
+        most = f"more than the {parts.effective_size:g} that these weights allow (a sampling probability above 1)"
+        remedy = f"{most}; lower it, or give weights that are closer to each other"
+        refuse("gradient_accumulation_steps", gradient_accumulation_steps, f"{told}, {remedy}")
     return batch
 
 
@@ -192,7 +209,8 @@ def describe_plan(plan: RunPlan) -> list[str]:
     lines = [
         f"{sampled:<22} {plan.num_examples:,}",
         f"expected batch size    {plan.expected_batch_size:,}{'' if sampled == 'examples' else f' {sampled}'}",
-        f"sampling probability   {plan.sampling_probability:.6g}",
+        f"sampling probability   {plan.sampling_probability:.6g}{'' if plan.parts is None else ', the largest'}",
+        *([] if plan.parts is None else [f"weights                {plan.parts.in_words}"]),
         f"steps                  {plan.steps:,}",
     ]
     if plan.privacy is None:

@@ -299,6 +299,7 @@ class PrivateRun:
             method=unit.how,
             sampled=unit.sampled,
             packages=packages,
+            parts=self.plan.parts,
         )
 
     @property
@@ -326,7 +327,8 @@ class PrivateRun:
         """The sampler of the run's units, made at the first call."""
         if self._sampler is None:
             plan = self.plan
-            self._sampler = PoissonSampler(plan.num_examples, plan.sampling_probability, self._sampling_keystream())
+            keystream = self._sampling_keystream()
+            self._sampler = PoissonSampler(plan.num_examples, plan.sampling_probability, keystream, parts=plan.parts)
         return self._sampler
 
     def _after_completed(self, sampler: S) -> S:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from dptune import InvalidArgument, PrivacyConfig, accounting
+from dptune import InvalidArgument, PoissonSampler, PrivacyConfig, accounting
 from dptune.clipping_styles import FLAT, Adaptive, Clipping
 from dptune.mechanism import ROUNDING, sampling_probability
+from dptune.sampling import Parts
 
 SETTING: dict[str, Any] = {
     "num_examples": 1000,
@@ -134,3 +135,58 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
     assert PrivacyConfig(**SETTING | {"expected_batch_size": 1000.0}).sampling_probability == 1
     assert PrivacyConfig(**SETTING | {"delta": 0.999e-3}).delta == 0.999e-3
     assert sampling_probability(0.5, 1000) == 0.0005  # less than one example per step is valid too
+
+
+# --- weights ---
+
+PARTS = Parts((600, 400), (1.0, 3.0))
+WEIGHTED = SETTING | {"parts": PARTS}
+
+
+def test_epsilon_is_that_of_the_largest_probability() -> None:
+    """0.05 on average, 50 / (600 / 3 + 400) for the rows of the larger weight; no other row has a larger epsilon."""
+    config = PrivacyConfig(**WEIGHTED)
+    assert config.sampling_probability == pytest.approx(50 / 600)
+    of_each = [config.sampling_probability * share for share in PARTS.shares]
+    assert sum(size * q for size, q in zip(PARTS.sizes, of_each, strict=True)) == pytest.approx(50)
+    assert of_each[1] == pytest.approx(3 * of_each[0])
+    cost = {"noise_multiplier": 1.5, "steps": 20, "delta": 1e-5}
+    epsilons = [accounting.epsilon(sampling_probability=q, **cost) for q in of_each]
+    average = accounting.epsilon(sampling_probability=0.05, **cost)
+    assert epsilons[0] < average < epsilons[1] == config.planned_epsilon()
+    assert config.divisor == 50.0
+
+
+def test_the_noise_for_an_epsilon_covers_the_largest_probability() -> None:
+    others = {name: value for name, value in WEIGHTED.items() if name != "noise_multiplier"}
+    config = PrivacyConfig.for_epsilon(target_epsilon=2.0, **others)
+    assert config.planned_epsilon() <= 2.0
+    plain = PrivacyConfig.for_epsilon(target_epsilon=2.0, **others | {"parts": None})
+    assert config.noise_multiplier > plain.noise_multiplier
+
+
+def test_probabilities_depend_on_the_parts_alone_and_not_on_rows() -> None:
+    """Sizes are public, as the number of examples is. The mechanism of two neighbours is the same."""
+    assert PrivacyConfig(**WEIGHTED).sampling_probability == sampling_probability(50.0, 1000, PARTS)
+    assert sampling_probability(50.0, 1000, Parts((600, 400), (2.0, 6.0))) == sampling_probability(50.0, 1000, PARTS)
+
+
+def test_a_probability_above_one_is_refused_with_the_batch_that_fits() -> None:
+    assert PrivacyConfig(**WEIGHTED | {"expected_batch_size": 600.0}).sampling_probability == 1
+    with pytest.raises(InvalidArgument, match=r"^expected_batch_size=601: with these weights it must be at most 600: "):
+        PrivacyConfig(**WEIGHTED | {"expected_batch_size": 601})
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="add up to 1000, but there are 999 examples"):
+        PrivacyConfig(**WEIGHTED | {"num_examples": 999})
+    with pytest.raises(InvalidArgument, match="group_size=2: examples of one unit may have several weights"):
+        PrivacyConfig(**WEIGHTED | {"group_size": 2})
+
+
+@pytest.mark.parametrize("parts", [None, Parts((400, 600), (3.0, 1.0))])
+def test_a_sampler_with_other_weights_is_refused(parts: Parts | None) -> None:
+    config = PrivacyConfig(**WEIGHTED)
+    config.require_sampler(PoissonSampler(1000, config.sampling_probability, parts=PARTS))
+    with pytest.raises(InvalidArgument, match="has other weights than the configuration"):
+        config.require_sampler(PoissonSampler(1000, config.sampling_probability, parts=parts))

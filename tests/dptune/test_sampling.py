@@ -15,6 +15,7 @@ from scipy import stats
 
 from dptune import InvalidArgument, Keystream, PoissonSampler, deal, sampling
 from dptune.keystream import new_key
+from dptune.sampling import Parts
 
 EXAMPLES, Q, STEPS = 300, 0.07, 4000
 
@@ -311,3 +312,54 @@ def test_a_deal_that_cannot_be_is_refused(changed: dict[str, int]) -> None:
 def test_settings_cannot_change_after_they_were_compared_with_the_configuration(name: str) -> None:
     with pytest.raises(AttributeError):
         setattr(PoissonSampler(500, 0.3), name, 1)
+
+
+# --- weights ---
+
+PARTS = Parts((200, 60, 140), (1.0, 4.0, 2.0))
+
+
+def test_an_example_is_drawn_as_often_as_its_weight_says() -> None:
+    """Each example binomially with the probability of its part; the average batch is as asked."""
+    largest, steps = 0.2, 4000
+    sampler = PoissonSampler(400, largest, Keystream.for_tests(12), parts=PARTS)
+    counts, drawn = np.zeros(400), []
+    for _ in range(steps):
+        draw = sampler.draw()
+        assert (np.diff(draw) > 0).all()
+        counts[draw] += 1
+        drawn.append(len(draw))
+    for part, q in zip(np.split(counts, [200, 260]), (0.05, 0.2, 0.1), strict=True):
+        assert within(part, steps, q)
+        assert abs(part.mean() / steps - q) < 5 * (q * (1 - q) / (steps * len(part))) ** 0.5
+    assert abs(np.mean(drawn) - largest * PARTS.effective_size) < 5 * (36 / steps) ** 0.5
+    assert PARTS.effective_size == pytest.approx(50 + 60 + 70)
+
+
+def test_weights_do_not_change_draws_if_they_are_equal() -> None:
+    alike, plain = (
+        PoissonSampler(300, 0.3, Keystream.for_tests(1), parts=parts) for parts in (Parts((100, 200), (7, 7)), None)
+    )
+    assert np.array_equal(alike.draw(), plain.draw())
+
+
+def test_large_parts_are_decided_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = []
+    for at_once in (1 << 16, 7):
+        monkeypatch.setattr(sampling, "_AT_ONCE", at_once)
+        draws.append(PoissonSampler(400, 0.5, Keystream.for_tests(3), parts=PARTS).draw())
+    assert np.array_equal(*draws)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "named"),
+    [((), (), "weights"), ((3,), (1.0, 2.0), "weights"), ((3, 0), (1.0, 2.0), "sizes=0"), ((3, 3), (1.0, 0.0), "0.0")],
+)
+def test_parts_that_cannot_be_are_refused(sizes: tuple[int, ...], weights: tuple[float, ...], named: str) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        Parts(sizes, weights)
+
+
+def test_parts_of_another_data_set_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="add up to 400, but there are 300 examples"):
+        PoissonSampler(300, 0.1, parts=PARTS)

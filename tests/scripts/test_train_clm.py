@@ -32,6 +32,7 @@ REPORT_KEYS = {
     *("expected_batch_size", "steps"),
     *("num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source", "guarantee", "reasons"),
     "versions",
+    "parts",
     *("repeated_steps", "unused_steps", "starts_from", "sampled", "method", "group_size"),
 }
 TOKEN = "hf_a_secret_that_must_not_appear"
@@ -415,3 +416,40 @@ def test_a_mistake_in_a_separate_process_prints_no_traceback(tiny_model_dir, tra
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_rows_of_files_with_weights_are_drawn_and_accounted_by_them(tiny_model_dir, train_file, tmp_path, capsys):
+    """Planned, reported and resumed with the largest probability: 16 / (64 / 4 + 48)."""
+    more = tmp_path / "more.jsonl"
+    more.write_text(
+        "".join(json.dumps({"instruction": f"Say {i}.", "answer": f"It is {i}."}) + "\n" for i in range(48))
+    )
+    line = flags(tiny_model_dir, None, tmp_path / "run", num_train_epochs=None, max_train_steps=2)
+    files = ["--train_file", str(train_file), str(more), "--train_file_weights"]
+    train_clm.main([*line, *files, "1", "4"])
+    told = capsys.readouterr().out
+    assert (
+        "sampling probability   0.25, the largest\nweights                64 with weight 1, 48 with weight 4\n" in told
+    )
+    report = json.loads((tmp_path / "run" / "privacy_report.json").read_text())
+    assert (report["sampling_probability"], report["num_examples"]) == (0.25, 112)
+    assert report["parts"] == {"sizes": [64, 48], "weights": [1.0, 4.0]}
+    assert report["epsilon"] == pytest.approx(Ledger(tmp_path / "run" / "ledger.jsonl").epsilon(1e-3))
+    assert "Largest sampling probability" in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("weights", "changes", "told"),
+    [
+        (["1", "4"], {}, "--train_file_weights='1 4': give one for each value of --train_file, which has 1"),
+        (["0"], {}, "--train_file_weights=0.0: "),
+        (["1"], {"privacy_unit": "user", "examples_per_unit": 2}, "an author of --privacy_unit user may have rows"),
+        (["1"], {"train_file": None, "dataset_name": "pubmed_generation"}, "--train_file_weights='1': belongs to"),
+    ],
+)
+def test_weights_that_fit_nothing_are_refused(weights, changes, told, tiny_model_dir, train_file, tmp_path, capsys):
+    line = flags(tiny_model_dir, train_file, tmp_path / "out", **changes)
+    with pytest.raises(SystemExit):
+        train_clm.main([*line, "--train_file_weights", *weights])
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -53,6 +53,7 @@ _CALLED = {
     "eval_freq": ("eval_steps", "eval_strategy", "evaluation_strategy", "logging_steps"),
     "checkpointing_steps": ("save_steps", "save_strategy", "save_freq"),
     "train_file": ("dataset", "dataset_path", "data", "data_path", "train_data"),
+    "train_file_weights": ("interleave_probs", "dataset_weights", "data_weights", "mixture_weights"),
     "validation_file": ("eval_file", "eval_data", "eval_dataset", "validation_data", "val_file"),
     "text_column": ("dataset_text_field", "text_field"),
     "model_name_or_path": ("model", "model_name", "base_model", "model_path"),

@@ -4,7 +4,8 @@ Most chat templates render a conversation by adding turns to what stands there. 
 to the prompt before it. Some write a turn in another way when more follow. Qwen3 leaves out the thinking of earlier
 turns, Phi-3 ends a text with one more token, and gpt-oss ends the last answer with a token of its own. There the answer
 is found by writing a probe in its place: what follows the probe follows the answer too. It is learned as it stands in
-the whole conversation, and the prompt before it must be what sampling would give.
+the whole conversation, and the prompt before it must be what sampling would give. Calls of tools belong to the answer
+that makes them, and a probe is then a call.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from typing import Any
 
 from utils.data.special_tokens import SpecialTokens
+from utils.data.tool_calls import ARGUMENTS, CALLS, FUNCTION, NAME, Message
 
-Message = dict[str, str]
 Render = Callable[..., str]  # (messages, add_generation_prompt=...) -> text
 ROLE, CONTENT, ASSISTANT = "role", "content", "assistant"
 
@@ -59,6 +61,8 @@ def _answer(
         through = render(messages[: turn + 1], add_generation_prompt=False)
         if text.startswith(through) and through.startswith(before):
             return len(before), len(before) + end_of_turn(through[len(before) :], tokens.eos_token)
+    if messages[turn].get(CALLS):
+        return _with_calls(text, before, messages, turn, render, tokens)
     head, rest = _around_probe(messages, turn, render, len(messages))
     start = _start(text, before, head, turn)
     stop = len(text) - len(rest)
@@ -67,6 +71,20 @@ def _answer(
     _, alone = _around_probe(messages, turn, render, turn + 1)
     end = stop + _shared_end(rest, alone, tokens)
     return start, start + end_of_turn(text[start:end], tokens.eos_token)
+
+
+def _with_calls(
+    text: str, before: str | None, messages: Sequence[Message], turn: int, render: Render, tokens: SpecialTokens
+) -> tuple[int, int]:
+    """(start, end) of an answer that calls tools: from the prompt to what follows when it makes another call."""
+    head, rest = _around_probe(messages, turn, render, len(messages))
+    _, alone = _around_probe(messages, turn, render, turn + 1)
+    start = _start(text, before, head, turn)
+    follows = rest[_shared_end(rest, alone, tokens) :]
+    answer = text[start : len(text) - len(follows)]
+    if not text.endswith(follows) or not all(call[FUNCTION][NAME] in answer for call in messages[turn][CALLS]):
+        raise _not_found(f"the calls of message {turn + 1}")
+    return start, start + end_of_turn(answer, tokens.eos_token)
 
 
 def _start(text: str, before: str | None, head: str, turn: int) -> int:
@@ -79,9 +97,13 @@ def _start(text: str, before: str | None, head: str, turn: int) -> int:
 
 
 def _around_probe(messages: Sequence[Message], turn: int, render: Render, count: int) -> tuple[str, str]:
-    """What the template writes before and after the content of `turn`, if there are `count` messages."""
+    """What the template writes before and after the content of `turn`, or its call, if there are `count` messages."""
     probe = f"answer{secrets.randbelow(10**15):015}"
-    probed = [{**one, CONTENT: probe} if at == turn else one for at, one in enumerate(messages[:count])]
+    called = messages[turn].get(CALLS)
+    change: dict[str, Any] = {CONTENT: probe}
+    if called:
+        change = {CALLS: [{**called[-1], FUNCTION: {NAME: probe, ARGUMENTS: {}}}]}
+    probed = [{**one, **change} if at == turn else one for at, one in enumerate(messages[:count])]
     head, found, rest = render(probed, add_generation_prompt=False).partition(probe)
     if not found or probe in rest:
         raise _not_found(f"message {turn + 1}")

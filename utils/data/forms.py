@@ -13,6 +13,7 @@ from dptune._validate import refuse
 from utils.data.answers import ASSISTANT, CONTENT, ROLE, Message
 from utils.data.prompts import AS_IS, CHAT, UNCONDITIONAL
 from utils.data.record import Record, RecordMaker
+from utils.data.tool_calls import CALL_ID, CALLS, NAME, TOOL, TOOLS, calls_of, tools_of
 from utils.files.cells import Place, is_text, kind_of, text_of
 from utils.files.tables import Row, show_columns
 
@@ -31,7 +32,7 @@ _SPEAKERS = {
 _INPUT, _SYSTEM = "input", "system"
 _BETWEEN = "\n\n"  # an instruction and its input
 _FLAGS = {name: f"--{name}_column" for name in ("text", "prompt", "answer", "messages")}
-_TOOLS = ("tool_calls", "function_call", "tool_call_id")
+_LEFT_OUT = (CALLS, "function_call", CALL_ID)  # where they are not used
 
 COLUMN_FLAGS = tuple(_FLAGS.values())
 
@@ -193,16 +194,16 @@ def _completed_turns(row: Row, maker: RecordMaker, place: Place) -> Record:
     """The turns of a prompt and those of its completion, as TRL has them. Only the completion's answers are learned."""
     asked = messages_of(row["prompt"], place, "prompt")
     turns = [*asked, *messages_of(row["completion"], place, "completion")]
-    return maker.conversation(turns, learned_from=len(asked))
+    return maker.conversation(turns, learned_from=len(asked), tools=tools_of(row.get(TOOLS), place))
 
 
 def _conversation(column: str) -> Form:
-    """A conversation, of which every answer is learned."""
-    return Form((column,), partial(_make_conversation, column), chat=True, style=CHAT)
+    """A conversation, of which every answer is learned, and perhaps the tools that it may call."""
+    return Form((column,), partial(_make_conversation, column), more=(TOOLS,), chat=True, style=CHAT)
 
 
 def _make_conversation(column: str, row: Row, maker: RecordMaker, place: Place) -> Record:
-    return maker.conversation(messages_of(row[column], place, column))
+    return maker.conversation(messages_of(row[column], place, column), tools=tools_of(row.get(TOOLS), place))
 
 
 def _shared(column: str) -> Form:
@@ -230,12 +231,14 @@ def messages_of(value: object, place: Place, column: str, speakers: Mapping[str,
     """The turns of a conversation, each with a role and a text.
 
     Args:
-        value: a list of {"role", "content"}, where the content is text, or a list of parts of text.
+        value: a list of {"role", "content"}, where the content is text, or a list of parts of text. An assistant may
+            have "tool_calls", with or without a content, and what a tool said "name" and "tool_call_id".
         place, column: where it stands, for errors.
         speakers: {name: role} of turns that are {"from", "value"} instead.
 
     Raises:
-        InvalidArgument: it is something else, or a turn has what would be left out: a call of a tool, a picture.
+        InvalidArgument: it is something else, or a turn has what would be left out: a picture, or a call
+            that is no assistant's.
     """
     turns = list(value) if isinstance(value, list) else []
     if not turns or not all(isinstance(turn, dict) for turn in turns):
@@ -245,11 +248,14 @@ def messages_of(value: object, place: Place, column: str, speakers: Mapping[str,
 
 
 def _message(turn: Mapping[str, object], number: int, place: Place, speakers: Mapping[str, str] | None) -> Message:
-    if (name := next((name for name in _TOOLS if turn.get(name)), None)) is not None:
-        place.refuse(f"message {number} has {name}, which would be left out; write the call into its content as text")
     shared = speakers is not None and "from" in turn
     who, what = ("from", "value") if shared else (ROLE, CONTENT)
+    more = {} if shared else _of_tools(turn, number, place)
+    if (name := next((name for name in _LEFT_OUT if turn.get(name) and name not in more), None)) is not None:
+        place.refuse(f"message {number} has {name}, which would be left out; write the call into its content as text")
     content = _joined(turn.get(what), number, place)
+    if content is None and CALLS in more:
+        content = ""
     for key, own in ((who, turn.get(who)), (what, content)):
         if not is_text(own):
             place.refuse(f"message {number} has no text as its {key} ({kind_of(own)}); give a string")
@@ -258,7 +264,16 @@ def _message(turn: Mapping[str, object], number: int, place: Place, speakers: Ma
         if role.strip().lower() not in speakers:
             place.refuse(f"message {number} is from none of {', '.join(speakers)}; give messages of role and content")
         role = speakers[role.strip().lower()]
-    return {ROLE: role, CONTENT: str(content)}
+    return {ROLE: role, CONTENT: str(content), **more}
+
+
+def _of_tools(turn: Mapping[str, object], number: int, place: Place) -> Message:
+    """The members of a turn that belong to tools: the calls of an assistant, or which call a tool's result is of."""
+    if turn.get(ROLE) == ASSISTANT and turn.get(CALLS):
+        return {CALLS: calls_of(turn[CALLS], number, place)}
+    if turn.get(ROLE) == TOOL:
+        return {name: str(turn[name]) for name in (NAME, CALL_ID) if is_text(turn.get(name)) and turn[name]}
+    return {}
 
 
 def _joined(content: object, number: int, place: Place) -> object:
@@ -275,7 +290,7 @@ def _joined(content: object, number: int, place: Place) -> object:
 FORMS = (
     _instructed("instruction", "answer"),
     _instructed("instruction", "output"),
-    Form(("prompt", "completion"), _completed_turns, lists=("prompt", "completion"), chat=True, style=CHAT),
+    Form(("prompt", "completion"), _completed_turns, (TOOLS,), ("prompt", "completion"), chat=True, style=CHAT),
     Form(("prompt", "completion"), _completed, style=AS_IS),
     _conversation("messages"),
     _shared("conversations"),

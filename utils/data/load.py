@@ -6,16 +6,18 @@ holds all rows, and they are tokenised once for all ranks of a machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dptune._validate import refuse
+from dptune._validate import refuse, require_positive
+from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit
 from utils.cli.machines import ALONE, Machine
 from utils.data.encoding import Encoder
-from utils.data.forms import NamedColumns
+from utils.data.forms import AS_USUAL, NamedColumns
 from utils.data.hub import HubRows
 from utils.data.make_rows import RowSettings, Sources
 from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
@@ -24,7 +26,7 @@ from utils.data.row_arrays import open_arrays
 from utils.data.row_folder import FLAG, HELD_OUT, TRAIN, RowFolder, Splits, clear_leftovers
 from utils.data.sources import AbstractRows, FileRows
 from utils.data.tokenization import TokenizedDataset
-from utils.files.shards import Paths, find_files, in_words
+from utils.files.shards import Paths, as_list, find_files, in_words
 from utils.files.tables import SPLITS, has_validation_split
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def load_training_data(
     *,
     dataset_name: str | None,
     train_file: Paths | None,
+    train_file_weights: Sequence[float] | None = None,
     validation_file: Paths | None,
     prompt_style: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -64,6 +67,8 @@ def load_training_data(
         dataset_name: one of DATASET_NAMES, or a data set of the hub or a folder in its layout, whose name has a slash;
             exactly one of this and `train_file`.
         train_file: files, globs, folders of files or saved DatasetDicts (see `utils.files.shards.find_files`).
+        train_file_weights: one for each value of `train_file`, above 0: how often its rows are drawn, compared with
+            those of the others. None draws all alike.
         validation_file: the same for validation. Without it, the validation split of a single DatasetDict or of the
             named data set is used, if it has one.
         prompt_style: see `utils.data.prompts.format_prompt`.
@@ -86,25 +91,22 @@ def load_training_data(
     Raises:
         InvalidArgument: for a mistake in the flags or the data; names the flag, its value and the remedy.
     """
-    if (dataset_name is None) == (train_file is None):
-        refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
     named = NamedColumns(text_column, prompt_column, answer_column, messages_column)
     settings = RowSettings(prompt_style, tokenizer, block_size, unit, seed, users_flag, day, named)
-    for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
-        if value is not None and not _is_hub_name(dataset_name):
-            refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
-    if dataset_name is not None and not _is_hub_name(dataset_name):
-        for flag, column in named.given.items():
-            refuse(flag, column, f"--dataset_name {dataset_name} has columns of its own; leave it out")
-    own_validation = validation_file is None
-    if dataset_name is None:
-        find = partial(_file_sources, train_file or (), own_validation=own_validation)
-    elif _is_hub_name(dataset_name):
-        rows = HubRows(dataset_name, dataset_config, dataset_split or "train")
-        find = partial(_hub_sources, rows, own_validation=own_validation)
-    else:
-        folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
-        find = partial(_named_sources, dataset_name, folder, days, unit)
+    find = source_finder(
+        dataset_name=dataset_name,
+        train_file=train_file,
+        data_dir=data_dir,
+        date_from=date_from,
+        date_to=date_to,
+        dataset_config=dataset_config,
+        dataset_split=dataset_split,
+        named=named,
+        unit=unit,
+        own_validation=validation_file is None,
+    )
+    if train_file_weights is not None:
+        _require_weights(train_file_weights, train_file, unit)
     folders: list[RowFolder] = []  # in the process that makes the rows
 
     def make() -> tuple[Path, Splits]:
@@ -121,7 +123,75 @@ def load_training_data(
         machine.wait()  # until all have mapped the files
         for own in folders:
             own.discard()
-    return found[TRAIN], found.get(HELD_OUT)
+    train = found[TRAIN]
+    if train_file_weights is not None:
+        train = replace(train, parts=_weighted_parts(train_file or (), train_file_weights, splits[TRAIN].rows_of_files))
+    return train, found.get(HELD_OUT)
+
+
+def _require_weights(weights: Sequence[float], train_file: Paths | None, unit: PrivacyUnit) -> None:
+    """Refuse weights that do not fit the other flags."""
+    flag, given = "--train_file_weights", " ".join(f"{weight:g}" for weight in weights)
+    values = as_list(train_file)
+    if not values:
+        refuse(flag, given, "belongs to --train_file; leave it out")
+    if len(weights) != len(values):
+        refuse(flag, given, f"give one for each value of --train_file, which has {len(values)}")
+    for weight in weights:
+        require_positive(flag, weight)
+    if unit.column is not None:
+        told = f"an author of --privacy_unit {unit.column} may have rows in files of several weights"
+        refuse(flag, given, f"{told}; leave the weights out")
+
+
+def _weighted_parts(train_file: Paths, weights: Sequence[float], rows_of_files: Sequence[int]) -> Parts:
+    """The rows that each value of --train_file names, with its weight."""
+    left, sizes = list(rows_of_files), []
+    for value in as_list(train_file):
+        count = len(find_files(value, "--train_file"))
+        sizes.append(sum(left[:count]))
+        del left[:count]
+    if left or not all(sizes):
+        refuse("--train_file", in_words(train_file), "names other files than a moment ago; run the command again")
+    return Parts(tuple(sizes), tuple(weights))
+
+
+def source_finder(
+    *,
+    dataset_name: str | None,
+    train_file: Paths | None,
+    data_dir: str | Path | None = None,
+    date_from: str = FIRST_DAY,
+    date_to: str = LAST_DAY,
+    dataset_config: str | None = None,
+    dataset_split: str | None = None,
+    named: NamedColumns = AS_USUAL,
+    unit: PrivacyUnit = _ROW,
+    own_validation: bool = False,
+) -> Callable[[], Sources]:
+    """What finds the rows of the training data; files and the hub are asked when it is called.
+
+    Args:
+        own_validation: whether the data's own validation split is found too, if it has one.
+        named: the columns that the user named. The others: see `load_training_data`.
+
+    Raises:
+        InvalidArgument: the flags contradict each other.
+    """
+    if (dataset_name is None) == (train_file is None):
+        refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
+    for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
+        if value is not None and not _is_hub_name(dataset_name):
+            refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
+    if dataset_name is None:
+        return partial(_file_sources, train_file or (), own_validation=own_validation)
+    if _is_hub_name(dataset_name):
+        rows = HubRows(dataset_name, dataset_config, dataset_split or "train")
+        return partial(_hub_sources, rows, own_validation=own_validation)
+    for flag, column in named.given.items():
+        refuse(flag, column, f"--dataset_name {dataset_name} has columns of its own; leave it out")
+    folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
+    return partial(_named_sources, dataset_name, folder, days, unit)
 
 
 def _with_validation(sources: Sources, validation_file: Paths | None) -> Sources:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dptune._validate import refuse
 from dptune.units.unit import Authors, PrivacyUnit, authors_of_names, choose_of_authors
-from utils.data.encode_rows import AbstractRecords, Chunk, EncodeRows, MakeRecord, chunked
+from utils.data.encode_rows import AbstractRecords, EncodeRows, MakeRecord, chunked
 from utils.data.encoding import Encoded, Encoder
 from utils.data.forms import AS_USUAL, COLUMN_FLAGS, NamedColumns
 from utils.data.prompts import PUBMED_PROMPT, ChatTemplateError, format_prompt
@@ -32,7 +32,7 @@ from utils.files.tables import Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT = 1  # of the arrays; another number where a new version of this project makes others of the same rows
+_FORMAT = 2  # of the arrays; another number where a new version of this project makes others of the same rows
 _MOST_WORKERS = 16  # more of them would wait for the process that reads
 _QUIET = 2.0  # seconds of work after which progress is shown
 
@@ -97,20 +97,19 @@ class RowSettings:
         if column is not None and self.unit.bounds_authors:
             keep, authors = self._chosen(source, column, folder)
         names = NameFile(folder / f"{name}.names") if column is not None and keep is None else None
-        rows = numbered(source, column)
-        first = next(rows, None)
-        make = None if first is None else self._maker(source, *first, training=name == TRAIN)
+        rows_of_files: list[int] = []
+        rows = _counted(numbered(source, column), rows_of_files)
+        make, found = self.encoded(rows, source, encoder, name=name, keep=keep)
         with ArrayWriter(folder, name, None if make is None else make.prompt_style) as writer:
-            chunks = chunked(_shown(chain([first] if first else [], rows), f"{name} rows"), keep)
-            for encoded, found in self._encoded(make, encoder, chunks):
+            for encoded, authors_of_rows in found:
                 writer.add(encoded)
                 if names is not None:
-                    names.add_all(found)
+                    names.add_all(authors_of_rows)
             if names is not None:
                 names.close()
                 authors = authors_of_names(names)
                 names.remove()
-            return writer.stored(authors)
+            return writer.stored(authors, rows_of_files)
 
     def _chosen(self, source: RowSource, column: str, folder: Path) -> tuple[np.ndarray, Authors]:
         """(which rows stay, bool [rows]; who wrote those), from a first reading of the authors alone."""
@@ -122,12 +121,33 @@ class RowSettings:
         names.remove()
         return chosen
 
-    def _encoded(
-        self, make: MakeRecord | None, encoder: Encoder, chunks: Iterator[Chunk]
-    ) -> Iterator[tuple[Encoded, list[str | None]]]:
-        """The tokens of all rows of a source in order, and their authors."""
-        if make is not None:
-            yield from in_order(chunks, EncodeRows(make, encoder, self.day), min(num_processors(), _MOST_WORKERS))
+    def encoded(
+        self,
+        rows: Iterator[tuple[Place, Row]],
+        source: RowSource,
+        encoder: Encoder,
+        *,
+        name: str = TRAIN,
+        keep: np.ndarray | None = None,
+    ) -> tuple[MakeRecord | None, Iterator[tuple[Encoded, list[str | None]]]]:
+        """(what makes the records, the tokens of all rows in order with their authors); no maker without rows.
+
+        Args:
+            rows: with their places.
+            source: where they come from.
+            encoder: tokenises them.
+            name: of the data set. Only training rows have authors.
+            keep: which of them become examples, bool; None for all.
+
+        Raises:
+            InvalidArgument: a row is no example. Names the flag, the file and the row.
+        """
+        first = next(rows, None)
+        if first is None:
+            return None, iter(())
+        make = self._maker(source, *first, training=name == TRAIN)
+        chunks = chunked(_shown(chain([first], rows), f"{name} rows"), keep)
+        return make, in_order(chunks, EncodeRows(make, encoder, self.day), min(num_processors(), _MOST_WORKERS))
 
     def _maker(self, source: RowSource, place: Place, first: Row, *, training: bool) -> MakeRecord:
         """What makes the records of a source, decided by its first row."""
@@ -150,6 +170,15 @@ class RowSettings:
         except ChatTemplateError as error:
             refuse("--prompt_style", self.prompt_style, f"{error}; give plain")
         return AbstractRecords(prompt, RecordMaker(self.tokenizer), self.prompt_style)
+
+
+def _counted(rows: Iterator[tuple[Place, Row]], counts: list[int]) -> Iterator[tuple[Place, Row]]:
+    """The same rows. Appends the number of rows of each file to `counts`."""
+    for place, row in rows:
+        if place.row == 1:
+            counts.append(0)
+        counts[-1] += 1
+        yield place, row
 
 
 def _shown(rows: Iterator[tuple[Place, Row]], what: str) -> Iterator[tuple[Place, Row]]:

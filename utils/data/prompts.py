@@ -7,7 +7,7 @@ performs badly without any error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
@@ -77,9 +77,13 @@ def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def render_chat(
-    messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
+    messages: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    add_generation_prompt: bool,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> str:
-    """The conversation as text, by the tokenizer's chat template.
+    """The conversation as text, by the tokenizer's chat template, which gets the tools too.
 
     Many templates write the start token, and many tokenizers add one later. In that case the template's token is
     removed, since no model was pre-trained on two start tokens.
@@ -89,11 +93,14 @@ def render_chat(
     """
     try:
         text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            list(messages),
+            tools=None if tools is None else list(tools),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
     except Exception as error:  # templates are programs of strangers
         refuses = type(error) is TemplateError  # raised by the template itself
-        what = "refuses this order of roles" if refuses else "fails on this conversation"
+        what = "refuses these turns" if refuses else "fails on this conversation"
         raise ChatTemplateError(f"the chat template {what} ({type(error).__name__})") from None
     bos = tokenizer.bos_token
     if bos and text.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:

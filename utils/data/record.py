@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from utils.data.answers import CONTENT, Message, find_answers
+from utils.data.answers import ROLE, Message, find_answers
 from utils.data.prompts import AS_IS, format_prompt, render_chat
 from utils.data.special_tokens import Spans, SpecialTokens
+from utils.data.tool_calls import Tools, in_all_texts, require_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,19 +69,22 @@ class RecordMaker:
         """A rendered prompt and its completion, in which only start and end tokens are text, unless they end it."""
         return self._record(prompt + self._tokens.hidden_answer(completion, self._tokens.ends), [len(prompt), None])
 
-    def conversation(self, messages: Sequence[Message], learned_from: int = 0) -> Record:
+    def conversation(self, messages: Sequence[Message], learned_from: int = 0, tools: Tools | None = None) -> Record:
         """The rendered conversation up to its last answer, with every answer marked. What follows has no loss.
 
         Args:
             messages: the turns.
             learned_from: index of the first turn that may be an answer. Assistant turns before it are not learned.
+            tools: the tools that the prompt lists.
 
         Raises:
-            ChatTemplateError, AnswerNotFound, StandInLost: see there.
+            ChatTemplateError, AnswerNotFound, StandInLost, ToolsLeftOut: see there.
         """
-        turns = [{**turn, CONTENT: self._tokens.hidden(turn[CONTENT])} for turn in messages]
         render = partial(render_chat, tokenizer=self._tokenizer)
-        hidden, answers = find_answers(turns, render, self._tokens, learned_from)
+        turns = [{**in_all_texts(turn, self._tokens.hidden), ROLE: turn[ROLE]} for turn in messages]
+        listed = in_all_texts(tools, self._tokens.hidden)
+        require_written(turns, listed, render)
+        hidden, answers = find_answers(turns, partial(render, tools=listed), self._tokens, learned_from)
         return self._record(hidden, [position for answer in answers for position in answer])
 
     def _record(self, hidden: str, positions: Sequence[int | None]) -> Record:

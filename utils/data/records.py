@@ -19,6 +19,7 @@ from utils.data.prompts import ChatTemplateError, has_chat_template
 from utils.data.record import Record, RecordMaker, prompt_and_answer
 from utils.data.row_authors import refuse_unnoticed_users
 from utils.data.special_tokens import StandInLost
+from utils.data.tool_calls import ToolsLeftOut
 from utils.files.cells import Place, author_of, require_columns, text_of
 from utils.files.tables import Row, read_rows, show_columns
 
@@ -147,5 +148,5 @@ def _record(row: Row, form: Form, maker: RecordMaker, place: Place) -> Record:
         return form.make(row, maker, place)
     except ChatTemplateError as error:
         place.refuse(f"{error}; fix the row")
-    except (AnswerNotFound, StandInLost) as error:
+    except (AnswerNotFound, StandInLost, ToolsLeftOut) as error:
         place.refuse(f"{error}; give prompt/completion rows instead")

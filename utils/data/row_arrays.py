@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -34,6 +34,7 @@ class Stored:
         num_cut: number of examples that were cut to the block size.
         largest, num_left_out: see `Authors`; None without authors.
         prompt_style: the style that sampling must use.
+        rows_of_files: number of rows of each file, before any are left out.
     """
 
     examples: int
@@ -42,6 +43,7 @@ class Stored:
     largest: int | None = None
     num_left_out: int | None = None
     prompt_style: str | None = None
+    rows_of_files: list[int] = field(default_factory=list)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -85,17 +87,18 @@ class ArrayWriter:
         self.tokens += len(encoded.ids)
         self.num_cut += encoded.num_cut
 
-    def stored(self, authors: Authors | None = None) -> Stored:
-        """What was written, after the authors are written too."""
+    def stored(self, authors: Authors | None = None, rows_of_files: Sequence[int] = ()) -> Stored:
+        """What was written, after the authors are written too. `rows_of_files`: see `Stored`."""
+        more: dict[str, Any] = {"prompt_style": self._prompt_style, "rows_of_files": list(rows_of_files)}
         if authors is None:
-            return Stored(self.examples, self.tokens, self.num_cut, prompt_style=self._prompt_style)
+            return Stored(self.examples, self.tokens, self.num_cut, **more)
         if len(authors.of_row) != self.examples:
             raise RuntimeError(f"{self.examples} examples have {len(authors.of_row)} authors")
         self._files["authors"] = create(self._folder / f"{self._name}.authors")
         for start in range(0, self.examples, _BLOCK):
             self._write("authors", authors.of_row[start : start + _BLOCK])
         counts = (self.examples, self.tokens, self.num_cut, authors.largest, authors.num_left_out)
-        return Stored(*counts, prompt_style=self._prompt_style)
+        return Stored(*counts, **more)
 
     def _write(self, kind: str, values: np.ndarray) -> None:
         self._files[kind].write(np.ascontiguousarray(values, dtype=_TYPES[kind]).data)

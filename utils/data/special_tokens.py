@@ -67,7 +67,8 @@ class SpecialTokens:
         # The longest match counts, as for tokenizers. A pattern that never matches stands for no names.
         self._pattern = re.compile("|".join(map(re.escape, self._names)) or r"(?!)")
         # Private-use characters and digits, which templates and normalizers leave alone. Nobody can guess the number.
-        self._sign = f"\ue000{secrets.randbelow(10**15):015}"
+        self._number = f"{secrets.randbelow(10**15):015}"
+        self._sign = f"\ue000{self._number}"
         self._stand_in = re.compile(rf"{self._sign}x(\d+)\ue001")
 
     @property
@@ -104,7 +105,7 @@ class SpecialTokens:
         Raises:
             StandInLost: see there.
         """
-        if self._sign not in hidden:
+        if self._number not in hidden:
             return MarkedText(hidden), list(positions)
         parts, typed, moved, last, size = [], [], list(positions), 0, 0
         for found in self._stand_in.finditer(hidden):
@@ -115,7 +116,7 @@ class SpecialTokens:
             gone = len(found[0]) - len(parts[-1])
             moved = [now - gone if was >= found.end() else now for was, now in zip(positions, moved, strict=True)]
         text = "".join([*parts, hidden[last:]])
-        if self._sign in text:
+        if self._number in text:  # also where a template escapes what is not ASCII
             raise StandInLost("the chat template cuts or changes a special token that the text spells")
         return MarkedText(text, tuple(typed)), moved
 

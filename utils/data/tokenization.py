@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dptune.sampling import Parts
 from dptune.units.unit import Authors
 from utils.data.encoding import SHORTEST, Encoder
 from utils.data.record import Record
@@ -42,6 +43,7 @@ class TokenizedDataset:
         num_cut: number of examples that were cut to the block size.
         authors: the authors of the examples, if they are the privacy unit.
         prompt_style: the style that sampling must use, if it is known.
+        parts: the parts whose examples are drawn more or less often; None if all are drawn alike.
     """
 
     ids: np.ndarray
@@ -50,6 +52,7 @@ class TokenizedDataset:
     num_cut: int
     authors: Authors | None = None
     prompt_style: str | None = None
+    parts: Parts | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -32,8 +32,7 @@ def find_files(given: Paths, flag: str) -> list[Path]:
         InvalidArgument: nothing matches a glob, a file is named twice, or a folder holds no data or several kinds of
             files. Files are not opened.
     """
-    values = [given] if isinstance(given, str | Path) else list(given)
-    found = [path for value in values for path in _expanded(str(value), flag)]
+    found = [path for value in as_list(given) for path in _expanded(str(value), flag)]
     if not found:
         refuse(flag, None, "give at least one file")
     seen: set[Path] = set()
@@ -42,6 +41,13 @@ def find_files(given: Paths, flag: str) -> list[Path]:
             refuse(flag, str(path), "is named twice, so its rows would count twice; name it once")
         seen.add(path.resolve())
     return found
+
+
+def as_list(given: Paths | None) -> list[str | Path]:
+    """The values of a flag."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | Path) else list(given)
 
 
 def in_words(given: Paths | None) -> str | None:

@@ -91,6 +91,7 @@ ON_RESUME: OnResumeTable = {
     "dataset_config": OnResume.COMPARED,
     "dataset_split": OnResume.COMPARED,
     "train_file": OnResume.COMPARED,
+    "train_file_weights": OnResume.COMPARED,
     "validation_file": OnResume.EFFECTIVE,
     "text_column": OnResume.COMPARED,
     "prompt_column": OnResume.COMPARED,

@@ -301,7 +301,14 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     processes = processes_of_plan(saved, optimization, accelerator.num_processes)
     clipping = groups.clipping.style(layers_of(names).values())
     num_examples = num_sampled(unit, train)
-    plan = plan_run(groups.privacy, optimization, num_examples=num_examples, world_size=processes, clipping=clipping)
+    plan = plan_run(
+        groups.privacy,
+        optimization,
+        num_examples=num_examples,
+        world_size=processes,
+        clipping=clipping,
+        parts=train.parts,
+    )
     identity = {"training_data": fingerprint, "optimizer": optimization.optimizer} | start_identity(starts_from)
     dated = {} if day is None else {TEMPLATE_DATE: day}
     identity |= dated

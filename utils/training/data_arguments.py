@@ -37,6 +37,13 @@ class DataArguments:
             "globs, or folders of files of one kind"
         },
     )
+    train_file_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "one number above 0 for each value of --train_file: a row of weight 3 is drawn three times as "
+            "often as one of weight 1; epsilon is that of the rows drawn most often. By default all are drawn alike"
+        },
+    )
     validation_file: list[str] | None = field(
         default=None,
         metadata={"help": "held-out examples in the same formats; their measured loss is not private"},

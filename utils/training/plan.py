@@ -10,6 +10,7 @@ from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.lora import adapters
 from dptune.run.plan import RunPlan, expected_batch, make_plan
+from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit
 from utils.data.tokenization import TokenizedDataset
 from utils.models.memory import MemorySettings, describe_memory, memory_needs
@@ -35,11 +36,16 @@ def plan_run(
     num_examples: int,
     world_size: int,
     clipping: Clipping = FLAT,
+    parts: Parts | None = None,
 ) -> RunPlan:
     """Steps and noise for `num_examples` examples (see `num_sampled`) on `world_size` processes.
 
+    Args:
+        parts: the parts whose examples are drawn more or less often.
+
     Raises:
-        InvalidArgument: the batch exceeds the data set, delta is 1/n or more, or the target epsilon is out of reach.
+        InvalidArgument: the batch exceeds the data set or what the weights of its parts allow, delta is 1/n or more, or
+            the target epsilon is out of reach.
     """
     batch = expected_batch(
         per_device=optimization.per_device_train_batch_size,
@@ -47,6 +53,7 @@ def plan_run(
         world_size=world_size,
         num_examples=num_examples,
         sampled=privacy.unit.sampled,
+        parts=parts,
     )
     steps = optimization.max_train_steps or planned_steps(
         num_examples=num_examples, expected_batch_size=batch, epochs=optimization.num_train_epochs
@@ -58,6 +65,7 @@ def plan_run(
         steps=steps,
         unit=privacy.unit,
         test_seed=privacy.insecure_test_seed,
+        parts=parts,
     )
 
 

@@ -17,7 +17,7 @@ from dptune.report.card import published_name, write_model_card
 from dptune.report.plots import plot_diagnostics
 from dptune.report.statement import PrivacyStatement, write_privacy_report
 from tests.dptune.report.test_prior import EARLIER
-from tests.dptune.report.test_statement import not_private, private
+from tests.dptune.report.test_statement import not_private, private, weighted
 
 NASTY = "/home/ann/se`cret\n---\ntitle: [x](http://evil) <img src=x> | \"'\\ $y$ {0}"
 
@@ -250,3 +250,9 @@ def test_the_card_tells_of_steps_that_did_not_run(tmp_path: Path) -> None:
     card = _card(tmp_path, private(unused_steps=16))
     assert "before the last 16 planned steps. ε counts them all the same" in card
     assert "planned steps" not in _card(tmp_path, private())
+
+
+def test_the_card_says_that_the_probability_is_the_largest(tmp_path: Path) -> None:
+    table = _table(_card(tmp_path, weighted()))
+    assert table["Largest sampling probability (q)"] == "0.0272469"
+    assert "Sampling probability (q)" not in table

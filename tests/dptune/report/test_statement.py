@@ -14,12 +14,13 @@ import pytest
 from dptune import GaussianNoise, Keystream, Ledger, PrivacyConfig
 from dptune.report import statement as report
 from dptune.report.statement import PrivacyStatement, state_privacy, versions, write_privacy_report
+from dptune.sampling import Parts
 
 REQUIRED_KEYS = [
     "epsilon", "delta", "noise_multiplier", "clip_norm", "clipping", "sampling_probability", "expected_batch_size",
     "steps",
     "repeated_steps", "unused_steps", "num_examples", "sampled", "privacy_unit", "method", "group_size", "adjacency",
-    "accountant", "sampler", "noise_source", "guarantee", "reasons", "starts_from", "versions",
+    "accountant", "sampler", "noise_source", "guarantee", "reasons", "starts_from", "versions", "parts",
 ]  # fmt: skip
 
 SETTINGS: dict[str, Any] = {
@@ -103,6 +104,7 @@ def test_without_a_guarantee_epsilon_is_null_and_the_reasons_are_listed(tmp_path
         {"sampling_probability": 0.5},
         {"group_size": 0},
         {"group_size": 75330},
+        {"parts": Parts((75000, 329), (1.0, 2.0))},
         {"sampling_probability": 1.5, "expected_batch_size": 1.5 * 75329},
     ],
 )
@@ -225,3 +227,14 @@ def test_steps_that_did_not_run_count_as_if_they_had(tmp_path: Path) -> None:
     assert early.epsilon == every.epsilon
     assert (fewer.epsilon or 0) < (every.epsilon or 0)
     assert (early.steps, early.unused_steps) == (2, 3)
+
+
+def weighted() -> PrivacyStatement:
+    """A statement of a run whose examples had weights."""
+    parts = Parts((329, 75000), (1.0, 2.0))
+    return private(parts=parts, sampling_probability=2048 / (329 / 2 + 75000))
+
+
+def test_the_sizes_and_weights_of_parts_are_in_the_report(tmp_path: Path) -> None:
+    write_privacy_report(tmp_path / "r.json", weighted())
+    assert _read(tmp_path / "r.json")["parts"] == {"sizes": [329, 75000], "weights": [1.0, 2.0]}

@@ -16,6 +16,7 @@ from dptune import InvalidArgument, add_lora
 from dptune.clipping_styles import Adaptive
 from dptune.run.identity import mechanism_identity, model_identity, refuse_other_run
 from dptune.run.plan import PrivacySettings, make_plan
+from dptune.sampling import Parts
 from dptune.units.unit import ItemUnit
 from tests.examples import randomise_adapters
 from tests.processes import run_processes
@@ -93,10 +94,15 @@ def test_many_differences_and_long_values_stay_one_readable_line() -> None:
 SETTINGS = PrivacySettings(clip_norm=1.0, noise_multiplier=0.9, delta=1e-4)
 
 
+PARTS = Parts((60, 40), (1.0, 3.0))
+
+
 def mechanism(*, privacy: bool = True, **changed: Any) -> dict[str, Any]:
     """The identity of a run whose settings or plan differ in some values."""
     how: dict[str, Any] = {"num_examples": 100, "batch": 10, "steps": 8}
-    how |= {name: changed.pop(name) for name in ("num_examples", "batch", "unit", "test_seed") if name in changed}
+    how |= {
+        name: changed.pop(name) for name in ("num_examples", "batch", "unit", "test_seed", "parts") if name in changed
+    }
     return mechanism_identity(make_plan(dataclasses.replace(SETTINGS, **changed) if privacy else None, **how))
 
 
@@ -118,12 +124,20 @@ def test_the_same_mechanism_has_the_same_identity_after_json() -> None:
         ("num_examples", {"num_examples": 101}),
         ("privacy_unit", {"unit": ItemUnit("one household")}),
         ("group_size", {"unit": ItemUnit(group_size=2)}),
+        (r"parts\[0\]\[0\]", {"parts": PARTS}),
         ("clip_norm", {"privacy": False}),
     ],
 )
 def test_a_change_of_the_mechanism_is_refused_by_name(named: str, changed: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument, match=rf"(: |, ){named} was .* in the checkpoint and is .* now"):
         refuse_other_run(mechanism(), mechanism(**changed))
+
+
+def test_weights_are_compared_by_their_ratios() -> None:
+    refuse_other_run(mechanism(parts=PARTS), mechanism(parts=Parts((60, 40), (2.0, 6.0))))
+    for other in (Parts((60, 40), (1.0, 4.0)), Parts((40, 60), (1.0, 3.0)), None):
+        with pytest.raises(InvalidArgument, match="parts"):
+            refuse_other_run(mechanism(parts=PARTS), mechanism(parts=other))
 
 
 # --- the model's identity ---

@@ -9,9 +9,11 @@ import pytest
 
 from dptune import InvalidArgument
 from dptune.accounting import epsilon
+from dptune.accounting.rounding import rounded_up
 from dptune.clipping_styles import PerLayer
 from dptune.run.plan import PrivacySettings, RunPlan, describe_plan, expected_batch, last_step, make_plan
-from dptune.units.unit import ItemUnit
+from dptune.sampling import Parts
+from dptune.units.unit import ItemUnit, PrivacyUnit, Unit
 
 DELTA = 1e-4
 
@@ -140,3 +142,54 @@ def test_repeated_steps_are_taken_off_the_end_of_a_run_with_a_budget(
 def test_without_a_budget_every_planned_step_is_run(budget: RunPlan) -> None:
     assert last_step(dataclasses.replace(budget, target_epsilon=None), 6, 4) == 8
     assert last_step(dataclasses.replace(budget, privacy=None), 6, 4) == 8
+
+
+# --- weights ---
+
+PARTS = Parts((60, 40), (1.0, 3.0))
+SETTINGS = PrivacySettings(noise_multiplier=1.0, delta=DELTA)
+RUN: dict[str, Any] = {"num_examples": 100, "batch": 12, "steps": 8}
+
+
+def test_a_plan_with_weights_states_the_epsilon_of_the_largest_probability() -> None:
+    plan = make_plan(SETTINGS, **RUN, parts=PARTS)
+    assert plan.sampling_probability == pytest.approx(12 / 60)
+    assert plan.privacy is not None
+    assert plan.privacy.sampling_probability == plan.sampling_probability
+    largest = epsilon(noise_multiplier=1.0, sampling_probability=12 / 60, steps=8, delta=DELTA)
+    assert plan.privacy.planned_epsilon() == pytest.approx(largest)
+    lines = describe_plan(plan)
+    assert "sampling probability   0.2, the largest" in lines
+    assert "weights                60 with weight 1, 40 with weight 3" in lines
+    assert f"epsilon                {rounded_up(plan.privacy.planned_epsilon())} at delta 0.0001" in lines
+
+
+def test_the_noise_for_a_target_covers_the_largest_probability() -> None:
+    plan = make_plan(PrivacySettings(target_epsilon=3.0, delta=DELTA), **RUN, parts=PARTS)
+    assert plan.privacy is not None
+    assert plan.privacy.planned_epsilon() <= 3.0
+
+
+def test_weights_without_privacy_are_planned_too() -> None:
+    assert make_plan(None, **RUN, parts=PARTS).sampling_probability == pytest.approx(12 / 60)
+
+
+@pytest.mark.parametrize("unit", [ItemUnit(group_size=2), PrivacyUnit("who", examples=2)])
+def test_weights_are_refused_where_a_unit_has_several_rows(unit: Unit) -> None:
+    for settings in (SETTINGS, None):
+        with pytest.raises(InvalidArgument, match="the rows of one unit may lie in several parts"):
+            make_plan(settings, **RUN, unit=unit, parts=PARTS)
+
+
+def test_a_plan_whose_weights_are_not_the_mechanisms_is_refused() -> None:
+    plan = make_plan(SETTINGS, **RUN, parts=PARTS)
+    with pytest.raises(InvalidArgument, match=r"^parts="):
+        dataclasses.replace(plan, parts=Parts((60, 40), (1.0, 4.0)))
+
+
+def test_a_batch_that_the_weights_do_not_allow_is_refused() -> None:
+    how: dict[str, Any] = {"per_device": 1, "world_size": 1, "num_examples": 100, "sampled": "examples", "parts": PARTS}
+    assert expected_batch(gradient_accumulation_steps=60, **how) == 60
+    told = "batch of 61, more than the 60 that these weights allow .a sampling probability above 1.; lower it, or give"
+    with pytest.raises(InvalidArgument, match=f"^gradient_accumulation_steps=61: .*{told}"):
+        expected_batch(gradient_accumulation_steps=61, **how)

@@ -16,8 +16,9 @@ from dptune.ranks import Gather, Ranks
 from dptune.run import session
 from dptune.run.checkpoint import LEDGER_NAME
 from dptune.run.identity import mechanism_identity
-from dptune.run.plan import RunPlan
+from dptune.run.plan import PrivacySettings, RunPlan, make_plan
 from dptune.run.session import PrivateRun, SavedRun
+from dptune.sampling import Parts, PoissonSampler
 from dptune.units.unit import PrivacyUnit, group_by_author
 from tests.processes import run_processes
 
@@ -257,3 +258,24 @@ def test_a_plan_for_authors_draws_authors_and_needs_to_know_them(tmp_path: Path)
     with pytest.raises(RuntimeError, match="without the column"):
         run.draws(None)
     assert run.sampler().draw().tolist() == [0, 1, 2]
+
+
+def test_a_plan_with_weights_draws_by_them_and_its_statement_says_so(tmp_path: Path) -> None:
+    parts, settings = Parts((300, 200), (1.0, 4.0)), PrivacySettings(noise_multiplier=1.0, delta=1e-4)
+    chosen = make_plan(settings, num_examples=500, batch=100, steps=9, parts=parts)
+    run = trained(tmp_path, chosen, 2)
+    sampler = run.sampler()
+    assert isinstance(sampler, PoissonSampler)
+    assert (sampler.parts, sampler.sampling_probability) == (parts, pytest.approx(100 / 275))
+    with pytest.raises(InvalidArgument, match="parts"):
+        PrivateRun(
+            make_plan(settings, num_examples=500, batch=100, steps=9),
+            run.folder,
+            resume_from=SavedRun(2, run.folder / "copy", 0, run.identity),
+        )
+    assert run.ledger is not None
+    assert {spend.sampling_probability for spend in run.ledger.spends} == {chosen.sampling_probability}
+    plain = PrivateRun(make_plan(None, num_examples=500, batch=100, steps=9, parts=parts), tmp_path / "plain")
+    for stated in (run.statement(), plain.statement()):
+        assert (stated.parts, stated.sampling_probability) == (parts, chosen.sampling_probability)
+        assert "with weights (300 with weight 1, 200 with weight 4; the sampling probability is" in stated.sampler

@@ -13,6 +13,7 @@ import datasets
 import pytest
 
 from dptune._validate import InvalidArgument
+from dptune.sampling import Parts
 from dptune.units.unit import EXAMPLE_LEVEL, PrivacyUnit
 from tests.processes import run_processes
 from tests.tiny import tiny_tokenizer
@@ -307,3 +308,24 @@ def test_the_shipped_example_file_loads() -> None:
     assert len(train) == 24
     assert train.num_cut == train.num_without_answer == 0
     assert len({text(train, i) for i in range(24)}) == 24
+
+
+def test_weights_are_those_of_the_values_of_the_flag(tmp_path: Path) -> None:
+    """A folder and a pattern are one part each, whatever number of files they hold; the rows stay as they are."""
+    for name, count in (("one/a", 3), ("one/b", 4), ("c1", 1), ("c2", 2), ("d", 5)):
+        write_jsonl(tmp_path / f"{name}.jsonl", *(pair(f"{name} {n}") for n in range(count)))
+    files = [str(tmp_path / "one"), str(tmp_path / "c*.jsonl"), str(tmp_path / "d.jsonl")]
+    train, _ = load(train_file=files, train_file_weights=[1, 2.5, 3])
+    assert train.parts == Parts((7, 3, 5), (1, 2.5, 3))
+    plain, _ = load(train_file=files)
+    assert plain.parts is None
+    assert plain.fingerprint() == train.fingerprint()
+    assert len(train) == sum(train.parts.sizes)
+
+
+def test_weights_are_found_in_a_cache_too(tmp_path: Path) -> None:
+    files = [write_jsonl(tmp_path / f"{n}.jsonl", *(pair("x") for _ in range(n))) for n in (2, 3)]
+    how: dict[str, Any] = {"data_cache": str(tmp_path / "cache"), "run_folder": tmp_path / "run", "train_file": files}
+    assert load(**how)[0].parts is None
+    (tmp_path / "run").mkdir(exist_ok=True)
+    assert load(**how, train_file_weights=[1, 2])[0].parts == Parts((2, 3), (1, 2))

@@ -66,7 +66,7 @@ def test_a_rendered_prompt_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        ("{{ raise_exception('secret') }}", "refuses this order of roles"),
+        ("{{ raise_exception('secret') }}", "refuses these turns"),
         ("{{ 1 // 0 }}", "fails on this conversation"),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_conversation_without_an_answer_stays(tmp_path: Path, tokenizer: PreTr
             "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}",
             "differently when more follow",
         ),
-        ("{{ raise_exception(messages[0]['content']) }}", "refuses this order of roles"),
+        ("{{ raise_exception(messages[0]['content']) }}", "refuses these turns"),
     ],
 )
 def test_templates_whose_answers_cannot_be_found_are_refused(tmp_path: Path, template: str, what: str) -> None:
@@ -183,7 +183,7 @@ def test_a_conversation_may_begin_with_the_assistant(tmp_path: Path, tokenizer: 
     strict.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}" + str(
         strict.chat_template
     )
-    with pytest.raises(InvalidArgument, match=r"row 2 \(counted from 1\): the chat template refuses this order"):
+    with pytest.raises(InvalidArgument, match=r"row 2 \(counted from 1\): the chat template refuses these turns"):
         load(path, strict)
 
 
@@ -226,7 +226,7 @@ def test_special_tokens_that_people_type_are_text(
         ({"prompt": "a", "completion": "b", "input": SECRET}, "input"),
         ({"instruction": "a", "answer": "b", "context": [SECRET]}, "context"),
         ({"prompt": "a", "completion": "b", "system": SECRET}, "system"),
-        ({"messages": CHAT, "tools": [{"name": SECRET}]}, "tools"),
+        ({"messages": CHAT, "history": [{"name": SECRET}]}, "history"),
     ],
 )
 def test_columns_that_belong_to_the_prompt_are_not_left_out_in_silence(

@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig
 
 from dptune import InvalidArgument
+from dptune.sampling import Parts
 from dptune.units.unit import EXAMPLE_LEVEL, PrivacyUnit, group_by_author
 from tests.tasks import rows
 from tests.utils.models.test_memory import GIB, SHAPE, build, sizes_of
@@ -47,6 +48,15 @@ def test_bounded_authors_are_accounted_as_groups() -> None:
     plan = plan_run(flags, optimization(max_train_steps=7), num_examples=100, world_size=1)
     assert plan.privacy is not None
     assert plan.privacy.group_size == 3
+
+
+def test_weights_raise_the_probability_that_is_accounted() -> None:
+    flags, steps, parts = PrivacyFlags(**PRIVACY), optimization(max_train_steps=7), Parts((60, 40), (1.0, 3.0))
+    plan = plan_run(flags, steps, num_examples=100, world_size=1, parts=parts)
+    assert plan.privacy is not None
+    assert plan.privacy.sampling_probability == pytest.approx(8 / 60)
+    with pytest.raises(InvalidArgument, match="more than the 60 that these weights allow"):
+        plan_run(flags, steps, num_examples=100, world_size=8, parts=parts)
 
 
 def test_a_batch_of_more_authors_than_there_are_is_refused() -> None:

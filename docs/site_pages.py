@@ -31,6 +31,7 @@ PROGRAMS = {
     "train_classifier": ("GROUPS",),
     "inference_generation_instruction": ("GROUPS",),
     "inference_generation_dataset": ("GROUPS",),
+    "scripts.look": ("GROUPS",),
     "scripts.generate_train_command": ("JobArguments",),
     "scripts.generate_inference_command": ("JobArguments",),
     "scripts.prepare_conversations": ("ConversationArguments",),
