@@ -222,6 +222,20 @@ def write_privacy_report(path: str | os.PathLike[str], statement: PrivacyStateme
         file.write(text + "\n")
 
 
+def read_privacy_report(path: str | os.PathLike[str]) -> PrivacyStatement:
+    """The statement in a report that `write_privacy_report` wrote.
+
+    Raises:
+        InvalidArgument: the file is missing, or is no report, or contradicts itself.
+    """
+    try:
+        return PrivacyStatement(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        refuse("report", str(path), f"cannot be read ({error.strerror}); give the folder of a finished run")
+    except (ValueError, TypeError, AssertionError) as error:
+        refuse("report", str(path), f"is no privacy report that holds ({error}); restore it from the run")
+
+
 def _version(name: str) -> str:
     try:
         return metadata.version(name)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument, Ledger
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME
 from dptune.run.lock import FolderLock
 from tests.tasks import STEPS, TinyTask, micro_batches, pace, plan
 from tests.utils.training.test_loop import asked_in
