@@ -343,7 +343,10 @@ def test_its_model_card_is_the_privacy_reports(tmp_path: Path) -> None:
     trainer = dp_trainer(tmp_path, privacy=privacy_arguments(insecure_test_seed=None))
     trainer.train()
     trainer.create_model_card()
-    card, report = (tmp_path / "publish" / "README.md").read_text(), json.loads((tmp_path / "publish" / "privacy_report.json").read_text())
+    card, report = (
+        (tmp_path / "publish" / "README.md").read_text(),
+        json.loads((tmp_path / "publish" / "privacy_report.json").read_text()),
+    )
     assert "Training Loss" not in card
     (claimed,) = re.findall(r"ε = ([\d.]+) at", card)
     assert report["epsilon"] <= float(claimed) <= report["epsilon"] + 0.01
