@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (given,) = parse(*GROUPS, args=argv, description=__doc__)
     folder = published_part(given.run)
     if folder.name != PUBLISH_NAME or not folder.is_dir():
-        refuse("run", given.run, f"holds no folder {PUBLISH_NAME}; give the folder of a finished run")
+        refuse("RUN", given.run, f"holds no folder {PUBLISH_NAME}; give the folder of a finished run")
     from dptune.report.check import check_publishable  # torch: not while flags are parsed
 
     statement = check_publishable(folder)
@@ -85,7 +85,7 @@ def upload(folder: Path, repository: str, *, public: bool) -> str:
     except Exception as error:  # the hub's client and the network raise unrelated types
         _refuse_upload(repository, error)
     if not (is_private or public):
-        refuse("repository", repository, "is public already; give --public, or another name")
+        refuse("REPOSITORY", repository, "is public already; give --public, or another name")
     try:
         commit = api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Upload a model trained with dptune"
@@ -98,7 +98,7 @@ def upload(folder: Path, repository: str, *, public: bool) -> str:
 def _refuse_upload(repository: str, error: Exception) -> NoReturn:
     """One line about what the hub's client raised."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-    refuse("repository", repository, f"nothing was uploaded ({type(error).__name__}: {reason[:200]})")
+    refuse("REPOSITORY", repository, f"nothing was uploaded ({type(error).__name__}: {reason[:200]})")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The model card (README.md) of an adapter or a model: what is guaranteed, what is not, and how to load it.
 
 A card is published together with the weights. So it is written from the `PrivacyStatement` and from what the user gave
-for it (`CardFields`), and from nothing else. Names that the user typed are shortened and escaped: they can neither break
-the Markdown nor reveal paths on the user's machine. A field that nobody gave is marked as one to fill in.
+for it (`CardFields`), and from nothing else. Names that the user typed are shortened and escaped: they can neither
+break the Markdown nor reveal paths on the user's machine. A field that nobody gave is marked as one to fill in.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def command_line(
     for group in groups:
         for field in fields(group):
             value = replaced.get(field.name, getattr(group, field.name))
-            if field.name in never or not field.repr or value is None:
+            if field.name in never or not field.repr or value is None or value is False is _default(field):
                 continue
             if field.name in (*always, *replaced) or value != _default(field):
                 words.append(" ".join(_words(field, value, (*shown, *replaced))))

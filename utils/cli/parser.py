@@ -2,8 +2,8 @@
 
 transformers' HfArgumentParser does the same, but takes seconds to import. A field's type is str, int, float, bool, a
 list of one of these, or one of all these or None. Its metadata may hold `help` and `choices`. A field without a default
-is required. A required field with `positional` in its metadata is a word without a flag. `--flag_name` and `--flag-name`
-are the same flag. A bool is set by `--x` or `--x false`, and if it defaults to True also by `--no_x`.
+is required; if its metadata holds `positional`, it is a word without a flag. `--flag_name` and `--flag-name` are the
+same flag. A bool is set by `--x` or `--x false`, and if it defaults to True also by `--no_x`.
 """
 
 from __future__ import annotations

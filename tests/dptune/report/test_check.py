@@ -19,6 +19,8 @@ from dptune.report.publish import publish
 from dptune.report.statement import state_privacy
 from tests.dptune.report.test_statement import not_private
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 CONFIG = PrivacyConfig(
     num_examples=100, expected_batch_size=10, steps=3, clip_norm=1.0, noise_multiplier=1.0, delta=1e-5
 )
@@ -31,14 +33,18 @@ def save(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text("{}")
 
 
-@pytest.fixture
-def folder(tmp_path: Path, no_plots: None) -> Path:
+def private_run(run: Path) -> Path:
     """What a private run of three steps publishes."""
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger = Ledger(run / "ledger.jsonl")
     for _ in range(3):
         ledger.record(**SPEND)
     statement = state_privacy(CONFIG, ledger, GaussianNoise(1), privacy_unit="one row")
-    return publish(tmp_path, statement, save, ledger=ledger, base_model="ann/base", artifact=LORA_ADAPTER)
+    return publish(run, statement, save, ledger=ledger, base_model="ann/base", artifact=LORA_ADAPTER)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return private_run(tmp_path)
 
 
 def test_a_folder_passes_as_a_run_left_it(folder: Path) -> None:

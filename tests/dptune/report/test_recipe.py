@@ -47,7 +47,7 @@ def test_numbers_switches_and_choices_are_told_as_they_are() -> None:
 
 def test_defaults_are_told_only_if_asked_for() -> None:
     assert line({}) == "train.py"
-    assert line({}, always=["rank", "quiet", "layers"]) == "train.py --rank 16 --no_quiet"
+    assert line({}, always=["rank", "quiet", "layers"]) == "train.py --rank 16"  # a switch that is off has no word
     assert line({"rank": 4, "rate": 1}, never=["rank"]) == "train.py --rate 1"
 
 
