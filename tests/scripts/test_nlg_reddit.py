@@ -163,7 +163,7 @@ def test_authors_are_drawn_accounted_for_and_reported(line: Any, tmp_path: Path,
 
 def trainer_of(words: list[str]) -> Any:
     """The Trainer that main() would run, on a model without dropout."""
-    training, privacy, model_args, data = fine_tune.read_flags(words)
+    training, privacy, model_args, data, _ = fine_tune.read_flags(words)
     tokenizer = fine_tune.load_tokenizer(model_args.model_name)
     train, held_out = fine_tune.load_corpus(data, tokenizer, model_args.sequence_len, training.seed)
     torch.manual_seed(0)
@@ -375,7 +375,7 @@ def test_a_job_file_is_right(path: Path) -> None:
     assert job["distribution"]["type"] == "pytorch"
     assert processes == (1 if "gpus_1" in path.stem else 8)
     replaced = [word.replace("${{inputs.corpus}}", "c.jsonl").replace("${{outputs.run}}", "out") for word in words]
-    training, privacy, model_args, data = fine_tune.read_flags(replaced)
+    training, privacy, model_args, data, _ = fine_tune.read_flags(replaced)
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * processes == 1024
     assert privacy.disable_dp == ("no_inf" in path.stem)
     assert privacy.disable_dp or privacy.target_epsilon == 8

@@ -10,17 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
 import train_clm
-from dptune import CausalLMLoss, attach_adapter
+from dptune import CausalLMLoss, InvalidArgument, attach_adapter
 from dptune.accounting.rounding import rounded_up
 from dptune.devices import has_fast_bfloat16
 from dptune.ledger import Ledger
 from dptune.lora import LoraAdapter
+from dptune.report.check import check_publishable
 from tests.tiny import tiny_tokenizer
 from utils.data.load import load_training_data
 from utils.generation.trained_style import style_of_training
@@ -107,7 +109,7 @@ def test_a_launched_run_writes_all_promised_files(launched):
     assert {path.name for path in (out / "publish").iterdir()} == {
         *("lora_weights.bin", "adapter_model.safetensors", "adapter_config.json"),
         *("privacy_report.json", "README.md", "epsilon.png", "ledger.jsonl", "dptune_settings.json"),
-        *("tokenizer.json", "tokenizer_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
     assert (out / "publish" / "ledger.jsonl").read_bytes() == (out / "ledger.jsonl").read_bytes()
     assert style_of_training(out / "publish" / "lora_weights.bin") == "plain"
@@ -149,8 +151,8 @@ def test_the_adapter_learned_and_reloads_to_the_same_logits(launched, tiny_model
     ids = torch.arange(3, 40)[None]
     untrained = base(ids).logits
     ours = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
-    attach_adapter(ours, out / "publish" / "lora_weights.bin")
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), out).eval()
+    attach_adapter(ours, out)  # the folder of the run
+    theirs = AutoPeftModelForCausalLM.from_pretrained(out / "publish").eval()
     assert (ours(ids).logits - untrained).abs().max() > 1e-2
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-5, atol=1e-5)
 
@@ -216,7 +218,7 @@ def test_a_text_without_a_prompt_is_learned_from_its_first_word(tiny_model_dir, 
     }
     train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", out, num_train_epochs=8, **style))
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
-    trained = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), out).eval()
+    trained = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), out / "publish").eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     start, first = torch.tensor([[tokenizer.bos_token_id]]), tokenizer("you", add_special_tokens=False).input_ids[0]
     before, after = (one(start).logits[0, -1].log_softmax(0)[first].item() for one in (model, trained))
@@ -231,6 +233,47 @@ def test_target_epsilon_is_kept(tiny_model_dir, train_file, tmp_path, capsys):
     report = json.loads((out / "publish" / "privacy_report.json").read_text())
     assert 2.9 < report["epsilon"] <= 3
     assert f"epsilon {rounded_up(report['epsilon'])}" in capsys.readouterr().out
+
+
+def test_a_finished_run_takes_the_models_name_and_then_nothing_of_the_machine_is_published(
+    tiny_model_dir, train_file, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    line = flags(tiny_model_dir, train_file, out, insecure_test_seed=None, max_train_steps=2)
+    train_clm.main(line)
+    assert f"{tiny_model_dir} is a path; to publish, resume with --base_model_name NAME" in capsys.readouterr().out
+    with pytest.raises(InvalidArgument, match="adapter_config.json.*is a path on this machine"):
+        check_publishable(out / "publish")
+    weights = (out / "publish" / "adapter_model.safetensors").read_bytes()
+    named = [
+        "--base_model_name",
+        "ann/tiny",
+        "--card_license",
+        "mit",
+        "--card_language",
+        "en",
+        "--card_data",
+        "ann/rows",
+    ]
+    train_clm.main([*line, "--resume_from_checkpoint", "latest", *named])
+    assert check_publishable(out / "publish").epsilon == Ledger(out / "ledger.jsonl").epsilon(1e-3)
+    assert (out / "publish" / "adapter_model.safetensors").read_bytes() == weights
+    for path in (out / "publish").iterdir():
+        content = path.read_bytes()
+        assert not [word for word in (tmp_path, tiny_model_dir, train_file) if str(word).encode() in content], path
+    front = huggingface_hub.metadata_load(out / "publish" / "README.md")
+    known = {"base_model": "ann/tiny", "license": "mit", "language": ["en"], "datasets": ["ann/rows"]}
+    assert front | known == front
+    recipe = " ".join((out / "publish" / "README.md").read_text().replace("\\\n", " ").split())
+    for words in (
+        "train_clm.py --output_dir OUT --model_name_or_path ann/tiny",
+        "--train_file TRAIN_FILE",
+        "--max_train_steps 2",
+        "--lora_r",
+        "--learning_rate",
+        "--noise_multiplier",
+    ):
+        assert words in recipe, words
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_model_dir, train_file, tmp_path, capsys):

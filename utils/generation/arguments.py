@@ -25,7 +25,9 @@ class AdapterArguments:
 
     lora_weights_path: str | None = field(
         default=None,
-        metadata={"help": "folder of a finished run, a PEFT adapter's folder, or lora_weights.bin; default: the base model alone"},
+        metadata={
+            "help": "folder of a finished run, a PEFT adapter's folder, or lora_weights.bin; default: the base model alone"
+        },
     )
     merge_lora: bool = field(
         default=True, metadata={"help": "merge the adapter into the base weights: faster, but rounds in bf16"}
