@@ -891,6 +891,22 @@ FAULTS = (
         ("tests/dptune/report/test_statement.py",),
         "anyone who knows the test seed can subtract the noise",
     ),
+    Fault(
+        "check before publishing believes the report",
+        "dptune/report/check.py",
+        "if not math.isclose(spent, epsilon, rel_tol=_SAME):",
+        "if not math.isfinite(spent):",
+        ("tests/dptune/report/test_check.py",),
+        "a report with a smaller epsilon than the ledger's is uploaded",
+    ),
+    Fault(
+        "check before publishing takes every file",
+        "dptune/report/check.py",
+        "if not (is_model_file(name) or any(",
+        "if not (True or any(",
+        ("tests/dptune/report/test_check.py",),
+        "diagnostics that were put into the folder are uploaded",
+    ),
     # --- randomness ---
     Fault(
         "sampler of a fixed size without replacement",

@@ -242,7 +242,7 @@ def test_a_finished_run_takes_the_models_name_and_then_nothing_of_the_machine_is
     line = flags(tiny_model_dir, train_file, out, insecure_test_seed=None, max_train_steps=2)
     train_clm.main(line)
     assert f"{tiny_model_dir} is a path; to publish, resume with --base_model_name NAME" in capsys.readouterr().out
-    with pytest.raises(InvalidArgument, match="adapter_config.json.*is a path on this machine"):
+    with pytest.raises(InvalidArgument, match=r"adapter_config\.json.*is a path on this machine"):
         check_publishable(out / "publish")
     weights = (out / "publish" / "adapter_model.safetensors").read_bytes()
     named = [

@@ -26,7 +26,7 @@ class AdapterArguments:
     lora_weights_path: str | None = field(
         default=None,
         metadata={
-            "help": "folder of a finished run, a PEFT adapter's folder, or lora_weights.bin; default: the base model alone"
+            "help": "a finished run's folder, a PEFT folder, or lora_weights.bin; default: the base model alone"
         },
     )
     merge_lora: bool = field(
