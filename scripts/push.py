@@ -80,8 +80,8 @@ def upload(folder: Path, repository: str, *, public: bool) -> str:
         refuse("HF_TOKEN", None, "there is no token of the hub; run `hf auth login`, or set this variable")
     api = HfApi()
     try:
-        api.create_repo(repository, private=not public, exist_ok=True)
-        is_private = api.model_info(repository).private
+        api.create_repo(repo_id=repository, private=not public, exist_ok=True)
+        is_private = api.model_info(repo_id=repository).private
     except Exception as error:  # the hub's client and the network raise unrelated types
         _refuse_upload(repository, error)
     if not (is_private or public):

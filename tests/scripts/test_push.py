@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,16 +28,16 @@ class Hub:
         self.private: bool | None = None  # of a repository that exists
         self.error: Exception | None = None
 
-    def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+    def create_repo(self, *, repo_id: str, private: bool, exist_ok: bool) -> None:
         assert exist_ok
-        self.calls.append((repository, {"private": private}))
+        self.calls.append((repo_id, {"private": private}))
         if self.error is not None:
             raise self.error
         if self.private is None:
             self.private = private
 
-    def model_info(self, repository: str) -> SimpleNamespace:
-        return SimpleNamespace(id=repository, private=self.private)
+    def model_info(self, *, repo_id: str) -> SimpleNamespace:
+        return SimpleNamespace(id=repo_id, private=self.private)
 
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> SimpleNamespace:
         assert "dptune" in commit_message
@@ -65,6 +66,12 @@ def refused(*words: object, capsys: pytest.CaptureFixture[str]) -> str:
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+@pytest.mark.parametrize("method", ["create_repo", "model_info", "upload_folder"])
+def test_the_stand_in_is_called_as_the_client_is(method: str) -> None:
+    used, known = (set(inspect.signature(getattr(one, method)).parameters) for one in (Hub, huggingface_hub.HfApi))
+    assert used <= known
 
 
 @pytest.mark.parametrize("how", [[], ["--public"]])
