@@ -1391,8 +1391,8 @@ FAULTS = (
     Fault(
         "neighbours checked at a short length by nlg_reddit",
         "scripts/nlg_reddit/fine_tune.py",
-        "max_length=length)",
-        "max_length=16)",
+        "max_length=length, card=card)",
+        "max_length=16, card=card)",
         ("tests/scripts/test_nlg_reddit.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "the same for the conversations' script",
     ),

@@ -239,8 +239,8 @@ def _cost(private: Sequence[Outcome], others: Others) -> list[str]:
         *_selection(others),
         "These epsilons are for training records. The scores are exact counts on validation records, which no epsilon "
         "covers here: publish them only if the validation data are public. Private selection adds noise of "
-        f"{SCORE_NOISE:g} records to each score and protects both (`--private_selection`, docs/how_to/choosing.md). Runs "
-        "without privacy protect nothing.",
+        f"{SCORE_NOISE:g} records to each score and protects both (`--private_selection`, docs/how_to/choosing.md). "
+        "Runs without privacy protect nothing.",
     ]
 
 
