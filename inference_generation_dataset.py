@@ -3,7 +3,7 @@ r"""Sample synthetic texts from the prompt of a data set, in the style of the ad
 Launch:
 
     accelerate launch --config_file accelerate_configs/accelerate_config_nofsdp.cfg inference_generation_dataset.py \
-        --dataset_name pubmed_generation --model_name_or_path PATH --lora_weights_path OUT/lora_weights.bin \
+        --dataset_name pubmed_generation --model_name_or_path PATH --lora_weights_path OUT/publish \
         --num_samples 100 --max_length 512 --output_dir generations
 
 Writes to --output_dir: `generations.jsonl`, `summary.json` with counts and, with --deduplicate, `instructions.jsonl`.

@@ -3,7 +3,7 @@ r"""Sample texts for the instructions in a file, each as often as the file says.
 Launch:
 
     accelerate launch --config_file accelerate_configs/accelerate_config_nofsdp.cfg \
-        inference_generation_instruction.py --model_name_or_path PATH --lora_weights_path OUT/lora_weights.bin \
+        inference_generation_instruction.py --model_name_or_path PATH --lora_weights_path OUT/publish \
         --instruction_file scripts/example_instruction_file.txt --max_length 512 --output_dir generation_test
 
 The file has lines `instruction #### repetitions` or one instruction per line, or it is a JSON list of strings, JSONL

@@ -144,7 +144,7 @@ class Launches:
             taken = [row for row in read_diagnostics(run / "diagnostics.jsonl") if row["step"] > 0]
             if len(taken) != steps:
                 raise ValueError(f"{len(taken)} steps in diagnostics.jsonl, not {steps}")
-            report = json.loads((run / "privacy_report.json").read_text())
+            report = json.loads((run / "publish" / "privacy_report.json").read_text())
             seconds = ", ".join(f"{row['seconds']:.2f}" for row in taken)
             return Figures(seconds, rounded_up(report["epsilon"]), f"{report['steps']} steps in the ledger")
 
@@ -153,7 +153,7 @@ class Launches:
     def _sample(self, name: str, model: Path, run: Path) -> Outcome:
         texts, output = self._args.texts, run / "generations"
         flags = ["--dataset_name", "pubmed_generation", "--num_samples", str(texts)]
-        flags += ["--model_name_or_path", str(model), "--lora_weights_path", str(run / "lora_weights.bin")]
+        flags += ["--model_name_or_path", str(model), "--lora_weights_path", str(run / "publish")]
         flags += ["--max_length", str(self._args.block), "--output_dir", str(output)]
 
         def figures() -> Figures:

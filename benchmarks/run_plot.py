@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dptune.accounting.rounding import rounded_up
+from dptune.published import PUBLISH_NAME
 from dptune.report.statement import REPORT_NAME
 from utils.training.log import DIAGNOSTICS_NAME, read_diagnostics
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="Folder of a private run with held-out data")
     parser.add_argument("--output", type=Path, required=True, help="PNG to write")
     given = parser.parse_args()
-    report = json.loads((given.run / REPORT_NAME).read_text(encoding="utf-8"))
+    report = json.loads((given.run / PUBLISH_NAME / REPORT_NAME).read_text(encoding="utf-8"))
     draw(read_diagnostics(given.run / DIAGNOSTICS_NAME), report, given.output)
 
 

@@ -21,6 +21,7 @@ from benchmarks import tables
 from benchmarks.synthetic_text_data import ABSTRACTS_HELD_OUT, ABSTRACTS_TRAIN
 from benchmarks.topic_classifier import Labelled, Score, majority, train_and_test
 from dptune.accounting.rounding import rounded_up
+from dptune.published import PUBLISH_NAME
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.files.tables import read_rows
 from utils.synthetic.arguments import REAL_TRAINING
@@ -84,7 +85,7 @@ def generator_rows(data: str) -> list[list[str]]:
     rows = []
     for job, name in GENERATORS.items():
         folder = outputs / f"study-{data}-{job}"
-        report = _json(folder / REPORT_NAME) if job == "private" else None
+        report = _json(folder / PUBLISH_NAME / REPORT_NAME) if job == "private" else None
         results = _json(folder / RESULTS_NAME) if job != "untrained" else None
         wrote = _json(samples / f"study-{data}-{job}" / "summary.json")
         rows.append(
@@ -109,7 +110,7 @@ def model_name() -> str:
 
 def settings_line(data: str) -> str:
     """How the private generator was trained, from its privacy report."""
-    report = _json(_FOLDERS[0] / f"study-{data}-private" / REPORT_NAME)
+    report = _json(_FOLDERS[0] / f"study-{data}-private" / PUBLISH_NAME / REPORT_NAME)
     return (
         f"{report['num_examples']:,} training rows; with privacy epsilon {rounded_up(report['epsilon'], 3)} at delta "
         f"{report['delta']:g} ({report['adjacency']}, {report['accountant']}), noise multiplier "

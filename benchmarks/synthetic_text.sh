@@ -29,7 +29,7 @@ train() { # chat|abstracts, data set, prompt style, private batch size and epoch
 sample() { # chat|abstracts, instruction file, prompt style
   local who adapter
   for who in private plain untrained; do
-    adapter=(--adapter_path "outputs/study-$1-$who/lora_weights.bin")
+    adapter=(--adapter_path "outputs/study-$1-$who")
     [ "$who" = untrained ] && adapter=()
     "$python" -m scripts.generate_inference_command --instruction_file "$2" --model_name "$model" "${adapter[@]}" \
       --job_sess "study-$1-$who" --prompt_style "$3" --max_seq_len 64 --batch_size 64 --top_p 0.95 -- --seed 1

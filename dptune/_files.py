@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -56,6 +57,22 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
         _sync(file)
     if created:
         sync_folder(path.parent)
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Make the folder `target` and fill it with `write`, completely or not at all. An existing one is replaced."""
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        partial.mkdir()
+        write(partial)
+        sync_tree(partial)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(target.parent)
 
 
 def sync_tree(folder: Path) -> None:

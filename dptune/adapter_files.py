@@ -25,6 +25,7 @@ from dptune._files import atomic_write
 from dptune._validate import Described, refuse
 from dptune.lora import LoraAdapter, adapters, attach, is_conv1d, linear_layers, linear_sizes
 from dptune.peft_format import read_settings, refuse_unused
+from dptune.published import published_part
 
 WEIGHTS_NAME = "lora_weights.bin"
 PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -88,14 +89,14 @@ def attach_adapter(model: nn.Module, path: str | PathLike[str], *, dropout: floa
 
     Args:
         model: the base model, or a model whose adapters have the file's layers and shapes.
-        path: `lora_weights.bin`, a PEFT folder, or the `adapter_model.safetensors` in one.
+        path: `lora_weights.bin`, a PEFT folder or the `adapter_model.safetensors` in one, or a finished run's folder.
         dropout: of adapters that are attached here, see `add_lora`.
 
     Raises:
         InvalidArgument: there is no such file, it is not an adapter file, it holds more than A and B of linear layers,
             or it is for another model or rank. `model` is unchanged then.
     """
-    loaded, copied = _read_adapter(Path(path))
+    loaded, copied = _read_adapter(published_part(path))
     present = dict(adapters(model))
     if merged := [name for name, adapter in present.items() if adapter.replaced_weight is not None]:
         refuse("model", merged[0], "its adapter is merged; call unmerge_lora first")

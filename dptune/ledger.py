@@ -20,6 +20,8 @@ from dptune.accounting import Cost, Spend
 from dptune.keystream import SECRET
 from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER
 
+LEDGER_NAME = "ledger.jsonl"  # in the folder of a run
+
 
 class Ledger:
     """The steps recorded at `path`, including those that are already in the file.

@@ -30,7 +30,7 @@ I just watched a really good movie. #### 2
 If you could travel anywhere, where would you go? #### 2
 LINES
 "${launch[@]}" "$root/inference_generation_instruction.py" \
-  --model_name_or_path "$demo/SmolLM2-135M" --lora_weights_path "$run/lora_weights.bin" \
+  --model_name_or_path "$demo/SmolLM2-135M" --lora_weights_path "$run/publish" \
   --instruction_file "$run/instructions.txt" --max_length 64 --output_dir "$run/generations"
 
 "$python" - "$run/generations/generations.jsonl" <<'PRINT'
@@ -40,6 +40,6 @@ import sys
 for row in map(json.loads, open(sys.argv[1], encoding="utf-8")):
     print(f"> {row['prompt'].strip()}\n  {' '.join(row['text'].split())}")
 PRINT
-echo "privacy report: $run/privacy_report.json"
-echo "plot of epsilon by step: $run/epsilon.png"
+echo "what may be published, with the privacy report: $run/publish"
+echo "plot of epsilon by step: $run/publish/epsilon.png"
 echo "plot of the loss by step (not private): $run/diagnostics.png"

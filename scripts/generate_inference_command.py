@@ -39,7 +39,7 @@ class JobArguments:
     model_name: str = field(metadata={"help": "folder or hub name of the base model"})
     job_sess: str = field(metadata={"help": f"name of the job: outputs go to {OUTPUTS}/[job_sess]"})
     adapter_path: str | None = field(
-        default=None, metadata={"help": "folder or lora_weights.bin of a training; default: sample the base model"}
+        default=None, metadata={"help": "folder of a training, or its folder publish; default: sample the base model"}
     )
     max_seq_len: int = field(default=1024, metadata={"help": "maximum number of tokens of prompt and text together"})
     top_p: float = field(default=0.95, metadata={"help": "sample from the likeliest tokens of this total probability"})

@@ -26,6 +26,7 @@ from dptune._validate import present, refuse, require_count, require_delta, requ
 from dptune.accounting import noise_multiplier, planned_steps
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
+from dptune.ledger import LEDGER_NAME
 from dptune.units.unit import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.launch_lines import as_command, as_line, launch_words, require_job, require_not_taken, split_at_dashes
@@ -287,8 +288,6 @@ def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
     """
     if job.synthetic_data:
         return
-    from dptune.run.checkpoint import LEDGER_NAME  # torch: not while flags are parsed
-
     budget = Budget(job.budget_path)
     stage = f"{'generator' if job.prompt_style == UNCONDITIONAL else 'assistant'} {job.job_sess}"
     if any(word.partition("=")[0].replace("-", "_") == "__insecure_test_seed" for word in extra):

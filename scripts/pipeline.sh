@@ -28,7 +28,7 @@ stage "A: train a generator of chat messages, epsilon 7"
 stage "B: sample messages from it"
 printf ' #### 256\n' >"$out/how_many.txt"
 "$python" -m scripts.generate_inference_command --instruction_file "$out/how_many.txt" --model_name "$model" \
-  --adapter_path "$out/lora_weights.bin" --job_sess "$job" --max_seq_len 40 --batch_size 64 --top_p 0.95 \
+  --adapter_path "$out/publish" --job_sess "$job" --max_seq_len 40 --batch_size 64 --top_p 0.95 \
   --prompt_style uncond_generation
 
 stage "resample: match the private chats' mix of topics, by a noisy histogram"
@@ -58,7 +58,7 @@ stage "C: train an assistant on the synthetic pairs, which costs no further epsi
 stage "D: sample answers from the assistant"
 printf '%s\n' 'Hey, how is your day going?' 'What do you like to do on weekends?' >"$out/questions.txt"
 "$python" -m scripts.generate_inference_command --instruction_file "$out/questions.txt" --model_name "$model" \
-  --adapter_path "outputs/$job-assistant/lora_weights.bin" --job_sess "$job-assistant" --max_seq_len 96 \
+  --adapter_path "outputs/$job-assistant/publish" --job_sess "$job-assistant" --max_seq_len 96 \
   --prompt_style vicuna -- --instruction_format lines --alpaca_eval_output
 
 stage "total privacy cost"

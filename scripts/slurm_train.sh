@@ -32,7 +32,7 @@ srun --kill-on-bad-exit=1 bash -c "exec accelerate launch \
 
 # A finished run has a report. An unfinished one is requeued only if it made a step; otherwise a mistake in the flags
 # would be requeued for ever.
-if [ ! -e "$out/privacy_report.json" ] && [ "$(noisy_steps)" -gt "$before" ]; then
+if [ ! -e "$out/publish/privacy_report.json" ] && [ "$(noisy_steps)" -gt "$before" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -18,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dptune._files import write_folder
 from dptune._validate import refuse
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.data.lost_columns import refuse_lost_columns
 from utils.data.row_authors import refuse_unnoticed_users
 from utils.data.splits import LABELLED, Shares, split_rows
 from utils.files.cells import Place, author_of, require_columns, text_of
-from utils.files.folders import write_folder
 from utils.files.tables import Row, read_rows, show_columns
 
 RECORD_NAME, INPUT = "split.json", "--input_file"

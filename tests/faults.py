@@ -114,8 +114,8 @@ class Launch:
     def weights(self) -> dict[str, Tensor]:
         """What the finished run has trained."""
         if self.trainable is None:
-            return dict(torch.load(self.out / "lora_weights.bin", weights_only=True))
-        return load_file(self.out / "model" / "model.safetensors")
+            return dict(torch.load(self.out / "publish" / "lora_weights.bin", weights_only=True))
+        return load_file(self.out / "publish" / "model.safetensors")
 
 
 @dataclass
@@ -165,7 +165,7 @@ def run_with_kills(launch: Launch, kills: int, *, seed: int) -> Result:
     assert process.wait(600) == 0, launch.log()[-3000:]
     result.applied += launch.steps - start
     result.ledger_lines = launch.ledger_lines()
-    result.report = json.loads((launch.out / "privacy_report.json").read_text())
+    result.report = json.loads((launch.out / "publish" / "privacy_report.json").read_text())
     _check_end(launch, result)
     return result
 

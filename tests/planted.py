@@ -891,6 +891,22 @@ FAULTS = (
         ("tests/dptune/report/test_statement.py",),
         "anyone who knows the test seed can subtract the noise",
     ),
+    Fault(
+        "check before publishing believes the report",
+        "dptune/report/check.py",
+        "if not math.isclose(spent, epsilon, rel_tol=_SAME):",
+        "if not math.isfinite(spent):",
+        ("tests/dptune/report/test_check.py",),
+        "a report with a smaller epsilon than the ledger's is uploaded",
+    ),
+    Fault(
+        "check before publishing takes every file",
+        "dptune/report/check.py",
+        "if not (is_model_file(name) or any(",
+        "if not (True or any(",
+        ("tests/dptune/report/test_check.py",),
+        "diagnostics that were put into the folder are uploaded",
+    ),
     # --- randomness ---
     Fault(
         "sampler of a fixed size without replacement",
@@ -1415,8 +1431,8 @@ FAULTS = (
     Fault(
         "neighbours checked at a short length by nlg_reddit",
         "scripts/nlg_reddit/fine_tune.py",
-        "max_length=length)",
-        "max_length=16)",
+        "max_length=length, card=card)",
+        "max_length=16, card=card)",
         ("tests/scripts/test_nlg_reddit.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "the same for the conversations' script",
     ),

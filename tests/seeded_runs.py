@@ -91,7 +91,7 @@ def launch(line: list[str], log: Path) -> None:
 
 def recording_of(folder: Path, log: Path) -> dict[str, Any]:
     """The results in the folder of a finished run, without times."""
-    report = folder / "privacy_report.json"
+    report = folder / "publish" / "privacy_report.json"
     if not report.exists():
         raise RuntimeError(f"{folder.name}: left no report\n{log.read_text()[-3000:]}")
     rows = [json.loads(line) for name in ("diagnostics.jsonl", "ledger.jsonl") for line in _lines(folder / name)]

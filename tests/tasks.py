@@ -12,6 +12,7 @@ from torch import nn
 
 from dptune import CausalLMLoss
 from dptune.report.card import LORA_ADAPTER, Artifact
+from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.report.prior import PriorRelease
 from dptune.run.plan import PrivacySettings, RunPlan, make_plan
 from dptune.shapes import Shapes
@@ -50,6 +51,8 @@ class TinyTask:
     starts_from: tuple[PriorRelease, ...] = ()
     base_model: str = "a-model"
     artifact: Artifact = LORA_ADAPTER
+    card: CardFields = NO_FIELDS
+    settings: dict[str, Any] = field(default_factory=lambda: {"prompt_style_of_rows": "plain"})
     identity: dict[str, Any] = field(default_factory=lambda: {"training_data": "those"})
 
     @property
@@ -62,10 +65,14 @@ class TinyTask:
         self.on_evaluate()
         return {"eval_loss": 4.0}
 
-    def save(self, finished: Finished) -> list[str]:
+    def save(self, folder: Path) -> None:
+        """Write something in the place of weights."""
+        (folder / "lora_weights.bin").touch()
+        self.on_save(folder)
+
+    def conclude(self, finished: Finished) -> list[str]:
         """Nothing is written here."""
-        self.on_save(finished.folder)
-        return ["adapter                saved"]
+        return [f"ended in               {finished.folder}"]
 
 
 def plan(*, private: bool = True, steps: int = STEPS, test_seed: int | None = SEED) -> RunPlan:

@@ -23,6 +23,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune._files",
         "dptune.devices",
         "dptune.peft_format",
+        "dptune.published",
         "dptune.keystream",
         "dptune.lora_targets",
         "dptune.clipping_styles",

@@ -52,9 +52,9 @@ class Trainer:
         """The files of a finished training."""
         folder = Path(flags["output_dir"]) / flags["datasets"]
         self.found.append(folder.exists())
-        (folder / "model").mkdir(parents=True)
-        (folder / "model" / "weights").write_text(f"{flags['finetune_mode']} {flags['learning_rate']}")
-        (folder / "privacy_report.json").write_text('{"epsilon": "of one run"}')
+        (folder / "publish").mkdir(parents=True)
+        (folder / "publish" / "model.safetensors").write_text(f"{flags['finetune_mode']} {flags['learning_rate']}")
+        (folder / "publish" / "privacy_report.json").write_text('{"epsilon": "of one run"}')
         private, batch = "enable_dp" in flags, int(flags["batch_size"])
         steps = planned_steps(num_examples=TRAIN, expected_batch_size=batch, epochs=float(flags["epochs"]))
         sigma = float(flags.get("noise_multiplier", 0.8)) * self.changed.get("noise_factor", 1.0)

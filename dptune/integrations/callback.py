@@ -63,8 +63,8 @@ class PrivacyEngineCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, _control: object, **_: object) -> None:
         self.engine.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
-    def on_train_end(self, *_event: object, **_: object) -> None:
-        self.engine.end()
+    def on_train_end(self, *_event: object, processing_class: Any = None, **_: object) -> None:
+        self.engine.end(processing_class)
 
     def _or_close(self, work: Callable[[*_Ts], None], *args: *_Ts) -> None:
         """Run `work`. An error ends the Trainer's loop, so remove the hooks from the model first."""

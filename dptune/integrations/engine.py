@@ -32,10 +32,11 @@ from dptune.integrations.losses import losses_of_outputs
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, unit_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import ranks_of_launch
+from dptune.integrations.publishing import publish_run, with_recipe
 from dptune.integrations.state import read_privacy_state, save_privacy_state
-from dptune.integrations.trainer import publish_run
 from dptune.integrations.values import require_known_values
 from dptune.per_example.quantized import require_separate_rounding
+from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_plan
 from dptune.run.session import PrivateRun
@@ -62,6 +63,7 @@ class PrivacyEngine:
         privacy_unit: see `DPTrainer`.
         clipping: the clipping style.
         max_length: maximum tokens of an item; see `DPTrainer`.
+        card: what the model card says besides the guarantee.
 
     Raises:
         InvalidArgument: a setting would break the guarantee; the message says what to change.
@@ -78,6 +80,7 @@ class PrivacyEngine:
         privacy_unit: str | Unit | None = None,
         clipping: Clipping = FLAT,
         max_length: int | None = None,
+        card: CardFields = NO_FIELDS,
     ) -> None:
         if privacy_args.disable_dp:
             refuse("--disable_dp", True, "leave the callback out, or use DPTrainer for the same sampling")
@@ -89,6 +92,7 @@ class PrivacyEngine:
         self.model, self._losses, self._privacy_args = model, losses, privacy_args
         self._max_length, self._args = max_length, args
         self._updates = updates_identity(args)
+        self._card = with_recipe(card, args, privacy_args)
         self._parts, self._micro_batch_size = args.gradient_accumulation_steps, args.per_device_train_batch_size
         self.plan: RunPlan = plan_training(
             privacy_args,
@@ -210,10 +214,17 @@ class PrivacyEngine:
         """Add a copy of the ledger and the run's settings to a checkpoint folder."""
         save_privacy_state(self._begun, checkpoint)
 
-    def end(self) -> None:
-        """Stop recording and write the privacy report."""
-        self.close()
-        print(*publish_run(self._begun, self.model), sep="\n")
+    def end(self, tokenizer: Any = None) -> None:
+        """Stop recording, and write what may be published to `output_dir/publish`.
+
+        Args:
+            tokenizer: saved beside the model, if there is one.
+        """
+        try:
+            self._begun.close()  # the folder stays locked until all is written
+            print(*publish_run(self._begun, self.model, self._card, tokenizer), sep="\n")
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Remove the hooks from the model and unlock the folder; also needed after an error."""

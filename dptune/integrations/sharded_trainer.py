@@ -68,11 +68,15 @@ class ShardedTrainer(transformers.Trainer):
         folder = Path(output_dir or self.args.output_dir)
         write_sharded(self.model, folder if self.is_world_process_zero() else None)
         if self.is_world_process_zero():
-            tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
+            if self._tokenizer is not None:
+                self._tokenizer.save_pretrained(folder)
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
         self.accelerator.wait_for_everyone()
+
+    @property
+    def _tokenizer(self) -> Any:
+        """What is saved beside the model; None if the Trainer was given none."""
+        return self.processing_class or getattr(self.data_collator, "tokenizer", None)
 
     def saved_run(self, checkpoint: str | None, ranks: Ranks) -> SavedRun | None:
         """What the run must know of the checkpoint that it resumes. Every process must call this.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME
 from dptune.run.session import PrivateRun, SavedRun
 
 PRIVACY_STATE_NAME = "privacy_state.json"

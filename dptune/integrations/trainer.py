@@ -43,29 +43,21 @@ from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, rows_of_each, steps_of, unit_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
+from dptune.integrations.publishing import publish_run, with_recipe
+from dptune.integrations.sharded_saving import write_sharded
 from dptune.integrations.sharded_trainer import ShardedTrainer
 from dptune.integrations.state import save_privacy_state
 from dptune.integrations.values import require_known_values
 from dptune.integrations.vocabulary import Vocabulary
 from dptune.optimizers import DPAdam
 from dptune.pass_overhead import pass_overhead
-from dptune.report.card import Artifact
-from dptune.report.publish import publish
+from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_plan
-from dptune.run.session import PrivateRun, describe_end
+from dptune.run.session import PrivateRun
 from dptune.shapes import Shapes
-from dptune.sharding import original_class_name, reshard
+from dptune.sharding import reshard
 from dptune.units.unit import Unit
-
-_PACKAGES = ("transformers", "accelerate")
-_MODEL = Artifact(
-    "model",
-    "fine-tuned copy of",
-    "transformers",
-    (),
-    "Load it from this folder, like any model of transformers or adapter of PEFT.\n",
-)
 
 
 class DPTrainer(ShardedTrainer):
@@ -98,6 +90,7 @@ class DPTrainer(ShardedTrainer):
         clipping: the clipping style.
         max_length: maximum tokens of an item, which must be public. A longer item is refused. By default it is the
             model's context, if that is at most 4,096 tokens. Rows up to this length are tried before training.
+        card: what the model card says besides the guarantee.
 
     Raises:
         InvalidArgument: a setting would break the guarantee; the message says what to change.
@@ -116,6 +109,7 @@ class DPTrainer(ShardedTrainer):
         privacy_unit: str | Unit | None = None,
         clipping: Clipping = FLAT,
         max_length: int | None = None,
+        card: CardFields = NO_FIELDS,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -140,6 +134,7 @@ class DPTrainer(ShardedTrainer):
             refuse("accelerate", self.accelerator.distributed_type.value, "no FSDP, DeepSpeed or fp16: use torchrun")
         refuse_unsafe_shards(self.model, args)
         self._updates = updates_identity(self.args, self.optimizer)
+        self._card = with_recipe(card, args, privacy_args)
         self.add_callback(_RunCallback(self))
 
     @functools.cached_property
@@ -162,7 +157,7 @@ class DPTrainer(ShardedTrainer):
         return self._run.epsilon if self._run is not None else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> TrainOutput:
-        """Train and write report, plot and model card to the output folder; with `dry_run`, only print the plan.
+        """Train, and write what may be published to `output_dir/publish`; with `dry_run`, only print the plan.
 
         Raises:
             InvalidArgument: the output folder holds another run, or the checkpoint is of another run.
@@ -186,7 +181,9 @@ class DPTrainer(ShardedTrainer):
             finally:
                 run.close()
             if ranks.is_main:
-                print(*publish_run(run, self.model), sep="\n")
+                print(*publish_run(run, self.model, self._card, self._tokenizer), sep="\n")
+            elif self.has_shards:
+                write_sharded(self.model, None)
         return output
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -365,14 +362,6 @@ def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
     if losses.ndim == 1 and len(losses) != items * rows_per_unit:
         remedy = f"for {items} items with {rows_per_unit} rows each: say how many rows the collator makes per item"
         refuse("rows_per_unit", f"{len(losses)} losses", remedy)
-
-
-def publish_run(run: PrivateRun, model: nn.Module) -> list[str]:
-    """Write report, card and plot of epsilon; returns the guarantee as lines of text for the user. Rank 0 only."""
-    statement = run.statement(_PACKAGES)
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or original_class_name(model)
-    publish(run.folder, statement, base_model=name, artifact=_MODEL)
-    return describe_end(run, statement)
 
 
 class _RunCallback(transformers.TrainerCallback):

@@ -1,7 +1,8 @@
 """The model card (README.md) of an adapter or a model: what is guaranteed, what is not, and how to load it.
 
-A card is published together with the weights, so it is written from the `PrivacyStatement` alone. Names that the user
-typed are shortened and escaped: they can neither break the Markdown nor reveal paths on the user's machine.
+A card is published together with the weights. So it is written from the `PrivacyStatement` and from what the user gave
+for it (`CardFields`), and from nothing else. Names that the user typed are shortened and escaped: they can neither
+break the Markdown nor reveal paths on the user's machine. A field that nobody gave is marked as one to fill in.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import NamedTuple
 
 from dptune._files import atomic_write
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
+from dptune.report.fields import HUB_NAME, NO_FIELDS, CardFields
 from dptune.report.prior import PriorRelease, together
 from dptune.report.statement import PrivacyStatement
 
+STARTED_FROM = "What it started from"  # a section; below it stand the bounds of other releases
 _STRONG, _REASONABLE = 1, 10  # epsilon
 
 _RECORDS = """\
@@ -30,6 +33,19 @@ _AUTHORS = """\
 - **What others wrote.** Each row belongs to one author. If others quote, answer or describe a person, those words are
   protected as data of their authors, not of that person."""
 
+_TO_FILL_IN = "to fill in"
+
+_RECIPE = """\
+## How to repeat it
+
+```
+{recipe}
+```
+
+Words in capitals stand for files and names that are not published. Batches and noise are drawn anew, so another run
+ends with other weights.
+"""
+
 _NOT_GUARANTEED = """\
 {several}
 - **Choices made by looking at private data.** Hyper-parameters (and the number of steps) reveal something about the
@@ -37,9 +53,9 @@ _NOT_GUARANTEED = """\
 - **Other releases.** The epsilons of several releases from the same data add up.
 - **Other data.** The validation examples and the base model's own training data are not protected.
 - **The number of training {sampled}.** This card publishes it.
-- **Companion files.** Publish only the {noun}, this card, its plot and `privacy_report.json`. The files `diagnostics*`
-  and `all_results.json` of the same run, and anything a tracker stored, are not private: they hold losses and gradient
-  norms measured on the data.
+- **The run's other files.** Publish only the folder that holds this card. The files `diagnostics*` and
+  `all_results.json` of the same run, its checkpoints, and anything a tracker stored, are not private: they hold losses
+  and gradient norms measured on the data, or its fingerprint.
 - **The machine.** The analysis does not cover timing, other side channels, or attacks on the floating-point rounding of
   the noise.
 """
@@ -73,8 +89,8 @@ Run in the folder of this card:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("model")
-tokenizer = AutoTokenizer.from_pretrained("model")
+model = AutoModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
 ```
 """
 
@@ -110,24 +126,30 @@ def write_model_card(
     title: str | None = None,
     epsilon_plot: str | None = None,
     artifact: Artifact = LORA_ADAPTER,
+    fields: CardFields = NO_FIELDS,
 ) -> None:
     """Write the card to `path`, whole or not at all.
 
     Args:
         path: the file to write, usually README.md.
-        statement: the run's guarantee; nothing else about the run enters the card.
+        statement: the run's guarantee.
         base_model: hub name or local path of the base model; only the last part of a path is shown.
         title: the heading; None makes one from the base model's name.
         epsilon_plot: file name of the plot of epsilon by step, in the same folder; None for no plot.
         artifact: what was trained.
+        fields: what else the card says.
     """
     base = published_name(base_model)
     claim = _claim_of(statement)
     heading = title or f"{base}, fine-tuned " + ("with differential privacy" if claim else "without privacy")
     noun, it = artifact.noun, f"A {artifact.what} `{base}`"
-    parts = [_front_matter(base, claim is not None, artifact), f"# {_escape(heading)}\n"]
+    named = base if base == base_model else None
+    parts = [_front_matter(named, claim is not None, artifact, fields), f"# {_escape(heading)}\n"]
     parts += _private_body(statement, claim, epsilon_plot, it, noun) if claim else _open_body(statement, it, noun)
-    parts += ["## How to load it\n", artifact.use.format(base=base), _made_with(statement)]
+    parts += ["## Facts\n", _facts(base, fields), "## How to load it\n", artifact.use.format(base=base)]
+    if fields.recipe is not None and (claim or statement.noise_multiplier is None):
+        parts.append(_RECIPE.format(recipe=fields.recipe))
+    parts.append(_made_with(statement))
     with atomic_write(path) as file:
         file.write("\n".join(parts))
 
@@ -140,19 +162,51 @@ def published_name(model: str) -> str:
     >>> published_name("meta-llama/Llama-2-7b-hf"), published_name("/home/ann/models/my llama/")
     ('meta-llama/Llama-2-7b-hf', 'my_llama')
     """
-    local = os.path.exists(model) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith(".")
+    local = os.path.exists(model) or not HUB_NAME.fullmatch(model) or model.startswith(".")
     name = PureWindowsPath(model).name if local else model
     if os.path.exists(model) and not name.strip("."):
         name = Path(model).resolve().name
     return re.sub(r"[^\w.+/-]", "_", name) if name.strip(".") else "local-model"
 
 
-def _front_matter(base: str, private: bool, artifact: Artifact) -> str:
-    """YAML that model hubs read. Every JSON string is also a YAML string."""
+def _front_matter(base: str | None, private: bool, artifact: Artifact, fields: CardFields) -> str:
+    """YAML that model hubs read. A field that is not known is a comment. Every JSON string is also a YAML string.
+
+    Args:
+        base: the base model's name on the hub; None if only a path is known.
+        private, artifact, fields: what is known besides.
+    """
     tags = ["dptune", *artifact.tags, *(["differential-privacy", "dp-sgd"] if private else [])]
-    library = f"library_name: {artifact.library}"
-    lines = [f"base_model: {json.dumps(base)}", library, "tags:", *(f"- {tag}" for tag in tags)]
+    on_the_hub = [name for name in fields.data if HUB_NAME.fullmatch(name) and "/" in name]
+    given: dict[str, str | list[str] | None] = {
+        "base_model": base,
+        "license": fields.license,
+        "language": list(fields.languages),
+        "datasets": on_the_hub,
+        "library_name": artifact.library,
+        "tags": tags,
+    }
+    lines = []
+    for name, value in given.items():
+        if not value:
+            lines.append(f"# {name}: {_TO_FILL_IN}")
+        elif isinstance(value, str):
+            lines.append(f"{name}: {json.dumps(value)}")
+        else:
+            lines += [f"{name}:", *(f"- {json.dumps(one)}" for one in value)]
     return "\n".join(["---", *lines, "---\n"])
+
+
+def _facts(base: str, fields: CardFields) -> str:
+    """A table of what the guarantee does not need to know, with a mark where something is missing."""
+    rows = {
+        "Base model": f"`{base}`",
+        "Training data": ", ".join(map(_escape, fields.data)),
+        "Language": ", ".join(fields.languages),
+        "Licence": fields.license,
+    }
+    lines = [f"| {name} | {value or f'*{_TO_FILL_IN}*'} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines, ""])
 
 
 class _Claim(NamedTuple):
@@ -190,7 +244,7 @@ def _private_body(
     several = _RECORDS if statement.group_size == 1 and statement.sampled == "examples" else _AUTHORS
     limits = _NOT_GUARANTEED.format(several=several, sampled=statement.sampled, noun=noun)
     if statement.starts_from:
-        parts += ["## What it started from\n", _start(statement, claim)]
+        parts += [f"## {STARTED_FROM}\n", _start(statement, claim)]
     return [*parts, "## What is not guaranteed\n", limits]
 
 

@@ -158,12 +158,7 @@ def state_privacy(
         if spend.group_size != config.group_size:
             remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
-    unused = (
-        [Spend(config.noise_multiplier, config.sampling_probability, unused_steps, config.group_size)]
-        if unused_steps
-        else []
-    )
-    cost = account([*ledger.spends, *unused], delta=config.delta)
+    cost = account([*ledger.spends, *spends_of_unused(config, unused_steps)], delta=config.delta)
     reasons = ledger.reasons
     if not (noise.keystream.secret or FIXED in ledger.noise_keys):  # no step has said so yet
         reasons = ("the noise came from a fixed key, so anyone can reproduce it", *reasons)
@@ -194,6 +189,13 @@ def state_privacy(
         sampled=sampled,
         parts=config.parts,
     )
+
+
+def spends_of_unused(run: PrivacyConfig | PrivacyStatement, steps: int) -> list[Spend]:
+    """What planned steps that did not run count as: steps like all others of the run."""
+    if not steps or run.noise_multiplier is None:
+        return []
+    return [Spend(run.noise_multiplier, run.sampling_probability, steps, run.group_size)]
 
 
 def _sampler_in_words(samplers: Mapping[str, int], parts: Parts | None = None) -> str:
@@ -242,6 +244,20 @@ def write_privacy_report(path: str | os.PathLike[str], statement: PrivacyStateme
     text = json.dumps(asdict(statement), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text + "\n")
+
+
+def read_privacy_report(path: str | os.PathLike[str]) -> PrivacyStatement:
+    """The statement in a report that `write_privacy_report` wrote.
+
+    Raises:
+        InvalidArgument: the file is missing, or is no report, or contradicts itself.
+    """
+    try:
+        return PrivacyStatement(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        refuse("report", str(path), f"cannot be read ({error.strerror}); give the folder of a finished run")
+    except (ValueError, TypeError, AssertionError) as error:
+        refuse("report", str(path), f"is no privacy report that holds ({error}); restore it from the run")
 
 
 def _version(name: str) -> str:

@@ -36,13 +36,12 @@ from torch import Tensor
 from dptune._files import atomic_write, sync_folder
 from dptune._validate import refuse, require_count
 from dptune.adapter_files import WEIGHTS_NAME, torch_bytes
-from dptune.ledger import Ledger
+from dptune.ledger import LEDGER_NAME, Ledger
 from dptune.run.shards import SHARDS_NAME, Shards
 
 TRAINED_NAME = "trained_weights.bin"
 OPTIMIZER_NAME = "optimizer.pt"
 TRAINING_STATE_NAME = "state.json"
-LEDGER_NAME = "ledger.jsonl"
 MANIFEST_NAME = "manifest.json"
 
 _FORMAT = 2  # of the whole folder: raise it when this module can no longer read older checkpoints

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from dptune._validate import refuse
 from dptune.adapter_files import WEIGHTS_NAME
-from dptune.ledger import has_begun
+from dptune.ledger import LEDGER_NAME, has_begun
+from dptune.published import PUBLISH_NAME
 from dptune.report.statement import REPORT_NAME
-from dptune.run.checkpoint import LEDGER_NAME
+
+_OF_OLD_RUNS = (REPORT_NAME, WEIGHTS_NAME)  # before there was a folder to publish
 
 
 def refuse_existing_run(run_folder: Path, also: Iterable[str] = ()) -> None:
@@ -20,9 +22,10 @@ def refuse_existing_run(run_folder: Path, also: Iterable[str] = ()) -> None:
         also: names of further files and folders that the caller's runs write.
 
     Raises:
-        InvalidArgument: the folder has a ledger with entries, a report, an adapter or one of `also`.
+        InvalidArgument: the folder has a ledger with entries, a folder to publish, files of an older version, or one of
+            `also`.
     """
     there = [LEDGER_NAME] if has_begun(run_folder / LEDGER_NAME) else []
-    there += [name for name in (REPORT_NAME, WEIGHTS_NAME, *also) if (run_folder / name).exists()]
+    there += [name for name in (PUBLISH_NAME, *_OF_OLD_RUNS, *also) if (run_folder / name).exists()]
     if there:
         refuse("run_folder", str(run_folder), f"holds a run already ({there[0]}); give another folder or move it away")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dptune.accounting.rounding import rounded_up
 from dptune.flat import released_size
 from dptune.keystream import Keystream, new_key
-from dptune.ledger import Ledger
+from dptune.ledger import LEDGER_NAME, Ledger
 from dptune.lora import trainable_parameters
 from dptune.micro_batch import Items, MicroBatchStats
 from dptune.noise import GaussianNoise
@@ -28,7 +28,7 @@ from dptune.randomness import forget_randomness, new_randomness
 from dptune.ranks import ALONE, Ranks
 from dptune.report.prior import PriorRelease
 from dptune.report.statement import PrivacyStatement, state_no_privacy, state_privacy
-from dptune.run.checkpoint import LEDGER_NAME, TrainingState
+from dptune.run.checkpoint import TrainingState
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, refuse_other_run
 from dptune.run.plan import RunPlan, last_step

@@ -21,10 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # torchrun adds on
 
 from dptune.integrations.privacy_arguments import NOT_READ, ONLY_PRIVATE, PrivacyArguments
 from utils.cli.parser import DataclassParser, HelpFormatter, OneLineParser
+from utils.training.card_arguments import CARD_FLAGS, CardArguments
 from utils.training.corpus_arguments import CorpusArguments, CorpusModelArguments
 
 if __name__ == "__main__" and {"-h", "--help"} & set(sys.argv[1:]):  # before anything that is slow to import
-    DataclassParser((PrivacyArguments, CorpusModelArguments, CorpusArguments), __doc__).parse_args(["--help"])
+    DataclassParser((PrivacyArguments, CorpusModelArguments, CorpusArguments, CardArguments), __doc__).parse_args(
+        ["--help"]
+    )
 
 import numpy as np
 import torch
@@ -33,12 +36,14 @@ from transformers import HfArgumentParser, set_seed
 
 from dptune import add_lora
 from dptune._validate import HIDDEN, InvalidArgument, refuse
-from dptune.adapter_files import WEIGHTS_NAME, save_adapter
 from dptune.devices import has_accelerator
 from dptune.integrations.authors import AuthorCollator, AuthorItems, AuthorLosses
+from dptune.integrations.publishing import with_recipe
 from dptune.integrations.transformers import DPTrainer, TrainingArguments
 from dptune.lora import linear_layers
 from dptune.lora_targets import DEFAULT_TARGETS
+from dptune.report.card import published_name
+from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.units.unit import PrivacyUnit, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.old_flags import with_new_names
@@ -49,13 +54,13 @@ from utils.data.splits import hold_out
 from utils.data.tokenization import TokenizedDataset, tokenize
 from utils.models.embeddings import require_embeddings
 from utils.models.loading import load_model, load_tokenizer, require_context
-from utils.models.trainable import MODEL_NAME, choose_trainable, save_trained_model
+from utils.models.trainable import choose_trainable
 
 _GPT2_TARGET = "c_attn"
 _HELP_ALL = "--help_all"
 
 
-GROUPS = (TrainingArguments, PrivacyArguments, CorpusModelArguments, CorpusArguments)
+GROUPS = (TrainingArguments, PrivacyArguments, CorpusModelArguments, CorpusArguments, CardArguments)
 # {parameter, as the engine and shared code name it: flag of this program}.
 FLAGS = {
     **dict.fromkeys(("model", "model_name_or_path", "folder", "files"), "--model_name"),
@@ -70,6 +75,7 @@ FLAGS = {
     "keep": "--save_total_limit",
     "clip_norm": "--per_sample_max_grad_norm",
     "delta": "--target_delta",
+    **CARD_FLAGS,
 }
 
 
@@ -97,7 +103,7 @@ class TrainerParser(HfArgumentParser, OneLineParser):
 @exit_on_invalid_argument(*GROUPS, flags=FLAGS)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
-    training, privacy, model_args, data_args = read_flags(sys.argv[1:] if argv is None else argv)
+    training, privacy, model_args, data_args, card_args = read_flags(sys.argv[1:] if argv is None else argv)
     is_main = PartialState().is_main_process
     tokenizer = load_tokenizer(model_args.model_name)
     users_flag = None if privacy.disable_dp else data_args.users_flag
@@ -109,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = prepared_model(model_args)
     require_embeddings(model, tokenizer, model_args.model_name, {"text": (train.ids, train.starts)})
     unit, length = data_args.unit, model_args.sequence_len
-    trainer = make_trainer(model, tokenizer, training, privacy, unit, train, held_out, max_length=length)
+    card = card_of(training, privacy, model_args, data_args, card_args)
+    trainer = make_trainer(model, tokenizer, training, privacy, unit, train, held_out, max_length=length, card=card)
     output = trainer.train(resume_from_checkpoint=_checkpoint(training))
     if training.dry_run:
         return
@@ -117,12 +124,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if held_out is not None:
         results["held-out loss"] = trainer.evaluate()["eval_loss"]
     if is_main:
-        _finish(model, tokenizer, model_args, Path(training.output_dir), results)
+        print(*(f"{name:<22} {value:.4f} (not private)" for name, value in results.items()), sep="\n")
     PartialState().destroy_process_group()
 
 
 def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
-    """(training, privacy, model, data) arguments. Prints a note for each old flag that it renamed."""
+    """(training, privacy, model, data, card) arguments. Prints a note for each old flag that it renamed."""
     known = {one.name for group in GROUPS for one in fields(group)}
     words, notes = with_new_names(["--help" if word == _HELP_ALL else word for word in line], known)
     if not has_accelerator() and not any(word.startswith(("--use_cpu", "--use-cpu")) for word in words):
@@ -213,6 +220,7 @@ def make_trainer(
     held_out: TokenizedDataset | None,
     *,
     max_length: int,
+    card: CardFields = NO_FIELDS,
 ) -> DPTrainer:
     """A Trainer that samples texts of up to `max_length` tokens, or authors with up to k of their texts."""
     features = RowFeatures(train)
@@ -231,8 +239,18 @@ def make_trainer(
         rows_per_unit=rows_per_unit,
         privacy_unit=unit,
         max_length=max_length,
+        card=card,
         eval_dataset=None if held_out is None else RowFeatures(held_out),
     )
+
+
+def card_of(
+    training: Any, privacy: PrivacyArguments, model: CorpusModelArguments, data: CorpusArguments, card: CardArguments
+) -> CardFields:
+    """What the model card says besides the guarantee."""
+    program = "torchrun --nproc_per_node {processes} scripts/nlg_reddit/fine_tune.py --output_dir OUT"
+    name = {"model_name": published_name(card.base_model_name or model.model_name)}
+    return with_recipe(card.fields(), training, privacy, model, data, program=program, names=name)
 
 
 def _check_evaluation(training: Any, data: CorpusArguments, held_out: TokenizedDataset | None) -> None:
@@ -252,19 +270,6 @@ def _checkpoint(training: Any) -> str | bool | None:
     """The value of --resume_from_checkpoint: a folder, or True for `latest`."""
     given = training.resume_from_checkpoint
     return True if given in ("latest", "True", "true") else given
-
-
-def _finish(
-    model: Any, tokenizer: Any, model_args: CorpusModelArguments, folder: Path, results: dict[str, float]
-) -> None:
-    """Save the trained weights and print the final figures."""
-    if model_args.lora_dim:
-        save_adapter(model, folder, base_model=model_args.model_name)
-    else:
-        save_trained_model(model, tokenizer, folder)
-    for name, value in results.items():
-        print(f"{name:<22} {value:.4f} (not private)")
-    print(f"saved                  {folder / (WEIGHTS_NAME if model_args.lora_dim else MODEL_NAME)}")
 
 
 if __name__ == "__main__":

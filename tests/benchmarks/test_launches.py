@@ -60,7 +60,8 @@ class Machine:
         steps = int(value_of(words, "--max_train_steps"))
         rows = [{"step": step, "seconds": 0.25 * step} for step in range(steps + 1 - self.lost)]
         (output / "diagnostics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        (output / "privacy_report.json").write_text(json.dumps({"epsilon": 1.5, "steps": steps}))
+        (output / "publish").mkdir(exist_ok=True)
+        (output / "publish" / "privacy_report.json").write_text(json.dumps({"epsilon": 1.5, "steps": steps}))
 
     def inference_generation_dataset(self, words: Sequence[str], output: Path) -> None:
         count = int(value_of(words, "--num_samples")) - self.lost

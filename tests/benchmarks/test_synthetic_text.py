@@ -112,8 +112,8 @@ def leave_a_study(folder: Path) -> Path:
     for data in ("chat", "abstracts"):
         for job, loss in (("private", 3.5), ("plain", 3.25)):
             path = folder / f"outputs/study-{data}-{job}"
-            path.mkdir(parents=True)
-            (path / "privacy_report.json").write_text(json.dumps(report))
+            (path / "publish").mkdir(parents=True)
+            (path / "publish" / "privacy_report.json").write_text(json.dumps(report))
             (path / "run_config.json").write_text(json.dumps({"model_name_or_path": "somewhere/a-model-1B"}))
             (path / "all_results.json").write_text(
                 json.dumps({"steps": 33, "eval_loss": loss, "eval_loss_before": 4.125})

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dptune import CausalLMLoss, Ledger
 from dptune.integrations.peft import class_logits
-from dptune.run.checkpoint import LEDGER_NAME, load_checkpoint
+from dptune.ledger import LEDGER_NAME
+from dptune.run.checkpoint import load_checkpoint
 from dptune.run.session import PrivateRun
 from dptune.shapes import Shapes
 from dptune.units.batches import AuthorDraw

@@ -79,7 +79,7 @@ def test_a_run_reports_its_unit_and_what_the_ledger_holds(method: str, line: Any
     spent = accounting.compose([Spend(1.5, wanted["q"], STEPS, wanted["group_size"])], delta=1e-2)
     assert report["epsilon"] == pytest.approx(spent)
     assert f"epsilon                {rounded_up(spent)} at delta 0.01" in shown
-    card = (out / "README.md").read_text()
+    card = (out / "publish" / "README.md").read_text()
     assert "one author (all rows with the same value in column user;" in card
     assert report["method"].split(":")[0] in card
     for told in (f"{wanted['sampled']:<22} {wanted['counted']:,}", "the largest author has 20 rows", "privacy unit  "):

@@ -135,4 +135,4 @@ def test_with_the_real_trainer(tmp_path: Path) -> None:
     assert released["epsilon"] <= 8
     assert released["noise_multiplier"] > lines[0]["spends"][0]["noise_multiplier"]  # the selection is paid for
     assert not (chosen / ".secret-sst2").exists()
-    AutoModelForSequenceClassification.from_pretrained(chosen / "selected" / "sst2" / "model")
+    AutoModelForSequenceClassification.from_pretrained(chosen / "selected" / "sst2")

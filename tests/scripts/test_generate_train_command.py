@@ -232,7 +232,7 @@ def test_a_job_runs_to_its_report_and_its_budget(tiny_model_dir: Path, here: Pat
     again = subprocess.run(line, env={**environment, "PYTHONPATH": str(ROOT)}, **how)
     assert again.returncode == 0, again.stderr
     assert Path("outputs/debug/ledger.jsonl").read_bytes() == ledger  # nothing was spent twice
-    report = json.loads(Path("outputs/debug/privacy_report.json").read_text())
+    report = json.loads(Path("outputs/debug/publish/privacy_report.json").read_text())
     spent = Budget("outputs/debug/budget.jsonl").epsilon(5e-7)
     assert report["guarantee"] == "dp"
     assert spent == pytest.approx(report["epsilon"], rel=1e-9)

@@ -83,7 +83,7 @@ def authors(**changes: object) -> dict[str, object]:
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / "privacy_report.json").read_text())
+    report: dict[str, Any] = json.loads((folder / "publish" / "privacy_report.json").read_text())
     return report
 
 
@@ -103,13 +103,13 @@ def test_the_documented_command_line_with_two_processes(model_dir: Path, train_f
             check=False,  # judged by its files: a CPU process group's exit sometimes aborts
         )
     shown = (tmp_path / "out.txt").read_text()
-    assert (tmp_path / "scratch" / "privacy_report.json").exists(), shown
+    assert (tmp_path / "scratch" / "publish" / "privacy_report.json").exists(), shown
     report = report_of(tmp_path / "scratch")
     assert (report["guarantee"], report["expected_batch_size"], report["sampled"]) == ("dp", 128, "examples")
     assert 7.9 < report["epsilon"] <= 8
     assert Ledger(tmp_path / "scratch" / "ledger.jsonl").steps == report["steps"] == 4
     assert len(re.findall(r"^held-out loss  ", shown, flags=re.M)) == 1, shown
-    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "scratch" / "model")
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "scratch" / "publish")
     assert not torch.equal(trained.lm_head.weight, AutoModelForCausalLM.from_pretrained(model_dir).lm_head.weight)
 
 
@@ -120,7 +120,7 @@ def test_lora_trains_and_saves_the_adapters_alone(line: Any, tmp_path: Path, mod
         noise_multiplier=1.0, sampling_probability=20 / report["num_examples"], steps=3, delta=1e-3
     )
     assert report["epsilon"] == pytest.approx(spent)
-    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "publish" / "config.json").exists()
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     attach_adapter(model, tmp_path / "run")
     adapted = model.transformer.h[0].attn.c_attn.lora
@@ -133,7 +133,7 @@ def test_without_privacy(line: Any, tmp_path: Path) -> None:
     fine_tune.main(line(**NO_PRIVACY, ignore_users=None))
     assert report_of(tmp_path / "run")["guarantee"] == "none"
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
-    assert (tmp_path / "run" / "model" / "config.json").exists()
+    assert (tmp_path / "run" / "publish" / "config.json").exists()
 
 
 @pytest.mark.parametrize("unread", [{"target_epsilon": 8.0}, {"target_delta": 1e-7}, {"noise_multiplier": 1.0}])
@@ -163,7 +163,7 @@ def test_authors_are_drawn_accounted_for_and_reported(line: Any, tmp_path: Path,
 
 def trainer_of(words: list[str]) -> Any:
     """The Trainer that main() would run, on a model without dropout."""
-    training, privacy, model_args, data = fine_tune.read_flags(words)
+    training, privacy, model_args, data, _ = fine_tune.read_flags(words)
     tokenizer = fine_tune.load_tokenizer(model_args.model_name)
     train, held_out = fine_tune.load_corpus(data, tokenizer, model_args.sequence_len, training.seed)
     torch.manual_seed(0)
@@ -239,7 +239,7 @@ def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     with pytest.raises(SystemExit):
         fine_tune.main(line(**how))
     assert "per-example gradients differ from autograd's" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "privacy_report.json").exists()
+    assert not (tmp_path / "run" / "publish" / "privacy_report.json").exists()
 
 
 def test_help_all_lists_the_flags_of_transformers_too(capsys: Any) -> None:
@@ -290,12 +290,12 @@ def test_flags_come_from_a_file_too_also_those_of_transformers(tmp_path: Path) -
 def test_a_run_resumes_with_the_same_bound_on_authors_only(line: Any, tmp_path: Path, capsys: Any) -> None:
     how = authors() | {"save_strategy": "steps", "save_steps": 2, "resume_from_checkpoint": None}
     fine_tune.main(line(**how, num_train_epochs=1))
-    (tmp_path / "run" / "privacy_report.json").unlink()
+    (tmp_path / "run" / "publish" / "privacy_report.json").unlink()
     how["resume_from_checkpoint"] = str(tmp_path / "run" / "checkpoint-2")
     with pytest.raises(SystemExit):
         fine_tune.main(line(**how | {"examples_per_author": 2}))
     assert "examples_per_unit was" in capsys.readouterr().err
-    (model,) = (tmp_path / "run").glob("model")
+    (model,) = (tmp_path / "run").glob("publish")
     model.rename(tmp_path / "first")
     fine_tune.main(line(**how))
     assert report_of(tmp_path / "run")["repeated_steps"] == 1
@@ -390,7 +390,7 @@ def test_a_job_file_is_right(path: Path) -> None:
     assert job["distribution"]["type"] == "pytorch"
     assert processes == (1 if "gpus_1" in path.stem else 8)
     replaced = [word.replace("${{inputs.corpus}}", "c.jsonl").replace("${{outputs.run}}", "out") for word in words]
-    training, privacy, model_args, data = fine_tune.read_flags(replaced)
+    training, privacy, model_args, data, _ = fine_tune.read_flags(replaced)
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * processes == 1024
     assert privacy.disable_dp == ("no_inf" in path.stem)
     assert privacy.disable_dp or privacy.target_epsilon == 8

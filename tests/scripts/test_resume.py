@@ -70,11 +70,11 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def report_of(out: Path) -> dict[str, object]:
-    return json.loads((out / "privacy_report.json").read_text())
+    return json.loads((out / "publish" / "privacy_report.json").read_text())
 
 
 def weights_of(out: Path) -> dict[str, torch.Tensor]:
-    return torch.load(out / "lora_weights.bin", weights_only=True)
+    return torch.load(out / "publish" / "lora_weights.bin", weights_only=True)
 
 
 def refused(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -117,7 +117,7 @@ def test_steps_that_ran_twice_count_twice(crashed, line, capsys):
     assert report["epsilon"] == pytest.approx(ledger.epsilon(DELTA))
     assert report["epsilon"] > once + 0.1
     assert "repeated steps         2" in capsys.readouterr().out
-    assert "2" in (crashed / "README.md").read_text()
+    assert "2" in (crashed / "publish" / "README.md").read_text()
 
 
 def test_the_diagnostics_are_those_of_one_run(crashed, line):
@@ -160,7 +160,7 @@ def test_with_repeatable_randomness_a_stopped_run_ends_as_one_that_was_not(chang
             signal_in_step(patch, number, name)
             train_clm.main(line(**how, resume_from_checkpoint="latest"))
             ends.append(sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")))
-            assert not (tmp_path / "run" / "privacy_report.json").exists()
+            assert not (tmp_path / "run" / "publish" / "privacy_report.json").exists()
     assert ends == [["checkpoint-3", "checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
     train_clm.main(line(**how, resume_from_checkpoint="latest"))
     ours, theirs = weights_of(tmp_path / "run"), weights_of(tmp_path / "calm")

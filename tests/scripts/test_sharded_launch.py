@@ -59,7 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report_of(out: Path, log: str) -> dict[str, Any]:
-    path = out / "privacy_report.json"
+    path = out / "publish" / "privacy_report.json"
     assert path.exists(), log[-3000:]
     return json.loads(path.read_text())
 
@@ -113,16 +113,16 @@ def test_a_whole_model_is_trained_in_shards_and_resumed_to_the_bit(
     assert "fit in memory" in printed
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_loss"] < results["eval_loss_before"]
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert 'from_pretrained("model")' in card
+    card = (tmp_path / "out" / "publish" / "README.md").read_text()
+    assert 'from_pretrained(".")' in card
 
-    whole = load_file(tmp_path / "out" / "model" / "model.safetensors")
-    shutil.rmtree(tmp_path / "out" / "model")
+    whole = load_file(tmp_path / "out" / "publish" / "model.safetensors")
+    shutil.rmtree(tmp_path / "out" / "publish")
     shutil.rmtree(tmp_path / "out" / "checkpoint-4")
     words += ["--resume_from_checkpoint", "latest"]
     printed = finish(start(FSDP, *words, script="train_clm.py", log=logs[1], options=IN_FLOAT32), logs[1])
     assert report_of(tmp_path / "out", printed)["repeated_steps"] == 2
-    again = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    again = load_file(tmp_path / "out" / "publish" / "model.safetensors")
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], value) for name, value in whole.items())
 

@@ -64,7 +64,9 @@ def test_a_run_that_got_somewhere_and_did_not_finish_is_queued_again(notes: Path
 
 
 @pytest.mark.parametrize(
-    "work", ["exit 2", 'echo line >>"$OUT/ledger.jsonl"; touch "$OUT/privacy_report.json"'], ids=["mistake", "finished"]
+    "work",
+    ["exit 2", 'echo line >>"$OUT/ledger.jsonl"; mkdir -p "$OUT/publish"; touch "$OUT/publish/privacy_report.json"'],
+    ids=["mistake", "finished"],
 )
 def test_a_mistake_or_a_finished_run_is_not(notes: Path, work: str) -> None:
     submit(notes, work)

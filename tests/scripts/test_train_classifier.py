@@ -18,7 +18,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
+from dptune.adapter_files import PEFT_CONFIG_NAME as ADAPTER
 from dptune.ledger import Ledger
+from dptune.report.check import check_publishable
 from dptune.run import session
 from dptune.run.checkpoint import load_checkpoint
 from tests.classifier_folders import save_bert, save_llama, write_qnli, write_sst2
@@ -97,11 +99,11 @@ def results_of(out: Path, task: str = "sst2") -> dict[str, Any]:
 
 
 def report_of(out: Path, task: str = "sst2") -> dict[str, Any]:
-    return json.loads((out / task / "privacy_report.json").read_text())
+    return json.loads((out / task / "publish" / "privacy_report.json").read_text())
 
 
 def weights_of(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "sst2" / "model" / "model.safetensors")
+    return load_file(out / "sst2" / "publish" / "model.safetensors")
 
 
 # --- every mode ---
@@ -114,6 +116,7 @@ def test_a_mode_trains_privately(
 ) -> None:
     checkpoint = request.getfixturevalue(name)
     given = flags(checkpoint, data, tmp_path, finetune_mode=mode, enable_dp=True, noise_multiplier=1, max_grad_norm=0.1)
+    given += ["--base_model_name", "ann/base"]
     if (mode, name) == ("bias-only", "llama"):
         with pytest.raises(SystemExit) as ended:
             main(given)
@@ -129,9 +132,10 @@ def test_a_mode_trains_privately(
     assert (report["num_examples"], report["expected_batch_size"]) == (120, 24)
     assert set(found["scores"]) == set(found["majority"]) == {"validation"}
     assert found["majority"]["validation"] == pytest.approx(17 / 33)
-    saved = {path.name for path in (tmp_path / "sst2").iterdir()} & {"model", "adapter"}
+    check_publishable(tmp_path / "sst2" / "publish")
+    saved = {path.name for path in (tmp_path / "sst2" / "publish").iterdir()} & {"config.json", "adapter", ADAPTER}
     wholes = {"full", "last-layer", "lora", "bias-only"}
-    assert saved == ({"model", "adapter"} if "+" in mode else {"model"} if mode in wholes else {"adapter"})
+    assert saved == ({"config.json", "adapter"} if "+" in mode else {"config.json"} if mode in wholes else {ADAPTER})
     printed = capsys.readouterr().out
     assert f"fine-tuning mode       {mode}" in printed
     assert "(default of this mode)" in printed
@@ -148,7 +152,7 @@ def test_without_privacy_an_easy_task_is_learned_and_the_saved_model_scores_the_
     found = results_of(tmp_path)
     assert found["scores"]["validation"]["accuracy"] > 0.9 > found["majority"]["validation"] + 0.3
     assert (found["private"], found["epsilon"], found["noise_multiplier"]) == (False, None, None)
-    folder = tmp_path / "sst2" / "model"
+    folder = tmp_path / "sst2" / "publish"
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     held_out = load_task("sst2", tokenizer=tokenizer, max_length=16, data_dir=str(data)).validation["validation"]
     batch = held_out.batch(range(len(held_out)), tokenizer.pad_token_id)
@@ -186,7 +190,7 @@ def test_a_users_own_rows(bert: Path, tmp_path: Path) -> None:
     other = ["--output_dir", str(tmp_path / "other"), "--validation_file", str(tmp_path / "held_out.csv")]
     main([*given, *other, "--class_names", "sunny", "mild", "grim"])
     assert set(results_of(tmp_path / "other", "train")["scores"]) == {"validation"}
-    config = json.loads((tmp_path / "other" / "train" / "model" / "config.json").read_text())
+    config = json.loads((tmp_path / "other" / "train" / "publish" / "config.json").read_text())
     assert config["label2id"] == {"sunny": 0, "mild": 1, "grim": 2}
 
 
@@ -231,7 +235,7 @@ def test_a_run_without_enable_dp_is_no_privacy(bert: Path, data: Path, tmp_path:
     assert report_of(tmp_path)["guarantee"] == "none"
     assert results_of(tmp_path)["private"] is False
     assert not (tmp_path / "sst2" / "ledger.jsonl").exists()
-    assert "There is no privacy guarantee" in (tmp_path / "sst2" / "README.md").read_text()
+    assert "There is no privacy guarantee" in (tmp_path / "sst2" / "publish" / "README.md").read_text()
 
 
 def test_each_task_has_a_folder_and_a_budget_of_its_own(bert: Path, data: Path, tmp_path: Path) -> None:
@@ -243,8 +247,8 @@ def test_each_task_has_a_folder_and_a_budget_of_its_own(bert: Path, data: Path, 
         assert 1.5 < report["epsilon"] <= 2
         assert Ledger(tmp_path / task / "ledger.jsonl").steps == report["steps"] == results_of(tmp_path, task)["steps"]
         names = {path.name for path in (tmp_path / task).iterdir()}
-        assert {"README.md", "epsilon.png", "diagnostics.png", "all_results.json", "run_config.json"} <= names
-        assert "classifier trained from" in (tmp_path / task / "README.md").read_text()
+        assert {"publish", "diagnostics.png", "all_results.json", "run_config.json"} <= names
+        assert "classifier trained from" in (tmp_path / task / "publish" / "README.md").read_text()
 
 
 def test_masks_are_drawn_afresh_in_every_step(

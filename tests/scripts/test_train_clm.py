@@ -10,17 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
 import train_clm
-from dptune import CausalLMLoss, attach_adapter
+from dptune import CausalLMLoss, InvalidArgument, attach_adapter
 from dptune.accounting.rounding import rounded_up
 from dptune.devices import has_fast_bfloat16
 from dptune.ledger import Ledger
 from dptune.lora import LoraAdapter
+from dptune.report.check import check_publishable
 from tests.tiny import tiny_tokenizer
 from utils.data.load import load_training_data
 from utils.generation.trained_style import style_of_training
@@ -97,18 +99,21 @@ def test_the_launch_configurations_bf16_counts_on_a_processor_that_is_fast_in_it
     assert "precision              bfloat16" in run.stdout
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert results["eval_loss"] < results["eval_loss_before"]
-    assert json.loads((tmp_path / "run" / "privacy_report.json").read_text())["guarantee"] == "dp"
+    assert json.loads((tmp_path / "run" / "publish" / "privacy_report.json").read_text())["guarantee"] == "dp"
 
 
 def test_a_launched_run_writes_all_promised_files(launched):
     result, out = launched
     assert result.returncode == 0, result.stderr
-    names = {path.name for path in out.iterdir()}
-    assert names >= {
-        *("lora_weights.bin", "adapter_model.safetensors", "adapter_config.json", "privacy_report.json", "README.md"),
-        *("all_results.json", "diagnostics.jsonl", "diagnostics.png", "epsilon.png", "ledger.jsonl", "run_config.json"),
+    beside = {"all_results.json", "diagnostics.jsonl", "diagnostics.png", "ledger.jsonl", "run_config.json", "publish"}
+    assert {path.name for path in out.iterdir()} >= beside
+    assert {path.name for path in (out / "publish").iterdir()} == {
+        *("lora_weights.bin", "adapter_model.safetensors", "adapter_config.json"),
+        *("privacy_report.json", "README.md", "epsilon.png", "ledger.jsonl", "dptune_settings.json"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
-    assert style_of_training(out / "lora_weights.bin") == "plain"
+    assert (out / "publish" / "ledger.jsonl").read_bytes() == (out / "ledger.jsonl").read_bytes()
+    assert style_of_training(out / "publish" / "lora_weights.bin") == "plain"
     assert list((out / "tracking" / "dptune").glob("events.*")), "--with_tracking leaves TensorBoard files"
     assert "epsilon" in result.stdout
     assert "epsilon=" in result.stderr, "the progress bar shows epsilon"
@@ -116,7 +121,7 @@ def test_a_launched_run_writes_all_promised_files(launched):
 
 def test_the_report_states_what_the_ledger_holds(launched):
     _, out = launched
-    report = json.loads((out / "privacy_report.json").read_text())
+    report = json.loads((out / "publish" / "privacy_report.json").read_text())
     assert set(report) == REPORT_KEYS
     ledger = Ledger(out / "ledger.jsonl")
     assert report["guarantee"] == "dp"
@@ -124,7 +129,7 @@ def test_the_report_states_what_the_ledger_holds(launched):
     assert report["steps"] == ledger.steps == 20  # 5 epochs of 64 examples in batches of 16
     assert report["epsilon"] == pytest.approx(ledger.epsilon(1e-3))
     assert report["sampling_probability"] == 16 / 64
-    card = (out / "README.md").read_text()
+    card = (out / "publish" / "README.md").read_text()
     for stated in (f"{report['epsilon']:.3f}"[:4], "0.001", "add or remove one", "Poisson", "PLD", "training example"):
         assert stated in card
 
@@ -147,8 +152,8 @@ def test_the_adapter_learned_and_reloads_to_the_same_logits(launched, tiny_model
     ids = torch.arange(3, 40)[None]
     untrained = base(ids).logits
     ours = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
-    attach_adapter(ours, out / "lora_weights.bin")
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), out).eval()
+    attach_adapter(ours, out)  # the folder of the run
+    theirs = AutoPeftModelForCausalLM.from_pretrained(out / "publish").eval()
     assert (ours(ids).logits - untrained).abs().max() > 1e-2
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-5, atol=1e-5)
 
@@ -175,19 +180,20 @@ def test_pubmed_abstracts_as_the_readme_trains_them(tiny_model_dir, tmp_path):
     out = tmp_path / "out"
     args = {"train_file": None, "dataset_name": "pubmed_generation", "data_dir": folder.parent, "max_train_steps": 2}
     train_clm.main(flags(tiny_model_dir, Path("-"), out, **args, noise_multiplier=1.2, gradient_ckpt=True))
-    report = json.loads((out / "privacy_report.json").read_text())
+    report = json.loads((out / "publish" / "privacy_report.json").read_text())
     assert (report["num_examples"], report["steps"], report["noise_multiplier"]) == (40, 2, 1.2)
 
 
 def test_without_privacy_the_report_says_so_and_no_epsilon_is_stated(tiny_model_dir, train_file, tmp_path):
     out = tmp_path / "out"
     train_clm.main(flags(tiny_model_dir, train_file, out, clip_norm=-1, noise_multiplier=-1, max_train_steps=3))
-    report = json.loads((out / "privacy_report.json").read_text())
+    report = json.loads((out / "publish" / "privacy_report.json").read_text())
     assert (report["guarantee"], report["epsilon"]) == ("none", None)
     assert report["reasons"] == ["clipping and noise were turned off"]
-    assert not (out / "epsilon.png").exists()
+    assert not (out / "publish" / "epsilon.png").exists()
     assert not (out / "ledger.jsonl").exists()
-    assert (out / "lora_weights.bin").exists()
+    assert not (out / "publish" / "ledger.jsonl").exists()
+    assert (out / "publish" / "lora_weights.bin").exists()
 
 
 def test_the_held_out_loss_is_measured_at_the_start_unless_told(tiny_model_dir, train_file, tmp_path, capsys):
@@ -213,7 +219,7 @@ def test_a_text_without_a_prompt_is_learned_from_its_first_word(tiny_model_dir, 
     }
     train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", out, num_train_epochs=8, **style))
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
-    trained = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), out).eval()
+    trained = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), out / "publish").eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     start, first = torch.tensor([[tokenizer.bos_token_id]]), tokenizer("you", add_special_tokens=False).input_ids[0]
     before, after = (one(start).logits[0, -1].log_softmax(0)[first].item() for one in (model, trained))
@@ -225,9 +231,50 @@ def test_target_epsilon_is_kept(tiny_model_dir, train_file, tmp_path, capsys):
     train_clm.main(
         flags(tiny_model_dir, train_file, out, noise_multiplier=None, target_epsilon=3, max_train_steps=4, lora_alpha=8)
     )
-    report = json.loads((out / "privacy_report.json").read_text())
+    report = json.loads((out / "publish" / "privacy_report.json").read_text())
     assert 2.9 < report["epsilon"] <= 3
     assert f"epsilon {rounded_up(report['epsilon'])}" in capsys.readouterr().out
+
+
+def test_a_finished_run_takes_the_models_name_and_then_nothing_of_the_machine_is_published(
+    tiny_model_dir, train_file, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    line = flags(tiny_model_dir, train_file, out, insecure_test_seed=None, max_train_steps=2)
+    train_clm.main(line)
+    assert f"{tiny_model_dir} is a path; to publish, resume with --base_model_name NAME" in capsys.readouterr().out
+    with pytest.raises(InvalidArgument, match=r"adapter_config\.json.*is a path on this machine"):
+        check_publishable(out / "publish")
+    weights = (out / "publish" / "adapter_model.safetensors").read_bytes()
+    named = [
+        "--base_model_name",
+        "ann/tiny",
+        "--card_license",
+        "mit",
+        "--card_language",
+        "en",
+        "--card_data",
+        "ann/rows",
+    ]
+    train_clm.main([*line, "--resume_from_checkpoint", "latest", *named])
+    assert check_publishable(out / "publish").epsilon == Ledger(out / "ledger.jsonl").epsilon(1e-3)
+    assert (out / "publish" / "adapter_model.safetensors").read_bytes() == weights
+    for path in (out / "publish").iterdir():
+        content = path.read_bytes()
+        assert not [word for word in (tmp_path, tiny_model_dir, train_file) if str(word).encode() in content], path
+    front = huggingface_hub.metadata_load(out / "publish" / "README.md")
+    known = {"base_model": "ann/tiny", "license": "mit", "language": ["en"], "datasets": ["ann/rows"]}
+    assert front | known == front
+    recipe = " ".join((out / "publish" / "README.md").read_text().replace("\\\n", " ").split())
+    for words in (
+        "train_clm.py --output_dir OUT --model_name_or_path ann/tiny",
+        "--train_file TRAIN_FILE",
+        "--max_train_steps 2",
+        "--lora_r",
+        "--learning_rate",
+        "--noise_multiplier",
+    ):
+        assert words in recipe, words
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_model_dir, train_file, tmp_path, capsys):
@@ -267,7 +314,7 @@ def test_the_seed_changes_the_adapters_start_and_nothing_makes_two_runs_equal(ti
     states = []
     for name in ("one", "other"):
         train_clm.main(flags(tiny_model_dir, train_file, tmp_path / name, max_train_steps=1, seed=5))
-        states.append(torch.load(tmp_path / name / "lora_weights.bin", weights_only=True))
+        states.append(torch.load(tmp_path / name / "publish" / "lora_weights.bin", weights_only=True))
     key = next(key for key in states[0] if key.endswith("lora.B.weight"))
     assert not torch.equal(states[0][key], states[1][key])  # the same seed, other draws and other noise
 
@@ -372,7 +419,7 @@ def test_layers_that_text_does_not_reach_are_refused_before_the_first_step(two_t
 def test_a_pattern_adapts_only_the_layers_that_text_reaches(two_towers, train_file, tmp_path):
     targets = {"lora_target_modules": "*.language_model.*.q_proj", "max_train_steps": 1, "num_train_epochs": None}
     train_clm.main(flags(two_towers, train_file, tmp_path / "out", **targets))
-    state = torch.load(tmp_path / "out" / "lora_weights.bin", weights_only=True)
+    state = torch.load(tmp_path / "out" / "publish" / "lora_weights.bin", weights_only=True)
     assert {name.rpartition(".lora.")[0] for name in state} == {"model.language_model.layers.0.self_attn.q_proj"}
 
 

@@ -78,23 +78,23 @@ def runs(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def test_the_whole_model_is_saved_and_only_the_chosen_parameters_changed(
     name: str, runs: dict[str, Path], base: Path
 ) -> None:
-    before, after = weights(base), weights(runs[name] / "model")
+    before, after = weights(base), weights(runs[name] / "publish")
     model = AutoModelForCausalLM.from_pretrained(base)
     patterns = STYLES[name][1 : next((i for i, flag in enumerate(STYLES[name]) if i and flag.startswith("--")), None)]
     chosen = choose_trainable(model, patterns)
     assert {key for key in before if not torch.equal(before[key], after[key])} == set(chosen)
-    tokens = [AutoTokenizer.from_pretrained(folder)("A dog ran").input_ids for folder in (base, runs[name] / "model")]
+    tokens = [AutoTokenizer.from_pretrained(folder)("A dog ran").input_ids for folder in (base, runs[name] / "publish")]
     assert tokens[0] == tokens[1]
-    assert not (runs[name] / "lora_weights.bin").exists()
-    card = (runs[name] / "README.md").read_text()
+    assert not (runs[name] / "publish" / "lora_weights.bin").exists()
+    card = (runs[name] / "publish" / "README.md").read_text()
     assert "fine-tuned copy" in card
-    assert 'from_pretrained("model")' in card
+    assert 'from_pretrained(".")' in card
     assert "adapter" not in card
 
 
 @pytest.mark.parametrize("name", STYLES)
 def test_the_report_counts_every_step_and_names_the_style(name: str, runs: dict[str, Path]) -> None:
-    report = json.loads((runs[name] / "privacy_report.json").read_text())
+    report = json.loads((runs[name] / "publish" / "privacy_report.json").read_text())
     assert report["steps"] == 4
     assert report["clipping"].startswith(
         {"per layer": "per layer", "adaptive": "adaptive", "automatic": "automatic"}.get(name, "flat")
@@ -120,13 +120,11 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     folder = tmp_path / "out"
     shutil.copytree(runs[name], folder)
     shutil.rmtree(folder / "checkpoint-4")
-    shutil.rmtree(folder / "model")
-    for left in ("privacy_report.json", "README.md"):
-        (folder / left).unlink()
+    shutil.rmtree(folder / "publish")
     lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
     (folder / "ledger.jsonl").write_text("".join(lines[:2]))
     main([*arguments(base, data, folder, *STYLES[name]), "--resume_from_checkpoint", "latest"])
-    whole, resumed = weights(runs[name] / "model"), weights(folder / "model")
+    whole, resumed = weights(runs[name] / "publish"), weights(folder / "publish")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert (folder / "ledger.jsonl").read_text() == "".join(lines)
 

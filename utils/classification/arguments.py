@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune.published import published_model
 from dptune.run.plan import PrivacySettings
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.cli.flags import refuse_unread
+from utils.training.card_arguments import CardArguments
 from utils.training.changes import OnResume, OnResumeTable
 from utils.training.optimization_arguments import LR_SCHEDULERS, MAX_GRAD_NORM, require_warmup
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
@@ -48,6 +50,7 @@ class CheckpointArguments:
     max_length: int = field(default=128, metadata={"help": "maximum number of tokens per example; longer ones are cut"})
 
     def __post_init__(self) -> None:
+        self.model_checkpoint = published_model(self.model_checkpoint)
         require_count("--max_length", self.max_length, minimum=2)
 
 
@@ -324,6 +327,7 @@ class Settings(NamedTuple):
     budget: BudgetArguments
     steps: StepArguments
     results: ResultArguments
+    card: CardArguments
 
     def refuse_unread(self, given: Collection[str]) -> None:
         """Refuse flags of privacy, among those that were `given`, without --enable_dp."""
@@ -365,7 +369,15 @@ class Settings(NamedTuple):
         return self.steps.micro_batch_size * (self.checkpoint.max_length + self.virtual_tokens)
 
 
-CLASSIFIER_GROUPS = (CheckpointArguments, ModeArguments, TaskArguments, BudgetArguments, StepArguments, ResultArguments)
+CLASSIFIER_GROUPS = (
+    CheckpointArguments,
+    ModeArguments,
+    TaskArguments,
+    BudgetArguments,
+    StepArguments,
+    ResultArguments,
+    CardArguments,
+)
 
 # What a resumed run does about a changed flag. Every flag has a class.
 ON_RESUME: OnResumeTable = {
@@ -417,4 +429,9 @@ ON_RESUME: OnResumeTable = {
     "checkpointing_steps": OnResume.RUNTIME,
     "resume_from_checkpoint": OnResume.RUNTIME,
     "dry_run": OnResume.RUNTIME,
+    # the model card
+    "base_model_name": OnResume.RUNTIME,
+    "card_license": OnResume.RUNTIME,
+    "card_language": OnResume.RUNTIME,
+    "card_data": OnResume.RUNTIME,
 }

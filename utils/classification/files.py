@@ -1,7 +1,8 @@
 """Load a sentence classifier, and save one in files that the standard libraries read.
 
-`model` holds a whole classifier with LoRA merged into its weights. `adapter` holds what PEFT trained; it belongs to the
-starting checkpoint or, if there is a `model` too, to that model.
+The folder holds a whole classifier, with LoRA merged into its weights, or what PEFT trained, which belongs to the
+starting checkpoint. If a mode trains both, the folder holds the whole classifier and, in `adapter`, what PEFT trained
+on top of it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from dptune._validate import refuse
 from dptune.lora import adapters, merge_lora, unmerge_lora
-from dptune.report.card import Artifact, published_name
+from dptune.report.card import Artifact
 from utils.classification.modes import head_modules
-from utils.files.folders import write_folder
 from utils.models.loading import refuse_to_load
-from utils.models.trainable import MODEL_NAME
 
-ADAPTER_NAME = "adapter"  # a folder in the run's folder
+ADAPTER_NAME = "adapter"  # the folder of an adapter on top of a whole classifier
 
 _FLAG = "--model_checkpoint"
 _REMEDY = "give a folder with an encoder or a decoder and its tokenizer, or a hub name"
@@ -34,8 +33,8 @@ In the folder of this card:
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-model = AutoModelForSequenceClassification.from_pretrained("model")
-tokenizer = AutoTokenizer.from_pretrained("model")
+model = AutoModelForSequenceClassification.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
 ```
 """
 _USE_ADAPTER = """\
@@ -47,8 +46,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 base = AutoModelForSequenceClassification.from_pretrained({load})
-model = PeftModel.from_pretrained(base, "adapter").eval()
-tokenizer = AutoTokenizer.from_pretrained("{folder}", padding_side="right")
+model = PeftModel.from_pretrained(base, "{folder}").eval()
+tokenizer = AutoTokenizer.from_pretrained(".", padding_side="right")
 logits = class_logits(model, tokenizer(["a text"], return_tensors="pt", padding=True))
 ```
 
@@ -127,38 +126,33 @@ def load_classifier_skeleton(name: str) -> Any:
         refuse_to_load("model", name, error, flag=_FLAG, remedy=_REMEDY)
 
 
-def save_classifier(model: Any, tokenizer: Any, folder: Path, *, base_model: str) -> dict[str, str]:
-    """Write the trained parts to `folder`, each whole or not at all. The tokenizer is saved with the first of them.
+def save_classifier(model: Any, tokenizer: Any, folder: Path, *, base_model: str) -> None:
+    """Write the trained parts and the tokenizer.
 
     Args:
         model: as returned by `utils.classification.modes.prepare_mode`.
         tokenizer: saved beside the model.
-        folder: the run's folder.
-        base_model: the starting checkpoint; only the last part of a path is recorded.
-
-    Returns:
-        {what was saved: its name in `folder`}.
+        folder: where the files go; must exist.
+        base_model: name or path of the starting checkpoint, for PEFT's configuration.
     """
     in_peft = isinstance(model, PeftModel)
-    saved = {"model": MODEL_NAME} if not in_peft or any(adapters(model)) else {}
-    if saved:
-        _save_plain(model.get_base_model() if in_peft else model, tokenizer, folder / MODEL_NAME)
+    whole = not in_peft or any(adapters(model))
+    if whole:
+        _save_plain(model.get_base_model() if in_peft else model, folder)
     if in_peft:
-        base = "model" if saved else published_name(base_model)
-        _save_adapter(model, None if saved else tokenizer, folder / ADAPTER_NAME, base)
-        saved["adapter"] = ADAPTER_NAME
-    return saved
+        _save_adapter(model, folder / ADAPTER_NAME if whole else folder, "." if whole else base_model)
+    tokenizer.save_pretrained(folder)
 
 
 def classifier_artifact(model: Any) -> Artifact:
     """What the model card says about the files of `save_classifier`."""
     if not isinstance(model, PeftModel):
         return Artifact("model", "classifier trained from", "transformers", ("text-classification",), _USE_MODEL)
-    folder, load = "adapter", f'"{{base}}", num_labels={model.config.num_labels}'
+    folder, load = ".", f'"{{base}}", num_labels={model.config.num_labels}'
     if model.config.pad_token_id is not None:
         load += f", pad_token_id={model.config.pad_token_id}"
     if any(adapters(model)):
-        folder, load = "model", '"model"'
+        folder, load = ADAPTER_NAME, '"."'
     use = _USE_ADAPTER.replace("{load}", load).replace("{folder}", folder)
     method = model.active_peft_config.peft_type.value.lower().replace("_", "-")
     return Artifact("classifier", f"classifier ({method}) for", "peft", ("text-classification", method), use)
@@ -175,16 +169,11 @@ def _config(name: str) -> PreTrainedConfig:
         return BertConfig.from_pretrained(name)
 
 
-def _save_plain(model: Any, tokenizer: Any, target: Path) -> None:
+def _save_plain(model: Any, folder: Path) -> None:
     """Save a classifier with its adapters merged; `model` itself is unchanged afterwards."""
-
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder, state_dict=_plain_state(model))
-        tokenizer.save_pretrained(folder)
-
     merge_lora(model)
     try:
-        write_folder(target, write)
+        model.save_pretrained(folder, state_dict=_plain_state(model))
     finally:
         unmerge_lora(model)
 
@@ -199,12 +188,7 @@ def _plain_state(model: Any) -> dict[str, Tensor]:
     }
 
 
-def _save_adapter(model: PeftModel, tokenizer: Any, target: Path, base: str) -> None:
-    def write(folder: Path) -> None:
-        model.active_peft_config.base_model_name_or_path = base
-        model.save_pretrained(folder, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run has a card of its own
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-
-    write_folder(target, write)
+def _save_adapter(model: PeftModel, folder: Path, base: str) -> None:
+    model.active_peft_config.base_model_name_or_path = base
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run has a card of its own

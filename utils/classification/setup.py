@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,8 +18,10 @@ from dptune.accounting import planned_steps
 from dptune.devices import computes_apart
 from dptune.integrations.peft import class_logits
 from dptune.pass_overhead import pass_overhead
-from dptune.report.card import Artifact
+from dptune.report.card import Artifact, published_name
+from dptune.report.fields import CardFields
 from dptune.report.prior import PriorRelease
+from dptune.report.recipe import command_line
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
 from dptune.run.plan import RunPlan, make_plan
@@ -48,7 +51,7 @@ from utils.cli.launch import compute_dtype, describe_precision, ranks_of, shardi
 from utils.models.embeddings import require_embeddings
 from utils.models.loading import require_context
 from utils.models.trainable import Losses, in_autocast
-from utils.training.changes import describe_changes, resumed_config
+from utils.training.changes import OnResume, describe_changes, resumed_config
 from utils.training.loop import Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget
 from utils.training.optimizers import UpdateSettings, require_works
@@ -60,6 +63,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SHORT = 0.5  # of a typical gradient norm: at a third of it, full mode predicted only the majority class
+# Settings that the model card states, even at their defaults.
+_ALWAYS_TOLD = ("finetune_mode", "max_length", "batch_size", "epochs", "optimizer", "lr_scheduler_type")
 
 
 def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
@@ -252,13 +257,24 @@ class ClassifierTask:
 
     @property
     def base_model(self) -> str:
-        """The checkpoint that is fine-tuned."""
-        return self.planned.settings.checkpoint.model_checkpoint
+        """Name of the checkpoint that is fine-tuned, or its folder if its name on the hub is not known."""
+        settings = self.planned.settings
+        return settings.card.base_model_name or settings.checkpoint.model_checkpoint
 
     @property
     def artifact(self) -> Artifact:
         """A whole model, an adapter, or both."""
         return classifier_artifact(self.model)
+
+    @property
+    def card(self) -> CardFields:
+        """What the model card says besides the guarantee."""
+        return self.planned.settings.card.fields(recipe_of(self.planned, self.fine_tuned.updates))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a reader of the classifier must know of the training."""
+        return {"max_length": self.planned.settings.checkpoint.max_length}
 
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
         """Loss and scores on the validation splits, if there are any."""
@@ -270,17 +286,38 @@ class ClassifierTask:
             total, rows = total + loss * len(data), rows + len(data)
         return {"eval_loss": total / rows, "scores": found} if rows else {}
 
-    def save(self, finished: Finished) -> list[str]:
-        """Write the trained model or adapter, then `results.json`."""
-        task, folder = self.planned.task, finished.folder
-        saved = save_classifier(self.model, self.tokenizer, folder, base_model=self.base_model)
+    def save(self, folder: Path) -> None:
+        """Write the trained model or adapter, with the tokenizer."""
+        save_classifier(self.model, self.tokenizer, folder, base_model=self.base_model)
+
+    def conclude(self, finished: Finished) -> list[str]:
+        """Write `results.json`, which is not private."""
+        task = self.planned.task
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         write_summary(finished, task, self.planned.settings, trained)
-        lines = [f"{what:<23}{folder / name}" for what, name in saved.items()]
-        return [*lines, *describe_scores(task, last_scores(finished))]
+        return describe_scores(task, last_scores(finished))
 
     def help_save(self) -> None:
         """Nothing: every rank holds the whole classifier."""
+
+
+def recipe_of(planned: PlannedTask, updates: UpdateSettings) -> str:
+    """The command line of this run for its model card, without private names."""
+    settings = planned.settings
+    task = f" --datasets {planned.task.name}" if settings.data.datasets else ""
+    name = settings.card.base_model_name or settings.checkpoint.model_checkpoint
+    return command_line(
+        f"python train_classifier.py --output_dir OUT{task}",
+        *settings,
+        always=_ALWAYS_TOLD,
+        never=[name for name, kind in ON_RESUME.items() if kind is OnResume.RUNTIME],
+        shown=("lora_target_modules",),
+        names={
+            "model_checkpoint": published_name(name),
+            "learning_rate": f"{updates.learning_rate:g}",
+            "head_learning_rate": f"{updates.head_learning_rate:g}",
+        },
+    )
 
 
 def is_finished(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> bool:

@@ -2,8 +2,8 @@
 
 transformers' HfArgumentParser does the same, but takes seconds to import. A field's type is str, int, float, bool, a
 list of one of these, or one of all these or None. Its metadata may hold `help` and `choices`. A field without a default
-is required. `--flag_name` and `--flag-name` are the same flag. A bool is set by `--x` or `--x false`, and if it
-defaults to True also by `--no_x`.
+is required; if its metadata holds `positional`, it is a word without a flag. `--flag_name` and `--flag-name` are the
+same flag. A bool is set by `--x` or `--x false`, and if it defaults to True also by `--no_x`.
 """
 
 from __future__ import annotations
@@ -120,6 +120,10 @@ def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], t
         how |= {"nargs": "?", "const": True}
     elif is_list:
         how["nargs"] = "+"
+    if how.pop("positional", False):
+        del how["required"]
+        section.add_argument(field.name, metavar=field.name.upper(), type=kind, **how)
+        return
     section.add_argument(*spellings(field.name), type=_bool if kind is bool else kind, **how)
     if kind is bool and field.default is True:
         off = f"turns off --{field.name}"

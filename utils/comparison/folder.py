@@ -9,8 +9,7 @@ from pathlib import Path
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
-from dptune.ledger import Ledger
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME, Ledger
 from utils.classification.mode_defaults import MODES
 from utils.classification.outputs import SCORES_NAME
 from utils.comparison.arguments import TrialArguments

@@ -16,11 +16,12 @@ from dptune._files import sync_folder, sync_tree
 from dptune.accounting import Spend
 from dptune.accounting.rounding import rounded_up
 from dptune.accounting.selection import SELECTION_ACCOUNTANT, PrivateSelection
+from dptune.published import PUBLISH_NAME
+from dptune.report.check import is_model_file
 from utils.comparison.trials import Candidate
 
 RELEASE_NAME, CARD_NAME = "selection.json", "README.md"
 _TIME = 946684800  # 2000-01-01, the time stamp of all released files: real times reveal how long the selection ran
-MODEL_FOLDERS = ("model", "adapter")  # the parts of a training's folder that are the model
 _PRIVACY_UNIT = "one record of the training set or of the validation set, added or removed"
 _METHOD = "private selection (Papernot and Steinke 2022) among runs of DP-SGD"
 
@@ -118,11 +119,7 @@ def write_release(release: Path, source: Path | None, plan: SelectionPlan, winne
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if source is not None:
-        models = [source / name for name in MODEL_FOLDERS if (source / name).is_dir()]
-        if not models:
-            raise RuntimeError(f"{source} holds no model")
-        for model in models:
-            shutil.copytree(model, partial / model.name)
+        _copy_model(source / PUBLISH_NAME, partial)
     content = plan.as_json() | {"winner": winner and asdict(winner.candidate)}
     if winner is not None:
         content["noisy_accuracy"] = winner.noisy_accuracy
@@ -133,6 +130,18 @@ def write_release(release: Path, source: Path | None, plan: SelectionPlan, winne
     sync_tree(partial)
     partial.rename(release)
     sync_folder(release.parent)
+
+
+def _copy_model(published: Path, release: Path) -> None:
+    """Copy the files of the model, and not those that state the epsilon of one run."""
+    files = [path for path in sorted(published.rglob("*")) if path.is_file()]
+    models = [path for path in files if is_model_file(path.relative_to(published).as_posix())]
+    if not models:
+        raise RuntimeError(f"{published} holds no model")
+    for path in models:
+        copy = release / path.relative_to(published)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _card(plan: SelectionPlan, winner: Winner | None) -> str:
@@ -150,7 +159,7 @@ def _result(plan: SelectionPlan, winner: Winner | None) -> list[str]:
         "| --- | ---: | ---: | ---: | ---: |",
         f"| {best.mode} | {best.learning_rate:g} | {best.clip_norm:g} | {winner.noisy_accuracy:.3f} | {noise:.3f} |",
         "",
-        "`model` loads with transformers' `from_pretrained`, `adapter` with PEFT's (docs/how_to/classification.md).",
+        "How to load the model in this folder: docs/how_to/classification.md.",
     ]
 
 

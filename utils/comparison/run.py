@@ -13,7 +13,7 @@ from dptune.accounting import Spend, planned_steps
 from dptune.accounting.rounding import rounded_up
 from dptune.accounting.selection import PrivateSelection
 from dptune.devices import restored_randomness
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME
 from utils.classification.files import load_classifier, load_classifier_tokenizer
 from utils.classification.measured_defaults import measure_head_rate
 from utils.classification.tasks import load_task

@@ -19,8 +19,7 @@ from pathlib import Path
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.accounting.selection import DrawnTrial, best_of
-from dptune.ledger import Ledger
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME, Ledger
 from utils.classification.outputs import SCORES_NAME
 from utils.comparison.outcomes import METRIC
 from utils.comparison.release import PublicPlan, SelectionPlan, Winner, released, write_release

@@ -1,33 +1,15 @@
-"""Folders that are written completely or not at all, or that leave nothing."""
+"""Folders that leave nothing, and the settings that a training recorded beside its results."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dptune._files import sync_folder, sync_tree
+from dptune.published import SETTINGS_NAME, published_part
 
 RUN_CONFIG_NAME = "run_config.json"  # the settings of a training run, in its folder
-
-
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Fill the folder `target` with `write`, completely or not at all. Replaces an existing one, as left by a finished
-    run that is resumed."""
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        write(partial)
-        sync_tree(partial)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync_folder(target.parent)
 
 
 def missing_folders(path: Path) -> list[Path]:
@@ -46,12 +28,14 @@ def recorded_by_training(trained: str | Path, name: str) -> Iterator[object]:
     """The values of a setting in the files of settings beside what a training left; none if there is no such file.
 
     Args:
-        trained: an adapter's file or folder, a checkpoint, or the folder of a whole model.
+        trained: a run's folder or its part that is published, an adapter's file or folder, a checkpoint, or the folder
+            of a whole model.
         name: the setting.
     """
     path = Path(trained)
     folder = path if path.is_dir() else path.parent
-    for file in (folder / RUN_CONFIG_NAME, folder.parent / RUN_CONFIG_NAME):
+    places = (published_part(folder) / SETTINGS_NAME, folder / RUN_CONFIG_NAME, folder.parent / RUN_CONFIG_NAME)
+    for file in places:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):

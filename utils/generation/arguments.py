@@ -25,7 +25,7 @@ class AdapterArguments:
 
     lora_weights_path: str | None = field(
         default=None,
-        metadata={"help": "lora_weights.bin or a PEFT adapter folder; default: none, sample the base model"},
+        metadata={"help": "a finished run's folder, a PEFT folder, or lora_weights.bin; default: the base model alone"},
     )
     merge_lora: bool = field(
         default=True, metadata={"help": "merge the adapter into the base weights: faster, but rounds in bf16"}

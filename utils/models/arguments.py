@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from dptune.published import published_model
 from utils.models.quantization import BITS, require_available
 
 # Ways of computing attention, as transformers names them.
@@ -35,6 +36,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        self.model_name_or_path = published_model(self.model_name_or_path)
         # Not the field's default, because --help prints defaults.
         self.access_token = self.access_token or os.environ.get("HF_TOKEN") or None
         require_available(self.qbits)

@@ -22,6 +22,7 @@ from dptune._validate import refuse
 from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, attach_adapter
 from dptune.integrations.vocabulary import context_of
 from dptune.lora import merge_lora
+from dptune.published import published_part
 from utils.cli.launch import Sharding
 from utils.models.arguments import FLASH
 from utils.models.quantization import keep_differentiable, quantized_loading, round_rows_alone
@@ -163,7 +164,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 def adapter_files(path: str) -> list[Path]:
     """The files that `load_adapter(path)` reads. Raises `InvalidArgument` if there is no adapter."""
-    given = Path(path)
+    given = published_part(path)
     folder = given if given.is_dir() else given.parent
     peft = [folder / PEFT_WEIGHTS_NAME, folder / PEFT_CONFIG_NAME]
     if given.is_dir():

@@ -18,9 +18,7 @@ from dptune.lora import add_lora
 from dptune.losses import IGNORE
 from dptune.per_example import RandomRow, require_precision, require_separate_rows
 from dptune.sharding import is_sharded
-from utils.files.folders import write_folder
 
-MODEL_NAME = "model"  # the folder below --output_dir
 _FLAG = "--trainable"
 _PRESETS = ("all", "biases", "norms")
 _PADDING = 1000  # the number of the first padding; rows have smaller ones
@@ -183,15 +181,10 @@ def _random_batches(model: Any, device: torch.device) -> Callable[[Sequence[Rand
     return batch_of
 
 
-def save_trained_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write model and tokenizer to `folder`/model for `from_pretrained`, completely or not at all. If the weights are
-    sharded, the other ranks call `write_sharded(model, None)` meanwhile."""
-
-    def write(target: Path) -> None:
-        if is_sharded(model):
-            write_sharded(model, target)
-        else:
-            model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
-
-    write_folder(folder / MODEL_NAME, write)
+def save_trained_model(model: Any, folder: Path) -> None:
+    """Write a model to a folder for `from_pretrained`. If the weights are sharded, the other ranks call
+    `write_sharded(model, None)` meanwhile."""
+    if is_sharded(model):
+        write_sharded(model, folder)
+    else:
+        model.save_pretrained(folder)

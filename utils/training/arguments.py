@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from utils.cli.flags import refuse_unread
 from utils.models.arguments import ModelArguments
+from utils.training.card_arguments import CardArguments
 from utils.training.changes import OnResume, OnResumeTable
 from utils.training.clipping_arguments import ClippingArguments
 from utils.training.data_arguments import DataArguments
@@ -55,6 +56,7 @@ class Groups(NamedTuple):
     lora: LoraArguments
     optimization: OptimizationArguments
     output: OutputArguments
+    card: CardArguments
 
     def refuse_unread(self, given: Collection[str]) -> None:
         """Refuse flags of privacy, among those that were `given`, if privacy is turned off."""
@@ -76,6 +78,7 @@ CAUSAL_LM_GROUPS = (
     LoraArguments,
     OptimizationArguments,
     OutputArguments,
+    CardArguments,
 )
 
 # What a resumed run does about a changed flag. Every flag has a class.
@@ -161,4 +164,9 @@ ON_RESUME: OnResumeTable = {
     "with_tracking": OnResume.RUNTIME,
     "report_to": OnResume.RUNTIME,
     "dry_run": OnResume.RUNTIME,
+    # the model card
+    "base_model_name": OnResume.RUNTIME,
+    "card_license": OnResume.RUNTIME,
+    "card_language": OnResume.RUNTIME,
+    "card_data": OnResume.RUNTIME,
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object, set_seed
 
 from dptune._validate import refuse
-from dptune.adapter_files import WEIGHTS_NAME, save_adapter
+from dptune.adapter_files import save_adapter
 from dptune.clipping import layers_of
 from dptune.devices import computes_apart
 from dptune.integrations.sharded_saving import write_sharded
@@ -19,7 +20,9 @@ from dptune.lora import trainable_parameters
 from dptune.losses import CausalLMLoss
 from dptune.pass_overhead import pass_overhead
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
+from dptune.report.fields import CardFields
 from dptune.report.prior import PriorRelease
+from dptune.report.recipe import command_line
 from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.lock import LOCK_NAME
 from dptune.run.plan import RunPlan, describe_plan
@@ -41,7 +44,6 @@ from utils.models.loading import checkpoint_activations, load_model, load_skelet
 from utils.models.memory import MemorySettings, device_memory, keeps_whole_sum
 from utils.models.sharded import describe_shards
 from utils.models.trainable import (
-    MODEL_NAME,
     Losses,
     check_precision,
     check_rules,
@@ -50,7 +52,7 @@ from utils.models.trainable import (
     save_trained_model,
 )
 from utils.training.arguments import OF_ADAPTER, ON_RESUME, Groups
-from utils.training.changes import describe_changes, resumed_config
+from utils.training.changes import OnResume, describe_changes, resumed_config
 from utils.training.data_arguments import DataArguments
 from utils.training.evaluation import held_out_loss
 from utils.training.in_step import Gathers
@@ -66,6 +68,17 @@ from utils.training.task import PER_TOKEN, Finished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Settings that the model card states, even at their defaults.
+_ALWAYS_TOLD = (
+    "block_size",
+    "clip_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optimizer",
+    "learning_rate",
+    "lr_scheduler_type",
+)
 
 
 @dataclass(frozen=True)
@@ -231,8 +244,9 @@ class CausalLMTask:
 
     @property
     def base_model(self) -> str:
-        """Name or folder of the model that is fine-tuned."""
-        return self.job.groups.model.model_name_or_path
+        """Name of the model that is fine-tuned, or its folder if its name on the hub is not known."""
+        groups = self.job.groups
+        return groups.card.base_model_name or groups.model.model_name_or_path
 
     @property
     def starts_from(self) -> tuple[PriorRelease, ...]:
@@ -244,19 +258,33 @@ class CausalLMTask:
         """What the run produces."""
         return LORA_ADAPTER if self.trained is None else WHOLE_MODEL
 
+    @property
+    def card(self) -> CardFields:
+        """What the model card says besides the guarantee."""
+        return self.job.groups.card.fields(recipe_of(self.job.groups, self.job.config["num_processes"]))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What sampling must know of the training."""
+        given = {"block_size": self.job.groups.data.block_size} | self.job.config
+        return {name: given[name] for name in (PROMPT_STYLE_OF_ROWS, TEMPLATE_DATE, "block_size") if name in given}
+
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
         """The held-out loss, if there is held-out data."""
         held_out = self.job.held_out
         return {} if held_out is None else {"eval_loss": held_out_loss(self.losses, held_out, micro_batches)}
 
-    def save(self, finished: Finished) -> list[str]:
-        """Write the adapter, or the whole model with its tokenizer."""
-        folder = finished.folder
+    def save(self, folder: Path) -> None:
+        """Write the adapter or the whole model, with the tokenizer."""
         if self.trained is None:
-            save_adapter(self.model, folder, base_model=published_name(self.base_model))
-            return [f"adapter                {folder / WEIGHTS_NAME}"]
-        save_trained_model(self.model, self.job.tokenizer, folder)
-        return [f"model                  {folder / MODEL_NAME}"]
+            save_adapter(self.model, folder, base_model=self.base_model)
+        else:
+            save_trained_model(self.model, folder)
+        self.job.tokenizer.save_pretrained(folder)
+
+    def conclude(self, _finished: Finished) -> list[str]:
+        """Nothing is left to write."""
+        return []
 
     def help_save(self) -> None:
         """Of a whole model with sharded weights, every rank gathers each tensor."""
@@ -428,3 +456,18 @@ def recomputes(groups: Groups) -> bool:
     """Whether activations are recomputed in the backward pass instead of stored."""
     sharding = sharding_of_launch()
     return groups.optimization.gradient_ckpt or (sharding is not None and sharding.checkpoint_activations)
+
+
+def recipe_of(groups: Groups, num_processes: int) -> str:
+    """The command line of this run for its model card, without private names."""
+    optimization, lora = groups.optimization, groups.lora
+    always = [*_ALWAYS_TOLD, *([] if lora.trainable else ("lora_r", "lora_alpha", "lora_target_modules"))]
+    always += [] if optimization.max_train_steps else ["num_train_epochs"]
+    return command_line(
+        f"accelerate launch --num_processes {num_processes} train_clm.py --output_dir OUT",
+        *groups,
+        always=always,
+        never=[name for name, kind in ON_RESUME.items() if kind is OnResume.RUNTIME],
+        shown=("lora_target_modules", "trainable", "layer_clip_norms"),
+        names={"model_name_or_path": published_name(groups.card.base_model_name or groups.model.model_name_or_path)},
+    )

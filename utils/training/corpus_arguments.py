@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dptune._validate import refuse, require_count
+from dptune.published import published_model
 from dptune.units.unit import PrivacyUnit
 
 SAMPLE, AUTHOR = "sample", "author"  # privacy units
@@ -24,6 +25,7 @@ class CorpusModelArguments:
     )
 
     def __post_init__(self) -> None:
+        self.model_name = published_model(self.model_name)
         require_count("--sequence_len", self.sequence_len, minimum=2)
         require_count("--lora_dim", self.lora_dim, minimum=0)
 

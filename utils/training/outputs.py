@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dptune._files import atomic_write
+from dptune.report.card import published_name
 from dptune.report.plots import plot_diagnostics
 from dptune.report.publish import publish
 from dptune.report.statement import REPORT_NAME
@@ -34,16 +35,26 @@ def finish_run(
 ) -> None:
     """Write all results of a finished run, and print what they are. Only the main process calls it.
 
-    The trained weights come last: a folder that holds them also holds their privacy report. `released` is the step that
-    the weights are from, if it is not the last.
+    The trained weights appear together with their privacy report, in the folder that may be published. `released` is
+    the step that the weights are from, if it is not the last.
     """
     statement = run.statement(_PACKAGES, planned=True)
-    publish(run.folder, statement, base_model=task.base_model, artifact=task.artifact)
     results = summarise_run(diagnostics, per_token=task.loss_unit == PER_TOKEN, released=released)
     plot_diagnostics(run.folder / "diagnostics.png", diagnostics, loss_unit=task.loss_unit)
     write_all_results(run.folder / RESULTS_NAME, results)
-    saved = task.save(Finished(run.folder, statement, run.identity, diagnostics, results))
-    print(*describe_end(run, statement), *_describe_files(run.folder, results), *saved, sep="\n")
+    published = publish(
+        run.folder,
+        statement,
+        task.save,
+        ledger=run.ledger,
+        base_model=task.base_model,
+        artifact=task.artifact,
+        card=task.card,
+        settings=task.settings,
+    )
+    further = task.conclude(Finished(run.folder, statement, run.identity, diagnostics, results))
+    files = _describe_files(run.folder, published, task, results)
+    print(*describe_end(run, statement), *files, *further, sep="\n")
 
 
 def summarise_run(rows: Sequence[Mapping[str, Any]], *, per_token: bool, released: int | None = None) -> dict[str, Any]:
@@ -68,15 +79,18 @@ def summarise_run(rows: Sequence[Mapping[str, Any]], *, per_token: bool, release
     return results
 
 
-def _describe_files(folder: Path, results: Mapping[str, Any]) -> list[str]:
+def _describe_files(folder: Path, published: Path, task: Task, results: Mapping[str, Any]) -> list[str]:
     """Printed lines: the held-out loss and the paths of the files."""
     lines = []
     if "eval_loss" in results:
         before = results["eval_loss_before"]
         start = "" if before is None else f"{before:.4f} before, "
         lines.append(f"held-out loss          {start}{results['eval_loss']:.4f} after")
-    return [
-        *lines,
-        f"privacy report         {folder / REPORT_NAME}",
+    lines += [
         f"not private            {folder / DIAGNOSTICS_NAME}, diagnostics.png, {RESULTS_NAME}",
+        f"privacy report         {published / REPORT_NAME}",
+        f"{task.artifact.noun:<23}{published}",
     ]
+    if (base := task.base_model) != published_name(base):
+        lines.append(f"base model             {base} is a path; to publish, resume with --base_model_name NAME")
+    return lines

@@ -17,18 +17,18 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from dptune._validate import refuse
 from dptune.adapter_files import adapter_state_dict
-from dptune.ledger import Ledger, has_begun
-from dptune.run.checkpoint import LEDGER_NAME, TrainingState, find_checkpoint, load_checkpoint
+from dptune.ledger import LEDGER_NAME, Ledger, has_begun
+from dptune.run.checkpoint import TrainingState, find_checkpoint, load_checkpoint
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import refuse_other_run
 from dptune.run.session import PrivateRun, SavedRun
 from dptune.run.training_state import put_back, write_checkpoint
-from utils.models.trainable import MODEL_NAME, parameters_by_name
+from utils.models.trainable import parameters_by_name
 from utils.training.log import DIAGNOSTICS_NAME
 from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.output_arguments import OutputArguments
 
-OTHER_FILES = (MODEL_NAME, DIAGNOSTICS_NAME)  # further signs of a run, besides the files that the engine knows
+OTHER_FILES = ("model", DIAGNOSTICS_NAME)  # further signs of a run, besides the files that the engine knows
 
 
 def find_saved_run(output: OutputArguments) -> TrainingState | None:

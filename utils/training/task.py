@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from dptune.report.card import Artifact
+from dptune.report.fields import CardFields
 from dptune.report.prior import PriorRelease
 from dptune.report.statement import PrivacyStatement
 from dptune.units.batches import Rows
@@ -21,10 +22,10 @@ PER_TOKEN, PER_EXAMPLE = "nats per token", "nats per example"  # units of losses
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run, as `Task.save` gets it.
+    """A finished run, as `Task.conclude` gets it.
 
     Attributes:
-        folder: the run's folder, which holds everything except the trained weights.
+        folder: the run's folder, with its part that may be published.
         statement: the privacy guarantee.
         identity: what a resumed run must share.
         diagnostics: the rows of the diagnostics. NOT private.
@@ -71,7 +72,7 @@ class Task(Protocol):
 
     @property
     def base_model(self) -> str:
-        """Name or folder of the model that is fine-tuned."""
+        """Name of the model that is fine-tuned, or its folder if its name on the hub is not known."""
 
     @property
     def starts_from(self) -> Sequence[PriorRelease]:
@@ -81,14 +82,25 @@ class Task(Protocol):
     def artifact(self) -> Artifact:
         """What the run produces, for the model card."""
 
+    @property
+    def card(self) -> CardFields:
+        """What the model card says besides the guarantee."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Publishable settings that a reader of the result needs, JSON values by name."""
+
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
         """`StepMetrics` fields about held-out data, the same on every rank. The model is in evaluation mode."""
 
-    def save(self, finished: Finished) -> list[str]:
-        """Write the trained weights, after everything else is written; returns printed lines with their paths.
+    def save(self, folder: Path) -> None:
+        """Write the trained weights, and what is needed to load them, to a folder that will be published.
 
         Only the main process calls this. The others call `help_save` meanwhile.
         """
+
+    def conclude(self, finished: Finished) -> list[str]:
+        """Write further files to the run's folder, after everything else; returns printed lines. Main process only."""
 
     def help_save(self) -> None:
         """Take part in `save`, if each rank holds only its shard of the trained weights."""

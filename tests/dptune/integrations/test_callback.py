@@ -37,12 +37,12 @@ EVENTS: dict[str, list[tuple[Any, ...]]] = {
     "on_substep_end": [("collect",)],
     "on_pre_optimizer_step": [("collect",), ("finish",)],
     "on_save": [("save", Path("out/checkpoint-4"))],
-    "on_train_end": [("end",)],
+    "on_train_end": [("end", "tokenizer")],
 }
 
 
 def call(callback: Any, event: str) -> None:
-    getattr(callback, event)(ARGS, STATE, None, model="model", train_dataloader="loader")
+    getattr(callback, event)(ARGS, STATE, None, model="model", train_dataloader="loader", processing_class="tokenizer")
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -26,12 +26,12 @@ def test_both_ways_run_as_printed_and_learn(
     before = model(torch.tensor([[5, 6, 7]])).logits
     names = {"model": model, "tokenizer": tiny_tokenizer(), "train_dataset": rows}
     exec(own, names)
-    report = json.loads((tmp_path / "private" / "privacy_report.json").read_text())
+    report = json.loads((tmp_path / "private" / "publish" / "privacy_report.json").read_text())
     assert (report["guarantee"], report["steps"], report["expected_batch_size"]) == ("dp", 4, 32)
     assert 7.5 < report["epsilon"] <= 8.0
     between = model(torch.tensor([[5, 6, 7]])).logits
     assert not torch.equal(before, between)
     exec(callback, names)
-    assert json.loads((tmp_path / "callback" / "privacy_report.json").read_text())["steps"] == 4
+    assert json.loads((tmp_path / "callback" / "publish" / "privacy_report.json").read_text())["steps"] == 4
     assert not torch.equal(between, model(torch.tensor([[5, 6, 7]])).logits)
     assert len(re.findall(r"^epsilon \d\.\d\d$", capsys.readouterr().out, flags=re.MULTILINE)) == 2

@@ -13,7 +13,7 @@ import transformers
 
 from dptune import InvalidArgument
 from dptune.integrations.transformers import PrivacyEngine, PrivacyEngineCallback
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME
 from tests.dptune.integrations.runs import (
     Collator,
     GradientLog,
@@ -75,7 +75,7 @@ def test_one_ledger_line_a_step_before_the_gradient_is_used_and_epsilon_in_the_l
     logged = [row["epsilon"] for row in trainer.state.log_history if "loss" in row]
     assert logged == sorted(logged)
     assert engine.epsilon <= logged[-1] == float(f"{logged[-1]:.4g}") <= 1.001 * engine.epsilon, "as printed"
-    assert json.loads((tmp_path / "privacy_report.json").read_text())["steps"] == 4
+    assert json.loads((tmp_path / "publish" / "privacy_report.json").read_text())["steps"] == 4
 
 
 @pytest.mark.usefixtures("no_noise")
@@ -228,7 +228,7 @@ def test_another_rate_of_the_callers_own_optimizer_is_refused_on_resume(tmp_path
     checkpoint = str(tmp_path / "checkpoint-1")
     with pytest.raises(InvalidArgument, match=r"optimizer\.0\.lr was 0\.1 in the checkpoint and is 0\.3 now"):
         own(0.3).train(resume_from_checkpoint=checkpoint)
-    (tmp_path / "privacy_report.json").unlink()
+    (tmp_path / "publish" / "privacy_report.json").unlink()
     own(0.1).train(resume_from_checkpoint=checkpoint)
 
 
@@ -247,7 +247,7 @@ def test_resume_continues_the_ledger_and_counts_both(tmp_path: Path) -> None:
     settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     trainer, _ = plain_trainer(tmp_path, **settings)
     trainer.train()
-    (tmp_path / "privacy_report.json").unlink()
+    (tmp_path / "publish" / "privacy_report.json").unlink()
     with pytest.raises(InvalidArgument, match="ignore_data_skip"):
         plain_trainer(tmp_path, **settings)[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     other, _ = plain_trainer(tmp_path, ignore_data_skip=True, learning_rate=0.3, **settings)
@@ -258,4 +258,4 @@ def test_resume_continues_the_ledger_and_counts_both(tmp_path: Path) -> None:
     assert again.state.global_step == 3
     assert len((tmp_path / LEDGER_NAME).read_text().splitlines()) == 5
     assert engine.epsilon is not None
-    assert json.loads((tmp_path / "privacy_report.json").read_text())["repeated_steps"] == 2
+    assert json.loads((tmp_path / "publish" / "privacy_report.json").read_text())["repeated_steps"] == 2

@@ -198,7 +198,7 @@ def test_an_encoder_whose_padding_is_not_masked_is_refused(tmp_path: Path, plain
     )
     with pytest.raises(InvalidArgument, match="on its padding or on its neighbours"):
         trainer.train()
-    assert not (tmp_path / "privacy_report.json").exists()
+    assert not (tmp_path / "publish" / "privacy_report.json").exists()
 
 
 def test_a_language_model_whose_rows_are_padded_on_the_left_is_refused(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import torch
 from dptune import InvalidArgument, Ledger
 from dptune.integrations.processes import ranks_of_launch
 from dptune.integrations.transformers import TrainingArguments
+from dptune.ledger import LEDGER_NAME
 from dptune.run import session
-from dptune.run.checkpoint import LEDGER_NAME
 from dptune.run.plan import RunPlan
 from tests.dptune.integrations.runs import GradientLog, Silent, dp_trainer, lora_llama, privacy_arguments
 from tests.processes import run_processes
@@ -134,7 +134,7 @@ def test_torchrun_with_the_flags_of_a_script(tmp_path: Path) -> None:
         timeout=240,
         check=False,  # judged by its files, because a CPU process group sometimes aborts at exit
     )
-    report = tmp_path / "run" / "privacy_report.json"
+    report = tmp_path / "run" / "publish" / "privacy_report.json"
     assert report.exists(), (tmp_path / "out.txt").read_text()
     statement = json.loads(report.read_text())
     assert (statement["steps"], statement["expected_batch_size"], statement["guarantee"]) == (4, 6, "dp")

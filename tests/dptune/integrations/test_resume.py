@@ -12,7 +12,7 @@ import transformers
 
 from dptune import InvalidArgument, Ledger
 from dptune.budget import Budget
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME
 from tests.dptune.integrations.runs import data, dp_trainer, lora_llama, privacy_arguments
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "optim": "adamw_torch"}
@@ -57,7 +57,7 @@ def test_steps_beyond_the_checkpoint_count_too(tmp_path: Path) -> None:
     trainer = dp_trainer(tmp_path, **SAVING)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert Ledger(tmp_path / LEDGER_NAME).steps == 5
-    report = json.loads((tmp_path / "privacy_report.json").read_text())
+    report = json.loads((tmp_path / "publish" / "privacy_report.json").read_text())
     assert (report["steps"], report["repeated_steps"]) == (5, 1)
     assert trainer.epsilon == Ledger(tmp_path / LEDGER_NAME).running_epsilon(1e-3)
     copied = (tmp_path / "checkpoint-4" / LEDGER_NAME).read_bytes()
@@ -72,12 +72,12 @@ def test_the_run_stops_before_the_step_that_would_exceed_the_budget(
     trainer = dp_trainer(tmp_path, **SAVING, **privacy)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert trainer.state.global_step == 2  # three steps were released, one was left
-    report = json.loads((tmp_path / "privacy_report.json").read_text())
+    report = json.loads((tmp_path / "publish" / "privacy_report.json").read_text())
     assert report["steps"] == 4
     assert report["epsilon"] <= 3.0
     assert "one more would exceed the target epsilon" in capsys.readouterr().out
     assert (tmp_path / "checkpoint-2").exists()
-    (tmp_path / "privacy_report.json").unlink()
+    (tmp_path / "publish" / "privacy_report.json").unlink()
     spent = dp_trainer(tmp_path, **SAVING, **privacy)
     before = parameters(spent.model)
     spent.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from dptune import InvalidArgument, Ledger
 from dptune.integrations.transformers import DPTrainer
+from dptune.ledger import LEDGER_NAME
 from dptune.per_example import rules
 from dptune.ranks import Ranks
 from dptune.run import session
-from dptune.run.checkpoint import LEDGER_NAME, load_checkpoint
+from dptune.run.checkpoint import load_checkpoint
 from dptune.sharding import local_part, shard
 from tests.dptune.integrations.runs import (
     Silent,
@@ -234,8 +235,8 @@ def test_each_rank_adds_noise_of_its_own_to_its_shards(launched: list[dict[str, 
 
 def test_ledger_report_and_card_come_out_once(folder: Path) -> None:
     assert Ledger(folder / "adamw" / LEDGER_NAME).steps == STEPS
-    assert json.loads((folder / "adamw" / "privacy_report.json").read_text())["steps"] == STEPS
-    assert (folder / "adamw" / "README.md").read_text().count("base_model:") == 1
+    assert json.loads((folder / "adamw" / "publish" / "privacy_report.json").read_text())["steps"] == STEPS
+    assert (folder / "adamw" / "publish" / "README.md").read_text().count("base_model:") == 1
 
 
 def test_the_saved_model_is_read_by_from_pretrained(launched: list[dict[str, Any]], folder: Path) -> None:
@@ -304,7 +305,7 @@ def test_another_number_of_processes_resumes_it(launched: list[dict[str, Any]], 
     ((found, refused),) = run_processes(1, _resumed_alone, tmp_path / "sharded")
     assert_same(found, wanted)
     printed = tmp_path / "sharded" / "sharded"  # the block in docs/how_to/trainer.md
-    assert json.loads((printed / "privacy_report.json").read_text())["steps"] == 2
+    assert json.loads((printed / "publish" / "privacy_report.json").read_text())["steps"] == 2
     assert {"checkpoint-2", "model.safetensors", "tokenizer.json"} <= {path.name for path in printed.iterdir()}
     assert refused == "model=LlamaForCausalLM: its weights are sharded, which only DPTrainer can train"
     assert_same(resumed_alone(tmp_path / "whole", sharded=False), wanted)

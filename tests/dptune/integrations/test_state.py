@@ -12,7 +12,7 @@ from torch import nn
 from dptune import InvalidArgument, Ledger
 from dptune.clipping_styles import Adaptive
 from dptune.integrations.state import PRIVACY_STATE_NAME, read_privacy_state, save_privacy_state
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME
 from dptune.run.plan import PrivacySettings, RunPlan, make_plan
 from dptune.run.session import PrivateRun, SavedRun
 

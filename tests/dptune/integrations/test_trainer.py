@@ -18,7 +18,7 @@ from dptune import InvalidArgument, accounting
 from dptune.accounting.rounding import rounded_up
 from dptune.integrations.losses import DefaultLosses
 from dptune.keystream import FIXED
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME
 from dptune.sampling import FIXED_KEY
 from tests.dptune.integrations.runs import (
     COUNT,
@@ -123,7 +123,7 @@ def test_epsilon_is_that_of_accounting_and_in_every_log(tmp_path: Path) -> None:
 
 def test_the_report_holds_the_ledgers_epsilon_where_the_noise_is_secret(tmp_path: Path) -> None:
     dp_trainer(tmp_path, privacy=privacy_arguments(insecure_test_seed=None, target_epsilon=3.0)).train()
-    report = json.loads((tmp_path / "privacy_report.json").read_text())
+    report = json.loads((tmp_path / "publish" / "privacy_report.json").read_text())
     assert report["guarantee"] == "dp"
     assert 2.9 < report["epsilon"] <= 3.0
     assert report["steps"] == 2
@@ -131,7 +131,7 @@ def test_the_report_holds_the_ledgers_epsilon_where_the_noise_is_secret(tmp_path
 
 def test_the_report_of_a_seeded_run_promises_nothing(tmp_path: Path) -> None:
     dp_trainer(tmp_path).train()
-    assert json.loads((tmp_path / "privacy_report.json").read_text())["guarantee"] == "none"
+    assert json.loads((tmp_path / "publish" / "privacy_report.json").read_text())["guarantee"] == "none"
 
 
 def test_a_ledger_line_is_there_before_the_gradient_is_used(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_without_privacy_the_gradient_is_the_sum_over_the_expected_batch(tmp_pat
     expected = expected_gradient(untouched, draws(1)[0], clip_norm=1e9)
     torch.testing.assert_close(log.grads[0], expected, rtol=1e-4, atol=1e-6)
     assert not (tmp_path / LEDGER_NAME).exists()
-    assert json.loads((tmp_path / "privacy_report.json").read_text())["guarantee"] == "none"
+    assert json.loads((tmp_path / "publish" / "privacy_report.json").read_text())["guarantee"] == "none"
     assert trainer.epsilon is None
 
 
@@ -343,7 +343,10 @@ def test_its_model_card_is_the_privacy_reports(tmp_path: Path) -> None:
     trainer = dp_trainer(tmp_path, privacy=privacy_arguments(insecure_test_seed=None))
     trainer.train()
     trainer.create_model_card()
-    card, report = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "privacy_report.json").read_text())
+    card, report = (
+        (tmp_path / "publish" / "README.md").read_text(),
+        json.loads((tmp_path / "publish" / "privacy_report.json").read_text()),
+    )
     assert "Training Loss" not in card
     (claimed,) = re.findall(r"ε = ([\d.]+) at", card)
     assert report["epsilon"] <= float(claimed) <= report["epsilon"] + 0.01

@@ -16,9 +16,9 @@ from dptune import InvalidArgument, accounting
 from dptune.clipping_styles import Adaptive, Automatic, Clipping, PerLayer
 from dptune.integrations import trainer as module
 from dptune.integrations.engine import PrivacyEngine
+from dptune.ledger import LEDGER_NAME
 from dptune.mechanism import ROUNDING
 from dptune.optimizers import DPAdam
-from dptune.run.checkpoint import LEDGER_NAME
 from dptune.units.unit import ItemUnit
 from tests.dptune.integrations.runs import (
     data,
@@ -38,7 +38,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "privacy_report.json").read_text())
+    return json.loads((folder / "publish" / "privacy_report.json").read_text())
 
 
 @pytest.mark.usefixtures("with_plots")
@@ -55,8 +55,8 @@ def test_a_group_size_is_in_ledger_report_and_epsilon(tmp_path: Path) -> None:
     assert report["epsilon"] == pytest.approx(for_all)
     assert trainer.epsilon is not None
     assert trainer.epsilon >= for_all
-    assert (tmp_path / "epsilon.png").stat().st_size > 0
-    assert unit.name in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "publish" / "epsilon.png").stat().st_size > 0
+    assert unit.name in (tmp_path / "publish" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("make", [dp_trainer, plain_trainer])

@@ -9,11 +9,14 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml  # type: ignore[import-untyped]
 
 from dptune.report.card import published_name, write_model_card
+from dptune.report.fields import CardFields
 from dptune.report.plots import plot_diagnostics
 from dptune.report.statement import PrivacyStatement, write_privacy_report
 from tests.dptune.report.test_prior import EARLIER
@@ -22,7 +25,10 @@ from tests.dptune.report.test_statement import not_private, private, weighted
 NASTY = "/home/ann/se`cret\n---\ntitle: [x](http://evil) <img src=x> | \"'\\ $y$ {0}"
 
 
-def _card(folder: Path, statement: PrivacyStatement, **kwargs: str) -> str:
+FILL_IN = "*to fill in*"
+
+
+def _card(folder: Path, statement: PrivacyStatement, **kwargs: Any) -> str:
     write_model_card(folder / "README.md", statement, **{"base_model": "meta-llama/Llama-2-7b-hf", **kwargs})
     return (folder / "README.md").read_text(encoding="utf-8")
 
@@ -43,6 +49,8 @@ def test_the_card_states_the_numbers(tmp_path: Path) -> None:
     card = _card(tmp_path, statement, epsilon_plot="epsilon.png")
     assert "**ε = 2.2572 at δ = 1e-07**" in card
     assert _table(card) == {
+        **{"Base model": "`meta-llama/Llama-2-7b-hf`", "Training data": FILL_IN, "Language": FILL_IN},
+        **{"Licence": FILL_IN},
         "Epsilon (ε)": "2.2572",
         "Delta (δ)": "1e-07",
         "Privacy unit": statement.privacy_unit,
@@ -135,14 +143,43 @@ def test_front_matter_is_yaml(tmp_path: Path, statement: PrivacyStatement) -> No
     assert ("differential-privacy" in tags) == (statement.guarantee == "dp")
 
 
+GIVEN = CardFields("base/model", "apache-2.0", ("en", "no"), ("ann/abstracts", "our own [notes]"), "train.py --rank 4")
+
+
+@pytest.mark.parametrize("statement", [private(), not_private(noise_multiplier=None)])
+def test_what_the_user_says_is_in_the_card_and_what_nobody_said_is_marked(
+    tmp_path: Path, statement: PrivacyStatement
+) -> None:
+    for fields in (GIVEN, CardFields()):
+        card = _card(tmp_path, statement, base_model="base/model", fields=fields)
+        (tmp_path / "for_the_hub.md").write_text(card)
+        front = huggingface_hub.metadata_load(tmp_path / "for_the_hub.md")
+        huggingface_hub.ModelCardData(**front)
+        assert front == _front_matter(card)
+        told = fields is GIVEN
+        assert front.get("license") == ("apache-2.0" if told else None)
+        assert front.get("language") == (["en", "no"] if told else None)
+        assert front.get("datasets") == (["ann/abstracts"] if told else None)
+        for name in ("license", "language", "datasets"):
+            assert (f"\n# {name}: to fill in\n" in card) != told
+        facts = ["ann/abstracts, our own \\[notes\\]", "en, no", "apache-2.0"] if told else [FILL_IN] * 3
+        assert [_table(card)[name] for name in ("Training data", "Language", "Licence")] == facts
+        assert ("## How to repeat it\n\n```\ntrain.py --rank 4\n```" in card) == told
+
+
+def test_a_run_whose_guarantee_failed_is_not_to_be_repeated(tmp_path: Path) -> None:
+    card = _card(tmp_path, not_private(noise_multiplier=1.0), fields=CardFields(recipe="train.py --target_epsilon 8"))
+    assert "epsilon" not in card
+
+
 @pytest.mark.parametrize("statement", [private(privacy_unit=NASTY), not_private(reasons=[NASTY])])
 def test_names_from_the_user_break_nothing(tmp_path: Path, statement: PrivacyStatement) -> None:
     card = _card(tmp_path, statement, base_model=NASTY, title=NASTY, epsilon_plot="a](b) (c).png")
-    assert set(_front_matter(card)) == {"base_model", "library_name", "tags"}
+    assert set(_front_matter(card)) == {"library_name", "tags"}  # of a path, no name on the hub is known
     assert len(re.findall(r"^---$", card, flags=re.MULTILINE)) == 2
     assert re.search(r"(?<!\\)<img", card) is None
     assert re.search(r"(?<!\\)\]\(http", card) is None
-    assert len(_table(card)) == (15 if statement.guarantee == "dp" else 0)
+    assert len(_table(card)) == 4 + (15 if statement.guarantee == "dp" else 0)
     for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
         ast.parse(block)
 

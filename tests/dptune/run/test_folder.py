@@ -11,7 +11,7 @@ from dptune.ledger import begin_ledger
 from dptune.run.folder import refuse_existing_run
 
 
-@pytest.mark.parametrize("name", ["ledger.jsonl", "privacy_report.json", "lora_weights.bin", "callers_own"])
+@pytest.mark.parametrize("name", ["ledger.jsonl", "publish", "privacy_report.json", "lora_weights.bin", "callers_own"])
 def test_each_trace_of_a_run_is_enough_and_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("something")
     with pytest.raises(InvalidArgument, match=rf"^run_folder=.*holds a run already \({name}\); give another folder"):

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from dptune import GaussianNoise, InvalidArgument, Ledger, PrivacyConfig
+from dptune.ledger import LEDGER_NAME
 from dptune.ranks import Gather, Ranks
 from dptune.run import session
-from dptune.run.checkpoint import LEDGER_NAME
 from dptune.run.identity import mechanism_identity
 from dptune.run.plan import PrivacySettings, RunPlan, make_plan
 from dptune.run.session import PrivateRun, SavedRun

@@ -69,14 +69,15 @@ def load_strictly(folder: Path) -> Any:
     return model
 
 
-def load_back(folder: Path, checkpoint: Path, saved: dict[str, str]) -> Any:
+def load_back(folder: Path, checkpoint: Path) -> Any:
     """With transformers and PEFT alone."""
-    if "model" in saved:
-        model = load_strictly(folder / "model")
+    adapter = folder / "adapter" if (folder / "config.json").exists() else folder
+    if adapter != folder:
+        model = load_strictly(folder)
     else:
         torch.manual_seed(99)  # another head to begin with: the adapter brings its own
         model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3, pad_token_id=0)
-    return PeftModel.from_pretrained(model, folder / "adapter").eval() if "adapter" in saved else model.eval()
+    return PeftModel.from_pretrained(model, adapter).eval() if adapter.exists() else model.eval()
 
 
 @pytest.mark.parametrize("name", ["BERT", "Llama"])
@@ -89,20 +90,21 @@ def test_what_was_saved_loads_to_the_same_logits(
         return  # it has none: tests/utils/classification/test_modes.py
     model, tokenizer = trained(checkpoints[name], mode)
     logits = class_logits(model, INPUTS)
-    saved = save_classifier(model, tokenizer, tmp_path, base_model=str(checkpoints[name]))
-    wanted = {"model": "model"} if mode in ("full", "last-layer", "lora", "bias-only") else {"adapter": "adapter"}
-    assert saved == ({"model": "model", "adapter": "adapter"} if "+" in mode else wanted)
-    again = load_back(tmp_path, checkpoints[name], saved)
+    save_classifier(model, tokenizer, tmp_path, base_model=str(checkpoints[name]))
+    is_whole = "+" in mode or mode in ("full", "last-layer", "lora", "bias-only")
+    assert (tmp_path / "config.json").exists() == is_whole
+    assert (tmp_path / "adapter" / "adapter_config.json").exists() == ("+" in mode)
+    assert (tmp_path / "adapter_config.json").exists() == (not is_whole)
+    again = load_back(tmp_path, checkpoints[name])
     torch.testing.assert_close(class_logits(again, INPUTS), logits, rtol=1e-5, atol=1e-5)
     assert (class_logits(load(checkpoints[name])[0], INPUTS) - logits).abs().max() > 1e-3
-    if "model" in saved:
+    if is_whole:
         heads = {key.rpartition(".")[2]: value for key, value in model.named_parameters() if _is_trained_head(key)}
-        plain = load_file(tmp_path / "model" / "model.safetensors")
+        plain = load_file(tmp_path / "model.safetensors")
         assert heads
         for kind, value in heads.items():
             assert torch.equal(plain[f"{'classifier' if name == 'BERT' else 'score'}.{kind}"], value)
-    first = tmp_path / next(iter(saved))
-    assert AutoTokenizer.from_pretrained(first)("good film").input_ids == tokenizer("good film").input_ids
+    assert AutoTokenizer.from_pretrained(tmp_path)("good film").input_ids == tokenizer("good film").input_ids
     assert torch.equal(class_logits(model, INPUTS), logits), "the model in memory is as it was"
     assert all(adapter.replaced_weight is None for _, adapter in adapters(model))
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
@@ -112,37 +114,33 @@ def _is_trained_head(name: str) -> bool:
     return ("classifier." in name or "score." in name) and ".original_module." not in name
 
 
-def test_what_was_saved_before_is_replaced(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """By a run that was killed between the model and its last file, and resumed."""
-    model, tokenizer = trained(checkpoints["BERT"], "last-layer")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "leftover").write_text("")
-    save_classifier(model, tokenizer, tmp_path, base_model="x")
-    assert not (tmp_path / "model" / "leftover").exists()
-    load_strictly(tmp_path / "model")
-
-
 def test_a_saved_model_knows_its_classes(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     model, tokenizer = trained(checkpoints["BERT"], "last-layer")
     save_classifier(model, tokenizer, tmp_path, base_model="x")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text())
     assert config["id2label"] == {"0": "no", "1": "maybe", "2": "yes"}
     assert config["label2id"] == {"no": 0, "maybe": 1, "yes": 2}
 
 
 @pytest.mark.parametrize("mode", ["ia3", "prefix+lora"])
-def test_no_path_of_the_users_machine_is_saved(mode: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_no_path_of_the_users_machine_is_saved_if_the_models_name_is_given(
+    mode: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     model, tokenizer = trained(checkpoints["BERT"], mode)
-    save_classifier(model, tokenizer, tmp_path, base_model=str(checkpoints["BERT"]))
+    save_classifier(model, tokenizer, tmp_path, base_model="prajjwal1/bert-tiny")
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or str(checkpoints["BERT"].parent).encode() not in path.read_bytes(), path
-    assert not (tmp_path / "adapter" / "README.md").exists()
+    assert not list(tmp_path.rglob("README.md"))
+    config = next(tmp_path.rglob("adapter_config.json"))
+    assert json.loads(config.read_text())["base_model_name_or_path"] == (
+        "prajjwal1/bert-tiny" if mode == "ia3" else "."
+    )
 
 
 def test_an_adapter_holds_what_was_trained_and_nothing_else(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     model, tokenizer = trained(checkpoints["BERT"], "soft-prompt")
     save_classifier(model, tokenizer, tmp_path, base_model="x")
-    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    weights = load_file(tmp_path / "adapter_model.safetensors")
     assert {name: tuple(value.shape) for name, value in weights.items()} == {
         "prompt_embeddings": (3, SIZES["hidden_size"]),
         "base_model.classifier.weight": (3, SIZES["hidden_size"]),
@@ -155,11 +153,13 @@ def test_the_cards_code_names_the_folders_that_are_there(
     mode: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     model, tokenizer = trained(checkpoints["BERT"], mode)
-    saved = save_classifier(model, tokenizer, tmp_path, base_model="x/y")
+    save_classifier(model, tokenizer, tmp_path, base_model="x/y")
     code = classifier_artifact(model).use.format(base="x/y")
-    assert ('SequenceClassification.from_pretrained("model")' in code) == ("model" in saved)
-    assert ('PeftModel.from_pretrained(base, "adapter")' in code) == ("adapter" in saved)
-    assert ('SequenceClassification.from_pretrained("x/y", num_labels=3' in code) == ("model" not in saved)
+    is_whole = (tmp_path / "config.json").exists()
+    assert ('SequenceClassification.from_pretrained(".")' in code) == is_whole
+    assert ('PeftModel.from_pretrained(base, "adapter")' in code) == (tmp_path / "adapter").exists()
+    assert ('PeftModel.from_pretrained(base, ".")' in code) == (not is_whole)
+    assert ('SequenceClassification.from_pretrained("x/y", num_labels=3' in code) == (not is_whole)
 
 
 def test_a_head_for_other_classes_is_replaced(tmp_path: Path) -> None:

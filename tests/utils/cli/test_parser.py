@@ -103,6 +103,26 @@ def test_help_has_titles_defaults_and_choices(capsys: pytest.CaptureFixture[str]
     assert "nothing unless given --old_style" in said  # no default is shown where there is none
 
 
+@dataclass
+class Words:
+    """Two words and a flag."""
+
+    source: str = field(metadata={"help": "where from", "positional": True})
+    count: int = field(metadata={"positional": True})
+    switch: bool = False
+
+
+def test_positional_fields_are_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["here", "3", "--switch"], ["--switch", "true", "here", "3"]):
+        assert DataclassParser([Words]).parse_groups(line) == [Words("here", 3, switch=True)]
+    with pytest.raises(SystemExit):
+        DataclassParser([Words]).parse_groups(["here"])
+    assert "the following arguments are required: COUNT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        DataclassParser([Words]).parse_groups(["--help"])
+    assert "SOURCE" in capsys.readouterr().out
+
+
 def test_a_type_that_flags_cannot_have_is_refused() -> None:
     @dataclass
     class Odd:

@@ -24,9 +24,9 @@ def test_only_the_winner_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all("enable_dp" in flags for flags in trainer.commands)
     selected = tmp_path / "selected" / "sst2"
     assert files_of(tmp_path) - {LOCK_NAME} == {
-        "settings.json", "selected/sst2/selection.json", "selected/sst2/README.md", "selected/sst2/model/weights",
+        "settings.json", "selected/sst2/selection.json", "selected/sst2/README.md", "selected/sst2/model.safetensors",
     }  # fmt: skip
-    assert (selected / "model" / "weights").read_text() == "lora 0.0001"
+    assert (selected / "model.safetensors").read_text() == "lora 0.0001"
     content = json.loads((selected / "selection.json").read_text())
     assert content["winner"] == {"mode": "lora", "learning_rate": 1e-4, "clip_norm": MEASURED}
     assert content["noisy_accuracy"] == pytest.approx((round(0.71 * VALIDATION) + 30) / VALIDATION)

@@ -1,52 +1,39 @@
-"""A folder is complete or missing, even if writing fails or a crash left a part."""
+"""Folders that leave nothing, and the settings that a training recorded beside its results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import pytest
 
-from utils.files.folders import write_folder
+from utils.files.folders import missing_folders, recorded_by_training, remove_empty
 
 
-def filling(text: str) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        (folder / text).write_text(text)
-
-    return write
-
-
-def content(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def test_only_empty_folders_are_removed(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "c"
+    missing = missing_folders(deep)
+    assert missing == [deep, deep.parent, deep.parent.parent]
+    deep.mkdir(parents=True)
+    (tmp_path / "a" / "kept").touch()
+    remove_empty(missing)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "kept"]
 
 
-def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
-    for text in ("old", "new"):
-        write_folder(tmp_path / "out", filling(text))
-        assert content(tmp_path / "out") == [text]
-    assert content(tmp_path) == ["out"]
+@pytest.mark.parametrize("trained", ["publish/lora_weights.bin", "publish", ".", "checkpoint-2/lora_weights.bin"])
+def test_a_setting_is_found_from_everything_that_a_training_leaves(trained: str, tmp_path: Path) -> None:
+    for folder in ("publish", "checkpoint-2"):
+        (tmp_path / folder).mkdir()
+    assert list(recorded_by_training(tmp_path / trained, "style")) == []
+    (tmp_path / "run_config.json").write_text(json.dumps({"style": "chat"}))
+    assert list(recorded_by_training(tmp_path / trained, "style")) == ["chat"]
+    (tmp_path / "publish" / "dptune_settings.json").write_text(json.dumps({"style": "plain"}))
+    found = list(recorded_by_training(tmp_path / trained, "style"))
+    assert found == (["chat"] if "checkpoint" in trained else ["plain", "chat"])
 
 
-def test_an_error_halfway_leaves_the_old_folder(tmp_path: Path) -> None:
-    def failing(folder: Path) -> None:
-        filling("new")(folder)
-        raise RuntimeError("halfway")
-
-    write_folder(tmp_path / "out", filling("old"))
-    with pytest.raises(RuntimeError, match="halfway"):
-        write_folder(tmp_path / "out", failing)
-    assert content(tmp_path / "out") == ["old"]
-    assert content(tmp_path) == ["out"]
-
-
-def test_two_writers_at_once_do_not_touch_each_others_half(tmp_path: Path) -> None:
-    def interrupted(folder: Path) -> None:
-        filling("first")(folder)
-        write_folder(tmp_path / "out", filling("second"))
-        assert content(folder) == ["first"]
-
-    write_folder(tmp_path / "out", interrupted)
-    assert content(tmp_path / "out") == ["first"]
-    assert content(tmp_path) == ["out"]
+def test_a_published_folder_alone_knows_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "dptune_settings.json").write_text(json.dumps({"style": "chat"}))
+    assert list(recorded_by_training(tmp_path / "lora_weights.bin", "style")) == ["chat"]
+    (tmp_path / "dptune_settings.json").write_text("{")
+    assert list(recorded_by_training(tmp_path, "style")) == []

@@ -201,7 +201,7 @@ def test_a_whole_model_trains_in_float16_as_in_float32(
             in_float16(monkeypatch)
         job(**how, optimizer="sgd", learning_rate=1.0).run()
         (tmp_path / "out").rename(tmp_path / name)
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / name / "model")
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name / "publish")
         found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     start = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     change = found[0] - torch.cat([parameter.detach().flatten() for parameter in start.parameters()])

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dptune import GaussianNoise, Keystream, Ledger, PoissonSampler, trainable_parameters
+from dptune.ledger import LEDGER_NAME
 from dptune.run import session
-from dptune.run.checkpoint import LEDGER_NAME, load_checkpoint
+from dptune.run.checkpoint import load_checkpoint
 from dptune.run.session import PrivateRun
 from dptune.units.batches import rows_of
 from tests.processes import run_processes

@@ -50,8 +50,9 @@ def test_the_end_is_told_with_what_must_not_be_published(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("privacy                NONE: ")
     assert lines[1] == "held-out loss          5.0000 before, 4.0000 after"
-    assert lines[2] == f"privacy report         {tmp_path / 'privacy_report.json'}"
-    assert lines[3].startswith("not private            ")
-    assert lines[4] == "adapter                saved"
+    assert lines[2].startswith("not private            ")
+    assert lines[3] == f"privacy report         {tmp_path / 'publish' / 'privacy_report.json'}"
+    assert lines[4] == f"adapter                {tmp_path / 'publish'}"
+    assert lines[5:] == [f"ended in               {tmp_path}"]
     assert drawn == [tmp_path / "diagnostics.png"]
     assert json.loads((tmp_path / RESULTS_NAME).read_text())["eval_loss"] == 4.0

@@ -178,10 +178,10 @@ def test_a_run_with_it_is_the_same_to_the_bit(
         changes = {"max_train_steps": 3, "num_train_epochs": None, "insecure_test_seed": 1, "lora_dropout": 0.1}
         train_clm.main(flags(tiny_model_dir, train_file, out, **changes))
         assert ("fit in memory" in capsys.readouterr().out) is rehearses
-        weights = torch.load(out / "lora_weights.bin")
+        weights = torch.load(out / "publish" / "lora_weights.bin")
         found[rehearses] = {name: value.tolist() for name, value in weights.items()} | {
             "ledger": (out / "ledger.jsonl").read_text(),
-            "epsilon": json.loads((out / "privacy_report.json").read_text())["epsilon"],
+            "epsilon": json.loads((out / "publish" / "privacy_report.json").read_text())["epsilon"],
         }
     assert found[True] == found[False]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument, Ledger
-from dptune.run.checkpoint import LEDGER_NAME
+from dptune.ledger import LEDGER_NAME
 from dptune.run.lock import FolderLock
 from tests.tasks import STEPS, TinyTask, micro_batches, pace, plan
 from tests.utils.training.test_loop import asked_in
@@ -64,24 +64,24 @@ def test_what_was_trained_is_saved_last_while_the_folder_is_still_held(tmp_path:
     folder, at_save = tmp_path / "run", list[set[str]]()
 
     def look(where: Path) -> None:
-        assert where == folder
+        assert where.parent == folder
         require_busy(folder)
-        at_save.append(files(folder))
+        at_save.append(files(folder) - {where.name})
 
     trained(folder, TinyTask(on_save=look))
-    assert at_save == [files(folder)], "nothing is written after it"
-    assert {"privacy_report.json", "README.md", RESULTS_NAME, LEDGER_NAME} <= at_save[0]
-    assert json.loads((folder / "privacy_report.json").read_text())["steps"] == STEPS
+    assert at_save == [files(folder) - {"publish"}], "nothing is written after it"
+    assert {RESULTS_NAME, LEDGER_NAME} <= at_save[0]
+    assert json.loads((folder / "publish" / "privacy_report.json").read_text())["steps"] == STEPS
 
 
-def test_a_model_that_cannot_be_saved_leaves_its_report(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_saved_publishes_nothing(tmp_path: Path) -> None:
     def fail(_: Path) -> None:
         raise OSError("no space")
 
     with pytest.raises(OSError, match="no space"):
         trained(tmp_path / "run", TinyTask(on_save=fail))
-    report = json.loads((tmp_path / "run" / "privacy_report.json").read_text())
-    assert report["epsilon"] == Ledger(tmp_path / "run" / LEDGER_NAME).epsilon(1e-3)
+    assert not [name for name in files(tmp_path / "run") if "publish" in name]
+    assert Ledger(tmp_path / "run" / LEDGER_NAME).steps == STEPS
     with FolderLock() as other:
         other.take(tmp_path / "run")
 
@@ -112,13 +112,13 @@ def test_a_stopped_run_is_neither_stated_nor_saved_and_then_resumed(
         asked_in(patch, 4)
         assert trained(folder, task) == End(3, "SIGTERM")
     assert "SIGTERM: stopped after step 3" in capsys.readouterr().out
-    assert not {"privacy_report.json", RESULTS_NAME} & files(folder)
+    assert not {"publish", RESULTS_NAME} & files(folder)
     with pytest.raises(InvalidArgument, match="holds a run already"):
         trained(folder, task)
     saved: list[Path] = []
     assert trained(folder, TinyTask(on_save=saved.append), resume_from_checkpoint="latest") == End(STEPS, None)
-    assert saved == [folder]
-    report = json.loads((folder / "privacy_report.json").read_text())
+    assert [one.parent for one in saved] == [folder]
+    report = json.loads((folder / "publish" / "privacy_report.json").read_text())
     assert (report["steps"], report["repeated_steps"]) == (STEPS, 0)
 
 
