@@ -143,7 +143,7 @@ LAUNCH = "import sys; from utils.cli.launcher import launch, launcher_words; lau
 def launched(tmp_path: Path, processes: int, ending: str) -> subprocess.Popen[str]:
     """The program above, started by the launcher."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    words = launcher_words({"num_processes": str(processes)})
+    words = launcher_words({"num_processes": str(processes), "main_process_port": "0"})  # a free port
     command = [sys.executable, "-c", LAUNCH, *words, str(tmp_path / "program.py"), ending]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
