@@ -191,11 +191,11 @@ def test_the_installed_command_plans_trains_and_samples(installed: Path, tiny_mo
     line = ["train", "--config", "run.yaml", "--num_processes", 1, "--mixed_precision", "no"]
     train = run_installed(installed, tmp_path, *line)
     assert train.returncode == 0, train.stderr
-    assert "privacy report         out/privacy_report.json" in train.stdout
+    assert "privacy report         out/publish/privacy_report.json" in train.stdout
     settings, again = (read_settings(str(tmp_path / name)) for name in ("run.yaml", "out/config.yaml"))
     assert settings.items() <= again.items()
     (tmp_path / "ask.txt").write_text("Say b. #### 2\n")
-    line = ["--model_name_or_path", tiny_model_dir, "--lora_weights_path", "out/lora_weights.bin", "--max_length", 20]
+    line = ["--model_name_or_path", tiny_model_dir, "--lora_weights_path", "out/publish", "--max_length", 20]
     sample = run_installed(
         installed, tmp_path, "sample", "--instruction_file", "ask.txt", *line, "--output_dir", "texts"
     )

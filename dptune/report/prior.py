@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dptune._validate import refuse
+from dptune.published import PUBLISH_NAME
 
-PUBLISHED_NAME = "publish"  # the folder of a run that holds what may be published
 _BOUND = ("epsilon", "delta", "privacy_unit")
 
 
@@ -52,7 +52,7 @@ def read_priors(
     Raises:
         InvalidArgument: its report is damaged.
     """
-    files = [folder / report_name, folder / PUBLISHED_NAME / report_name]
+    files = [folder / report_name, folder / PUBLISH_NAME / report_name]
     file = next((one for one in files if one.is_file()), None)
     report = {} if file is None else _read(file)
     bound = {key: report.get(key) if report.get("guarantee") == "dp" else None for key in _BOUND}

@@ -253,7 +253,11 @@ def read_privacy_report(path: str | os.PathLike[str]) -> PrivacyStatement:
         InvalidArgument: the file is missing, or is no report, or contradicts itself.
     """
     try:
-        return PrivacyStatement(**json.loads(Path(path).read_text(encoding="utf-8")))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found["starts_from"] = tuple(PriorRelease(**one) for one in found.get("starts_from", ()))
+        if found.get("parts") is not None:
+            found["parts"] = Parts(tuple(found["parts"]["sizes"]), tuple(found["parts"]["weights"]))
+        return PrivacyStatement(**found)
     except OSError as error:
         refuse("report", str(path), f"cannot be read ({error.strerror}); give the folder of a finished run")
     except (ValueError, TypeError, AssertionError) as error:

@@ -10,8 +10,9 @@ from typing import Any
 
 from dptune._validate import refuse, renamed
 from dptune.accounting.rounding import rounded_up
+from dptune.published import PUBLISH_NAME
 from dptune.report.card import published_name
-from dptune.report.prior import PUBLISHED_NAME, PriorRelease, read_priors
+from dptune.report.prior import PriorRelease, read_priors
 from dptune.report.statement import REPORT_NAME
 from utils.models.loading import adapter_files
 from utils.training.lora_arguments import LoraArguments
@@ -69,7 +70,7 @@ def describe_start(releases: Sequence[PriorRelease]) -> list[str]:
 def _name_of(folder: Path) -> str:
     """The name to publish: of the run's folder, not of the folder `publish` in it."""
     folder = folder.resolve()
-    return published_name(str(folder.parent if folder.name == PUBLISHED_NAME else folder))
+    return published_name(str(folder.parent if folder.name == PUBLISH_NAME else folder))
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -273,7 +273,7 @@ def test_training_goes_on_from_an_adapter_and_its_report_is_carried_on(
 ) -> None:
     start = SHORT | {"lora_r": None, "initial_adapter": earlier}
     task = job(**start).load()
-    kept = torch.load(earlier / "lora_weights.bin", weights_only=True)
+    kept = torch.load(earlier / "publish" / "lora_weights.bin", weights_only=True)
     assert len(list(adapters(task.model))) == 2 * 7  # all of the decoder, which the adapter decides
     for name, adapter in adapters(task.model):
         assert torch.equal(adapter.B.weight, kept[f"{name}.lora.B.weight"])
@@ -281,14 +281,18 @@ def test_training_goes_on_from_an_adapter_and_its_report_is_carried_on(
         assert adapter.A.weight.requires_grad
     train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", tmp_path / "out", **start))
     assert "starts from            earlier, epsilon" in capsys.readouterr().out
-    before, after = (json.loads((tmp_path / name / "privacy_report.json").read_text()) for name in ("earlier", "out"))
+    before, after = (
+        json.loads((tmp_path / name / "publish" / "privacy_report.json").read_text()) for name in ("earlier", "out")
+    )
     (told,) = after["starts_from"]
     assert (told["name"], told["epsilon"], told["declared_public"]) == ("earlier", before["epsilon"], False)
     assert after["epsilon"] == before["epsilon"]  # the same plan: of this training alone
-    assert "What it started from" in (tmp_path / "out" / "README.md").read_text()
+    assert "What it started from" in (tmp_path / "out" / "publish" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "run_config.json").read_text())["lora_r"] is None
-    (earlier / "lora_weights.bin").write_bytes((tmp_path / "out" / "lora_weights.bin").read_bytes())
-    (earlier / "adapter_config.json").unlink()  # so that the other file is read
+    (earlier / "publish" / "lora_weights.bin").write_bytes(
+        (tmp_path / "out" / "publish" / "lora_weights.bin").read_bytes()
+    )
+    (earlier / "publish" / "adapter_config.json").unlink()  # so that the other file is read
     with pytest.raises(InvalidArgument, match=r"initial_adapter\[0\].sha256 was .* in the checkpoint and is"):
         job(**start, resume_from_checkpoint="latest")
 
@@ -325,7 +329,7 @@ def test_an_early_end_releases_the_best_weights_and_states_the_plans_epsilon(
     given = {"max_train_steps": 9, "num_train_epochs": None, "eval_freq": 1, "early_stopping_patience": 1}
     given |= {"validation_file": tmp_path / "rows.jsonl", "validation_is_public": True, "load_best_model_at_end": True}
     train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", tmp_path / "out", **given))
-    report = json.loads((tmp_path / "out" / "privacy_report.json").read_text())
+    report = json.loads((tmp_path / "out" / "publish" / "privacy_report.json").read_text())
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert (report["steps"], report["unused_steps"]) == (2, 7)
     assert (results["eval_loss"], results["released_step"]) == (3.0, 1)
