@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("dptune", "utils", "tests", "scripts", "benchmarks", "docs", "accelerate_configs")
+FOLDERS = ("dptune", "utils", "tests", "scripts", "benchmarks", "docs", "accelerate_configs", "recipes", "notebooks")
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "data/*.md", "benchmarks/**/*.md", "scripts/**/*.md")

@@ -74,6 +74,6 @@ def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     words = list(argv)
     place = words.index("--") if "--" in words else len(words)
     own, extra = words[:place], words[place + 1 :]
-    if split_config(extra)[0] is not None:
+    if split_config(extra)[0]:
         refuse(CONFIG_FLAG, "after --", "may hold flags that this program sets; give single flags there")
     return own, extra

@@ -29,7 +29,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def add_config_flag(self) -> None:
         """List --config in --help. `utils.cli.settings_file` reads it, so that no parsed value holds it."""
-        told = "YAML file of these flags; flags of the command line override it (docs/reference/command.md)"
+        told = "YAML file of these flags; later files and flags override it (docs/reference/command.md)"
         self.add_argument(CONFIG_FLAG, metavar="FILE", default=argparse.SUPPRESS, help=told)
 
     def refusal_of(self, flag: str, value: str | list[str]) -> str | None:

@@ -1,7 +1,8 @@
 """Flags from a YAML file: `--config run.yaml`. Keys are flag names; values are read as words of the command line are.
 
-Flags of the command line override the file. A key that is no flag, stands twice or is a secret is refused, and so is a
-value that the flag does not take. A training run leaves such a file of all its flags, `config.yaml`, in its folder.
+Flags of the command line override the file, and a later file overrides an earlier one. A key that is no flag, stands
+twice or is a secret is refused, and so is a value that the flag does not take. A training run leaves such a file of all
+its flags, `config.yaml`, in its folder.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class Refusing(Protocol):
         """Why a flag does not take a value; None if it takes it."""
 
 
-def split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(the file that --config names, or None; all other words).
+def split_config(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the files that --config names, in order; all other words).
 
     Raises:
-        InvalidArgument: the flag stands twice, or without a file.
+        InvalidArgument: the flag stands without a file, or twice with the same.
     """
-    file, others, rest = None, list[str](), list(words)
+    files, others, rest = list[str](), list[str](), list(words)
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
         if flag != CONFIG_FLAG:
@@ -48,10 +49,11 @@ def split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
             continue
         if not equals and not rest:
             refuse(CONFIG_FLAG, HIDDEN, "give the YAML file of flags")
-        if file is not None:
-            refuse(CONFIG_FLAG, file, "is given twice; put all flags into one file")
         file = value if equals else rest.pop(0)
-    return file, others
+        if file in files:
+            refuse(CONFIG_FLAG, file, "is given twice; leave one out")
+        files.append(file)
+    return files, others
 
 
 def read_settings(file: str) -> dict[str, Value]:
@@ -91,7 +93,7 @@ def read_settings(file: str) -> dict[str, Value]:
 
 
 def with_settings(words: Sequence[str], groups: Sequence[type], parser: Refusing) -> list[str]:
-    """A command line in which the flags of its --config file stand before all others, so that the others override them.
+    """A command line in which the flags of its --config files stand first, so that all others override them.
 
     Args:
         words: the command line without the program's name.
@@ -102,12 +104,10 @@ def with_settings(words: Sequence[str], groups: Sequence[type], parser: Refusing
         InvalidArgument: the file is refused. The message names the file and the key; no value of a secret or of an
             unknown key.
     """
-    file, others = split_config(words)
-    if file is None:
-        return others
+    files, others = split_config(words)
     fields = {one.name: one for group in groups for one in dataclasses.fields(group)}
     first: list[str] = []
-    for key, value in read_settings(file).items():
+    for file, key, value in ((one, *setting) for one in files for setting in read_settings(one).items()):
         if key not in fields:
             _refuse_unknown(file, key, list(fields))
         if not fields[key].repr:
@@ -118,15 +118,15 @@ def with_settings(words: Sequence[str], groups: Sequence[type], parser: Refusing
 
 
 def given_in_file(words: Sequence[str], groups: Sequence[type]) -> set[str]:
-    """Names of the fields that the --config file sets, other than to the default as `write_settings` writes it.
+    """Names of the fields that the --config files set, other than to the default as `write_settings` writes it.
 
     So the file that a run leaves, with all flags, says no more than the command line that began the run.
     """
-    file, _ = split_config(words)
-    if file is None:
-        return set()
+    settings: dict[str, Value] = {}
+    for file in split_config(words)[0]:
+        settings |= read_settings(file)
     defaults = {one.name: _default(one) for group in groups for one in dataclasses.fields(group)}
-    return {key for key, value in read_settings(file).items() if value is not None and value != defaults.get(key)}
+    return {key for key, value in settings.items() if value is not None and value != defaults.get(key)}
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:

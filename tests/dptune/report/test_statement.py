@@ -13,7 +13,13 @@ import pytest
 
 from dptune import GaussianNoise, Keystream, Ledger, PrivacyConfig
 from dptune.report import statement as report
-from dptune.report.statement import PrivacyStatement, state_privacy, versions, write_privacy_report
+from dptune.report.statement import (
+    PrivacyStatement,
+    read_privacy_report,
+    state_privacy,
+    versions,
+    write_privacy_report,
+)
 from dptune.sampling import Parts
 
 REQUIRED_KEYS = [
@@ -238,3 +244,4 @@ def weighted() -> PrivacyStatement:
 def test_the_sizes_and_weights_of_parts_are_in_the_report(tmp_path: Path) -> None:
     write_privacy_report(tmp_path / "r.json", weighted())
     assert _read(tmp_path / "r.json")["parts"] == {"sizes": [329, 75000], "weights": [1.0, 2.0]}
+    assert read_privacy_report(tmp_path / "r.json") == weighted()

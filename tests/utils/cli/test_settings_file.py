@@ -145,12 +145,20 @@ def test_a_file_that_cannot_be_read_is_refused(file: Path, tmp_path: Path) -> No
             parse(RunArguments, args=["--config", str(missing)])
 
 
-def test_there_is_one_file() -> None:
-    assert split_config(["--a", "--config", "x", "b"]) == ("x", ["--a", "b"])
-    assert split_config(["--config=x=y"]) == ("x=y", [])
-    for line in (["--config", "x", "--config=y"], ["--a", "--config"]):
+def test_files_are_taken_out_of_the_line_in_order() -> None:
+    assert split_config(["--a", "--config", "x", "b"]) == (["x"], ["--a", "b"])
+    assert split_config(["--config=x=y", "--config", "z"]) == (["x=y", "z"], [])
+    for line in (["--config", "x", "--config=x"], ["--a", "--config"]):
         with pytest.raises(InvalidArgument, match=r"^--config"):
             split_config(line)
+
+
+def test_a_later_file_overrides_an_earlier_one(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("name: a\nrate: 0.5\nsteps: 3")
+    file.write_text("rate: 0.25")
+    args = ["--config", str(tmp_path / "first.yaml"), "--config", str(file), "--steps", "4"]
+    assert parse(RunArguments, args=args) == (RunArguments("a", 0.25, 4),)
+    assert given_fields(args, [RunArguments]) == {"name", "rate", "steps"}
 
 
 def test_keys_of_the_file_count_as_given_unless_they_hold_the_default(file: Path) -> None:
