@@ -19,6 +19,7 @@ from dptune._validate import HIDDEN, refuse
 from utils.cli.familiar_flags import nearest, why_missing
 from utils.cli.parser import CONFIG_FLAG, spellings
 
+ROOT = Path(__file__).parents[2]  # of the project: the repository, or its copy in an installed package
 SETTINGS_NAME = "config.yaml"  # the flags of a training run, in its folder
 
 Value = str | list[str] | None  # None: the key stands without a value, or with null
@@ -65,7 +66,7 @@ def read_settings(file: str) -> dict[str, Value]:
     import yaml  # not at the top: programs without --config need no library besides the engine's
 
     try:
-        top = yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        top = yaml.compose(_path_of(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         refuse(CONFIG_FLAG, file, f"cannot be read ({reason}); give a YAML file of flags")
@@ -90,6 +91,12 @@ def read_settings(file: str) -> dict[str, Value]:
         else:
             found[key] = None if node.tag == _NULL else node.value
     return found
+
+
+def _path_of(file: str) -> Path:
+    """The file, or one of the project's own, such as a recipe, if there is none by that path in the current folder."""
+    own = ROOT / file
+    return own if own.is_file() and not Path(file).exists() else Path(file)
 
 
 def with_settings(words: Sequence[str], groups: Sequence[type], parser: Refusing) -> list[str]:

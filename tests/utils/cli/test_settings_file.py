@@ -161,6 +161,17 @@ def test_a_later_file_overrides_an_earlier_one(file: Path, tmp_path: Path) -> No
     assert given_fields(args, [RunArguments]) == {"name", "rate", "steps"}
 
 
+def test_a_recipe_is_found_from_any_folder_and_a_file_of_the_users_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Path("recipes/rows/10k.yaml")
+    assert read_settings(str(recipe))["num_train_epochs"] == "10"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("num_train_epochs: 3")
+    assert read_settings(str(recipe)) == {"num_train_epochs": "3"}
+
+
 def test_keys_of_the_file_count_as_given_unless_they_hold_the_default(file: Path) -> None:
     file.write_text("name: a\nrate: 0.001\nsteps: null\nis-on: false\nkeep: 2")
     args = [f"--config={file}", "--day", "2000-01-01"]
