@@ -41,9 +41,6 @@ class LookArguments:
     privacy_unit: str = field(
         default=EXAMPLE, metadata={"help": "column of each row's author, as in training; example for none"}
     )
-    ignore_users: bool = field(
-        default=False, metadata={"help": "take a file whose columns name users without --privacy_unit, as in training"}
-    )
 
     def __post_init__(self) -> None:
         for number in self.rows or ():
@@ -55,11 +52,6 @@ class LookArguments:
     def author_column(self) -> str | None:
         """The column of authors."""
         return None if self.privacy_unit == EXAMPLE else self.privacy_unit
-
-    @property
-    def users_flag(self) -> str | None:
-        """The flag to recommend for a file that names users; None where such a file is taken."""
-        return None if self.author_column or self.ignore_users else "--privacy_unit"
 
 
 GROUPS = (ModelArguments, DataArguments, LookArguments)
@@ -96,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(model.model_name_or_path, **model.hub)
     day = today() if tells_date(tokenizer) else None
     require_count("--block_size", data.block_size, minimum=2)
-    settings = RowSettings(data.prompt_style, tokenizer, data.block_size, unit, 0, args.users_flag, day, named)
+    settings = RowSettings(data.prompt_style, tokenizer, data.block_size, unit, 0, None, day, named)
     look = look_at(settings, find()[TRAIN], chosen=args.rows or (), first=args.first_rows)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     rows = [line for row in look.shown for line in (*shown_row(row, tokenizer, data.block_size, colour=colour), "")]

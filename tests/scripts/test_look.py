@@ -62,7 +62,6 @@ def test_three_rows_by_default(model: str, tmp_path: Path, capsys: pytest.Captur
         (["{path}", "--train_file", "b.jsonl"], "stand before the flags too"),
         (["{path}", "--dataset_name", "pubmed_generation"], "exactly one of --train_file and --dataset_name"),
         (["{path}", "--text_column", "words"], "--text_column='words': no such column"),
-        (["{users}"], "names users in user; give --privacy_unit user, or --ignore_users"),
         ([], "exactly one of --train_file and --dataset_name"),
     ],
 )
@@ -70,8 +69,7 @@ def test_a_mistake_is_one_line(
     words: list[str], told: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "a.jsonl", {"text": "Hello"})
-    users = write(tmp_path / "u.jsonl", {"text": "Hello", "user": "ann"})
-    given = [word.format(path=path, users=users) for word in words]
+    given = [word.format(path=path) for word in words]
     with pytest.raises(SystemExit, match="2"):
         look.main([*given, "--model_name_or_path", model])
     found = capsys.readouterr()
@@ -81,7 +79,13 @@ def test_a_mistake_is_one_line(
     assert found.out == ""
 
 
-def test_users_are_taken_where_rows_are_enough(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_of_users_is_told_with_what_a_private_run_needs(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     users = write(tmp_path / "u.jsonl", {"text": "Hello", "user": "ann"})
-    look.main([users, "--model_name_or_path", model, "--ignore_users"])
-    assert "ann" not in capsys.readouterr().out
+    look.main([users, "--model_name_or_path", model])
+    out = capsys.readouterr().out
+    assert "names people in        user: a private run needs --privacy_unit user to protect people" in out
+    assert "ann" not in out
+    look.main([users, "--model_name_or_path", model, "--privacy_unit", "user"])
+    assert "names people in" not in capsys.readouterr().out

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dptune._validate import refuse
+from dptune.units.columns import names_users
 from utils.data.encoding import Encoded, Encoder
 from utils.data.make_rows import RowSettings
 from utils.data.sources import RowSource, numbered
@@ -67,6 +68,7 @@ class Look:
         alone: rows without an author, each a unit by itself.
         prompt_style: the style that sampling must use.
         files: (name, number of rows before it) of each file.
+        user_columns: columns whose names say that they hold users.
     """
 
     shown: list[LookedRow] = field(default_factory=list)
@@ -76,6 +78,7 @@ class Look:
     alone: int = 0
     prompt_style: str | None = None
     files: list[tuple[str, int]] = field(default_factory=list)
+    user_columns: dict[str, None] = field(default_factory=dict)
 
     def num_cut(self, block_size: int) -> int:
         """Number of rows that are longer than the block size."""
@@ -89,10 +92,11 @@ class Look:
         self.alone += sum(author is None for author in authors)
 
     def _places(self, rows: Iterator[tuple[Place, Row]]) -> Iterator[tuple[Place, Row]]:
-        """The same rows; notes where each file begins."""
+        """The same rows; notes where each file begins, and which columns name users."""
         for number, (place, row) in enumerate(rows):
             if place.row == 1:
                 self.files.append((place.path, number))
+            self.user_columns |= dict.fromkeys(name for name in row if names_users(name))
             yield place, row
 
 
@@ -197,6 +201,10 @@ def statistics(look: Look, block_size: int, *, sampled: bool = False, authors: b
         f"without an answer      {_share(look.without_answer, total)}: zero gradients",
         f"tokens before the cut  {told}, the longest {int(lengths.max()):,}",
     ]
+    if look.user_columns and not authors:
+        named = [" ".join(name.split()) for name in look.user_columns]
+        told = f"--privacy_unit {named[0]} to protect people, or --ignore_users to protect rows"
+        lines.append(f"names people in        {', '.join(named)}: a private run needs {told}")
     if authors:
         counts = np.array([*look.rows_of.values(), *([1] * look.alone)])
         lines.append(f"authors                {len(counts):,}; {look.alone:,} of them are rows without a value")
