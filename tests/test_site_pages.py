@@ -63,8 +63,8 @@ def test_every_flag_of_a_program_has_a_row_with_its_default() -> None:
 
 
 def test_every_program_with_flags_is_in_the_page() -> None:
-    """A new program needs a line in `PROGRAMS`; those of the demo and the tests are left out."""
-    own = {"prepare_demo", "stub_endpoint"}
+    """A new program needs a line in `PROGRAMS`; those of the demo, the tests and releases are left out."""
+    own = {"prepare_demo", "release", "stub_endpoint"}
     sources = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "scripts").glob("*.py")}
     programs = {name for name, text in sources.items() if "import exit_on_invalid_argument" in text}
     assert {f"scripts.{name}" for name in programs - own} <= PROGRAMS.keys()
