@@ -2,9 +2,9 @@ r"""Upload what a finished run may publish to the Hugging Face hub: the folder `
 
     python -m scripts.push OUT ann/my-adapter
 
-Before anything is uploaded, epsilon is computed again from the ledger in the folder, and compared with the report and
-the card. A file that is not known to be publishable is refused. The repository is private unless --public is given. The
-token is that of `hf auth login`, or the environment variable HF_TOKEN.
+Before anything is uploaded, the folder is verified (`python -m dptune.verify`): epsilon is computed again from the
+ledger, report and card must agree with it, and a file that is not known to be publishable is refused. The repository is
+private unless --public is given. The token is that of `hf auth login`, or the environment variable HF_TOKEN.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.histogram",
         "dptune.report",
     ),
-    ("dptune.units",),
+    ("dptune.units", "dptune.verify"),
     ("dptune.run",),
     ("dptune",),  # the re-exports, which no module of the engine uses
     ("dptune.integrations",),

@@ -233,7 +233,7 @@ def _private_body(
         "## What this means\n",
         _meaning(statement, claim, noun) + "\n",
         "## How it was measured\n",
-        _table(statement, claim),
+        _table(statement),
     ]
     if statement.repeated_steps:
         parts.append(_repeated(statement, noun))
@@ -283,7 +283,11 @@ def _verdict(epsilon: float) -> str:
     return "strong" if epsilon <= _STRONG else "reasonable" if epsilon <= _REASONABLE else "weak"
 
 
-def _table(statement: PrivacyStatement, claim: _Claim) -> str:
+def privacy_table(statement: PrivacyStatement) -> list[str]:
+    """The lines of the card's table of what decides epsilon; empty without a guarantee."""
+    claim = _claim_of(statement)
+    if claim is None:
+        return []
     probability = f"{'Largest sampling' if statement.parts else 'Sampling'} probability (q)"
     rows = {
         "Epsilon (ε)": rounded_up(claim.epsilon, trim=True),
@@ -302,8 +306,12 @@ def _table(statement: PrivacyStatement, claim: _Claim) -> str:
         f"Training {_escape(statement.sampled)}": f"{statement.num_examples:,}",
         "Noise source": _escape(statement.noise_source),
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines, "", "Unrounded figures are in `privacy_report.json`.\n"])
+    return [f"| {name} | {value} |" for name, value in rows.items()]
+
+
+def _table(statement: PrivacyStatement) -> str:
+    unrounded = "Unrounded figures are in `privacy_report.json`.\n"
+    return "\n".join(["| | |", "|---|---|", *privacy_table(statement), "", unrounded])
 
 
 def _repeated(statement: PrivacyStatement, noun: str) -> str:

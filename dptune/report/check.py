@@ -12,7 +12,8 @@ from dptune._validate import refuse
 from dptune.accounting import account
 from dptune.ledger import LEDGER_NAME, Ledger
 from dptune.published import SETTINGS_NAME
-from dptune.report.card import STARTED_FROM, published_name
+from dptune.report.card import STARTED_FROM, privacy_table, published_name
+from dptune.report.checksums import CHECKSUMS_NAME, require_checksums
 from dptune.report.publish import CARD_NAME, EPSILON_PLOT
 from dptune.report.statement import REPORT_NAME, PrivacyStatement, read_privacy_report, spends_of_unused
 
@@ -44,7 +45,17 @@ MODEL_FILES = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
-_ABOUT = (CARD_NAME, REPORT_NAME, EPSILON_PLOT, LEDGER_NAME, SETTINGS_NAME, "LICENSE", "LICENSE.*", "NOTICE")
+_ABOUT = (
+    CARD_NAME,
+    REPORT_NAME,
+    EPSILON_PLOT,
+    LEDGER_NAME,
+    SETTINGS_NAME,
+    CHECKSUMS_NAME,
+    "LICENSE",
+    "LICENSE.*",
+    "NOTICE",
+)
 # Where libraries record the name or path of a model: (file, key).
 _NAMES = (
     ("adapter_config.json", "base_model_name_or_path"),
@@ -78,6 +89,7 @@ def check_publishable(folder: Path) -> PrivacyStatement:
     if statement.epsilon is not None and statement.delta is not None:
         _require_epsilon(folder, statement, statement.epsilon, statement.delta)
     _require_no_paths(folder)
+    require_checksums(folder)
     return statement
 
 
@@ -107,6 +119,10 @@ def _require_epsilon(folder: Path, statement: PrivacyStatement, epsilon: float, 
         refuse("ledger", str(path), f"has {ledger.steps} steps, but {REPORT_NAME} counts {statement.steps}")
     if {spend.group_size for spend in ledger.spends} != {statement.group_size}:
         refuse("ledger", str(path), f"is of another group size than {REPORT_NAME} states, {statement.group_size}")
+    for name in ("noise_multiplier", "sampling_probability"):
+        stated, ran = getattr(statement, name), {getattr(spend, name) for spend in ledger.spends}
+        if ran and stated not in ran:
+            refuse("ledger", str(path), f"has no step with the {name} {stated!r} that {REPORT_NAME} states")
     spent = account([*ledger.spends, *spends_of_unused(statement, statement.unused_steps)], delta=delta).epsilon
     if not math.isclose(spent, epsilon, rel_tol=_SAME):
         refuse("epsilon", epsilon, f"{REPORT_NAME} states it, but the ledger's steps give {spent!r} at delta {delta!r}")
@@ -116,6 +132,10 @@ def _require_epsilon(folder: Path, statement: PrivacyStatement, epsilon: float, 
     if not stated or min(stated) < epsilon:
         told = f"states epsilon {min(stated):g}" if stated else "states no epsilon"
         refuse("publish", CARD_NAME, f"{told}, but {REPORT_NAME} states {epsilon!r}; restore the card")
+    lines = card.splitlines()
+    for line in privacy_table(statement):
+        if line not in lines:
+            refuse("publish", CARD_NAME, f"lacks the line {line!r}, which follows from {REPORT_NAME}; restore it")
 
 
 def _require_no_paths(folder: Path) -> None:

@@ -14,6 +14,7 @@ from dptune.accounting import Spend, compose
 from dptune.ledger import LEDGER_NAME, Ledger
 from dptune.published import PUBLISH_NAME, SETTINGS_NAME
 from dptune.report.card import Artifact, write_model_card
+from dptune.report.checksums import write_checksums
 from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.report.plots import plot_epsilon
 from dptune.report.statement import REPORT_NAME, PrivacyStatement, write_privacy_report
@@ -22,6 +23,7 @@ EPSILON_PLOT = "epsilon.png"
 CARD_NAME = "README.md"
 
 _CURVE_POINTS = 20
+_COMPLETED_BY_PEOPLE = (CARD_NAME, "adapter_config.json", "adapter/adapter_config.json")
 
 
 def publish(
@@ -62,6 +64,7 @@ def publish(
         plot = EPSILON_PLOT if _plot_curve(folder / EPSILON_PLOT, statement) else None
         name = folder / CARD_NAME
         write_model_card(name, statement, base_model=base_model, epsilon_plot=plot, artifact=artifact, fields=card)
+        write_checksums(folder, but=_COMPLETED_BY_PEOPLE)
 
     for leftover in run_folder.glob(f".{PUBLISH_NAME}.*.tmp"):  # of a run that was killed here
         shutil.rmtree(leftover)

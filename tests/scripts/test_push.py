@@ -83,7 +83,7 @@ def test_the_folder_alone_is_uploaded(
 ) -> None:
     push.main([str(folder.parent), "ann/model", *how])
     files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "epsilon.png", "ledger.jsonl"]
-    uploaded = sorted([*files, "privacy_report.json", "tokenizer_config.json"])
+    uploaded = sorted([*files, "SHA256SUMS", "privacy_report.json", "tokenizer_config.json"])
     assert hub.calls == [("ann/model", {"private": not how}), ("ann/model", {"files": uploaded})]
     told = capsys.readouterr().out
     assert "checked                epsilon" in told

@@ -98,6 +98,15 @@ def smaller_in_the_card(folder: Path) -> None:
     (folder / "README.md").write_text(card.replace("**ε = ", "**ε = 0.0"))
 
 
+def in_card(old: str, new: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        card = (folder / "README.md").read_text()
+        assert old in card
+        (folder / "README.md").write_text(card.replace(old, new))
+
+    return edit
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "diagnostics": (put("diagnostics.jsonl", "{}"), "publish='diagnostics.jsonl': is not known to be publishable"),
     "a pickle": (put("training_args.bin", ""), "training_args.bin"),
@@ -122,6 +131,24 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a path": (
         edited("adapter_config.json", base_model_name_or_path="/home/ann/base"),
         "'adapter_config.json': base_model_name_or_path is a path on this machine.*--base_model_name",
+    ),
+    "other weights": (put("adapter_model.safetensors", "others"), "'adapter_model.safetensors': is not the file that"),
+    "another tokenizer": (put("tokenizer_config.json", "{ }"), "'tokenizer_config.json': is not the file that the run"),
+    "a missing file": (
+        lambda folder: (folder / "tokenizer_config.json").unlink(),
+        "is listed in SHA256SUMS but missing",
+    ),
+    "no checksums": (lambda folder: (folder / "SHA256SUMS").unlink(), "checksums=.*is missing"),
+    "other checksums": (put("SHA256SUMS", "no sum"), "checksums=.*has a line that is no checksum"),
+    "another noise": (edited("privacy_report.json", noise_multiplier=2.0), "no step with the noise_multiplier 2.0"),
+    "another probability": (
+        edited("privacy_report.json", sampling_probability=0.05, expected_batch_size=5.0),
+        "no step with the sampling_probability 0.05",
+    ),
+    "fewer people in the card": (in_card("| Steps | 3 |", "| Steps | 2 |"), "lacks the line '| Steps | 3 |'"),
+    "another unit in the card": (
+        in_card("| one row |", "| one person |"),
+        "lacks the line '| Privacy unit | one row |'",
     ),
     "a broken configuration": (put("tokenizer_config.json", "["), "'tokenizer_config.json': is not a JSON object"),
 }

@@ -54,7 +54,7 @@ def test_all_files_are_written_and_agree(tmp_path: Path) -> None:
     ledger.record(noise_multiplier=1.0, sampling_probability=0.1, clip_norm=1.0)
     folder = published(tmp_path, private(**PRIVATE), ledger=ledger, settings={"style": "größer"})
     assert folder == tmp_path / "publish"
-    about = {"privacy_report.json", "epsilon.png", "README.md", "ledger.jsonl", "dptune_settings.json"}
+    about = {"privacy_report.json", "epsilon.png", "README.md", "ledger.jsonl", "dptune_settings.json", "SHA256SUMS"}
     assert names(folder) == {"lora_weights.bin", *about}
     assert names(tmp_path) == {"publish", "ledger.jsonl"}
     assert (folder / "ledger.jsonl").read_bytes() == (tmp_path / "ledger.jsonl").read_bytes()
@@ -68,7 +68,7 @@ def test_all_files_are_written_and_agree(tmp_path: Path) -> None:
 
 def test_a_run_without_a_guarantee_has_no_plot(tmp_path: Path) -> None:
     folder = published(tmp_path, not_private())
-    assert names(folder) == {"lora_weights.bin", "privacy_report.json", "README.md"}
+    assert names(folder) == {"lora_weights.bin", "privacy_report.json", "README.md", "SHA256SUMS"}
     assert "epsilon.png" not in (folder / "README.md").read_text()
 
 
