@@ -15,6 +15,7 @@ from typing import Any
 
 _PLAIN = re.compile(r"[\w.*/=+-]+")  # needs no quotes in a shell or in Markdown
 _WIDTH = 96  # columns
+_INSIDE = "\0"  # for a space where no line may break
 
 
 def command_line(
@@ -49,10 +50,10 @@ def command_line(
                 continue
             if field.name in (*always, *replaced) or value != _default(field):
                 words.append(" ".join(_words(field, value, (*shown, *replaced))))
-    lines = textwrap.wrap(
-        " ".join(words), _WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
-    return " \\\n".join(lines)
+    # A flag and its values stay on one line if they fit.
+    joined = " ".join(word.replace(" ", _INSIDE) if len(word) < _WIDTH - 4 else word for word in words)
+    lines = textwrap.wrap(joined, _WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(lines).replace(_INSIDE, " ")
 
 
 def _default(field: Field[Any]) -> object:
