@@ -68,4 +68,4 @@ def test_a_long_line_is_wrapped_as_a_shell_reads_it() -> None:
 def test_a_flag_stands_with_its_values_on_one_line() -> None:
     shown = line({"style": "chat", "layers": ["layer_of_the_model"] * 4, "rank": 4}, shown=["layers"])
     layers = " ".join(["--layers", *["layer_of_the_model"] * 4])
-    assert shown.splitlines() == ["train.py --style chat \\", f"    {layers} --rank 4"]
+    assert shown.splitlines() == ["train.py --style chat \\", f"    {layers} \\", "    --rank 4"]
