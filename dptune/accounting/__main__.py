@@ -200,7 +200,8 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="average batch size over all processes; one row each",
     )
-    flags.add_argument("--epochs", type=float, nargs="+", required=True, help="number of epochs; one column each")
+    epochs = "number of epochs; one column each"
+    flags.add_argument("--epochs", "--num_train_epochs", type=float, nargs="+", required=True, help=epochs)
     flags.add_argument(
         "--delta",
         type=float,

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from dptune._aliases import aliases, canonical
 from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
 from utils.cli.familiar_flags import nearest, why_missing
-from utils.cli.parser import CONFIG_FLAG, spellings
+from utils.cli.parser import CONFIG_FLAG
 
 SETTINGS_NAME = "config.yaml"  # the flags of a training run, in its folder
 
@@ -106,14 +107,19 @@ def with_settings(words: Sequence[str], groups: Sequence[type], parser: Refusing
     if file is None:
         return others
     fields = {one.name: one for group in groups for one in dataclasses.fields(group)}
+    names, found = canonical(groups), dict[str, str]()  # {field: the key that sets it}
     first: list[str] = []
     for key, value in read_settings(file).items():
-        if key not in fields:
-            _refuse_unknown(file, key, list(fields))
-        if not fields[key].repr:
-            told = fields[key].metadata.get("help", "give it on the command line")
+        if key not in names:
+            _refuse_unknown(file, key, list(names))
+        field = fields[names[key]]
+        if field.name in found:
+            refuse(CONFIG_FLAG, file, f"{key} is another name of {found[field.name]}, which it also holds; keep one")
+        if not field.repr:
+            told = field.metadata.get("help", "give it on the command line")
             refuse(CONFIG_FLAG, file, f"{key} is a secret, which no file should hold: remove it ({told})")
-        first += _words_of(file, fields[key], value, parser)
+        found[field.name] = key
+        first += _words_of(file, field, value, parser)
     return [*first, *others]
 
 
@@ -126,7 +132,9 @@ def given_in_file(words: Sequence[str], groups: Sequence[type]) -> set[str]:
     if file is None:
         return set()
     defaults = {one.name: _default(one) for group in groups for one in dataclasses.fields(group)}
-    return {key for key, value in read_settings(file).items() if value is not None and value != defaults.get(key)}
+    names = canonical(groups)
+    read = {names.get(key, key): value for key, value in read_settings(file).items()}
+    return {name for name, value in read.items() if value is not None and value != defaults.get(name)}
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -140,7 +148,7 @@ def _refuse_unknown(file: str, key: str, names: Sequence[str]) -> NoReturn:
     """The value is not shown: a misspelt access_token must not print the token."""
     if reason := why_missing(key):
         refuse(CONFIG_FLAG, file, f"{key}: {reason}")
-    near = nearest(f"--{key}", [spelling for name in names for spelling in spellings(name)])
+    near = nearest(f"--{key}", aliases(*names))
     hint = "" if near is None else f" (did you mean {near.removeprefix('--')}?)"
     refuse(CONFIG_FLAG, file, f"unknown key: {key}{hint}; --help lists the flags, whose names are the keys")
 

@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Train all candidates, and write the table and the plot anew after each data set."""
     for dataset in training.datasets:
-        planned = list(trials(choice, partial(head_rate_of, training.model_checkpoint)))
+        planned = list(trials(choice, partial(head_rate_of, training.model_name_or_path)))
         for number, (candidate, private, seed) in enumerate(planned, start=1):
             name = f"{candidate}_{'private' if private else 'plain'}_seed{seed}"
             trial = folder / TRIALS_FOLDER / dataset / name
@@ -106,11 +106,13 @@ def plan_selection(
     require_delta(training.delta, num_train, name="--delta")
     if training.batch_size > num_train:
         refuse("--batch_size", training.batch_size, f"there are {num_train} training examples; give at most that")
-    of_head = partial(head_rate_of, training.model_checkpoint)
+    of_head = partial(head_rate_of, training.model_name_or_path)
     distribution = present(choice.private_selection, "distribution of the number of trials")
     selection = PrivateSelection(distribution, choice.mean_trials, choice.validation_noise)
     probability = training.batch_size / num_train
-    steps = planned_steps(num_examples=num_train, expected_batch_size=training.batch_size, epochs=training.epochs)
+    steps = planned_steps(
+        num_examples=num_train, expected_batch_size=training.batch_size, epochs=training.num_train_epochs
+    )
     sigma = selection.noise_multiplier(
         target_epsilon=training.target_epsilon, delta=training.delta, sampling_probability=probability, steps=steps
     )
@@ -149,8 +151,8 @@ def count_records(training: TrialArguments, dataset: str) -> tuple[int, int]:
     """(training records, records of the first validation split); both numbers are treated as public."""
     task = load_task(
         dataset,
-        tokenizer=load_classifier_tokenizer(training.model_checkpoint),
-        max_length=training.max_length,
+        tokenizer=load_classifier_tokenizer(training.model_name_or_path),
+        max_length=training.block_size,
         data_dir=training.data_dir,
         max_train_examples=training.max_train_examples,
     )

@@ -91,7 +91,7 @@ def test_the_recipe_names_what_decides_the_result_and_no_path(tmp_path: Path) ->
     assert str(tmp_path) not in recipe
     told = " ".join(recipe.replace("\\\n", " ").split())
     assert told.startswith("torchrun --nproc_per_node 1 YOUR_SCRIPT.py --")
-    for words in ("--learning_rate 0.001 ", "--max_steps 7 ", "--target_epsilon 8.0", "--target_delta 1e-07"):
+    for words in ("--learning_rate 0.001 ", "--max_steps 7 ", "--target_epsilon 8.0", "--delta 1e-07"):
         assert words in f"{told} "
     assert "--num_train_epochs" not in told
     open_recipe = with_recipe(CardFields(), args, PrivacyArguments(disable_dp=True)).recipe
