@@ -25,6 +25,7 @@ from pathlib import Path
 from dptune._aliases import aliases
 from dptune._validate import present, refuse, require_count, require_delta, require_positive
 from dptune.accounting import noise_multiplier, planned_steps
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
@@ -90,7 +91,13 @@ class JobArguments:
     target_epsilon: float = field(
         metadata={"help": "epsilon of the training; -1 trains without privacy", "aliases": aliases("eps")}
     )
-    delta: float = field(default=5e-7, metadata={"help": "probability that the epsilon bound fails"})
+    delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "probability that the epsilon bound fails; default: a tenth of 1 / number of examples (authors), "
+            "rounded down to a power of ten"
+        },
+    )
     clip_norm: float = field(
         default=1.0,
         metadata={"help": "clip norm of the gradient per example or author", "aliases": aliases("clip")},
@@ -156,7 +163,8 @@ class JobArguments:
             require_positive("--target_epsilon", self.target_epsilon)
         if self.synthetic_data and self.private:
             refuse("--synthetic_data", True, "works only with --target_epsilon -1; give that, or leave it out")
-        require_delta(self.delta, name="--delta")
+        if self.delta is not None:
+            require_delta(self.delta, name="--delta")
         if self.total_bs % (at_once := self.per_device_train_batch_size * self.gpus):
             refuse("--total_bs", self.total_bs, f"give a multiple of --per_device_train_batch_size x --gpus, {at_once}")
         if (self.privacy_unit == EXAMPLE) != (self.examples_per_unit is None):
@@ -233,8 +241,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         repr(job.target_epsilon),
         "--clip_norm",
         repr(job.clip_norm),
-        "--delta",
-        repr(job.delta),
+        *([] if job.delta is None else ["--delta", repr(job.delta)]),
     ]
     without = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
     flags = [
@@ -271,18 +278,20 @@ def describe_cost(job: JobArguments) -> list[str]:
     count, kind = _num_sampled(job), job.unit.sampled
     if job.total_bs > count:
         refuse("--total_bs", job.total_bs, f"{job.dataset_name} has {count} {kind} to train on; give at most that")
-    require_delta(job.delta, count, name="--delta")
+    delta = default_delta(count) if job.delta is None else job.delta
+    require_delta(delta, count, name="--delta")
     steps = planned_steps(num_examples=count, expected_batch_size=job.total_bs, epochs=job.num_train_epochs)
     sigma = noise_multiplier(
         target_epsilon=job.target_epsilon,
-        delta=job.delta,
+        delta=delta,
         sampling_probability=job.total_bs / count,
         steps=steps,
         group_size=job.unit.group_size,
     )
     epsilon = rounded_up(job.target_epsilon, trim=True)
     told = f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps"
-    return [f"{told}: epsilon {epsilon} at delta {job.delta:g}"]
+    reason = [f"# {delta_in_words(count, kind)}"] if job.delta is None else []
+    return [f"{told}: epsilon {epsilon} at delta {delta:g}", *reason]
 
 
 def _num_sampled(job: JobArguments) -> int:

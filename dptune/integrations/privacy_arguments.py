@@ -51,10 +51,11 @@ class PrivacyArguments:
         default=None,
         metadata={"help": "Find the noise multiplier for this epsilon, which the run never exceeds. No default."},
     )
-    delta: float = field(
-        default=1e-7,
+    delta: float | None = field(
+        default=None,
         metadata={
-            "help": "Probability with which the bound may fail; below 1 / number of examples. Default 1e-7.",
+            "help": "Probability with which the bound may fail. Default: a tenth of 1 / number of examples, rounded "
+            "down to a power of ten.",
             "aliases": aliases("target_delta"),
         },
     )

@@ -14,6 +14,7 @@ import pytest
 
 from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose, epsilon
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.budget import Budget
 from scripts import generate_train_command as job
 from utils.cli.flags import parse
@@ -79,7 +80,7 @@ def test_the_requirements_line_becomes_a_launch(capsys: pytest.CaptureFixture[st
         "learning_rate": 1e-3,
         "target_epsilon": 5.94,
         "clip_norm": 0.5,
-        "delta": 5e-7,
+        "delta": None,
         "eval_at_start": False,
         "resume_from_checkpoint": "latest",
     }
@@ -90,8 +91,13 @@ def test_the_noise_that_is_printed_costs_the_epsilon_that_is_asked(capsys: pytes
     comment, _ = line(capsys)
     sigma, steps = float(comment.split("noise multiplier ")[1].split()[0]), 10
     assert f"{ROWS} examples and {steps} steps" in comment
-    spent = epsilon(noise_multiplier=sigma, sampling_probability=40 / ROWS, steps=steps, delta=5e-7)
+    spent = epsilon(noise_multiplier=sigma, sampling_probability=40 / ROWS, steps=steps, delta=default_delta(ROWS))
     assert 5.90 < spent <= 5.94
+    job.main([*NEEDED, *SIZES, "--print_only"])
+    assert f"# {delta_in_words(ROWS)}" in capsys.readouterr().out.splitlines()
+    told, words = line(capsys, "--delta", "5e-7")
+    assert groups_of(words)["delta"] == 5e-7
+    assert float(told.split("noise multiplier ")[1].split()[0]) > sigma
 
 
 def test_eps_minus_one_is_no_privacy_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +137,7 @@ def test_the_noise_of_example_level_sampling_hides_all_rows_of_an_author(capsys:
     sigma, steps = float(comment.split("noise multiplier ")[1].split()[0]), 8
     assert f"{kept} examples and {steps} steps" in comment
     spend = Spend(sigma, 40 / kept, steps, group_size=3)
-    assert 5.90 < compose([spend], delta=5e-7) <= 5.94
+    assert 5.90 < compose([spend], delta=default_delta(kept)) <= 5.94
 
 
 def test_users_that_nobody_thought_of_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,7 +255,7 @@ def test_a_job_runs_to_its_report_and_its_budget(tiny_model_dir: Path, here: Pat
     assert again.returncode == 0, again.stderr
     assert Path("outputs/debug/ledger.jsonl").read_bytes() == ledger  # nothing was spent twice
     report = json.loads(Path("outputs/debug/publish/privacy_report.json").read_text())
-    spent = Budget("outputs/debug/budget.jsonl").epsilon(5e-7)
+    spent = Budget("outputs/debug/budget.jsonl").epsilon(report["delta"])
     assert report["guarantee"] == "dp"
     assert spent == pytest.approx(report["epsilon"], rel=1e-9)
     assert spent <= 5.94

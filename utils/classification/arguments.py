@@ -178,8 +178,12 @@ class BudgetArguments:
             "aliases": aliases("max_grad_norm"),
         },
     )
-    delta: float = field(
-        default=1e-6, metadata={"help": "probability that the epsilon bound fails; below 1 / number of examples"}
+    delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "probability that the epsilon bound fails; default: a tenth of 1 / number of examples, rounded "
+            "down to a power of ten"
+        },
     )
     ignore_users: bool = field(
         default=False,
@@ -198,7 +202,8 @@ class BudgetArguments:
         for flag in ("target_epsilon", "noise_multiplier", "clip_norm"):
             if getattr(self, flag) is not None:
                 require_positive(f"--{flag}", getattr(self, flag))
-        require_delta(self.delta, name="--delta")
+        if self.delta is not None:
+            require_delta(self.delta, name="--delta")
 
     def settings(self) -> PrivacySettings | None:
         """The engine's privacy settings; None without privacy. An open --clip_norm must be measured first."""
@@ -421,7 +426,7 @@ ON_RESUME: OnResumeTable = {
     "target_epsilon": OnResume.COMPARED,
     "noise_multiplier": OnResume.COMPARED,
     "clip_norm": OnResume.COMPARED,
-    "delta": OnResume.REFUSED,
+    "delta": OnResume.COMPARED,
     "insecure_test_seed": OnResume.REFUSED,
     "ignore_users": OnResume.RUNTIME,
     # optimisation: likewise

@@ -24,7 +24,7 @@ from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
-from dptune.run.plan import RunPlan, make_plan
+from dptune.run.plan import RunPlan, describe_noise, make_plan, num_trained
 from dptune.shapes import Shapes
 from utils.classification.arguments import ON_RESUME, Settings
 from utils.classification.dataset import ClassificationDataset
@@ -293,8 +293,7 @@ class ClassifierTask:
     def conclude(self, finished: Finished) -> list[str]:
         """Write `results.json`, which is not private."""
         task = self.planned.task
-        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        write_summary(finished, task, self.planned.settings, trained)
+        write_summary(finished, task, self.planned.settings, num_trained(self.model))
         return describe_scores(task, last_scores(finished))
 
     def help_save(self) -> None:
@@ -347,7 +346,8 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
             # The mode comes first: a measured clip norm follows it, and would be named in its place.
             refuse_other_beginning(folder.saved, vars(settings.mode) | mechanism_identity(plan))
         launch = {"task": task.name, "num_processes": accelerator.num_processes}
-        config = resumed_config(public_config(*settings) | launch, folder.saved, ON_RESUME)
+        delta = {} if plan.privacy is None else {"delta": plan.privacy.delta}
+        config = resumed_config(public_config(*settings) | launch | delta, folder.saved, ON_RESUME)
         for line in [*describe_changes(config, folder.saved), *describe_precision(dtype, accelerator.device)]:
             accelerator.print(line)
         trained = load_trained(planned, tokenizer, accelerator)
@@ -394,13 +394,14 @@ def load_trained(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accel
     trained = load_in_mode(task, settings, tokenizer)
     model = trained.model
     every = sum(parameter.numel() for parameter in model.parameters())
-    some = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    some = num_trained(model)
     accelerator.print(f"trainable parameters   {some:,} of {every:,} ({some / every:.3%})")
     accelerator.print(describe_rates(trained.updates, chosen=settings.steps.learning_rate is not None))
     model.to(accelerator.device).eval()
     if plan.privacy is not None:
         kinds = {"num_classes": len(task.class_names), "pad_token_id": tokenizer.pad_token_id}
-        for line in describe_short_clip_norm(plan.privacy.clip_norm, typical_gradient_norm(model)):
+        short = describe_short_clip_norm(plan.privacy.clip_norm, typical_gradient_norm(model))
+        for line in [*describe_noise(plan, some), *short]:
             accelerator.print(line)
         longest, types = settings.checkpoint.block_size, task.train.token_types is not None
         check_classifier_rules(model, token_types=types, max_length=longest, **kinds)

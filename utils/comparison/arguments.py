@@ -54,13 +54,20 @@ class TrialArguments:
     )
     batch_size: int = field(default=256, metadata={"help": "average number of examples per step"})
     target_epsilon: float = field(default=8.0, metadata={"help": "epsilon of each private run or private selection"})
-    delta: float = field(default=1e-6, metadata={"help": "probability that the epsilon bound fails"})
+    delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "probability that the epsilon bound fails; default: a tenth of 1 / number of examples, rounded "
+            "down to a power of ten"
+        },
+    )
 
     def __post_init__(self) -> None:
         for name in ("num_train_epochs", "target_epsilon"):
             require_positive(f"--{name}", getattr(self, name))
         require_count("--batch_size", self.batch_size)
-        require_delta(self.delta, name="--delta")
+        if self.delta is not None:
+            require_delta(self.delta, name="--delta")
 
 
 @dataclass
@@ -142,7 +149,8 @@ def trainer_flags(
         if (value := getattr(training, name)) is not None:
             flags += [f"--{name}", str(value)]
     if private:
-        flags += ["--enable_dp", "--delta", repr(training.delta), *privacy]
+        delta = [] if training.delta is None else ["--delta", repr(training.delta)]
+        flags += ["--enable_dp", *delta, *privacy]
     return flags
 
 

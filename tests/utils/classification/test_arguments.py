@@ -38,7 +38,7 @@ def test_the_defaults() -> None:
     assert (given.mode.finetune_mode, given.mode.num_prepend_tokens) == ("full", 20)
     assert (given.mode.lora_r, given.mode.lora_alpha, given.mode.lora_dropout) == (16, 16.0, 0.0)
     assert (given.steps.num_train_epochs, given.steps.batch_size, given.steps.micro_batch_size) == (3.0, 256, 32)
-    assert given.budget.delta == 1e-6
+    assert given.budget.delta is None
     assert given.budget.settings() is None
     assert given.token_budget == 32 * 128
 
@@ -56,7 +56,7 @@ def test_the_lines_of_the_readme() -> None:
     assert given.folder == Path("outputs/classifier-ia3-dp")
     engine = given.budget.settings()
     assert engine is not None
-    assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm, engine.delta) == (8.0, None, 0.1, 1e-6)
+    assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm, engine.delta) == (8.0, None, 0.1, None)
 
 
 def test_privacy_defaults_to_epsilon_8() -> None:

@@ -35,7 +35,7 @@ def test_the_trainer_gets_what_was_asked_for(tmp_path: Path) -> None:
         "max_train_examples": "1000", "data_dir": "d", "seed": "4", "micro_batch_size": "7", "lora_r": "2",
         "finetune_mode": "full", "resume_from_checkpoint": "latest",
     }  # fmt: skip
-    private = {"enable_dp": "", "target_epsilon": "3.0", "delta": "1e-06"}
+    private = {"enable_dp": "", "target_epsilon": "3.0"}
     for command in trainer.commands:
         rest = {name: value for name, value in command.items() if name not in ("output_dir", "learning_rate")}
         assert rest == shared | (private if "enable_dp" in command else {})
