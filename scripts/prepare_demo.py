@@ -268,9 +268,9 @@ def describe_unit(train_file: Path) -> list[str]:
         rows_of = Counter(json.loads(line)["user"] for line in file)
     most = max(rows_of.values())
     return [
-        f"privacy unit: one row. The {rows_of.total():,} rows have {len(rows_of):,} writers, one of whom wrote {most:,}.",
-        "Epsilon hides whether one row was there (--ignore_users says so). For a writer of k rows the bound is weaker, up",
-        "to k times epsilon. --privacy_unit user hides a writer's answers (docs/how_to/people.md).",
+        f"privacy unit: one row. {rows_of.total():,} rows have {len(rows_of):,} writers, one of whom wrote {most:,}.",
+        "Epsilon hides whether one row was there; --ignore_users asks for that. A writer of k rows is hidden only up",
+        "to k times epsilon. --privacy_unit user hides all that a writer answered (docs/how_to/people.md).",
     ]
 
 

@@ -321,7 +321,7 @@ def test_the_demo_says_what_its_unit_means_for_its_people(tmp_path: Path) -> Non
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps({"user": user}) + "\n" for user in ["a", "b", "a", "c", "a"]))
     first, *_ = prepare_demo.describe_unit(path)
-    assert first == "privacy unit: one row. The 5 rows have 3 writers, one of whom wrote 3."
+    assert first == "privacy unit: one row. 5 rows have 3 writers, one of whom wrote 3."
     script = (Path(prepare_demo.__file__).parent / "demo.sh").read_text()
     assert "describe_unit" in script
     assert "--ignore_users" in script

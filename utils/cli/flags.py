@@ -165,7 +165,7 @@ def _refuse_two_names(line: Sequence[str], groups: Sequence[type]) -> None:
     for field in (f for one in groups for f in dataclasses.fields(one)):
         given = [f"--{name}" for name in names_of(field) if words.intersection(spellings(name))]
         if len(given) > 1:
-            refuse(given[1], HIDDEN, f"is another name of {given[0]}, which is also given; leave one out")
+            refuse(f"--{field.name}", HIDDEN, f"is given as {' and as '.join(given)}; leave one out")
 
 
 def _overwrite_secrets(argv: list[str], groups: Sequence[type]) -> None:
