@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from dptune import accounting
 from dptune._validate import present, refuse, require_delta, require_positive
@@ -16,6 +15,9 @@ from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.mechanism import PrivacyConfig, sampling_probability
 from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit, Unit
+
+if TYPE_CHECKING:  # for types only: modules of flags import this one without loading torch
+    from torch import nn
 
 ROW = PrivacyUnit()
 _DROWNED = 10.0  # the update is then at best 6 degrees away from a right angle to what was learned
