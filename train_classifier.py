@@ -2,7 +2,7 @@ r"""Fine-tune a sentence classifier, with or without privacy, in one of nine mod
 
     python train_classifier.py --datasets sst2 --finetune_mode full
     python train_classifier.py --datasets qnli qqp --finetune_mode ia3 \
-        --enable_dp --target_epsilon 8.0 --max_grad_norm 0.1
+        --enable_dp --target_epsilon 8.0 --clip_norm 0.1
 
 To use several processes, launch it with torchrun or accelerate launch. Each task gets its own folder, model and privacy
 budget. `--dry_run` prints epsilon, noise and steps, and stops.
@@ -41,7 +41,7 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     from utils.classification.setup import describe_setup, is_finished, load_tasks, plan_task, run_task
     from utils.classification.tasks import describe_task
 
-    tokenizer = load_classifier_tokenizer(settings.checkpoint.model_checkpoint)
+    tokenizer = load_classifier_tokenizer(settings.checkpoint.model_name_or_path)
     planned = [plan_task(task, settings, tokenizer, accelerator) for task in load_tasks(settings, tokenizer)]
     finished = []
     for one in planned:

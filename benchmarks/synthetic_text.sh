@@ -18,21 +18,21 @@ lora=(--lora_r 4 --lora_target_modules q_proj v_proj)
 
 # One setting each, without a search.
 train() { # chat|abstracts, data set, prompt style, private batch size and epochs, epochs without privacy
-  local common=(--data_dir "$study" --dataset_name "$2" --prompt_style "$3" --model_name "$model" --max_seq_len 64 --perdevice_bs 16
+  local common=(--data_dir "$study" --dataset_name "$2" --prompt_style "$3" --model_name_or_path "$model" --block_size 64 --per_device_train_batch_size 16
     --eval_freq 1000)
   local held_out=(--validation_file "$study/$1_held_out.jsonl")
-  "$python" -m scripts.generate_train_command "${common[@]}" --job_sess "study-$1-private" --eps 8 --delta 1e-5 --clip 1 \
-    --total_bs "$4" --num_epochs "$5" --lr 3e-3 -- "${lora[@]}" "${held_out[@]}"
-  "$python" -m scripts.generate_train_command "${common[@]}" --job_sess "study-$1-plain" --eps -1 \
-    --total_bs 32 --num_epochs "$6" --lr 5e-4 -- "${lora[@]}" "${held_out[@]}"
+  "$python" -m scripts.generate_train_command "${common[@]}" --job_sess "study-$1-private" --target_epsilon 8 --delta 1e-5 --clip_norm 1 \
+    --total_bs "$4" --num_train_epochs "$5" --learning_rate 3e-3 -- "${lora[@]}" "${held_out[@]}"
+  "$python" -m scripts.generate_train_command "${common[@]}" --job_sess "study-$1-plain" --target_epsilon -1 \
+    --total_bs 32 --num_train_epochs "$6" --learning_rate 5e-4 -- "${lora[@]}" "${held_out[@]}"
 }
 sample() { # chat|abstracts, instruction file, prompt style
   local who adapter
   for who in private plain untrained; do
     adapter=(--adapter_path "outputs/study-$1-$who")
     [ "$who" = untrained ] && adapter=()
-    "$python" -m scripts.generate_inference_command --instruction_file "$2" --model_name "$model" "${adapter[@]}" \
-      --job_sess "study-$1-$who" --prompt_style "$3" --max_seq_len 64 --batch_size 64 --top_p 0.95 -- --seed 1
+    "$python" -m scripts.generate_inference_command --instruction_file "$2" --model_name_or_path "$model" "${adapter[@]}" \
+      --job_sess "study-$1-$who" --prompt_style "$3" --block_size 64 --batch_size 64 --top_p 0.95 -- --seed 1
   done
 }
 compare() { # chat|abstracts, file of samples, its text column, training file, text column of the real files

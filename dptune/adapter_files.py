@@ -32,6 +32,7 @@ PEFT_WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_CONFIG_NAME = "adapter_config.json"
 
 _PEFT_PREFIX = "base_model.model."
+_ANOTHER_MODEL = "it belongs to another model; give that model, or an adapter of this one"
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -230,14 +231,14 @@ def _number(value: object) -> float | None:
 def _check_fits(model: nn.Module, name: str, entry: _Entry, present: Mapping[str, LoraAdapter]) -> None:
     layer = linear_layers(model).get(name)
     if layer is None:
-        refuse("path", name, "the file adapts a layer that this model does not have: it belongs to another model")
+        refuse("path", name, f"the file adapts a layer that this model does not have: {_ANOTHER_MODEL}")
     shape, expected = (entry.A.shape[1], len(entry.B)), linear_sizes(layer)
     if shape != expected:
         refuse(
             "path",
             name,
             f"the file's adapter is {shape[0]} -> {shape[1]}, the layer {expected[0]} -> {expected[1]}: "
-            "it belongs to another model",
+            f"{_ANOTHER_MODEL}",
         )
     if not present:
         return

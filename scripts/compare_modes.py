@@ -1,7 +1,8 @@
 r"""Compare modes of fine-tuning a classifier at one epsilon, each with a few learning rates.
 
-    python -m scripts.compare_modes --model_checkpoint PATH --datasets sst2 --data_dir glue --target_epsilon 8 \
-        --modes full lora last-layer --learning_rates 1e-4 1e-3 --epochs 3 --output_dir OUT -- --micro_batch_size 64
+    python -m scripts.compare_modes --model_name_or_path PATH --datasets sst2 --data_dir glue --target_epsilon 8 \
+        --modes full lora last-layer --learning_rates 1e-4 1e-3 --num_train_epochs 3 --output_dir OUT \
+        -- --micro_batch_size 64
 
 trains every mode at every rate with `train_classifier.py`, with privacy and without. It writes `OUT/comparison.md`,
 `comparison.png` and `trials.jsonl`. After an interruption run the same line again to resume. A line with other modes,

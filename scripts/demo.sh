@@ -40,6 +40,14 @@ import sys
 for row in map(json.loads, open(sys.argv[1], encoding="utf-8")):
     print(f"> {row['prompt'].strip()}\n  {' '.join(row['text'].split())}")
 PRINT
+"$python" -P - "$demo/chitchat/train.jsonl" <<'PRINT'
+import sys
+from pathlib import Path
+
+from scripts.prepare_demo import describe_unit
+
+print(*describe_unit(Path(sys.argv[1])), sep="\n")
+PRINT
 echo "what may be published, with the privacy report: $run/publish"
 echo "plot of epsilon by step: $run/publish/epsilon.png"
 echo "plot of the loss by step (not private): $run/diagnostics.png"

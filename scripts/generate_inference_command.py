@@ -1,7 +1,7 @@
 r"""Sample from a fine-tuned model: print the `accelerate launch` command and run it.
 
-    python -m scripts.generate_inference_command --instruction_file scripts/syn_instruct.txt --model_name PATH \
-        --adapter_path OUT --job_sess debug --max_seq_len 1024 --top_p 0.95 --prompt_style uncond_generation
+    python -m scripts.generate_inference_command --instruction_file scripts/syn_instruct.txt --model_name_or_path PATH \
+        --adapter_path OUT --job_sess debug --block_size 1024 --top_p 0.95 --prompt_style uncond_generation
 
 writes synthetic instructions to `inference_outputs/debug/instructions.jsonl` (type B). With `--prompt_style vicuna` and
 AlpacaEval's instructions it writes responses, also in AlpacaEval's format (type D). --print_only only prints the
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dptune._aliases import aliases
 from utils.cli.endpoints import VLLM_KEY, require_address
 from utils.cli.flags import exit_on_invalid_argument, parse
 from utils.cli.launch_lines import as_command, as_line, launch_words, require_job, require_not_taken, split_at_dashes
@@ -36,12 +37,20 @@ class JobArguments:
     _argument_group_name = "job"
 
     instruction_file: str = field(metadata={"help": "instructions: see inference_generation_instruction.py"})
-    model_name: str = field(metadata={"help": "folder or hub name of the base model"})
+    model_name_or_path: str = field(
+        metadata={"help": "folder or hub name of the base model", "aliases": aliases("model_name")}
+    )
     job_sess: str = field(metadata={"help": f"name of the job: outputs go to {OUTPUTS}/[job_sess]"})
     adapter_path: str | None = field(
         default=None, metadata={"help": "folder of a training, or its folder publish; default: sample the base model"}
     )
-    max_seq_len: int = field(default=1024, metadata={"help": "maximum number of tokens of prompt and text together"})
+    block_size: int = field(
+        default=1024,
+        metadata={
+            "help": "maximum number of tokens of prompt and text together",
+            "aliases": aliases("max_seq_len", "max_length"),
+        },
+    )
     top_p: float = field(default=0.95, metadata={"help": "sample from the likeliest tokens of this total probability"})
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
     batch_size: int = field(default=8, metadata={"help": "texts generated at once per GPU"})
@@ -64,9 +73,9 @@ class JobArguments:
 # This program's flag -> the flag of the inference script.
 _NAMES = {
     "instruction_file": "instruction_file",
-    "model_name": "model_name_or_path",
+    "model_name_or_path": "model_name_or_path",
     "adapter_path": "lora_weights_path",
-    "max_seq_len": "max_length",
+    "block_size": "max_length",
     "top_p": "top_p",
     "temperature": "temperature",
     "batch_size": "batch_size",

@@ -1,15 +1,15 @@
 r"""Train a generator of synthetic instructions, or an assistant: print the `accelerate launch` command and run it.
 
-    python -m scripts.generate_train_command --dataset_name NAME --model_name PATH --job_sess debug \
-        --eps 5.94 --delta 5e-7 --perdevice_bs 4 --gpus 1 --max_seq_len 1024 --total_bs 4096 --num_epochs 10 \
-        --prompt_style uncond_generation --lr 1e-3 --clip 0.5 --no_eval_at_start
+    python -m scripts.generate_train_command --dataset_name NAME --model_name_or_path PATH --job_sess debug \
+        --target_epsilon 5.94 --delta 5e-7 --per_device_train_batch_size 4 --gpus 1 --block_size 1024 --total_bs 4096 \
+        --num_train_epochs 10 --prompt_style uncond_generation --learning_rate 1e-3 --clip_norm 0.5 --no_eval_at_start
 
-fine-tunes on the instructions of `data/NAME` (type A). The noise is computed from --eps; --eps -1 trains without
-privacy. With `--prompt_style vicuna` (or chat) it fine-tunes on pairs of instruction and answer, from a data set whose
-name begins with `labelled` (type C). Outputs go to `outputs/[job_sess]`. The cost is entered in its `budget.jsonl`, or
-in a --budget_file that all stages on the same private data share. Training without privacy voids the budget, unless
---synthetic_data says that the rows were made only from released data. --print_only only prints the command. After an
-interruption run the same line again to resume. Flags after `--` are passed to train_clm.py.
+fine-tunes on the instructions of `data/NAME` (type A). The noise is computed from --target_epsilon, where -1 trains
+without privacy. With `--prompt_style vicuna` (or chat) it fine-tunes on pairs of instruction and answer, from a data
+set whose name begins with `labelled` (type C). Outputs go to `outputs/[job_sess]`. The cost is entered in its
+`budget.jsonl`, or in a --budget_file that all stages on the same private data share. Training without privacy voids
+the budget, unless --synthetic_data says that the rows were made only from released data. --print_only only prints the
+command. After an interruption run the same line again to resume. Flags after `--` are passed to train_clm.py.
 
 Run it from the repository's root. The exit status is that of the launched command.
 """
@@ -22,8 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dptune._aliases import aliases
 from dptune._validate import present, refuse, require_count, require_delta, require_positive
 from dptune.accounting import noise_multiplier, planned_steps
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
@@ -41,8 +43,7 @@ BUDGET_NAME = "budget.jsonl"
 _SUFFIXES = ("", ".jsonl", ".json", ".csv", ".parquet")
 # The engine's name of a setting -> the flag of this program.
 FLAGS = {
-    "target_epsilon": "--eps",
-    "steps": "--num_epochs",
+    "steps": "--num_train_epochs",
     "group_size": "--examples_per_unit",
     "unit": "--privacy_unit",
     "budget": "--budget_file",
@@ -52,18 +53,18 @@ FLAGS = {
 _TAKEN = {
     "train_file": "--dataset_name",
     "dataset_name": "--dataset_name",
-    "model_name_or_path": "--model_name",
+    "model_name_or_path": "--model_name_or_path",
     "output_dir": "--job_sess",
-    "target_epsilon": "--eps",
-    "noise_multiplier": "--eps",
+    "target_epsilon": "--target_epsilon",
+    "noise_multiplier": "--target_epsilon",
     "delta": "--delta",
-    "clip_norm": "--clip",
-    "per_device_train_batch_size": "--perdevice_bs",
+    "clip_norm": "--clip_norm",
+    "per_device_train_batch_size": "--per_device_train_batch_size",
     "gradient_accumulation_steps": "--total_bs",
-    "num_train_epochs": "--num_epochs",
-    "max_train_steps": "--num_epochs",
-    "block_size": "--max_seq_len",
-    "learning_rate": "--lr",
+    "num_train_epochs": "--num_train_epochs",
+    "max_train_steps": "--num_train_epochs",
+    "block_size": "--block_size",
+    "learning_rate": "--learning_rate",
     "prompt_style": "--prompt_style",
     "eval_freq": "--eval_freq",
     "eval_at_start": "--no_eval_at_start",
@@ -73,7 +74,7 @@ _TAKEN = {
     "user_level_method": "--user_level_method",
     "dry_run": "--print_only",  # a dry run must not be entered in the budget
 }
-_ONLY_PRIVATE = ("delta", "clip")  # flags that only a private job reads
+_ONLY_PRIVATE = ("delta", "clip_norm")  # flags that only a private job reads
 
 
 @dataclass
@@ -83,18 +84,38 @@ class JobArguments:
     _argument_group_name = "job"
 
     dataset_name: str = field(metadata={"help": "file (with or without suffix) or saved DatasetDict in --data_dir"})
-    model_name: str = field(metadata={"help": "folder or hub name of the base model"})
+    model_name_or_path: str = field(
+        metadata={"help": "folder or hub name of the base model", "aliases": aliases("model_name")}
+    )
     job_sess: str = field(metadata={"help": f"name of the job: outputs go to {OUTPUTS}/[job_sess]"})
-    eps: float = field(metadata={"help": "epsilon of the training; -1 trains without privacy"})
-    delta: float = field(default=5e-7, metadata={"help": "probability that the epsilon bound fails"})
-    clip: float = field(default=1.0, metadata={"help": "clip norm of the gradient per example or author"})
+    target_epsilon: float = field(
+        metadata={"help": "epsilon of the training; -1 trains without privacy", "aliases": aliases("eps")}
+    )
+    delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "probability that the epsilon bound fails; default: a tenth of 1 / number of examples (authors), "
+            "rounded down to a power of ten"
+        },
+    )
+    clip_norm: float = field(
+        default=1.0,
+        metadata={"help": "clip norm of the gradient per example or author", "aliases": aliases("clip")},
+    )
     total_bs: int = field(default=4096, metadata={"help": "average number of examples per step, over all GPUs"})
-    perdevice_bs: int = field(default=4, metadata={"help": "number of examples that fit on a GPU at once"})
+    per_device_train_batch_size: int = field(
+        default=4, metadata={"help": "number of examples that fit on a GPU at once", "aliases": aliases("perdevice_bs")}
+    )
     gpus: int = field(default=1, metadata={"help": "number of processes, one per GPU; give 1 for a CPU"})
     shard: bool = field(default=False, metadata={"help": "shard the frozen base model over the GPUs"})
-    num_epochs: float = field(default=10.0, metadata={"help": "average passes over the training set"})
-    lr: float = field(default=1e-3, metadata={"help": "peak learning rate"})
-    max_seq_len: int = field(default=1024, metadata={"help": "maximum tokens per example; longer ones are cut"})
+    num_train_epochs: float = field(
+        default=10.0, metadata={"help": "average passes over the training set", "aliases": aliases("num_epochs")}
+    )
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate", "aliases": aliases("lr")})
+    block_size: int = field(
+        default=1024,
+        metadata={"help": "maximum tokens per example; longer ones are cut", "aliases": aliases("max_seq_len")},
+    )
     prompt_style: str = field(
         default=UNCONDITIONAL,
         metadata={
@@ -122,7 +143,9 @@ class JobArguments:
     eval_at_start: bool = field(default=True, metadata={"help": "also evaluate before the first step"})
     synthetic_data: bool = field(
         default=False,
-        metadata={"help": "declare that the rows were made only from released data, so that --eps -1 costs nothing"},
+        metadata={
+            "help": "declare that the rows were made only from released data, so that --target_epsilon -1 costs nothing"
+        },
     )
     budget_file: str | None = field(
         default=None, metadata={"help": f"budget file of the pipeline; default: {BUDGET_NAME} in the job's folder"}
@@ -132,17 +155,18 @@ class JobArguments:
 
     def __post_init__(self) -> None:
         require_job(self.job_sess, OUTPUTS, gpus=self.gpus, shard=self.shard)
-        for flag in ("total_bs", "perdevice_bs", "max_seq_len", "eval_freq"):
+        for flag in ("total_bs", "per_device_train_batch_size", "block_size", "eval_freq"):
             require_count(f"--{flag}", getattr(self, flag))
-        for flag in ("clip", "num_epochs", "lr"):
+        for flag in ("clip_norm", "num_train_epochs", "learning_rate"):
             require_positive(f"--{flag}", getattr(self, flag))
-        if self.eps != -1:
-            require_positive("--eps", self.eps)
+        if self.target_epsilon != -1:
+            require_positive("--target_epsilon", self.target_epsilon)
         if self.synthetic_data and self.private:
-            refuse("--synthetic_data", True, "works only with --eps -1; give that, or leave it out")
-        require_delta(self.delta, name="--delta")
-        if self.total_bs % (at_once := self.perdevice_bs * self.gpus):
-            refuse("--total_bs", self.total_bs, f"give a multiple of --perdevice_bs x --gpus, {at_once}")
+            refuse("--synthetic_data", True, "works only with --target_epsilon -1; give that, or leave it out")
+        if self.delta is not None:
+            require_delta(self.delta, name="--delta")
+        if self.total_bs % (at_once := self.per_device_train_batch_size * self.gpus):
+            refuse("--total_bs", self.total_bs, f"give a multiple of --per_device_train_batch_size x --gpus, {at_once}")
         if (self.privacy_unit == EXAMPLE) != (self.examples_per_unit is None):
             refuse("--examples_per_unit", self.examples_per_unit, "give it with --privacy_unit COLUMN, and only then")
         if self.ignore_users and self.privacy_unit != EXAMPLE:
@@ -154,7 +178,7 @@ class JobArguments:
     @property
     def private(self) -> bool:
         """Whether the training is private."""
-        return self.eps != -1
+        return self.target_epsilon != -1
 
     @property
     def unit(self) -> PrivacyUnit:
@@ -184,7 +208,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     own, extra = split_at_dashes(sys.argv[1:] if argv is None else argv)
     (job,) = parse(JobArguments, args=own, description=__doc__)
     if not job.private:
-        refuse_unread(given_fields(own, [JobArguments]), _ONLY_PRIVATE, "is not read with --eps -1: leave it out", job)
+        refuse_unread(
+            given_fields(own, [JobArguments]), _ONLY_PRIVATE, "is not read with --target_epsilon -1: leave it out", job
+        )
     words = training_launch(job, extra)
     print(*describe_cost(job), *describe_entry(job), as_line(words), sep="\n", flush=True)
     if not job.print_only:
@@ -210,14 +236,20 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         extra: more flags of train_clm.py. Raises `InvalidArgument` for one that the job sets itself.
     """
     require_not_taken(extra, _TAKEN)
-    privacy = ["--target_epsilon", repr(job.eps), "--clip_norm", repr(job.clip), "--delta", repr(job.delta)]
+    privacy = [
+        "--target_epsilon",
+        repr(job.target_epsilon),
+        "--clip_norm",
+        repr(job.clip_norm),
+        *([] if job.delta is None else ["--delta", repr(job.delta)]),
+    ]
     without = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
     flags = [
-        *("--train_file", str(find_dataset(job)), "--model_name_or_path", job.model_name),
-        *("--output_dir", str(job.folder), "--prompt_style", job.prompt_style, "--block_size", str(job.max_seq_len)),
-        *("--per_device_train_batch_size", str(job.perdevice_bs)),
-        *("--gradient_accumulation_steps", str(job.total_bs // (job.perdevice_bs * job.gpus))),
-        *("--num_train_epochs", repr(job.num_epochs), "--learning_rate", repr(job.lr)),
+        *("--train_file", str(find_dataset(job)), "--model_name_or_path", job.model_name_or_path),
+        *("--output_dir", str(job.folder), "--prompt_style", job.prompt_style, "--block_size", str(job.block_size)),
+        *("--per_device_train_batch_size", str(job.per_device_train_batch_size)),
+        *("--gradient_accumulation_steps", str(job.total_bs // (job.per_device_train_batch_size * job.gpus))),
+        *("--num_train_epochs", repr(job.num_train_epochs), "--learning_rate", repr(job.learning_rate)),
         *(privacy if job.private else without),
         *_unit_flags(job.unit, ignore_users=job.ignore_users),
         *("--resume_from_checkpoint", "latest"),  # starts afresh if there is no checkpoint
@@ -236,7 +268,7 @@ def _unit_flags(unit: PrivacyUnit, *, ignore_users: bool) -> list[str]:
 
 
 def describe_cost(job: JobArguments) -> list[str]:
-    """The noise that --eps needs on this data set, as comment lines above the launch command.
+    """The noise that --target_epsilon needs on this data set, as comment lines above the launch command.
 
     Raises:
         InvalidArgument: a data set that cannot be read or is smaller than the batch, an epsilon out of reach.
@@ -246,18 +278,20 @@ def describe_cost(job: JobArguments) -> list[str]:
     count, kind = _num_sampled(job), job.unit.sampled
     if job.total_bs > count:
         refuse("--total_bs", job.total_bs, f"{job.dataset_name} has {count} {kind} to train on; give at most that")
-    require_delta(job.delta, count, name="--delta")
-    steps = planned_steps(num_examples=count, expected_batch_size=job.total_bs, epochs=job.num_epochs)
+    delta = default_delta(count) if job.delta is None else job.delta
+    require_delta(delta, count, name="--delta")
+    steps = planned_steps(num_examples=count, expected_batch_size=job.total_bs, epochs=job.num_train_epochs)
     sigma = noise_multiplier(
-        target_epsilon=job.eps,
-        delta=job.delta,
+        target_epsilon=job.target_epsilon,
+        delta=delta,
         sampling_probability=job.total_bs / count,
         steps=steps,
         group_size=job.unit.group_size,
     )
-    epsilon = rounded_up(job.eps, trim=True)
+    epsilon = rounded_up(job.target_epsilon, trim=True)
     told = f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps"
-    return [f"{told}: epsilon {epsilon} at delta {job.delta:g}"]
+    reason = [f"# {delta_in_words(count, kind)}"] if job.delta is None else []
+    return [f"{told}: epsilon {epsilon} at delta {delta:g}", *reason]
 
 
 def _num_sampled(job: JobArguments) -> int:

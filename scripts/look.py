@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dptune._aliases import spellings
 from dptune._validate import refuse, require_count
 from dptune.units.unit import EXAMPLE, PrivacyUnit
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
-from utils.cli.parser import spellings
 from utils.models.arguments import ModelArguments
 from utils.training.data_arguments import DataArguments
 

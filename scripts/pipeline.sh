@@ -20,15 +20,16 @@ stage() { printf '\n=== %s\n' "$*"; }
 mkdir -p "$out"
 
 stage "A: train a generator of chat messages, epsilon 7"
-"$python" -m scripts.generate_train_command --dataset_name train --data_dir "$demo/chitchat" --model_name "$model" \
-  --job_sess "$job" --ignore_users --eps 7 --delta $delta --clip 1 --total_bs 128 --perdevice_bs 16 \
-  --num_epochs 0.0119 --max_seq_len 48 --prompt_style uncond_generation --lr 5e-3 --no_eval_at_start \
+"$python" -m scripts.generate_train_command --dataset_name train --data_dir "$demo/chitchat" --model_name_or_path "$model" \
+  --job_sess "$job" --ignore_users --target_epsilon 7 --delta $delta --clip_norm 1 --total_bs 128 \
+  --per_device_train_batch_size 16 --num_train_epochs 0.0119 --block_size 48 --learning_rate 5e-3 \
+  --prompt_style uncond_generation --no_eval_at_start \
   -- --lora_r 4 --lora_target_modules q_proj v_proj --lr_scheduler_type constant
 
 stage "B: sample messages from it"
 printf ' #### 256\n' >"$out/how_many.txt"
-"$python" -m scripts.generate_inference_command --instruction_file "$out/how_many.txt" --model_name "$model" \
-  --adapter_path "$out/publish" --job_sess "$job" --max_seq_len 40 --batch_size 64 --top_p 0.95 \
+"$python" -m scripts.generate_inference_command --instruction_file "$out/how_many.txt" --model_name_or_path "$model" \
+  --adapter_path "$out/publish" --job_sess "$job" --block_size 40 --batch_size 64 --top_p 0.95 \
   --prompt_style uncond_generation
 
 stage "resample: match the private chats' mix of topics, by a noisy histogram"
@@ -51,14 +52,14 @@ kill $stub
   --val_share 0.1 --test_share 0.1
 
 stage "C: train an assistant on the synthetic pairs, which costs no further epsilon"
-"$python" -m scripts.generate_train_command --dataset_name labelled_synthetic --data_dir "$out" --model_name "$model" \
-  --job_sess "$job-assistant" --eps -1 --synthetic_data --total_bs 16 --perdevice_bs 8 --num_epochs 1 \
-  --max_seq_len 128 --prompt_style vicuna --lr 1e-3
+"$python" -m scripts.generate_train_command --dataset_name labelled_synthetic --data_dir "$out" --model_name_or_path "$model" \
+  --job_sess "$job-assistant" --target_epsilon -1 --synthetic_data --total_bs 16 \
+  --per_device_train_batch_size 8 --num_train_epochs 1 --block_size 128 --prompt_style vicuna --learning_rate 1e-3
 
 stage "D: sample answers from the assistant"
 printf '%s\n' 'Hey, how is your day going?' 'What do you like to do on weekends?' >"$out/questions.txt"
-"$python" -m scripts.generate_inference_command --instruction_file "$out/questions.txt" --model_name "$model" \
-  --adapter_path "outputs/$job-assistant/publish" --job_sess "$job-assistant" --max_seq_len 96 \
+"$python" -m scripts.generate_inference_command --instruction_file "$out/questions.txt" --model_name_or_path "$model" \
+  --adapter_path "outputs/$job-assistant/publish" --job_sess "$job-assistant" --block_size 96 \
   --prompt_style vicuna -- --instruction_format lines --alpaca_eval_output
 
 stage "total privacy cost"

@@ -262,6 +262,18 @@ def chat_rows(turns: list[list[dict[str, str]]]) -> Iterator[Row]:
             yield {"instruction": instruction, "answer": answer, "user": people[i], "partner": people[i - 1]}
 
 
+def describe_unit(train_file: Path) -> list[str]:
+    """What the demo's epsilon hides, and what that means for the people in its chats, as printable lines."""
+    with train_file.open(encoding="utf-8") as file:
+        rows_of = Counter(json.loads(line)["user"] for line in file)
+    most = max(rows_of.values())
+    return [
+        f"privacy unit: one row. {rows_of.total():,} rows have {len(rows_of):,} writers, one of whom wrote {most:,}.",
+        "Epsilon hides whether one row was there; --ignore_users asks for that. A writer of k rows is hidden only up",
+        "to k times epsilon. --privacy_unit user hides all that a writer answered (docs/how_to/people.md).",
+    ]
+
+
 def clean(text: str) -> str:
     """`text` on one line, without markup (only em and strong occur), links and addresses."""
     return " ".join(_NOT_PROSE.sub(" ", text).split())

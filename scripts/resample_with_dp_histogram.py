@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.budget import Budget
 from dptune.histogram import release
 from dptune.keystream import Keystream
@@ -77,7 +78,13 @@ class ResamplingArguments:
     budget_file: str | None = field(
         default=None, metadata={"help": "budget file of the pipeline; default: a new one in --output_dir"}
     )
-    delta: float = field(default=5e-7, metadata={"help": "delta of the printed epsilon"})
+    delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "delta of the printed epsilon; default: a tenth of 1 / number of votes, rounded down to a power of "
+            "ten"
+        },
+    )
     embedder: str = field(default=TFIDF, metadata={"help": "embedder: tfidf, or a sentence-transformers model"})
     embedding_dimensions: int = field(default=64, metadata={"help": "dimensions of tfidf embeddings"})
     clusterer: str = field(
@@ -93,7 +100,8 @@ class ResamplingArguments:
         if self.ignore_users and self.privacy_unit != EXAMPLE:
             refuse("--ignore_users", True, "contradicts --privacy_unit; leave one out")
         require_positive("--histogram_sigma", self.histogram_sigma)
-        require_delta(self.delta, name="--delta")
+        if self.delta is not None:
+            require_delta(self.delta, name="--delta")
 
     @property
     def unit(self) -> PrivacyUnit:
@@ -114,7 +122,8 @@ def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = Non
     real, synthetic = (read_rows(path, flag) for path, flag in _files(given))
     units = _units(real, given)
     num_votes = len(real) if units is None else len(set(units))
-    require_delta(given.delta, num_votes, name="--delta")
+    delta = default_delta(num_votes) if given.delta is None else given.delta
+    require_delta(delta, num_votes, name="--delta")
     synthetic_texts = _texts(synthetic, given, "synthetic_file")
     budget = Budget(given.budget_file or folder / BUDGET_NAME)
     budget_is_new = not budget.path.exists()
@@ -127,14 +136,16 @@ def main(argv: Sequence[str] | None = None, *, keystream: Keystream | None = Non
         lock.take(folder)
         released = saved_votes(folder, identity)
         if released is None:
-            budget.epsilon(given.delta)  # refuses a budget without an epsilon before more is spent
+            budget.epsilon(delta)  # refuses a budget without an epsilon before more is spent
             released = _release(private_votes(real_texts, buckets, embedder, units), budget, given, keystream)
             save_votes(folder, released, {"sigma": given.histogram_sigma, "unit": given.unit.name}, identity)
         else:  # the budget file may be another one than at the release
             _enter(budget, given, released.release, secret_noise=released.secret_noise)
         rows = resample(buckets, released.votes, given.num_samples or max(1, len(synthetic) // 2), given.seed)
         write_jsonl(folder / RESAMPLED_NAME, (synthetic[row] for row in rows))
-    print(*_describe(given, buckets, released.votes, rows, num_votes), *budget.describe(given.delta), sep="\n")
+    print(*_describe(given, buckets, released.votes, rows, num_votes), *budget.describe(delta), sep="\n")
+    if given.delta is None:
+        print(delta_in_words(num_votes, "votes"))
     if budget_is_new:
         print(f"NOTE: {budget.path} is new: neither it nor the total includes the training of the generator")
 

@@ -11,7 +11,18 @@ from scripts import compare_modes
 from tests.trainer_stand_in import TRAIN, VALIDATION, Ran, Trainer
 
 MODES = ["--modes", "full", "lora", "last-layer"]
-FLAGS = [*MODES, "--learning_rates", "1e-4", "1e-3", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", "m"]
+FLAGS = [
+    *MODES,
+    "--learning_rates",
+    "1e-4",
+    "1e-3",
+    "--batch_size",
+    "100",
+    "--num_train_epochs",
+    "2",
+    "--model_name_or_path",
+    "m",
+]
 STEPS, Q = 20, 0.1
 
 

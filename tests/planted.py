@@ -1423,7 +1423,7 @@ FAULTS = (
     Fault(
         "neighbours checked at a short length by train_classifier.py",
         "utils/classification/setup.py",
-        "longest, types = settings.checkpoint.max_length,",
+        "longest, types = settings.checkpoint.block_size,",
         "longest, types = 8,",
         ("tests/utils/classification/test_setup.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "the same for classifiers",

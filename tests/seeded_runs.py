@@ -59,7 +59,7 @@ CAUSAL_LM: dict[str, dict[str, object]] = {
     },
 }
 CLASSIFIER: dict[str, dict[str, object]] = {
-    "full": {"enable_dp": True, "noise_multiplier": 1, "max_grad_norm": 0.5},
+    "full": {"enable_dp": True, "noise_multiplier": 1, "clip_norm": 0.5},
     "ia3": {"enable_dp": True, "target_epsilon": 6},
     "lora": {},
 }
@@ -130,8 +130,14 @@ def record(folder: Path) -> dict[str, Any]:
     found[out.name] = _causal_lm(out, sharded, llama, data, {"lora_r": 4, "ignore_users": True})
     for name, changed in CLASSIFIER.items():
         out, log = folder / f"classifier-{name}", folder / f"classifier-{name}.log"
-        settings: dict[str, object] = {"model_checkpoint": bert, "datasets": "sst2", "data_dir": glue}
-        settings |= {"output_dir": out, "max_length": 16, "batch_size": 24, "micro_batch_size": 8, "epochs": 1}
+        settings: dict[str, object] = {"model_name_or_path": bert, "datasets": "sst2", "data_dir": glue}
+        settings |= {
+            "output_dir": out,
+            "block_size": 16,
+            "batch_size": 24,
+            "micro_batch_size": 8,
+            "num_train_epochs": 1,
+        }
         settings |= {
             "delta": 1e-3 if "enable_dp" in changed else None,
             "lora_r": 2,
@@ -164,9 +170,7 @@ def train_with_trainer(kind: str, model_folder: Path, out: Path) -> None:
     transformers.set_seed(0)
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
     data = [{"input_ids": ids, "labels": labels} for ids, labels in random_examples(24)]
-    privacy = ours.PrivacyArguments(
-        per_sample_max_grad_norm=0.5, target_epsilon=6.0, target_delta=1e-3, insecure_test_seed=3
-    )
+    privacy = ours.PrivacyArguments(clip_norm=0.5, target_epsilon=6.0, delta=1e-3, insecure_test_seed=3)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     tokenizer.pad_token = tokenizer.eos_token
     collator = ours.DataCollatorForPrivateCausalLanguageModeling(tokenizer=tokenizer)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 TIERS: tuple[tuple[str, ...], ...] = (
     (
         "dptune._validate",
+        "dptune._aliases",
         "dptune.command",
         "dptune.__main__",
         "dptune._files",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from utils.cli.parser import spellings
+from dptune._aliases import spellings
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "dp_accounting", "peft", "scipy", "sklearn", "openai"}

@@ -56,10 +56,10 @@ class Trainer:
         (folder / "publish" / "model.safetensors").write_text(f"{flags['finetune_mode']} {flags['learning_rate']}")
         (folder / "publish" / "privacy_report.json").write_text('{"epsilon": "of one run"}')
         private, batch = "enable_dp" in flags, int(flags["batch_size"])
-        steps = planned_steps(num_examples=TRAIN, expected_batch_size=batch, epochs=float(flags["epochs"]))
+        steps = planned_steps(num_examples=TRAIN, expected_batch_size=batch, epochs=float(flags["num_train_epochs"]))
         sigma = float(flags.get("noise_multiplier", 0.8)) * self.changed.get("noise_factor", 1.0)
         mode, rate, seed = flags["finetune_mode"], float(flags["learning_rate"]), int(flags["seed"])
-        clip_norm = float(flags.get("max_grad_norm", MEASURED)) if private else None
+        clip_norm = float(flags.get("clip_norm", MEASURED)) if private else None
         accuracy = self.accuracy(Ran(mode, rate, seed, clip_norm))
         if private:
             lines = [

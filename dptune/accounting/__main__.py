@@ -26,6 +26,7 @@ from dptune._validate import (
     require_positive,
 )
 from dptune.accounting import ACCOUNTANT, ADJACENCY, Cost, Spend, account, noise_multiplier, planned_steps
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 
 _OUT_OF_REACH = "-"
@@ -66,7 +67,8 @@ def make_table(args: argparse.Namespace) -> Table:
         InvalidArgument: a setting outside its range, or a batch larger than the data set.
     """
     _check(args)
-    setting = {"delta": args.delta, "group_size": args.group_size}
+    delta = default_delta(args.num_examples) if args.delta is None else args.delta
+    setting = {"delta": delta, "group_size": args.group_size}
     if args.target_epsilon is None:
         quantity, given = "epsilon", f"at noise multiplier {args.noise_multiplier:g}"
         accountant: Accountant = partial(_cost, noise_multiplier=args.noise_multiplier, **setting)
@@ -77,12 +79,14 @@ def make_table(args: argparse.Namespace) -> Table:
         [_cell(args.num_examples, batch, epochs, accountant) for epochs in args.epochs] for batch in args.batch_size
     ]
     unit = "" if args.group_size == 1 else f", {args.group_size} examples per privacy unit"
-    return Table(quantity, f"{given}, delta {args.delta:g}, {args.num_examples:,} examples{unit}", rows)
+    told = f"delta {delta:g}" if args.delta is not None else delta_in_words(args.num_examples)
+    return Table(quantity, f"{given}, {told}, {args.num_examples:,} examples{unit}", rows)
 
 
 def _check(args: argparse.Namespace) -> None:
     require_count("--num_examples", args.num_examples)
-    require_delta(args.delta, args.num_examples, name="--delta")
+    if args.delta is not None:
+        require_delta(args.delta, args.num_examples, name="--delta")
     require_count("--group_size", args.group_size)
     for name in ("noise_multiplier", "target_epsilon"):
         if getattr(args, name) is not None:
@@ -200,12 +204,13 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="average batch size over all processes; one row each",
     )
-    flags.add_argument("--epochs", type=float, nargs="+", required=True, help="number of epochs; one column each")
+    epochs = "number of epochs; one column each"
+    flags.add_argument("--epochs", "--num_train_epochs", type=float, nargs="+", required=True, help=epochs)
     flags.add_argument(
         "--delta",
         type=float,
-        required=True,
-        help="probability with which the bound may fail; below 1/num_examples",
+        help="probability with which the bound may fail (default: a tenth of 1/num_examples, rounded down to a power "
+        "of ten)",
     )
     one = flags.add_mutually_exclusive_group(required=True)
     one.add_argument("--noise_multiplier", type=float, help="show the epsilon of this noise, over the clip norm")

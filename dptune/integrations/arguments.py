@@ -51,7 +51,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
     max_grad_norm: float = field(
         default=0.0,
-        metadata={"help": "Must stay 0, the default: --per_sample_max_grad_norm clips each example's gradient."},
+        metadata={"help": "Must stay 0, the default: --clip_norm clips each example's gradient."},
     )
     dp_adam: bool = field(
         default=False,

@@ -31,7 +31,7 @@ _RULES = (
     _Rule(
         "max_grad_norm",
         lambda value: value != 0,
-        "it clips the sum of a batch, which bounds no single contribution; give 0 and --per_sample_max_grad_norm",
+        "it clips the sum of a batch, which bounds no single contribution; give 0 and --clip_norm",
     ),
     _Rule("label_smoothing_factor", bool, "its loss is a mean over the micro-batch; give 0 and smooth in losses="),
     _Rule(

@@ -35,10 +35,11 @@ from dptune.integrations.processes import ranks_of_launch
 from dptune.integrations.publishing import publish_run, with_recipe
 from dptune.integrations.state import read_privacy_state, save_privacy_state
 from dptune.integrations.values import require_known_values
+from dptune.lora import num_trained
 from dptune.per_example.quantized import require_separate_rounding
 from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.run.lock import FolderLock
-from dptune.run.plan import RunPlan, describe_plan
+from dptune.run.plan import RunPlan, describe_noise, describe_plan
 from dptune.run.session import PrivateRun
 from dptune.step import PrivateStep
 from dptune.units.unit import Unit
@@ -167,7 +168,7 @@ class PrivacyEngine:
         if run.last <= run.completed:
             remedy = "is spent: no step is left; use the last checkpoint"
             refuse("--target_epsilon", self._privacy_args.target_epsilon, remedy)
-        print(*describe_plan(self.plan), sep="\n")
+        print(*describe_plan(self.plan), *describe_noise(self.plan, num_trained(model)), sep="\n")
         self._check_rules(train_dataloader.collate_fn)
         run.prepare(model)
         run.__enter__()

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from dptune._aliases import aliases, with_older_keywords
 from dptune._validate import refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.run.plan import PrivacySettings
 
 # {the engine's name of a parameter: the flag that sets it}
 FLAGS = {
-    "clip_norm": "--per_sample_max_grad_norm",
+    "clip_norm": "--clip_norm",
     "noise_multiplier": "--noise_multiplier",
     "target_epsilon": "--target_epsilon",
-    "delta": "--target_delta",
+    "delta": "--delta",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
 }
 # Arguments that only a private run reads.
-ONLY_PRIVATE = ("per_sample_max_grad_norm", "noise_multiplier", "target_epsilon", "target_delta")
+ONLY_PRIVATE = ("clip_norm", "noise_multiplier", "target_epsilon", "delta")
 NOT_READ = "is not read with --disable_dp: leave one of the two out"
 
 
+@with_older_keywords
 @dataclass
 class PrivacyArguments:
     """The privacy settings. Together with the logical batch and the steps of `TrainingArguments` they decide epsilon.
+
+    `per_sample_max_grad_norm` and `target_delta` are other names of `clip_norm` and `delta`.
 
     Raises:
         InvalidArgument: both or neither of the noise multiplier and the target epsilon, a value outside its range, or
             a privacy setting together with `disable_dp`.
     """
 
-    per_sample_max_grad_norm: float = field(
-        default=1.0, metadata={"help": "C, the maximum gradient norm per example. Default 1."}
+    clip_norm: float = field(
+        default=1.0,
+        metadata={
+            "help": "C, the maximum gradient norm per example. Default 1.",
+            "aliases": aliases("per_sample_max_grad_norm"),
+        },
     )
     noise_multiplier: float | None = field(
         default=None,
@@ -43,9 +51,13 @@ class PrivacyArguments:
         default=None,
         metadata={"help": "Find the noise multiplier for this epsilon, which the run never exceeds. No default."},
     )
-    target_delta: float = field(
-        default=1e-7,
-        metadata={"help": "Probability with which the bound may fail; below 1 / number of examples. Default 1e-7."},
+    delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability with which the bound may fail. Default: a tenth of 1 / number of examples, rounded "
+            "down to a power of ten.",
+            "aliases": aliases("target_delta"),
+        },
     )
     disable_dp: bool = field(
         default=False,
@@ -73,9 +85,9 @@ class PrivacyArguments:
         if self.disable_dp:
             return None
         return PrivacySettings(
-            clip_norm=self.per_sample_max_grad_norm,
+            clip_norm=self.clip_norm,
             noise_multiplier=self.noise_multiplier,
             target_epsilon=self.target_epsilon,
-            delta=self.target_delta,
+            delta=self.delta,
             clipping=clipping,
         )

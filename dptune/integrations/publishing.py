@@ -34,7 +34,7 @@ _TOLD = (
     "optim",
     "dp_adam",
 )
-_TOLD_IF_PRIVATE = ("per_sample_max_grad_norm", "target_delta")
+_TOLD_IF_PRIVATE = ("clip_norm", "delta")
 _WHOLE = Artifact(
     "model",
     "fine-tuned copy of",

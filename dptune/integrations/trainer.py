@@ -49,11 +49,12 @@ from dptune.integrations.sharded_trainer import ShardedTrainer
 from dptune.integrations.state import save_privacy_state
 from dptune.integrations.values import require_known_values
 from dptune.integrations.vocabulary import Vocabulary
+from dptune.lora import num_trained
 from dptune.optimizers import DPAdam
 from dptune.pass_overhead import pass_overhead
 from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.run.lock import FolderLock
-from dptune.run.plan import RunPlan, describe_plan
+from dptune.run.plan import RunPlan, describe_noise, describe_plan
 from dptune.run.session import PrivateRun
 from dptune.shapes import Shapes
 from dptune.sharding import reshard
@@ -165,7 +166,7 @@ class DPTrainer(ShardedTrainer):
         if trial is not None:
             refuse("trial", "given", "each trial would spend a separate budget; search on public data")
         if self.args.should_log:
-            print(*describe_plan(self.plan), sep="\n")
+            print(*describe_plan(self.plan), *describe_noise(self.plan, num_trained(self.model)), sep="\n")
         if getattr(self.args, "dry_run", False):
             return TrainOutput(0, math.nan, {})
         self._check_values()

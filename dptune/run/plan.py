@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dptune import accounting
-from dptune._validate import refuse, require_delta, require_positive
+from dptune._validate import present, refuse, require_delta, require_positive
 from dptune.accounting import USELESS_EPSILON
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up
 from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.mechanism import PrivacyConfig, sampling_probability
@@ -15,6 +16,7 @@ from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit, Unit
 
 ROW = PrivacyUnit()
+_DROWNED = 10.0  # the update is then at best 6 degrees away from a right angle to what was learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class PrivacySettings:
         clip_norm: C, the maximum gradient norm per example (or per author). Ignored if per-layer clip norms are given.
         noise_multiplier: sigma; None to find it from `target_epsilon`.
         target_epsilon: the maximum epsilon; None if `noise_multiplier` is given.
-        delta: the probability with which the bound may fail.
+        delta: the probability with which the bound may fail; None for `default_delta` of the number of examples.
         clipping: the clipping style.
 
     Raises:
@@ -35,7 +37,7 @@ class PrivacySettings:
     clip_norm: float = 1.0
     noise_multiplier: float | None = None
     target_epsilon: float | None = None
-    delta: float
+    delta: float | None = None
     clipping: Clipping = FLAT
 
     def __post_init__(self) -> None:
@@ -47,7 +49,8 @@ class PrivacySettings:
         for name, value in (("noise_multiplier", self.noise_multiplier), ("target_epsilon", self.target_epsilon)):
             if value is not None:
                 require_positive(name, value)
-        require_delta(self.delta)
+        if self.delta is not None:
+            require_delta(self.delta)
 
     def sigma(self, *, sampling_probability: float, steps: int, group_size: int) -> float:
         """The noise multiplier: the given one, or the smallest that keeps epsilon at or below the target."""
@@ -55,7 +58,7 @@ class PrivacySettings:
             return self.noise_multiplier or refuse("noise_multiplier", self.noise_multiplier, "give a number above 0")
         return accounting.noise_multiplier(
             target_epsilon=self.target_epsilon,
-            delta=self.delta,
+            delta=present(self.delta, "delta"),
             sampling_probability=sampling_probability,
             steps=steps,
             group_size=group_size,
@@ -75,6 +78,7 @@ class RunPlan:
         target_epsilon: the epsilon that the run must not exceed; None if the noise was given.
         test_seed: makes draws, masks and noise repeatable. For tests only: a run with it protects nobody.
         parts: parts of the training set whose rows are drawn more or less often; None if all are drawn alike.
+        chose_delta: whether delta is the default for the number of examples.
 
     Raises:
         InvalidArgument: the plan contradicts its mechanism, from which epsilon is computed.
@@ -88,6 +92,7 @@ class RunPlan:
     target_epsilon: float | None = None
     test_seed: int | None = None
     parts: Parts | None = None
+    chose_delta: bool = False
 
     def __post_init__(self) -> None:
         if self.privacy is None:
@@ -136,9 +141,10 @@ def make_plan(
         refuse("parts", parts.sizes, "the rows of one unit may lie in several parts; leave the weights out")
     if settings is None:
         return RunPlan(None, num_examples, batch, steps, unit, test_seed=test_seed, parts=parts)
-    require_delta(settings.delta, num_examples)
+    delta = default_delta(num_examples) if settings.delta is None else settings.delta
+    require_delta(delta, num_examples)
     q = sampling_probability(batch, num_examples, parts)
-    sigma = settings.sigma(sampling_probability=q, steps=steps, group_size=unit.group_size)
+    sigma = replace(settings, delta=delta).sigma(sampling_probability=q, steps=steps, group_size=unit.group_size)
     total = settings.clipping.total if isinstance(settings.clipping, PerLayer) else None
     config = PrivacyConfig(
         num_examples=num_examples,
@@ -146,12 +152,13 @@ def make_plan(
         steps=steps,
         clip_norm=settings.clip_norm if total is None else total,
         noise_multiplier=sigma,
-        delta=settings.delta,
+        delta=delta,
         group_size=unit.group_size,
         clipping=settings.clipping,
         parts=parts,
     )
-    return RunPlan(config, num_examples, batch, steps, unit, settings.target_epsilon, test_seed, parts)
+    chose_delta = settings.delta is None
+    return RunPlan(config, num_examples, batch, steps, unit, settings.target_epsilon, test_seed, parts, chose_delta)
 
 
 def expected_batch(
@@ -227,5 +234,34 @@ def describe_plan(plan: RunPlan) -> list[str]:
         *style,
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
         f"epsilon                {rounded_up(epsilon)} at delta {plan.privacy.delta:g}",
+        *([f"{'':<23}{delta_in_words(plan.num_examples, sampled)}"] if plan.chose_delta else []),
         *([f"too little noise       {useless}"] if epsilon > USELESS_EPSILON else []),
     ]
+
+
+def noise_over_signal(config: PrivacyConfig, trained: int) -> float:
+    """How long the noise of all steps together is, over the longest that all clipped gradients together can be.
+
+    A step adds noise of length sigma C sqrt(P) to a sum of B gradients, each at most C long. Over T steps the gradients
+    add up to T B C if all of them agree, and the noise, which is drawn anew each time, to sigma C sqrt(T P).
+
+    Args:
+        config: the mechanism.
+        trained: P, the number of trained parameters.
+    """
+    signal = config.expected_batch_size * math.sqrt(config.steps)
+    return config.noise_multiplier * math.sqrt(trained) / signal
+
+
+def describe_noise(plan: RunPlan, trained: int) -> list[str]:
+    """A warning line if the noise drowns whatever the run could learn; none otherwise.
+
+    Args:
+        plan: the plan.
+        trained: number of trained parameters.
+    """
+    if plan.privacy is None or (ratio := noise_over_signal(plan.privacy, trained)) <= _DROWNED:
+        return []
+    reason = f"over all steps, the noise on {trained:,} trained parameters is {ratio:,.0f} times as long as the sum of"
+    remedy = f"give a larger epsilon, more {plan.unit.sampled}, or train fewer parameters"
+    return [f"too much noise         {reason} gradients can be: expect the model to learn nothing; {remedy}"]

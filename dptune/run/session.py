@@ -120,11 +120,14 @@ class PrivateRun:
     def epsilon(self) -> float | None:
         """Epsilon spent so far; None before the first step, without privacy and on all ranks but 0.
 
-        None too if it is infinite, because no log or JSON file may hold such a number.
+        None too if it is infinite, because no log or JSON file may hold such a number. It is computed on a coarse grid,
+        which may exceed the target of a run that does not: then it is the target, which holds for all planned steps.
         """
         if self.ledger is None or self.plan.privacy is None or not self.ledger.steps:
             return None
         spent = self.ledger.running_epsilon(self.plan.privacy.delta)
+        if self.plan.target_epsilon is not None and self.ledger.steps <= self.plan.steps:
+            spent = min(spent, self.plan.target_epsilon)
         return spent if math.isfinite(spent) else None
 
     @property

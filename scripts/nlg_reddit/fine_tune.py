@@ -1,7 +1,7 @@
 r"""Fine-tune a GPT-2 style model on texts, whole or with LoRA, with or without privacy, per text or per author.
 
-    torchrun --nproc_per_node 2 scripts/nlg_reddit/fine_tune.py --output_dir scratch --model_name gpt2 \
-        --train_file corpus.jsonl --sequence_len 128 --per_device_train_batch_size 32 \
+    torchrun --nproc_per_node 2 scripts/nlg_reddit/fine_tune.py --output_dir scratch --model_name_or_path gpt2 \
+        --train_file corpus.jsonl --block_size 128 --per_device_train_batch_size 32 \
         --gradient_accumulation_steps 2 --num_train_epochs 3 --learning_rate 1e-4 --target_epsilon 8
 
 All flags of transformers' TrainingArguments work, except those that would break the privacy guarantee, which are
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser, set_seed
 
 from dptune import add_lora
+from dptune._aliases import canonical
 from dptune._validate import HIDDEN, InvalidArgument, refuse
 from dptune.devices import has_accelerator
 from dptune.integrations.authors import AuthorCollator, AuthorItems, AuthorLosses
@@ -63,18 +64,15 @@ _HELP_ALL = "--help_all"
 GROUPS = (TrainingArguments, PrivacyArguments, CorpusModelArguments, CorpusArguments, CardArguments)
 # {parameter, as the engine and shared code name it: flag of this program}.
 FLAGS = {
-    **dict.fromkeys(("model", "model_name_or_path", "folder", "files"), "--model_name"),
-    "block_size": "--sequence_len",
+    **dict.fromkeys(("model", "folder", "files"), "--model_name_or_path"),
     "privacy_unit": "--author_column",
-    "rank": "--lora_dim",
+    "rank": "--lora_r",
     "alpha": "--lora_alpha",
     "dropout": "--lora_dropout",
     "targets": "--lora_target_modules",
     "resume_from": "--resume_from_checkpoint",
     "run_folder": "--output_dir",
     "keep": "--save_total_limit",
-    "clip_norm": "--per_sample_max_grad_norm",
-    "delta": "--target_delta",
     **CARD_FLAGS,
 }
 
@@ -105,16 +103,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
     training, privacy, model_args, data_args, card_args = read_flags(sys.argv[1:] if argv is None else argv)
     is_main = PartialState().is_main_process
-    tokenizer = load_tokenizer(model_args.model_name)
+    tokenizer = load_tokenizer(model_args.model_name_or_path)
     users_flag = None if privacy.disable_dp else data_args.users_flag
-    train, held_out = load_corpus(data_args, tokenizer, model_args.sequence_len, training.seed, users_flag=users_flag)
+    train, held_out = load_corpus(data_args, tokenizer, model_args.block_size, training.seed, users_flag=users_flag)
     _check_evaluation(training, data_args, held_out)
     if is_main:
         print(*_describe_corpus(train, held_out), sep="\n")
     set_seed(training.seed)  # initial adapters; noise and sampling use secret keys
     model = prepared_model(model_args)
-    require_embeddings(model, tokenizer, model_args.model_name, {"text": (train.ids, train.starts)})
-    unit, length = data_args.unit, model_args.sequence_len
+    require_embeddings(model, tokenizer, model_args.model_name_or_path, {"text": (train.ids, train.starts)})
+    unit, length = data_args.unit, model_args.block_size
     card = card_of(training, privacy, model_args, data_args, card_args)
     trainer = make_trainer(model, tokenizer, training, privacy, unit, train, held_out, max_length=length, card=card)
     output = trainer.train(resume_from_checkpoint=_checkpoint(training))
@@ -130,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read_flags(line: Sequence[str]) -> tuple[Any, ...]:
     """(training, privacy, model, data, card) arguments. Prints a note for each old flag that it renamed."""
-    known = {one.name for group in GROUPS for one in fields(group)}
+    known = set(canonical(GROUPS))
     words, notes = with_new_names(["--help" if word == _HELP_ALL else word for word in line], known)
     if not has_accelerator() and not any(word.startswith(("--use_cpu", "--use-cpu")) for word in words):
         words.append("--use_cpu")  # otherwise several processes would not join
@@ -183,7 +181,7 @@ def load_corpus(
 
 def _describe_corpus(train: TokenizedDataset, held_out: TokenizedDataset | None) -> list[str]:
     lines = [
-        f"texts                  {len(train):,} in training, {train.num_cut:,} cut to --sequence_len",
+        f"texts                  {len(train):,} in training, {train.num_cut:,} cut to --block_size",
         f"held out               {0 if held_out is None else len(held_out):,} texts",
     ]
     if train.authors is not None:
@@ -193,20 +191,20 @@ def _describe_corpus(train: TokenizedDataset, held_out: TokenizedDataset | None)
 
 def prepared_model(model_args: CorpusModelArguments) -> Any:
     """The model with its trained parameters. `DPTrainer` compares the engine's gradients with autograd's."""
-    model = load_model(model_args.model_name, dtype=torch.float32, device=torch.device("cpu"))
-    require_context(model, model_args.sequence_len)
+    model = load_model(model_args.model_name_or_path, dtype=torch.float32, device=torch.device("cpu"))
+    require_context(model, model_args.block_size)
     choose_parameters(model, model_args)
     return model
 
 
 def choose_parameters(model: Any, model_args: CorpusModelArguments) -> None:
     """Add adapters, or make all parameters trainable."""
-    if not model_args.lora_dim:
+    if not model_args.lora_r:
         choose_trainable(model, ["all"])
         return
     names = {name.rpartition(".")[2] for name in linear_layers(model)}
     targets = model_args.lora_target_modules or ([_GPT2_TARGET] if _GPT2_TARGET in names else DEFAULT_TARGETS)
-    rank, alpha, dropout = model_args.lora_dim, model_args.lora_alpha, model_args.lora_dropout
+    rank, alpha, dropout = model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout
     add_lora(model, rank=rank, alpha=alpha, targets=targets, dropout=dropout)
 
 
@@ -249,7 +247,7 @@ def card_of(
 ) -> CardFields:
     """What the model card says besides the guarantee."""
     program = "torchrun --nproc_per_node {processes} scripts/nlg_reddit/fine_tune.py --output_dir OUT"
-    name = {"model_name": published_name(card.base_model_name or model.model_name)}
+    name = {"model_name_or_path": published_name(card.base_model_name or model.model_name_or_path)}
     return with_recipe(card.fields(), training, privacy, model, data, program=program, names=name)
 
 

@@ -36,7 +36,16 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
 
 def test_a_head_alone_is_tried_around_what_its_checkpoint_measures(tmp_path: Path) -> None:
     checkpoint = save_bert(tmp_path / "bert")
-    words = ["--modes", "last-layer", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", str(checkpoint)]
+    words = [
+        "--modes",
+        "last-layer",
+        "--batch_size",
+        "100",
+        "--num_train_epochs",
+        "2",
+        "--model_name_or_path",
+        str(checkpoint),
+    ]
     trainer = Trainer(lambda *_: 0.8)
     compare_modes.main([*words, "--rate_factors", "1", "3", "--output_dir", str(tmp_path / "out")], runner=trainer)
     rate = measure_head_rate(AutoModelForSequenceClassification.from_pretrained(checkpoint))
@@ -119,8 +128,8 @@ def train_here(command: Sequence[str], _: Path) -> int:
 def test_with_the_real_trainer(tmp_path: Path) -> None:
     """A private training and one without privacy, in this process, then a selection of exactly one trial, launched."""
     model, data = save_bert(tmp_path / "model"), write_sst2(tmp_path / "glue")
-    flags = ["--model_checkpoint", str(model), "--data_dir", str(data), "--max_length", "16", "--modes", "lora"]
-    flags += ["--learning_rates", "1e-2", "--batch_size", "40", "--epochs", "1", "--delta", "1e-3"]
+    flags = ["--model_name_or_path", str(model), "--data_dir", str(data), "--block_size", "16", "--modes", "lora"]
+    flags += ["--learning_rates", "1e-2", "--batch_size", "40", "--num_train_epochs", "1", "--delta", "1e-3"]
     out = tmp_path / "out"
     compare_modes.main([*flags, "--output_dir", str(out), "--", "--checkpointing_steps", "0"], runner=train_here)
     lines = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]

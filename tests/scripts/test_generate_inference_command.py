@@ -20,7 +20,7 @@ from utils.models.arguments import ModelArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "inference_generation_instruction.py"
-NEEDED = ["--instruction_file", "my file.txt", "--model_name", "BASE", "--job_sess", "debug"]
+NEEDED = ["--instruction_file", "my file.txt", "--model_name_or_path", "BASE", "--job_sess", "debug"]
 
 
 def _line(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
@@ -37,8 +37,11 @@ def _flags(words: list[str]) -> dict[str, str]:
 
 def test_the_requirements_line_becomes_a_launch(capsys: pytest.CaptureFixture[str]) -> None:
     """Type B, as the users write it."""
-    how = ["--adapter_path", "OUT", "--max_seq_len", "1024", "--top_p", "0.95", "--prompt_style", "uncond_generation"]
+    how = ["--adapter_path", "OUT", "--block_size", "1024", "--top_p", "0.95", "--prompt_style", "uncond_generation"]
     words = _line(capsys, *how)
+    older = [*NEEDED, *(word.replace("block_size", "max_seq_len") for word in how)]
+    main([*(word.replace("model_name_or_path", "model_name") for word in older), "--print_only"])
+    assert shlex.split(capsys.readouterr().out) == words
     assert words[:6] == ["accelerate", "launch", "--config_file", PLAIN_CONFIG, "--num_processes", "1"]
     assert _flags(words) == {
         "--instruction_file": "my file.txt",
@@ -83,7 +86,7 @@ def test_several_gpus_draw_apart_or_share_the_weights(capsys: pytest.CaptureFixt
         (["--gpus", "0"], "^--gpus=0"),
         (["--shard"], "^--shard=True: .*--gpus 2"),
         (["--", "--output_dir", "x"], "^--output_dir='after --': give --job_sess before"),
-        (["--", "--max-length=3"], "^--max_length='after --': give --max_seq_len before"),
+        (["--", "--max-length=3"], "^--max_length='after --': give --block_size before"),
     ],
 )
 def test_mistakes_are_refused_by_name(argv: list[str], expected: str) -> None:
@@ -115,8 +118,8 @@ def test_a_job_leaves_its_instructions_in_its_folder(tiny_model_dir: Path, tmp_p
     for name in ("scripts", "accelerate_configs", SCRIPT):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "empty.txt").write_text(" #### 5\n")
-    job = ["--instruction_file", "empty.txt", "--model_name", str(tiny_model_dir), "--job_sess", "debug"]
-    job += ["--max_seq_len", "24", "--prompt_style", "uncond_generation", "--", "--stop", "e", "a"]
+    job = ["--instruction_file", "empty.txt", "--model_name_or_path", str(tiny_model_dir), "--job_sess", "debug"]
+    job += ["--block_size", "24", "--prompt_style", "uncond_generation", "--", "--stop", "e", "a"]
     done = _run("-m", "scripts.generate_inference_command", *job, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     output = tmp_path / "inference_outputs" / "debug"

@@ -14,6 +14,7 @@ import pytest
 
 from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose, epsilon
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.budget import Budget
 from scripts import generate_train_command as job
 from utils.cli.flags import parse
@@ -39,8 +40,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-NEEDED = ["--dataset_name", "chats", "--model_name", "BASE", "--job_sess", "debug", "--eps", "5.94"]
-SIZES = ["--total_bs", "40", "--perdevice_bs", "4", "--num_epochs", "2"]
+NEEDED = ["--dataset_name", "chats", "--model_name_or_path", "BASE", "--job_sess", "debug", "--target_epsilon", "5.94"]
+SIZES = ["--total_bs", "40", "--per_device_train_batch_size", "4", "--num_train_epochs", "2"]
 
 
 def line(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, list[str]]:
@@ -58,8 +59,13 @@ def groups_of(words: list[str]) -> dict[str, object]:
 
 def test_the_requirements_line_becomes_a_launch(capsys: pytest.CaptureFixture[str]) -> None:
     """Type A, as the users write it, but for a batch that the data set has."""
-    style = ["--prompt_style", "uncond_generation", "--lr", "1e-3", "--clip", "0.5", "--no_eval_at_start"]
-    _, words = line(capsys, "--gpus", "1", "--max_seq_len", "1024", *style)
+    older = "--dataset_name chats --model_name BASE --job_sess debug --eps 5.94 --total_bs 40 --perdevice_bs 4 "
+    older += "--num_epochs 2 --gpus 1 --max_seq_len 1024 --prompt_style uncond_generation --lr 1e-3 --clip 0.5"
+    job.main([*older.split(), "--no_eval_at_start", "--print_only"])
+    by_older_names = capsys.readouterr().out
+    style = ["--prompt_style", "uncond_generation", "--learning_rate", "1e-3", "--clip_norm", "0.5"]
+    _, words = line(capsys, "--gpus", "1", "--block_size", "1024", *style, "--no_eval_at_start")
+    assert by_older_names.splitlines()[-1] == shlex.join(words)
     assert words[:6] == ["accelerate", "launch", "--config_file", PLAIN_CONFIG, "--num_processes", "1"]
     given = groups_of(words)
     expected = {
@@ -74,7 +80,7 @@ def test_the_requirements_line_becomes_a_launch(capsys: pytest.CaptureFixture[st
         "learning_rate": 1e-3,
         "target_epsilon": 5.94,
         "clip_norm": 0.5,
-        "delta": 5e-7,
+        "delta": None,
         "eval_at_start": False,
         "resume_from_checkpoint": "latest",
     }
@@ -85,21 +91,26 @@ def test_the_noise_that_is_printed_costs_the_epsilon_that_is_asked(capsys: pytes
     comment, _ = line(capsys)
     sigma, steps = float(comment.split("noise multiplier ")[1].split()[0]), 10
     assert f"{ROWS} examples and {steps} steps" in comment
-    spent = epsilon(noise_multiplier=sigma, sampling_probability=40 / ROWS, steps=steps, delta=5e-7)
+    spent = epsilon(noise_multiplier=sigma, sampling_probability=40 / ROWS, steps=steps, delta=default_delta(ROWS))
     assert 5.90 < spent <= 5.94
+    job.main([*NEEDED, *SIZES, "--print_only"])
+    assert f"# {delta_in_words(ROWS)}" in capsys.readouterr().out.splitlines()
+    told, words = line(capsys, "--delta", "5e-7")
+    assert groups_of(words)["delta"] == 5e-7
+    assert float(told.split("noise multiplier ")[1].split()[0]) > sigma
 
 
 def test_eps_minus_one_is_no_privacy_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    comment, words = line(capsys, "--eps", "-1")
+    comment, words = line(capsys, "--target_epsilon", "-1")
     assert comment == "# no privacy: the trained model may reveal any row of chats"
     given = groups_of(words)
     assert (given["clip_norm"], given["noise_multiplier"], given["target_epsilon"]) == (-1, -1, None)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--delta", "5e-7"), ("--clip", "2")])
+@pytest.mark.parametrize(("flag", "value"), [("--delta", "5e-7"), ("--clip_norm", "2")])
 def test_a_setting_of_privacy_without_privacy_is_refused(flag: str, value: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"^{flag}=.*: is not read with --eps -1"):
-        job.main([*NEEDED, *SIZES, "--eps", "-1", flag, value, "--print_only"])
+    with pytest.raises(InvalidArgument, match=f"^{flag}=.*: is not read with --target_epsilon -1"):
+        job.main([*NEEDED, *SIZES, "--target_epsilon", "-1", flag, value, "--print_only"])
 
 
 def test_pairs_are_learned_from_a_labelled_data_set(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +137,7 @@ def test_the_noise_of_example_level_sampling_hides_all_rows_of_an_author(capsys:
     sigma, steps = float(comment.split("noise multiplier ")[1].split()[0]), 8
     assert f"{kept} examples and {steps} steps" in comment
     spend = Spend(sigma, 40 / kept, steps, group_size=3)
-    assert 5.90 < compose([spend], delta=5e-7) <= 5.94
+    assert 5.90 < compose([spend], delta=default_delta(kept)) <= 5.94
 
 
 def test_users_that_nobody_thought_of_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,22 +164,22 @@ def test_several_gpus_share_the_batch(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--eps", "0"], "^--eps=0.0"),
-        (["--eps", "-2"], "^--eps=-2.0"),
-        (["--total_bs", "42"], "^--total_bs=42: give a multiple of --perdevice_bs x --gpus, 4"),
+        (["--target_epsilon", "0"], "^--target_epsilon=0.0"),
+        (["--target_epsilon", "-2"], "^--target_epsilon=-2.0"),
+        (["--total_bs", "42"], "^--total_bs=42: give a multiple of --per_device_train_batch_size x --gpus, 4"),
         (["--total_bs", "400"], "^--total_bs=400: chats has 200 examples"),
         (["--delta", "0.1"], "^--delta=0.1: must be below"),
         (["--dataset_name", "nothing"], "^--dataset_name='nothing': no such file or folder in data"),
         (["--job_sess", "../up"], "^--job_sess='../up'"),
         (["--shard"], "^--shard=True"),
-        (["--synthetic_data"], "^--synthetic_data=True: works only with --eps -1"),
+        (["--synthetic_data"], "^--synthetic_data=True: works only with --target_epsilon -1"),
         (["--privacy_unit", "user"], "^--examples_per_unit=None"),
         (["--privacy_unit", "user", "--examples_per_unit", "2"], "^--privacy_unit='user': no such column in chats"),
         (["--", "--user_level_method", "example-level"], "^--user_level_method='after --'"),
         (["--privacy_unit", "user", "--examples_per_unit", "2", "--ignore_users"], "^--ignore_users=True"),
-        (["--", "--target-epsilon=3"], "^--target_epsilon='after --': give --eps before"),
+        (["--", "--target-epsilon=3"], "^--target_epsilon='after --': give --target_epsilon before"),
         (["--", "--no_eval_at_start"], "^--no_eval_at_start='after --'"),
-        (["--eps", "-1", "--", "--dry-run"], "^--dry_run='after --': give --print_only before"),
+        (["--target_epsilon", "-1", "--", "--dry-run"], "^--dry_run='after --': give --print_only before"),
     ],
 )
 def test_mistakes_are_refused_by_name_and_enter_nothing(argv: list[str], expected: str, here: Path) -> None:
@@ -190,7 +201,7 @@ def test_the_budget_knows_the_training_before_it_runs() -> None:
 
 
 def test_a_generator_without_privacy_or_with_a_fixed_key_voids_the_budget() -> None:
-    assert "without privacy on chats" in entered("--eps", "-1").reasons[0]
+    assert "without privacy on chats" in entered("--target_epsilon", "-1").reasons[0]
     assert "fixed key" in entered(extra=["--insecure-test-seed=3"]).reasons[-1]
 
 
@@ -198,9 +209,11 @@ PAIRS = ["--dataset_name", "labelled_chats", "--prompt_style", "vicuna"]
 
 
 def test_pairs_without_privacy_void_the_budget_unless_they_are_said_to_be_synthetic() -> None:
-    assert entered(*PAIRS, "--eps", "-1", "--synthetic_data").stages == []
-    assert entered(*PAIRS, "--eps", "-1").reasons == ["assistant debug: trained without privacy on labelled_chats"]
-    assert len(entered(*PAIRS, "--eps", "-1").stages) == 1  # nor does going on void it twice
+    assert entered(*PAIRS, "--target_epsilon", "-1", "--synthetic_data").stages == []
+    assert entered(*PAIRS, "--target_epsilon", "-1").reasons == [
+        "assistant debug: trained without privacy on labelled_chats"
+    ]
+    assert len(entered(*PAIRS, "--target_epsilon", "-1").stages) == 1  # nor does going on void it twice
 
 
 def test_a_private_assistant_composes_with_the_generator_in_one_budget(here: Path) -> None:
@@ -223,7 +236,16 @@ def test_a_job_runs_to_its_report_and_its_budget(tiny_model_dir: Path, here: Pat
     for name in ("scripts", "accelerate_configs", "train_clm.py"):
         (here / name).symlink_to(ROOT / name)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    argv = [*NEEDED, *SIZES, "--model_name", str(tiny_model_dir), "--max_seq_len", "32", "--num_epochs", "0.4"]
+    argv = [
+        *NEEDED,
+        *SIZES,
+        "--model_name_or_path",
+        str(tiny_model_dir),
+        "--block_size",
+        "32",
+        "--num_train_epochs",
+        "0.4",
+    ]
     line = [sys.executable, "-m", "scripts.generate_train_command", *argv]
     how = {"capture_output": True, "text": True, "timeout": 240, "check": False}
     done = subprocess.run(line, env={**environment, "PYTHONPATH": str(ROOT)}, **how)
@@ -233,7 +255,7 @@ def test_a_job_runs_to_its_report_and_its_budget(tiny_model_dir: Path, here: Pat
     assert again.returncode == 0, again.stderr
     assert Path("outputs/debug/ledger.jsonl").read_bytes() == ledger  # nothing was spent twice
     report = json.loads(Path("outputs/debug/publish/privacy_report.json").read_text())
-    spent = Budget("outputs/debug/budget.jsonl").epsilon(5e-7)
+    spent = Budget("outputs/debug/budget.jsonl").epsilon(report["delta"])
     assert report["guarantee"] == "dp"
     assert spent == pytest.approx(report["epsilon"], rel=1e-9)
     assert spent <= 5.94

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_plots")
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "scripts" / "nlg_reddit" / "aml").glob("*-*.yml"))
 SEED = 5
-NO_PRIVACY = {"disable_dp": True, "noise_multiplier": None, "target_delta": None}
+NO_PRIVACY = {"disable_dp": True, "noise_multiplier": None, "delta": None}
 KNOWN = {one.name for group in fine_tune.GROUPS for one in fields(group)}
 
 
@@ -54,14 +54,14 @@ def line(model_dir: Path, train_file: Path, tmp_path: Path) -> Any:
     def make(**changes: object) -> list[str]:
         settings: dict[str, object] = {
             "output_dir": tmp_path / "run",
-            "model_name": model_dir,
+            "model_name_or_path": model_dir,
             "train_file": train_file,
-            "sequence_len": 32,
+            "block_size": 32,
             "per_device_train_batch_size": 4,
             "gradient_accumulation_steps": 5,
             "max_steps": 3,
             "noise_multiplier": 1.0,
-            "target_delta": 1e-3,
+            "delta": 1e-3,
             "save_strategy": "no",
             "disable_tqdm": "True",
             "logging_steps": 1,
@@ -78,7 +78,7 @@ def line(model_dir: Path, train_file: Path, tmp_path: Path) -> Any:
 
 
 def authors(**changes: object) -> dict[str, object]:
-    settings = {"privacy_level": "author", "author_column": "user", "examples_per_author": 3, "target_delta": 1e-3}
+    settings = {"privacy_level": "author", "author_column": "user", "examples_per_author": 3, "delta": 1e-3}
     return settings | {"ignore_users": None} | changes
 
 
@@ -87,8 +87,19 @@ def report_of(folder: Path) -> dict[str, Any]:
     return report
 
 
+def test_the_older_names_of_the_documented_command_line_mean_the_same() -> None:
+    older = {"--model_name_or_path": "--model_name", "--block_size": "--sequence_len"}
+    older |= {"--clip_norm": "--per_sample_max_grad_norm", "--eval_strategy": "--evaluation_strategy"}
+    words = [*COMMAND_LINE.split(), "--train_file", "c.jsonl", "--delta", "1e-3", "--lora_r", "4"]
+    older |= {"--delta": "--target_delta", "--lora_r": "--lora_dim"}
+    training, *own = fine_tune.read_flags(words)
+    by_older_names, *groups = fine_tune.read_flags([older.get(word, word) for word in words])
+    assert groups == own
+    assert (by_older_names.eval_strategy, by_older_names.max_grad_norm) == (training.eval_strategy, 0.0)
+
+
 def test_the_documented_command_line_with_two_processes(model_dir: Path, train_file: Path, tmp_path: Path) -> None:
-    flags = COMMAND_LINE.replace("--model_name gpt2", f"--model_name {model_dir}").split()
+    flags = COMMAND_LINE.replace("--model_name_or_path gpt2", f"--model_name_or_path {model_dir}").split()
     flags += ["--train_file", str(train_file), "--held_out_share", "0.03", "--ignore_users"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29671"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -114,7 +125,7 @@ def test_the_documented_command_line_with_two_processes(model_dir: Path, train_f
 
 
 def test_lora_trains_and_saves_the_adapters_alone(line: Any, tmp_path: Path, model_dir: Path) -> None:
-    fine_tune.main(line(lora_dim=4, lora_alpha=32, lora_dropout=0.1))
+    fine_tune.main(line(lora_r=4, lora_alpha=32, lora_dropout=0.1))
     report = report_of(tmp_path / "run")
     spent = accounting.epsilon(
         noise_multiplier=1.0, sampling_probability=20 / report["num_examples"], steps=3, delta=1e-3
@@ -136,10 +147,10 @@ def test_without_privacy(line: Any, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "publish" / "config.json").exists()
 
 
-@pytest.mark.parametrize("unread", [{"target_epsilon": 8.0}, {"target_delta": 1e-7}, {"noise_multiplier": 1.0}])
+@pytest.mark.parametrize("unread", [{"target_epsilon": 8.0}, {"delta": 1e-7}, {"noise_multiplier": 1.0}])
 def test_a_setting_of_privacy_with_disable_dp_is_one_line(unread: dict[str, float], line: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit) as stopped:
-        fine_tune.main(line(**NO_PRIVACY | unread, model_name="no/where"))
+        fine_tune.main(line(**NO_PRIVACY | unread, model_name_or_path="no/where"))
     assert stopped.value.code == 2
     ((name, value),) = unread.items()
     refusal = f"error: --{name}={value!r}: is not read with --disable_dp: leave one of the two out"
@@ -164,15 +175,15 @@ def test_authors_are_drawn_accounted_for_and_reported(line: Any, tmp_path: Path,
 def trainer_of(words: list[str]) -> Any:
     """The Trainer that main() would run, on a model without dropout."""
     training, privacy, model_args, data, _ = fine_tune.read_flags(words)
-    tokenizer = fine_tune.load_tokenizer(model_args.model_name)
-    train, held_out = fine_tune.load_corpus(data, tokenizer, model_args.sequence_len, training.seed)
+    tokenizer = fine_tune.load_tokenizer(model_args.model_name_or_path)
+    train, held_out = fine_tune.load_corpus(data, tokenizer, model_args.block_size, training.seed)
     torch.manual_seed(0)
     model = fine_tune.prepared_model(model_args)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return fine_tune.make_trainer(
-        model, tokenizer, training, privacy, data.unit, train, held_out, max_length=model_args.sequence_len
+        model, tokenizer, training, privacy, data.unit, train, held_out, max_length=model_args.block_size
     )
 
 
@@ -195,12 +206,12 @@ def test_an_authors_mean_gradient_is_clipped_as_one(line: Any, tmp_path: Path) -
             **authors(examples_per_author=max(SIZES)),
             output_dir=tmp_path / str(clip_norm),
             held_out_share=0,
-            per_sample_max_grad_norm=clip_norm,
+            clip_norm=clip_norm,
             per_device_train_batch_size=everybody,
             gradient_accumulation_steps=1,
             max_steps=1,
             optim="sgd",
-            lora_dim=2,
+            lora_r=2,
         )
         trainer, log = trainer_of(words), GradientLog()
         trainer.add_callback(log)
@@ -213,7 +224,7 @@ def test_an_authors_mean_gradient_is_clipped_as_one(line: Any, tmp_path: Path) -
 
 
 def test_micro_batches_hold_no_more_rows_than_a_device_takes(line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = trainer_of(line(**authors(), held_out_share=0, lora_dim=2))
+    trainer = trainer_of(line(**authors(), held_out_share=0, lora_r=2))
     seen: list[tuple[int, int, int, int]] = []
     step = trainer.training_step
 
@@ -248,7 +259,7 @@ def test_help_all_lists_the_flags_of_transformers_too(capsys: Any) -> None:
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert "--adam_beta1" in shown
-    assert "--sequence_len" in shown
+    assert "--block_size" in shown
 
 
 def test_a_dry_run_writes_nothing(line: Any, tmp_path: Path, capsys: Any) -> None:
@@ -274,15 +285,15 @@ def test_old_names_of_flags_are_taken_with_a_note(line: Any, capsys: Any) -> Non
 
 def test_flags_come_from_a_file_too_also_those_of_transformers(tmp_path: Path) -> None:
     text = "output_dir: out\nmodel_name: m\ntrain_file: a\nlearning-rate: 1e-4\neval_strategy: no\ndisable_dp: true\n"
-    text += "target_delta: 0.1\n"
+    text += "delta: 0.1\n"
     (tmp_path / "run.yaml").write_text(text)
     words = ["--config", str(tmp_path / "run.yaml"), "--learning_rate", "0.5"]
-    with pytest.raises(InvalidArgument, match=r"^--target_delta=0.1: "):  # not read without privacy, as on the line
+    with pytest.raises(InvalidArgument, match=r"^--delta=0.1: "):  # not read without privacy, as on the line
         fine_tune.read_flags(words)
-    (tmp_path / "run.yaml").write_text(text.replace("target_delta: 0.1", "logging_steps: many"))
+    (tmp_path / "run.yaml").write_text(text.replace("delta: 0.1", "logging_steps: many"))
     with pytest.raises(InvalidArgument, match="logging_steps='many': invalid float value"):
         fine_tune.read_flags(words)
-    (tmp_path / "run.yaml").write_text(text.replace("target_delta: 0.1", ""))
+    (tmp_path / "run.yaml").write_text(text.replace("delta: 0.1", ""))
     training, privacy, *_ = fine_tune.read_flags(words)
     assert (training.learning_rate, str(training.eval_strategy.value), privacy.disable_dp) == (0.5, "no", True)
 
@@ -316,10 +327,13 @@ MISTAKES: dict[str, tuple[dict[str, object], str]] = {
     ),
     "no k": (authors(examples_per_author=None), "--examples_per_author=None: --privacy_level author needs it"),
     "k of rows": ({"examples_per_author": 2}, "--examples_per_author=2: belongs to --privacy_level author"),
-    "no model": ({"model_name": "nowhere/at-all"}, "--model_name='nowhere/at-all': no tokenizer could be loaded"),
-    "too long": ({"sequence_len": 500}, "--sequence_len=500: the model's context is 128 tokens"),
-    "layers": ({"lora_dim": 2, "lora_target_modules": "q_proj"}, "--lora_target_modules='q_proj': matches no linear"),
-    "dropout": ({"lora_dim": 2, "lora_dropout": 1.0}, "--lora_dropout=1.0: give a number of at least 0 and below 1"),
+    "no model": (
+        {"model_name_or_path": "nowhere/at-all"},
+        "--model_name_or_path='nowhere/at-all': no tokenizer could be loaded",
+    ),
+    "too long": ({"block_size": 500}, "--block_size=500: the model's context is 128 tokens"),
+    "layers": ({"lora_r": 2, "lora_target_modules": "q_proj"}, "--lora_target_modules='q_proj': matches no linear"),
+    "dropout": ({"lora_r": 2, "lora_dropout": 1.0}, "--lora_dropout=1.0: give a number of at least 0 and below 1"),
     "clipping": ({"max_grad_norm": 1.0}, "--max_grad_norm=1.0: it clips the sum of a batch"),
     "batch": ({"gradient_accumulation_steps": 90}, "x 4 per device x 1 processes is a batch of 360"),
     "no epsilon": ({"noise_multiplier": None}, "--noise_multiplier=None: give exactly one of"),
@@ -349,7 +363,7 @@ def test_a_mistake_is_one_line(name: str, line: Any, capsys: Any, tmp_path: Path
 
 
 def test_rows_of_the_corpus_are_cut_and_end(line: Any) -> None:
-    trainer = trainer_of(line(sequence_len=8, held_out_share=0))
+    trainer = trainer_of(line(block_size=8, held_out_share=0))
     rows = trainer.train_dataset
     assert isinstance(rows, RowFeatures)
     assert len(rows) == sum(SIZES) + NOBODYS
@@ -394,8 +408,8 @@ def test_a_job_file_is_right(path: Path) -> None:
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * processes == 1024
     assert privacy.disable_dp == ("no_inf" in path.stem)
     assert privacy.disable_dp or privacy.target_epsilon == 8
-    assert (model_args.lora_dim > 0) == path.stem.startswith("peft")
-    assert (training.num_train_epochs, model_args.sequence_len, data.privacy_level) == (3, 128, "sample")
+    assert (model_args.lora_r > 0) == path.stem.startswith("peft")
+    assert (training.num_train_epochs, model_args.block_size, data.privacy_level) == (3, 128, "sample")
     assert (path.parent / job["environment"]["conda_file"]).exists()
 
 

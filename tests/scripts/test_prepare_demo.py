@@ -315,3 +315,13 @@ def test_a_tokenizer_that_lost_something_is_refused() -> None:
     deaf.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(InvalidArgument, match="'round trip'"):
         prepare_demo.check_tokenizer(deaf)
+
+
+def test_the_demo_says_what_its_unit_means_for_its_people(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"user": user}) + "\n" for user in ["a", "b", "a", "c", "a"]))
+    first, *_ = prepare_demo.describe_unit(path)
+    assert first == "privacy unit: one row. 5 rows have 3 writers, one of whom wrote 3."
+    script = (Path(prepare_demo.__file__).parent / "demo.sh").read_text()
+    assert "describe_unit" in script
+    assert "--ignore_users" in script

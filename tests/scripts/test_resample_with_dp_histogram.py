@@ -15,6 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from dptune.accounting import epsilon
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.budget import Budget
 from dptune.grid import grid_of
 from dptune.keystream import Keystream
@@ -62,6 +63,14 @@ def test_the_release_is_in_the_budget_with_its_noise_and_composes(
     expected = epsilon(noise_multiplier=together, sampling_probability=1.0, steps=1, delta=1e-5)
     assert Budget(folder / "budget.jsonl").epsilon(1e-5) == pytest.approx(expected, rel=1e-3)
     assert f"epsilon {expected:.2f}"[:-1] in capsys.readouterr().out
+
+
+def test_without_a_delta_the_default_one_is_taken_and_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--real_file", str(folder / "real.jsonl"), "--synthetic_file", str(folder / "synthetic.jsonl")]
+    script.main([*files, "--output_dir", str(folder / "out"), "--num_buckets", "2"])
+    printed, votes = capsys.readouterr().out, len(read_rows(folder / "real.jsonl", "--file"))
+    assert delta_in_words(votes, "votes") in printed
+    assert f"at delta {default_delta(votes):g}" in printed
 
 
 def test_the_same_line_again_releases_nothing_new(folder: Path) -> None:

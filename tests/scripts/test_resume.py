@@ -462,3 +462,16 @@ def test_the_loser_of_a_race_for_a_new_folder_writes_nothing(line, tmp_path, mon
         assert "another process is at work in it" in refused(line(output_dir=out), capsys)
     assert {path.name for path in out.iterdir()} == {".lock", "run_config.json"}
     assert (out / "run_config.json").read_text() == "the winner's"
+
+
+def test_the_default_delta_is_recorded_and_the_same_on_resume(line, tmp_path, capsys) -> None:
+    short = {"delta": None, "max_train_steps": 2, "checkpointing_steps": 1}
+    train_clm.main(line(**short))
+    reason = "delta 0.001: a tenth of 1 / 64 examples, rounded down to a power of ten"
+    assert reason in capsys.readouterr().out
+    folder = tmp_path / "run"
+    assert json.loads((folder / "run_config.json").read_text())["delta"] == 1e-3
+    assert json.loads((folder / "publish" / "privacy_report.json").read_text())["delta"] == 1e-3
+    again = short | {"resume_from_checkpoint": folder / "checkpoint-1", "out": tmp_path / "run"}
+    train_clm.main(line(**again | {"delta": 1e-3}))
+    assert "delta was 0.001 in the checkpoint and is 0.0001 now" in refused(line(**again | {"delta": 1e-4}), capsys)

@@ -26,12 +26,14 @@ from dptune.run.checkpoint import load_checkpoint
 from tests.classifier_folders import save_bert, save_llama, write_qnli, write_sst2
 from tests.processes import run_processes
 from train_classifier import main
+from utils.classification import setup
 from utils.classification.files import load_classifier, load_classifier_tokenizer
 from utils.classification.losses import ClassificationLoss
 from utils.classification.measured_defaults import measure_clip_norm
 from utils.classification.mode_defaults import MODES
 from utils.classification.modes import prepare_mode
 from utils.classification.tasks import load_task
+from utils.cli.flags import public_config
 
 KEYS = {
     *("notice", "task", "mode", "private", "epsilon", "delta", "noise_multiplier", "clip_norm"),
@@ -74,14 +76,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(checkpoint: Path, data: Path, out: Path, **changes: object) -> list[str]:
     """A run of two steps, with flags changed, added (True: without a value), or left out (None)."""
     settings: dict[str, object] = {
-        "model_checkpoint": checkpoint,
+        "model_name_or_path": checkpoint,
         "datasets": "sst2",
         "data_dir": data,
         "output_dir": out,
-        "max_length": 16,
+        "block_size": 16,
         "batch_size": 24,
         "micro_batch_size": 8,
-        "epochs": 0.4,
+        "num_train_epochs": 0.4,
         "delta": 1e-3 if changes.get("enable_dp") else None,
         "num_prepend_tokens": 3,
         "lora_r": 2,
@@ -115,7 +117,7 @@ def test_a_mode_trains_privately(
     mode: str, name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = request.getfixturevalue(name)
-    given = flags(checkpoint, data, tmp_path, finetune_mode=mode, enable_dp=True, noise_multiplier=1, max_grad_norm=0.1)
+    given = flags(checkpoint, data, tmp_path, finetune_mode=mode, enable_dp=True, noise_multiplier=1, clip_norm=0.1)
     given += ["--base_model_name", "ann/base"]
     if (mode, name) == ("bias-only", "llama"):
         with pytest.raises(SystemExit) as ended:
@@ -148,7 +150,7 @@ def test_a_mode_trains_privately(
 def test_without_privacy_an_easy_task_is_learned_and_the_saved_model_scores_the_same(
     lively_bert: Path, data: Path, tmp_path: Path
 ) -> None:
-    main(flags(lively_bert, data, tmp_path, epochs=12, learning_rate=1e-2, insecure_test_seed=1))
+    main(flags(lively_bert, data, tmp_path, num_train_epochs=12, learning_rate=1e-2, insecure_test_seed=1))
     found = results_of(tmp_path)
     assert found["scores"]["validation"]["accuracy"] > 0.9 > found["majority"]["validation"] + 0.3
     assert (found["private"], found["epsilon"], found["noise_multiplier"]) == (False, None, None)
@@ -166,8 +168,14 @@ def test_without_privacy_an_easy_task_is_learned_and_the_saved_model_scores_the_
 
 @pytest.mark.parametrize("mode", ["full", "prefix+lora"])
 def test_with_privacy_too(mode: str, lively_bert: Path, data: Path, tmp_path: Path) -> None:
-    given = {"enable_dp": True, "noise_multiplier": 0.4, "batch_size": 100, "epochs": 20, "micro_batch_size": 64}
-    given |= {"finetune_mode": mode, "learning_rate": 1e-2, "eval_freq": 6, "insecure_test_seed": 2, "max_grad_norm": 1}
+    given = {
+        "enable_dp": True,
+        "noise_multiplier": 0.4,
+        "batch_size": 100,
+        "num_train_epochs": 20,
+        "micro_batch_size": 64,
+    }
+    given |= {"finetune_mode": mode, "learning_rate": 1e-2, "eval_freq": 6, "insecure_test_seed": 2, "clip_norm": 1}
     main(flags(lively_bert, data, tmp_path, **given))
     found = results_of(tmp_path)
     assert found["scores"]["validation"]["accuracy"] > found["majority"]["validation"] + 0.2
@@ -203,7 +211,7 @@ def test_a_private_run_on_a_file_that_names_users_is_refused_unless_told(
     rows = [{"text": f"the film was {word}", "label": word, "speaker": "Jane Roe"} for word in WORDS_OF_ROWS]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"train_file": tmp_path / "train.jsonl", "text_columns": "text", "datasets": None, "data_dir": None}
-    private = {"enable_dp": True, "noise_multiplier": 1, "max_grad_norm": 1, "delta": 1e-3, "batch_size": 10}
+    private = {"enable_dp": True, "noise_multiplier": 1, "clip_norm": 1, "delta": 1e-3, "batch_size": 10}
     line = flags(bert, tmp_path, tmp_path / "out", dry_run=True, **own, **private)
     with pytest.raises(SystemExit):
         main(line)
@@ -211,7 +219,7 @@ def test_a_private_run_on_a_file_that_names_users_is_refused_unless_told(
     assert "names users in speaker, but this program protects rows" in shown
     assert "Jane" not in shown
     main([*line, "--ignore_users"])
-    public = {"max_grad_norm": 1, "batch_size": 10}
+    public = {"clip_norm": 1, "batch_size": 10}
     main(flags(bert, tmp_path, tmp_path / "out", dry_run=True, **own, **public))
 
 
@@ -263,7 +271,7 @@ def test_masks_are_drawn_afresh_in_every_step(
         "__call__",
         lambda self, **batch: modes.append(self.model.training) or loss(self, **batch),
     )
-    main(flags(bert, data, tmp_path, epochs=0.6))
+    main(flags(bert, data, tmp_path, num_train_epochs=0.6))
     assert drawn == [(0, 1, None), (0, 2, None), (0, 3, None)]
     assert modes, "dropout is on while training"
     assert all(modes), "dropout is on while training"
@@ -286,8 +294,8 @@ def test_what_fits_in_memory_changes_nothing(mode: str, still_bert: Path, data: 
 
 def test_without_privacy_the_whole_gradient_is_clipped_if_asked(lively_bert: Path, data: Path, tmp_path: Path) -> None:
     """A model whose gradient is long whatever is drawn: a draw of as many rows of each class hardly moves another."""
-    given = {"optimizer": "sgd", "learning_rate": 1, "lr_scheduler_type": "constant", "epochs": 0.2}
-    main(flags(lively_bert, data, tmp_path, max_grad_norm=0.02, checkpointing_steps=1, **given))
+    given = {"optimizer": "sgd", "learning_rate": 1, "lr_scheduler_type": "constant", "num_train_epochs": 0.2}
+    main(flags(lively_bert, data, tmp_path, clip_norm=0.02, checkpointing_steps=1, **given))
     before, after = (load_checkpoint(tmp_path / "sst2" / f"checkpoint-{step}").weights for step in (0, 1))
     moved = torch.stack([(after[name] - before[name]).double().norm() for name in before]).norm()
     assert moved.item() == pytest.approx(0.02, rel=1e-3)
@@ -300,7 +308,13 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights, head, optimizer and dropout masks, to the bit."""
-    given = {"finetune_mode": "lora", "lora_dropout": 0.2, "enable_dp": True, "noise_multiplier": 1, "epochs": 1}
+    given = {
+        "finetune_mode": "lora",
+        "lora_dropout": 0.2,
+        "enable_dp": True,
+        "noise_multiplier": 1,
+        "num_train_epochs": 1,
+    }
     given |= {"insecure_test_seed": 5}
     main(flags(bert, data, tmp_path / "whole", **given))
 
@@ -361,7 +375,7 @@ def test_a_clip_norm_far_below_the_gradients_is_said(
     assert "far below" not in printed
     (measured,) = re.findall(r"^clip norm +(\S+)$", printed, re.MULTILINE)
     clip_norm = times * float(measured)
-    main(flags(bert, data, tmp_path, **given, max_grad_norm=clip_norm))
+    main(flags(bert, data, tmp_path, **given, clip_norm=clip_norm))
     said = f"warning: clip norm {clip_norm:g} is far below the typical gradient norm at the start"
     assert (said in capsys.readouterr().out) == warned
 
@@ -376,13 +390,34 @@ def test_a_resumed_run_must_train_the_same(
         ({"finetune_mode": "soft-prompt"}, "finetune_mode was 'prefix' in the checkpoint and is 'soft-prompt' now"),
         ({"num_prepend_tokens": 4}, "num_prepend_tokens was 3 in the checkpoint and is 4 now"),
         ({"noise_multiplier": 0.9}, "noise_multiplier"),
-        ({"max_grad_norm": 17}, "clip_norm"),
+        ({"clip_norm": 17}, "clip_norm"),
     ]
     for changed, named in changes:
         with pytest.raises(SystemExit) as ended:
             main(flags(bert, data, tmp_path, resume_from_checkpoint="latest", **(given | changed)))
         assert ended.value.code == 2
         assert named in capsys.readouterr().err
+
+
+def test_a_run_of_a_version_with_the_older_names_resumes(
+    bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = {"block_size": "max_length", "clip_norm": "max_grad_norm", "num_train_epochs": "epochs"}
+
+    def config_of_older(*groups: Any) -> dict[str, Any]:
+        return {older.get(name, name): value for name, value in public_config(*groups).items()}
+
+    given: dict[str, Any] = {"enable_dp": True, "noise_multiplier": 1.0, "clip_norm": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "public_config", config_of_older)
+        main(flags(bert, data, tmp_path, **given))
+    (tmp_path / "sst2" / "results.json").unlink()
+    again = given | {"resume_from_checkpoint": "latest"}
+    with pytest.raises(SystemExit):
+        main(flags(bert, data, tmp_path, **again, block_size=12))
+    assert "max_length was 16 in the checkpoint and is 12 now" in capsys.readouterr().err
+    main(flags(bert, data, tmp_path, **again))
+    assert results_of(tmp_path)["steps"] == 2
 
 
 @pytest.mark.parametrize(
@@ -392,10 +427,10 @@ def test_a_resumed_run_must_train_the_same(
         ({"head_learning_rate": 0.3}, "head_learning_rate was 0.01 in the checkpoint and is 0.3 now"),
         ({"weight_decay": 0.1}, "weight_decay was 0.0 in the checkpoint and is 0.1 now"),
         ({"lr_scheduler_type": "constant"}, "lr_scheduler_type was 'linear' in the checkpoint and is 'constant' now"),
-        ({"epochs": 0.8}, "steps was 2 in the checkpoint and is 4 now"),
+        ({"num_train_epochs": 0.8}, "steps was 2 in the checkpoint and is 4 now"),
         ({"seed": 9}, "seed was 0 in the checkpoint and is 9 now"),
-        ({"max_grad_norm": 3}, "max_grad_norm was 1.0 in the checkpoint and is 3.0 now"),
-        ({"model_checkpoint": "lively_bert"}, "checkpoint was '"),
+        ({"clip_norm": 3}, "max_grad_norm was 1.0 in the checkpoint and is 3.0 now"),
+        ({"model_name_or_path": "lively_bert"}, "checkpoint was '"),
     ],
 )
 def test_a_resumed_run_must_update_the_same(
@@ -411,8 +446,8 @@ def test_a_resumed_run_must_update_the_same(
     given: dict[str, Any] = {"learning_rate": 0.01, "resume_from_checkpoint": "latest"}
     main(flags(bert, data, tmp_path, **given))
     (tmp_path / "sst2" / "results.json").unlink()
-    if "model_checkpoint" in changed:
-        changed = {"model_checkpoint": request.getfixturevalue(changed["model_checkpoint"])}
+    if "model_name_or_path" in changed:
+        changed = {"model_name_or_path": request.getfixturevalue(changed["model_name_or_path"])}
     with pytest.raises(SystemExit) as ended:
         main(flags(bert, data, tmp_path, **(given | changed)))
     assert ended.value.code == 2
@@ -424,7 +459,7 @@ def test_a_resumed_run_must_update_the_same(
 FINISHED: dict[str, Any] = {
     "enable_dp": True,
     "noise_multiplier": 1,
-    "max_grad_norm": 0.5,
+    "clip_norm": 0.5,
     "finetune_mode": "bias-only",
 }
 
@@ -442,13 +477,13 @@ TOLD: list[tuple[dict[str, Any], str]] = [
     ({"noise_multiplier": 50}, "noise_multiplier was 1.0 in results.json and is 50.0 now"),
     ({"enable_dp": None, "noise_multiplier": None}, "delta was 0.001 in results.json and is None now"),
     ({"delta": 2e-3}, "delta was 0.001 in results.json and is 0.002 now"),
-    ({"max_grad_norm": 3}, "clip_norm was 0.5 in results.json and is 3.0 now"),
+    ({"clip_norm": 3}, "clip_norm was 0.5 in results.json and is 3.0 now"),
     ({"finetune_mode": "last-layer"}, "finetune_mode was 'bias-only' in results.json and is 'last-layer' now"),
     ({"learning_rate": 0.3}, "learning_rate was 0.003 in results.json and is 0.3 now"),
     ({"batch_size": 20}, "expected_batch_size was 24 in results.json and is 20 now"),
     ({"max_train_examples": 110}, "num_examples was 120 in results.json and is 110 now"),
     ({"seed": 9}, "seed was 0 in results.json and is 9 now"),
-    ({"epochs": 0.6}, "steps was 2 in results.json and is 3 now"),
+    ({"num_train_epochs": 0.6}, "steps was 2 in results.json and is 3 now"),
     ({"insecure_test_seed": 1}, "insecure_test_seed was None in results.json and is 1 now"),
 ]
 
@@ -522,16 +557,16 @@ def test_a_dry_run_works_in_the_folder_of_a_run_with_other_settings(
     [
         ({"batch_size": 121}, "--batch_size=121: sst2 has 120 training examples"),
         ({"delta": 0.01, "enable_dp": True}, "--delta=0.01: must be below 1/num_examples"),
-        ({"max_length": 65}, "--max_length=65: the model's context is 64 tokens; give at most 64"),
+        ({"block_size": 65}, "--block_size=65: the model's context is 64 tokens; give at most 64"),
         (
-            {"max_length": 62, "finetune_mode": "soft-prompt"},
-            "--max_length=62: the model's context is 64 tokens for text and 3 virtual tokens; give at most 61",
+            {"block_size": 62, "finetune_mode": "soft-prompt"},
+            "--block_size=62: the model's context is 64 tokens for text and 3 virtual tokens; give at most 61",
         ),
         ({"finetune_mode": "lora", "lora_target_modules": "nothing"}, "'nothing': matches no linear layer"),
         ({"finetune_mode": "nothing"}, "invalid choice: 'nothing'"),
         ({"datasets": "sst2 cola"}, "--datasets='cola'"),
         ({"datasets": "sst2 qnli", "resume_from_checkpoint": "x"}, "--resume_from_checkpoint='x': belongs to one task"),
-        ({"model_checkpoint": "/nowhere"}, "--model_checkpoint='/nowhere': no tokenizer could be loaded"),
+        ({"model_name_or_path": "/nowhere"}, "--model_name_or_path='/nowhere': no tokenizer could be loaded"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
@@ -568,7 +603,7 @@ def _train(_rank: int, _gather: Any, *lines: list[str]) -> None:
         main(argv)
 
 
-PLAIN = {"insecure_test_seed": 3, "epochs": 1, "eval_freq": 2, "optimizer": "sgd", "learning_rate": 0.5}
+PLAIN = {"insecure_test_seed": 3, "num_train_epochs": 1, "eval_freq": 2, "optimizer": "sgd", "learning_rate": 0.5}
 PRIVATE = {"enable_dp": True, "noise_multiplier": 1, "finetune_mode": "prefix+lora", "datasets": "sst2 qnli"}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from dptune._aliases import aliases
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.published import published_model
 from dptune.run.plan import PrivacySettings
@@ -21,14 +22,12 @@ from utils.training.output_arguments import OutputArguments
 
 # The engine's name of a setting -> the flag of train_classifier.py.
 CLASSIFIER_FLAGS = {
-    **dict.fromkeys(("model", "model_name_or_path"), "--model_checkpoint"),
-    "block_size": "--max_length",
+    "model": "--model_name_or_path",
     "max_tokens_per_device": "--micro_batch_size",
     "rank": "--lora_r",
     "alpha": "--lora_alpha",
     "dropout": "--lora_dropout",
     "targets": "--lora_target_modules",
-    "clip_norm": "--max_grad_norm",
     "expected_batch_size": "--batch_size",
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
@@ -43,15 +42,24 @@ class CheckpointArguments:
 
     _argument_group_name = "model"
 
-    model_checkpoint: str = field(
+    model_name_or_path: str = field(
         default="prajjwal1/bert-tiny",
-        metadata={"help": "folder or hub name of an encoder or decoder with its tokenizer"},
+        metadata={
+            "help": "folder or hub name of an encoder or decoder with its tokenizer",
+            "aliases": aliases("model_checkpoint"),
+        },
     )
-    max_length: int = field(default=128, metadata={"help": "maximum number of tokens per example; longer ones are cut"})
+    block_size: int = field(
+        default=128,
+        metadata={
+            "help": "maximum number of tokens per example; longer ones are cut",
+            "aliases": aliases("max_length"),
+        },
+    )
 
     def __post_init__(self) -> None:
-        self.model_checkpoint = published_model(self.model_checkpoint)
-        require_count("--max_length", self.max_length, minimum=2)
+        self.model_name_or_path = published_model(self.model_name_or_path)
+        require_count("--block_size", self.block_size, minimum=2)
 
 
 @dataclass
@@ -149,7 +157,7 @@ class TaskArguments:
 
 @dataclass
 class BudgetArguments:
-    """Everything that decides epsilon, with --batch_size and --epochs."""
+    """Everything that decides epsilon, with --batch_size and --num_train_epochs."""
 
     _argument_group_name = "privacy"
 
@@ -162,15 +170,20 @@ class BudgetArguments:
         default=None,
         metadata={"help": "noise standard deviation / clip norm with --enable_dp; instead of --target_epsilon"},
     )
-    max_grad_norm: float | None = field(
+    clip_norm: float | None = field(
         default=None,
         metadata={
             "help": "clip norm. With --enable_dp, of each example's gradient; default: measured, just above a typical "
-            "norm at the start. Without it, of a step's whole gradient; default: 1"
+            "norm at the start. Without it, of a step's whole gradient; default: 1",
+            "aliases": aliases("max_grad_norm"),
         },
     )
-    delta: float = field(
-        default=1e-6, metadata={"help": "probability that the epsilon bound fails; below 1 / number of examples"}
+    delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "probability that the epsilon bound fails; default: a tenth of 1 / number of examples, rounded "
+            "down to a power of ten"
+        },
     )
     ignore_users: bool = field(
         default=False,
@@ -186,19 +199,20 @@ class BudgetArguments:
     def __post_init__(self) -> None:
         if self.noise_multiplier is not None and self.target_epsilon is not None:
             refuse("--target_epsilon", self.target_epsilon, "give --target_epsilon or --noise_multiplier, not both")
-        for flag in ("target_epsilon", "noise_multiplier", "max_grad_norm"):
+        for flag in ("target_epsilon", "noise_multiplier", "clip_norm"):
             if getattr(self, flag) is not None:
                 require_positive(f"--{flag}", getattr(self, flag))
-        require_delta(self.delta, name="--delta")
+        if self.delta is not None:
+            require_delta(self.delta, name="--delta")
 
     def settings(self) -> PrivacySettings | None:
-        """The engine's privacy settings; None without privacy. An open --max_grad_norm must be measured first."""
+        """The engine's privacy settings; None without privacy. An open --clip_norm must be measured first."""
         if not self.enable_dp:
             return None
-        if self.max_grad_norm is None:
-            raise RuntimeError("--max_grad_norm is not set: measure it before the plan is made")
+        if self.clip_norm is None:
+            raise RuntimeError("--clip_norm is not set: measure it before the plan is made")
         return PrivacySettings(
-            clip_norm=self.max_grad_norm,
+            clip_norm=self.clip_norm,
             noise_multiplier=self.noise_multiplier,
             target_epsilon=None if self.noise_multiplier is not None else (self.target_epsilon or _EPSILON),
             delta=self.delta,
@@ -207,12 +221,12 @@ class BudgetArguments:
     @property
     def clip_norm_is_open(self) -> bool:
         """Whether the clip norm is still to be measured."""
-        return self.enable_dp and self.max_grad_norm is None
+        return self.enable_dp and self.clip_norm is None
 
     @property
     def plain_max_grad_norm(self) -> float | None:
         """The clip norm of a step's whole gradient in training without privacy."""
-        return None if self.enable_dp else self.max_grad_norm or MAX_GRAD_NORM
+        return None if self.enable_dp else self.clip_norm or MAX_GRAD_NORM
 
 
 @dataclass
@@ -228,10 +242,16 @@ class StepArguments:
         default=None,
         metadata={"help": "peak rate of the classification head; default: --learning_rate, or measured if private"},
     )
-    epochs: float = field(default=3.0, metadata={"help": "average passes over the data: steps x sampling probability"})
+    num_train_epochs: float = field(
+        default=3.0,
+        metadata={
+            "help": "average passes over the data: steps x sampling probability",
+            "aliases": aliases("epochs", "num_epochs"),
+        },
+    )
     batch_size: int = field(default=256, metadata={"help": "average number of examples per step, over all processes"})
     micro_batch_size: int = field(
-        default=32, metadata={"help": "examples of --max_length tokens that fit on a device in one forward pass"}
+        default=32, metadata={"help": "examples of --block_size tokens that fit on a device in one forward pass"}
     )
     optimizer: str = field(
         default="adamw", metadata={"help": "optimizer: see docs/how_to/whole_models.md", "choices": OPTIMIZERS}
@@ -249,7 +269,7 @@ class StepArguments:
     )
 
     def __post_init__(self) -> None:
-        require_positive("--epochs", self.epochs)
+        require_positive("--num_train_epochs", self.num_train_epochs)
         require_count("--batch_size", self.batch_size)
         require_count("--micro_batch_size", self.micro_batch_size)
         require_warmup(0, self.warmup_ratio)
@@ -366,7 +386,7 @@ class Settings(NamedTuple):
     @property
     def token_budget(self) -> int:
         """Tokens in one forward pass, counting virtual tokens and padding."""
-        return self.steps.micro_batch_size * (self.checkpoint.max_length + self.virtual_tokens)
+        return self.steps.micro_batch_size * (self.checkpoint.block_size + self.virtual_tokens)
 
 
 CLASSIFIER_GROUPS = (
@@ -381,8 +401,8 @@ CLASSIFIER_GROUPS = (
 
 # What a resumed run does about a changed flag. Every flag has a class.
 ON_RESUME: OnResumeTable = {
-    "model_checkpoint": OnResume.COMPARED,
-    "max_length": OnResume.REFUSED,
+    "model_name_or_path": OnResume.COMPARED,
+    "block_size": OnResume.REFUSED,
     # what is trained
     "finetune_mode": OnResume.REFUSED,
     "lora_r": OnResume.REFUSED,
@@ -405,14 +425,14 @@ ON_RESUME: OnResumeTable = {
     "enable_dp": OnResume.REFUSED,
     "target_epsilon": OnResume.COMPARED,
     "noise_multiplier": OnResume.COMPARED,
-    "max_grad_norm": OnResume.COMPARED,
-    "delta": OnResume.REFUSED,
+    "clip_norm": OnResume.COMPARED,
+    "delta": OnResume.COMPARED,
     "insecure_test_seed": OnResume.REFUSED,
     "ignore_users": OnResume.RUNTIME,
     # optimisation: likewise
     "learning_rate": OnResume.COMPARED,
     "head_learning_rate": OnResume.COMPARED,
-    "epochs": OnResume.COMPARED,
+    "num_train_epochs": OnResume.COMPARED,
     "batch_size": OnResume.REFUSED,
     "micro_batch_size": OnResume.RUNTIME,
     "optimizer": OnResume.REFUSED,

@@ -140,7 +140,7 @@ def tokenize_texts(rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_
             encoded, num_cut_here = _encode(chunk, encode, max_length)
         except UnwrittenToken as error:
             remedy = f"makes a special token of the text of row {first + error.number}; change the row or the model"
-            refuse("--model_checkpoint", Described(f"the tokenizer {type(tokenizer).__name__}"), remedy)
+            refuse("--model_name_or_path", Described(f"the tokenizer {type(tokenizer).__name__}"), remedy)
         num_cut += num_cut_here
         ids += [np.array(row or [_filler(tokenizer)], dtype=np.int32) for row in encoded["input_ids"]]
         types += [np.array(row or [0], dtype=np.uint8) for row in encoded.get("token_type_ids", [])]
@@ -156,10 +156,10 @@ def tokenize_texts(rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_
 
 def _require_room(tokenizer: PreTrainedTokenizerBase, max_length: int, num_texts: int) -> None:
     """Refuse a `max_length` in which one token per text does not fit between the special tokens."""
-    require_count("--max_length", max_length, minimum=_DUMMY_TOKENS)
+    require_count("--block_size", max_length, minimum=_DUMMY_TOKENS)
     needed = tokenizer.num_special_tokens_to_add(pair=num_texts == 2) + num_texts
     if max_length < needed:
-        refuse("--max_length", max_length, f"special tokens and one token per text need {needed}; give at least that")
+        refuse("--block_size", max_length, f"special tokens and one token per text need {needed}; give at least that")
 
 
 def _encode(texts: Sequence[list[str]], encode: TextOnly, max_length: int) -> tuple[BatchEncoding, int]:
@@ -181,5 +181,5 @@ def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
     found = next((token for token in tokens if token is not None), None)
     if found is None:
         name = type(tokenizer).__name__
-        refuse("--model_checkpoint", name, "has no token for an empty text; set eos_token in tokenizer_config.json")
+        refuse("--model_name_or_path", name, "has no token for an empty text; set eos_token in tokenizer_config.json")
     return int(found)

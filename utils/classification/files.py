@@ -24,7 +24,7 @@ from utils.models.loading import refuse_to_load
 
 ADAPTER_NAME = "adapter"  # the folder of an adapter on top of a whole classifier
 
-_FLAG = "--model_checkpoint"
+_FLAG = "--model_name_or_path"
 _REMEDY = "give a folder with an encoder or a decoder and its tokenizer, or a hub name"
 
 _USE_MODEL = """\

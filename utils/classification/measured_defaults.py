@@ -74,7 +74,7 @@ def measure_clip_norm(model: Any) -> float:
     """
     typical = typical_gradient_norm(model)
     if not typical > 0:
-        refuse("--max_grad_norm", None, f"must be given, not measured: gradients at the start have norm {typical}")
+        refuse("--clip_norm", None, f"must be given, not measured: gradients at the start have norm {typical}")
     rounded = float(f"{typical:.1e}")
     if rounded < typical:
         rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(typical)) - 1):.1e}")

@@ -36,7 +36,7 @@ def head_modules(model: Any) -> list[str]:
         if name != model.base_model_prefix and next(child.parameters(), None) is not None
     ]
     if not names:
-        refuse("--model_checkpoint", type(model).__name__, "has no classification head to train; give another model")
+        refuse("--model_name_or_path", type(model).__name__, "has no classification head to train; give another model")
     return names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,16 @@ def last_scores(finished: Finished) -> dict[str, dict[str, float]]:
 
 
 def describe_scores(task: ClassificationTask, scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Scores in printable lines, beside the share of the majority class."""
-    return [
+    """Scores in printable lines, beside the share of the majority class, and a warning if they are no better."""
+    shares = {split: majority(task.validation[split].labels) for split in scores}
+    lines = [
         f"{split:<23}{', '.join(f'{metric} {value:.4f}' for metric, value in found.items())} "
-        f"(majority class: {majority(task.validation[split].labels):.4f})"
+        f"(majority class: {shares[split]:.4f})"
         for split, found in scores.items()
+    ]
+    return lines + [
+        f"{'warning':<23}on {split} it is no better than always giving the majority class (not private): it learned "
+        "nothing yet; give more steps or rows, a larger batch or epsilon, or another learning rate"
+        for split, found in scores.items()
+        if found.get("accuracy", math.inf) <= shares[split]
     ]

@@ -17,6 +17,7 @@ from dptune._validate import refuse
 from dptune.accounting import planned_steps
 from dptune.devices import computes_apart
 from dptune.integrations.peft import class_logits
+from dptune.lora import num_trained
 from dptune.pass_overhead import pass_overhead
 from dptune.report.card import Artifact, published_name
 from dptune.report.fields import CardFields
@@ -24,7 +25,7 @@ from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
-from dptune.run.plan import RunPlan, make_plan
+from dptune.run.plan import RunPlan, describe_noise, make_plan
 from dptune.shapes import Shapes
 from utils.classification.arguments import ON_RESUME, Settings
 from utils.classification.dataset import ClassificationDataset
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 
 _SHORT = 0.5  # of a typical gradient norm: at a third of it, full mode predicted only the majority class
 # Settings that the model card states, even at their defaults.
-_ALWAYS_TOLD = ("finetune_mode", "max_length", "batch_size", "epochs", "optimizer", "lr_scheduler_type")
+_ALWAYS_TOLD = ("finetune_mode", "block_size", "batch_size", "num_train_epochs", "optimizer", "lr_scheduler_type")
 
 
 def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
@@ -73,7 +74,7 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
     Raises:
         InvalidArgument: data that are missing or cannot be read, or one checkpoint to resume several tasks from.
     """
-    data, resume, length = settings.data, settings.results.resume_from_checkpoint, settings.checkpoint.max_length
+    data, resume, length = settings.data, settings.results.resume_from_checkpoint, settings.checkpoint.block_size
     load = partial(
         load_task,
         tokenizer=tokenizer,
@@ -104,10 +105,10 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
 
 def _with_embeddings(task: ClassificationTask, settings: Settings, tokenizer: Any) -> ClassificationTask:
     """The task; refuses a model without an embedding of one of its tokens."""
-    name = settings.checkpoint.model_checkpoint
+    name = settings.checkpoint.model_name_or_path
     data = {"training row": task.train, **{f"{split} row": rows for split, rows in task.validation.items()}}
     used = {what: (rows.ids, rows.starts) for what, rows in data.items()}
-    require_embeddings(load_classifier_skeleton(name), tokenizer, name, used, flag="--model_checkpoint")
+    require_embeddings(load_classifier_skeleton(name), tokenizer, name, used, flag="--model_name_or_path")
     return task
 
 
@@ -129,14 +130,14 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
     batch, examples = settings.steps.batch_size, len(task.train)
     if batch > examples:
         refuse("--batch_size", batch, f"{task.name} has {examples} training examples; give at most that")
-    steps = planned_steps(num_examples=examples, expected_batch_size=batch, epochs=settings.steps.epochs)
+    steps = planned_steps(num_examples=examples, expected_batch_size=batch, epochs=settings.steps.num_train_epochs)
     require_works(settings.steps.optimizer, accelerator.device, sharded=False)
     output = settings.results.of_task(settings.folder)
     output.require_selection(private=settings.budget.enable_dp, has_validation=bool(task.validation))
     if settings.budget.clip_norm_is_open:
         model = load_in_mode(task, settings, tokenizer).model.to(accelerator.device)
         (clip_norm,) = broadcast_object_list([measure_clip_norm(model)])
-        settings = settings._replace(budget=replace(settings.budget, max_grad_norm=clip_norm))
+        settings = settings._replace(budget=replace(settings.budget, clip_norm=clip_norm))
     plan = make_plan(
         settings.budget.settings(),
         num_examples=examples,
@@ -151,7 +152,7 @@ def describe_setup(settings: Settings) -> list[str]:
     """Printable lines: the mode, and whether the clip norm is measured."""
     lines = [f"fine-tuning mode       {settings.mode.finetune_mode}"]
     if settings.budget.clip_norm_is_open:
-        lines.append("--max_grad_norm        measured, just above a typical gradient at the start, on random tokens")
+        lines.append("--clip_norm            measured, just above a typical gradient at the start, on random tokens")
     return lines
 
 
@@ -169,7 +170,7 @@ def describe_short_clip_norm(clip_norm: float, typical: float) -> list[str]:
         return []
     return [
         f"warning: clip norm {clip_norm:g} is far below the typical gradient norm at the start, {typical:.2g}. Nearly "
-        "every gradient is clipped, so the model may predict only the majority class; leave --max_grad_norm out"
+        "every gradient is clipped, so the model may predict only the majority class; leave --clip_norm out"
     ]
 
 
@@ -201,7 +202,7 @@ def identity_of(planned: PlannedTask, trained: Trained) -> dict[str, Any]:
             "max_grad_norm": settings.budget.plain_max_grad_norm,
             "steps": plan.steps,
             "seed": settings.steps.seed,
-            "max_length": settings.checkpoint.max_length,
+            "max_length": settings.checkpoint.block_size,
             "checkpoint": trained.checkpoint,
             **model_identity(trained.model),
         }
@@ -259,7 +260,7 @@ class ClassifierTask:
     def base_model(self) -> str:
         """Name of the checkpoint that is fine-tuned, or its folder if its name on the hub is not known."""
         settings = self.planned.settings
-        return settings.card.base_model_name or settings.checkpoint.model_checkpoint
+        return settings.card.base_model_name or settings.checkpoint.model_name_or_path
 
     @property
     def artifact(self) -> Artifact:
@@ -274,7 +275,7 @@ class ClassifierTask:
     @property
     def settings(self) -> dict[str, Any]:
         """What a reader of the classifier must know of the training."""
-        return {"max_length": self.planned.settings.checkpoint.max_length}
+        return {"max_length": self.planned.settings.checkpoint.block_size}
 
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
         """Loss and scores on the validation splits, if there are any."""
@@ -293,8 +294,7 @@ class ClassifierTask:
     def conclude(self, finished: Finished) -> list[str]:
         """Write `results.json`, which is not private."""
         task = self.planned.task
-        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        write_summary(finished, task, self.planned.settings, trained)
+        write_summary(finished, task, self.planned.settings, num_trained(self.model))
         return describe_scores(task, last_scores(finished))
 
     def help_save(self) -> None:
@@ -305,7 +305,7 @@ def recipe_of(planned: PlannedTask, updates: UpdateSettings) -> str:
     """The command line of this run for its model card, without private names."""
     settings = planned.settings
     task = f" --datasets {planned.task.name}" if settings.data.datasets else ""
-    name = settings.card.base_model_name or settings.checkpoint.model_checkpoint
+    name = settings.card.base_model_name or settings.checkpoint.model_name_or_path
     return command_line(
         f"python train_classifier.py --output_dir OUT{task}",
         *settings,
@@ -313,7 +313,7 @@ def recipe_of(planned: PlannedTask, updates: UpdateSettings) -> str:
         never=[name for name, kind in ON_RESUME.items() if kind is OnResume.RUNTIME],
         shown=("lora_target_modules",),
         names={
-            "model_checkpoint": published_name(name),
+            "model_name_or_path": published_name(name),
             "learning_rate": f"{updates.learning_rate:g}",
             "head_learning_rate": f"{updates.head_learning_rate:g}",
         },
@@ -347,7 +347,8 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
             # The mode comes first: a measured clip norm follows it, and would be named in its place.
             refuse_other_beginning(folder.saved, vars(settings.mode) | mechanism_identity(plan))
         launch = {"task": task.name, "num_processes": accelerator.num_processes}
-        config = resumed_config(public_config(*settings) | launch, folder.saved, ON_RESUME)
+        delta = {} if plan.privacy is None else {"delta": plan.privacy.delta}
+        config = resumed_config(public_config(*settings) | launch | delta, folder.saved, ON_RESUME)
         for line in [*describe_changes(config, folder.saved), *describe_precision(dtype, accelerator.device)]:
             accelerator.print(line)
         trained = load_trained(planned, tokenizer, accelerator)
@@ -359,7 +360,7 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         micro_batches = MicroBatches(
             task.train,
             Shapes(
-                settings.checkpoint.max_length,
+                settings.checkpoint.block_size,
                 budget,
                 plan.expected_batch_size / accelerator.num_processes,
                 overhead=pass_overhead(accelerator=computes_apart(accelerator.device)),
@@ -387,22 +388,23 @@ def load_trained(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accel
     """A fresh model in its mode on this rank's device, the same on every rank; a private one passes a gradient check.
 
     Raises:
-        InvalidArgument: no such model, a mode that does not fit it, a --max_length beyond its context, or layers that
+        InvalidArgument: no such model, a mode that does not fit it, a --block_size beyond its context, or layers that
             the engine does not support.
     """
     task, settings, plan = planned
     trained = load_in_mode(task, settings, tokenizer)
     model = trained.model
     every = sum(parameter.numel() for parameter in model.parameters())
-    some = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    some = num_trained(model)
     accelerator.print(f"trainable parameters   {some:,} of {every:,} ({some / every:.3%})")
     accelerator.print(describe_rates(trained.updates, chosen=settings.steps.learning_rate is not None))
     model.to(accelerator.device).eval()
     if plan.privacy is not None:
         kinds = {"num_classes": len(task.class_names), "pad_token_id": tokenizer.pad_token_id}
-        for line in describe_short_clip_norm(plan.privacy.clip_norm, typical_gradient_norm(model)):
+        short = describe_short_clip_norm(plan.privacy.clip_norm, typical_gradient_norm(model))
+        for line in [*describe_noise(plan, some), *short]:
             accelerator.print(line)
-        longest, types = settings.checkpoint.max_length, task.train.token_types is not None
+        longest, types = settings.checkpoint.block_size, task.train.token_types is not None
         check_classifier_rules(model, token_types=types, max_length=longest, **kinds)
     return trained
 
@@ -410,10 +412,10 @@ def load_trained(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accel
 def load_in_mode(task: ClassificationTask, settings: Settings, tokenizer: Any) -> Trained:
     """The same model on the CPU, without the comparison of gradients."""
     set_seed(settings.steps.seed)  # for the new weights
-    name, mode = settings.checkpoint.model_checkpoint, settings.mode
+    name, mode = settings.checkpoint.model_name_or_path, settings.mode
     model, new = load_classifier(name, task.class_names, pad_token_id=tokenizer.pad_token_id)
-    longest, virtual = settings.checkpoint.max_length, settings.virtual_tokens
-    require_context(model, longest, flag="--max_length", virtual_tokens=virtual)
+    longest, virtual = settings.checkpoint.block_size, settings.virtual_tokens
+    require_context(model, longest, flag="--block_size", virtual_tokens=virtual)
     updates = settings.updates(partial(measure_head_rate, model))
     fresh = tuple(f"{module}." for module in [*head_modules(model), *new])
     checkpoint = weights_fingerprint(named for named in model.named_parameters() if not named[0].startswith(fresh))

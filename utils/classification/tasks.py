@@ -131,7 +131,7 @@ def describe_task(task: ClassificationTask) -> list[str]:
     for split, data in {"training": task.train, **task.validation}.items():
         lines.append(f"{split:<23}{len(data):,} examples, {len(data.ids):,} tokens")
         if data.num_cut:
-            lines.append(f"{'':<23}{data.num_cut:,} of them are cut to --max_length")
+            lines.append(f"{'':<23}{data.num_cut:,} of them are cut to --block_size")
         if data.num_skipped:
             lines.append(f"{'':<23}{data.num_skipped:,} more rows are left out: damaged or without a label")
     return lines

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
-from dptune._validate import InvalidArgument, refuse
+from dptune._aliases import canonical, names_of, spellings, spellings_of
+from dptune._validate import HIDDEN, InvalidArgument, refuse
 from utils.cli.familiar_flags import nearest, why_missing
-from utils.cli.parser import CONFIG_FLAG, DataclassParser, exit_with, spellings
+from utils.cli.parser import CONFIG_FLAG, DataclassParser, exit_with
 from utils.cli.settings_file import given_in_file, split_config, with_settings
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -61,7 +62,9 @@ def parse(
     file is refused.
     """
     made = parser(groups, description)
-    words = with_settings(sys.argv[1:] if args is None else args, groups, made)
+    line = sys.argv[1:] if args is None else args
+    _refuse_two_names(line, groups)
+    words = with_settings(line, groups, made)
     if unknown := made.unknown_words(words):  # first, because a value may be missing that has another flag's name
         if args is None:
             _overwrite_secrets(sys.argv, groups)
@@ -83,8 +86,8 @@ def given_fields(args: Sequence[str] | None, groups: Sequence[type]) -> set[str]
     """
     line = sys.argv[1:] if args is None else args
     words = {word.partition("=")[0] for word in split_config(line)[1]}
-    names = [f.name for one in groups for f in dataclasses.fields(one)]
-    on_line = {name for name in names if words.intersection((*spellings(name), *spellings(f"no_{name}")))}
+    fields = [f for one in groups for f in dataclasses.fields(one)]
+    on_line = {f.name for f in fields if words.intersection((*spellings_of(f), *spellings(f"no_{f.name}")))}
     return on_line | given_in_file(line, groups)
 
 
@@ -136,7 +139,7 @@ def exit_on_invalid_argument(*groups: type, flags: Mapping[str, str] = _NO_RENAM
         groups: the dataclasses of the program's flags. A parameter named like a field is shown as its flag.
         flags: {parameter: flag} for parameters with other names, such as {"rank": "--lora_r"}.
     """
-    fields = {f.name: f"--{f.name}" for group in groups for f in dataclasses.fields(group)}
+    fields = {name: f"--{new}" for name, new in canonical(groups).items()}
     try:
         with naming(fields | dict(flags)):
             yield
@@ -152,8 +155,17 @@ def exit_on_invalid_argument(*groups: type, flags: Mapping[str, str] = _NO_RENAM
 
 def _flags(groups: Sequence[type], *, secret_only: bool = False) -> list[str]:
     """All flags, or those of secrets, in each spelling of the parser (with underscores and with hyphens)."""
-    names = [f.name for one in groups for f in dataclasses.fields(one) if not (secret_only and f.repr)]
-    return [spelling for name in names for spelling in spellings(name)]
+    fields = [f for one in groups for f in dataclasses.fields(one) if not (secret_only and f.repr)]
+    return [spelling for f in fields for spelling in spellings_of(f)]
+
+
+def _refuse_two_names(line: Sequence[str], groups: Sequence[type]) -> None:
+    """Refuse a flag that stands in a command line under two of its names."""
+    words = {word.partition("=")[0] for word in line}
+    for field in (f for one in groups for f in dataclasses.fields(one)):
+        given = [f"--{name}" for name in names_of(field) if words.intersection(spellings(name))]
+        if len(given) > 1:
+            refuse(f"--{field.name}", HIDDEN, f"is given as {' and as '.join(given)}; leave one out")
 
 
 def _overwrite_secrets(argv: list[str], groups: Sequence[type]) -> None:

@@ -7,7 +7,6 @@ When a started process fails, it has told why; the launcher adds no report of it
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import pkgutil
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dptune._aliases import canonical
 from dptune._validate import HIDDEN, refuse
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse
 from utils.cli.launch_lines import PLAIN_CONFIG
@@ -96,7 +96,7 @@ def groups_of(name: str) -> tuple[type, ...]:
 
 def _own(name: str, groups: dict[str, tuple[type, ...]]) -> set[str]:
     """The fields that only one of several programs has."""
-    fields = {one: {f.name for group in of_one for f in dataclasses.fields(group)} for one, of_one in groups.items()}
+    fields = {one: set(canonical(of_one)) for one, of_one in groups.items()}
     return fields[name].difference(*(others for one, others in fields.items() if one != name))
 
 

@@ -1,8 +1,9 @@
 """A command line from dataclasses, with argparse: each field is a flag, each dataclass a titled group of --help.
 
 transformers' HfArgumentParser does the same, but takes seconds to import. A field's type is str, int, float, bool, a
-list of one of these, or one of all these or None. Its metadata may hold `help` and `choices`. A field without a default
-is required; if its metadata holds `positional`, it is a word without a flag. `--flag_name` and `--flag-name` are the
+list of one of these, or one of all these or None. Its metadata may hold `help`, `choices` and `aliases`, older names of
+the flag (`dptune._aliases`). A field without a default is required; if its metadata holds `positional`, it is a word
+without a flag. `--flag_name` and `--flag-name` are the
 same flag. A bool is set by `--x` or `--x false`, and if it defaults to True also by `--no_x`.
 """
 
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from dptune._aliases import spellings, spellings_of
 
 CONFIG_FLAG = "--config"
 
@@ -102,14 +105,9 @@ def exit_with(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def spellings(name: str) -> list[str]:
-    """The ways to write the flag of a field: with underscores and with hyphens."""
-    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
-
-
 def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], type_: Any) -> None:
     kind, is_list = _kind_of(type_)
-    how: dict[str, Any] = dict(field.metadata)
+    how: dict[str, Any] = {name: value for name, value in field.metadata.items() if name != "aliases"}
     if field.default_factory is not dataclasses.MISSING:
         how["default"] = field.default_factory()
     elif field.default is not dataclasses.MISSING:
@@ -124,7 +122,7 @@ def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], t
         del how["required"]
         section.add_argument(field.name, metavar=field.name.upper(), type=kind, **how)
         return
-    section.add_argument(*spellings(field.name), type=_bool if kind is bool else kind, **how)
+    section.add_argument(*spellings_of(field), type=_bool if kind is bool else kind, **how)
     if kind is bool and field.default is True:
         off = f"turns off --{field.name}"
         section.add_argument(*spellings(f"no_{field.name}"), dest=field.name, action="store_false", help=off)

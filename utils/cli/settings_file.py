@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from dptune._aliases import aliases, canonical
 from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
 from utils.cli.familiar_flags import nearest, why_missing
-from utils.cli.parser import CONFIG_FLAG, spellings
+from utils.cli.parser import CONFIG_FLAG
 
 ROOT = Path(__file__).parents[2]  # of the project: the repository, or its copy in an installed package
 SETTINGS_NAME = "config.yaml"  # the flags of a training run, in its folder
@@ -112,16 +113,27 @@ def with_settings(words: Sequence[str], groups: Sequence[type], parser: Refusing
             unknown key.
     """
     files, others = split_config(words)
-    fields = {one.name: one for group in groups for one in dataclasses.fields(group)}
-    first: list[str] = []
-    for file, key, value in ((one, *setting) for one in files for setting in read_settings(one).items()):
-        if key not in fields:
-            _refuse_unknown(file, key, list(fields))
-        if not fields[key].repr:
-            told = fields[key].metadata.get("help", "give it on the command line")
-            refuse(CONFIG_FLAG, file, f"{key} is a secret, which no file should hold: remove it ({told})")
-        first += _words_of(file, fields[key], value, parser)
+    first = [word for file in files for word in _words_of_file(file, groups, parser)]
     return [*first, *others]
+
+
+def _words_of_file(file: str, groups: Sequence[type], parser: Refusing) -> list[str]:
+    """The words of one file."""
+    fields = {one.name: one for group in groups for one in dataclasses.fields(group)}
+    names, found = canonical(groups), dict[str, str]()  # {field: the key that sets it}
+    words: list[str] = []
+    for key, value in read_settings(file).items():
+        if key not in names:
+            _refuse_unknown(file, key, list(names))
+        field = fields[names[key]]
+        if field.name in found:
+            refuse(CONFIG_FLAG, file, f"{key} is another name of {found[field.name]}, which it also holds; keep one")
+        if not field.repr:
+            told = field.metadata.get("help", "give it on the command line")
+            refuse(CONFIG_FLAG, file, f"{key} is a secret, which no file should hold: remove it ({told})")
+        found[field.name] = key
+        words += _words_of(file, field, value, parser)
+    return words
 
 
 def given_in_file(words: Sequence[str], groups: Sequence[type]) -> set[str]:
@@ -130,10 +142,11 @@ def given_in_file(words: Sequence[str], groups: Sequence[type]) -> set[str]:
     So the file that a run leaves, with all flags, says no more than the command line that began the run.
     """
     settings: dict[str, Value] = {}
+    names = canonical(groups)
     for file in split_config(words)[0]:
-        settings |= read_settings(file)
+        settings |= {names.get(key, key): value for key, value in read_settings(file).items()}
     defaults = {one.name: _default(one) for group in groups for one in dataclasses.fields(group)}
-    return {key for key, value in settings.items() if value is not None and value != defaults.get(key)}
+    return {name for name, value in settings.items() if value is not None and value != defaults.get(name)}
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -147,7 +160,7 @@ def _refuse_unknown(file: str, key: str, names: Sequence[str]) -> NoReturn:
     """The value is not shown: a misspelt access_token must not print the token."""
     if reason := why_missing(key):
         refuse(CONFIG_FLAG, file, f"{key}: {reason}")
-    near = nearest(f"--{key}", [spelling for name in names for spelling in spellings(name)])
+    near = nearest(f"--{key}", aliases(*names))
     hint = "" if near is None else f" (did you mean {near.removeprefix('--')}?)"
     refuse(CONFIG_FLAG, file, f"unknown key: {key}{hint}; --help lists the flags, whose names are the keys")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from dptune._aliases import canonical
 from dptune._files import atomic_write
 from dptune._validate import refuse
 from dptune.ledger import LEDGER_NAME, Ledger
@@ -31,7 +32,9 @@ def require_same_settings(folder: Path, training: TrialArguments, extra: Sequenc
     del settings["output_dir"], settings["datasets"]
     path = folder / SETTINGS_NAME
     if path.exists():
-        for name, before in json.loads(path.read_text()).items():
+        names = canonical([TrialArguments])  # the file may be of a version with other names
+        for saved, before in json.loads(path.read_text()).items():
+            name = names.get(saved, saved)
             if settings.get(name) != before:
                 remedy = f"the trials in {folder} have {before!r}; give that, or another --output_dir"
                 refuse(f"--{name}", settings.get(name), remedy)

@@ -10,6 +10,7 @@ import torch
 
 from dptune._validate import InvalidArgument, present, refuse, require_delta
 from dptune.accounting import Spend, planned_steps
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up
 from dptune.accounting.selection import PrivateSelection
 from dptune.devices import restored_randomness
@@ -39,7 +40,7 @@ def compare(
 ) -> None:
     """Train all candidates, and write the table and the plot anew after each data set."""
     for dataset in training.datasets:
-        planned = list(trials(choice, partial(head_rate_of, training.model_checkpoint)))
+        planned = list(trials(choice, partial(head_rate_of, training.model_name_or_path)))
         for number, (candidate, private, seed) in enumerate(planned, start=1):
             name = f"{candidate}_{'private' if private else 'plain'}_seed{seed}"
             trial = folder / TRIALS_FOLDER / dataset / name
@@ -73,7 +74,7 @@ def select_privately(
 ) -> None:
     """Run a private selection on one data set, unless it is done already, and print what was released."""
     plan = plan_selection(dataset, training, choice, *sizes(training, dataset))
-    _announce(plan)
+    _announce(plan, chose_delta=training.delta is None)
     noise = ["--noise_multiplier", repr(plan.spend.noise_multiplier)]
 
     def train(candidate: Candidate, trial: Path) -> TrialResults:
@@ -103,24 +104,27 @@ def plan_selection(
     Raises:
         InvalidArgument: the target is out of reach, delta is too large, or a batch larger than the data set.
     """
-    require_delta(training.delta, num_train, name="--delta")
+    delta = default_delta(num_train) if training.delta is None else training.delta
+    require_delta(delta, num_train, name="--delta")
     if training.batch_size > num_train:
         refuse("--batch_size", training.batch_size, f"there are {num_train} training examples; give at most that")
-    of_head = partial(head_rate_of, training.model_checkpoint)
+    of_head = partial(head_rate_of, training.model_name_or_path)
     distribution = present(choice.private_selection, "distribution of the number of trials")
     selection = PrivateSelection(distribution, choice.mean_trials, choice.validation_noise)
     probability = training.batch_size / num_train
-    steps = planned_steps(num_examples=num_train, expected_batch_size=training.batch_size, epochs=training.epochs)
+    steps = planned_steps(
+        num_examples=num_train, expected_batch_size=training.batch_size, epochs=training.num_train_epochs
+    )
     sigma = selection.noise_multiplier(
-        target_epsilon=training.target_epsilon, delta=training.delta, sampling_probability=probability, steps=steps
+        target_epsilon=training.target_epsilon, delta=delta, sampling_probability=probability, steps=steps
     )
     candidates = tuple(one for mode in choice.modes for one in choice.candidates(mode, of_head, private=True))
     spend = Spend(sigma, probability, steps)
     sizes = num_train, num_validation
-    return SelectionPlan(dataset, selection, candidates, spend, training.delta, *sizes, seed=choice.seeds[0])
+    return SelectionPlan(dataset, selection, candidates, spend, delta, *sizes, seed=choice.seeds[0])
 
 
-def _announce(plan: SelectionPlan) -> None:
+def _announce(plan: SelectionPlan, *, chose_delta: bool) -> None:
     cost, selection = plan.selection.cost(plan.spend, plan.delta), plan.selection
     print(f"{plan.dataset}: private selection among {len(plan.candidates)} candidates; number of trials: "
           f"{selection.distribution}, mean {selection.mean_trials:g}; noise multiplier "
@@ -128,6 +132,8 @@ def _announce(plan: SelectionPlan) -> None:
     whole, alone, best_of = (rounded_up(one, 4) for one in (cost.selection, cost.one_run, cost.best_of))
     print(f"epsilon at delta {plan.delta:g}: {whole} for the selection; for comparison, {alone} for one such run and "
           f"{best_of} for the best of {cost.runs} runs by composition")  # fmt: skip
+    if chose_delta:
+        print(delta_in_words(plan.train_examples))
     if nothing := selection.chance_of_nothing:
         print(f"with probability {nothing:.2g} no trial is drawn and nothing is released")
     print("The number of trials and their duration are secret: publish neither.", flush=True)
@@ -149,8 +155,8 @@ def count_records(training: TrialArguments, dataset: str) -> tuple[int, int]:
     """(training records, records of the first validation split); both numbers are treated as public."""
     task = load_task(
         dataset,
-        tokenizer=load_classifier_tokenizer(training.model_checkpoint),
-        max_length=training.max_length,
+        tokenizer=load_classifier_tokenizer(training.model_name_or_path),
+        max_length=training.block_size,
         data_dir=training.data_dir,
         max_train_examples=training.max_train_examples,
     )

@@ -55,7 +55,7 @@ class Candidate:
     def flags(self) -> list[str]:
         """The flags of train_classifier.py."""
         flags = ["--finetune_mode", self.mode, "--learning_rate", repr(self.learning_rate)]
-        return flags if self.clip_norm is None else [*flags, "--max_grad_norm", repr(self.clip_norm)]
+        return flags if self.clip_norm is None else [*flags, "--clip_norm", repr(self.clip_norm)]
 
 
 def run_in_process(command: Sequence[str], log: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dptune._aliases import aliases
 from dptune._validate import refuse, require_count, require_positive, require_probability
 from utils.cli.endpoints import VLLM_KEY, require_address
 from utils.data.prompts import PROMPT_STYLES
@@ -39,7 +40,10 @@ class SamplingArguments:
     _argument_group_name = "sampling"
 
     output_dir: str = field(metadata={"help": "folder for generations.jsonl; an interrupted run resumes in it"})
-    max_length: int = field(default=512, metadata={"help": "maximum number of tokens of prompt and text together"})
+    max_length: int = field(
+        default=512,
+        metadata={"help": "maximum number of tokens of prompt and text together", "aliases": aliases("block_size")},
+    )
     batch_size: int = field(default=8, metadata={"help": "texts generated at once per device, or requests at once"})
     temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 is greedy decoding"})
     top_k: int = field(default=50, metadata={"help": "sample from the k likeliest tokens; 0 is off"})

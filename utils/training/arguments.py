@@ -110,7 +110,7 @@ ON_RESUME: OnResumeTable = {
     "clip_norm": OnResume.REFUSED,
     "noise_multiplier": OnResume.REFUSED,
     "target_epsilon": OnResume.REFUSED,
-    "delta": OnResume.REFUSED,
+    "delta": OnResume.COMPARED,
     "privacy_unit": OnResume.REFUSED,
     "examples_per_unit": OnResume.REFUSED,
     "user_level_method": OnResume.REFUSED,

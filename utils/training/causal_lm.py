@@ -16,7 +16,7 @@ from dptune.adapter_files import save_adapter
 from dptune.clipping import layers_of
 from dptune.devices import computes_apart
 from dptune.integrations.sharded_saving import write_sharded
-from dptune.lora import trainable_parameters
+from dptune.lora import num_trained, trainable_parameters
 from dptune.losses import CausalLMLoss
 from dptune.pass_overhead import pass_overhead
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
@@ -25,7 +25,7 @@ from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.lock import LOCK_NAME
-from dptune.run.plan import RunPlan, describe_plan
+from dptune.run.plan import RunPlan, describe_noise, describe_plan
 from dptune.shapes import Shapes
 from dptune.sharding import are_sharded, is_sharded
 from utils.cli.flags import public_config
@@ -344,13 +344,14 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         refuse_other_beginning(saved, mechanism_identity(plan) | identity)
     files = {name: in_words(getattr(groups.data, name)) for name in ("train_file", "validation_file")}
     made = {"num_processes": processes, PROMPT_STYLE_OF_ROWS: train.prompt_style}
-    given = public_config(*groups) | files | made | dated | (dict.fromkeys(OF_ADAPTER) if starts_from else {})
+    delta = {} if plan.privacy is None else {"delta": plan.privacy.delta}
+    given = public_config(*groups) | files | made | delta | dated | (dict.fromkeys(OF_ADAPTER) if starts_from else {})
     config = resumed_config(given, saved, ON_RESUME)
     asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_clipping(plan, optimization), sep="\n")
-    accelerator.print(*describe_changes(config, saved), *describe_precision(dtype, accelerator.device), sep="\n")
-    accelerator.print(*described, *describe_start(starts_from), sep="\n")
+    now = [*describe_changes(config, saved), *describe_precision(dtype, accelerator.device)]
+    accelerator.print(*now, *described, *describe_start(starts_from), sep="\n")
     if token_budget != asked:
         accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
     needed = MemorySettings(
@@ -367,7 +368,8 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         overhead=pass_overhead(accelerator=computes_apart(accelerator.device), sharded=sharding is not None),
         rows_per_item=unit.rows_at_once,
     )
-    accelerator.print(*describe_model(skeleton, needed, device_memory(accelerator.device)), sep="\n")
+    model_lines = describe_model(skeleton, needed, device_memory(accelerator.device))
+    accelerator.print(*model_lines, *describe_noise(plan, num_trained(skeleton)), sep="\n")
     return CausalLMJob(
         groups,
         folder,

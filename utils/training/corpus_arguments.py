@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dptune._aliases import aliases
 from dptune._validate import refuse, require_count
 from dptune.published import published_model
 from dptune.units.unit import PrivacyUnit
@@ -15,19 +16,29 @@ SAMPLE, AUTHOR = "sample", "author"  # privacy units
 class CorpusModelArguments:
     """The model, and what to train."""
 
-    model_name: str = field(metadata={"help": "folder or Hugging Face Hub name of a causal LM and its tokenizer"})
-    sequence_len: int = field(default=128, metadata={"help": "maximum tokens per text; longer ones are cut"})
-    lora_dim: int = field(default=0, metadata={"help": "rank of LoRA adapters; 0 trains the whole model"})
-    lora_alpha: float = field(default=32.0, metadata={"help": "scaling: adapter outputs are multiplied by alpha / dim"})
+    model_name_or_path: str = field(
+        metadata={
+            "help": "folder or Hugging Face Hub name of a causal LM and its tokenizer",
+            "aliases": aliases("model_name"),
+        }
+    )
+    block_size: int = field(
+        default=128,
+        metadata={"help": "maximum tokens per text; longer ones are cut", "aliases": aliases("sequence_len")},
+    )
+    lora_r: int = field(
+        default=0, metadata={"help": "rank of LoRA adapters; 0 trains the whole model", "aliases": aliases("lora_dim")}
+    )
+    lora_alpha: float = field(default=32.0, metadata={"help": "scaling: adapter outputs are multiplied by alpha / r"})
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability of the adapters' inputs"})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "layers to adapt; default: c_attn (GPT-2), else q_proj k_proj v_proj o_proj"}
     )
 
     def __post_init__(self) -> None:
-        self.model_name = published_model(self.model_name)
-        require_count("--sequence_len", self.sequence_len, minimum=2)
-        require_count("--lora_dim", self.lora_dim, minimum=0)
+        self.model_name_or_path = published_model(self.model_name_or_path)
+        require_count("--block_size", self.block_size, minimum=2)
+        require_count("--lora_r", self.lora_r, minimum=0)
 
 
 @dataclass

@@ -27,8 +27,12 @@ class PrivacyFlags:
     target_epsilon: float | None = field(
         default=None, metadata={"help": "epsilon to spend: finds the noise for it, instead of --noise_multiplier"}
     )
-    delta: float = field(
-        default=1e-7, metadata={"help": "chance that the epsilon bound fails; below 1 / number of examples (authors)"}
+    delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "chance that the epsilon bound fails; default: a tenth of 1 / number of examples (authors), "
+            "rounded down to a power of ten"
+        },
     )
     privacy_unit: str = field(
         default=EXAMPLE,

@@ -70,6 +70,15 @@ def test_text_and_markdown_hold_the_same_table(capsys: pytest.CaptureFixture[str
     assert len({len(line) for line in text.splitlines()[3:]}) == 1  # columns line up
 
 
+def test_without_a_delta_the_default_one_is_taken_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--num_examples", "2000", "--batch_size", "20", "--num_train_epochs", "1", "--noise_multiplier", "1"]
+    tables.main(flags)
+    title, *rest = capsys.readouterr().out.splitlines()
+    assert "delta 1e-05: a tenth of 1 / 2,000 examples, rounded down" in title
+    tables.main([*flags, "--delta", "1e-5"])
+    assert capsys.readouterr().out.splitlines()[1:] == rest
+
+
 @pytest.mark.parametrize("quantity", ["--noise_multiplier", "--target_epsilon"])
 def test_the_title_names_the_accountants_that_answered(capsys: pytest.CaptureFixture[str], quantity: str) -> None:
     flags = ["--num_examples", "100", "--batch_size", "10", "100", "--epochs", "1", quantity, "2"]

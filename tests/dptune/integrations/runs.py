@@ -107,7 +107,7 @@ def training_arguments(folder: Path, kind: Any = TrainingArguments, **changed: A
 def privacy_arguments(**changed: Any) -> PrivacyArguments:
     settings: dict[str, Any] = {"insecure_test_seed": SEED}
     if not changed.get("disable_dp"):
-        settings |= {"per_sample_max_grad_norm": 0.5, "target_delta": 1e-3}
+        settings |= {"clip_norm": 0.5, "delta": 1e-3}
         if "target_epsilon" not in changed:
             settings["noise_multiplier"] = 1.0
     return PrivacyArguments(**(settings | changed))

@@ -10,7 +10,7 @@ from dptune.integrations.transformers import PrivacyArguments, TrainingArguments
 
 
 def test_the_parser_of_transformers_reads_them(tmp_path: Path) -> None:
-    flags = f"--output_dir {tmp_path} --target_epsilon 8 --per_sample_max_grad_norm 0.1 --dry_run --use_cpu".split()
+    flags = f"--output_dir {tmp_path} --target_epsilon 8 --clip_norm 0.1 --dry_run --use_cpu".split()
     args, privacy = HfArgumentParser((TrainingArguments, PrivacyArguments)).parse_args_into_dataclasses(flags)
     assert (args.dry_run, args.max_grad_norm) == (True, 0.0)
-    assert (privacy.target_epsilon, privacy.noise_multiplier, privacy.target_delta) == (8.0, None, 1e-7)
+    assert (privacy.target_epsilon, privacy.noise_multiplier, privacy.delta) == (8.0, None, None)

@@ -77,7 +77,7 @@ def noiseless_sum(folder: Path, keep: list[int], clip_norm: float) -> torch.Tens
         ),
         AuthorCollator(None),
         dataset,
-        privacy_args=privacy_arguments(per_sample_max_grad_norm=clip_norm),
+        privacy_args=privacy_arguments(clip_norm=clip_norm),
         losses=AuthorLosses(),
         rows_per_unit=dataset.counts,
         privacy_unit=ItemUnit("one author", "authors"),

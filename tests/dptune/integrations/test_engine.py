@@ -38,7 +38,7 @@ def test_the_noiseless_gradient_is_the_oracles_and_dptrainers(
     model, own, log, own_log = lora_llama(), lora_llama(), GradientLog(), GradientLog()
     untouched = copy.deepcopy(model)
     shape = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 6 // accumulation}
-    privacy = privacy_arguments(per_sample_max_grad_norm=clip_norm)
+    privacy = privacy_arguments(clip_norm=clip_norm)
     trainer, _ = plain_trainer(tmp_path / "plain", model, privacy=privacy, callbacks=[log], **shape)
     trainer.train()
     dp_trainer(tmp_path / "own", own, privacy=privacy, callbacks=[own_log], **shape).train()

@@ -73,5 +73,5 @@ def test_the_plan_has_all_that_decides_epsilon() -> None:
 
 
 def test_a_refusal_names_the_flag() -> None:
-    with pytest.raises(InvalidArgument, match=r"^--target_delta=0\.001: .*below 1/num_examples"):
+    with pytest.raises(InvalidArgument, match=r"^--delta=0\.001: .*below 1/num_examples"):
         plan_training(privacy_arguments(), num_examples=1000, batch=10, steps=5, unit=ItemUnit())

@@ -18,8 +18,8 @@ from dptune.integrations.privacy_arguments import ONLY_PRIVATE, PrivacyArguments
         ({"noise_multiplier": 1.0, "target_epsilon": 8.0}, "--target_epsilon"),
         ({"noise_multiplier": 0.0}, "--noise_multiplier"),
         ({"target_epsilon": -1.0}, "--target_epsilon"),
-        ({"target_epsilon": 1.0, "per_sample_max_grad_norm": 0.0}, "--per_sample_max_grad_norm"),
-        ({"target_epsilon": 1.0, "target_delta": 1.0}, "--target_delta"),
+        ({"target_epsilon": 1.0, "clip_norm": 0.0}, "--clip_norm"),
+        ({"target_epsilon": 1.0, "delta": 1.0}, "--delta"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(given: dict[str, Any], named: str) -> None:

@@ -120,7 +120,7 @@ def test_torchrun_with_the_flags_of_a_script(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     flags = (
         f"--output_dir {tmp_path}/run --use_cpu --per_device_train_batch_size 1 --gradient_accumulation_steps 3 "
-        "--num_train_epochs 2 --target_epsilon 8 --target_delta 1e-3 --per_sample_max_grad_norm 1.0 --max_grad_norm 0 "
+        "--num_train_epochs 2 --target_epsilon 8 --delta 1e-3 --clip_norm 1.0 --max_grad_norm 0 "
         "--lr_scheduler_type constant --learning_rate 1e-4 --disable_tqdm True --dataloader_num_workers 1 "
         "--remove_unused_columns False --label_names labels --weight_decay 0.01 --report_to none --log_level info"
     )

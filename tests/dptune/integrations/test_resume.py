@@ -100,9 +100,9 @@ def test_a_step_beyond_the_budget_is_never_released(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("clip_norm", {"privacy": privacy_arguments(per_sample_max_grad_norm=0.25)}),
+        ("clip_norm", {"privacy": privacy_arguments(clip_norm=0.25)}),
         ("noise_multiplier", {"privacy": privacy_arguments(noise_multiplier=0.5)}),
-        ("delta", {"privacy": privacy_arguments(target_delta=1e-4)}),
+        ("delta", {"privacy": privacy_arguments(delta=1e-4)}),
         ("sampling_probability", {"gradient_accumulation_steps": 2}),
         ("num_examples", {"train_dataset": data(24), "gradient_accumulation_steps": 6}),
         ("privacy_unit", {"privacy_unit": "one author"}),

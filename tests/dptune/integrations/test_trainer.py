@@ -50,7 +50,7 @@ def test_the_noiseless_gradient_is_the_oracles(tmp_path: Path, clip_norm: float,
     dp_trainer(
         tmp_path,
         model,
-        privacy=privacy_arguments(per_sample_max_grad_norm=clip_norm),
+        privacy=privacy_arguments(clip_norm=clip_norm),
         callbacks=[log],
         max_steps=1,
         per_device_train_batch_size=shape[0],
@@ -75,7 +75,7 @@ def test_an_empty_draw_is_a_step_of_noise_alone(tmp_path: Path) -> None:
     log = GradientLog()
     trainer = dp_trainer(
         tmp_path,
-        privacy=privacy_arguments(target_delta=1e-4, insecure_test_seed=1),
+        privacy=privacy_arguments(delta=1e-4, insecure_test_seed=1),
         callbacks=[log],
         train_dataset=data(COUNT),
         per_device_train_batch_size=1,
@@ -246,7 +246,7 @@ def test_rows_of_one_unit_are_clipped_together(tmp_path: Path) -> None:
         rows_per_unit=2,
         callbacks=[log],
         max_steps=1,
-        privacy=privacy_arguments(per_sample_max_grad_norm=1e-3),
+        privacy=privacy_arguments(clip_norm=1e-3),
     ).train()
     drawn = [random_examples(COUNT)[item] for item in draws(1)[0]]
     both = [[(ids, labels), (ids[::-1], labels[::-1])] for ids, labels in drawn]

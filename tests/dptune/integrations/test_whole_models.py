@@ -48,7 +48,7 @@ def test_the_noiseless_gradient_is_the_oracles(
 ) -> None:
     model, log = make_model(), GradientLog()
     untouched = copy.deepcopy(model)
-    privacy = privacy_arguments(per_sample_max_grad_norm=clip_norm)
+    privacy = privacy_arguments(clip_norm=clip_norm)
     trainer = make_trainer(tmp_path, model, privacy=privacy, callbacks=[log], save_strategy="steps", save_steps=1)
     trainer.train()
     expected = expected_gradient(untouched, draws(1)[0], clip_norm=clip_norm)

@@ -171,6 +171,16 @@ def test_a_step_is_counted_recorded_and_stated(tmp_path: Path) -> None:
     assert "cryptography" in statement.versions
 
 
+def test_what_is_shown_in_between_never_exceeds_the_target(tmp_path: Path) -> None:
+    tiny = make_plan(PrivacySettings(target_epsilon=0.001, delta=1e-3), num_examples=64, batch=16, steps=20)
+    run = trained(tmp_path, tiny, 20)
+    statement = run.statement()
+    assert statement.epsilon is not None
+    assert run.ledger is not None
+    assert run.ledger.running_epsilon(1e-3) > 0.001, "the coarse grid says more"
+    assert statement.epsilon <= 0.001 == run.epsilon
+
+
 def test_a_run_with_hardly_any_noise_ends_with_a_statement(tmp_path: Path) -> None:
     """It trained to its end, and then an assertion stopped it before anything was saved."""
     useless = dataclasses.replace(CONFIG, noise_multiplier=1e-200)

@@ -33,12 +33,12 @@ def not_measured() -> float:
 
 def test_the_defaults() -> None:
     given = settings()
-    assert given.checkpoint.model_checkpoint == "prajjwal1/bert-tiny"
-    assert given.checkpoint.max_length == 128
+    assert given.checkpoint.model_name_or_path == "prajjwal1/bert-tiny"
+    assert given.checkpoint.block_size == 128
     assert (given.mode.finetune_mode, given.mode.num_prepend_tokens) == ("full", 20)
     assert (given.mode.lora_r, given.mode.lora_alpha, given.mode.lora_dropout) == (16, 16.0, 0.0)
-    assert (given.steps.epochs, given.steps.batch_size, given.steps.micro_batch_size) == (3.0, 256, 32)
-    assert given.budget.delta == 1e-6
+    assert (given.steps.num_train_epochs, given.steps.batch_size, given.steps.micro_batch_size) == (3.0, 256, 32)
+    assert given.budget.delta is None
     assert given.budget.settings() is None
     assert given.token_budget == 32 * 128
 
@@ -46,25 +46,29 @@ def test_the_defaults() -> None:
 def test_the_lines_of_the_readme() -> None:
     given = settings("--finetune_mode", "full")
     assert given.folder == Path("outputs/classifier-full")
-    line = "--finetune_mode ia3 --enable_dp --target_epsilon 8.0 --max_grad_norm 0.1"
+    line = "--finetune_mode ia3 --enable_dp --target_epsilon 8.0 --clip_norm 0.1"
     given = settings(*line.split(), datasets=("--datasets", "qnli", "qqp"))
     assert given.data.datasets == ["qnli", "qqp"]
+    older = line.replace("clip_norm", "max_grad_norm") + " --epochs 2 --max_length 64 --model_checkpoint m"
+    given = settings(*older.split(), datasets=("--datasets", "qnli", "qqp"))
+    assert (given.steps.num_train_epochs, given.checkpoint.block_size) == (2.0, 64)
+    assert given.checkpoint.model_name_or_path == "m"
     assert given.folder == Path("outputs/classifier-ia3-dp")
     engine = given.budget.settings()
     assert engine is not None
-    assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm, engine.delta) == (8.0, None, 0.1, 1e-6)
+    assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm, engine.delta) == (8.0, None, 0.1, None)
 
 
 def test_privacy_defaults_to_epsilon_8() -> None:
-    engine = settings("--enable_dp", "--max_grad_norm", "2").budget.settings()
+    engine = settings("--enable_dp", "--clip_norm", "2").budget.settings()
     assert engine is not None
     assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm) == (8.0, None, 2.0)
-    engine = settings("--enable_dp", "--max_grad_norm", "2", "--noise_multiplier", "1.5").budget.settings()
+    engine = settings("--enable_dp", "--clip_norm", "2", "--noise_multiplier", "1.5").budget.settings()
     assert engine is not None
     assert (engine.target_epsilon, engine.noise_multiplier) == (None, 1.5)
 
 
-READ_WITHOUT_PRIVACY = {"enable_dp", "max_grad_norm", "ignore_users", "insecure_test_seed"}
+READ_WITHOUT_PRIVACY = {"enable_dp", "clip_norm", "ignore_users", "insecure_test_seed"}
 
 
 @pytest.mark.parametrize("name", [one.name for one in fields(BudgetArguments)])
@@ -76,20 +80,20 @@ def test_each_flag_of_privacy_is_read_without_privacy_or_refused(name: str) -> N
         given.refuse_unread({name})
     else:
         with pytest.raises(InvalidArgument, match=f"^--{name}=.*: is not read without --enable_dp"):
-            given.refuse_unread({name, "epochs"})
+            given.refuse_unread({name, "num_train_epochs"})
     settings("--enable_dp").refuse_unread({name})
 
 
 def test_a_clip_norm_is_to_be_measured_only_where_a_private_run_was_given_none() -> None:
     assert settings("--enable_dp").budget.clip_norm_is_open
-    assert not settings("--enable_dp", "--max_grad_norm", "2").budget.clip_norm_is_open
+    assert not settings("--enable_dp", "--clip_norm", "2").budget.clip_norm_is_open
     assert not settings().budget.clip_norm_is_open
 
 
 def test_without_privacy_a_step_is_clipped_as_the_trainer_does() -> None:
     assert settings().budget.plain_max_grad_norm == 1
-    assert settings("--max_grad_norm", "2").budget.plain_max_grad_norm == 2
-    assert settings("--max_grad_norm", "2", "--enable_dp").budget.plain_max_grad_norm is None
+    assert settings("--clip_norm", "2").budget.plain_max_grad_norm == 2
+    assert settings("--clip_norm", "2", "--enable_dp").budget.plain_max_grad_norm is None
 
 
 def test_the_learning_rate_is_the_modes_own_unless_given() -> None:
@@ -123,7 +127,7 @@ def test_the_head_learns_as_its_inputs_allow_where_noise_would_drown_what_is_bel
 
 
 def test_virtual_tokens_count_in_what_fits() -> None:
-    given = settings("--finetune_mode", "prefix+lora", "--num_prepend_tokens", "10", "--max_length", "30")
+    given = settings("--finetune_mode", "prefix+lora", "--num_prepend_tokens", "10", "--block_size", "30")
     assert (given.virtual_tokens, given.token_budget) == (10, 32 * 40)
 
 
@@ -152,14 +156,14 @@ def test_outputs_may_go_elsewhere() -> None:
         (("--target_epsilon", "0"), "--target_epsilon=0.0: give a finite number above 0"),
         (("--target_epsilon", "1", "--noise_multiplier", "1"), "--target_epsilon=1.0: give --target_epsilon or --noi"),
         (("--noise_multiplier", "-1"), "--noise_multiplier=-1.0: give a finite number above 0"),
-        (("--max_grad_norm", "-1"), "--max_grad_norm=-1.0: give a finite number above 0"),
+        (("--clip_norm", "-1"), "--clip_norm=-1.0: give a finite number above 0"),
         (("--delta", "1"), "--delta=1.0: give a number above 0 and below 1"),
         (("--batch_size", "0"), "--batch_size=0: give a whole number"),
         (("--micro_batch_size", "0"), "--micro_batch_size=0: give a whole number"),
-        (("--epochs", "0"), "--epochs=0.0: give a finite number above 0"),
+        (("--num_train_epochs", "0"), "--num_train_epochs=0.0: give a finite number above 0"),
         (("--learning_rate", "0"), "--learning_rate=0.0: give a finite number above 0"),
         (("--head_learning_rate", "-1"), "--head_learning_rate=-1.0: give a finite number above 0"),
-        (("--max_length", "1"), "--max_length=1: give a whole number of at least 2"),
+        (("--block_size", "1"), "--block_size=1: give a whole number of at least 2"),
         (
             ("--finetune_mode", "prefix+lora", "--num_prepend_tokens", "0"),
             "--num_prepend_tokens=0: give a whole number",

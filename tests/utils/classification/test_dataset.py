@@ -166,7 +166,7 @@ def test_no_spelling_of_a_special_token_is_one(make, columns: int) -> None:
 def test_a_tokenizer_that_makes_end_tokens_of_text_is_refused_by_the_number_of_the_row() -> None:
     texts = ["cat"] * 1500
     texts[1200] = "dog"
-    match = r"--model_checkpoint=the tokenizer \w+: makes a special token of the text of row 1201; change"
+    match = r"--model_name_or_path=the tokenizer \w+: makes a special token of the text of row 1201; change"
     with pytest.raises(InvalidArgument, match=match):
         tokenize_texts(texts_of(texts), ending_where_unknown(), 8)
 
@@ -179,7 +179,7 @@ def test_texts_of_which_nothing_is_left_become_one_token() -> None:
     nothing.eos_token = None
     assert example(tokenize_texts(texts_of([""]), nothing, 4), 0) == [nothing.unk_token_id]
     nothing.unk_token = None
-    with pytest.raises(InvalidArgument, match=r"--model_checkpoint=.*empty text; set eos_token"):
+    with pytest.raises(InvalidArgument, match=r"--model_name_or_path=.*empty text; set eos_token"):
         tokenize_texts(texts_of([""]), nothing, 4)
 
 
@@ -235,9 +235,9 @@ def test_an_empty_subset_and_the_whole() -> None:
 @pytest.mark.parametrize(
     ("columns", "max_length", "error"),
     [
-        (1, 1, r"--max_length=1: .*at least 2"),
-        (1, 2, r"--max_length=2: .*need 3; give at least that"),
-        (2, 4, r"--max_length=4: .*need 5"),
+        (1, 1, r"--block_size=1: .*at least 2"),
+        (1, 2, r"--block_size=2: .*need 3; give at least that"),
+        (2, 4, r"--block_size=4: .*need 5"),
     ],
 )
 def test_a_length_without_room_for_text_is_refused(columns: int, max_length: int, error: str) -> None:

@@ -217,7 +217,7 @@ def test_a_decoder_pads_with_its_end_token(checkpoints: dict[str, Path]) -> None
 
 @pytest.mark.parametrize("loads", [load_classifier_tokenizer, lambda name: load_classifier(name, "ab", pad_token_id=0)])
 def test_a_checkpoint_that_is_not_there_is_one_line(loads: Any, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="--model_checkpoint=") as error:
+    with pytest.raises(InvalidArgument, match="--model_name_or_path=") as error:
         loads(str(tmp_path))
     assert "\n" not in str(error.value)
 
@@ -226,7 +226,7 @@ def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
     sizes = {"vocab_size": 23, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     BartForSequenceClassification(BartConfig(**sizes, **heads)).save_pretrained(tmp_path)
-    with pytest.raises(InvalidArgument, match=r"--model_checkpoint=.*bart is an encoder-decoder; give an encoder or"):
+    with pytest.raises(InvalidArgument, match=r"--model_name_or_path=.*bart is an encoder-decoder; give an encoder or"):
         load_classifier(str(tmp_path), CLASSES, pad_token_id=0)
 
 

@@ -77,6 +77,14 @@ def test_scores_are_shown_beside_the_majority() -> None:
     assert line.endswith(": 0.7500)")
 
 
+@pytest.mark.parametrize(("accuracy", "warned"), [(0.75, True), (0.5, True), (0.76, False)])
+def test_scores_no_better_than_the_majority_class_are_said(accuracy: float, warned: bool) -> None:
+    _, *more = describe_scores(TASK, {"validation": {"accuracy": accuracy}})
+    assert len(more) == warned
+    told = "on validation it is no better than always giving the majority class (not private)"
+    assert all(told in line for line in more)
+
+
 @pytest.mark.parametrize(("released", "expected"), [(None, 0.9), (1, 0.8), (3, None)])
 def test_scores_are_those_of_the_released_weights(tmp_path: Path, released: int | None, expected: float | None) -> None:
     rows = [{"step": 1, "scores": {"v": {"f1": 0.8}}}, {"step": 2, "scores": {"v": {"f1": 0.9}}}, {"step": 3}]

@@ -34,7 +34,7 @@ from utils.cli.flags import parse
 from utils.cli.launch import make_accelerator
 from utils.training.optimizers import UpdateSettings
 
-PRIVATE: dict[str, object] = {"finetune_mode": "lora", "enable_dp": True, "max_grad_norm": 1, "noise_multiplier": 1}
+PRIVATE: dict[str, object] = {"finetune_mode": "lora", "enable_dp": True, "clip_norm": 1, "noise_multiplier": 1}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def planned(bert: Path, glue: Path, tmp_path: Path) -> Any:
 
 
 def test_the_logical_batch_is_the_flags_on_any_number_of_processes(planned: Any) -> None:
-    plan = planned(epochs=3)[0].plan
+    plan = planned(num_train_epochs=3)[0].plan
     assert (plan.num_examples, plan.expected_batch_size, plan.steps) == (120, 24, 15)
     with pytest.raises(InvalidArgument, match=r"^--batch_size=121: sst2 has 120 training examples"):
         planned(batch_size=121)
@@ -72,15 +72,15 @@ def test_an_open_clip_norm_is_measured_once_for_plan_and_settings(
 ) -> None:
     measured = iter([2.5])
     monkeypatch.setattr(module, "measure_clip_norm", lambda _: next(measured))
-    one = planned(max_grad_norm=None)[0]
-    assert one.plan.privacy.clip_norm == one.settings.budget.max_grad_norm == 2.5
+    one = planned(clip_norm=None)[0]
+    assert one.plan.privacy.clip_norm == one.settings.budget.clip_norm == 2.5
 
 
 @pytest.mark.parametrize(("private", "rows"), [(True, 1), (True, 4), (False, 4)])
 def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     private: bool, rows: int, planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where they do so only if a row has --max_length tokens, and where a step takes one such row at a time."""
+    """Also where they do so only if a row has --block_size tokens, and where a step takes one such row at a time."""
     couple_rows(monkeypatch, BertModel, width=16, output="pooler_output")
     setup = planned(micro_batch_size=rows, **({} if private else {"enable_dp": None, "noise_multiplier": None}))
     if not private:
@@ -147,7 +147,7 @@ def test_a_token_without_an_embedding_is_refused_when_the_tasks_are_loaded(
     first = (glue / "SST-2" / "train.tsv").read_text().splitlines()[1]
     tokenizer.add_tokens([first.split("\t")[0]])
     with pytest.raises(
-        InvalidArgument, match=r"--model_checkpoint=.*training row 1 .*has token \d+ .*but the model has"
+        InvalidArgument, match=r"--model_name_or_path=.*training row 1 .*has token \d+ .*but the model has"
     ):
         load_tasks(settings, tokenizer)
 

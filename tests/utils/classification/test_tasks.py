@@ -168,7 +168,7 @@ def test_errors_name_the_flag_of_their_file(tmp_path: Path) -> None:
         load_file(train, tmp_path / "none.csv")
     with pytest.raises(InvalidArgument, match=r"--max_train_examples=3: the training set has 2 rows"):
         load_file(train, max_train_examples=3)
-    with pytest.raises(InvalidArgument, match=r"--max_length=2: "):
+    with pytest.raises(InvalidArgument, match=r"--block_size=2: "):
         load_file(train, max_length=2)
 
 
@@ -182,9 +182,9 @@ def test_what_was_lost_is_told(tmp_path: Path) -> None:
     assert describe_task(task) == [
         "task                   qqp: not_duplicate, duplicate",
         "training               6 examples, 72 tokens",
-        "                       6 of them are cut to --max_length",
+        "                       6 of them are cut to --block_size",
         "                       1 more rows are left out: damaged or without a label",
         "validation             4 examples, 48 tokens",
-        "                       4 of them are cut to --max_length",
+        "                       4 of them are cut to --block_size",
     ]
     assert np.array_equal(task.train.lengths, np.full(6, 12))

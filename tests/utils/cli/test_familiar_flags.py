@@ -40,7 +40,7 @@ def test_another_tools_name_leads_to_the_flag(given: list[str], flag: str, capsy
 
 
 def test_a_hint_is_only_for_a_flag_that_the_program_has() -> None:
-    assert names_here("model_name") == ["model_name_or_path", "model_checkpoint"]
+    assert names_here("max_seq_len") == ["block_size", "max_length"]
     assert names_here("no_such_name") == []
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dptune._aliases import spellings
 from dptune._validate import InvalidArgument
 from utils.cli.launch_lines import PLAIN_CONFIG, SHARDED_CONFIG
 from utils.cli.launcher import (
@@ -24,7 +25,6 @@ from utils.cli.launcher import (
     main,
     split_launcher_flags,
 )
-from utils.cli.parser import spellings
 
 SAMPLING = ("inference_generation_instruction", "inference_generation_dataset")
 PROGRAMS = ("train_clm", "train_classifier", *SAMPLING)

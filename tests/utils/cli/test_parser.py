@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import pytest
 
-from utils.cli.parser import DataclassParser, exit_with, spellings
+from utils.cli.parser import DataclassParser, exit_with
 
 
 @dataclass
@@ -131,11 +131,6 @@ def test_a_type_that_flags_cannot_have_is_refused() -> None:
     Odd.__annotations__["table"] = dict[str, int]
     with pytest.raises(TypeError, match="cannot be the type of a flag"):
         DataclassParser([Odd])
-
-
-def test_a_name_without_underscores_has_one_spelling() -> None:
-    assert spellings("top") == ["--top"]
-    assert spellings("top_p") == ["--top_p", "--top-p"]
 
 
 def test_exit_with_prints_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

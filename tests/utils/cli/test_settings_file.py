@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dptune._aliases import aliases
 from dptune._validate import InvalidArgument
 from utils.classification.arguments import CLASSIFIER_GROUPS, Settings
 from utils.cli.flags import given_fields, parse, public_config
@@ -22,7 +23,7 @@ class RunArguments:
 
     name: str
     rate: float = 1e-3
-    steps: int | None = None
+    steps: int | None = field(default=None, metadata={"aliases": aliases("max_steps", "num_steps")})
     keep: int | None = 2
     is_on: bool = True
     day: str = "2000-01-01"
@@ -41,6 +42,14 @@ def parsed(file: Path, text: str, *line: str) -> RunArguments:
     (found,) = parse(RunArguments, args=["--config", str(file), *line])
     assert isinstance(found, RunArguments)
     return found
+
+
+def test_a_key_may_be_an_older_name(file: Path) -> None:
+    assert parsed(file, "name: a\nmax-steps: 3\n").steps == 3
+    assert parsed(file, "name: a\nmax_steps: 3\n", "--steps", "4").steps == 4  # the command line overrides
+    assert given_fields(["--config", str(file)], [RunArguments]) == {"name", "steps"}
+    with pytest.raises(InvalidArgument, match="num_steps is another name of max_steps, which it also holds; keep one"):
+        parsed(file, "name: a\nmax_steps: 3\nnum_steps: 3\n")
 
 
 def test_values_are_read_as_words_of_a_command_line_are(file: Path) -> None:

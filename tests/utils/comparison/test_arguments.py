@@ -16,14 +16,26 @@ from utils.cli.flags import exit_on_invalid_argument
 
 def test_the_trainer_gets_what_was_asked_for(tmp_path: Path) -> None:
     epochs = "2.123456789"  # the plan's, and so its noise
-    flags = ["--max_train_examples", "1000", "--data_dir", "d", "--seeds", "4", "--modes", "full", "--epochs", epochs]
+    flags = [
+        "--max_train_examples",
+        "1000",
+        "--data_dir",
+        "d",
+        "--seeds",
+        "4",
+        "--modes",
+        "full",
+        "--num_train_epochs",
+        epochs,
+    ]
     trainer = compare(tmp_path, *flags, "--target_epsilon", "3", "--", "--micro_batch_size", "7", "--lora_r", "2")
     shared = {
-        "datasets": "sst2", "model_checkpoint": "m", "epochs": epochs, "batch_size": "100", "max_length": "128",
+        "datasets": "sst2", "model_name_or_path": "m", "num_train_epochs": epochs, "batch_size": "100",
+        "block_size": "128",
         "max_train_examples": "1000", "data_dir": "d", "seed": "4", "micro_batch_size": "7", "lora_r": "2",
         "finetune_mode": "full", "resume_from_checkpoint": "latest",
     }  # fmt: skip
-    private = {"enable_dp": "", "target_epsilon": "3.0", "delta": "1e-06"}
+    private = {"enable_dp": "", "target_epsilon": "3.0"}
     for command in trainer.commands:
         rest = {name: value for name, value in command.items() if name not in ("output_dir", "learning_rate")}
         assert rest == shared | (private if "enable_dp" in command else {})
@@ -39,7 +51,7 @@ def test_the_baseline_may_have_rates_of_its_own(tmp_path: Path) -> None:
 
 def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None:
     trainer = Trainer(lambda *_: 0.8)
-    words = ["--modes", "full", "lora", "--batch_size", "100", "--epochs", "2", "--model_checkpoint", "m"]
+    words = ["--modes", "full", "lora", "--batch_size", "100", "--num_train_epochs", "2", "--model_name_or_path", "m"]
     compare_modes.main([*words, "--rate_factors", "1", "3", "--output_dir", str(tmp_path)], runner=trainer)
     ran = {(flags["finetune_mode"], "enable_dp" in flags, float(flags["learning_rate"])) for flags in trainer.commands}
     rates = {
@@ -58,8 +70,8 @@ def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None
         (["--rate_factors", "0"], "--rate_factors=0.0: give"),
         (["--baseline_learning_rates", "-1"], "--baseline_learning_rates=-1.0: give"),
         (["--learning_rates", "0"], "--learning_rates=0.0: give"),
-        (["--max_grad_norm", "1", "1.0"], "--max_grad_norm='1.0 1.0': give at least one value, each only once"),
-        (["--max_grad_norm", "0"], "--max_grad_norm=0.0: give"),
+        (["--clip_norm", "1", "1.0"], "--clip_norm='1.0 1.0': give at least one value, each only once"),
+        (["--clip_norm", "0"], "--clip_norm=0.0: give"),
         (["--private_selection", "poisson", "--seeds", "1", "2"], "--seeds='1 2': a private selection uses one seed"),
         (["--private_selection", "poisson", "--validation_noise", "0"], "validation_noise=0.0: give"),
         (["--private_selection", "poisson", "--mean_trials", "0.5"], "mean_trials=0.5: give"),
@@ -69,6 +81,9 @@ def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None
         (["--", "--noise_multiplier", "0.1"], "--noise_multiplier='after --': the comparison sets it"),
         (["--", "--target-epsilon=100"], "--target_epsilon='after --': the comparison sets it"),
         (["--", "--insecure_test_seed", "1"], "--insecure_test_seed='after --': the comparison sets it"),
+        (["--", "--max-grad-norm=1"], "--max_grad_norm='after --': the comparison sets it"),
+        (["--", "--clip_norm", "1"], "--clip_norm='after --': the comparison sets it"),
+        (["--", "--num-epochs=9"], "--num_epochs='after --': the comparison sets it"),
         (["--mode", "full"], "unknown flag: --mode (did you mean --modes?)"),
     ],
 )

@@ -11,13 +11,24 @@ from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose
 from tests.comparison_runs import STEPS, Q, accuracy, best_of_all, compare, draw, select, table
 from tests.trainer_stand_in import Trainer
+from utils.comparison.outcomes import SETTINGS_NAME
 
 
-@pytest.mark.parametrize("changed", [["--epochs", "3"], ["--target_epsilon", "2"], ["--", "--lora_r", "4"]])
+@pytest.mark.parametrize("changed", [["--num_train_epochs", "3"], ["--target_epsilon", "2"], ["--", "--lora_r", "4"]])
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path, changed: list[str]) -> None:
     compare(tmp_path, "--modes", "lora")
     with pytest.raises(InvalidArgument, match=r"the trials in .* have .*; give that, or another --output_dir"):
         compare(tmp_path, "--modes", "lora", *changed)
+
+
+def test_a_folder_of_a_version_with_the_older_names_is_known(tmp_path: Path) -> None:
+    compare(tmp_path, "--modes", "lora")
+    path, older = tmp_path / SETTINGS_NAME, {"num_train_epochs": "epochs", "model_name_or_path": "model_checkpoint"}
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({older.get(name, name): value for name, value in saved.items()}))
+    assert compare(tmp_path, "--modes", "lora").commands == []
+    with pytest.raises(InvalidArgument, match=r"^--num_train_epochs=3.0: the trials in .* have 2.0; give that"):
+        compare(tmp_path, "--modes", "lora", "--num_train_epochs", "3")
 
 
 def test_a_second_line_adds_its_trials_and_their_cost(tmp_path: Path) -> None:

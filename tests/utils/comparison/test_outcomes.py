@@ -37,13 +37,13 @@ def test_seeds_are_averaged_and_the_baseline_can_be_left_out(tmp_path: Path) -> 
 
 def test_clip_norms_are_tried_in_private_runs_and_the_best_is_shown(tmp_path: Path) -> None:
     trainer = Trainer(lambda ran: 0.7 + 0.1 * (ran.clip_norm == 2) + 0.01 * (ran.rate == 1e-3))
-    compare(tmp_path, "--modes", "lora", "--max_grad_norm", "0.5", "2", trainer=trainer)
+    compare(tmp_path, "--modes", "lora", "--clip_norm", "0.5", "2", trainer=trainer)
     private = [flags for flags in trainer.commands if "enable_dp" in flags]
-    assert {(flags["learning_rate"], flags["max_grad_norm"]) for flags in private} == {
+    assert {(flags["learning_rate"], flags["clip_norm"]) for flags in private} == {
         ("0.0001", "0.5"), ("0.0001", "2.0"), ("0.001", "0.5"), ("0.001", "2.0"),
     }  # fmt: skip
     assert len({flags["output_dir"] for flags in trainer.commands}) == len(trainer.commands) == 6
-    assert all("max_grad_norm" not in flags for flags in trainer.commands if "enable_dp" not in flags)
+    assert all("clip_norm" not in flags for flags in trainer.commands if "enable_dp" not in flags)
     assert table(tmp_path) == {"lora": ["8,000", "0.001", "2", "0.810", "0.001", "0.710", "-0.100", "0.510"]}
     assert "the best of up to 4 on" in (tmp_path / "comparison.md").read_text()
 

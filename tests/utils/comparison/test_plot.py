@@ -18,7 +18,9 @@ def outcome(folder: Path, mode: str, *, private: bool) -> Outcome:
     """What the stand-in for a training left."""
     flags = {"output_dir": str(folder / f"{mode}-{private}"), "datasets": "sst2", "finetune_mode": mode, "seed": "0"}
     rate = "1e-3" if private else "1e-4"
-    flags |= {"learning_rate": rate, "batch_size": "100", "epochs": "1"} | ({"enable_dp": ""} if private else {})
+    flags |= {"learning_rate": rate, "batch_size": "100", "num_train_epochs": "1"} | (
+        {"enable_dp": ""} if private else {}
+    )
     Trainer(accuracy).leave(flags)
     left = Path(flags["output_dir"]) / "sst2"
     return Outcome.of(json.loads((left / "results.json").read_text()), left / "ledger.jsonl")

@@ -44,7 +44,7 @@ def test_the_trials_are_secret_and_an_interrupted_selection_keeps_its_draw(
 
 
 def test_a_real_draw_is_a_selection(tmp_path: Path) -> None:
-    trainer = select(tmp_path, "--mean_trials", "3", "--max_grad_norm", "0.5", "2")
+    trainer = select(tmp_path, "--mean_trials", "3", "--clip_norm", "0.5", "2")
     assert len(trainer.commands) >= 1
     content = json.loads((tmp_path / "selected" / "sst2" / "selection.json").read_text())
     assert len(content["candidates"]) == 12

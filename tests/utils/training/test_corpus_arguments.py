@@ -41,7 +41,7 @@ def test_a_file_that_names_users_is_taken_for_authors_or_on_demand() -> None:
     assert CorpusArguments("texts.jsonl", **AUTHORS).users_flag is None
 
 
-@pytest.mark.parametrize(("name", "value"), [("sequence_len", 1), ("lora_dim", -1)])
+@pytest.mark.parametrize(("name", "value"), [("block_size", 1), ("lora_r", -1)])
 def test_counts_are_counts(name: str, value: int) -> None:
     with pytest.raises(InvalidArgument, match=f"^--{name}={value}: give a whole number"):
         CorpusModelArguments("gpt2", **{name: value})  # type: ignore[arg-type]
