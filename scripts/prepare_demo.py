@@ -270,7 +270,8 @@ def describe_unit(train_file: Path) -> list[str]:
     return [
         f"privacy unit: one row. {rows_of.total():,} rows have {len(rows_of):,} writers, one of whom wrote {most:,}.",
         "Epsilon hides whether one row was there; --ignore_users asks for that. A writer of k rows is hidden only up",
-        "to k times epsilon. --privacy_unit user hides all that a writer answered (docs/how_to/people.md).",
+        "to k times epsilon, which for many rows protects nobody. --privacy_unit user instead hides all that a writer",
+        "answered (docs/how_to/people.md).",
     ]
 
 
