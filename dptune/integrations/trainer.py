@@ -52,7 +52,7 @@ from dptune.pass_overhead import pass_overhead
 from dptune.report.card import Artifact
 from dptune.report.publish import publish
 from dptune.run.lock import FolderLock
-from dptune.run.plan import RunPlan, describe_plan
+from dptune.run.plan import RunPlan, describe_needed_data, describe_plan
 from dptune.run.session import PrivateRun, describe_end
 from dptune.shapes import Shapes
 from dptune.sharding import original_class_name, reshard
@@ -172,6 +172,8 @@ class DPTrainer(ShardedTrainer):
         if self.args.should_log:
             print(*describe_plan(self.plan), sep="\n")
         if getattr(self.args, "dry_run", False):
+            if self.args.should_log:
+                print(*describe_needed_data(self.plan), sep="\n")
             return TrainOutput(0, math.nan, {})
         self._check_values()
         checkpoint, ranks = self._checkpoint(resume_from_checkpoint), ranks_of_launch()

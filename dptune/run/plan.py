@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from dptune import accounting
 from dptune._validate import refuse, require_delta, require_positive
 from dptune.accounting import USELESS_EPSILON
+from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data
+from dptune.accounting.meaning import factor, log_odds, verdict
 from dptune.accounting.rounding import rounded_up
 from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.mechanism import PrivacyConfig
@@ -209,5 +211,28 @@ def describe_plan(plan: RunPlan) -> list[str]:
         *style,
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
         f"epsilon                {rounded_up(epsilon)} at delta {plan.privacy.delta:g}",
-        *([f"too little noise       {useless}"] if epsilon > USELESS_EPSILON else []),
+        f"too little noise       {useless}" if epsilon > USELESS_EPSILON else _meaning(epsilon, plan.privacy.delta),
     ]
+
+
+def _meaning(epsilon: float, delta: float) -> str:
+    odds = factor(log_odds(epsilon, delta))
+    told = f"an attacker's guess is right at most {odds} times for each time that it is wrong; a blind guess, once"
+    return f"which epsilon is that  {verdict(epsilon)}: {told}"
+
+
+def describe_needed_data(plan: RunPlan) -> list[str]:
+    """How much noise other epsilons and other amounts of data need, as lines of text; none without privacy.
+
+    It takes seconds: for plans that a user asks for, not for runs.
+    """
+    if plan.privacy is None:
+        return []
+    targets = sorted({*USUAL_EPSILONS, *([] if plan.target_epsilon is None else [plan.target_epsilon])})
+    work = Work(
+        batch=plan.expected_batch_size,
+        steps=plan.steps,
+        delta=plan.privacy.delta,
+        group_size=plan.unit.group_size,
+    )
+    return describe_data(work, plan.num_examples, targets, plan.unit.sampled)

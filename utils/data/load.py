@@ -6,6 +6,7 @@ holds all rows, and they are tokenised once for all ranks of a machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -86,10 +87,60 @@ def load_training_data(
     Raises:
         InvalidArgument: for a mistake in the flags or the data; names the flag, its value and the remedy.
     """
-    if (dataset_name is None) == (train_file is None):
-        refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
     named = NamedColumns(text_column, prompt_column, answer_column, messages_column)
     settings = RowSettings(prompt_style, tokenizer, block_size, unit, seed, users_flag, day, named)
+    find = source_finder(
+        dataset_name=dataset_name,
+        train_file=train_file,
+        validation_file=validation_file,
+        data_dir=data_dir,
+        date_from=date_from,
+        date_to=date_to,
+        dataset_config=dataset_config,
+        dataset_split=dataset_split,
+        named=named,
+        unit=unit,
+    )
+    folders: list[RowFolder] = []  # in the process that makes the rows
+
+    def make() -> tuple[Path, Splits]:
+        encoder, sources = Encoder(tokenizer, block_size), find()
+        key = settings.key(sources)
+        folders.append(RowFolder(key, cache=data_cache, run_folder=run_folder, number=machine.rank))
+        return folders[0].prepare(lambda path: settings.write(sources, encoder, path))
+
+    machine.once(lambda: clear_leftovers(run_folder))
+    path, splits = machine.once(make)
+    try:
+        found = {name: open_arrays(path, name, stored, FLAG) for name, stored in splits.items()}
+    finally:
+        machine.wait()  # until all have mapped the files
+        for own in folders:
+            own.discard()
+    return found[TRAIN], found.get(HELD_OUT)
+
+
+def source_finder(
+    *,
+    dataset_name: str | None,
+    train_file: Paths | None,
+    validation_file: Paths | None,
+    data_dir: str | Path | None,
+    date_from: str,
+    date_to: str,
+    dataset_config: str | None,
+    dataset_split: str | None,
+    named: NamedColumns,
+    unit: PrivacyUnit,
+) -> Callable[[], Sources]:
+    """What finds the rows of the training set and the validation set, once the flags are known to fit together. For
+    the arguments see `load_training_data`.
+
+    Raises:
+        InvalidArgument: flags that contradict each other. What is returned refuses data that are not there.
+    """
+    if (dataset_name is None) == (train_file is None):
+        refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
     for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
         if value is not None and not _is_hub_name(dataset_name):
             refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
@@ -105,23 +156,7 @@ def load_training_data(
     else:
         folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
         find = partial(_named_sources, dataset_name, folder, days, unit)
-    folders: list[RowFolder] = []  # in the process that makes the rows
-
-    def make() -> tuple[Path, Splits]:
-        encoder, sources = Encoder(tokenizer, block_size), _with_validation(find(), validation_file)
-        key = settings.key(sources)
-        folders.append(RowFolder(key, cache=data_cache, run_folder=run_folder, number=machine.rank))
-        return folders[0].prepare(lambda path: settings.write(sources, encoder, path))
-
-    machine.once(lambda: clear_leftovers(run_folder))
-    path, splits = machine.once(make)
-    try:
-        found = {name: open_arrays(path, name, stored, FLAG) for name, stored in splits.items()}
-    finally:
-        machine.wait()  # until all have mapped the files
-        for own in folders:
-            own.discard()
-    return found[TRAIN], found.get(HELD_OUT)
+    return lambda: _with_validation(find(), validation_file)
 
 
 def _with_validation(sources: Sources, validation_file: Paths | None) -> Sources:
