@@ -497,6 +497,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         "steps",
         "trainable parameters",
         "clip norm",
+        "which epsilon is that",
+        "how much data",
     ):
         assert printed.count(label) == 2, label
     assert not (tmp_path / "out").exists()

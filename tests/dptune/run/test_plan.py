@@ -9,8 +9,17 @@ import pytest
 
 from dptune import InvalidArgument
 from dptune.accounting import epsilon
+from dptune.accounting.meaning import factor, log_odds
 from dptune.clipping_styles import PerLayer
-from dptune.run.plan import PrivacySettings, RunPlan, describe_plan, expected_batch, last_step, make_plan
+from dptune.run.plan import (
+    PrivacySettings,
+    RunPlan,
+    describe_needed_data,
+    describe_plan,
+    expected_batch,
+    last_step,
+    make_plan,
+)
 from dptune.units.unit import ItemUnit
 
 DELTA = 1e-4
@@ -90,9 +99,26 @@ def test_a_plan_without_privacy_samples_alike() -> None:
 
 
 def test_the_description_has_the_epsilon_rounded_up(budget: RunPlan) -> None:
-    words = describe_plan(budget)[-1].split()
+    words = describe_plan(budget)[-2].split()
     assert spent(budget, 8) <= float(words[1]) < spent(budget, 8) + 1e-4
     assert words[2:] == ["at", "delta", "0.0001"]
+
+
+def test_the_description_says_which_epsilon_it_is_as_the_card_does(budget: RunPlan) -> None:
+    odds = factor(log_odds(spent(budget, 8), DELTA))
+    told = f"reasonable: an attacker's guess is right at most {odds} times for each time that it is wrong"
+    assert describe_plan(budget)[-1].startswith(f"which epsilon is that  {told}")
+
+
+def test_needed_data_are_those_of_the_plan(budget: RunPlan) -> None:
+    """With the target among the epsilons, and the noise of the plan up to what a rough search adds."""
+    assert budget.privacy is not None
+    _, head, *rows, needed, _ = describe_needed_data(dataclasses.replace(budget, target_epsilon=4.0))
+    assert head.split()[1:] == ["epsilon", "1", "epsilon", "3", "epsilon", "4", "epsilon", "8"]
+    (own,) = [row.split() for row in rows if row.split()[0] == "100"]
+    assert budget.privacy.noise_multiplier <= float(own[2]) < 1.1 * budget.privacy.noise_multiplier
+    assert needed.startswith("examples for noise 1")
+    assert describe_needed_data(make_plan(None, num_examples=95, batch=10, steps=8)) == []
 
 
 @pytest.mark.parametrize(("noise", "shown"), [(0.01, "5"), (1e-200, "inf")])
