@@ -2,11 +2,13 @@
 
 Batch and steps stay the same, and with them the training's time. More examples then mean a smaller sampling
 probability, and so less noise for the same epsilon. What to compare it with: a step adds up the gradients of a batch,
-each at most as long as the clip norm C, and noise of sigma C in every direction. At sigma = 1 the noise is as large as
-the most that one example can add. No number of examples makes a model good; it only makes the noise small.
+each at most as long as the clip norm C, and noise of sigma C in every direction. At sigma = 1 the noise is, in every
+direction, as large as the most that one example can add. No number of examples makes a model
+good; it only makes the noise small.
 
-Searches are rough: they state up to 5% more noise, or more examples, than are needed, never less. No torch in this
-file.
+Searches are rough: they state up to 5% more noise, or more examples, than are needed, never less.
+
+No torch in this file.
 """
 
 from __future__ import annotations
@@ -130,7 +132,7 @@ def describe_data(work: Work, num_examples: int, targets: Sequence[float], sampl
         f"how much data          {title}",
         *(f"{'':<23}{row}" for row in rows),
         f"{f'{sampled} for noise {SMALL_NOISE:g}':<23}{needed}",
-        f"{'':<23}(noise {SMALL_NOISE:g}: as large as the most that one of the {sampled} adds to a step)",
+        f"{'':<23}(noise {SMALL_NOISE:g}: in every direction as much as one of the {sampled} can add)",
     ]
 
 

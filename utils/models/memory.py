@@ -264,7 +264,7 @@ def _room(needs_with: NeedsWith, settings: MemorySettings, available: int) -> st
     if largest is not None:
         return f"--max_tokens_per_device may be up to {largest}"
     most = max(tokens for _, tokens in replace(settings, token_budget=_MOST_TOKENS).micro_batches)
-    return f"so does any --max_tokens_per_device, because no forward pass of this batch has more than {most:,} tokens"
+    return f"so does any --max_tokens_per_device: a forward pass of this batch has at most {most:,} tokens"
 
 
 Change = tuple[str, MemorySettings]
