@@ -74,9 +74,7 @@ def test_the_plan_of_the_page_on_training_is_printed_for_a_gpu_that_is_not_here(
     command, expected, *_ = re.findall(r"```\n(.*?)```", section, flags=re.DOTALL)
     (config := tmp_path / "llama-2-7b" / "config.json").parent.mkdir()
     config.write_text(json.dumps(LLAMA_2_7B))
-    words = [
-        str(config) if word == "llama-2-7b/config.json" else word for word in shlex.split(command.replace("\\\n", " "))
-    ]
+    words = shlex.split(command.replace("\\\n", " ").replace("llama-2-7b/config.json", str(config)))
     assert words[:2] == ["accelerate", "launch"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     line = as_command(words[2:])

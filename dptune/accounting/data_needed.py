@@ -141,4 +141,4 @@ def _shown(sigma: float | None) -> str:
 
 
 def _number(value: int | None) -> str:
-    return "too many" if value is None else f"{int(rounded_up_to_figures(value, _FIGURES)):,}"
+    return "too many" if value is None else f"{float(rounded_up_to_figures(value, _FIGURES)):,.0f}"

@@ -230,7 +230,7 @@ def describe_needed_data(plan: RunPlan) -> list[str]:
         return []
     targets = sorted({*USUAL_EPSILONS, *([] if plan.target_epsilon is None else [plan.target_epsilon])})
     work = Work(
-        batch=plan.expected_batch_size,
+        batch=plan.privacy.sampling_probability * plan.num_examples,
         steps=plan.steps,
         delta=plan.privacy.delta,
         group_size=plan.unit.group_size,

@@ -16,7 +16,7 @@ from dptune._validate import refuse
 from dptune.units.unit import PrivacyUnit
 from utils.cli.machines import ALONE, Machine
 from utils.data.encoding import Encoder
-from utils.data.forms import NamedColumns
+from utils.data.forms import AS_USUAL, NamedColumns
 from utils.data.hub import HubRows
 from utils.data.make_rows import RowSettings, Sources
 from utils.data.named_sets import DATA_DIR, DATASET_NAMES, FIRST_DAY, LAST_DAY
@@ -92,7 +92,6 @@ def load_training_data(
     find = source_finder(
         dataset_name=dataset_name,
         train_file=train_file,
-        validation_file=validation_file,
         data_dir=data_dir,
         date_from=date_from,
         date_to=date_to,
@@ -100,11 +99,12 @@ def load_training_data(
         dataset_split=dataset_split,
         named=named,
         unit=unit,
+        own_validation=validation_file is None,
     )
     folders: list[RowFolder] = []  # in the process that makes the rows
 
     def make() -> tuple[Path, Splits]:
-        encoder, sources = Encoder(tokenizer, block_size), find()
+        encoder, sources = Encoder(tokenizer, block_size), _with_validation(find(), validation_file)
         key = settings.key(sources)
         folders.append(RowFolder(key, cache=data_cache, run_folder=run_folder, number=machine.rank))
         return folders[0].prepare(lambda path: settings.write(sources, encoder, path))
@@ -124,39 +124,38 @@ def source_finder(
     *,
     dataset_name: str | None,
     train_file: Paths | None,
-    validation_file: Paths | None,
-    data_dir: str | Path | None,
-    date_from: str,
-    date_to: str,
-    dataset_config: str | None,
-    dataset_split: str | None,
-    named: NamedColumns,
-    unit: PrivacyUnit,
+    data_dir: str | Path | None = None,
+    date_from: str = FIRST_DAY,
+    date_to: str = LAST_DAY,
+    dataset_config: str | None = None,
+    dataset_split: str | None = None,
+    named: NamedColumns = AS_USUAL,
+    unit: PrivacyUnit = _ROW,
+    own_validation: bool = False,
 ) -> Callable[[], Sources]:
-    """What finds the rows of the training set and the validation set, once the flags are known to fit together. For
-    the arguments see `load_training_data`.
+    """What finds the rows of the training data; files and the hub are asked when it is called.
+
+    Args:
+        own_validation: whether the data's own validation split is found too, if it has one.
+        named: the columns that the user named. The others: see `load_training_data`.
 
     Raises:
-        InvalidArgument: flags that contradict each other. What is returned refuses data that are not there.
+        InvalidArgument: the flags contradict each other.
     """
     if (dataset_name is None) == (train_file is None):
         refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
     for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
         if value is not None and not _is_hub_name(dataset_name):
             refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")
-    if dataset_name is not None and not _is_hub_name(dataset_name):
-        for flag, column in named.given.items():
-            refuse(flag, column, f"--dataset_name {dataset_name} has columns of its own; leave it out")
-    own_validation = validation_file is None
     if dataset_name is None:
-        find = partial(_file_sources, train_file or (), own_validation=own_validation)
-    elif _is_hub_name(dataset_name):
+        return partial(_file_sources, train_file or (), own_validation=own_validation)
+    if _is_hub_name(dataset_name):
         rows = HubRows(dataset_name, dataset_config, dataset_split or "train")
-        find = partial(_hub_sources, rows, own_validation=own_validation)
-    else:
-        folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
-        find = partial(_named_sources, dataset_name, folder, days, unit)
-    return lambda: _with_validation(find(), validation_file)
+        return partial(_hub_sources, rows, own_validation=own_validation)
+    for flag, column in named.given.items():
+        refuse(flag, column, f"--dataset_name {dataset_name} has columns of its own; leave it out")
+    folder, days = Path(data_dir or DATA_DIR) / "pubmed", DayRange.parse(date_from, date_to)
+    return partial(_named_sources, dataset_name, folder, days, unit)
 
 
 def _with_validation(sources: Sources, validation_file: Paths | None) -> Sources:

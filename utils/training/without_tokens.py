@@ -81,10 +81,9 @@ def count(groups: Groups) -> int:
         refuse("--train_file", None, "give data, or --num_examples for a plan without data")
     named = NamedColumns(data.text_column, data.prompt_column, data.answer_column, data.messages_column)
     unit = groups.privacy.unit
-    sources = source_finder(
+    find = source_finder(
         dataset_name=data.dataset_name,
         train_file=data.train_file,
-        validation_file=data.validation_file,
         data_dir=data.data_dir,
         date_from=data.date_from,
         date_to=data.date_to,
@@ -92,7 +91,7 @@ def count(groups: Groups) -> int:
         dataset_split=data.dataset_split,
         named=named,
         unit=unit,
-    )()
+    )
     return count_sampled(
-        sources[TRAIN], unit, prompt_style=data.prompt_style, named=named, users_flag=groups.privacy.users_flag
+        find()[TRAIN], unit, prompt_style=data.prompt_style, named=named, users_flag=groups.privacy.users_flag
     )

@@ -84,6 +84,11 @@ def test_the_table_has_the_noise_of_fewer_and_more_examples() -> None:
         assert (WORK.examples(target) or 0) <= number <= 1.1 * (WORK.examples(target) or 0)
 
 
+def test_a_handful_of_examples_is_told_as_a_whole_number() -> None:
+    """A batch of 6 of 6: every example is in every step."""
+    assert describe_data(Work(batch=6, steps=1, delta=1e-3), 6, [50.0])[-2] == "examples for noise 1   6 for epsilon 50"
+
+
 def test_amounts_below_the_batch_are_left_out() -> None:
     rows = [line.split() for line in describe_data(WORK, 300, [8.0])[2:-2]]
     assert [first for first, _ in rows] == ["300", "3,000"]
