@@ -48,7 +48,8 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
         finished.append(is_finished(one, tokenizer, accelerator))
         accelerator.print(*describe_task(one.task), *describe_plan(one.plan), *describe_setup(settings), sep="\n")
         if settings.results.dry_run and accelerator.is_main_process:
-            print(*describe_needed_data(one.plan), sep="\n")
+            for line in describe_needed_data(one.plan):
+                print(line)
     for one, ended in zip(planned, finished, strict=True):
         if ended and not settings.results.dry_run:
             accelerator.print(f"already finished       {settings.folder / one.task.name}")

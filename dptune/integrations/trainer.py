@@ -173,7 +173,8 @@ class DPTrainer(ShardedTrainer):
             print(*describe_plan(self.plan), sep="\n")
         if getattr(self.args, "dry_run", False):
             if self.args.should_log:
-                print(*describe_needed_data(self.plan), sep="\n")
+                for line in describe_needed_data(self.plan):
+                    print(line)
             return TrainOutput(0, math.nan, {})
         self._check_values()
         checkpoint, ranks = self._checkpoint(resume_from_checkpoint), ranks_of_launch()

@@ -238,7 +238,7 @@ def describe_memory(needs_with: NeedsWith, settings: MemorySettings, available: 
 
 
 def largest_budget(needs_with: NeedsWith, settings: MemorySettings, available: int) -> int | None:
-    """The largest token budget that fits, a multiple of 64, found by bisection from the settings' own, which fits.
+    """The largest token budget that fits, in steps of 64 tokens, found by bisection from the settings' own, which fits.
 
     None if every budget fits: then the rows that a step draws, not the budget, limit the largest micro-batch.
     """

@@ -327,7 +327,8 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
     accelerator.print(*describe_memory_of(skeleton, groups, target, plan, token_budget), sep="\n")
     if folder.output.dry_run and accelerator.is_main_process:
-        print(*describe_needed_data(plan), sep="\n")
+        for line in describe_needed_data(plan):
+            print(line)
     return CausalLMJob(
         groups,
         folder,

@@ -64,7 +64,8 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
     accelerator.print(f"tokens                 not counted: {why}. {_LEFT_OUT}", *describe_start(starts_from), sep="\n")
     accelerator.print(*describe_memory_of(skeleton, groups, target, plan), sep="\n")
     if ranks.is_main:
-        print(*describe_needed_data(plan), sep="\n")
+        for line in describe_needed_data(plan):
+            print(line)
     return plan
 
 
