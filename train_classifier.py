@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     """Load and plan all tasks, then train. So a mistake in the last task is found before the first one is trained."""
-    from dptune.run.plan import describe_plan
+    from dptune.run.plan import describe_needed_data, describe_plan
     from utils.classification.files import load_classifier_tokenizer
     from utils.classification.setup import describe_setup, is_finished, load_tasks, plan_task, run_task
     from utils.classification.tasks import describe_task
@@ -47,6 +47,9 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     for one in planned:
         finished.append(is_finished(one, tokenizer, accelerator))
         accelerator.print(*describe_task(one.task), *describe_plan(one.plan), *describe_setup(settings), sep="\n")
+        if settings.results.dry_run and accelerator.is_main_process:
+            for line in describe_needed_data(one.plan):
+                print(line)
     for one, ended in zip(planned, finished, strict=True):
         if ended and not settings.results.dry_run:
             accelerator.print(f"already finished       {settings.folder / one.task.name}")

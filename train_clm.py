@@ -6,7 +6,7 @@ r"""Fine-tune a causal language model with differential privacy: LoRA adapters, 
         --clip_norm 1 --target_epsilon 8 --learning_rate 3e-4
 
 `--clip_norm -1 --noise_multiplier -1` trains without privacy. `--dry_run` prints epsilon, noise, steps and memory of a
-run, then stops.
+run, then stops. `--for_device "H100 80GB"` plans for a device that this machine lacks.
 
 The average batch size per step is processes x --per_device_train_batch_size x --gradient_accumulation_steps. Divided by
 the number of examples, it is the sampling probability. The number of steps is --num_train_epochs / that probability.
@@ -36,13 +36,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.cli.launch import make_accelerator
     from utils.training.causal_lm import plan_job
     from utils.training.run import open_folder
+    from utils.training.without_tokens import lacks_tokens, plan_without_tokens
 
     accelerator = make_accelerator()
     with open_folder(groups.output, accelerator) as folder:
-        job = plan_job(groups, folder)
-        samples = samples_of(job)
-        if not groups.output.dry_run:
-            job.run(after_step=samples)
+        if why := lacks_tokens(groups):
+            plan_without_tokens(groups, folder, why)
+        else:
+            job = plan_job(groups, folder)
+            samples = samples_of(job)
+            if not groups.output.dry_run:
+                job.run(after_step=samples)
     accelerator.end_training()
 
 

@@ -78,6 +78,8 @@ WITHOUT_TORCH = (
     "dptune.keystream",
     "dptune.accounting",
     "dptune.accounting.__main__",
+    "dptune.accounting.data_needed",
+    "dptune.accounting.meaning",
     "dptune.accounting.selection",
     "dptune.budget",
     "dptune.histogram",
@@ -92,6 +94,7 @@ WITHOUT_TORCH = (
     "dptune.run.lock",
     "dptune.units.columns",
     "dptune.units.names",
+    "utils.models.known_devices",
 )
 
 Sources = dict[str, ast.Module]  # module name -> its syntax tree

@@ -25,7 +25,8 @@ from dptune._validate import (
     require_delta,
     require_positive,
 )
-from dptune.accounting import ACCOUNTANT, ADJACENCY, Cost, Spend, account, noise_multiplier, planned_steps
+from dptune.accounting import ACCOUNTANT, ADJACENCY, Cost, Spend, account, planned_steps
+from dptune.accounting.data_needed import noise_if_any
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 
@@ -116,11 +117,8 @@ def _cost(*, noise_multiplier: float, sampling_probability: float, steps: int, d
 
 def _noise_if_any(*, target_epsilon: float, **setting: Any) -> tuple[float | None, str]:
     """`noise_multiplier`, or None for a target that is out of reach, so that the other cells are still computed."""
-    try:
-        found = noise_multiplier(target_epsilon=target_epsilon, **setting)
-    except InvalidArgument as error:
-        if error.name != "target_epsilon":
-            raise
+    found = noise_if_any(target_epsilon=target_epsilon, **setting)
+    if found is None:
         return None, ACCOUNTANT
     return found, _cost(noise_multiplier=found, **setting).accountant
 

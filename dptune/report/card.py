@@ -8,7 +8,6 @@ break the Markdown nor reveal paths on the user's machine. A field that nobody g
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from dptune._files import atomic_write
-from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
+from dptune.accounting.meaning import REASONABLE, STRONG, factor, log_odds, verdict
+from dptune.accounting.rounding import rounded_up
 from dptune.report.fields import HUB_NAME, NO_FIELDS, CardFields
 from dptune.report.prior import PriorRelease, together
 from dptune.report.statement import PrivacyStatement
 
 STARTED_FROM = "What it started from"  # a section; below it stand the bounds of other releases
-_STRONG, _REASONABLE = 1, 10  # epsilon
 
 _RECORDS = """\
 - **Several records of one person.** ε and δ hold for one privacy unit. For a person whose data fill k units, they grow
@@ -261,26 +260,18 @@ def _open_body(statement: PrivacyStatement, it: str, noun: str) -> list[str]:
 
 
 def _meaning(statement: PrivacyStatement, claim: _Claim, noun: str) -> str:
-    """What epsilon means, for a reader who never heard of it.
-
-    The odds are those of the best test between two neighbouring data sets that are equally likely beforehand. It is
-    right with probability (exp(epsilon) + delta) / (1 + exp(epsilon)) (Kairouz, Oh and Viswanath 2015).
-    """
-    log_odds = claim.epsilon + math.log1p(claim.delta * math.exp(-claim.epsilon)) - math.log1p(-claim.delta)
+    """What epsilon means, for a reader who never heard of it."""
+    odds = factor(log_odds(claim.epsilon, claim.delta))
     return (
         f"Suppose that {_escape(statement.privacy_unit)} is removed from the training data, or added to it. Nothing "
-        f"that can be observed in this {noun} becomes more than {_factor(claim.epsilon)} times as likely or as "
+        f"that can be observed in this {noun} becomes more than {factor(claim.epsilon)} times as likely or as "
         f"unlikely, except with a probability of {float(claim.delta)!r}.\n\n"
         "Now suppose that an attacker knows all the other data, and that for this one a coin decided whether it was "
-        f"used. After studying the {noun}, the attacker's guess is right at most {_factor(log_odds)} times for each "
+        f"used. After studying the {noun}, the attacker's guess is right at most {odds} times for each "
         "time that it is wrong. A blind guess is right once for each time that it is wrong.\n\n"
-        f"An epsilon of at most {_STRONG} is called strong, one of at most {_REASONABLE} reasonable, and a larger one "
-        f"weak (Ponomareva et al. 2023, arXiv:2303.00654). This one is **{_verdict(claim.epsilon)}**."
+        f"An epsilon of at most {STRONG} is called strong, one of at most {REASONABLE} reasonable, and a larger one "
+        f"weak (Ponomareva et al. 2023, arXiv:2303.00654). This one is **{verdict(claim.epsilon)}**."
     )
-
-
-def _verdict(epsilon: float) -> str:
-    return "strong" if epsilon <= _STRONG else "reasonable" if epsilon <= _REASONABLE else "weak"
 
 
 def privacy_table(statement: PrivacyStatement) -> list[str]:
@@ -363,10 +354,3 @@ def _escape(text: str) -> str:
     """`text` on one line, with every character escaped that Markdown, HTML or a table would interpret."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", line)
-
-
-def _factor(epsilon: float) -> str:
-    """exp(epsilon), rounded up to three figures; as a power of e where the number would mean nothing to a reader."""
-    if epsilon > 20:
-        return f"e^{rounded_up(epsilon, trim=True)}"
-    return rounded_up_to_figures(math.exp(epsilon), 3)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from dptune import accounting
 from dptune._validate import present, refuse, require_delta, require_positive
 from dptune.accounting import USELESS_EPSILON
+from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data
 from dptune.accounting.delta import default_delta, delta_in_words
+from dptune.accounting.meaning import factor, log_odds, verdict
 from dptune.accounting.rounding import rounded_up
 from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.mechanism import PrivacyConfig, sampling_probability
@@ -235,7 +237,7 @@ def describe_plan(plan: RunPlan) -> list[str]:
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
         f"epsilon                {rounded_up(epsilon)} at delta {plan.privacy.delta:g}",
         *([f"{'':<23}{delta_in_words(plan.num_examples, sampled)}"] if plan.chose_delta else []),
-        *([f"too little noise       {useless}"] if epsilon > USELESS_EPSILON else []),
+        f"too little noise       {useless}" if epsilon > USELESS_EPSILON else _meaning(epsilon, plan.privacy.delta),
     ]
 
 
@@ -265,3 +267,26 @@ def describe_noise(plan: RunPlan, trained: int) -> list[str]:
     reason = f"over all steps, the noise on {trained:,} trained parameters is {ratio:,.0f} times as long as the sum of"
     remedy = f"give a larger epsilon, more {plan.unit.sampled}, or train fewer parameters"
     return [f"too much noise         {reason} gradients can be: expect the model to learn nothing; {remedy}"]
+
+
+def _meaning(epsilon: float, delta: float) -> str:
+    odds = factor(log_odds(epsilon, delta))
+    told = f"an attacker's guess is right at most {odds} times for each time that it is wrong; a blind guess, once"
+    return f"which epsilon is that  {verdict(epsilon)}: {told}"
+
+
+def describe_needed_data(plan: RunPlan) -> list[str]:
+    """How much noise other epsilons and other amounts of data need, as lines of text; none without privacy.
+
+    It takes seconds: for plans that a user asks for, not for runs.
+    """
+    if plan.privacy is None:
+        return []
+    targets = sorted({*USUAL_EPSILONS, *([] if plan.target_epsilon is None else [plan.target_epsilon])})
+    work = Work(
+        batch=plan.privacy.sampling_probability * plan.num_examples,
+        steps=plan.steps,
+        delta=plan.privacy.delta,
+        group_size=plan.unit.group_size,
+    )
+    return describe_data(work, plan.num_examples, targets, plan.unit.sampled)

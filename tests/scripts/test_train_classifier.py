@@ -531,11 +531,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     printed = capsys.readouterr().out
     for label in (
         "epsilon  ",
-        "noise multiplier",
+        "noise multiplier  ",
         "sampling probability",
-        "steps",
+        "steps  ",
         "trainable parameters",
         "clip norm",
+        "which epsilon is that",
+        "how much data",
     ):
         assert printed.count(label) == 2, label
     assert not (tmp_path / "out").exists()

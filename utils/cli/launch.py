@@ -54,13 +54,19 @@ def make_accelerator(**kwargs: Any) -> Accelerator:
     group = InitProcessGroupKwargs(timeout=RANKS_WAIT)
     if not has_accelerator():
         # accelerate refuses fp16 on a CPU, which then computes in float32 (`compute_dtype`).
-        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        asked = precision_of_launch()
         kwargs = {"cpu": True, "mixed_precision": "bf16" if asked == "bf16" else "no"} | kwargs
     accelerator = Accelerator(kwargs_handlers=[group], **kwargs)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise RuntimeError(f"{launched} processes were launched, but {accelerator.num_processes} joined")
     return accelerator
+
+
+def precision_of_launch(environment: Mapping[str, str] = os.environ) -> str | None:
+    """`mixed_precision` of the launch configuration, whatever this machine makes of it; None without accelerate's
+    launcher."""
+    return environment.get("ACCELERATE_MIXED_PRECISION")
 
 
 def refuse_launch(environment: Mapping[str, str] = os.environ) -> None:

@@ -28,6 +28,7 @@ from utils.models.arguments import FLASH
 from utils.models.quantization import keep_differentiable, quantized_loading, round_rows_alone
 from utils.models.sharded import load_sharded_model
 
+_CONFIGURATION = {"config.json", "generation_config.json"}
 _REMEDY = "give a folder with a causal language model and its tokenizer, or a hub name (gated: with --access_token)"
 
 
@@ -103,6 +104,15 @@ def load_model(
     return model if quantized else model.to(device)
 
 
+def is_configuration(name: str) -> bool:
+    """Whether a model's name is its configuration alone: a JSON file, or a folder that holds no other file."""
+    path = Path(name)
+    if path.is_file():
+        return path.suffix == ".json"
+    found = {one.name for one in path.iterdir() if not one.name.startswith(".")} if path.is_dir() else set()
+    return "config.json" in found <= _CONFIGURATION
+
+
 def load_skeleton(
     name: str,
     *,
@@ -112,6 +122,8 @@ def load_skeleton(
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """The model without its weights (on the meta device): names, shapes and configuration, in an instant.
+
+    The configuration is enough, see `is_configuration`.
 
     Args:
         name, token, revision, attention: see `load_model`.

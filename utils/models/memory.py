@@ -30,6 +30,7 @@ _STEP_COPIES = 1  # the gradient beside the sum, or a temporary of the optimizer
 _PLAIN_LOGIT = 12  # bytes per logit: float32, its exponential during the sum, and copies in a lower precision
 _TRAINED_LOGIT = 14  # with an adapted output layer: both parts, their sum, log-probabilities
 _BUDGET_STEP = 64  # tokens
+_MOST_TOKENS = 1 << 24  # of one forward pass: no device has memory for more
 _MOST_DEVICES = 1024
 
 
@@ -225,7 +226,8 @@ def describe_memory(needs_with: NeedsWith, settings: MemorySettings, available: 
     if available is None:
         return lines
     if fits(needs, available):
-        return [*lines, f"                       fits: the device has {_size(available)}"]
+        told = f"fits: the device has {_size(available)}, {_size(RESERVE)} of them for CUDA's libraries"
+        return [*lines, f"                       {told}; {_room(needs_with, settings, available)}"]
     found = [f"{change} ({_size(peak)})" for change, peak in _remedies(needs_with, settings, available)]
     remedy = f"try {', or '.join(found)}" if found else "use a smaller model or --block_size: nothing else is enough"
     return [
@@ -235,22 +237,57 @@ def describe_memory(needs_with: NeedsWith, settings: MemorySettings, available: 
     ]
 
 
+def largest_budget(needs_with: NeedsWith, settings: MemorySettings, available: int) -> int | None:
+    """The largest token budget that fits, in steps of 64 tokens, found by bisection from the settings' own, which fits.
+
+    None if every budget fits: then the rows that a step draws, not the budget, limit the largest micro-batch.
+    """
+
+    def enough(tokens: int) -> bool:
+        return fits(needs_with(replace(settings, token_budget=tokens)), available)
+
+    fitting = settings.token_budget
+    beyond = -(-fitting // _BUDGET_STEP) * _BUDGET_STEP
+    while enough(beyond):
+        if beyond > _MOST_TOKENS:
+            return None
+        fitting, beyond = beyond, 2 * beyond
+    while beyond - fitting > _BUDGET_STEP:
+        middle = (fitting + beyond) // 2 // _BUDGET_STEP * _BUDGET_STEP
+        fitting, beyond = (middle, beyond) if enough(middle) else (fitting, middle)
+    return fitting
+
+
+def _room(needs_with: NeedsWith, settings: MemorySettings, available: int) -> str:
+    """Which --max_tokens_per_device fits."""
+    largest = largest_budget(needs_with, settings, available)
+    if largest is not None:
+        return f"--max_tokens_per_device may be up to {largest}"
+    most = max(tokens for _, tokens in replace(settings, token_budget=_MOST_TOKENS).micro_batches)
+    return f"so does any --max_tokens_per_device: a forward pass of this batch has at most {most:,} tokens"
+
+
 Change = tuple[str, MemorySettings]
 
 
 def _remedies(needs_with: NeedsWith, settings: MemorySettings, available: int) -> list[tuple[str, int]]:
     """(what to change, the new peak) of settings that fit: single changes, or two or three together if one is not
-    enough."""
+    enough. Of a model without frozen linear layers, fewer bits change nothing, and so are never enough alone."""
     recompute = replace(settings, checkpointing=True)
+    fewer_bits = [("--qbits 4", replace(settings, bits=4))] if settings.bits > 4 else []
+    half = [("mixed_precision bf16 (or fp16) in the launch configuration", replace(settings, dtype=torch.bfloat16))]
     one_example = replace(recompute, token_budget=settings.block_size)
     flag = "" if settings.checkpointing else "--gradient_ckpt "
     rounds: list[list[Change]] = [
         [
             *([("--gradient_ckpt", recompute)] if flag else []),
+            *(half if settings.dtype == torch.float32 else []),
+            *fewer_bits,
             *_smaller_budget(needs_with, settings, available),
             *_more_devices(needs_with, settings, available),
         ],
         [
+            *((f"{flag}{change}", replace(with_it, checkpointing=True)) for change, with_it in fewer_bits),
             *((f"{flag}{change}", with_it) for change, with_it in _smaller_budget(needs_with, recompute, available)),
             *((f"{flag}on {change}", with_it) for change, with_it in _more_devices(needs_with, recompute, available)),
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
+from dptune._validate import refuse
 from utils.cli.flags import refuse_unread
 from utils.models.arguments import ModelArguments
 from utils.training.card_arguments import CardArguments
@@ -14,6 +15,7 @@ from utils.training.data_arguments import DataArguments
 from utils.training.lora_arguments import LoraArguments
 from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.output_arguments import OutputArguments
+from utils.training.planning_arguments import PlanningArguments
 from utils.training.privacy_flags import PrivacyFlags
 
 # Flags that only a private run reads. The others of privacy also say what is drawn, so runs without privacy read them.
@@ -28,6 +30,7 @@ ONLY_PRIVATE = (
     "adaptive_count_noise",
 )
 ONLY_PLAIN = ("max_grad_norm",)  # that only a run without privacy reads
+ONLY_DRY = ("for_device", "for_devices", "num_examples")  # that only a dry run reads
 OF_ADAPTER = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules")  # what --initial_adapter decides
 # {parameter, as the engine and shared code name it: flag of train_clm.py}.
 TRAINING_FLAGS = {
@@ -57,9 +60,16 @@ class Groups(NamedTuple):
     optimization: OptimizationArguments
     output: OutputArguments
     card: CardArguments
+    planning: PlanningArguments
 
     def refuse_unread(self, given: Collection[str]) -> None:
-        """Refuse flags of privacy, among those that were `given`, if privacy is turned off."""
+        """Refuse flags, among those that were `given`, that this run would not read: of privacy if it is turned off, of
+        planning in a run that is no dry run."""
+        if not self.output.dry_run:
+            refuse_unread(given, ONLY_DRY, "is read only with --dry_run: give that too, or leave it out", *self)
+        if self.planning.num_examples is not None and (self.data.train_file or self.data.dataset_name):
+            remedy = "the data say how many there are; leave it out, or leave the data out"
+            refuse("--num_examples", self.planning.num_examples, remedy)
         if self.privacy.settings() is None:
             remedy = "is not read without privacy: leave it out, or give --clip_norm and --noise_multiplier above 0"
             refuse_unread(given, ONLY_PRIVATE, remedy, *self)
@@ -79,6 +89,7 @@ CAUSAL_LM_GROUPS = (
     OptimizationArguments,
     OutputArguments,
     CardArguments,
+    PlanningArguments,
 )
 
 # What a resumed run does about a changed flag. Every flag has a class.
@@ -169,4 +180,6 @@ ON_RESUME: OnResumeTable = {
     "card_license": OnResume.RUNTIME,
     "card_language": OnResume.RUNTIME,
     "card_data": OnResume.RUNTIME,
+    # planning
+    **dict.fromkeys(ONLY_DRY, OnResume.RUNTIME),
 }

@@ -25,11 +25,11 @@ from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.identity import mechanism_identity, model_identity
 from dptune.run.lock import LOCK_NAME
-from dptune.run.plan import RunPlan, describe_noise, describe_plan
+from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan
 from dptune.shapes import Shapes
 from dptune.sharding import are_sharded, is_sharded
 from utils.cli.flags import public_config
-from utils.cli.launch import compute_dtype, describe_precision, loss_scale, ranks_of, sharding_of_launch
+from utils.cli.launch import loss_scale, ranks_of, sharding_of_launch
 from utils.cli.machines import machine_of
 from utils.data.load import load_training_data
 from utils.data.prompts import PROMPT_STYLE_OF_ROWS
@@ -40,7 +40,14 @@ from utils.data.tokenization import TokenizedDataset
 from utils.files.folders import missing_folders, remove_empty
 from utils.files.shards import find_files, in_words
 from utils.models.embeddings import require_embeddings
-from utils.models.loading import checkpoint_activations, load_model, load_skeleton, load_tokenizer, require_context
+from utils.models.loading import (
+    checkpoint_activations,
+    is_configuration,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    require_context,
+)
 from utils.models.memory import MemorySettings, device_memory, keeps_whole_sum
 from utils.models.sharded import describe_shards
 from utils.models.trainable import (
@@ -64,6 +71,7 @@ from utils.training.plan import describe_clipping, describe_data, describe_model
 from utils.training.rehearsal import Rehearsal, is_worthwhile
 from utils.training.resume import processes_of_plan, refuse_other_beginning
 from utils.training.run import RunFolder, train
+from utils.training.target import Target, target_of
 from utils.training.task import PER_TOKEN, Finished
 
 if TYPE_CHECKING:
@@ -299,16 +307,15 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         InvalidArgument: for a mistake in the flags, the data or the launch.
     """
     optimization, unit, accelerator = groups.optimization, groups.privacy.unit, folder.accelerator
-    name, hub, bits, saved = groups.model.model_name_or_path, groups.model.hub, groups.model.qbits, folder.saved
-    dtype, sharding = compute_dtype(accelerator.mixed_precision, accelerator.device), sharding_of_launch()
-    private = groups.privacy.clip_norm > 0
+    name, hub, saved = groups.model.model_name_or_path, groups.model.hub, folder.saved
+    target, private = target_of(groups.planning, accelerator), groups.privacy.clip_norm > 0
     starts_from = ranks_of(accelerator).from_main(lambda: initial_releases(groups.lora, private=private))
-    skeleton = load_skeleton(name, **hub, attention=groups.model.attn_implementation, dtype=dtype)
-    require_context(skeleton, groups.data.block_size)
-    # Finds a wrong target before gigabytes are read.
-    names = prepare_trainable(skeleton, groups.lora, bits=bits, dtype=dtype, private=private)
-    whole_shards = sharding is not None and bool(groups.lora.trainable)
-    require_works(optimization.optimizer, accelerator.device, sharded=whole_shards)
+    if is_configuration(name):
+        refuse(
+            "--model_name_or_path", name, "is a configuration, enough for --dry_run alone; give a folder with a model"
+        )
+    skeleton, names = prepared_skeleton(groups, target)
+    whole_shards = sharding_of_launch() is not None and bool(groups.lora.trainable)
     tokenizer = load_tokenizer(name, **hub)
     day = runs_date(tokenizer, folder)
     machine = machine_of(accelerator)
@@ -326,7 +333,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
 
     groups.output.require_selection(private=private, has_validation=held_out is not None, sharded=whole_shards)
     fingerprint, described = machine.once(lambda: look_at(train, held_out, groups, skeleton, tokenizer))
-    processes = processes_of_plan(saved, optimization, accelerator.num_processes)
+    processes = processes_of_plan(saved, optimization, target.processes)
     clipping = groups.clipping.style(layers_of(names).values())
     num_examples = num_sampled(unit, train)
     plan = plan_run(
@@ -347,33 +354,22 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     delta = {} if plan.privacy is None else {"delta": plan.privacy.delta}
     given = public_config(*groups) | files | made | delta | dated | (dict.fromkeys(OF_ADAPTER) if starts_from else {})
     config = resumed_config(given, saved, ON_RESUME)
-    asked = optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
+    asked = token_budget_of(groups)
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_clipping(plan, optimization), sep="\n")
-    now = [*describe_changes(config, saved), *describe_precision(dtype, accelerator.device)]
-    accelerator.print(*now, *described, *describe_start(starts_from), sep="\n")
+    accelerator.print(*describe_changes(config, saved), sep="\n")
+    accelerator.print(*described, *describe_start(starts_from), sep="\n")
     if token_budget != asked:
         accelerator.print(f"tokens at a time       {token_budget:,}; {asked:,} did not fit in memory before")
-    needed = MemorySettings(
-        dtype,
-        token_budget,
-        groups.data.block_size,
-        recomputes(groups),
-        accelerator.num_processes,
-        sharded=sharding is not None,
-        offload=sharding is not None and sharding.cpu_offload,
-        reshard=sharding is None or sharding.reshard_after_forward,
-        bits=bits,
-        drawn=plan.expected_batch_size / accelerator.num_processes,
-        overhead=pass_overhead(accelerator=computes_apart(accelerator.device), sharded=sharding is not None),
-        rows_per_item=unit.rows_at_once,
-    )
-    model_lines = describe_model(skeleton, needed, device_memory(accelerator.device))
-    accelerator.print(*model_lines, *describe_noise(plan, num_trained(skeleton)), sep="\n")
+    memory = describe_memory_of(skeleton, groups, target, plan, token_budget)
+    accelerator.print(*memory, *describe_noise(plan, num_trained(skeleton)), sep="\n")
+    if folder.output.dry_run and accelerator.is_main_process:
+        for line in describe_needed_data(plan):
+            print(line)
     return CausalLMJob(
         groups,
         folder,
-        dtype,
+        target.dtype,
         names,
         tokenizer,
         train,
@@ -385,6 +381,63 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         asked,
         starts_from,
     )
+
+
+def prepared_skeleton(groups: Groups, target: Target) -> tuple[Any, list[str]]:
+    """(the model without its weights, with adapters or its own trained parameters; the names of the trained ones).
+
+    It finds a wrong target before gigabytes are read.
+
+    Raises:
+        InvalidArgument: no such model, or flags that do not fit it, its context or the devices.
+    """
+    model, dtype, private = groups.model, target.dtype, groups.privacy.clip_norm > 0
+    attention = model.attn_implementation
+    skeleton = load_skeleton(model.model_name_or_path, **model.hub, attention=attention, dtype=dtype)
+    require_context(skeleton, groups.data.block_size)
+    names = prepare_trainable(skeleton, groups.lora, bits=model.qbits, dtype=dtype, private=private)
+    whole_shards = sharding_of_launch() is not None and bool(groups.lora.trainable)
+    require_works(groups.optimization.optimizer, target.device, sharded=whole_shards)
+    return skeleton, names
+
+
+def token_budget_of(groups: Groups) -> int:
+    """The tokens of one forward pass that the flags ask for."""
+    optimization = groups.optimization
+    return optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
+
+
+def describe_memory_of(
+    skeleton: Any, groups: Groups, target: Target, plan: RunPlan, token_budget: int | None = None
+) -> list[str]:
+    """Printed lines: the devices, the number of parameters and the estimate of memory.
+
+    Args:
+        skeleton: see `prepared_skeleton`.
+        groups: the flags.
+        target: the devices.
+        plan: for the number of rows that a step draws.
+        token_budget: tokens in one forward pass; None for what the flags ask for.
+    """
+    sharding = sharding_of_launch()
+    needed = MemorySettings(
+        target.dtype,
+        token_budget or token_budget_of(groups),
+        groups.data.block_size,
+        recomputes(groups),
+        target.processes,
+        sharded=sharding is not None,
+        offload=sharding is not None and sharding.cpu_offload,
+        reshard=sharding is None or sharding.reshard_after_forward,
+        bits=groups.model.qbits,
+        drawn=plan.expected_batch_size / target.processes,
+        overhead=target.overhead(sharded=sharding is not None),
+        rows_per_item=groups.privacy.unit.rows_at_once,
+    )
+    return [
+        *target.describe(sharded=sharding is not None),
+        *describe_model(skeleton, needed, target.memory),
+    ]
 
 
 def runs_date(tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> str | None:

@@ -112,8 +112,11 @@ def describe_model(model: nn.Module, settings: MemorySettings, available: int | 
     if every == trained and (whole := whole_sizes(model)) is not None:
         return [*lines, *describe_memory(partial(memory_of_whole, whole), settings, available)]
     if not any(adapters(model)):  # all weights, and for trained ones a gradient and two moments
-        least = 4 * (every + 3 * trained) / (1 << 30) / (settings.world_size if settings.sharded else 1)
-        return [*lines, f"memory per device      at least {least:.1f} GiB in float32, without activations"]
+        least = 4 * (every + 3 * trained) / (settings.world_size if settings.sharded else 1)
+        told = f"at least {least / (1 << 30):.1f} GiB in float32, without activations"
+        if available is not None and least > available:
+            told += f"; does not fit: the device has {available / (1 << 30):.1f} GiB"
+        return [*lines, f"memory per device      {told}"]
     sizes = model_sizes(model)
     if sizes is None:
         return [*lines, f"memory per device      not estimated: {type(model).__name__} has no list of decoder layers"]

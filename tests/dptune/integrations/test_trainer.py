@@ -215,6 +215,7 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path: Path, capsys: pyte
     assert "expected batch size    6" in printed
     spent = accounting.epsilon(noise_multiplier=1.0, sampling_probability=0.5, steps=2, delta=1e-3)
     assert rounded_up(spent) in printed
+    assert "how much data" in printed
 
 
 @pytest.mark.usefixtures("no_noise")

@@ -102,7 +102,7 @@ def test_a_plan_without_privacy_samples_alike() -> None:
 
 
 def test_the_description_has_the_epsilon_rounded_up(budget: RunPlan) -> None:
-    words = describe_plan(budget)[-1].split()
+    words = describe_plan(budget)[-2].split()
     assert spent(budget, 8) <= float(words[1]) < spent(budget, 8) + 1e-4
     assert words[2:] == ["at", "delta", "0.0001"]
 
@@ -114,7 +114,7 @@ def test_without_a_delta_it_is_the_default_one_and_its_reason_is_told() -> None:
     assert plan.privacy.delta == 1e-5
     assert plan.privacy.planned_epsilon() <= 3.0
     reason = "delta 1e-05: a tenth of 1 / 2,000 examples, rounded down to a power of ten"
-    assert describe_plan(plan)[-1].strip() == reason
+    assert reason in [line.strip() for line in describe_plan(plan)]
     given = make_plan(PrivacySettings(target_epsilon=3.0, delta=1e-5), **run)
     assert given.privacy == plan.privacy
     assert reason not in "".join(describe_plan(given))

@@ -16,6 +16,7 @@ from utils.cli.launch import (
     describe_precision,
     loss_scale,
     make_accelerator,
+    precision_of_launch,
     refuse_launch,
     sharding_of_launch,
 )
@@ -58,6 +59,11 @@ def test_a_launch_on_a_processor_keeps_bf16(monkeypatch: pytest.MonkeyPatch, ask
     monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: made.update(kwargs) or SimpleNamespace(num_processes=1))
     make_accelerator()
     assert made["mixed_precision"] == given
+
+
+def test_the_precision_of_the_launch_is_what_the_configuration_says() -> None:
+    assert precision_of_launch({}) is None
+    assert precision_of_launch({"ACCELERATE_MIXED_PRECISION": "fp16"}) == "fp16"
 
 
 def test_unknown_precision_is_refused() -> None:

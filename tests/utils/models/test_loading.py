@@ -26,6 +26,7 @@ from utils.models import loading as modeling
 from utils.models.arguments import EAGER, FLASH, SDPA
 from utils.models.loading import (
     adapter_files,
+    is_configuration,
     load_adapter,
     load_model,
     load_skeleton,
@@ -92,6 +93,21 @@ def test_a_model_that_is_not_there_is_one_line_with_the_remedy(load: Any, name: 
     assert message.startswith(f"--model_name_or_path='{name}'")
     assert "--access_token" in message
     assert "\n" not in message
+
+
+def test_a_configuration_alone_is_a_file_or_a_folder_without_others(model_copy: Path, tmp_path: Path) -> None:
+    config, folder = model_copy / "config.json", tmp_path / "config"
+    folder.mkdir()
+    assert not is_configuration(str(folder))
+    shutil.copy(config, folder)
+    (folder / ".gitattributes").touch()
+    (folder / "generation_config.json").touch()
+    assert is_configuration(str(folder))
+    assert is_configuration(str(config))
+    for name in (model_copy, model_copy / "model.safetensors", "org/name", tmp_path / "nothing"):
+        assert not is_configuration(str(name))
+    sizes = [sum(one.numel() for one in load_skeleton(str(name)).parameters()) for name in (config, folder, model_copy)]
+    assert len(set(sizes)) == 1
 
 
 def test_a_folder_without_weights_is_one_line(model_copy: Path) -> None:

@@ -21,6 +21,7 @@ from utils.models.memory import (
     device_memory,
     fits,
     keeps_whole_sum,
+    largest_budget,
     memory_needs,
     micro_batch_needs,
 )
@@ -304,6 +305,61 @@ def test_advice_is_what_fits_and_no_more():
     assert fits(fitting, needs.total - GIB)
     assert not fits(more, needs.total - GIB)
     assert "2 GPUs with accelerate_configs/accelerate_config.cfg" in text
+
+
+def llama_7b() -> ModelSizes:
+    shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
+    return sizes_of(build(LlamaConfig(**shape, **heads), dtype=torch.bfloat16, device="meta"))
+
+
+def test_frozen_weights_take_half_in_16_bits_and_adapters_the_same():
+    exact, half = (
+        memory_needs(llama_7b(), settings(dtype=dtype, token_budget=512)) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert exact.frozen_weights == 2 * half.frozen_weights == 4 * 6_738_415_616  # the parameters of Llama 2 7B
+    assert exact.adapters == half.adapters
+    assert memory_needs(llama_7b(), settings(dtype=torch.float16, token_budget=512)) == half
+
+
+@pytest.mark.parametrize("changes", [{}, {"checkpointing": True, "bits": 4}, {"sharded": True, "world_size": 8}])
+def test_the_largest_budget_fits_and_64_tokens_more_do_not(changes):
+    needs_with = partial(memory_needs, llama_7b())
+    largest = largest_budget(needs_with, settings(**changes), 24 * GIB)
+    assert largest is not None
+    assert largest % 64 == 0
+    fitting, more = (needs_with(settings(**changes, token_budget=tokens)) for tokens in (largest, largest + 64))
+    assert fits(fitting, 24 * GIB)
+    assert not fits(more, 24 * GIB)
+    told = describe_memory(needs_with, settings(**changes), 24 * GIB)[-1]
+    assert told.endswith(f"--max_tokens_per_device may be up to {largest}")
+
+
+def test_the_largest_budget_is_the_given_one_where_no_larger_fits():
+    needs_with = partial(memory_needs, llama_7b())
+    given = settings(token_budget=2050)
+    room = needs_with(given).total + RESERVE
+    assert largest_budget(needs_with, given, room) == 2050
+
+
+def test_any_budget_fits_where_a_step_draws_few_rows():
+    few, needs_with = settings(drawn=4.0), partial(memory_needs, llama_7b())
+    assert largest_budget(needs_with, few, 80 * GIB) is None
+    most = max(tokens for _, tokens in replace(few, token_budget=1 << 30).micro_batches)
+    assert f"a forward pass of this batch has at most {most:,} tokens" in describe_memory(needs_with, few, 80 * GIB)[-1]
+
+
+def test_advice_has_fewer_bits_and_half_precision_where_they_fit():
+    sizes = llama_7b()
+    text = advice(sizes, 12 * GIB, token_budget=512)
+    assert f"--qbits 4 ({memory_needs(sizes, settings(bits=4, token_budget=512)).total / GIB:.2f} GiB)" in text
+    assert "mixed_precision" not in text
+    exact = advice(sizes, 24 * GIB, token_budget=512, dtype=torch.float32)
+    needs = memory_needs(sizes, settings(token_budget=512)).total
+    assert f"mixed_precision bf16 (or fp16) in the launch configuration ({needs / GIB:.2f} GiB)" in exact
+    both = advice(sizes, 13 * GIB // 2, token_budget=2048)
+    assert both.startswith("try --gradient_ckpt --qbits 4 (")
+    assert "--qbits" not in advice(sizes, 4 * GIB, token_budget=2048, bits=4)
 
 
 def test_advice_joins_changes_where_one_is_not_enough():

@@ -24,7 +24,7 @@ from tests.utils.data.test_template_date import TELLING, set_clock
 from utils.cli.flags import parse
 from utils.cli.launch import make_accelerator
 from utils.models.loading import load_tokenizer
-from utils.training import causal_lm
+from utils.training import causal_lm, target
 from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
 from utils.training.causal_lm import CausalLMJob, CausalLMTask, plan_job, recomputes, require_answers
 from utils.training.data_arguments import DataArguments
@@ -187,7 +187,7 @@ def test_an_adapter_starts_as_the_seed_says_and_a_whole_model_is_float32(job: An
 
 def in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute as a launch with fp16 does on a GPU."""
-    monkeypatch.setattr(causal_lm, "compute_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr(target, "compute_dtype", lambda *_: torch.float16)
 
 
 def test_a_whole_model_trains_in_float16_as_in_float32(

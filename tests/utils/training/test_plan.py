@@ -117,7 +117,10 @@ def test_a_model_of_which_a_part_is_trained_is_told_by_its_weights_alone() -> No
     model = CAUSAL["Llama"]()
     model.lm_head.weight.requires_grad_(False)
     alone = describe_model(model, MemorySettings(torch.float32, 512, 512))[1]
-    assert "without activations" in alone
+    assert alone.endswith("without activations")
+    assert describe_model(model, MemorySettings(torch.float32, 512, 512), 8 * GIB)[1] == alone
+    short = describe_model(model, MemorySettings(torch.float32, 512, 512), 1000)[1]
+    assert short == f"{alone}; does not fit: the device has 0.0 GiB"
 
 
 @pytest.mark.parametrize(("norm", "told"), [(1.0, "a step's gradient to norm 1"), (0.0, "none")])
