@@ -32,6 +32,7 @@ PROGRAMS = {
     "inference_generation_instruction": ("GROUPS",),
     "inference_generation_dataset": ("GROUPS",),
     "scripts.look": ("GROUPS",),
+    "scripts.predict": ("GROUPS",),
     "scripts.generate_train_command": ("JobArguments",),
     "scripts.generate_inference_command": ("JobArguments",),
     "scripts.prepare_conversations": ("ConversationArguments",),

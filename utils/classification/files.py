@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, PreTrainedConfig
 
 from dptune._validate import refuse
+from dptune.adapter_files import PEFT_CONFIG_NAME
 from dptune.lora import adapters, merge_lora, unmerge_lora
 from dptune.report.card import Artifact
 from utils.classification.modes import head_modules
@@ -62,8 +63,9 @@ def load_classifier_tokenizer(name: str) -> Any:
     Raises:
         InvalidArgument: the tokenizer cannot be loaded, or has neither a pad nor an end token.
     """
+    adapter = (Path(name) / PEFT_CONFIG_NAME).is_file()  # a folder without a model's configuration
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, config=_config(name))
+        tokenizer = AutoTokenizer.from_pretrained(name, config=None if adapter else _config(name))
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
         refuse_to_load("tokenizer", name, error, flag=_FLAG, remedy=_REMEDY)
     if tokenizer.pad_token_id is None:
