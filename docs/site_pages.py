@@ -32,7 +32,9 @@ PROGRAMS = {
     "inference_generation_instruction": ("GROUPS",),
     "inference_generation_dataset": ("GROUPS",),
     "scripts.look": ("GROUPS",),
+    "scripts.merge": ("GROUPS",),
     "scripts.predict": ("GROUPS",),
+    "scripts.push": ("GROUPS",),
     "scripts.generate_train_command": ("JobArguments",),
     "scripts.generate_inference_command": ("JobArguments",),
     "scripts.prepare_conversations": ("ConversationArguments",),
@@ -133,7 +135,8 @@ def _row(action: argparse.Action) -> str:
     if action.choices:
         meaning += f" ({', '.join(map(str, action.choices))})"
     default = "required" if action.required else "" if action.default is None else f"`{action.default}`"
-    cells = (f"`{action.option_strings[0]}`", default, meaning)
+    name = action.option_strings[0] if action.option_strings else str(action.metavar)  # a word without a flag
+    cells = (f"`{name}`", default, meaning)
     escaped = (cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells)
     return f"| {' | '.join(escaped)} |"
 
