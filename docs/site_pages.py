@@ -32,6 +32,7 @@ PROGRAMS = {
     "inference_generation_instruction": ("GROUPS",),
     "inference_generation_dataset": ("GROUPS",),
     "scripts.look": ("GROUPS",),
+    "scripts.convert_gguf": ("GROUPS",),
     "scripts.merge": ("GROUPS",),
     "scripts.predict": ("GROUPS",),
     "scripts.push": ("GROUPS",),

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dptune._validate import refuse
 from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.files.folders import recorded_by_training, require_new_folder
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,11 +38,7 @@ class MergeArguments:
     )
 
     def __post_init__(self) -> None:
-        target = Path(self.output_dir)
-        if not target.parent.is_dir():
-            refuse("--output_dir", self.output_dir, "the folder that it lies in does not exist; make it first")
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            refuse("--output_dir", self.output_dir, "is there already; give another name, or remove it")
+        require_new_folder(self.output_dir)
 
 
 GROUPS = (MergeArguments,)
@@ -54,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     (given,) = parse(*GROUPS, args=argv, description=__doc__)
     # Imported here, so that --help and a mistyped flag need neither torch nor transformers.
     from dptune.accounting.rounding import rounded_up
-    from utils.files.folders import recorded_by_training
     from utils.models.merging import plan_merge, write_merged
 
     plan = plan_merge(given.adapter, base=given.model_name_or_path, revision=given.revision, dtype=given.dtype)
