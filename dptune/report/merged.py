@@ -8,12 +8,13 @@ from pathlib import Path
 
 from dptune.ledger import LEDGER_NAME
 from dptune.published import SETTINGS_NAME
-from dptune.report.card import WHOLE_MODEL
+from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL
 from dptune.report.publish import CARD_NAME, EPSILON_PLOT
 from dptune.report.statement import REPORT_NAME, PrivacyStatement, read_privacy_report
 
 _COPIED = (REPORT_NAME, LEDGER_NAME, EPSILON_PLOT, SETTINGS_NAME)
 _LOADING = re.compile(r"^## How to load it\n.*?(?=^## |^Made with |\Z)", re.MULTILINE | re.DOTALL)
+_WHAT = re.compile(rf"^A {LORA_ADAPTER.what} `[^`\n]*`", re.MULTILINE)
 _MERGED = """\
 ## How to load it
 
@@ -48,8 +49,9 @@ def carry_guarantee(adapter: Path, folder: Path) -> PrivacyStatement | None:
 
 
 def card_of_merged(text: str) -> str:
-    """The card of an adapter, for the merged model: it says how to load that. What a user wrote elsewhere stays."""
+    """The card of an adapter, for the merged model: what it is and how to load it. What a user wrote elsewhere stays."""
     loading = _MERGED + WHOLE_MODEL.use + "\n"
     text = text.replace('\nlibrary_name: "peft"\n', '\nlibrary_name: "transformers"\n', 1)
+    text = _WHAT.sub(lambda found: f"{found[0]}, merged into its weights", text, count=1)
     found, count = _LOADING.subn(lambda _: loading, text, count=1)
     return found if count else f"{text.rstrip()}\n\n{loading}"

@@ -30,7 +30,10 @@ def test_report_card_and_ledger_are_carried_and_pass_the_check(tmp_path: Path) -
     assert 'AutoModelForCausalLM.from_pretrained(".")' in card
     assert "so the guarantee of the\nadapter holds for this model too" in card
     above, below = "## How to load it", "Made with "
-    assert card.partition(above)[0] == before.partition(above)[0].replace('"peft"', '"transformers"')
+    what = "\nA LoRA adapter for `ann/base`"
+    known = before.partition(above)[0].replace('"peft"', '"transformers"')
+    assert what in known
+    assert card.partition(above)[0] == known.replace(what, f"{what}, merged into its weights")
     assert card.partition(below)[2] == before.partition(below)[2]
 
 
