@@ -49,7 +49,7 @@ def carry_guarantee(adapter: Path, folder: Path) -> PrivacyStatement | None:
 
 
 def card_of_merged(text: str) -> str:
-    """The card of an adapter, for the merged model: what it is and how to load it. What a user wrote elsewhere stays."""
+    """An adapter's card for the merged model: what it is and how to load it. What a user wrote elsewhere stays."""
     loading = _MERGED + WHOLE_MODEL.use + "\n"
     text = text.replace('\nlibrary_name: "peft"\n', '\nlibrary_name: "transformers"\n', 1)
     text = _WHAT.sub(lambda found: f"{found[0]}, merged into its weights", text, count=1)

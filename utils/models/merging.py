@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from dptune._files import write_folder
 from dptune._validate import refuse
 from dptune.adapter_files import PEFT_CONFIG_NAME, attach_adapter
-from dptune.lora import adapters, merge_lora
+from dptune.lora import fold_lora
 from dptune.published import published_model, published_part
 from dptune.report.merged import carry_guarantee
 from dptune.report.statement import PrivacyStatement
@@ -58,7 +56,7 @@ def plan_merge(adapter: str, *, base: str | None, revision: str | None, dtype: s
 def write_merged(plan: Merge, target: Path) -> PrivacyStatement | None:
     """Make the folder `target` with model, tokenizer, and the adapter's report, card and ledger; whole or not at all.
 
-    It takes memory for the model, and once more for the adapted layers.
+    It takes memory for the model and one more layer.
 
     Args:
         plan: see `plan_merge`.
@@ -75,12 +73,12 @@ def write_merged(plan: Merge, target: Path) -> PrivacyStatement | None:
     tokenizer = load_tokenizer(str(folder)) if own else load_tokenizer(plan.base, revision=plan.revision)
     model = load_model(plan.base, revision=plan.revision, dtype=plan.dtype, device="cpu")
     attach_adapter(model, plan.adapter)
-    merge_lora(model)
+    fold_lora(model)
     _untie(model)
     found: list[PrivacyStatement | None] = []
 
     def write(partial: Path) -> None:
-        model.save_pretrained(partial, state_dict=_merged_state(model))
+        model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         found.append(carry_guarantee(folder, partial))
 
@@ -88,15 +86,10 @@ def write_merged(plan: Merge, target: Path) -> PrivacyStatement | None:
     return found[0]
 
 
-def _merged_state(model: Any) -> Mapping[str, Tensor]:
-    """The weights under the names of the base model."""
-    return {name: value for name, value in model.state_dict().items() if ".lora." not in f".{name}"}
-
-
 def _untie(model: Any) -> None:
     """Let the configuration say that the head has weights of its own, if its adapter gave it some."""
-    embedding = model.get_input_embeddings().weight
-    if any(adapter.replaced_weight is embedding for _, adapter in adapters(model)):
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
 
