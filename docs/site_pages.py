@@ -32,10 +32,7 @@ PROGRAMS = {
     "inference_generation_instruction": ("GROUPS",),
     "inference_generation_dataset": ("GROUPS",),
     "scripts.look": ("GROUPS",),
-    "scripts.convert_gguf": ("GROUPS",),
-    "scripts.merge": ("GROUPS",),
-    "scripts.predict": ("GROUPS",),
-    "scripts.push": ("GROUPS",),
+    "scripts.push": ("PushArguments",),
     "scripts.generate_train_command": ("JobArguments",),
     "scripts.generate_inference_command": ("JobArguments",),
     "scripts.prepare_conversations": ("ConversationArguments",),
@@ -44,6 +41,9 @@ PROGRAMS = {
     "scripts.split_dataset": ("SplitArguments",),
     "scripts.evaluate_synthetic": ("GROUPS",),
     "scripts.compare_modes": ("GROUPS",),
+    "scripts.merge": ("GROUPS",),
+    "scripts.convert_gguf": ("GROUPS",),
+    "scripts.predict": ("GROUPS",),
 }
 
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
@@ -136,7 +136,7 @@ def _row(action: argparse.Action) -> str:
     if action.choices:
         meaning += f" ({', '.join(map(str, action.choices))})"
     default = "required" if action.required else "" if action.default is None else f"`{action.default}`"
-    name = action.option_strings[0] if action.option_strings else str(action.metavar)  # a word without a flag
+    name = action.option_strings[0] if action.option_strings else action.dest.upper()
     cells = (f"`{name}`", default, meaning)
     escaped = (cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells)
     return f"| {' | '.join(escaped)} |"

@@ -38,15 +38,15 @@ class PredictArguments:
         default=None,
         metadata={"help": "the checkpoint that an adapter belongs to; default: the one that the adapter names"},
     )
-    max_length: int | None = field(
+    block_size: int | None = field(
         default=None, metadata={"help": "maximum number of tokens per text; default: as in the training"}
     )
-    batch_size: int = field(default=32, metadata={"help": "texts of --max_length tokens that go through at once"})
+    batch_size: int = field(default=32, metadata={"help": "texts of --block_size tokens that go through at once"})
 
     def __post_init__(self) -> None:
         require_count("--batch_size", self.batch_size)
-        if self.max_length is not None:
-            require_count("--max_length", self.max_length, minimum=2)
+        if self.block_size is not None:
+            require_count("--block_size", self.block_size, minimum=2)
         output = Path(self.output_file)
         if output.suffix != ".jsonl":
             refuse("--output_file", self.output_file, "give a name that ends in .jsonl")
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = read_texts(given.input_file, flag="--input_file", text_columns=given.text_columns)
     accelerator = make_accelerator()
     classifier = load_trained_classifier(
-        given.model_path, base=given.model_name_or_path, max_length=given.max_length, device=accelerator.device
+        given.model_path, base=given.model_name_or_path, max_length=given.block_size, device=accelerator.device
     )
     rows = list(predictions(classifier, texts, accelerator, batch_size=given.batch_size))
     if accelerator.is_main_process:

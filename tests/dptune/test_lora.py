@@ -211,6 +211,21 @@ def test_merging_a_tied_head_leaves_the_embedding_alone() -> None:
     assert model.lm_head.weight is embedding
 
 
+@pytest.mark.parametrize(("make", "targets"), [(tiny_llama, ["q_proj", "lm_head"]), (tiny_gpt2, ["c_attn", "lm_head"])])
+def test_folding_leaves_a_plain_model_with_the_sum(make: Callable[[], nn.Module], targets: list[str]) -> None:
+    model, plain = make(), make()
+    add_lora(model, rank=2, targets=targets)
+    randomise_adapters(model)
+    expected = logits(model)
+    embedding = model.get_input_embeddings().weight.clone()
+    fold_lora(model)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    assert (expected - logits(plain)).abs().max() > 1e-3
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert torch.equal(model.get_input_embeddings().weight, embedding), "a tied weight stays"
+
+
 def test_merging_twice_and_unmerging_what_is_not_merged_are_refused(adapted: nn.Module) -> None:
     with pytest.raises(InvalidArgument, match="is not merged"):
         unmerge_lora(adapted)
@@ -374,18 +389,3 @@ def test_rslora_divides_by_the_root_of_the_rank() -> None:
     add_lora(by_root, rank=6, alpha=5, by_root=True)
     scales = [next(adapters(model))[1].scale for model in (plain, by_root)]
     assert scales[0] == scales[1] == pytest.approx(5 / math.sqrt(6))
-
-
-@pytest.mark.parametrize(("make", "targets"), [(tiny_llama, ["q_proj", "lm_head"]), (tiny_gpt2, ["c_attn", "lm_head"])])
-def test_folding_leaves_a_plain_model_with_the_sum(make: Callable[[], nn.Module], targets: list[str]) -> None:
-    model, plain = make(), make()
-    add_lora(model, rank=2, targets=targets)
-    randomise_adapters(model)
-    expected = logits(model)
-    embedding = model.get_input_embeddings().weight.clone()
-    fold_lora(model)
-    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
-    assert (expected - logits(plain)).abs().max() > 1e-3
-    assert model.state_dict().keys() == plain.state_dict().keys()
-    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
-    assert torch.equal(model.get_input_embeddings().weight, embedding), "a tied weight stays"

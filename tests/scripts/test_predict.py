@@ -151,7 +151,7 @@ def test_mistakes_in_flags_are_one_line(
     assert "is the input file too" in refused([*words, "--output_file", source], capsys)
     assert "its folder does not exist" in refused([*words, "--output_file", str(tmp_path / "no" / "x.jsonl")], capsys)
     assert "--text_columns='gone': no such column" in refused([*words, "--text_columns", "gone"], capsys)
-    assert "--max_length=62: the model's context is 64 tokens for text and 3 virtual tokens" in refused(
-        [*words, "--max_length", "62"], capsys
+    assert "--block_size=62: the model's context is 64 tokens for text and 3 virtual tokens" in refused(
+        [*words, "--block_size", "62"], capsys
     )
     assert not output.exists()

@@ -32,7 +32,9 @@ from utils.models.embeddings import require_embeddings
 from utils.models.loading import refuse_to_load, require_context
 from utils.training.micro_batches import MicroBatches
 
-FLAG, BASE_FLAG = "--model_path", "--model_name_or_path"
+FLAG, BASE_FLAG, LENGTH_FLAG = "--model_path", "--model_name_or_path", "--block_size"
+# How the modules that training uses call a model and its length in errors.
+_OF_MODEL = {**dict.fromkeys(("model_checkpoint", "model_name_or_path"), FLAG), "max_length": LENGTH_FLAG}
 _REMEDY = "give the folder of a finished run of train_classifier.py, OUT/TASK"
 _CLASSIFIER = "ForSequenceClassification"  # how transformers ends the names of their classes
 
@@ -67,7 +69,7 @@ def load_trained_classifier(
         InvalidArgument: there is no classifier, it is incomplete, or `max_length` is unknown or beyond its context.
     """
     folder = _folder_of(path)
-    with naming({"model_checkpoint": FLAG}):
+    with naming(_OF_MODEL):
         tokenizer = load_classifier_tokenizer(str(folder))
     if (folder / "config.json").is_file():
         if base is not None:
@@ -79,10 +81,10 @@ def load_trained_classifier(
         model, names = _load_on_base(folder, tokenizer, base)
     longest = max_length or next((one for one in recorded_by_training(folder, "max_length") if _is_count(one)), None)
     if not isinstance(longest, int):
-        refuse("--max_length", None, f"{path} does not say how long texts may be; give the training's --max_length")
+        refuse(LENGTH_FLAG, None, f"{path} does not say how long texts may be; give the training's")
     found = TrainedClassifier(model.to(device).eval(), tokenizer, names, longest)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    require_context(plain, longest, flag="--max_length", virtual_tokens=found.virtual_tokens)
+    require_context(plain, longest, flag=LENGTH_FLAG, virtual_tokens=found.virtual_tokens)
     return found
 
 
@@ -105,7 +107,7 @@ def predictions(
     """
     model, tokenizer, names, max_length = classifier
     unlabelled = np.full(len(texts[0]), IGNORED, dtype=np.int64)
-    with naming({"model_checkpoint": FLAG}):
+    with naming(_OF_MODEL):
         data = tokenize_texts(LabelledTexts(texts, unlabelled), tokenizer, max_length)
     require_embeddings(model, tokenizer, type(model).__name__, {"row": (data.ids, data.starts)}, flag=FLAG)
     shapes = Shapes(max_length, batch_size * (max_length + classifier.virtual_tokens))

@@ -66,8 +66,8 @@ def test_a_head_that_is_missing_is_not_drawn_anew(whole: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({}, r"--max_length=None: .* does not say how long texts may be"),
-        ({"max_length": 65}, r"--max_length=65: the model's context is 64"),
+        ({}, r"--block_size=None: .* does not say how long texts may be"),
+        ({"max_length": 65}, r"--block_size=65: the model's context is 64"),
         ({"max_length": 16, "base": "x"}, r"--model_name_or_path='x': is not read: .* holds a whole classifier"),
     ],
 )
