@@ -41,6 +41,9 @@ PROGRAMS = {
     "scripts.split_dataset": ("SplitArguments",),
     "scripts.evaluate_synthetic": ("GROUPS",),
     "scripts.compare_modes": ("GROUPS",),
+    "scripts.merge": ("GROUPS",),
+    "scripts.convert_gguf": ("GROUPS",),
+    "scripts.predict": ("GROUPS",),
 }
 
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")

@@ -301,3 +301,18 @@ def unmerge_lora(model: nn.Module) -> None:
             refuse("model", name, "its adapter is not merged")
         layer: Any = model.get_submodule(name)
         layer.weight, adapter.replaced_weight = adapter.replaced_weight, None
+
+
+def fold_lora(model: nn.Module) -> None:
+    """Merge every adapter and remove it, layer by layer: the model is plain again, and nothing undoes it.
+
+    Memory holds one layer twice at a time. A tied weight stays as it is elsewhere, see `merge_lora`.
+
+    Raises:
+        InvalidArgument: an adapter is already merged.
+    """
+    for name, _ in list(adapters(model)):
+        layer: Any = model.get_submodule(name)
+        merge_lora(layer)
+        del layer.lora
+        layer.__class__ = type(layer).__bases__[1]  # see `_with_lora`

@@ -47,7 +47,7 @@ def verify(path: str | Path, *, without_privacy: bool = False) -> list[str]:
     if statement.epsilon is None and not without_privacy:
         remedy = f"states no guarantee ({statement.reasons[0]}); give --without_privacy to verify the rest"
         refuse("FOLDER", str(path), remedy)
-    files = f"files                  {require_checksums(folder)} as the run left them; nothing else lies there"
+    files = f"files                  {len(require_checksums(folder))} as the run left them; nothing else lies there"
     return [*_guarantee(statement), files, *_versions(statement)]
 
 

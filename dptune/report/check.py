@@ -89,7 +89,10 @@ def check_publishable(folder: Path) -> PrivacyStatement:
     if statement.epsilon is not None and statement.delta is not None:
         _require_epsilon(folder, statement, statement.epsilon, statement.delta)
     _require_no_paths(folder)
-    require_checksums(folder)
+    listed = require_checksums(folder)
+    for name in files:
+        if name not in listed and any(fnmatchcase(name, pattern) for pattern in _WEIGHTS):
+            refuse("publish", name, f"is not one of the run's files ({CHECKSUMS_NAME}); move it out of {folder}")
     return statement
 
 

@@ -24,8 +24,8 @@ def write_checksums(folder: Path, *, but: Collection[str]) -> None:
     (folder / CHECKSUMS_NAME).write_text("".join(lines), encoding="utf-8")
 
 
-def require_checksums(folder: Path) -> int:
-    """The number of files that the checksums list.
+def require_checksums(folder: Path) -> set[str]:
+    """The names of the files that the checksums list.
 
     Raises:
         InvalidArgument: there are no checksums, or a listed file is missing or another one. Names the file.
@@ -35,6 +35,7 @@ def require_checksums(folder: Path) -> int:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         refuse("checksums", str(file), "is missing or unreadable; restore it from the run's folder")
+    names = set()
     for line in lines:
         found = _LINE.fullmatch(line)
         if found is None:
@@ -44,7 +45,8 @@ def require_checksums(folder: Path) -> int:
             refuse("publish", name, f"is listed in {CHECKSUMS_NAME} but missing; restore it from the run's folder")
         if _digest(folder / name) != digest:
             refuse("publish", name, f"is not the file that the run left ({CHECKSUMS_NAME}); restore it")
-    return len(lines)
+        names.add(name)
+    return names
 
 
 def _digest(path: Path) -> str:

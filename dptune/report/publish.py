@@ -23,7 +23,7 @@ EPSILON_PLOT = "epsilon.png"
 CARD_NAME = "README.md"
 
 _CURVE_POINTS = 20
-_COMPLETED_BY_PEOPLE = (CARD_NAME, "adapter_config.json", "adapter/adapter_config.json")
+COMPLETED_BY_PEOPLE = (CARD_NAME, "adapter_config.json", "adapter/adapter_config.json")
 
 
 def publish(
@@ -64,7 +64,7 @@ def publish(
         plot = EPSILON_PLOT if _plot_curve(folder / EPSILON_PLOT, statement) else None
         name = folder / CARD_NAME
         write_model_card(name, statement, base_model=base_model, epsilon_plot=plot, artifact=artifact, fields=card)
-        write_checksums(folder, but=_COMPLETED_BY_PEOPLE)
+        write_checksums(folder, but=COMPLETED_BY_PEOPLE)
 
     for leftover in run_folder.glob(f".{PUBLISH_NAME}.*.tmp"):  # of a run that was killed here
         shutil.rmtree(leftover)

@@ -95,7 +95,7 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(tmp_path: Path)
 def test_the_path_of_the_current_folder_comes_after_the_programs(tmp_path: Path) -> None:
     (tmp_path / "utils.py").write_text("raise SystemExit('the wrong utils')")
     run = dptune("plan", "--num_examples", "1000", "--batch_size", "10", "--epochs", "1", cwd=tmp_path)
-    assert run.stderr.startswith("error: the following arguments are required: --delta")
+    assert run.stderr.startswith("error: one of the arguments --noise_multiplier --target_epsilon is required")
     run = dptune(*TRAIN, "--lora_rr", "1", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (
         2,

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from dptune import CausalLMLoss, InvalidArgument, add_lora, merge_lora, trainable_parameters, unmerge_lora
 from dptune.adapter_files import adapter_state_dict
 from dptune.clipping import whole_norms
-from dptune.lora import LoraAdapter, adapters, linear_layers, linear_sizes, num_trained
+from dptune.lora import LoraAdapter, adapters, fold_lora, linear_layers, linear_sizes, num_trained
 from dptune.lora_targets import ALL_LINEAR
 from dptune.per_example import PerExampleGradients
 from tests.examples import padded, random_examples, randomise_adapters
@@ -209,6 +209,21 @@ def test_merging_a_tied_head_leaves_the_embedding_alone() -> None:
     assert not torch.equal(model.lm_head.weight, before)
     unmerge_lora(model)
     assert model.lm_head.weight is embedding
+
+
+@pytest.mark.parametrize(("make", "targets"), [(tiny_llama, ["q_proj", "lm_head"]), (tiny_gpt2, ["c_attn", "lm_head"])])
+def test_folding_leaves_a_plain_model_with_the_sum(make: Callable[[], nn.Module], targets: list[str]) -> None:
+    model, plain = make(), make()
+    add_lora(model, rank=2, targets=targets)
+    randomise_adapters(model)
+    expected = logits(model)
+    embedding = model.get_input_embeddings().weight.clone()
+    fold_lora(model)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    assert (expected - logits(plain)).abs().max() > 1e-3
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert torch.equal(model.get_input_embeddings().weight, embedding), "a tied weight stays"
 
 
 def test_merging_twice_and_unmerging_what_is_not_merged_are_refused(adapted: nn.Module) -> None:

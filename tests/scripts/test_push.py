@@ -92,6 +92,17 @@ def test_the_folder_alone_is_uploaded(
     assert len(hub.calls) == 4
 
 
+def test_a_merged_model_is_uploaded_from_its_own_folder(
+    folder: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = folder.rename(tmp_path / "merged")
+    push.main([str(merged), "ann/model"])
+    assert "privacy_report.json" in hub.calls[-1][1]["files"]
+    (merged / "privacy_report.json").unlink()
+    assert "RUN=" in (told := refused(merged, "ann/model", capsys=capsys))
+    assert "or of a model merged from one" in told
+
+
 def test_what_the_check_refuses_is_not_uploaded(
     folder: Path,
     hub: Hub,

@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, PreTrainedConfig
 
 from dptune._validate import refuse
+from dptune.adapter_files import PEFT_CONFIG_NAME
 from dptune.lora import adapters, merge_lora, unmerge_lora
 from dptune.report.card import Artifact
 from utils.classification.modes import head_modules
+from utils.models.gguf import refuse_gguf
 from utils.models.loading import refuse_to_load
 
 ADAPTER_NAME = "adapter"  # the folder of an adapter on top of a whole classifier
@@ -62,8 +64,10 @@ def load_classifier_tokenizer(name: str) -> Any:
     Raises:
         InvalidArgument: the tokenizer cannot be loaded, or has neither a pad nor an end token.
     """
+    refuse_gguf(name, _FLAG, "classifiers do not read a GGUF file")
+    adapter = (Path(name) / PEFT_CONFIG_NAME).is_file()  # a folder without a model's configuration
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, config=_config(name))
+        tokenizer = AutoTokenizer.from_pretrained(name, config=None if adapter else _config(name))
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
         refuse_to_load("tokenizer", name, error, flag=_FLAG, remedy=_REMEDY)
     if tokenizer.pad_token_id is None:

@@ -135,24 +135,19 @@ def read_named_texts(
         InvalidArgument: what `read_rows` refuses, a missing column, or a value that is not a text or a label. The
             message names the row and does not show the value.
     """
-    if not 1 <= len(text_columns) <= 2:
-        refuse("--text_columns", list(text_columns), "name one column, or two for pairs of texts")
+    _require_one_or_two(text_columns)
     saved = _saved_split(path, flag, split)
     rows = read_rows(path, flag, split)
     if refuse_users:
         refuse_unnoticed_users(rows, flag, str(path), None)
-    columns = [*text_columns, label_column]
-    for name, given_by in zip(columns, ["--text_columns"] * len(text_columns) + ["--label_column"], strict=True):
-        if not any(name in row for row in rows):
-            found = show_columns(rows[0])
-            refuse(given_by, name, f"no such column in {path}, which has {found}; give one of them")
+    _require_known(rows, path, text_columns, "--text_columns")
+    _require_known(rows, path, [label_column], "--label_column")
     texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
     names = []
     for number, row in enumerate(rows, start=1):
         place = Place(flag, str(path), number)
-        require_columns(row, columns, place)
-        for column, name in zip(texts, text_columns, strict=True):
-            column.append(text_of(row, name, place))
+        require_columns(row, [*text_columns, label_column], place)
+        _add_texts(texts, row, text_columns, place)
         names.append(_class_name(row, label_column, place))
     kind = None if saved is None else saved.features[label_column]
     if not isinstance(kind, datasets.ClassLabel):
@@ -162,6 +157,41 @@ def read_named_texts(
         if not 0 <= int(name) < len(declared):
             Place(flag, str(path), number).refuse(f"{label_column} is not a declared class; give every row a label")
     return NamedTexts(texts, [declared[int(name)] for name in names], flag, str(path), declared)
+
+
+def read_texts(path: str | Path, *, flag: str, text_columns: Sequence[str]) -> tuple[list[str], ...]:
+    """One or two columns of texts, without labels; of a saved DatasetDict, those of its training split.
+
+    Args and errors as those of `read_named_texts`.
+    """
+    _require_one_or_two(text_columns)
+    rows = read_rows(path, flag)
+    _require_known(rows, path, text_columns, "--text_columns")
+    texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
+    for number, row in enumerate(rows, start=1):
+        place = Place(flag, str(path), number)
+        require_columns(row, text_columns, place)
+        _add_texts(texts, row, text_columns, place)
+    return texts
+
+
+def _require_one_or_two(text_columns: Sequence[str]) -> None:
+    if not 1 <= len(text_columns) <= 2:
+        refuse("--text_columns", list(text_columns), "name one column, or two for pairs of texts")
+
+
+def _require_known(rows: Sequence[Row], path: str | Path, columns: Sequence[str], given_by: str) -> None:
+    """Refuse a column that no row has."""
+    for name in columns:
+        if not any(name in row for row in rows):
+            found = show_columns(rows[0])
+            refuse(given_by, name, f"no such column in {path}, which has {found}; give one of them")
+
+
+def _add_texts(texts: tuple[list[str], ...], row: Row, text_columns: Sequence[str], place: Place) -> None:
+    """Append the texts of a row to their columns."""
+    for column, name in zip(texts, text_columns, strict=True):
+        column.append(text_of(row, name, place))
 
 
 def _saved_split(path: str | Path, flag: str, split: str) -> datasets.Dataset | None:

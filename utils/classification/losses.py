@@ -73,29 +73,42 @@ def check_classifier_rules(
 
 
 @torch.no_grad()
-def predict(
+def logits_of(
     classify: Callable[[Mapping[str, Tensor]], Tensor], data: ClassificationDataset, micro_batches: MicroBatches
-) -> tuple[np.ndarray, float]:
-    """The predicted class of every example of a split, and the mean cross-entropy. Each example runs on one rank.
+) -> Tensor:
+    """The logits of every example of a split. Each example runs on one rank.
 
     Args:
         classify: the inputs of B examples -> logits [B, C], with the model in evaluation mode.
-        data: N examples.
+        data: N examples, at least 1.
         micro_batches: deals the rows to this rank.
+
+    Returns:
+        Logits, float32 [N, C] on the CPU in the order of `data`, the same on every rank.
+    """
+    found = torch.empty(0)
+    for rows, batch in micro_batches.dealt(data, np.arange(len(data))):
+        del batch["labels"]
+        logits_BC = classify(batch).double().cpu()
+        if not len(found):  # the last column counts how often the example was seen
+            found = torch.zeros(len(data), logits_BC.shape[1] + 1, dtype=torch.float64)
+        if len(rows):  # otherwise the batch is the dummy of a rank without examples
+            found[torch.from_numpy(rows)] = F.pad(logits_BC, (0, 1), value=1.0)
+    accelerator = micro_batches.accelerator
+    summed = accelerator.gather(found[None].to(accelerator.device)).sum(0).cpu()
+    if not summed[:, -1].eq(1).all():
+        raise RuntimeError("an example was evaluated twice, or not at all")
+    return summed[:, :-1].float()
+
+
+def predict(
+    classify: Callable[[Mapping[str, Tensor]], Tensor], data: ClassificationDataset, micro_batches: MicroBatches
+) -> tuple[np.ndarray, float]:
+    """The predicted class of every example of a split, and the mean cross-entropy; for the arguments see `logits_of`.
 
     Returns:
         Classes, int64 [N] in the order of `data`, the same on every rank; and the loss in nats per example.
     """
-    found = torch.zeros(3, len(data), dtype=torch.float64)  # class, loss, and how often the example was seen
-    for rows, batch in micro_batches.dealt(data, np.arange(len(data))):
-        labels = batch.pop("labels")
-        logits_BC = classify(batch).float()
-        if len(rows):  # otherwise the batch is the dummy of a rank without examples
-            losses = F.cross_entropy(logits_BC, labels, reduction="none")
-            values = torch.stack([logits_BC.argmax(1), losses, torch.ones_like(losses)])
-            found[:, torch.from_numpy(rows)] = values.double().cpu()
-    accelerator = micro_batches.accelerator
-    classes, losses, seen = accelerator.gather(found[None].to(accelerator.device)).sum(0).cpu()
-    if not seen.eq(1).all():
-        raise RuntimeError("an example was evaluated twice, or not at all")
-    return classes.long().numpy(), losses.mean().item()
+    logits_NC = logits_of(classify, data, micro_batches)
+    losses = F.cross_entropy(logits_NC, torch.from_numpy(data.labels), reduction="none")
+    return logits_NC.argmax(1).numpy(), losses.double().mean().item()

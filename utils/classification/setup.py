@@ -275,7 +275,10 @@ class ClassifierTask:
     @property
     def settings(self) -> dict[str, Any]:
         """What a reader of the classifier must know of the training."""
-        return {"max_length": self.planned.settings.checkpoint.block_size}
+        return {
+            "max_length": self.planned.settings.checkpoint.block_size,
+            "class_names": list(self.planned.task.class_names),
+        }
 
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
         """Loss and scores on the validation splits, if there are any."""

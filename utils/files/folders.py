@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dptune._validate import refuse
 from dptune.published import SETTINGS_NAME, published_part
 
 RUN_CONFIG_NAME = "run_config.json"  # the settings of a training run, in its folder
@@ -15,6 +16,15 @@ RUN_CONFIG_NAME = "run_config.json"  # the settings of a training run, in its fo
 def missing_folders(path: Path) -> list[Path]:
     """`path` and the folders above it that are missing, the deepest first."""
     return [one for one in (path, *path.parents) if not one.exists()]
+
+
+def require_new_folder(path: str, flag: str = "--output_dir") -> None:
+    """Refuse a folder for results that cannot be made, or that holds something."""
+    folder = Path(path)
+    if not folder.parent.is_dir():
+        refuse(flag, path, "the folder that it lies in does not exist; make it first")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        refuse(flag, path, "is there already; give another name, or remove it")
 
 
 def remove_empty(folders: Sequence[Path]) -> None:

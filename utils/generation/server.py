@@ -27,6 +27,7 @@ from utils.cli.endpoints import VLLM_KEY, key_from_environment
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import Drawn, cut, end_tokens
 from utils.generation.batches import TextJob, seed_of
+from utils.models.gguf import source_of
 
 _RETRIES = 6  # with growing pauses, after 408, 409, 429, 5xx and lost connections
 _TIMEOUT = 600.0  # seconds per text
@@ -140,7 +141,9 @@ def _own_config(base: str, token: str | None, revision: str | None) -> Generatio
     try:
         return GenerationConfig.from_pretrained(base, token=token, revision=revision)
     except OSError:  # it has none
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base, token=token, revision=revision))
+        source = source_of(base)
+        config = AutoConfig.from_pretrained(source.place, token=token, revision=revision, **source.which)
+        return GenerationConfig.from_model_config(config)
 
 
 def _refuse(url: str, error: Exception) -> NoReturn:

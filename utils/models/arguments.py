@@ -19,7 +19,9 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: str = field(metadata={"help": "folder or Hugging Face Hub name of the model and its tokenizer"})
+    model_name_or_path: str = field(
+        metadata={"help": "folder or Hugging Face Hub name of the model and its tokenizer, or a GGUF file"}
+    )
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a model on the hub"})
     qbits: int = field(
         default=16,

@@ -25,6 +25,8 @@ from dptune.lora import merge_lora
 from dptune.published import published_part
 from utils.cli.launch import Sharding
 from utils.models.arguments import FLASH
+from utils.models.gguf import REMEDY as GGUF_REMEDY
+from utils.models.gguf import Source, read_tokenizer, refuse_gguf, source_of
 from utils.models.quantization import keep_differentiable, quantized_loading, round_rows_alone
 from utils.models.sharded import load_sharded_model
 
@@ -33,15 +35,19 @@ _REMEDY = "give a folder with a causal language model and its tokenizer, or a hu
 
 
 def load_tokenizer(name: str, *, token: str | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name.
+    """The tokenizer of a folder, a hub name or a GGUF file.
 
     If it has no padding token, the end token pads, so that the vocabulary keeps its size. Raises `InvalidArgument` if
     it cannot be loaded, or has no end token to mark the end of a text.
     """
+    source = source_of(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, token=token, revision=revision)
+        if source.file is None:
+            tokenizer = AutoTokenizer.from_pretrained(name, token=token, revision=revision)
+        else:
+            tokenizer = read_tokenizer(source)
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
-        refuse_to_load("tokenizer", name, error, token=token)
+        refuse_to_load("tokenizer", name, error, token=token, remedy=_remedy_of(source))
     if tokenizer.eos_token_id is None:
         refuse("--model_name_or_path", name, "its tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
@@ -60,7 +66,7 @@ def load_model(
     sharding: Sharding | None = None,
     attention: str | None = None,
 ) -> PreTrainedModel:
-    """The causal language model of a folder or hub name, every parameter frozen, in evaluation mode.
+    """The causal language model of a folder, hub name or GGUF file, every parameter frozen, in evaluation mode.
 
     Args:
         name, token, revision: which model to load.
@@ -74,23 +80,27 @@ def load_model(
         InvalidArgument: it cannot be loaded, or its checkpoint lacks weights (which would be random).
     """
     if sharding is not None:
-        source = {"token": token, "revision": revision}
+        hub = {"token": token, "revision": revision}
         return load_sharded_model(
-            name, **source, dtype=dtype, device=torch.device(device), sharding=sharding, bits=bits, attention=attention
+            name, **hub, dtype=dtype, device=torch.device(device), sharding=sharding, bits=bits, attention=attention
         )
+    source = source_of(name)
+    if bits != 16:
+        refuse_gguf(name, "--model_name_or_path", f"--qbits {bits} does not read a GGUF file")
     quantized = quantized_loading(bits, dtype, device)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            name,
+            source.place,
             token=token,
             revision=revision,
             dtype=dtype,
             output_loading_info=True,
             attn_implementation=attention,
             **quantized,
+            **source.dense,
         )
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
-        refuse_to_load("model", name, error, token=token)
+        refuse_to_load("model", name, error, token=token, remedy=_remedy_of(source))
     missing = sorted(info["missing_keys"])
     if missing:
         refuse(
@@ -132,12 +142,13 @@ def load_skeleton(
     Raises:
         InvalidArgument: it cannot be loaded, or cannot use this `attention`.
     """
+    source = source_of(name)
     try:
-        config = AutoConfig.from_pretrained(name, token=token, revision=revision)
+        config = AutoConfig.from_pretrained(source.place, token=token, revision=revision, **source.which)
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # the hub, the file system and the parsers raise unrelated types
-        refuse_to_load("model", name, error, token=token)
+        refuse_to_load("model", name, error, token=token, remedy=_remedy_of(source))
     if attention is not None:
         _require_attention(config, attention, dtype)
     return skeleton
@@ -193,6 +204,10 @@ def load_adapter(model: PreTrainedModel, path: str, *, merge: bool) -> None:
     attach_adapter(model, path)
     if merge:
         merge_lora(model)
+
+
+def _remedy_of(source: Source) -> str:
+    return _REMEDY if source.file is None else GGUF_REMEDY
 
 
 def refuse_to_load(

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from dptune._validate import refuse
 from dptune.sharding import ShardedBytes, checkpoint_files, load_slices, original_class_name, shard, weight_bytes
 from utils.cli.launch import Sharding
+from utils.models.gguf import refuse_gguf
 from utils.models.quantization import require_available
 
 
@@ -34,6 +35,7 @@ def load_sharded_model(
     not, or lacks weights, or has weights that cannot be sharded in so few bits.
     """
     require_available(bits)
+    refuse_gguf(name, "--model_name_or_path", "the weights of a GGUF file cannot be sharded")
     folder = _local_folder(name, token, revision)
     config = AutoConfig.from_pretrained(folder)
     # Buffers keep their values: those of rotary embeddings are in no checkpoint.

@@ -134,6 +134,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other weights": (put("adapter_model.safetensors", "others"), "'adapter_model.safetensors': is not the file that"),
     "another tokenizer": (put("tokenizer_config.json", "{ }"), "'tokenizer_config.json': is not the file that the run"),
+    "more weights": (put("lora_weights.bin", "more"), "'lora_weights.bin': is not one of the run's files"),
     "a missing file": (
         lambda folder: (folder / "tokenizer_config.json").unlink(),
         "is listed in SHA256SUMS but missing",

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from dptune._validate import InvalidArgument
 from tests.classification_files import write_rows
-from utils.classification.labelled_texts import LabelledTexts, NamedTexts, read_named_texts
+from utils.classification.labelled_texts import LabelledTexts, NamedTexts, read_named_texts, read_texts
 
 ROWS = [{"a": f"one {i}", "b": f"two {i}", "y": i % 3} for i in range(6)]
 
@@ -94,6 +94,18 @@ def test_columns_that_are_not_there_are_refused(tmp_path: Path) -> None:
     for columns in ((), ("a", "b", "y")):
         with pytest.raises(InvalidArgument, match=r"--text_columns=.*one column, or two"):
             read(path, columns)
+
+
+def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"a": "first", "b": "one"}, {"a": "second", "b": "two"}])
+    assert read_texts(path, flag="--input_file", text_columns=["b", "a"]) == (["one", "two"], ["first", "second"])
+    with pytest.raises(InvalidArgument, match=r"--text_columns='c': no such column in .*, which has a, b"):
+        read_texts(path, flag="--input_file", text_columns=["c"])
+    with pytest.raises(InvalidArgument, match=r"--text_columns=\['a', 'b', 'a'\]: name one column, or two"):
+        read_texts(path, flag="--input_file", text_columns=["a", "b", "a"])
+    path.write_text('{"a": "first"}\n{"a": 2}\n')
+    with pytest.raises(InvalidArgument, match=r"row 2 \(counted from 1\): a is not text \(int\)"):
+        read_texts(path, flag="--input_file", text_columns=["a"])
 
 
 def test_one_class_is_none(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.files.folders import missing_folders, recorded_by_training, remove_empty
+from dptune._validate import InvalidArgument
+from utils.files.folders import missing_folders, recorded_by_training, remove_empty, require_new_folder
 
 
 def test_only_empty_folders_are_removed(tmp_path: Path) -> None:
@@ -18,6 +19,17 @@ def test_only_empty_folders_are_removed(tmp_path: Path) -> None:
     (tmp_path / "a" / "kept").touch()
     remove_empty(missing)
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "kept"]
+
+
+def test_a_folder_for_results_must_be_new(tmp_path: Path) -> None:
+    require_new_folder(str(tmp_path / "new"))
+    require_new_folder(str(tmp_path))
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(InvalidArgument, match=r"--output_dir=.*: is there already"):
+            require_new_folder(str(path))
+    with pytest.raises(InvalidArgument, match=r"--into=.*: the folder that it lies in does not exist"):
+        require_new_folder(str(tmp_path / "gone" / "new"), "--into")
 
 
 @pytest.mark.parametrize("trained", ["publish/lora_weights.bin", "publish", ".", "checkpoint-2/lora_weights.bin"])

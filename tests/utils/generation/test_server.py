@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dptune._validate import InvalidArgument
 from tests.completion_server import WEB_PAGE, Answer, CompletionServer, as_json, completion, running
+from tests.gguf_files import save_gguf
 from tests.tiny import save_tiny
 from utils.cli.endpoints import VLLM_KEY
 from utils.generation import server as generation_server
@@ -87,6 +88,13 @@ def test_a_base_without_generation_settings_gives_its_configurations_end_token(t
     (base / "generation_config.json").unlink()
     with running(CompletionServer()) as server:
         _draw(server, load_tokenizer(str(base)), base)
+    assert server.requests[0]["stop_token_ids"] == [2]
+
+
+def test_the_end_token_of_a_gguf_file_is_known(tmp_path: Path) -> None:
+    file = save_gguf(tmp_path / "tiny.gguf")
+    with running(CompletionServer()) as server:
+        _draw(server, load_tokenizer(str(file)), file)
     assert server.requests[0]["stop_token_ids"] == [2]
 
 
