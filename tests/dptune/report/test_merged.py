@@ -18,9 +18,9 @@ def test_report_card_and_ledger_are_carried_and_pass_the_check(tmp_path: Path) -
     (tmp_path / "merged").mkdir()
     adapter, merged = private_run(tmp_path / "run"), tmp_path / "merged"
     (adapter / "dptune_settings.json").write_text("{}")
+    (merged / "model.safetensors").write_text("weights")
     statement = carry_guarantee(adapter, merged)
     assert statement is not None
-    (merged / "model.safetensors").write_text("weights")
     assert check_publishable(merged) == check_publishable(adapter) == statement
     same = ("privacy_report.json", "ledger.jsonl", "dptune_settings.json")
     assert all((merged / name).read_bytes() == (adapter / name).read_bytes() for name in same)
