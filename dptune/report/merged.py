@@ -30,7 +30,7 @@ def carry_guarantee(adapter: Path, folder: Path) -> PrivacyStatement | None:
 
     Args:
         adapter: the folder that was published with the adapter.
-        folder: the merged model's; must hold the model.
+        folder: the merged model's, with all its other files.
 
     Returns:
         The guarantee; None if the adapter has no report. Nothing but settings is copied then.

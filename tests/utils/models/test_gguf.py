@@ -108,7 +108,7 @@ def test_where_a_file_is_not_read_one_line_says_how_to_convert_it(file: Path) ->
     assert sharded == f"--model_name_or_path={str(file)!r}: the weights of a GGUF file cannot be sharded; {line}"
     assert f"--qbits 4 does not read a GGUF file; {line}" in refused(lambda: load_model(str(file), **FLOAT32, bits=4))
     classifier = refused(lambda: load_classifier_tokenizer(str(file)))
-    assert classifier == f"--model_checkpoint={str(file)!r}: classifiers do not read a GGUF file; {line}"
+    assert classifier.endswith(f"={str(file)!r}: classifiers do not read a GGUF file; {line}")
 
 
 def test_a_file_that_transformers_does_not_know_is_one_line(tmp_path: Path) -> None:
