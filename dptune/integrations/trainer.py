@@ -52,8 +52,9 @@ from dptune.integrations.vocabulary import Vocabulary
 from dptune.optimizers import DPAdam
 from dptune.pass_overhead import pass_overhead
 from dptune.report.fields import NO_FIELDS, CardFields
+from dptune.run.identity import num_trained
 from dptune.run.lock import FolderLock
-from dptune.run.plan import RunPlan, describe_noise, describe_plan, num_trained
+from dptune.run.plan import RunPlan, describe_noise, describe_plan
 from dptune.run.session import PrivateRun
 from dptune.shapes import Shapes
 from dptune.sharding import reshard

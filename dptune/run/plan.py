@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from dptune import accounting
 from dptune._validate import present, refuse, require_delta, require_positive
@@ -15,9 +14,6 @@ from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.mechanism import PrivacyConfig, sampling_probability
 from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit, Unit
-
-if TYPE_CHECKING:  # for types only: modules of flags import this one without loading torch
-    from torch import nn
 
 ROW = PrivacyUnit()
 _DROWNED = 10.0  # the update is then at best 6 degrees away from a right angle to what was learned
@@ -241,11 +237,6 @@ def describe_plan(plan: RunPlan) -> list[str]:
         *([f"{'':<23}{delta_in_words(plan.num_examples, sampled)}"] if plan.chose_delta else []),
         *([f"too little noise       {useless}"] if epsilon > USELESS_EPSILON else []),
     ]
-
-
-def num_trained(model: nn.Module) -> int:
-    """The number of trained parameters of a model; the whole number if they are sharded."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def noise_over_signal(config: PrivacyConfig, trained: int) -> float:

@@ -23,8 +23,8 @@ from dptune.report.fields import CardFields
 from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.folder import refuse_existing_run
-from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
-from dptune.run.plan import RunPlan, describe_noise, make_plan, num_trained
+from dptune.run.identity import mechanism_identity, model_identity, num_trained, weights_fingerprint
+from dptune.run.plan import RunPlan, describe_noise, make_plan
 from dptune.shapes import Shapes
 from utils.classification.arguments import ON_RESUME, Settings
 from utils.classification.dataset import ClassificationDataset

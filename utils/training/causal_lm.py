@@ -23,9 +23,9 @@ from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_na
 from dptune.report.fields import CardFields
 from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
-from dptune.run.identity import mechanism_identity, model_identity
+from dptune.run.identity import mechanism_identity, model_identity, num_trained
 from dptune.run.lock import LOCK_NAME
-from dptune.run.plan import RunPlan, describe_noise, describe_plan, num_trained
+from dptune.run.plan import RunPlan, describe_noise, describe_plan
 from dptune.shapes import Shapes
 from dptune.sharding import are_sharded, is_sharded
 from utils.cli.flags import public_config

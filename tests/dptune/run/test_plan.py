@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from dptune import InvalidArgument
 from dptune.accounting import epsilon
@@ -22,7 +21,6 @@ from dptune.run.plan import (
     last_step,
     make_plan,
     noise_over_signal,
-    num_trained,
 )
 from dptune.sampling import Parts
 from dptune.units.unit import ItemUnit, PrivacyUnit, Unit
@@ -218,12 +216,6 @@ def test_a_batch_that_the_weights_do_not_allow_is_refused() -> None:
     told = "batch of 61, more than the 60 that these weights allow .a sampling probability above 1.; lower it, or give"
     with pytest.raises(InvalidArgument, match=f"^gradient_accumulation_steps=61: .*{told}"):
         expected_batch(gradient_accumulation_steps=61, **how)
-
-
-def test_a_model_counts_its_trained_parameters() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    model[0].requires_grad_(False)
-    assert num_trained(model) == 4 * 2 + 2
 
 
 def test_the_noise_is_compared_with_what_all_gradients_can_add_up_to() -> None:
