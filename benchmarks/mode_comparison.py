@@ -40,10 +40,11 @@ class ComparisonArguments:
 def describe_settings(settings: dict[str, Any], scored: int) -> str:
     """The settings that all trials share, without paths of this machine."""
     model = Path(settings["model_name_or_path"]).name
+    delta = "the default delta" if settings["delta"] is None else f"delta {settings['delta']:g}"
     return (
         f"Made by `benchmarks/compare_modes.sh`: {model}, {settings['num_train_epochs']:g} epoch with batches of "
         f"{settings['batch_size']:,} on average, texts of up to {settings['block_size']} tokens, epsilon "
-        f"{rounded_up(settings['target_epsilon'], trim=True)} at delta {settings['delta']:g}, "
+        f"{rounded_up(settings['target_epsilon'], trim=True)} at {delta}, "
         f"`{' '.join(settings['trainer'])}`. The standard error of an accuracy of 0.8 on {scored} rows is "
         f"{sqrt(0.8 * 0.2 / scored):.3f}."
     )

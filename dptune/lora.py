@@ -266,11 +266,6 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def num_trained(model: nn.Module) -> int:
-    """The number of trained parameters of a model; the whole number if they are sharded."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
     """Fold every adapter into its layer's weight, for inference at the base's speed. `unmerge_lora` undoes it exactly.

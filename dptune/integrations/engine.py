@@ -35,9 +35,9 @@ from dptune.integrations.processes import ranks_of_launch
 from dptune.integrations.publishing import publish_run, with_recipe
 from dptune.integrations.state import read_privacy_state, save_privacy_state
 from dptune.integrations.values import require_known_values
-from dptune.lora import num_trained
 from dptune.per_example.quantized import require_separate_rounding
 from dptune.report.fields import NO_FIELDS, CardFields
+from dptune.run.identity import num_trained
 from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_noise, describe_plan
 from dptune.run.session import PrivateRun

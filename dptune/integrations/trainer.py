@@ -49,10 +49,10 @@ from dptune.integrations.sharded_trainer import ShardedTrainer
 from dptune.integrations.state import save_privacy_state
 from dptune.integrations.values import require_known_values
 from dptune.integrations.vocabulary import Vocabulary
-from dptune.lora import num_trained
 from dptune.optimizers import DPAdam
 from dptune.pass_overhead import pass_overhead
 from dptune.report.fields import NO_FIELDS, CardFields
+from dptune.run.identity import num_trained
 from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan
 from dptune.run.session import PrivateRun

@@ -117,3 +117,8 @@ def _dotted(key: _Key) -> str:
 def _shown(value: object) -> str:
     text = "absent" if value is _ABSENT else repr(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+
+
+def num_trained(model: nn.Module) -> int:
+    """The number of trained parameters of a model; the whole number if they are sharded."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -17,7 +17,16 @@ from tests.trainer_stand_in import Trainer
 def test_the_page_has_what_the_comparison_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = str(tmp_path / "private" / "MiniLM-L6")
     flags = ["--modes", "full", "lora", "--learning_rates", "1e-3", "--batch_size", "100", "--num_train_epochs", "2"]
-    flags += ["--model_name_or_path", model, "--data_dir", str(tmp_path / "glue"), "--target_epsilon", "3"]
+    flags += [
+        "--model_name_or_path",
+        model,
+        "--data_dir",
+        str(tmp_path / "glue"),
+        "--target_epsilon",
+        "3",
+        "--delta",
+        "1e-6",
+    ]
     trainer = Trainer(lambda ran: 0.7 if ran.clip_norm else 0.8)
     compare_modes.main([*flags, "--output_dir", str(tmp_path / "out"), "--", "--lora_r", "4"], runner=trainer)
     monkeypatch.chdir(tmp_path)

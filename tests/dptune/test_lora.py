@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from dptune import CausalLMLoss, InvalidArgument, add_lora, merge_lora, trainable_parameters, unmerge_lora
 from dptune.adapter_files import adapter_state_dict
 from dptune.clipping import whole_norms
-from dptune.lora import LoraAdapter, adapters, fold_lora, linear_layers, linear_sizes, num_trained
+from dptune.lora import LoraAdapter, adapters, fold_lora, linear_layers, linear_sizes
 from dptune.lora_targets import ALL_LINEAR
 from dptune.per_example import PerExampleGradients
 from tests.examples import padded, random_examples, randomise_adapters
@@ -389,9 +389,3 @@ def test_rslora_divides_by_the_root_of_the_rank() -> None:
     add_lora(by_root, rank=6, alpha=5, by_root=True)
     scales = [next(adapters(model))[1].scale for model in (plain, by_root)]
     assert scales[0] == scales[1] == pytest.approx(5 / math.sqrt(6))
-
-
-def test_a_model_counts_its_trained_parameters() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    model[0].requires_grad_(False)
-    assert num_trained(model) == 4 * 2 + 2

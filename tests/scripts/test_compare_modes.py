@@ -14,11 +14,12 @@ from transformers import AutoModelForSequenceClassification
 import train_classifier
 from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, epsilon
+from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.selection import PrivateSelection
 from scripts import compare_modes
 from tests.classifier_folders import save_bert, write_sst2
 from tests.comparison_runs import STEPS, Q, accuracy, compare, draw, files_of, select
-from tests.trainer_stand_in import Trainer
+from tests.trainer_stand_in import TRAIN, Trainer
 from utils.classification.measured_defaults import measure_head_rate
 
 
@@ -94,10 +95,11 @@ def test_the_whole_costs_the_target_and_says_so(
     assert "target_epsilon" not in flags
     sigma = float(flags["noise_multiplier"])
     content = json.loads((tmp_path / "selected" / "sst2" / "selection.json").read_text())
-    assert content["epsilon"] == PrivateSelection(name, 4, 5.0).epsilon(Spend(sigma, Q, STEPS), 1e-6)
+    assert content["epsilon"] == PrivateSelection(name, 4, 5.0).epsilon(Spend(sigma, Q, STEPS), default_delta(TRAIN))
     assert 4.99 < content["epsilon"] <= 5
-    alone = epsilon(noise_multiplier=sigma, sampling_probability=Q, steps=STEPS, delta=1e-6)
+    alone = epsilon(noise_multiplier=sigma, sampling_probability=Q, steps=STEPS, delta=default_delta(TRAIN))
     said = capsys.readouterr().out
+    assert delta_in_words(TRAIN) in said
     costs = ((content["epsilon"], "for the selection"), (alone, "for one such run"), (5, "for the whole selection"))
     for value, words in costs:
         (shown,) = re.findall(rf"(\d+\.\d{{4}}) {words}", said)

@@ -17,14 +17,13 @@ from dptune._validate import refuse
 from dptune.accounting import planned_steps
 from dptune.devices import computes_apart
 from dptune.integrations.peft import class_logits
-from dptune.lora import num_trained
 from dptune.pass_overhead import pass_overhead
 from dptune.report.card import Artifact, published_name
 from dptune.report.fields import CardFields
 from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.folder import refuse_existing_run
-from dptune.run.identity import mechanism_identity, model_identity, weights_fingerprint
+from dptune.run.identity import mechanism_identity, model_identity, num_trained, weights_fingerprint
 from dptune.run.plan import RunPlan, describe_noise, make_plan
 from dptune.shapes import Shapes
 from utils.classification.arguments import ON_RESUME, Settings

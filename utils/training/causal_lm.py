@@ -16,14 +16,14 @@ from dptune.adapter_files import save_adapter
 from dptune.clipping import layers_of
 from dptune.devices import computes_apart
 from dptune.integrations.sharded_saving import write_sharded
-from dptune.lora import num_trained, trainable_parameters
+from dptune.lora import trainable_parameters
 from dptune.losses import CausalLMLoss
 from dptune.pass_overhead import pass_overhead
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
 from dptune.report.fields import CardFields
 from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
-from dptune.run.identity import mechanism_identity, model_identity
+from dptune.run.identity import mechanism_identity, model_identity, num_trained
 from dptune.run.lock import LOCK_NAME
 from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan
 from dptune.shapes import Shapes

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from dptune import InvalidArgument, add_lora
 from dptune.clipping_styles import Adaptive
-from dptune.run.identity import mechanism_identity, model_identity, refuse_other_run
+from dptune.run.identity import mechanism_identity, model_identity, num_trained, refuse_other_run
 from dptune.run.plan import PrivacySettings, make_plan
 from dptune.sampling import Parts
 from dptune.units.unit import ItemUnit
@@ -205,3 +206,9 @@ def test_sharding_over_ranks_changes_no_identity(tiny_model_dir: Path) -> None:
     """On the main process, which compares. A third of a norm's 32 values is fewer than are sampled of a matrix."""
     found = run_processes(3, _sharded_identity, tiny_model_dir)
     assert found[0] == loaded_identity(tiny_model_dir, torch.float32)
+
+
+def test_a_model_counts_its_trained_parameters() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    assert num_trained(model) == 4 * 2 + 2

@@ -83,7 +83,7 @@ def test_the_trained_adapter_is_the_same_to_the_bit(tiny_model_dir: Path, tmp_pa
     given = {"insecure_test_seed": 1, "max_train_steps": 3, "num_train_epochs": None, "lora_dropout": 0.2}
     train_clm.main(flags(tiny_model_dir, data, tmp_path / "without", **given))
     train_clm.main(flags(tiny_model_dir, data, tmp_path / "with", **given, sample_every=1))
-    one, other = ((tmp_path / name / "lora_weights.bin").read_bytes() for name in ("without", "with"))
+    one, other = ((tmp_path / name / "publish" / "lora_weights.bin").read_bytes() for name in ("without", "with"))
     assert one == other
     assert [row["step"] for row in rows_in(tmp_path / "with")[1:]] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert b"Say a word" not in (tmp_path / "with" / SAMPLES_NAME).read_bytes()
