@@ -20,6 +20,7 @@ from transformers import (
 
 import train_clm
 from dptune.accounting import Spend, compose, planned_steps
+from dptune.accounting.delta import default_delta
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +79,8 @@ def test_the_noise_in_the_table_is_just_enough(
     n, size = int(rows.replace(",", "")), int(batch.replace(",", ""))
     assert size == flags["per_device_train_batch_size"] * flags["gradient_accumulation_steps"]
     assert int(steps) == planned_steps(num_examples=n, expected_batch_size=size, epochs=flags["num_train_epochs"])
-    assert float(delta) == float(flags["delta"])
+    assert float(delta) == default_delta(n)
+    assert "delta" not in flags
     for target, noise in zip((1, 3, 8), map(float, noises.split(" | ")), strict=True):
         enough, less = (
             compose([Spend(one, size / n, int(steps), 1)], delta=float(delta)) for one in (noise, 0.998 * noise)

@@ -33,8 +33,6 @@ from utils.models.loading import refuse_to_load, require_context
 from utils.training.micro_batches import MicroBatches
 
 FLAG, BASE_FLAG, LENGTH_FLAG = "--model_path", "--model_name_or_path", "--block_size"
-# How the modules that training uses call a model and its length in errors.
-_OF_MODEL = {**dict.fromkeys(("model_checkpoint", "model_name_or_path"), FLAG), "max_length": LENGTH_FLAG}
 _REMEDY = "give the folder of a finished run of train_classifier.py, OUT/TASK"
 _CLASSIFIER = "ForSequenceClassification"  # how transformers ends the names of their classes
 
@@ -69,7 +67,7 @@ def load_trained_classifier(
         InvalidArgument: there is no classifier, it is incomplete, or `max_length` is unknown or beyond its context.
     """
     folder = _folder_of(path)
-    with naming(_OF_MODEL):
+    with naming({"model_name_or_path": FLAG}):
         tokenizer = load_classifier_tokenizer(str(folder))
     if (folder / "config.json").is_file():
         if base is not None:
@@ -107,7 +105,7 @@ def predictions(
     """
     model, tokenizer, names, max_length = classifier
     unlabelled = np.full(len(texts[0]), IGNORED, dtype=np.int64)
-    with naming(_OF_MODEL):
+    with naming({"model_name_or_path": FLAG}):
         data = tokenize_texts(LabelledTexts(texts, unlabelled), tokenizer, max_length)
     require_embeddings(model, tokenizer, type(model).__name__, {"row": (data.ids, data.starts)}, flag=FLAG)
     shapes = Shapes(max_length, batch_size * (max_length + classifier.virtual_tokens))
@@ -158,9 +156,8 @@ def _load_on_base(folder: Path, tokenizer: Any, base: str | None) -> tuple[Any, 
     names = next((one for one in recorded_by_training(folder, "class_names") if isinstance(one, list)), None)
     if names is None:
         refuse(FLAG, str(folder), "nothing there names the classes; restore dptune_settings.json beside the adapter")
-    with naming({"model_checkpoint": BASE_FLAG}):
-        name = published_model(base or config.base_model_name_or_path)
-        model, _ = load_classifier(name, names, pad_token_id=tokenizer.pad_token_id)
+    name = published_model(base or config.base_model_name_or_path)
+    model, _ = load_classifier(name, names, pad_token_id=tokenizer.pad_token_id)
     return _load_adapter(model, folder), tuple(names)
 
 
