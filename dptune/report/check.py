@@ -83,16 +83,16 @@ def check_publishable(folder: Path) -> PrivacyStatement:
     files = _files(folder)
     statement = read_privacy_report(folder / REPORT_NAME)
     if not any(fnmatchcase(name, pattern) for name in files for pattern in _WEIGHTS):
-        refuse("publish", str(folder), "holds no trained weights; give the folder of a finished run")
+        refuse("folder", str(folder), "holds no trained weights; give the folder of a finished run")
     if CARD_NAME not in files:
-        refuse("publish", str(folder), f"holds no {CARD_NAME}, which must state the guarantee; restore it")
+        refuse("folder", str(folder), f"holds no {CARD_NAME}, which must state the guarantee; restore it")
     if statement.epsilon is not None and statement.delta is not None:
         _require_epsilon(folder, statement, statement.epsilon, statement.delta)
     _require_no_paths(folder)
     listed = require_checksums(folder)
     for name in files:
         if name not in listed and any(fnmatchcase(name, pattern) for pattern in _WEIGHTS):
-            refuse("publish", name, f"is not one of the run's files ({CHECKSUMS_NAME}); move it out of {folder}")
+            refuse("file", name, f"is not one of the run's files ({CHECKSUMS_NAME}); move it out of {folder}")
     return statement
 
 
@@ -102,10 +102,10 @@ def _files(folder: Path) -> list[str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            refuse("publish", name, "is a link, so another file may be published; put the file there, or move it away")
+            refuse("file", name, "is a link, so another file may be published; put the file there, or move it away")
         if path.is_file():
             if not (is_model_file(name) or any(fnmatchcase(name, pattern) for pattern in _ABOUT)):
-                refuse("publish", name, f"is not known to be publishable; move it out of {folder}")
+                refuse("file", name, f"is not known to be publishable; move it out of {folder}")
             found.append(name)
     return found
 
@@ -134,11 +134,11 @@ def _require_epsilon(folder: Path, statement: PrivacyStatement, epsilon: float, 
     stated = [float(number) for number in re.findall(r"ε = (\d+(?:\.\d+)?)", own)]
     if not stated or min(stated) < epsilon:
         told = f"states epsilon {min(stated):g}" if stated else "states no epsilon"
-        refuse("publish", CARD_NAME, f"{told}, but {REPORT_NAME} states {epsilon!r}; restore the card")
+        refuse("file", CARD_NAME, f"{told}, but {REPORT_NAME} states {epsilon!r}; restore the card")
     lines = card.splitlines()
     for line in privacy_table(statement):
         if line not in lines:
-            refuse("publish", CARD_NAME, f"lacks the line {line!r}, which follows from {REPORT_NAME}; restore it")
+            refuse("file", CARD_NAME, f"lacks the line {line!r}, which follows from {REPORT_NAME}; restore it")
 
 
 def _require_no_paths(folder: Path) -> None:
@@ -149,7 +149,7 @@ def _require_no_paths(folder: Path) -> None:
         try:
             value = json.loads((folder / file).read_text(encoding="utf-8")).get(key)
         except (ValueError, AttributeError):
-            refuse("publish", file, "is not a JSON object; save the model again")
+            refuse("file", file, "is not a JSON object; save the model again")
         if isinstance(value, str) and value and published_name(value) != value:
-            remedy = f"{key} is a path on this machine; resume the finished run with --base_model_name NAME"
-            refuse("publish", file, f"{remedy}, or put the base model's name on the hub there")
+            remedy = f"{key} is a path on this machine; resume the finished run with base_model_name"
+            refuse("file", file, f"{remedy}, or put the base model's name on the hub there")

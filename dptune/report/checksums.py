@@ -34,17 +34,17 @@ def require_checksums(folder: Path) -> set[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        refuse("checksums", str(file), "is missing or unreadable; restore it from the run's folder")
+        refuse("file", str(file), "is missing or unreadable; restore it from the run's folder")
     names = set()
     for line in lines:
         found = _LINE.fullmatch(line)
         if found is None:
-            refuse("checksums", str(file), f"has a line that is no checksum, {line[:40]!r}; restore it")
+            refuse("file", str(file), f"has a line that is no checksum, {line[:40]!r}; restore it")
         digest, name = found.groups()
         if not (folder / name).is_file():
-            refuse("publish", name, f"is listed in {CHECKSUMS_NAME} but missing; restore it from the run's folder")
+            refuse("file", name, f"is listed in {CHECKSUMS_NAME} but missing; restore it from the run's folder")
         if _digest(folder / name) != digest:
-            refuse("publish", name, f"is not the file that the run left ({CHECKSUMS_NAME}); restore it")
+            refuse("file", name, f"is not the file that the run left ({CHECKSUMS_NAME}); restore it")
         names.add(name)
     return names
 

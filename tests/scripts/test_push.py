@@ -109,7 +109,7 @@ def test_what_the_check_refuses_is_not_uploaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "diagnostics.jsonl").touch()
-    assert "publish='diagnostics.jsonl'" in refused(folder.parent, "ann/model", capsys=capsys)
+    assert "file='diagnostics.jsonl'" in refused(folder.parent, "ann/model", capsys=capsys)
     assert hub.calls == []
 
 

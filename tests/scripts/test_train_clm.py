@@ -478,7 +478,7 @@ def test_rows_of_files_with_weights_are_drawn_and_accounted_by_them(tiny_model_d
     assert (
         "sampling probability   0.25, the largest\nweights                64 with weight 1, 48 with weight 4\n" in told
     )
-    report = json.loads((tmp_path / "run" / "privacy_report.json").read_text())
+    report = json.loads((tmp_path / "run" / "publish" / "privacy_report.json").read_text())
     assert (report["sampling_probability"], report["num_examples"]) == (0.25, 112)
     assert report["parts"] == {"sizes": [64, 48], "weights": [1.0, 4.0]}
     assert report["epsilon"] == pytest.approx(Ledger(tmp_path / "run" / "ledger.jsonl").epsilon(1e-3))

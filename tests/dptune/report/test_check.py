@@ -108,7 +108,7 @@ def in_card(old: str, new: str) -> Callable[[Path], None]:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "diagnostics": (put("diagnostics.jsonl", "{}"), "publish='diagnostics.jsonl': is not known to be publishable"),
+    "diagnostics": (put("diagnostics.jsonl", "{}"), "file='diagnostics.jsonl': is not known to be publishable"),
     "a pickle": (put("training_args.bin", ""), "training_args.bin"),
     "a hidden file": (put(".notes", ""), r"'\.notes'"),
     "a link": (lambda folder: (folder / "LICENSE").symlink_to("/etc/hostname"), "'LICENSE': is a link"),
@@ -130,7 +130,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a card of another kind": (put("README.md", "# A model"), "'README.md': states no epsilon"),
     "a path": (
         edited("adapter_config.json", base_model_name_or_path="/home/ann/base"),
-        "'adapter_config.json': base_model_name_or_path is a path on this machine.*--base_model_name",
+        "'adapter_config.json': base_model_name_or_path is a path on this machine; resume the finished run",
     ),
     "other weights": (put("adapter_model.safetensors", "others"), "'adapter_model.safetensors': is not the file that"),
     "another tokenizer": (put("tokenizer_config.json", "{ }"), "'tokenizer_config.json': is not the file that the run"),
@@ -139,8 +139,8 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "tokenizer_config.json").unlink(),
         "is listed in SHA256SUMS but missing",
     ),
-    "no checksums": (lambda folder: (folder / "SHA256SUMS").unlink(), "checksums=.*is missing"),
-    "other checksums": (put("SHA256SUMS", "no sum"), "checksums=.*has a line that is no checksum"),
+    "no checksums": (lambda folder: (folder / "SHA256SUMS").unlink(), "file=.*is missing"),
+    "other checksums": (put("SHA256SUMS", "no sum"), "file=.*has a line that is no checksum"),
     "another noise": (edited("privacy_report.json", noise_multiplier=2.0), "no step with the noise_multiplier 2.0"),
     "another probability": (
         edited("privacy_report.json", sampling_probability=0.05, expected_batch_size=5.0),

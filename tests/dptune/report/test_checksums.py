@@ -39,8 +39,8 @@ def test_the_usual_program_reads_them(folder: Path) -> None:
 
 def test_a_changed_or_missing_file_is_named(folder: Path) -> None:
     (folder / "weights.bin").write_text("others")
-    with pytest.raises(InvalidArgument, match=r"publish='weights\.bin': is not the file that the run left"):
+    with pytest.raises(InvalidArgument, match=r"file='weights\.bin': is not the file that the run left"):
         require_checksums(folder)
     (folder / "weights.bin").unlink()
-    with pytest.raises(InvalidArgument, match=r"publish='weights\.bin': is listed in SHA256SUMS but missing"):
+    with pytest.raises(InvalidArgument, match=r"file='weights\.bin': is listed in SHA256SUMS but missing"):
         require_checksums(folder)
