@@ -242,6 +242,7 @@ def test_no_runtime_setting_is_part_of_what_decides_epsilon():
         "delta",
         "clipping",
         "group_size",
+        "parts",
     }
 
 

@@ -110,7 +110,7 @@ def test_a_launched_run_writes_all_promised_files(launched):
     assert {path.name for path in (out / "publish").iterdir()} == {
         *("lora_weights.bin", "adapter_model.safetensors", "adapter_config.json"),
         *("privacy_report.json", "README.md", "epsilon.png", "ledger.jsonl", "dptune_settings.json"),
-        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        *("SHA256SUMS", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
     assert (out / "publish" / "ledger.jsonl").read_bytes() == (out / "ledger.jsonl").read_bytes()
     assert style_of_training(out / "publish" / "lora_weights.bin") == "plain"
