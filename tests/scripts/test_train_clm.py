@@ -482,7 +482,7 @@ def test_rows_of_files_with_weights_are_drawn_and_accounted_by_them(tiny_model_d
     assert (report["sampling_probability"], report["num_examples"]) == (0.25, 112)
     assert report["parts"] == {"sizes": [64, 48], "weights": [1.0, 4.0]}
     assert report["epsilon"] == pytest.approx(Ledger(tmp_path / "run" / "ledger.jsonl").epsilon(1e-3))
-    assert "Largest sampling probability" in (tmp_path / "run" / "README.md").read_text()
+    assert "Largest sampling probability" in (tmp_path / "run" / "publish" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
