@@ -15,7 +15,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} # by default accelerate laun
 "$python" -P -m scripts.prepare_demo --output_dir "$demo"
 
 "${launch[@]}" "$root/train_clm.py" \
-  --model_name_or_path "$demo/SmolLM2-135M" \
+  --model_name_or_path "$demo/SmolLM2-135M" --base_model_name HuggingFaceTB/SmolLM2-135M-Instruct \
   --train_file "$demo/chitchat/train.jsonl" --validation_file "$demo/chitchat/validation.jsonl" \
   --output_dir "$run" --block_size 64 \
   --per_device_train_batch_size 16 --gradient_accumulation_steps 8 --max_train_steps 7 \
@@ -48,6 +48,7 @@ from scripts.prepare_demo import describe_unit
 
 print(*describe_unit(Path(sys.argv[1])), sep="\n")
 PRINT
+"$python" -P -m dptune.verify "$run"
 echo "what may be published, with the privacy report: $run/publish"
 echo "plot of epsilon by step: $run/publish/epsilon.png"
 echo "plot of the loss by step (not private): $run/diagnostics.png"

@@ -124,3 +124,5 @@ def test_the_demo_runs_its_script_in_the_current_folder(tmp_path: Path) -> None:
     assert (prepared, program, run.returncode) == (f"prepared in {here}", str(tmp_path / "train_clm.py"), 1)
     training = Groups(*parse(*CAUSAL_LM_GROUPS, args=flags))
     assert training.privacy.ignore_users, "the chats name their users, so the training would be refused"
+    assert training.card.base_model_name, "without it the verifier, at the end, refuses the path of the base model"
+    assert '-m dptune.verify "$run"' in demo
