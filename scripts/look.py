@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Imported here, so that --help and a mistyped flag do not wait for torch and transformers.
     from utils.data.forms import NamedColumns
     from utils.data.load import source_finder
-    from utils.data.look import look_at, shown_row, statistics
+    from utils.data.look import look_at_rows, shown_row, statistics
     from utils.data.make_rows import RowSettings
     from utils.data.row_folder import TRAIN
     from utils.data.template_date import tells_date, today
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     day = today() if tells_date(tokenizer) else None
     require_count("--block_size", data.block_size, minimum=2)
     settings = RowSettings(data.prompt_style, tokenizer, data.block_size, unit, 0, None, day, named)
-    look = look_at(settings, find()[TRAIN], chosen=args.rows or (), first=args.first_rows)
+    look = look_at_rows(settings, find()[TRAIN], chosen=args.rows or (), first=args.first_rows)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     rows = [line for row in look.shown for line in (*shown_row(row, tokenizer, data.block_size, colour=colour), "")]
     sampled = args.first_rows is not None and len(look.lengths) == args.first_rows

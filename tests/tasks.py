@@ -66,7 +66,7 @@ class TinyTask:
         return {"eval_loss": 4.0}
 
     def save(self, folder: Path) -> None:
-        """Write something in the place of weights."""
+        """Write something instead of weights."""
         (folder / "lora_weights.bin").touch()
         self.on_save(folder)
 

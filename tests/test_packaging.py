@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from utils.cli.settings_file import read_settings
+from utils.cli.settings_file import read_settings_file
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -192,7 +192,7 @@ def test_the_installed_command_plans_trains_and_samples(installed: Path, tiny_mo
     train = run_installed(installed, tmp_path, *line)
     assert train.returncode == 0, train.stderr
     assert "privacy report         out/publish/privacy_report.json" in train.stdout
-    settings, again = (read_settings(str(tmp_path / name)) for name in ("run.yaml", "out/config.yaml"))
+    settings, again = (read_settings_file(str(tmp_path / name)) for name in ("run.yaml", "out/config.yaml"))
     assert settings.items() <= again.items()
     (tmp_path / "ask.txt").write_text("Say b. #### 2\n")
     line = ["--model_name_or_path", tiny_model_dir, "--lora_weights_path", "out/publish", "--max_length", 20]

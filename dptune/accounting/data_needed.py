@@ -112,7 +112,9 @@ def noise_if_any(
         return None
 
 
-def describe_data(work: Work, num_examples: int, targets: Sequence[float], sampled: str = "examples") -> list[str]:
+def describe_data_needed(
+    work: Work, num_examples: int, targets: Sequence[float], sampled: str = "examples"
+) -> list[str]:
     """A table of the noise for a tenth of the examples, all and ten times as many, and how many keep it small.
 
     Args:

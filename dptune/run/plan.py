@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from dptune import accounting
 from dptune._validate import present, refuse, require_delta, require_positive
 from dptune.accounting import USELESS_EPSILON
-from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data
+from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data_needed
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.meaning import factor, log_odds, verdict
 from dptune.accounting.rounding import rounded_up
@@ -289,4 +289,4 @@ def describe_needed_data(plan: RunPlan) -> list[str]:
         delta=plan.privacy.delta,
         group_size=plan.unit.group_size,
     )
-    return describe_data(work, plan.num_examples, targets, plan.unit.sampled)
+    return describe_data_needed(work, plan.num_examples, targets, plan.unit.sampled)

@@ -269,7 +269,7 @@ class ClassifierTask:
     @property
     def card(self) -> CardFields:
         """What the model card says besides the guarantee."""
-        return self.planned.settings.card.fields(recipe_of(self.planned, self.fine_tuned.updates))
+        return self.planned.settings.card.fields(classifier_recipe(self.planned, self.fine_tuned.updates))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -303,7 +303,7 @@ class ClassifierTask:
         """Nothing: every rank holds the whole classifier."""
 
 
-def recipe_of(planned: PlannedTask, updates: UpdateSettings) -> str:
+def classifier_recipe(planned: PlannedTask, updates: UpdateSettings) -> str:
     """The command line of this run for its model card, without private names."""
     settings = planned.settings
     task = f" --datasets {planned.task.name}" if settings.data.datasets else ""

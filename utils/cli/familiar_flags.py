@@ -76,7 +76,7 @@ def names_here(other: str) -> list[str]:
     return [flag for flag, called in _CALLED.items() if name in called]
 
 
-def nearest(flag: str, own: Sequence[str]) -> str | None:
+def nearest_flag(flag: str, own: Sequence[str]) -> str | None:
     """The flag that another tool calls so, or the one that is spelt most like it; None if there is none.
 
     Args:

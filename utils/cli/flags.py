@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 from dptune._aliases import canonical, names_of, spellings, spellings_of
 from dptune._validate import HIDDEN, InvalidArgument, refuse
-from utils.cli.familiar_flags import nearest, why_missing
+from utils.cli.familiar_flags import nearest_flag, why_missing
 from utils.cli.parser import CONFIG_FLAG, DataclassParser, exit_with
 from utils.cli.settings_file import given_in_file, split_config, with_settings
 
@@ -188,6 +188,6 @@ def _describe_unknown(unknown: Sequence[str], groups: Sequence[type]) -> str:
         if reason := why_missing(flag.removeprefix("--")):
             return f"{flag}: {reason}"
     own = [*_flags(groups), CONFIG_FLAG]
-    near = [nearest(flag, own) for flag in flags]
+    near = [nearest_flag(flag, own) for flag in flags]
     hints = [f"{flag} (did you mean {one}?)" if one else flag for flag, one in zip(flags, near, strict=True)]
     return f"unknown flag: {', '.join(hints)}"

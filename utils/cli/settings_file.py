@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 from dptune._aliases import aliases, canonical
 from dptune._files import atomic_write
 from dptune._validate import HIDDEN, refuse
-from utils.cli.familiar_flags import nearest, why_missing
+from utils.cli.familiar_flags import nearest_flag, why_missing
 from utils.cli.parser import CONFIG_FLAG
 
 ROOT = Path(__file__).parents[2]  # of the project: the repository, or its copy in an installed package
@@ -58,7 +58,7 @@ def split_config(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, others
 
 
-def read_settings(file: str) -> dict[str, Value]:
+def read_settings_file(file: str) -> dict[str, Value]:
     """{flag name with underscores: its words} of a YAML file. Builds no objects, whatever tags the file has.
 
     Raises:
@@ -122,7 +122,7 @@ def _words_of_file(file: str, groups: Sequence[type], parser: Refusing) -> list[
     fields = {one.name: one for group in groups for one in dataclasses.fields(group)}
     names, found = canonical(groups), dict[str, str]()  # {field: the key that sets it}
     words: list[str] = []
-    for key, value in read_settings(file).items():
+    for key, value in read_settings_file(file).items():
         if key not in names:
             _refuse_unknown(file, key, list(names))
         field = fields[names[key]]
@@ -144,7 +144,7 @@ def given_in_file(words: Sequence[str], groups: Sequence[type]) -> set[str]:
     settings: dict[str, Value] = {}
     names = canonical(groups)
     for file in split_config(words)[0]:
-        settings |= {names.get(key, key): value for key, value in read_settings(file).items()}
+        settings |= {names.get(key, key): value for key, value in read_settings_file(file).items()}
     defaults = {one.name: _default(one) for group in groups for one in dataclasses.fields(group)}
     return {name for name, value in settings.items() if value is not None and value != defaults.get(name)}
 
@@ -160,7 +160,7 @@ def _refuse_unknown(file: str, key: str, names: Sequence[str]) -> NoReturn:
     """The value is not shown: a misspelt access_token must not print the token."""
     if reason := why_missing(key):
         refuse(CONFIG_FLAG, file, f"{key}: {reason}")
-    near = nearest(f"--{key}", aliases(*names))
+    near = nearest_flag(f"--{key}", aliases(*names))
     hint = "" if near is None else f" (did you mean {near.removeprefix('--')}?)"
     refuse(CONFIG_FLAG, file, f"unknown key: {key}{hint}; --help lists the flags, whose names are the keys")
 

@@ -100,7 +100,7 @@ class Look:
             yield place, row
 
 
-def look_at(
+def look_at_rows(
     settings: RowSettings,
     source: RowSource,
     *,

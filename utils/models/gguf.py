@@ -18,7 +18,7 @@ SUFFIX = ".gguf"
 REMEDY = "transformers must know a GGUF file's architecture and quantisation; else give the model that it was made from"
 
 
-class Source(NamedTuple):
+class GgufSource(NamedTuple):
     """Where a model is: what `from_pretrained` takes first, and the GGUF file in that folder, if it is one."""
 
     place: str
@@ -35,7 +35,7 @@ class Source(NamedTuple):
         return {} if self.file is None else {"gguf_file": self.file, "quantization_config": GgufConfig(dequantize=True)}
 
 
-def source_of(name: str) -> Source:
+def source_of(name: str) -> GgufSource:
     """Where the model of a folder, a hub name, a GGUF file, or a folder that holds one GGUF file is.
 
     Raises:
@@ -43,13 +43,13 @@ def source_of(name: str) -> Source:
     """
     path = Path(name)
     if path.suffix.lower() == SUFFIX and path.is_file():
-        return Source(str(path.parent), path.name)
+        return GgufSource(str(path.parent), path.name)
     if not path.is_dir() or (path / "config.json").exists():
-        return Source(name)
+        return GgufSource(name)
     files = sorted(one.name for one in path.glob(f"*{SUFFIX}"))
     if len(files) > 1:
         refuse("--model_name_or_path", name, f"holds {len(files)} GGUF files: {', '.join(files)}; give one of them")
-    return Source(name, files[0] if files else None)
+    return GgufSource(name, files[0] if files else None)
 
 
 def refuse_gguf(name: str, flag: str, reason: str) -> None:
@@ -58,7 +58,7 @@ def refuse_gguf(name: str, flag: str, reason: str) -> None:
         refuse(flag, name, f"{reason}; give the folder of: python -m scripts.convert_gguf {name} --output_dir FOLDER")
 
 
-def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+def read_tokenizer(source: GgufSource) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file."""
     tokenizer = AutoTokenizer.from_pretrained(source.place, **source.which)
     end = AutoConfig.from_pretrained(source.place, **source.which).eos_token_id
@@ -69,7 +69,7 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 def convert(file: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the model and the tokenizer of a GGUF file to a folder, which exists, as `from_pretrained` reads them."""
-    source = Source(str(file.parent), file.name)
+    source = GgufSource(str(file.parent), file.name)
     model = AutoModelForCausalLM.from_pretrained(source.place, dtype=dtype, **source.dense)
     model.save_pretrained(folder)
     read_tokenizer(source).save_pretrained(folder)

@@ -26,7 +26,7 @@ from dptune.published import published_part
 from utils.cli.launch import Sharding
 from utils.models.arguments import FLASH
 from utils.models.gguf import REMEDY as GGUF_REMEDY
-from utils.models.gguf import Source, read_tokenizer, refuse_gguf, source_of
+from utils.models.gguf import GgufSource, read_tokenizer, refuse_gguf, source_of
 from utils.models.quantization import keep_differentiable, quantized_loading, round_rows_alone
 from utils.models.sharded import load_sharded_model
 
@@ -206,7 +206,7 @@ def load_adapter(model: PreTrainedModel, path: str, *, merge: bool) -> None:
         merge_lora(model)
 
 
-def _remedy_of(source: Source) -> str:
+def _remedy_of(source: GgufSource) -> str:
     return _REMEDY if source.file is None else GGUF_REMEDY
 
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from dptune.adapter_files import torch_bytes
-from utils.training.selection import Selection
+from utils.training.selection import HeldOutSelection
 
 BEST_NAME = "best.pt"  # in a checkpoint's folder
 
 
 @dataclass
-class Best:
+class BestWeights:
     """The lowest held-out loss so far. Every rank has the same, apart from the weights of its own.
 
     Attributes:
@@ -34,7 +34,7 @@ class Best:
         weights: the trained parameters after that step, on the CPU, if they are kept.
     """
 
-    selection: Selection
+    selection: HeldOutSelection
     step: int = 0
     loss: float = math.inf
     waited: int = 0
@@ -73,11 +73,11 @@ class Best:
         return self.step
 
 
-def resumed_best(selection: Selection, checkpoint: Path | None) -> Best:
+def resumed_best(selection: HeldOutSelection, checkpoint: Path | None) -> BestWeights:
     """The state that a checkpoint kept. It starts anew if there is none, because the flags are new."""
     file = None if checkpoint is None else checkpoint / BEST_NAME
     if not selection.decides or file is None or not file.is_file():
-        return Best(selection)
+        return BestWeights(selection)
     state: Mapping[str, object] = torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
-    found = Best(selection, **state)  # type: ignore[arg-type]
-    return found if found.weights or not selection.keep_best else Best(selection, waited=0)
+    found = BestWeights(selection, **state)  # type: ignore[arg-type]
+    return found if found.weights or not selection.keep_best else BestWeights(selection, waited=0)

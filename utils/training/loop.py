@@ -27,7 +27,7 @@ from utils.training.log import RunLog, StepMetrics, Track, summarise
 from utils.training.micro_batches import MicroBatches
 from utils.training.optimizers import UpdateSettings, make_optimizer
 from utils.training.resume import Checkpoints, restore
-from utils.training.selection import NOTHING, Selection
+from utils.training.selection import NOTHING, HeldOutSelection
 from utils.training.task import Task
 
 AfterStep = Callable[[Any, int, float | None], None]  # (model, completed steps, epsilon so far)
@@ -70,7 +70,7 @@ class Pace:
     loss_scale: float = 1.0
     keep_whole_sum: bool = False
     plain_max_grad_norm: float | None = None
-    selection: Selection = NOTHING
+    selection: HeldOutSelection = NOTHING
     after_step: AfterStep | None = None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from dptune._validate import refuse, require_count
 from utils.cli.trackers import REPORT_TO_CHOICES, choose_trackers
-from utils.training.selection import Selection
+from utils.training.selection import HeldOutSelection
 
 
 @dataclass
@@ -79,9 +79,9 @@ class OutputArguments:
             refuse("--validation_is_public", True, remedy)
 
     @property
-    def selection(self) -> Selection:
+    def selection(self) -> HeldOutSelection:
         """What the held-out rows decide."""
-        return Selection(self.early_stopping_patience, self.load_best_model_at_end)
+        return HeldOutSelection(self.early_stopping_patience, self.load_best_model_at_end)
 
     def require_selection(self, *, private: bool, has_validation: bool, sharded: bool = False) -> None:
         """Refuse that held-out rows decide something if they are missing, or in a private run not declared public.

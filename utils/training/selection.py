@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Selection:
+class HeldOutSelection:
     """What the held-out loss decides; see `utils.training.best`.
 
     Attributes:
@@ -23,4 +23,4 @@ class Selection:
         return self.patience is not None or self.keep_best
 
 
-NOTHING = Selection()
+NOTHING = HeldOutSelection()

@@ -8,7 +8,7 @@ import pytest
 
 from dptune._validate import InvalidArgument
 from dptune.accounting import data_needed, epsilon, noise_multiplier
-from dptune.accounting.data_needed import Work, describe_data, noise_if_any
+from dptune.accounting.data_needed import Work, describe_data_needed, noise_if_any
 
 WORK = Work(batch=256, steps=30, delta=1e-5)
 
@@ -50,7 +50,7 @@ def test_a_batch_is_enough_where_every_example_in_every_step_is() -> None:
 def test_no_number_of_examples_is_enough_for_hardly_any_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_needed, "_MOST", 10_000)
     assert WORK.examples(3.0, sigma=0.5) is None
-    assert describe_data(WORK, 4000, [1.0])[-2] == "examples for noise 1   too many for epsilon 1"
+    assert describe_data_needed(WORK, 4000, [1.0])[-2] == "examples for noise 1   too many for epsilon 1"
 
 
 def test_delta_is_at_most_a_tenth_of_one_in_n() -> None:
@@ -68,7 +68,7 @@ def test_a_target_out_of_reach_is_no_noise_and_other_mistakes_are_refused() -> N
 
 
 def test_the_table_has_the_noise_of_fewer_and_more_examples() -> None:
-    title, head, *rows, needed, _ = describe_data(WORK, 4000, [3.0, 8.0], "authors")
+    title, head, *rows, needed, _ = describe_data_needed(WORK, 4000, [3.0, 8.0], "authors")
     assert "more or fewer authors, with this batch and these steps" in title
     assert head.split() == ["authors", "epsilon", "3", "epsilon", "8"]
     cells = [row.replace(",", "").split() for row in rows]
@@ -86,9 +86,12 @@ def test_the_table_has_the_noise_of_fewer_and_more_examples() -> None:
 
 def test_a_handful_of_examples_is_told_as_a_whole_number() -> None:
     """A batch of 6 of 6: every example is in every step."""
-    assert describe_data(Work(batch=6, steps=1, delta=1e-3), 6, [50.0])[-2] == "examples for noise 1   6 for epsilon 50"
+    assert (
+        describe_data_needed(Work(batch=6, steps=1, delta=1e-3), 6, [50.0])[-2]
+        == "examples for noise 1   6 for epsilon 50"
+    )
 
 
 def test_amounts_below_the_batch_are_left_out() -> None:
-    rows = [line.split() for line in describe_data(WORK, 300, [8.0])[2:-2]]
+    rows = [line.split() for line in describe_data_needed(WORK, 300, [8.0])[2:-2]]
     assert [first for first, _ in rows] == ["300", "3,000"]

@@ -167,7 +167,10 @@ def test_a_change_that_would_mislead_is_refused(change: str, folder: Path) -> No
 def test_a_licence_may_be_added(folder: Path) -> None:
     for name in ("LICENSE", "LICENSE.md", "NOTICE"):
         (folder / name).touch()
-    check_publishable(folder)
+    assert check_publishable(folder).guarantee == "dp"
+    (folder / "LICENCE.sh").touch()
+    with pytest.raises(InvalidArgument, match="is not known to be publishable"):
+        check_publishable(folder)
 
 
 def test_without_a_guarantee_the_statement_says_so(tmp_path: Path) -> None:

@@ -24,5 +24,7 @@ def test_another_form_is_refused_by_name(given: dict, named: str) -> None:
 
 
 def test_what_hubs_read_is_taken() -> None:
-    CardFields("meta-llama/Llama-3.2-1B", "llama3.2", ("en", "gsw", "multilingual"), ("any words",))
-    CardFields("gpt2")
+    card = CardFields("meta-llama/Llama-3.2-1B", "llama3.2", ("en", "gsw", "multilingual"), ("any words",))
+    assert (card.base_model, card.license, card.data) == ("meta-llama/Llama-3.2-1B", "llama3.2", ("any words",))
+    assert card.languages == ("en", "gsw", "multilingual")
+    assert CardFields("gpt2").base_model == "gpt2"

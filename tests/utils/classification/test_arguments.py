@@ -11,7 +11,7 @@ from dptune import InvalidArgument
 from utils.classification.arguments import CLASSIFIER_GROUPS, ONLY_PRIVATE, BudgetArguments, Settings
 from utils.classification.mode_defaults import default_learning_rate
 from utils.cli.flags import parse
-from utils.training.selection import Selection
+from utils.training.selection import HeldOutSelection
 
 
 def settings(*flags: str, datasets: tuple[str, ...] = ("--datasets", "sst2")) -> Settings:
@@ -214,7 +214,7 @@ def test_an_unknown_mode_is_refused() -> None:
 def test_the_new_flags_reach_the_run() -> None:
     given = settings("--warmup_ratio", "0.1", "--early_stopping_patience", "2", "--load_best_model_at_end")
     assert given.updates(lambda: 1.0).warmup_ratio == 0.1
-    assert given.results.of_task(Path("out")).selection == Selection(patience=2, keep_best=True)
+    assert given.results.of_task(Path("out")).selection == HeldOutSelection(patience=2, keep_best=True)
     assert settings("--use_rslora").mode.use_rslora
     with pytest.raises(InvalidArgument, match=r"^--validation_is_public=True: is read only with"):
         settings("--validation_is_public")

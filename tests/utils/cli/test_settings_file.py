@@ -11,7 +11,7 @@ from dptune._aliases import aliases
 from dptune._validate import InvalidArgument
 from utils.classification.arguments import CLASSIFIER_GROUPS, Settings
 from utils.cli.flags import given_fields, parse, public_config
-from utils.cli.settings_file import SETTINGS_NAME, read_settings, split_config, write_settings
+from utils.cli.settings_file import SETTINGS_NAME, read_settings_file, split_config, write_settings
 from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
 
 TOKEN = "hf_abcdefghijklmnop"
@@ -148,7 +148,7 @@ def test_a_secret_is_refused_and_never_shown(file: Path, text: str, complaint: s
 def test_a_file_that_cannot_be_read_is_refused(file: Path, tmp_path: Path) -> None:
     file.write_bytes(b"name: \xff")
     with pytest.raises(InvalidArgument, match="it is not text in UTF-8"):
-        read_settings(str(file))
+        read_settings_file(str(file))
     for missing in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(InvalidArgument, match="cannot be read"):
             parse(RunArguments, args=["--config", str(missing)])
@@ -175,10 +175,10 @@ def test_a_recipe_is_found_from_any_folder_and_a_file_of_the_users_comes_first(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = Path("recipes/rows/10k.yaml")
-    assert read_settings(str(recipe))["num_train_epochs"] == "10"
+    assert read_settings_file(str(recipe))["num_train_epochs"] == "10"
     recipe.parent.mkdir(parents=True)
     recipe.write_text("num_train_epochs: 3")
-    assert read_settings(str(recipe)) == {"num_train_epochs": "3"}
+    assert read_settings_file(str(recipe)) == {"num_train_epochs": "3"}
 
 
 def test_keys_of_the_file_count_as_given_unless_they_hold_the_default(file: Path) -> None:

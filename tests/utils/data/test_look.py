@@ -15,7 +15,7 @@ from dptune._validate import InvalidArgument
 from dptune.units.unit import PrivacyUnit
 from tests.tiny import tiny_tokenizer
 from utils.data.load import load_training_data
-from utils.data.look import DRAWN, Look, look_at, pieces, printable, shown_row, statistics
+from utils.data.look import DRAWN, Look, look_at_rows, pieces, printable, shown_row, statistics
 from utils.data.make_rows import RowSettings
 from utils.data.sources import FileRows
 
@@ -33,7 +33,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 def look(*paths: Path, column: str | None = None, block_size: int = 64, **how: Any) -> Look:
     settings = RowSettings("plain", TOKENIZER, block_size, PrivacyUnit(column), 0, None, None)
-    return look_at(settings, FileRows(list(paths), "--train_file"), **how)
+    return look_at_rows(settings, FileRows(list(paths), "--train_file"), **how)
 
 
 def test_the_rows_are_those_of_a_run(tmp_path: Path) -> None:

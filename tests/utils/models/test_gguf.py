@@ -16,7 +16,7 @@ from tests.gguf_files import Q8_0, save_gguf
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from utils.classification.files import load_classifier_tokenizer
 from utils.cli.launch import Sharding
-from utils.models.gguf import Source, convert, source_of
+from utils.models.gguf import GgufSource, convert, source_of
 from utils.models.loading import load_model, load_skeleton, load_tokenizer
 from utils.models.merging import plan_merge, write_merged
 
@@ -77,23 +77,23 @@ def test_an_adapter_is_merged_into_the_weights_of_a_file(file: Path, tmp_path: P
 
 def test_a_converted_file_is_a_plain_model(file: Path, tmp_path: Path) -> None:
     convert(file, tmp_path)
-    assert source_of(str(tmp_path)) == Source(str(tmp_path))
+    assert source_of(str(tmp_path)) == GgufSource(str(tmp_path))
     torch.testing.assert_close(logits(load_model(str(tmp_path), **FLOAT32)), original())
     assert load_tokenizer(str(tmp_path)).eos_token == "</s>"
 
 
 def test_what_is_found_under_a_name(file: Path, tmp_path: Path) -> None:
-    assert source_of("org/model.gguf") == Source("org/model.gguf"), "no file: a name on the hub"
-    assert source_of(str(tmp_path)) == Source(str(tmp_path))
+    assert source_of("org/model.gguf") == GgufSource("org/model.gguf"), "no file: a name on the hub"
+    assert source_of(str(tmp_path)) == GgufSource(str(tmp_path))
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
     with pytest.raises(InvalidArgument, match=r"holds 2 GGUF files: a\.gguf, b\.gguf; give one of them"):
         source_of(str(tmp_path))
-    assert source_of(str(tmp_path / "b.gguf")) == Source(str(tmp_path), "b.gguf")
-    assert source_of(str(file.parent)) == source_of(str(file)) == Source(str(file.parent), "tiny.gguf")
+    assert source_of(str(tmp_path / "b.gguf")) == GgufSource(str(tmp_path), "b.gguf")
+    assert source_of(str(file.parent)) == source_of(str(file)) == GgufSource(str(file.parent), "tiny.gguf")
     folder = save_tiny(tmp_path / "tiny")
     (folder / "also.gguf").touch()
-    assert source_of(str(folder)) == Source(str(folder)), "a folder with a model is that model"
+    assert source_of(str(folder)) == GgufSource(str(folder)), "a folder with a model is that model"
 
 
 def test_where_a_file_is_not_read_one_line_says_how_to_convert_it(file: Path) -> None:

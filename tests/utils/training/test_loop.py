@@ -28,7 +28,7 @@ from utils.training.loop import End, Pace, TrainingLoop, describe_selection, des
 from utils.training.micro_batches import MicroBatches
 from utils.training.optimizers import UpdateSettings
 from utils.training.resume import Checkpoints, saved_run
-from utils.training.selection import Selection
+from utils.training.selection import HeldOutSelection
 
 
 def the_loop(
@@ -328,7 +328,7 @@ def test_an_error_takes_the_hooks_off(tmp_path: Path) -> None:
 # --- what held-out rows decide ---
 
 LOSSES = {0: 1.0, 1: 4.0, 2: 3.0, 3: 3.5, 4: 3.6, 5: 2.0}  # by step; what is measured before the first does not count
-STOPPING = {"eval_freq": 1, "selection": Selection(patience=2, keep_best=True)}
+STOPPING = {"eval_freq": 1, "selection": HeldOutSelection(patience=2, keep_best=True)}
 
 
 def judged(monkeypatch: pytest.MonkeyPatch, watched: dict[int, Tensor] | None = None) -> TinyTask:

@@ -73,4 +73,6 @@ def test_held_out_rows_decide_nothing_that_epsilon_would_not_cover(
     [({}, True), (STOPS, False), (STOPS | KEEPS | {"validation_is_public": True}, True)],
 )
 def test_public_rows_and_rows_of_a_run_without_privacy_may_decide(flags: dict[str, Any], private: bool) -> None:
-    OutputArguments("out", **flags).require_selection(private=private, has_validation=True)
+    output = OutputArguments("out", **flags)
+    output.require_selection(private=private, has_validation=True)
+    assert output.selection.decides is bool(flags)

@@ -14,7 +14,7 @@ from dptune.run.lock import FolderLock
 from tests.tasks import STEPS, TinyTask, micro_batches, pace, plan
 from tests.utils.training.test_loop import asked_in
 from utils.cli.launch import make_accelerator
-from utils.cli.settings_file import SETTINGS_NAME, read_settings
+from utils.cli.settings_file import SETTINGS_NAME, read_settings_file
 from utils.training import run as module
 from utils.training.loop import End
 from utils.training.output_arguments import OutputArguments
@@ -55,7 +55,7 @@ def test_the_folder_is_locked_and_the_settings_written_before_anything_is_traine
     assert {CONFIG_NAME, SETTINGS_NAME, ".lock"} <= seen[0]
     assert LEDGER_NAME not in seen[0]
     assert json.loads((folder / CONFIG_NAME).read_text()) == {"learning_rate": 0.01}
-    assert read_settings(str(folder / SETTINGS_NAME)) == {"learning_rate": "0.01"}
+    assert read_settings_file(str(folder / SETTINGS_NAME)) == {"learning_rate": "0.01"}
     with FolderLock() as other:
         other.take(folder)  # free again
 

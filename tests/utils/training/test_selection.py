@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from utils.training.selection import NOTHING, Selection
+from utils.training.selection import NOTHING, HeldOutSelection
 
 
 @pytest.mark.parametrize(
     ("selection", "decides"),
-    [(NOTHING, False), (Selection(patience=1), True), (Selection(keep_best=True), True)],
+    [(NOTHING, False), (HeldOutSelection(patience=1), True), (HeldOutSelection(keep_best=True), True)],
 )
-def test_either_setting_decides_something(selection: Selection, decides: bool) -> None:
+def test_either_setting_decides_something(selection: HeldOutSelection, decides: bool) -> None:
     assert selection.decides is decides
