@@ -64,32 +64,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, data, args = parse(*GROUPS, args=words, description=__doc__)
     refuse_unread(given_fields(words, GROUPS), _UNREAD, "is not read here: leave it out", model, data)
     # Imported here, so that --help and a mistyped flag do not wait for torch and transformers.
-    from utils.data.forms import NamedColumns
-    from utils.data.load import source_finder
     from utils.data.look import look_at_rows, shown_row, statistics
     from utils.data.make_rows import RowSettings
-    from utils.data.row_folder import TRAIN
     from utils.data.template_date import tells_date, today
     from utils.models.loading import load_tokenizer
 
-    named = NamedColumns(data.text_column, data.prompt_column, data.answer_column, data.messages_column)
     unit = PrivacyUnit(args.author_column)
-    find = source_finder(
-        dataset_name=data.dataset_name,
-        train_file=data.train_file,
-        data_dir=data.data_dir,
-        date_from=data.date_from,
-        date_to=data.date_to,
-        dataset_config=data.dataset_config,
-        dataset_split=data.dataset_split,
-        named=named,
-        unit=unit,
-    )
+    source = data.training_rows(unit)
     tokenizer = load_tokenizer(model.model_name_or_path, **model.hub)
     day = today() if tells_date(tokenizer) else None
     require_count("--block_size", data.block_size, minimum=2)
-    settings = RowSettings(data.prompt_style, tokenizer, data.block_size, unit, 0, None, day, named)
-    look = look_at_rows(settings, find()[TRAIN], chosen=args.rows or (), first=args.first_rows)
+    settings = RowSettings(data.prompt_style, tokenizer, data.block_size, unit, 0, None, day, data.named)
+    look = look_at_rows(settings, source, chosen=args.rows or (), first=args.first_rows)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     rows = [line for row in look.shown for line in (*shown_row(row, tokenizer, data.block_size, colour=colour), "")]
     sampled = args.first_rows is not None and len(look.lengths) == args.first_rows

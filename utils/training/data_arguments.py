@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from utils.data.named_sets import DATASET_NAMES, FIRST_DAY, LAST_DAY
 from utils.data.prompts import PROMPT_STYLES
+
+if TYPE_CHECKING:  # parsing flags loads neither torch nor transformers
+    from dptune.units.unit import PrivacyUnit
+    from utils.data.forms import NamedColumns
+    from utils.data.sources import RowSource
 
 
 @dataclass
@@ -78,3 +84,32 @@ class DataArguments:
             "in --output_dir until the run has begun, and are not kept"
         },
     )
+
+    @property
+    def named(self) -> NamedColumns:
+        """The columns that the user named."""
+        from utils.data.forms import NamedColumns
+
+        return NamedColumns(self.text_column, self.prompt_column, self.answer_column, self.messages_column)
+
+    def training_rows(self, unit: PrivacyUnit) -> RowSource:
+        """Where the training rows come from.
+
+        Raises:
+            InvalidArgument: the flags contradict each other, or there are no such data.
+        """
+        from utils.data.load import source_finder
+        from utils.data.row_folder import TRAIN
+
+        find = source_finder(
+            dataset_name=self.dataset_name,
+            train_file=self.train_file,
+            data_dir=self.data_dir,
+            date_from=self.date_from,
+            date_to=self.date_to,
+            dataset_config=self.dataset_config,
+            dataset_split=self.dataset_split,
+            named=self.named,
+            unit=unit,
+        )
+        return find()[TRAIN]

@@ -11,9 +11,6 @@ from dptune.clipping import layers_of
 from dptune.run.plan import RunPlan, describe_needed_data, describe_plan
 from utils.cli.launch import ranks_of
 from utils.data.count_rows import count_sampled
-from utils.data.forms import NamedColumns
-from utils.data.load import source_finder
-from utils.data.row_folder import TRAIN
 from utils.models.loading import is_configuration
 from utils.training.arguments import Groups
 from utils.training.causal_lm import describe_memory_of, prepared_skeleton
@@ -83,19 +80,6 @@ def count(groups: Groups) -> int:
         return planning.num_examples
     if data.train_file is None and data.dataset_name is None:
         refuse("--train_file", None, "give data, or --num_examples for a plan without data")
-    named = NamedColumns(data.text_column, data.prompt_column, data.answer_column, data.messages_column)
     unit = groups.privacy.unit
-    find = source_finder(
-        dataset_name=data.dataset_name,
-        train_file=data.train_file,
-        data_dir=data.data_dir,
-        date_from=data.date_from,
-        date_to=data.date_to,
-        dataset_config=data.dataset_config,
-        dataset_split=data.dataset_split,
-        named=named,
-        unit=unit,
-    )
-    return count_sampled(
-        find()[TRAIN], unit, prompt_style=data.prompt_style, named=named, users_flag=groups.privacy.users_flag
-    )
+    rows, users = data.training_rows(unit), groups.privacy.users_flag
+    return count_sampled(rows, unit, prompt_style=data.prompt_style, named=data.named, users_flag=users)
