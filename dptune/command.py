@@ -56,7 +56,7 @@ SUBCOMMANDS = {
         launched=True,
     ),
     "plan": Program("tabulate epsilon or noise by batch size and epochs", ("dptune.accounting",)),
-    "budget": Program("add up the epsilon of the stages in a budget file", ("dptune.budget",)),
+    "budget": Program("add up what several releases spent, or keep a register of them", ("dptune.budget",)),
     "audit": Program("measure how much a trained model gives away", ("dptune.audit",)),
     "verify": Program("compute the epsilon of a release again from what is published", ("dptune.verify",)),
     "merge": Program("merge an adapter into its base model", ("scripts.merge",)),

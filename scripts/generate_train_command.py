@@ -72,6 +72,7 @@ _TAKEN = {
     "privacy_unit": "--privacy_unit",
     "examples_per_unit": "--examples_per_unit",
     "user_level_method": "--user_level_method",
+    "register": "--budget_file",
     "dry_run": "--print_only",  # a dry run must not be entered in the budget
 }
 _ONLY_PRIVATE = ("delta", "clip_norm")  # flags that only a private job reads
@@ -194,6 +195,11 @@ class JobArguments:
         return OUTPUTS / self.job_sess
 
     @property
+    def is_limited(self) -> bool:
+        """Whether the budget file has a limit, so that the training itself reserves its steps there."""
+        return not self.synthetic_data and Budget(self.budget_path).limit is not None
+
+    @property
     def budget_path(self) -> Path:
         """The budget file in which the job's cost is entered."""
         return Path(self.budget_file or self.folder / BUDGET_NAME)
@@ -252,6 +258,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         *("--num_train_epochs", repr(job.num_train_epochs), "--learning_rate", repr(job.learning_rate)),
         *(privacy if job.private else without),
         *_unit_flags(job.unit, ignore_users=job.ignore_users),
+        *(["--register", str(job.budget_path)] if job.private and job.is_limited else []),
         *("--resume_from_checkpoint", "latest"),  # starts afresh if there is no checkpoint
         *("--eval_freq", str(job.eval_freq), *([] if job.eval_at_start else ["--no_eval_at_start"])),
     ]
@@ -326,9 +333,9 @@ def enter_budget(job: JobArguments, extra: Sequence[str] = ()) -> None:
     stage = f"{'generator' if job.prompt_style == UNCONDITIONAL else 'assistant'} {job.job_sess}"
     if any(word.partition("=")[0].replace("-", "_") == "__insecure_test_seed" for word in extra):
         budget.enter_without_privacy(stage, "the noise comes from a fixed key, so anyone can repeat it")
-    elif job.private:
+    elif job.private and not job.is_limited:
         budget.enter_training(stage, job.folder / LEDGER_NAME, unit=job.unit.name)
-    else:
+    elif not job.private:
         budget.enter_without_privacy(stage, f"trained without privacy on {job.dataset_name}")
 
 

@@ -64,6 +64,7 @@ TRAINER_PRIVACY = "tests/dptune/integrations/test_trainer_privacy.py"
 TRAINER_RESUME = "tests/dptune/integrations/test_resume.py"
 ON_DEVICE, PROGRAMS = "tests/pretend/test_steps.py", "tests/pretend/test_programs.py"
 OPERATIONS = "tests/pretend/test_operations.py"
+REGISTER = "tests/dptune/budget/test_register.py"
 SHARDED = "tests/dptune/test_sharded_sum.py"
 FLOAT16 = "tests/test_float16.py"
 SHARDED_TRAINER = "tests/dptune/integrations/test_sharded_trainer.py"
@@ -345,15 +346,15 @@ FAULTS = (
         "dptune/ledger.py",
         "return (*_reasons_of_noise(self._noise_keys), *_reasons_of_samplers(self._samplers))",
         "return _reasons_of_samplers(self._samplers)",
-        ("tests/dptune/test_ledger.py", "tests/dptune/test_budget.py"),
+        ("tests/dptune/test_ledger.py", "tests/dptune/budget/test_budget.py"),
         "statement and budget state an epsilon over steps whose noise anyone can subtract",
     ),
     Fault(
         "the budget ignores what a ledger's lines say",
-        "dptune/budget.py",
+        "dptune/budget/__init__.py",
         "return self._opened(stage).reasons",
         "return []",
-        ("tests/dptune/test_budget.py",),
+        ("tests/dptune/budget/test_budget.py",),
         "several stages have an epsilon together though one of them guarantees nothing",
     ),
     Fault(
@@ -1708,6 +1709,63 @@ FAULTS = (
         "weights_only=True",
         (PROGRAMS,),
         "a run cannot be resumed on another kind of device",
+    ),
+    # --- the register ---
+    Fault(
+        "register: a run is entered without a look at the limit",
+        "dptune/budget/__init__.py",
+        "            self._require_within_limit(stages)\n            append_stage(self.path, entry)\n",
+        "            append_stage(self.path, entry)\n",
+        (REGISTER,),
+        "runs overspend",
+    ),
+    Fault(
+        "register: a run counts only with the steps that it took",
+        "dptune/budget/__init__.py",
+        "return _larger(stage.reserved, self._opened(stage).spends)",
+        "return self._opened(stage).spends",
+        (REGISTER,),
+        "two runs that start together each find the room of both",
+    ),
+    Fault(
+        "register: a run in the place of a deleted one replaces it",
+        "dptune/budget/__init__.py",
+        "replaces = own and (resumes or (Path(ledger).is_file() and not has_begun(ledger)))",
+        "replaces = own and (resumes or not has_begun(ledger))",
+        (REGISTER,),
+        "whoever deletes a run's folder spends its epsilon again",
+    ),
+    Fault(
+        "register: nobody waits for another program",
+        "dptune/budget/__init__.py",
+        "fcntl.flock(file, fcntl.LOCK_EX)",
+        "file.flush()",
+        (REGISTER,),
+        "two runs that start at once both take the last room",
+    ),
+    Fault(
+        "register: a closed run may resume",
+        "dptune/budget/__init__.py",
+        "if own and resumes and own[-1].kind == CLOSED:",
+        "if False:",
+        (REGISTER,),
+        "steps that were given back are taken all the same",
+    ),
+    Fault(
+        "register: the plan forgets it",
+        "dptune/run/plan.py",
+        "        settings.register,\n",
+        "",
+        ("tests/dptune/run/test_session.py", "tests/test_registers.py"),
+        "no run is refused",
+    ),
+    Fault(
+        "register: a resumed run may leave it out",
+        "dptune/run/identity.py",
+        '{"register": True} if plan.register else {}',
+        "{}",
+        ("tests/dptune/run/test_session.py",),
+        "steps that a crash threw away are not counted",
     ),
 )
 

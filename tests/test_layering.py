@@ -82,6 +82,7 @@ WITHOUT_TORCH = (
     "dptune.accounting.meaning",
     "dptune.accounting.selection",
     "dptune.budget",
+    "dptune.budget.__main__",
     "dptune.histogram",
     "dptune.accounting.groups",
     "dptune.accounting.rounding",

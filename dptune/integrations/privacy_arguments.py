@@ -15,12 +15,13 @@ FLAGS = {
     "noise_multiplier": "--noise_multiplier",
     "target_epsilon": "--target_epsilon",
     "delta": "--delta",
+    "register": "--register",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
 }
 # Arguments that only a private run reads.
-ONLY_PRIVATE = ("clip_norm", "noise_multiplier", "target_epsilon", "delta")
+ONLY_PRIVATE = ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "register")
 NOT_READ = "is not read with --disable_dp: leave one of the two out"
 
 
@@ -59,6 +60,13 @@ class PrivacyArguments:
             "aliases": aliases("target_delta"),
         },
     )
+    register: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with the most that all releases from these data may spend; the run is refused if it would "
+            "exceed that (see dptune.budget). No default."
+        },
+    )
     disable_dp: bool = field(
         default=False,
         metadata={"help": "Train without clipping and noise, with the same sampling and losses. Off by default."},
@@ -90,4 +98,5 @@ class PrivacyArguments:
             target_epsilon=self.target_epsilon,
             delta=self.delta,
             clipping=clipping,
+            register=self.register,
         )

@@ -54,7 +54,7 @@ from dptune.pass_overhead import pass_overhead
 from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.run.identity import num_trained
 from dptune.run.lock import FolderLock
-from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan
+from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan, describe_register
 from dptune.run.session import PrivateRun
 from dptune.shapes import Shapes
 from dptune.sharding import reshard
@@ -169,7 +169,7 @@ class DPTrainer(ShardedTrainer):
             print(*describe_plan(self.plan), *describe_noise(self.plan, num_trained(self.model)), sep="\n")
         if getattr(self.args, "dry_run", False):
             if self.args.should_log:
-                for line in describe_needed_data(self.plan):
+                for line in [*describe_register(self.plan, self.args.output_dir), *describe_needed_data(self.plan)]:
                     print(line)
             return TrainOutput(0, math.nan, {})
         self._check_values()

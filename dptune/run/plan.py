@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dptune import accounting
 from dptune._validate import present, refuse, require_delta, require_positive
-from dptune.accounting import USELESS_EPSILON
+from dptune.accounting import USELESS_EPSILON, Spend
 from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data_needed
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.meaning import factor, log_odds, verdict
 from dptune.accounting.rounding import rounded_up
+from dptune.budget import Budget
 from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
+from dptune.ledger import LEDGER_NAME
 from dptune.mechanism import PrivacyConfig, sampling_probability
 from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit, Unit
@@ -31,6 +34,7 @@ class PrivacySettings:
         target_epsilon: the maximum epsilon; None if `noise_multiplier` is given.
         delta: the probability with which the bound may fail; None for `default_delta` of the number of examples.
         clipping: the clipping style.
+        register: file with a limit on all that is released from these data (`dptune.budget`); None for no limit.
 
     Raises:
         InvalidArgument: both or neither of the noise multiplier and the target epsilon, or a value outside its range.
@@ -41,6 +45,7 @@ class PrivacySettings:
     target_epsilon: float | None = None
     delta: float | None = None
     clipping: Clipping = FLAT
+    register: str | None = None
 
     def __post_init__(self) -> None:
         if self.noise_multiplier is None and self.target_epsilon is None:
@@ -81,6 +86,7 @@ class RunPlan:
         test_seed: makes draws, masks and noise repeatable. For tests only: a run with it protects nobody.
         parts: parts of the training set whose rows are drawn more or less often; None if all are drawn alike.
         chose_delta: whether delta is the default for the number of examples.
+        register: see `PrivacySettings`.
 
     Raises:
         InvalidArgument: the plan contradicts its mechanism, from which epsilon is computed.
@@ -95,6 +101,7 @@ class RunPlan:
     test_seed: int | None = None
     parts: Parts | None = None
     chose_delta: bool = False
+    register: str | None = None
 
     def __post_init__(self) -> None:
         if self.privacy is None:
@@ -160,7 +167,18 @@ def make_plan(
         parts=parts,
     )
     chose_delta = settings.delta is None
-    return RunPlan(config, num_examples, batch, steps, unit, settings.target_epsilon, test_seed, parts, chose_delta)
+    return RunPlan(
+        config,
+        num_examples,
+        batch,
+        steps,
+        unit,
+        settings.target_epsilon,
+        test_seed,
+        parts,
+        chose_delta,
+        settings.register,
+    )
 
 
 def expected_batch(
@@ -210,6 +228,34 @@ def last_step(plan: RunPlan, recorded: int, completed: int) -> int:
         group_size=config.group_size,
     )
     return min(plan.steps, max(completed, completed + affordable - recorded))
+
+
+def spends_to_come(plan: RunPlan, steps: int) -> list[Spend]:
+    """What `steps` more steps of a run will spend; none without privacy."""
+    if plan.privacy is None or not steps:
+        return []
+    config = plan.privacy
+    return [Spend(config.noise_multiplier, config.sampling_probability, steps, config.group_size)]
+
+
+def describe_register(plan: RunPlan, run_folder: str | Path, *, resumes: bool = False) -> list[str]:
+    """A line about the room that the run's register leaves for all its planned steps; none without a register.
+
+    Args:
+        plan: the plan.
+        run_folder: the run's folder.
+        resumes: whether the run resumes.
+
+    Raises:
+        InvalidArgument: the run would exceed the register's limit, see `Budget.reserve`.
+    """
+    if plan.register is None:
+        return []
+    budget, ledger = Budget.register(plan.register), Path(run_folder) / LEDGER_NAME
+    limit = present(budget.limit, "limit")
+    total = budget.require_room(ledger, spends_to_come(plan, plan.steps), unit=plan.unit.name, resumes=resumes)
+    of = f"{rounded_up(total)} of {rounded_up(limit.epsilon, trim=True)} at delta {limit.delta:g}"
+    return [f"register               {plan.register}: epsilon {of}, this run included"]
 
 
 def describe_plan(plan: RunPlan) -> list[str]:

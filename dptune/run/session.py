@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from dptune.accounting.rounding import rounded_up
+from dptune.budget import Budget
 from dptune.flat import released_size
 from dptune.keystream import Keystream, new_key
-from dptune.ledger import LEDGER_NAME, Ledger
+from dptune.ledger import LEDGER_NAME, Ledger, begin_ledger
 from dptune.lora import trainable_parameters
 from dptune.micro_batch import Items, MicroBatchStats
 from dptune.noise import GaussianNoise
@@ -31,7 +32,7 @@ from dptune.report.statement import PrivacyStatement, state_no_privacy, state_pr
 from dptune.run.checkpoint import TrainingState
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, refuse_other_run
-from dptune.run.plan import RunPlan, last_step
+from dptune.run.plan import RunPlan, last_step, spends_to_come
 from dptune.sampling import PoissonSampler
 from dptune.sharding import are_sharded, local_part
 from dptune.step import PrivateStep
@@ -91,7 +92,8 @@ class PrivateRun:
             have used up the budget.
 
     Raises:
-        InvalidArgument: the folder holds another run, or the checkpoint is of another run.
+        InvalidArgument: the folder holds another run, the checkpoint is of another run, or the run would spend more
+            than its register allows.
     """
 
     def __init__(
@@ -324,7 +326,13 @@ class PrivateRun:
         self.ledger = Ledger(self.folder / LEDGER_NAME, group_size=self.plan.privacy.group_size)
         if saved is not None:
             self.ledger.require_continues(saved.ledger, saved.ledger_steps)
-        return completed, last_step(self.plan, self.ledger.steps, completed)
+        last = last_step(self.plan, self.ledger.steps, completed)
+        if self.plan.register is not None:
+            spends = [*self.ledger.spends, *spends_to_come(self.plan, last - completed)]
+            register = Budget.register(self.plan.register)
+            register.reserve(self.ledger.path, spends, unit=self.plan.unit.name, resumes=saved is not None)
+            begin_ledger(self.ledger.path)
+        return completed, last
 
     def _poisson(self) -> PoissonSampler:
         """The sampler of the run's units, made at the first call."""

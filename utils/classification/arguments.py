@@ -31,8 +31,9 @@ CLASSIFIER_FLAGS = {
     "expected_batch_size": "--batch_size",
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
+    "register": "--register",
 }
-ONLY_PRIVATE = ("target_epsilon", "noise_multiplier", "delta")  # flags that only a private run reads
+ONLY_PRIVATE = ("target_epsilon", "noise_multiplier", "delta", "register")  # flags that only a private run reads
 _EPSILON = 8.0
 
 
@@ -185,6 +186,13 @@ class BudgetArguments:
             "down to a power of ten"
         },
     )
+    register: str | None = field(
+        default=None,
+        metadata={
+            "help": "file with the most that all releases from these data may spend (python -m dptune.budget FILE "
+            "--limit EPSILON --delta DELTA makes it); the run is refused if it would exceed that. Default: no limit"
+        },
+    )
     ignore_users: bool = field(
         default=False,
         metadata={"help": "protect rows although --train_file names users: a user with many rows is protected less"},
@@ -216,6 +224,7 @@ class BudgetArguments:
             noise_multiplier=self.noise_multiplier,
             target_epsilon=None if self.noise_multiplier is not None else (self.target_epsilon or _EPSILON),
             delta=self.delta,
+            register=self.register,
         )
 
     @property
@@ -427,6 +436,7 @@ ON_RESUME: OnResumeTable = {
     "noise_multiplier": OnResume.COMPARED,
     "clip_norm": OnResume.COMPARED,
     "delta": OnResume.COMPARED,
+    "register": OnResume.RUNTIME,  # whether there is one is compared; the file may move
     "insecure_test_seed": OnResume.REFUSED,
     "ignore_users": OnResume.RUNTIME,
     # optimisation: likewise

@@ -45,6 +45,7 @@ TRAINING_FLAGS = {
     "expected_batch_size": "--gradient_accumulation_steps",
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
+    "register": "--register",
     "keep": "--save_total_limit",
 }
 
@@ -122,6 +123,7 @@ ON_RESUME: OnResumeTable = {
     "noise_multiplier": OnResume.REFUSED,
     "target_epsilon": OnResume.REFUSED,
     "delta": OnResume.COMPARED,
+    "register": OnResume.RUNTIME,  # whether there is one is compared; the file may move
     "privacy_unit": OnResume.REFUSED,
     "examples_per_unit": OnResume.REFUSED,
     "user_level_method": OnResume.REFUSED,

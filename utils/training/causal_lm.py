@@ -25,7 +25,7 @@ from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.identity import mechanism_identity, model_identity, num_trained
 from dptune.run.lock import LOCK_NAME
-from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan
+from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan, describe_register
 from dptune.shapes import Shapes
 from dptune.sharding import are_sharded, is_sharded
 from utils.cli.flags import public_config
@@ -357,6 +357,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     asked = token_budget_of(groups)
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_clipping(plan, optimization), sep="\n")
+    accelerator.print(*describe_register(plan, folder.path, resumes=saved is not None), sep="\n")
     accelerator.print(*describe_changes(config, saved), sep="\n")
     accelerator.print(*described, *describe_start(starts_from), sep="\n")
     if token_budget != asked:

@@ -57,6 +57,13 @@ class PrivacyFlags:
         default=False,
         metadata={"help": "protect rows although a column names users: a user with many rows is protected less"},
     )
+    register: str | None = field(
+        default=None,
+        metadata={
+            "help": "file with the most that all releases from these data may spend (python -m dptune.budget FILE "
+            "--limit EPSILON --delta DELTA makes it); the run is refused if it would exceed that. Default: no limit"
+        },
+    )
     insecure_test_seed: int | None = field(
         default=None,
         metadata={"help": "FOR TESTS: seed of repeatable sampling and noise, which protect nobody; the report says so"},
@@ -67,6 +74,8 @@ class PrivacyFlags:
         if any(off) and not all(off):
             remedy = f"--clip_norm is {self.clip_norm:g}; make both positive, or both -1 to train without privacy"
             refuse("--noise_multiplier", self.noise_multiplier, remedy)
+        if self.register is not None and self.clip_norm < 0:
+            refuse("--register", self.register, "a run without privacy would exceed any limit; leave it out")
         self.settings()
         self._check_unit()
 
@@ -80,6 +89,7 @@ class PrivacyFlags:
             target_epsilon=self.target_epsilon,
             delta=self.delta,
             clipping=clipping,
+            register=self.register,
         )
 
     def _check_unit(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dptune._validate import refuse
 from dptune.clipping import layers_of
-from dptune.run.plan import RunPlan, describe_needed_data, describe_plan
+from dptune.run.plan import RunPlan, describe_needed_data, describe_plan, describe_register
 from utils.cli.launch import ranks_of
 from utils.data.count_rows import count_sampled
 from utils.models.loading import is_configuration
@@ -61,6 +61,7 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
         clipping=clipping,
     )
     accelerator.print(*describe_plan(plan), *describe_clipping(plan, groups.optimization), sep="\n")
+    accelerator.print(*describe_register(plan, groups.output.output_dir), sep="\n")
     accelerator.print(f"tokens                 not counted: {why}. {_LEFT_OUT}", *describe_start(starts_from), sep="\n")
     accelerator.print(*describe_memory_of(skeleton, groups, target, plan), sep="\n")
     if ranks.is_main:

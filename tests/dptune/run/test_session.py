@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from torch import nn
 
 from dptune import GaussianNoise, InvalidArgument, Ledger, PrivacyConfig
+from dptune.accounting import Spend, compose
+from dptune.accounting.rounding import rounded_up
+from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
 from dptune.ranks import Gather, Ranks
 from dptune.run import session
 from dptune.run.identity import mechanism_identity
-from dptune.run.plan import PrivacySettings, RunPlan, make_plan
+from dptune.run.plan import PrivacySettings, RunPlan, describe_register, make_plan, spends_to_come
 from dptune.run.session import PrivateRun, SavedRun
 from dptune.sampling import Parts, PoissonSampler
 from dptune.units.unit import PrivacyUnit, group_by_author
@@ -289,3 +293,54 @@ def test_a_plan_with_weights_draws_by_them_and_its_statement_says_so(tmp_path: P
     for stated in (run.statement(), plain.statement()):
         assert (stated.parts, stated.sampling_probability) == (parts, chosen.sampling_probability)
         assert "with weights (300 with weight 1, 200 with weight 4; the sampling probability is" in stated.sampler
+
+
+def limited(folder: Path, steps: int = 9, test_seed: int | None = None) -> RunPlan:
+    """A plan with a register that allows 20 of its steps."""
+    allowed = Spend(CONFIG.noise_multiplier, CONFIG.sampling_probability, 20)
+    Budget(folder / "people.jsonl").set_limit(compose([allowed], delta=CONFIG.delta), CONFIG.delta)
+    settings = PrivacySettings(noise_multiplier=1.0, delta=CONFIG.delta, register=str(folder / "people.jsonl"))
+    return make_plan(settings, num_examples=500, batch=100, steps=steps, test_seed=test_seed)
+
+
+def test_a_run_that_would_exceed_its_register_leaves_nothing_and_spends_nothing(tmp_path: Path) -> None:
+    chosen = limited(tmp_path)
+    for name in ("one", "two"):
+        PrivateRun(chosen, tmp_path / name)
+    with pytest.raises(InvalidArgument, match=r"register=.*with three it would be"):
+        PrivateRun(chosen, tmp_path / "three")
+    with pytest.raises(InvalidArgument, match=r"register=.*with three it would be"):
+        describe_register(chosen, tmp_path / "three")
+    assert not (tmp_path / "three" / LEDGER_NAME).exists()
+    assert [stage.stage for stage in Budget(tmp_path / "people.jsonl").stages] == ["one", "two"]
+
+
+def test_a_run_reserves_all_planned_steps_and_the_repeated_ones_when_it_resumes(tmp_path: Path) -> None:
+    chosen = limited(tmp_path)
+    run = trained(tmp_path, chosen, 3)
+    (entry,) = Budget(tmp_path / "people.jsonl").stages
+    assert sum(spend.steps for spend in entry.reserved) == 9
+    copy = tmp_path / "copy"
+    copy.write_bytes(b"".join((run.folder / LEDGER_NAME).read_bytes().splitlines(keepends=True)[:1]))
+    saved = SavedRun(1, copy, 1, run.identity)
+    PrivateRun(chosen, run.folder, resume_from=saved)
+    (entry,) = Budget(tmp_path / "people.jsonl").stages
+    assert sum(spend.steps for spend in entry.reserved) == 3 + 8
+
+
+def test_a_run_with_a_register_resumes_only_with_one(tmp_path: Path) -> None:
+    chosen = limited(tmp_path)
+    run = trained(tmp_path, chosen, 1)
+    saved = SavedRun(1, run.folder / LEDGER_NAME, 1, run.identity)
+    without = replace(chosen, register=None)
+    with pytest.raises(InvalidArgument, match="register was True in the checkpoint and is absent now"):
+        PrivateRun(without, run.folder, resume_from=saved)
+
+
+def test_a_plan_tells_what_its_register_leaves(tmp_path: Path) -> None:
+    chosen = limited(tmp_path)
+    (line,) = describe_register(chosen, tmp_path / "one")
+    spent = compose(spends_to_come(chosen, 9), delta=CONFIG.delta)
+    assert f"epsilon {rounded_up(spent)} of " in line
+    assert describe_register(plan(), tmp_path / "one") == []
+    assert not (tmp_path / "one").exists()
