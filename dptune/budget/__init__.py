@@ -50,7 +50,7 @@ from dptune.budget.stages import (
 )
 from dptune.ledger import Ledger, begin_ledger, has_begun
 
-_NAME_WIDTH = 32
+_NAME_WIDTH = 30
 
 
 class Limit(NamedTuple):
