@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,19 +61,38 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder `target` and fill it with `write`, completely or not at all. An existing one is replaced."""
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    """Make the folder `target` and fill it with `write`, completely or not at all. An existing one is replaced.
+
+    Its files may be read by whom the umask allows. Some libraries write files that only the owner can read.
+    """
+    partial, old = (target.with_name(f".{target.name}.{secrets.token_hex(4)}.{end}") for end in ("tmp", "old"))
     try:
         partial.mkdir()
         write(partial)
+        _allow_readers(partial)
         sync_tree(partial)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)  # at once, where removing it takes long
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if old.exists():
+            old.rename(target)
         raise
     sync_folder(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _allow_readers(folder: Path) -> None:
+    """Let those read the files below `folder` who may read a new file here."""
+    probe = folder / f".{secrets.token_hex(4)}.tmp"
+    probe.touch(exist_ok=False)
+    readers = probe.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | readers)
 
 
 def sync_tree(folder: Path) -> None:

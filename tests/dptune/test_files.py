@@ -187,3 +187,34 @@ def test_two_writers_at_once_do_not_touch_each_others_half(tmp_path: Path) -> No
     write_folder(tmp_path / "out", interrupted)
     assert content(tmp_path / "out") == ["first"]
     assert content(tmp_path) == ["out"]
+
+
+def test_a_failed_rename_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError("no")
+        return rename(self, target)
+
+    write_folder(tmp_path / "out", filling("old"))
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no"):
+        write_folder(tmp_path / "out", filling("new"))
+    assert content(tmp_path / "out") == ["old"]
+    assert content(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_that_only_the_owner_may_read_get_the_readers_of_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        filling("own")(folder)
+        for path in folder.iterdir():
+            path.chmod(0o600)
+
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "out", write)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()] == [mode]
