@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dptune.accounting import Spend, account, running_epsilon
+from dptune.accounting import Spend, running_epsilon
 from dptune.ledger import LEDGER_NAME, Ledger
 from dptune.published import published_part
 from dptune.report.statement import REPORT_NAME, PrivacyStatement, read_privacy_report, spends_of_unused
@@ -36,12 +36,8 @@ def allowed_share(false_alarms: float, profile: Profile) -> float:
 
 
 def profile_of_spends(spends: Sequence[Spend], delta: float) -> Profile:
-    """Pairs of epsilon and delta that all hold for a run: that of its report, and those of larger deltas."""
-    larger = [one for one in _DELTAS if one > delta]
-    return (
-        (account(spends, delta=delta).epsilon, delta),
-        *((running_epsilon(spends, delta=one), one) for one in larger),
-    )
+    """Pairs of epsilon and delta that hold for these releases, with deltas above `delta`."""
+    return tuple((running_epsilon(spends, delta=one), one) for one in _DELTAS if one > delta)
 
 
 def profile_of_run(folder: str) -> tuple[PrivacyStatement, Profile]:
@@ -56,5 +52,4 @@ def profile_of_run(folder: str) -> tuple[PrivacyStatement, Profile]:
         return statement, ()
     ledger = Ledger(published / LEDGER_NAME, group_size=statement.group_size)
     spends = [*ledger.spends, *spends_of_unused(statement, statement.unused_steps)]
-    stated = (statement.epsilon, statement.delta)
-    return statement, (stated, *profile_of_spends(spends, statement.delta)) if spends else (stated,)
+    return statement, ((statement.epsilon, statement.delta), *profile_of_spends(spends, statement.delta))
