@@ -64,6 +64,7 @@ def plot_exposures(trained: Sequence[float], start: Sequence[float], most: float
         axes.bar(places - 0.2, start, width=0.4, color=_START, label="before training")
         axes.bar(places + 0.2, trained, width=0.4, color=_TRAINING, label="trained")
         axes.axhline(most, color="black", linestyle=":", linewidth=1, label="found at the first guess")
+        axes.set_xticks(places.tolist())
         axes.set(xlabel="secret", ylabel="exposure in bits", ylim=(0, 1.05 * most))
 
     return drawn_image(draw)

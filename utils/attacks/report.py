@@ -145,7 +145,8 @@ def _membership_section(findings: Findings, one: Membership) -> Section:
     plots = [
         Plot(
             plot_roc(real_members, real_others, findings.profile),
-            f"Share of training {one.of} caught, by false alarms. A curve above the black line breaks the guarantee.",
+            f"Share of training {one.of} caught, by false alarms. A curve well above the line of epsilon contradicts it. "
+            "At the left end few rows decide, so chance may lift a curve there.",
         ),
         Plot(
             plot_scores(one.members[REFERENCE], one.others[REFERENCE], f"score: {REFERENCE}, nats per token"),

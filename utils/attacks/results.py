@@ -132,8 +132,9 @@ class Findings:
             )
         if self.copied is not None:
             longest = int(self.copied.train.max())
-            told = "longer than chance explains: the model copies" if self.copied.copies else "no sign of copying"
-            lines.append(f"The longest passage that a text shares with a training row has {longest} words; {told}.")
+            compared = "passages with training rows than with held-out rows, beyond chance"
+            told = f"longer {compared}: the model copies" if self.copied.copies else f"no longer {compared}"
+            lines.append(f"Texts of the model share {told} (the longest has {longest} words).")
         if self.contradictions():
             lines += [f"CONTRADICTION: {line}." for line in self.contradictions()]
             lines.append(

@@ -72,7 +72,10 @@ def test_copies_are_named() -> None:
     rows = [f"{word} {word}b {word}c {word}d" for word in "klmnopqrstuv"]
     others = [f"{word} {word}e" for word in "KLMNOPQRSTUV"]
     copied = findings(membership(0.0), copied=compare_copies(rows, rows, others)).verdict()
-    assert any("4 words" in line and "copies" in line for line in copied)
+    assert "Texts of the model share longer passages" in " ".join(copied)
+    assert "the model copies (the longest has 4 words)." in " ".join(copied)
+    apart = findings(membership(0.0), copied=compare_copies(others, rows, rows)).verdict()
+    assert "share no longer passages" in " ".join(apart)
 
 
 def test_small_shares_keep_their_figures() -> None:
