@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.synthetic.passages import SharedPassage, longest_shared_passages
+from utils.synthetic.passages import longest_shared_passages
 from utils.synthetic.words import words_of
 
 SURE_CHANCE = 0.001  # below, a difference is no chance
+LONG = 20  # words from which a single passage counts, as in scripts/evaluate_synthetic.py
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,11 @@ class Copied:
     Attributes:
         rows: number of training rows that were searched, and of held-out rows.
         train, held_out: the longest passage of each text in words, int64 [texts], shared with any row of each kind.
-        passages: of each text, where its longest passage with a training row is.
     """
 
     rows: int
     train: np.ndarray
     held_out: np.ndarray
-    passages: tuple[SharedPassage, ...]
 
     @property
     def longer(self) -> int:
@@ -51,9 +50,14 @@ class Copied:
         return float(binomtest(self.longer, differ, alternative="greater").pvalue) if differ else 1.0
 
     @property
+    def long(self) -> int:
+        """Number of texts that share LONG words or more with a training row, and more than any with a held-out row."""
+        return int((self.train >= max(LONG, self.held_out.max() + 1)).sum())
+
+    @property
     def copies(self) -> bool:
-        """Whether the texts are nearer to the training rows than chance explains."""
-        return self.chance < SURE_CHANCE
+        """Whether the texts are nearer to the training rows than chance explains, or any of them copies a lot."""
+        return self.chance < SURE_CHANCE or self.long > 0
 
 
 def compare_copies(texts: Sequence[str], train: Sequence[str], held_out: Sequence[str]) -> Copied:
@@ -68,4 +72,4 @@ def compare_copies(texts: Sequence[str], train: Sequence[str], held_out: Sequenc
     words = [words_of(text) for text in texts]
     found = [longest_shared_passages(words, [words_of(row) for row in rows]) for rows in (train, held_out)]
     lengths = [np.array([one.length for one in passages], dtype=np.int64) for passages in found]
-    return Copied(len(train), lengths[0], lengths[1], tuple(found[0]))
+    return Copied(len(train), *lengths)

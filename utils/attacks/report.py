@@ -12,11 +12,11 @@ import numpy as np
 
 from dptune._files import atomic_write
 from dptune.accounting.rounding import rounded_up
-from utils.attacks.copied import Copied
+from utils.attacks.copied import LONG, Copied
 from utils.attacks.exposure import CHANCE_BITS
 from utils.attacks.membership import FALSE_ALARMS, REFERENCE, SHOWN, Attack, Caught
 from utils.attacks.plots import plot_exposures, plot_roc, plot_scores
-from utils.attacks.results import Findings, Membership, percent
+from utils.attacks.results import ROWS, Findings, Membership, percent
 from utils.files.jsonl import write_json
 from utils.synthetic.page import Plot, Section, render
 
@@ -73,6 +73,7 @@ def _copied_as_json(copied: Copied) -> dict[str, Any]:
         "longest_held_out": int(copied.held_out.max()),
         "longer": copied.longer,
         "shorter": copied.shorter,
+        "long": copied.long,
         "chance": copied.chance,
     }
 
@@ -82,7 +83,8 @@ def printed(findings: Findings) -> list[str]:
     lines = [f"privacy                {_privacy(findings)}"]
     for one in findings.membership:
         members, others = one.sizes
-        left_out = f"; {findings.known:,} more are training rows too" if findings.known else ""
+        known = findings.known if one.of == ROWS else 0
+        left_out = f"; {known:,} more left out, which were trained on" if known else ""
         lines += [f"{one.of:<23}{members:,} of the training, {others:,} held out{left_out}", ""]
         lines += _as_table(["", *_columns()], [[label, *cells] for label, cells in _membership_rows(findings, one)])
         lines.append("")
@@ -137,7 +139,7 @@ def _membership_section(findings: Findings, one: Membership) -> Section:
         f"if it tells them apart, the held-out {one.of} are of another kind. {findings.known:,} held-out rows were "
         "left out, since they are training rows too or of a training author."
     )
-    if one.of == "rows" and "author" in findings.unit:
+    if one.of == ROWS and "author" in findings.unit:
         explanation += (
             " The run protects authors: its epsilon is for all rows of an author, so it limits single rows too."
         )
@@ -145,8 +147,8 @@ def _membership_section(findings: Findings, one: Membership) -> Section:
     plots = [
         Plot(
             plot_roc(real_members, real_others, findings.profile),
-            f"Share of training {one.of} caught, by false alarms. A curve well above the line of epsilon contradicts it. "
-            "At the left end few rows decide, so chance may lift a curve there.",
+            f"Share of training {one.of} caught, by false alarms. A curve well above the line of epsilon contradicts "
+            "it. At the left end few rows decide, so chance may lift a curve there.",
         ),
         Plot(
             plot_scores(one.members[REFERENCE], one.others[REFERENCE], f"score: {REFERENCE}, nats per token"),
@@ -190,7 +192,8 @@ def _copied_section(copied: Copied) -> Section:
         f"{len(copied.train)} texts of the model are searched for in {copied.rows:,} training rows and in as many "
         "held-out rows, for the longest passage that each shares with any of them. It is longer with the training "
         f"rows for {copied.longer} texts, and with the held-out rows for {copied.shorter}. The chance of so many is "
-        f"{copied.chance:.2g} for a model that does not copy."
+        f"{copied.chance:.2g} for a model that does not copy. {copied.long} texts share {LONG} words or more with a "
+        "training row, and more than any text with a held-out row."
     )
     columns = ["words shared with a training row", "words shared with a held-out row"]
     return Section("Copied passages", explanation, columns, rows)

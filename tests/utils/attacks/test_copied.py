@@ -39,6 +39,18 @@ def test_copies_of_training_rows_are_no_chance() -> None:
     assert not compare_copies(held_out[:12], train, held_out).copies
 
 
+def test_one_long_copy_is_enough() -> None:
+    row = " ".join(f"w{number}" for number in range(30))
+    texts = [*some(0, 9), f"x {row[: row.index(' w20')]} y"]
+    found = compare_copies(texts, [*some(1, 9), row], some(2, 10))
+    assert (found.long, int(found.train.max())) == (1, 20)
+    assert found.chance > 0.001
+    assert found.copies
+    shorter = compare_copies([*texts[:-1], row[: row.index(" w19")]], [*some(1, 9), row], some(2, 10))
+    assert (shorter.long, shorter.copies) == (0, False)
+    assert compare_copies(texts, [*some(1, 9), row], [*some(2, 9), row]).long == 0, "a held-out row has it too"
+
+
 def test_nothing_shared_is_no_copy() -> None:
     found = compare_copies(["x y"], ["a"], ["b"])
     assert found.train.tolist() == [0]

@@ -56,7 +56,7 @@ def test_everything_is_written_and_marked(findings: Findings, tmp_path: Path, mo
 def test_the_printed_table_tells_it_in_short(findings: Findings) -> None:
     lines = printed(findings)
     assert lines[0].startswith("privacy                epsilon 1.0001 at delta 1e-05, for one training example")
-    assert lines[1] == "rows                   50 of the training, 500 held out; 3 more are training rows too"
+    assert lines[1] == "rows                   50 of the training, 500 held out; 3 more left out, which were trained on"
     assert any(line.startswith("most that epsilon allows") and "2.7%" in line for line in lines)
     assert any("in 4 training rows: rank 2 of 1001, 9.0 bits" in line for line in lines)
     assert any(
