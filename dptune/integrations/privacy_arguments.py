@@ -15,6 +15,7 @@ FLAGS = {
     "noise_multiplier": "--noise_multiplier",
     "target_epsilon": "--target_epsilon",
     "delta": "--delta",
+    "max_batch": "--max_batch",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
@@ -57,6 +58,13 @@ class PrivacyArguments:
             "help": "Probability with which the bound may fail. Default: a tenth of 1 / number of examples, rounded "
             "down to a power of ten.",
             "aliases": aliases("target_delta"),
+        },
+    )
+    max_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum examples per step, over all processes. Larger draws are cut, which raises epsilon. By "
+            "default draws are not cut."
         },
     )
     disable_dp: bool = field(

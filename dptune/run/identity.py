@@ -60,6 +60,7 @@ def mechanism_identity(plan: RunPlan) -> dict[str, object]:
         "insecure_test_seed": plan.test_seed,
         "num_examples": plan.num_examples,
         **(plan.parts.identity if plan.parts else {}),
+        **({} if plan.max_batch is None else {"max_batch": plan.max_batch}),
     }
 
 

@@ -229,4 +229,4 @@ def test_a_draw_cannot_be_skipped(tmp_path: Path) -> None:
             step.finish()
     assert not (tmp_path / "ledger.jsonl").exists()
     public = {name for name in dir(sampler) if not name.startswith("_")}
-    assert public == {"draw", "keystream", "name", "num_examples", "parts", "sampling_probability"}
+    assert public == {"draw", "keystream", "max_batch", "name", "num_examples", "parts", "sampling_probability"}

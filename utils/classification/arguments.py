@@ -185,6 +185,13 @@ class BudgetArguments:
             "down to a power of ten"
         },
     )
+    max_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "maximum examples per step, over all processes: larger draws are cut, which raises epsilon; "
+            "default: draws are not cut"
+        },
+    )
     ignore_users: bool = field(
         default=False,
         metadata={"help": "protect rows although --train_file names users: a user with many rows is protected less"},
@@ -204,6 +211,8 @@ class BudgetArguments:
                 require_positive(f"--{flag}", getattr(self, flag))
         if self.delta is not None:
             require_delta(self.delta, name="--delta")
+        if self.max_batch is not None:
+            require_count("--max_batch", self.max_batch)
 
     def settings(self) -> PrivacySettings | None:
         """The engine's privacy settings; None without privacy. An open --clip_norm must be measured first."""
@@ -427,6 +436,7 @@ ON_RESUME: OnResumeTable = {
     "noise_multiplier": OnResume.COMPARED,
     "clip_norm": OnResume.COMPARED,
     "delta": OnResume.COMPARED,
+    "max_batch": OnResume.REFUSED,
     "insecure_test_seed": OnResume.REFUSED,
     "ignore_users": OnResume.RUNTIME,
     # optimisation: likewise

@@ -126,6 +126,7 @@ ON_RESUME: OnResumeTable = {
     "examples_per_unit": OnResume.REFUSED,
     "user_level_method": OnResume.REFUSED,
     "unit_gradient": OnResume.REFUSED,
+    "max_batch": OnResume.REFUSED,
     "insecure_test_seed": OnResume.REFUSED,
     "ignore_users": OnResume.RUNTIME,
     "clipping": OnResume.REFUSED,

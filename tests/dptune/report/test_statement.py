@@ -26,7 +26,7 @@ REQUIRED_KEYS = [
     "epsilon", "delta", "noise_multiplier", "clip_norm", "clipping", "sampling_probability", "expected_batch_size",
     "steps",
     "repeated_steps", "unused_steps", "num_examples", "sampled", "privacy_unit", "method", "group_size", "adjacency",
-    "accountant", "sampler", "noise_source", "guarantee", "reasons", "starts_from", "versions", "parts",
+    "accountant", "sampler", "noise_source", "guarantee", "reasons", "starts_from", "versions", "parts", "max_batch",
 ]  # fmt: skip
 
 SETTINGS: dict[str, Any] = {
