@@ -24,7 +24,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-_RELATIVE, _ABSOLUTE = 1 + 1e-6, 1e-300  # above scipy's errors of a binomial tail, and of one that underflows
+_RELATIVE, _ABSOLUTE = 1 + 1e-6, 1e-30  # above the errors of a binomial tail, and large enough to compute with
 
 
 class Cut(NamedTuple):

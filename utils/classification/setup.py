@@ -54,8 +54,8 @@ from utils.models.trainable import Losses, in_autocast
 from utils.training.changes import OnResume, describe_changes, resumed_config
 from utils.training.loop import Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget
-from utils.training.plan import describe_most_passes
 from utils.training.optimizers import UpdateSettings, require_works
+from utils.training.plan import describe_most_passes
 from utils.training.resume import OTHER_FILES, refuse_other_beginning
 from utils.training.run import open_folder, train
 from utils.training.task import PER_EXAMPLE, Finished
