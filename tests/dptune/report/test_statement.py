@@ -111,6 +111,7 @@ def test_without_a_guarantee_epsilon_is_null_and_the_reasons_are_listed(tmp_path
         {"group_size": 0},
         {"group_size": 75330},
         {"parts": Parts((75000, 329), (1.0, 2.0))},
+        {"max_batch": 2047},
         {"sampling_probability": 1.5, "expected_batch_size": 1.5 * 75329},
     ],
 )
