@@ -129,12 +129,12 @@ def main() -> None:
         "# Poisson draws that are cut at a maximal batch",
         machine("benchmarks.truncation", torch.device("cpu"), sys.argv[1:]),
         f"## Epsilon at delta {_DELTA:g}",
-        "P(full): the probability that one more example finds no room in a batch; sd: the standard deviation of the "
-        "batch size.\nEpsilons are rounded up.",
+        "P(full): the probability that one more example finds no room in a batch; sd: the standard\n"
+        "deviation of the batch size. Epsilons are rounded up.",
         markdown(bound, [line for setting in SETTINGS for line in costs(setting)]),
         "## Delta of one step that removes an example",
-        "Counted: the exact delta of gradients of -1 beside one of 1. Real draws: estimated from "
-        f"{_TRIALS:,} steps of the\nsampler with noise, ± two standard errors.",
+        "Counted: the exact delta of gradients of -1 beside one of 1. Real draws: estimated from\n"
+        f"{_TRIALS:,} steps of the sampler with noise, ± two standard errors.",
         markdown(exact, small_cases()),
     ]
     publish(parts, given.output)

@@ -13,8 +13,9 @@ p = P(Binomial(n, q) >= N), whatever the data.
 The hockey-stick divergence is jointly convex. So no epsilon of the step is above that of a release which tells whether
 there was room, and then is a Poisson-subsampled Gaussian release: with the sensitivity C, or with 2C. Such a mixture
 dominates the step at every epsilon and in both directions, so it composes over adaptive steps (Zhu et al. 2022,
-"Optimal accounting of differential privacy via characteristic function"). Ganesh et al. 2025 (arXiv 2508.15089) treat
-the same draws; their bound takes the neighbours that replace an example wherever a draw is cut, which is looser.
+"Optimal accounting of differential privacy via characteristic function"). dp-accounting has a bound for the same draws
+("Tighter privacy analysis for truncated Poisson sampling", arXiv 2508.15089). There a full batch replaces an example in
+both directions. The two bounds differ by a few per cent.
 
 No torch in this file.
 """
