@@ -210,9 +210,7 @@ def test_the_noise_for_an_epsilon_covers_the_cut() -> None:
     others = {name: value for name, value in CUT.items() if name != "noise_multiplier"}
     config = PrivacyConfig.for_epsilon(target_epsilon=2.0, **others)
     assert config.max_batch == 62
-    assert config.planned_epsilon() <= 2.0
-    plain = PrivacyConfig.for_epsilon(target_epsilon=2.0, **others | {"max_batch": None})
-    assert config.noise_multiplier > plain.noise_multiplier
+    assert 1.99 < config.planned_epsilon() <= 2.0
 
 
 @pytest.mark.parametrize(
