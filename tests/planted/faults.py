@@ -1,61 +1,8 @@
-r"""Plant faults that break privacy in silence, one at a time, and check that the tests named for each go red.
-
-    python -m tests.planted                       # all of them: about half an hour on two quiet cores
-    python -m tests.planted --only noise ledger   # those whose names contain one of these words
-    python -m tests.planted --output table.md     # also write the table
-
-Some of them break no privacy but fail or are slow where there is an accelerator, which the CPU alone does not show:
-`--only accelerator`.
-
-Each fault is a change of one place in a temporary copy of the tree. Nothing crashes with it and every output looks as
-before, so that only a test can tell. A fault that is `missed` is a gap in the tests. `tests/test_planted.py` checks in
-every run of the suite that each fault still fits the source.
-"""
+"""The faults, by area. Nothing crashes with one and every output looks as before, so that only a test can tell."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import shutil
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
-ROOT = Path(__file__).resolve().parents[1]
-_IGNORED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "shared", "results", "*.egg-info")
-_TESTS_RED, _TIMEOUT = 1, 600.0  # pytest's exit status; seconds
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One change that no user would notice.
-
-    Attributes:
-        name: what is broken.
-        file: where, below the root.
-        old: text that occurs once in it.
-        new: what replaces it.
-        tests: files, or single tests, at least one of which must fail.
-        why: what the fault would cost.
-        and_also: another pair of `old` and `new`, where one place is not enough.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-    why: str
-    and_also: tuple[str, str] | None = None
-
-    @property
-    def changes(self) -> list[tuple[str, str]]:
-        """(old, new) of each place."""
-        return [(self.old, self.new), *([self.and_also] if self.and_also else [])]
-
+from tests.planted.fault import Fault
 
 STEP, SESSION = "tests/dptune/test_step.py", "tests/dptune/run/test_session.py"
 NEIGHBOURS, AUTHORS = "tests/test_neighbours.py", "tests/test_author_neighbours.py"
@@ -74,12 +21,53 @@ _ADD_NOISE, _DIVIDE = "        self._add_noise(noisy)\n", "        total /= self
 FAULTS = (
     # --- the step ---
     Fault(
+        "no noise",
+        "dptune/noise.py",
+        "mul_(std / grid)",
+        "mul_(0.0)",
+        (STEP,),
+        "the sum itself is released",
+    ),
+    Fault(
         "noise scaled by 1/2",
         "dptune/noise.py",
         "mul_(std / grid)",
         "mul_(std / 2 / grid)",
         (STEP,),
         "the real epsilon is more than twice the reported one",
+    ),
+    Fault(
+        "the noise's key follows the public seed",
+        "dptune/noise.py",
+        "self.keystream = keystream or Keystream.from_os()",
+        "self.keystream = keystream or Keystream.shared(torch.initial_seed().to_bytes(32, 'big'))",
+        (SESSION + "::test_two_runs_differ_whatever_the_seeds",),
+        "anyone who knows the seed can subtract the noise",
+    ),
+    Fault(
+        "the mean of a micro-batch's losses",
+        "dptune/step.py",
+        "(losses.sum() * self._loss_scale).backward()",
+        "(losses.mean() * self._loss_scale).backward()",
+        (STEP,),
+        "an example's gradient depends on how many others are in its micro-batch",
+    ),
+    Fault(
+        "a step keeps its last micro-batch only",
+        "dptune/step_sums.py",
+        '        """See `StepSum`."""\n        recorded.add_weighted_sums(',
+        '        """See `StepSum`."""\n'
+        '        present(self._sum_P, "sum").zero_()\n        recorded.add_weighted_sums(',
+        (STEP,),
+        "most of a draw is not trained on, though epsilon pays for it",
+    ),
+    Fault(
+        "gradients rounded after their norm is measured",
+        "dptune/per_example/uses.py",
+        "            columns = right.flatten(0, 1)\n",
+        "            columns = right.flatten(0, 1).bfloat16().to(right.dtype)\n",
+        (NEIGHBOURS,),
+        "rounding makes a clipped gradient longer than the clip norm",
     ),
     Fault(
         "noise not scaled by the clip norm",
@@ -558,6 +546,14 @@ FAULTS = (
         "rounding errors put the stated epsilon below the exact one at tiny deltas",
     ),
     Fault(
+        "epsilon by an optimistic discretisation",
+        "dptune/accounting/distributions.py",
+        "interval, sampling_prob=sampling_probability\n",
+        "interval, sampling_prob=sampling_probability, pessimistic_estimate=False\n",
+        ("tests/dptune/accounting/test_distributions.py",),
+        "the stated epsilon is a lower bound",
+    ),
+    Fault(
         "a micro-batch is as wide as its longest row",
         "dptune/units/batches.py",
         "self.data.batch(np.concatenate(chosen), pad_token_id, shape.width)",
@@ -630,7 +626,7 @@ FAULTS = (
         "ranks round to grids of their own",
         "dptune/step.py",
         "grid=self.config.grid(self.clip_norm)",
-        "grid=self.config.grid(self.clip_norm) / self._world_size**2",
+        "grid=self.config.grid(self.clip_norm) / self._sums.noises**2",
         ("tests/dptune/test_step.py",),
         "the sum's last bits tell how it was dealt out",
     ),
@@ -1370,6 +1366,31 @@ FAULTS = (
         ("tests/dptune/accounting/test_groups.py", "tests/dptune/accounting/test_bounds.py"),
         "epsilon of a person with k rows is too small at tiny deltas",
     ),
+    # --- the histogram of private records ---
+    Fault(
+        "every record of a person has a vote",
+        "dptune/histogram.py",
+        "np.array([1 / records[unit] for unit in known])",
+        "np.array([1.0 for _ in known])",
+        ("tests/dptune/test_histogram.py",),
+        "a person with many records moves the counts by more than the noise is made for",
+    ),
+    Fault(
+        "counts without noise",
+        "dptune/histogram.py",
+        "np.rint((votes_K + noise) / step)",
+        "np.rint((votes_K + 0 * noise) / step)",
+        ("tests/dptune/test_histogram.py",),
+        "the counts themselves are released",
+    ),
+    Fault(
+        "counts not rounded to the grid",
+        "dptune/histogram.py",
+        "np.rint((votes_K + noise) / step) * step",
+        "votes_K + noise",
+        ("tests/dptune/test_histogram.py",),
+        "the last bits tell which count the noise was added to",
+    ),
     # --- whose privacy ---
     Fault(
         "people not noticed by nlg_reddit",
@@ -1710,64 +1731,3 @@ FAULTS = (
         "a run cannot be resumed on another kind of device",
     ),
 )
-
-
-def copy_tree(target: Path) -> Path:
-    """The working tree without what tests do not need."""
-    return Path(shutil.copytree(ROOT, target, ignore=_IGNORED, symlinks=True))
-
-
-def plant(fault: Fault, tree: Path) -> None:
-    """Change a copy of the tree."""
-    path = tree / fault.file
-    text = path.read_text()
-    for old, new in fault.changes:
-        if (count := text.count(old)) != 1:
-            raise SystemExit(f"{fault.name}: {old!r} occurs {count} times in {fault.file}; it must be there once")
-        text = text.replace(old, new)
-    path.write_text(text)
-
-
-def is_caught(fault: Fault, tree: Path) -> bool:
-    """Whether a test goes red. A test that hangs does not. An error of another kind, such as no such test, ends all."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *fault.tests]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    try:
-        run = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    if run.returncode not in (0, _TESTS_RED) or "error during collection" in run.stdout:
-        raise SystemExit(f"{fault.name}: pytest ended with {run.returncode}\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
-    return run.returncode == _TESTS_RED
-
-
-def main() -> None:
-    """Plant each fault, run its tests and print a table; the exit status is 1 if one was missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[""], help="words, one of which a fault's name must contain")
-    parser.add_argument("--output", type=Path, help="file for the table. Default: print it only")
-    args = parser.parse_args()
-    rows = ["| fault | place | caught | seconds |", "| --- | --- | --- | ---: |"]
-    print(*rows, sep="\n", flush=True)
-    missed = 0
-    with TemporaryDirectory() as folder:
-        tree = copy_tree(Path(folder) / "tree")
-        for fault in (one for one in FAULTS if any(word in one.name for word in args.only)):
-            sound, began = (tree / fault.file).read_text(), time.monotonic()
-            plant(fault, tree)
-            caught = is_caught(fault, tree)
-            (tree / fault.file).write_text(sound)
-            missed += not caught
-            verdict, seconds = "yes" if caught else "**MISSED**", time.monotonic() - began
-            rows.append(f"| {fault.name} | `{fault.file}` | {verdict} | {seconds:.0f} |")
-            print(rows[-1], flush=True)
-    print(f"{len(rows) - 2} faults, {missed} missed")
-    if args.output:
-        args.output.write_text("\n".join(rows) + "\n")
-    raise SystemExit(1 if missed else 0)
-
-
-if __name__ == "__main__":
-    main()
