@@ -114,7 +114,10 @@ def require_sound(faults: Sequence[Fault], trees: Sequence[Path], records: Recor
 def changed_files(root: Path) -> list[str]:
     """Files that the last commit, or a change after it, changed; none where no earlier commit is known."""
     command = ["git", "diff", "--name-only", "HEAD~1"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.splitlines()
+    try:
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.splitlines()
+    except OSError:  # no git
+        return []
 
 
 def rotated(faults: Sequence[Fault], sources: str, changed: Sequence[str]) -> list[Fault]:

@@ -66,7 +66,7 @@ FAULTS = (
         "dptune/per_example/uses.py",
         "            columns = right.flatten(0, 1)\n",
         "            columns = right.flatten(0, 1).bfloat16().to(right.dtype)\n",
-        (NEIGHBOURS,),
+        ("tests/dptune/per_example/test_uses.py", STEP),
         "rounding makes a clipped gradient longer than the clip norm",
     ),
     Fault(
@@ -237,7 +237,7 @@ FAULTS = (
         "dptune/sharded_sum.py",
         "self._send(parcel, torch.zeros(elements, dtype=self._dtype, device=self._computes_on))",
         "self._send(parcel, torch.ones(elements, dtype=self._dtype, device=self._computes_on))",
-        ("tests/utils/training/test_in_step.py",),
+        ("tests/utils/training/test_in_step.py::test_several_failures_on_both_ranks_count_each_item_of_the_draw_once",),
         "a failure of memory, which the data may decide, shows in the gradient",
     ),
     Fault(
@@ -253,7 +253,7 @@ FAULTS = (
         "dptune/run/checkpoint.py",
         "        files = {} if shards is None else shards.write(temporary)\n",
         "        files = {} if shards is None else {'shards/.metadata': shards.write(temporary)['shards/.metadata']}\n",
-        ("tests/dptune/run/test_training_state.py",),
+        ("tests/dptune/run/test_shards.py::test_damaged_shards_are_noticed",),
         "a damaged checkpoint is resumed",
     ),
     Fault(
@@ -1275,7 +1275,7 @@ FAULTS = (
         "utils/training/micro_batches.py",
         "        return _only(draw, left)\n",
         "        return _only(draw, left[:0])\n",
-        ("tests/utils/training/test_in_step.py::test_memory_may_run_out_at_every_place_of_one_rank[sharded]",),
+        ("tests/utils/training/test_in_step.py::test_several_failures_on_both_ranks_count_each_item_of_the_draw_once",),
         "with sharded weights, rows that met a full memory are never trained on",
     ),
     Fault(
