@@ -25,7 +25,7 @@ FAULTS = (
         "dptune/noise.py",
         "mul_(std / grid)",
         "mul_(0.0)",
-        (STEP,),
+        (STEP + "::test_steps_have_independent_noise_and_each_is_in_the_ledger",),
         "the sum itself is released",
     ),
     Fault(
@@ -33,7 +33,7 @@ FAULTS = (
         "dptune/noise.py",
         "mul_(std / grid)",
         "mul_(std / 2 / grid)",
-        (STEP,),
+        (STEP + "::test_the_total_noise_is_sigma_c_for_any_number_of_ranks_and_ranks_differ",),
         "the real epsilon is more than twice the reported one",
     ),
     Fault(
@@ -49,7 +49,7 @@ FAULTS = (
         "dptune/step.py",
         "(losses.sum() * self._loss_scale).backward()",
         "(losses.mean() * self._loss_scale).backward()",
-        (STEP,),
+        (STEP + "::test_the_sum_equals_the_oracles[60-False-inactive]",),
         "an example's gradient depends on how many others are in its micro-batch",
     ),
     Fault(
@@ -58,7 +58,7 @@ FAULTS = (
         '        """See `StepSum`."""\n        recorded.add_weighted_sums(',
         '        """See `StepSum`."""\n'
         '        present(self._sum_P, "sum").zero_()\n        recorded.add_weighted_sums(',
-        (STEP,),
+        (STEP + "::test_the_sum_equals_the_oracles[60-False-inactive]",),
         "most of a draw is not trained on, though epsilon pays for it",
     ),
     Fault(
@@ -74,7 +74,7 @@ FAULTS = (
         "dptune/mechanism.py",
         "return self.gradient_noise_multiplier * (clip_norm or self.clip_norm) * (1 + ROUNDING) / sqrt(world_size)",
         "return self.gradient_noise_multiplier * (1 + ROUNDING) / sqrt(world_size)",
-        (STEP, "tests/dptune/test_mechanism.py"),
+        ("tests/dptune/test_mechanism.py::test_noise_sensitivity_probability_and_divisor",),
         "with a clip norm above 1 the noise is too small",
     ),
     Fault(
@@ -82,7 +82,7 @@ FAULTS = (
         "dptune/step.py",
         _ADD_NOISE,
         "        if self._ledger is not None:\n    " + _ADD_NOISE,
-        (STEP,),
+        (STEP + "::test_the_total_noise_is_sigma_c_for_any_number_of_ranks_and_ranks_differ",),
         "the sum has the noise of one rank only",
     ),
     Fault(
@@ -90,7 +90,7 @@ FAULTS = (
         "dptune/mechanism.py",
         "/ sqrt(world_size)",
         "/ world_size",
-        (STEP, "tests/dptune/test_mechanism.py"),
+        ("tests/dptune/test_mechanism.py::test_the_shares_of_all_ranks_add_up_to_the_whole",),
         "variances add up, standard deviations do not: too little noise on several ranks",
     ),
     Fault(
@@ -98,7 +98,7 @@ FAULTS = (
         "dptune/step.py",
         _ADD_NOISE,
         "",
-        (STEP,),
+        (STEP + "::test_the_total_noise_is_sigma_c_for_any_number_of_ranks_and_ranks_differ",),
         "the noise is not divided with the sum: what is released is not what is documented",
         (_DIVIDE, _DIVIDE + _ADD_NOISE.replace("noisy", "total")),
     ),
@@ -107,7 +107,7 @@ FAULTS = (
         "dptune/step.py",
         _ADD_NOISE,
         "",
-        (STEP,),
+        (STEP + "::test_the_total_noise_is_sigma_c_for_any_number_of_ranks_and_ranks_differ",),
         "each rank goes its own way, with the noise of one rank",
         (_DIVIDE, _ADD_NOISE.replace("noisy", "total") + _DIVIDE),
     ),
@@ -116,7 +116,7 @@ FAULTS = (
         "dptune/step.py",
         "std = self.config.noise_std_per_rank(self._sums.noises, self.clip_norm)",
         "std = self.config.noise_std_per_rank(self._sums.noises, self.clip_norm) / self.config.divisor",
-        (STEP,),
+        (STEP + "::test_the_total_noise_is_sigma_c_for_any_number_of_ranks_and_ranks_differ",),
         "the noise is too small by the batch size",
     ),
     Fault(
@@ -124,7 +124,7 @@ FAULTS = (
         "dptune/step.py",
         _DIVIDE,
         "        total /= max(1, getattr(self, '_drawn', 0))\n        self._drawn = 0\n",
-        (STEP,),
+        (STEP + "::test_the_ledger_line_is_on_disk_before_any_rank_has_the_gradient",),
         "the number drawn is private, and the division reveals it",
         (
             "        sums = self._begun()\n        try:\n",
@@ -137,7 +137,9 @@ FAULTS = (
         "dptune/step_sums.py",
         "torch.zeros(self.size, dtype=torch.float64, device=self._device)",
         "torch.zeros(self.size, dtype=torch.float32, device=self._device)",
-        ("tests/test_fixed_shapes.py",),
+        (
+            "tests/test_fixed_shapes.py::test_the_order_of_sums_changes_what_others_add_by_less_than_is_accounted_for[32-64]",
+        ),
         "one row less changes the rounding of all others by 0.1 C",
     ),
     Fault(
@@ -237,7 +239,7 @@ FAULTS = (
         "dptune/step.py",
         "        if not self._is_looked_at:  # once per step\n",
         "        if not self._has_begun:  # once per step\n",
-        (STEP,),
+        (STEP + "::test_a_gradient_that_is_not_recorded_is_refused",),
         "the optimizer gets a plain gradient beside the private ones",
     ),
     Fault(
@@ -253,7 +255,7 @@ FAULTS = (
         "dptune/per_example/check.py",
         "    return norms if mesh is None else norms_over_ranks(norms, mesh)\n",
         "    return norms\n",
-        ("tests/dptune/per_example/test_check_sharded.py",),
+        ("tests/dptune/per_example/test_check_sharded.py::test_a_fault_is_refused_by_every_rank_with_the_same_words",),
         "the other ranks wait for ever",
     ),
     Fault(
@@ -293,7 +295,7 @@ FAULTS = (
         "dptune/step.py",
         "        self._fed.require_draw(self._device)\n",
         "",
-        ("tests/dptune/test_step_draws.py",),
+        ("tests/dptune/test_step_draws.py::test_a_step_that_is_fed_anything_else_releases_nothing",),
         "a loop that feeds the same row in every step gets the epsilon of Poisson draws",
     ),
     Fault(
@@ -301,7 +303,7 @@ FAULTS = (
         "dptune/step.py",
         "sampler=self._fed.sampler_name,",
         "",
-        ("tests/dptune/test_step_draws.py",),
+        ("tests/dptune/test_step_draws.py::test_without_a_sampler_the_report_guarantees_nothing",),
         "the report states an epsilon for batches that nobody drew",
     ),
     Fault(
@@ -309,7 +311,7 @@ FAULTS = (
         "dptune/sampling.py",
         "drawn, wanted = self._unused[0]",
         "drawn, wanted = self._unused[-1]",
-        ("tests/dptune/test_step_draws.py",),
+        ("tests/dptune/test_step_draws.py::test_a_draw_cannot_be_skipped",),
         "a loop that skips draws until one pleases it is no Poisson sampling, but its report says that it is",
     ),
     Fault(
@@ -317,7 +319,7 @@ FAULTS = (
         "dptune/step.py",
         "        if rank not in range(world_size):\n",
         "        if rank < 0:\n",
-        ("tests/dptune/test_step.py",),
+        (STEP + "::test_mistakes_are_refused",),
         "a gradient is released without a line in the ledger",
     ),
     Fault(
@@ -325,7 +327,7 @@ FAULTS = (
         "dptune/step.py",
         "                noise_key=self._fed.noise_key,\n",
         "",
-        ("tests/dptune/test_step_draws.py",),
+        ("tests/dptune/test_step_draws.py::test_the_ledger_knows_of_a_fixed_key_on_any_rank",),
         "the next launch of a loop states an epsilon over steps whose noise anyone can subtract",
     ),
     Fault(
@@ -333,7 +335,7 @@ FAULTS = (
         "dptune/fed_items.py",
         "self._noise_key = FIXED if fixed_keys else SECRET",
         "self._noise_key = self._own_key",
-        ("tests/dptune/test_fed_items.py", "tests/dptune/test_step_draws.py"),
+        ("tests/dptune/test_fed_items.py::test_noise_is_secret_if_it_is_on_every_rank",),
         "the sum has less noise than the report says",
     ),
     Fault(
@@ -341,7 +343,7 @@ FAULTS = (
         "dptune/ledger.py",
         "return (*_reasons_of_noise(self._noise_keys), *_reasons_of_samplers(self._samplers))",
         "return _reasons_of_samplers(self._samplers)",
-        ("tests/dptune/test_ledger.py", "tests/dptune/test_budget.py"),
+        ("tests/dptune/test_ledger.py::test_a_line_without_a_shown_secret_draw_and_secret_noise_leaves_no_epsilon",),
         "statement and budget state an epsilon over steps whose noise anyone can subtract",
     ),
     Fault(
@@ -349,7 +351,7 @@ FAULTS = (
         "dptune/budget.py",
         "return self._opened(stage).reasons",
         "return []",
-        ("tests/dptune/test_budget.py",),
+        ("tests/dptune/test_budget.py::test_a_ledger_whose_lines_have_no_guarantee_voids_the_whole",),
         "several stages have an epsilon together though one of them guarantees nothing",
     ),
     Fault(
@@ -357,7 +359,7 @@ FAULTS = (
         "dptune/ledger.py",
         "return math.inf if self.reasons else self.cost(delta).epsilon",
         "return self.cost(delta).epsilon",
-        ("tests/dptune/test_ledger.py",),
+        ("tests/dptune/test_ledger.py::test_a_line_without_a_shown_secret_draw_and_secret_noise_leaves_no_epsilon",),
         "a loop prints an epsilon for batches that nobody drew",
     ),
     Fault(
@@ -365,7 +367,9 @@ FAULTS = (
         "dptune/sampling.py",
         "return SAMPLER if self.keystream.secret else FIXED_KEY",
         "return SAMPLER",
-        ("tests/dptune/test_step_draws.py",),
+        (
+            "tests/dptune/test_step_draws.py::test_a_sampler_under_a_fixed_key_guarantees_nothing_and_resuming_does_not_hide_it",
+        ),
         "anyone can tell who was drawn, and amplification by sampling is lost",
     ),
     Fault(
@@ -373,7 +377,7 @@ FAULTS = (
         "dptune/step.py",
         "            factors = {name: own * counts for name, own in factors.items()}\n",
         "",
-        ("tests/dptune/test_step_draws.py",),
+        ("tests/dptune/test_step_draws.py::test_units_without_a_number_add_nothing",),
         "rows that nobody drew are added",
     ),
     Fault(
@@ -381,7 +385,7 @@ FAULTS = (
         "dptune/step.py",
         "            config.require_sampler(sampler)\n",
         "            pass\n",
-        ("tests/dptune/test_step_draws.py",),
+        ("tests/dptune/test_step_draws.py::test_a_sampler_of_other_settings_than_the_configuration_is_refused",),
         "the stated epsilon is that of another sampling probability",
     ),
     Fault(
@@ -389,7 +393,7 @@ FAULTS = (
         "dptune/run/plan.py",
         "if value != (accounted := getattr(self.privacy, name)):",
         "if not (accounted := getattr(self.privacy, name)):",
-        ("tests/dptune/run/test_plan.py",),
+        ("tests/dptune/run/test_plan.py::test_a_plan_that_contradicts_its_mechanism_is_refused",),
         "a run draws larger batches than epsilon is computed for, or the report names a larger unit",
     ),
     Fault(
@@ -397,7 +401,7 @@ FAULTS = (
         "dptune/run/session.py",
         "            sampler=self._poisson(),\n",
         "",
-        ("tests/dptune/run/test_session.py",),
+        (SESSION + "::test_a_run_with_hardly_any_noise_ends_with_a_statement",),
         "no front door shows its draws",
     ),
     Fault(
@@ -405,7 +409,7 @@ FAULTS = (
         "dptune/integrations/trainer.py",
         "        if self.privacy_args.disable_dp:\n            return LeastBatches",
         "        if True:\n            return LeastBatches",
-        (TRAINER,),
+        (TRAINER + "::test_rows_that_were_not_announced_are_refused",),
         "an item's rounding follows its neighbours",
     ),
     Fault(
@@ -413,7 +417,7 @@ FAULTS = (
         "dptune/integrations/filling.py",
         "shape.items + 1 - len(items)",
         "shape.items - len(items)",
-        ("tests/dptune/integrations/test_filling.py",),
+        ("tests/dptune/integrations/test_filling.py::test_a_collator_that_makes_other_rows_is_refused",),
         "a full micro-batch is as wide as its widest item",
         ("return value[: wanted - rows]", "return value"),
     ),
@@ -422,7 +426,9 @@ FAULTS = (
         "dptune/shapes.py",
         'side="right" if self.masked else "left"',
         'side="left"',
-        ("tests/dptune/test_shapes.py", "tests/dptune/integrations/test_filling.py"),
+        (
+            "tests/dptune/test_shapes.py::test_with_masks_only_the_longest_rows_have_no_padding_and_they_have_their_own_micro_batches",
+        ),
         "other kernels run if nobody in the draw has padding",
     ),
     Fault(
@@ -430,7 +436,7 @@ FAULTS = (
         "dptune/per_example/check.py",
         "    for training in (False, True):\n",
         "    for training in (False,):\n",
-        ("tests/dptune/per_example/test_check.py",),
+        ("tests/dptune/per_example/test_check.py::test_a_row_that_only_some_neighbours_reach_is_found_in_either_mode",),
         "hand-written batch normalisation: one row moved the sum by 5.9 C",
     ),
     Fault(
@@ -438,7 +444,7 @@ FAULTS = (
         "dptune/per_example/check.py",
         "    _refuse_shared_randomness(model)\n",
         "",
-        ("tests/dptune/per_example/test_check.py",),
+        ("tests/dptune/per_example/test_check.py::test_layers_skipped_at_random_for_all_rows_at_once_are_refused",),
         "which rows share a random number depends on who is drawn",
     ),
     Fault(
@@ -446,7 +452,7 @@ FAULTS = (
         "dptune/integrations/draws.py",
         "draw()\n            forget_randomness()  # for the data set and the collator\n",
         "draw()\n",
-        ("tests/dptune/integrations/test_draws.py",),
+        ("tests/dptune/integrations/test_draws.py::test_nobody_can_predict_the_random_numbers_of_a_data_set",),
         "one row less changes the crops of all later ones: 8.5 C, for anyone who knows the seed",
     ),
     Fault(
@@ -454,7 +460,7 @@ FAULTS = (
         "dptune/integrations/draws.py",
         "torch.Generator().manual_seed(secret_seed())",
         "torch.default_generator",
-        ("tests/dptune/integrations/test_draws.py",),
+        ("tests/dptune/integrations/test_draws.py::test_nobody_can_predict_the_random_numbers_of_a_data_set",),
         "one row less changes the crops of all later ones, for anyone who knows the seed",
     ),
     Fault(
@@ -462,7 +468,7 @@ FAULTS = (
         "dptune/randomness.py",
         "    random.seed(seed)\n    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])\n",
         "",
-        ("tests/dptune/test_randomness.py",),
+        ("tests/dptune/test_randomness.py::test_every_generator_gets_a_new_secret",),
         "augmentations that use numpy follow a public seed",
     ),
     Fault(
@@ -470,7 +476,7 @@ FAULTS = (
         "dptune/integrations/draws.py",
         "        self._sampler._forget()\n        for _",
         "        for _",
-        ("tests/dptune/integrations/test_draws.py",),
+        ("tests/dptune/integrations/test_draws.py::test_a_pass_that_ended_early_leaves_no_draw_behind",),
         "the next step is compared with a draw that nobody reads, and the run ends",
     ),
     Fault(
@@ -478,7 +484,7 @@ FAULTS = (
         "dptune/integrations/engine.py",
         "        if rounding.seen:\n",
         "        if False:\n",
-        (ENGINE,),
+        (ENGINE + "::test_less_than_float32_within_the_losses_is_refused",),
         "an item's rounding follows its neighbours",
     ),
     Fault(
@@ -486,7 +492,7 @@ FAULTS = (
         "dptune/integrations/callback.py",
         "        self.engine.note_optimizer(optimizer)\n",
         "        pass\n",
-        (ENGINE,),
+        (ENGINE + "::test_another_rate_of_the_callers_own_optimizer_is_refused_on_resume",),
         "another rate is ignored in silence when a run resumes",
     ),
     Fault(
@@ -494,7 +500,7 @@ FAULTS = (
         "dptune/integrations/filling.py",
         ", full=full)",
         ")",
-        ("tests/dptune/integrations/test_filling.py",),
+        ("tests/dptune/integrations/test_filling.py::test_a_mask_without_padding_never_meets_one_with_padding",),
         "other kernels run if nobody in the draw has padding in the other list",
     ),
     Fault(
@@ -502,7 +508,7 @@ FAULTS = (
         "dptune/per_example/flat_gradients.py",
         "                self.values[:, columns] = 0\n",
         "                pass\n",
-        ("tests/dptune/per_example/test_flat_gradients.py",),
+        ("tests/dptune/per_example/test_flat_gradients.py::test_weighted_sums_skip_examples_of_weight_0",),
         "whatever lay in that memory is added to the sum, unclipped",
     ),
     Fault(
@@ -510,7 +516,7 @@ FAULTS = (
         "dptune/per_example/flat_gradients.py",
         "if name in self.used:",
         "if False:",
-        ("tests/dptune/per_example/test_flat_gradients.py",),
+        ("tests/dptune/per_example/test_flat_gradients.py::test_uses_of_a_parameter_add_up_and_unused_ones_are_zero",),
         "the gradient of a shared layer lacks a part",
     ),
     Fault(
@@ -518,7 +524,7 @@ FAULTS = (
         "dptune/per_example/flat_gradients.py",
         "            clear_rows(own, weights_B == 0)\n",
         "",
-        ("tests/dptune/per_example/test_flat_gradients.py",),
+        ("tests/dptune/per_example/test_flat_gradients.py::test_weighted_sums_skip_examples_of_weight_0",),
         "0 times infinity is nan, and spoils the sum",
     ),
     Fault(
@@ -526,7 +532,7 @@ FAULTS = (
         "dptune/per_example/flat_gradients.py",
         "    if values_BN.shape[1] > whole:\n",
         "    if values_BN.shape[1] > whole and not whole:\n",
-        ("tests/dptune/per_example/test_flat_gradients.py",),
+        ("tests/dptune/per_example/test_flat_gradients.py::test_norms_of_many_values_are_exact",),
         "the norm is too small, so the clipped gradient is too long",
     ),
     Fault(
@@ -534,7 +540,7 @@ FAULTS = (
         "dptune/lora.py",
         "grad_reduced = (grad @ B).mul_(ctx.adapter.scale)",
         "grad_reduced = grad @ B",
-        ("tests/dptune/per_example/test_flat_gradients.py", "tests/dptune/test_lora.py"),
+        ("tests/dptune/test_lora.py::test_an_adapters_own_backward_pass_is_autograds",),
         "A learns at another rate than what is documented",
     ),
     Fault(
@@ -542,7 +548,7 @@ FAULTS = (
         "dptune/integrations/engine.py",
         "if rounds_by_shape(model, args):",
         "if False:",
-        (ENGINE,),
+        (ENGINE + "::test_products_of_less_than_float32_are_refused",),
         "an item's rounding follows its neighbours",
     ),
     Fault(
@@ -550,7 +556,9 @@ FAULTS = (
         "dptune/accounting/distributions.py",
         "left = delta - margin(spends, delta, sizes)",
         "left = delta",
-        ("tests/dptune/accounting/test_distributions.py",),
+        (
+            "tests/dptune/accounting/test_distributions.py::test_the_margin_covers_the_rounding_of_the_transforms[0.3-3000]",
+        ),
         "rounding errors put the stated epsilon below the exact one at tiny deltas",
     ),
     Fault(
@@ -558,7 +566,7 @@ FAULTS = (
         "dptune/accounting/distributions.py",
         "interval, sampling_prob=sampling_probability\n",
         "interval, sampling_prob=sampling_probability, pessimistic_estimate=False\n",
-        ("tests/dptune/accounting/test_distributions.py",),
+        ("tests/dptune/accounting/test_distributions.py::test_the_budget_ends_somewhere_at_the_extremes",),
         "the stated epsilon is a lower bound",
     ),
     Fault(
@@ -566,7 +574,7 @@ FAULTS = (
         "dptune/units/batches.py",
         "self.data.batch(np.concatenate(chosen), pad_token_id, shape.width)",
         "self.data.batch(np.concatenate(chosen), pad_token_id, int(self.tokens[items].max()))",
-        ("tests/test_fixed_shapes.py", "tests/dptune/units/test_batches.py"),
+        (BATCHES + "::test_no_items_give_the_dummy_also_where_authors_are_drawn",),
         "a row's rounding follows its neighbours' lengths",
         (
             "dummy = self.data.batch(np.array([], dtype=np.int64), pad_token_id, shape.width)",
@@ -579,7 +587,7 @@ FAULTS = (
         "dptune/shapes.py",
         "dealt.append((shape, [part[rank::ranks] for rank in range(ranks)]))",
         "dealt.append((Shape(-(-len(part) // ranks), shape.width), [part[rank::ranks] for rank in range(ranks)]))",
-        ("tests/test_fixed_shapes.py",),
+        ("tests/test_fixed_shapes.py::test_a_rows_contribution_is_its_own_to_the_bit",),
         "a row's rounding follows the number of its neighbours",
     ),
     Fault(
@@ -587,7 +595,7 @@ FAULTS = (
         "dptune/losses.py",
         "size = _chunk_tokens(head.weight) if len(labels) > 1 else None",
         "size = None",
-        ("tests/test_fixed_shapes.py",),
+        ("tests/test_fixed_shapes.py::test_a_rows_contribution_is_its_own_to_the_bit[adapters-dtype0]",),
         "a row's rounding follows the labels of its neighbours",
     ),
     Fault(
@@ -595,7 +603,7 @@ FAULTS = (
         "dptune/units/batches.py",
         "np.log2(counts)).astype(np.int64), draw.most)",
         "np.log2(counts)).astype(np.int64), counts.max())",
-        ("tests/dptune/units/test_batches.py",),
+        (BATCHES + "::test_the_rows_that_an_author_is_filled_up_to_do_not_depend_on_who_else_is_drawn",),
         "an author's rounding follows the other authors",
     ),
     Fault(
@@ -603,7 +611,7 @@ FAULTS = (
         "dptune/mechanism.py",
         "* (1 + ROUNDING) / sqrt(world_size)",
         "/ sqrt(world_size)",
-        ("tests/dptune/test_mechanism.py",),
+        ("tests/dptune/test_mechanism.py::test_noise_sensitivity_probability_and_divisor",),
         "sums of many rows move by more than C",
     ),
     Fault(
@@ -611,7 +619,7 @@ FAULTS = (
         "dptune/noise.py",
         "for values in self.parts():",
         "for values in ((part + part.roll(1)) / 2**0.5 for part in self.parts()):",
-        (STEP, "tests/dptune/test_engine_claims.py"),
+        (STEP + "::test_a_step_with_noise_is_the_sum_plus_scaled_noise_over_the_expected_batch_size",),
         "of the right variance, but half of it can be subtracted",
     ),
     Fault(
@@ -619,7 +627,7 @@ FAULTS = (
         "dptune/noise.py",
         "noisy.round_().mul_(grid)",
         "noisy.mul_(grid)",
-        ("tests/dptune/test_last_bits.py",),
+        ("tests/dptune/test_last_bits.py::test_a_coordinate_that_no_row_touched_looks_like_the_others",),
         "the last bits tell which sum the noise was added to",
     ),
     Fault(
@@ -627,7 +635,7 @@ FAULTS = (
         "dptune/noise.py",
         "own.copy_(noisy.round_().mul_(grid))",
         "own.copy_(own + (noisy - own.double() / grid).mul_(grid).float())",
-        ("tests/dptune/test_last_bits.py",),
+        ("tests/dptune/test_last_bits.py::test_a_coordinate_that_no_row_touched_looks_like_the_others",),
         "membership can be read off the values that float32 noise reaches",
     ),
     Fault(
@@ -635,7 +643,7 @@ FAULTS = (
         "dptune/step.py",
         "grid=self.config.grid(self.clip_norm)",
         "grid=self.config.grid(self.clip_norm) / self._sums.noises**2",
-        ("tests/dptune/test_step.py",),
+        (STEP + "::test_the_total_noise_is_sigma_c_for_any_number_of_ranks_and_ranks_differ",),
         "the sum's last bits tell how it was dealt out",
     ),
     Fault(
@@ -643,7 +651,7 @@ FAULTS = (
         "dptune/noise.py",
         "if whole.min() < _SMALL:",
         "if False:",
-        ("tests/dptune/test_noise.py",),
+        ("tests/dptune/test_noise.py::test_small_uniforms_are_fine_enough_for_the_tail",),
         "what a Gaussian reaches and the noise does not tells the sum",
     ),
     Fault(
@@ -651,7 +659,7 @@ FAULTS = (
         "dptune/noise.py",
         "    return 3 * (chunks",
         "    return 2 * (chunks",
-        ("tests/dptune/test_noise.py",),
+        ("tests/dptune/test_noise.py::test_stretches_of_several_threads_share_no_word",),
         "the difference of two coordinates has no noise",
     ),
     Fault(
@@ -659,7 +667,7 @@ FAULTS = (
         "dptune/per_example/uses.py",
         "            products[:, :, size:] *= 2\n",
         "            pass\n",
-        ("tests/dptune/per_example/test_uses.py",),
+        ("tests/dptune/per_example/test_uses.py::test_half_of_the_ghost_products_give_the_whole_norm",),
         "norms of long examples are too small, so their gradients are too long",
     ),
     Fault(
@@ -667,7 +675,7 @@ FAULTS = (
         "dptune/noise.py",
         "        self.keystream.require_own_process()  # prepared values are the same in a forked process\n",
         "",
-        ("tests/dptune/test_noise.py",),
+        ("tests/dptune/test_noise.py::test_a_forked_process_cannot_repeat_the_noise",),
         "the difference of the two releases has no noise",
     ),
     Fault(
@@ -675,7 +683,7 @@ FAULTS = (
         "dptune/keystream.py",
         "if self.secret and os.getpid() != self._process:",
         "if False:",
-        ("tests/dptune/test_noise.py",),
+        ("tests/dptune/test_noise.py::test_a_forked_process_cannot_repeat_the_noise",),
         "two processes draw the same batches or noise",
     ),
     Fault(
@@ -683,7 +691,7 @@ FAULTS = (
         "dptune/step.py",
         "        self._is_spoiled = True  # until the count is added too\n",
         "",
-        ("tests/dptune/test_step_scale_and_retry.py",),
+        ("tests/dptune/test_step_scale_and_retry.py::test_an_error_after_the_gradients_were_added_spoils_the_step",),
         "the micro-batch that is tried again counts twice",
     ),
     Fault(
@@ -691,7 +699,7 @@ FAULTS = (
         "dptune/step.py",
         "_scaled(recorded.squared_norms(groups), self._loss_scale**-2)",
         "dict(recorded.squared_norms(groups))",
-        (FLOAT16,),
+        (FLOAT16 + "::test_a_clipped_example_adds_its_clip_norm_and_no_more",),
         "every gradient is clipped to a 256th of the clip norm: the noise drowns it",
     ),
     Fault(
@@ -699,7 +707,7 @@ FAULTS = (
         "dptune/step.py",
         "        factors = _scaled(factors, 1 / self._loss_scale)\n",
         "",
-        (FLOAT16,),
+        (FLOAT16 + "::test_a_clipped_example_adds_its_clip_norm_and_no_more",),
         "an example adds 256 times the clip norm",
     ),
     Fault(
@@ -707,7 +715,7 @@ FAULTS = (
         "dptune/step.py",
         "            norms = norms.where(counts, 0)  # also of a row that overflowed\n",
         "            norms = norms * counts\n",
-        (FLOAT16,),
+        (FLOAT16 + "::test_a_row_that_only_fills_up_never_counts_even_if_it_overflows",),
         "one example more changes the count of adaptive clipping twice as much as is noised",
     ),
     Fault(
@@ -717,7 +725,7 @@ FAULTS = (
         "    return torch.where(norms_B.isfinite(), factors, torch.zeros_like(factors))\n",
         "    factors = (clip_norm / norms_B.clamp_min(torch.finfo(norms_B.dtype).tiny)).clamp(max=1.0)\n"
         "    return factors.nan_to_num(1.0)\n",
-        (FLOAT16,),
+        (FLOAT16 + "::test_an_example_that_overflows_adds_nothing_and_changes_no_other",),
         "one example spoils the sum, or adds without a bound",
     ),
     Fault(
@@ -725,7 +733,7 @@ FAULTS = (
         "dptune/per_example/uses.py",
         "    return factor.to(_exact_dtype(factor))\n",
         "    return factor\n",
-        (FLOAT16,),
+        (FLOAT16 + "::test_an_example_that_overflows_adds_nothing_and_changes_no_other",),
         "norms are too small, and clipped gradients too long",
     ),
     # --- clipping ---
@@ -734,7 +742,7 @@ FAULTS = (
         "dptune/clipping.py",
         "clamp_min(torch.finfo(norms_B.dtype).tiny)).clamp(max=1.0)",
         "clamp_min(torch.finfo(norms_B.dtype).tiny))",
-        ("tests/dptune/test_clipping.py",),
+        ("tests/dptune/test_clipping.py::test_a_norm_of_zero_and_one_that_is_not_finite",),
         "short gradients are stretched to C: results change, and zero gradients become huge",
     ),
     Fault(
@@ -750,7 +758,7 @@ FAULTS = (
         "dptune/clipping.py",
         "return torch.stack(list(squared_norms.values())).sum(0).sqrt()",
         "return torch.stack(list(squared_norms.values())).sum(0)",
-        (NEIGHBOURS,),
+        (NEIGHBOURS + "::test_the_bound_is_met_and_tight",),
         "gradients shorter than 1 are clipped too little",
     ),
     Fault(
@@ -758,7 +766,7 @@ FAULTS = (
         "dptune/clipping.py",
         "return dict.fromkeys(layers, 1 / sqrt(len(layers)))",
         "return dict.fromkeys(layers, 1.0)",
-        ("tests/dptune/test_clipping_styles.py",),
+        ("tests/dptune/test_clipping_styles.py::test_a_layer_that_a_micro_batch_does_not_use_still_has_its_share",),
         "K layers move the sum by C sqrt(K)",
     ),
     Fault(
@@ -766,7 +774,7 @@ FAULTS = (
         "dptune/step.py",
         "return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit, items)",
         "return self._add(recorded.folded(len(losses)), losses.detach(), len(losses), items)",
-        (NEIGHBOURS,),
+        (NEIGHBOURS + "::test_a_broken_variant_breaks_the_bound",),
         "a micro-batch is clipped as one example: sensitivity C holds, but for nobody's gradient",
     ),
     Fault(
@@ -774,7 +782,7 @@ FAULTS = (
         "dptune/step.py",
         "return self._add(recorded.folded(rows_per_unit), losses.detach(), rows_per_unit, items)",
         "return self._add(recorded, losses.detach(), 1, items)",
-        (AUTHORS,),
+        (AUTHORS + "::test_out_of_memory_never_splits_an_author[84-False]",),
         "an author of k rows moves the sum by k C",
     ),
     Fault(
@@ -784,7 +792,7 @@ FAULTS = (
         "    return torch.where(norms_B.isfinite(), factors, torch.zeros_like(factors))",
         "    factors = (clip_norm / norms_B.clamp_min(torch.finfo(norms_B.dtype).tiny)).clamp(max=1.0)\n"
         "    return factors.nan_to_num(1.0)",
-        ("tests/dptune/test_clipping.py",),
+        ("tests/dptune/test_clipping.py::test_a_norm_of_zero_and_one_that_is_not_finite",),
         "one example with an overflow destroys the sum, which tells that it was drawn",
     ),
     Fault(
@@ -792,7 +800,7 @@ FAULTS = (
         "dptune/per_example/uses.py",
         "found = found + 2 * ordinary.inner_products(lookup)",
         "found = found + ordinary.inner_products(lookup)",
-        ("tests/dptune/per_example/test_recorded.py",),
+        ("tests/dptune/per_example/test_recorded.py::test_what_is_summed_is_what_was_measured",),
         "a tied embedding's norm is too small, and what it clips too long",
     ),
     Fault(
@@ -800,7 +808,7 @@ FAULTS = (
         "utils/training/loop.py",
         "        optimizer.step()\n",
         "        nn.utils.clip_grad_norm_(parameters, 1.0)\n        optimizer.step()\n",
-        (LOOP,),
+        (LOOP + "::test_the_optimizer_gets_the_gradient_as_it_was_released",),
         "no privacy is lost, but the update is no longer the noisy mean that is documented",
     ),
     # --- the ledger and accounting ---
@@ -809,7 +817,7 @@ FAULTS = (
         "dptune/step.py",
         "        if self._ledger is not None:\n",
         "        if self._ledger is not None and False:\n",
-        (STEP,),
+        (STEP + "::test_the_ledger_line_is_on_disk_before_any_rank_has_the_gradient",),
         "a crash between update and record loses a step from epsilon",
         (
             "            self._recorder.parameters[name].grad = mean\n",
@@ -857,7 +865,7 @@ FAULTS = (
         "dptune/run/plan.py",
         "steps=steps, group_size=unit.group_size)",
         "steps=steps, group_size=1)",
-        ("tests/dptune/run/test_plan.py",),
+        ("tests/dptune/run/test_plan.py::test_repeated_steps_are_taken_off_the_end_of_a_run_with_a_budget",),
         "the noise is too small for the unit that is promised",
     ),
     Fault(
@@ -865,7 +873,7 @@ FAULTS = (
         "dptune/accounting/rounding.py",
         "quantize(Decimal(1).scaleb(-digits), ROUND_CEILING, _EXACT)",
         "quantize(Decimal(1).scaleb(-digits), 'ROUND_FLOOR', _EXACT)",
-        ("tests/dptune/accounting/test_rounding.py",),
+        ("tests/dptune/accounting/test_rounding.py::test_figures_are_a_bound_and_a_close_one",),
         "a bound that is printed is no bound",
     ),
     Fault(
@@ -892,7 +900,7 @@ FAULTS = (
         "dptune/report/statement.py",
         "    if not (noise.keystream.secret or FIXED in ledger.noise_keys):",
         "    if not noise.keystream:",
-        ("tests/dptune/report/test_statement.py",),
+        ("tests/dptune/report/test_statement.py::test_noise_under_a_key_that_is_known_guarantees_nothing",),
         "anyone who knows the test seed can subtract the noise",
     ),
     Fault(
@@ -900,7 +908,7 @@ FAULTS = (
         "dptune/report/check.py",
         "if not math.isclose(spent, epsilon, rel_tol=_SAME):",
         "if not math.isfinite(spent):",
-        ("tests/dptune/report/test_check.py",),
+        ("tests/dptune/report/test_check.py::test_a_change_that_would_mislead_is_refused",),
         "a report with a smaller epsilon than the ledger's is uploaded",
     ),
     Fault(
@@ -908,7 +916,7 @@ FAULTS = (
         "dptune/report/check.py",
         "if not (is_model_file(name) or any(",
         "if not (True or any(",
-        ("tests/dptune/report/test_check.py",),
+        ("tests/dptune/report/test_check.py::test_a_licence_may_be_added",),
         "diagnostics that were put into the folder are uploaded",
     ),
     # --- randomness ---
@@ -935,7 +943,7 @@ FAULTS = (
         "dptune/mechanism.py",
         "    return expected_batch_size / parts.effective_size",
         "    return expected_batch_size / num_examples",
-        ("tests/dptune/test_mechanism.py", "tests/dptune/run/test_plan.py"),
+        ("tests/dptune/test_mechanism.py::test_a_probability_above_one_is_refused_with_the_batch_that_fits",),
         "rows of a large weight are drawn more often than epsilon is computed for",
     ),
     Fault(
@@ -943,7 +951,7 @@ FAULTS = (
         "dptune/sampling.py",
         "self.sampling_probability * share",
         "self.sampling_probability / share",
-        ("tests/dptune/test_sampling.py",),
+        ("tests/dptune/test_sampling.py::test_an_example_is_drawn_as_often_as_its_weight_says",),
         "rows of a small weight are drawn more often than epsilon is computed for",
     ),
     Fault(
@@ -951,7 +959,7 @@ FAULTS = (
         "dptune/sampling.py",
         "most = max(self.weights)",
         "most = min(self.weights)",
-        ("tests/dptune/test_sampling.py", "tests/dptune/test_mechanism.py"),
+        ("tests/dptune/test_mechanism.py::test_a_probability_above_one_is_refused_with_the_batch_that_fits",),
         "the probability that is accounted is that of the rows drawn least often",
     ),
     Fault(
@@ -959,7 +967,7 @@ FAULTS = (
         "dptune/mechanism.py",
         "        if sampler.parts != self.parts:\n",
         "        if sampler.parts is None and self.parts:\n",
-        ("tests/dptune/test_mechanism.py",),
+        ("tests/dptune/test_mechanism.py::test_a_sampler_with_other_weights_is_refused",),
         "a loop draws other rows than its report says",
     ),
     Fault(
@@ -967,7 +975,7 @@ FAULTS = (
         "dptune/run/identity.py",
         "        **(plan.parts.identity if plan.parts else {}),\n",
         "",
-        ("tests/dptune/run/test_identity.py",),
+        ("tests/dptune/run/test_identity.py::test_a_change_of_the_mechanism_is_refused_by_name",),
         "a resumed run draws by other weights than its report says",
     ),
     Fault(
@@ -1016,7 +1024,7 @@ FAULTS = (
         "dptune/run/plan.py",
         "return min(plan.steps, max(completed, completed + affordable - recorded))",
         "return min(plan.steps, max(completed, completed + affordable - recorded) + 1)",
-        ("tests/dptune/run/test_plan.py",),
+        ("tests/dptune/run/test_plan.py::test_repeated_steps_are_taken_off_the_end_of_a_run_with_a_budget",),
         "a resumed run exceeds its target epsilon",
     ),
     Fault(
@@ -1100,7 +1108,7 @@ FAULTS = (
         "dptune/integrations/state.py",
         "steps = run.ledger.steps\n",
         "steps = run.completed\n",
-        ("tests/dptune/integrations/test_state.py",),
+        ("tests/dptune/integrations/test_state.py::test_a_repeated_step_is_counted_in_the_next_checkpoint",),
         "a checkpoint counts fewer steps than were released",
     ),
     # --- texts ---
@@ -1109,7 +1117,7 @@ FAULTS = (
         "utils/data/renamed_tokens.py",
         "[[names.get(piece, piece), score] for piece, score in vocabulary]",
         "[[piece, score] for piece, score in vocabulary]",
-        ("tests/utils/data/test_renamed_tokens.py",),
+        ("tests/utils/data/test_renamed_tokens.py::test_names_change_and_ids_stay",),
         "`</s>` that a person typed ends their text",
     ),
     Fault(
@@ -1117,7 +1125,7 @@ FAULTS = (
         "utils/data/special_tokens.py",
         "if found is None or not self._all_written(one, *found):",
         "if found is None:",
-        ("tests/utils/data/test_special_tokens.py",),
+        ("tests/utils/data/test_special_tokens.py::test_a_text_whose_unknown_words_are_end_tokens_is_refused",),
         "`</s>` in full-width letters ends a text",
     ),
     Fault(
@@ -1125,7 +1133,7 @@ FAULTS = (
         "utils/data/text_only.py",
         "if self._special.count(ids) > most:",
         "if self._special.count(ids) > most + len(ids):",
-        ("tests/utils/data/test_text_only.py",),
+        ("tests/utils/data/test_text_only.py::test_a_text_whose_unknown_words_are_end_tokens_is_refused",),
         "a tokenizer whose unknown words are end tokens ends texts anywhere",
     ),
     # --- rows ---
@@ -1134,7 +1142,7 @@ FAULTS = (
         "utils/data/encode_rows.py",
         "yield Chunk(chunk, kept, examples)",
         "yield Chunk(chunk[:-1] or chunk, kept, examples)",
-        ("tests/utils/data/test_encode_rows.py",),
+        ("tests/utils/data/test_encode_rows.py::test_every_row_is_in_one_chunk",),
         "rows are dropped by their places among others, which a neighbour moves",
     ),
     Fault(
@@ -1142,7 +1150,7 @@ FAULTS = (
         "utils/data/sources.py",
         "if number == 1 and author_column is not None:",
         "if number == 1 and author_column is not None and False:",
-        ("tests/utils/data/test_sources.py",),
+        ("tests/utils/data/test_sources.py::test_each_file_has_rows_and_the_column_of_authors",),
         "each row of that file is an author of its own, and its people are protected row by row",
     ),
     Fault(
@@ -1158,7 +1166,7 @@ FAULTS = (
         "utils/files/shards.py",
         "if path.resolve() in seen:",
         "if path.resolve() in ():",
-        ("tests/utils/files/test_shards.py",),
+        ("tests/utils/files/test_shards.py::test_what_would_lose_rows_or_count_them_twice_is_refused",),
         "each of its rows counts twice, and epsilon covers it once",
     ),
     Fault(
@@ -1166,7 +1174,7 @@ FAULTS = (
         "utils/data/row_folder.py",
         "if self._key.get(name) != made_from.get(name)]",
         "if self._key.get(name) != made_from.get(name) and False]",
-        ("tests/utils/data/test_row_folder.py",),
+        ("tests/utils/data/test_row_folder.py::test_a_cache_of_other_rows_is_refused_and_stays",),
         "the report speaks of rows that nobody trained on",
     ),
     # --- units ---
@@ -1199,7 +1207,7 @@ FAULTS = (
         "dptune/units/authors.py",
         "_positions(of_row) < most",
         "_positions(of_row) <= most",
-        ("tests/dptune/units/test_unit.py",),
+        ("tests/dptune/units/test_unit.py::test_each_author_keeps_as_many_rows_as_the_bound_allows",),
         "the group is larger than its epsilon says",
     ),
     Fault(
@@ -1215,7 +1223,7 @@ FAULTS = (
         "dptune/units/names.py",
         "unicodedata.category(one) not in _NOT_SEEN",
         "True",
-        ("tests/dptune/units/test_names.py",),
+        ("tests/dptune/units/test_names.py::test_all_spellings_are_one_name",),
         "a person with a zero-width space in some rows counts as two, and the person is protected less than stated",
     ),
     Fault(
@@ -1223,7 +1231,7 @@ FAULTS = (
         "dptune/units/names.py",
         "number = name.translate(_SIGNS)",
         "number = name",
-        ("tests/dptune/units/test_names.py",),
+        ("tests/dptune/units/test_names.py::test_all_spellings_are_one_name",),
         "-5 with a Unicode minus is another person than -5",
     ),
     # --- the loops ---
@@ -1275,7 +1283,7 @@ FAULTS = (
         "utils/training/prefetch.py",
         "if begun is not None and begun[0] == key:",
         "if begun is not None:",
-        ("tests/utils/training/test_prefetch.py", "tests/utils/training/test_micro_batches.py"),
+        ("tests/utils/training/test_prefetch.py::test_an_error_is_raised_where_its_value_is_taken",),
         "after memory ran out some rows count twice and others never, under the numbers of others",
     ),
     Fault(
@@ -1307,7 +1315,9 @@ FAULTS = (
         "utils/models/quantized_shards.py",
         "state.threshold, state.has_fp16_weights, state.is_training = 0.0,",
         "state.threshold, state.has_fp16_weights, state.is_training = 6.0,",
-        ("tests/utils/models/test_quantized_shards.py",),
+        (
+            "tests/utils/models/test_quantized_shards.py::test_an_examples_gradient_does_not_depend_on_a_neighbours_outliers",
+        ),
         "one example changes the rounding, and the gradient, of another",
     ),
     Fault(
@@ -1315,7 +1325,9 @@ FAULTS = (
         "utils/training/shared_stop.py",
         "        return self._ended() or before\n",
         "        self._ended()\n        return before\n",
-        ("tests/utils/training/test_shared_stop.py", "tests/utils/training/test_micro_batches.py"),
+        (
+            "tests/utils/training/test_micro_batches.py::test_a_request_in_the_last_micro_batch_stops_all_before_the_step_is_finished",
+        ),
         "the step is finished although a rank was asked to stop",
     ),
     Fault(
@@ -1323,7 +1335,7 @@ FAULTS = (
         "utils/training/shared_stop.py",
         "        known = self._ended()\n        if not known:\n",
         "        known = self._ended() or asked\n        if not known:\n",
-        ("tests/utils/training/test_shared_stop.py",),
+        ("tests/utils/training/test_shared_stop.py::test_all_ranks_see_it_one_micro_batch_later",),
         "the other ranks wait for it until the launch fails",
     ),
     Fault(
@@ -1339,7 +1351,7 @@ FAULTS = (
         "dptune/integrations/callback.py",
         "        self.engine.begin_step()\n",
         "        pass\n",
-        ("tests/dptune/integrations/test_callback.py",),
+        ("tests/dptune/integrations/test_callback.py::test_each_event_is_a_call_of_the_engine",),
         "no fresh masks, ranks never compared",
     ),
     Fault(
@@ -1363,7 +1375,7 @@ FAULTS = (
         "dptune/clipping_styles.py",
         '        require_within("gamma", self.gamma, _GAMMAS)\n',
         '        require_positive("gamma", self.gamma)\n',
-        ("tests/dptune/test_clipping_styles.py",),
+        ("tests/dptune/test_clipping_styles.py::test_a_style_takes_no_value_that_float32_cannot_hold",),
         "a gradient of zeros is divided by zero, and the released sum is NaN: its row is there",
     ),
     Fault(
@@ -1371,7 +1383,7 @@ FAULTS = (
         "dptune/accounting/groups.py",
         "sigma, counts = noise_multiplier, np.arange(group_size + 1.0)",
         "sigma, counts = noise_multiplier, np.arange(group_size + 0.0)",
-        ("tests/dptune/accounting/test_groups.py", "tests/dptune/accounting/test_bounds.py"),
+        ("tests/dptune/accounting/test_groups.py::test_the_divergences_of_a_group_of_one_are_the_librarys",),
         "epsilon of a person with k rows is too small at tiny deltas",
     ),
     # --- the histogram of private records ---
@@ -1380,7 +1392,9 @@ FAULTS = (
         "dptune/histogram.py",
         "np.array([1 / records[unit] for unit in known])",
         "np.array([1.0 for _ in known])",
-        ("tests/dptune/test_histogram.py",),
+        (
+            "tests/dptune/test_histogram.py::test_all_records_of_a_unit_together_move_the_counts_by_at_most_the_sensitivity",
+        ),
         "a person with many records moves the counts by more than the noise is made for",
     ),
     Fault(
@@ -1388,7 +1402,7 @@ FAULTS = (
         "dptune/histogram.py",
         "np.rint((votes_K + noise) / step)",
         "np.rint((votes_K + 0 * noise) / step)",
-        ("tests/dptune/test_histogram.py",),
+        ("tests/dptune/test_histogram.py::test_the_noise_is_gaussian_and_as_large_as_it_says",),
         "the counts themselves are released",
     ),
     Fault(
@@ -1396,7 +1410,7 @@ FAULTS = (
         "dptune/histogram.py",
         "np.rint((votes_K + noise) / step) * step",
         "votes_K + noise",
-        ("tests/dptune/test_histogram.py",),
+        ("tests/dptune/test_histogram.py::test_every_released_value_is_reached_with_and_without_a_unit",),
         "the last bits tell which count the noise was added to",
     ),
     # --- whose privacy ---
@@ -1413,7 +1427,7 @@ FAULTS = (
         "dptune/integrations/trainer.py",
         "protected = None if privacy_args.disable_dp else train_dataset",
         "protected = None",
-        ("tests/dptune/integrations/test_trainer_privacy.py",),
+        (TRAINER_PRIVACY + "::test_a_training_set_that_names_people_is_refused_unless_its_unit_is_said",),
         "the same for a Trainer",
     ),
     # --- checks before training ---
@@ -1486,7 +1500,7 @@ FAULTS = (
         "dptune/per_example/check.py",
         "one = [part[index : index + 1] for part in batch] if alone is None else alone(index)",
         "one = [part[index : index + 1] for part in batch]",
-        ("tests/dptune/per_example/test_check.py", "tests/utils/models/test_trainable.py"),
+        ("tests/utils/models/test_trainable.py::test_a_model_whose_rows_affect_each_other_is_refused",),
         "what a row's padding does to it is not seen",
     ),
     Fault(
@@ -1494,7 +1508,7 @@ FAULTS = (
         "dptune/per_example/check.py",
         "    for training in (False, True):\n",
         "    for training in (True,):\n",
-        ("tests/dptune/per_example/test_check.py",),
+        ("tests/dptune/per_example/test_check.py::test_a_row_that_only_some_neighbours_reach_is_found_in_either_mode",),
         "a model whose rows reach each other when it is evaluated passes",
     ),
     Fault(
@@ -1502,7 +1516,7 @@ FAULTS = (
         "dptune/per_example/check.py",
         "_OTHER_NEIGHBOURS = 4",
         "_OTHER_NEIGHBOURS = 3",
-        ("tests/dptune/per_example/test_check.py",),
+        ("tests/dptune/per_example/test_check.py::test_a_row_that_only_some_neighbours_reach_is_found_in_either_mode",),
         "a row that reaches others is noticed less often",
     ),
     Fault(
@@ -1510,7 +1524,7 @@ FAULTS = (
         "dptune/per_example/random_rows.py",
         "pairs = [(_SHORT, longest), (longest // 2, longest), *((at, at + 1) for at in sorted(switches))]",
         "pairs = [(_SHORT, longest), (longest // 2, longest)]",
-        ("tests/dptune/per_example/test_random_rows.py",),
+        ("tests/dptune/per_example/test_random_rows.py::test_switches_are_found_in_parts_of_a_configuration",),
         "in bfloat16 only a row that just fits shows clearly that positions switch",
     ),
     Fault(
@@ -1518,7 +1532,7 @@ FAULTS = (
         "dptune/integrations/items.py",
         "[random_item(make, row, vocabulary, rows=count) for row, count in pairs]",
         "[fetch(examples, [row.number % len(examples)])[0] for row, _ in pairs]",
-        ("tests/dptune/integrations/test_items.py",),
+        ("tests/dptune/integrations/test_items.py::test_items_of_features_get_random_features_and_need_no_length",),
         "one private item decides whether a model is refused, and rows behind it are not tried",
     ),
     Fault(
@@ -1526,7 +1540,7 @@ FAULTS = (
         "dptune/integrations/items.py",
         "            if (length := length_of(item, make)) > max_length:\n",
         "            if (length := length_of(item, make)) > 2 * max_length:\n",
-        ("tests/dptune/integrations/test_items.py",),
+        ("tests/dptune/integrations/test_items.py::test_an_item_that_is_too_long_is_named_by_its_number_alone",),
         "rows of lengths that were never tried are trained on",
     ),
     Fault(
@@ -1534,7 +1548,7 @@ FAULTS = (
         "dptune/integrations/values.py",
         "            for name, limit in tables.items():\n",
         "            for name, limit in list(tables.items())[:1]:\n",
-        ("tests/dptune/integrations/test_values.py",),
+        ("tests/dptune/integrations/test_values.py::test_what_ends_a_run_at_the_step_that_draws_it_is_named",),
         "the run ends at the step that draws the item, which reveals that it was drawn",
     ),
     Fault(
@@ -1542,7 +1556,7 @@ FAULTS = (
         "dptune/integrations/values.py",
         "            require_even(first, items, _beside(model) if labels else PER_TOKEN)\n",
         "",
-        ("tests/dptune/integrations/test_values.py",),
+        ("tests/dptune/integrations/test_values.py::test_nothing_is_spent_on_an_item_of_a_length_that_is_not_allowed",),
         "the run ends at the step that draws the item, which reveals that it was drawn",
     ),
     Fault(
@@ -1550,7 +1564,7 @@ FAULTS = (
         "dptune/integrations/values.py",
         "                _require_plain(inputs, first, items, collate)\n",
         "                pass\n",
-        ("tests/dptune/integrations/test_values.py",),
+        ("tests/dptune/integrations/test_values.py::test_rows_that_the_default_loss_does_not_take_are_named",),
         "the run ends at the step that draws the item, which reveals that it was drawn",
     ),
     Fault(
@@ -1558,7 +1572,7 @@ FAULTS = (
         "dptune/integrations/values.py",
         "_outputs(model, _random_inputs(model, make, collate), given)",
         "_outputs(model, collate(items[:1]), given)",
-        ("tests/dptune/integrations/test_values.py",),
+        ("tests/dptune/integrations/test_values.py::test_the_model_runs_on_a_random_item_alone",),
         "one private item decides whether the run ends before it begins",
     ),
     Fault(
@@ -1566,7 +1580,7 @@ FAULTS = (
         "dptune/step.py",
         "        self._fixed.require_unchanged()\n",
         "",
-        ("tests/dptune/per_example/test_fixed_values.py",),
+        ("tests/dptune/per_example/test_fixed_values.py::test_a_step_finds_what_a_forward_pass_writes",),
         "running statistics of the data are released without noise",
     ),
     Fault(
@@ -1574,7 +1588,7 @@ FAULTS = (
         "dptune/step.py",
         "return name not in self._recorder.parameters and parameter.numel() <= SMALL",
         "return False",
-        ("tests/dptune/per_example/test_fixed_values.py",),
+        ("tests/dptune/per_example/test_fixed_values.py::test_a_step_finds_what_a_forward_pass_writes",),
         "running statistics of the data are released without noise",
     ),
     Fault(
@@ -1582,7 +1596,7 @@ FAULTS = (
         "dptune/per_example/check.py",
         "FixedValues(model, every)",
         "FixedValues(model)",
-        ("tests/dptune/per_example/test_fixed_values.py",),
+        ("tests/dptune/per_example/test_fixed_values.py::test_the_check_finds_what_a_forward_pass_writes",),
         "codebooks and momentum encoders of the data are released without noise",
     ),
     Fault(
@@ -1590,7 +1604,7 @@ FAULTS = (
         "dptune/per_example/fixed_values.py",
         "    return _sums(bits)\n",
         "    return torch.empty(0)\n",
-        ("tests/dptune/per_example/test_fixed_values.py",),
+        ("tests/dptune/per_example/test_fixed_values.py::test_any_dtype_and_size_is_compared_and_little_is_kept",),
         "codebooks of the data are released without noise",
     ),
     Fault(
@@ -1598,7 +1612,7 @@ FAULTS = (
         "dptune/per_example/check.py",
         "    trained = _losses_in_mode(model, losses, batch, training=True)\n    fixed.require_unchanged()\n",
         "    fixed.require_unchanged()\n    trained = _losses_in_mode(model, losses, batch, training=True)\n",
-        ("tests/dptune/per_example/test_fixed_values.py",),
+        ("tests/dptune/per_example/test_fixed_values.py::test_the_check_finds_what_a_forward_pass_writes",),
         "running statistics are found only after a step's gradients were computed",
     ),
     Fault(
@@ -1606,7 +1620,7 @@ FAULTS = (
         "dptune/per_example/hooks.py",
         "        require_separate_rounding(model)\n",
         "",
-        ("tests/dptune/per_example/test_quantized.py",),
+        ("tests/dptune/per_example/test_quantized.py::test_a_weight_of_a_librarys_own_kind_is_refused",),
         "one example's outliers change how others are rounded",
     ),
     Fault(
@@ -1622,7 +1636,7 @@ FAULTS = (
         "dptune/integrations/checks.py",
         "        lambda value: value != 0,\n",
         "        lambda value: False,\n",
-        ("tests/dptune/integrations/test_checks.py",),
+        ("tests/dptune/integrations/test_checks.py::test_transformers_own_default_of_clipping_is_refused",),
         "transformers clips the noisy gradient again",
     ),
     # --- what only an accelerator shows ---
@@ -1631,7 +1645,7 @@ FAULTS = (
         "dptune/step_sums.py",
         "torch.zeros(self.size, dtype=torch.float64, device=self._device)",
         "torch.zeros(self.size, dtype=torch.float64)",
-        (ON_DEVICE,),
+        (ON_DEVICE + "::test_a_sum_without_noise",),
         "no step runs on an accelerator",
     ),
     Fault(
@@ -1639,7 +1653,7 @@ FAULTS = (
         "dptune/step.py",
         "torch.arange(len(norms), device=norms.device) < len(items)",
         "torch.arange(len(norms)) < len(items)",
-        (PROGRAMS,),
+        (PROGRAMS + "::test_no_batch_is_waited_for",),
         "a run on an accelerator fails at its first micro-batch that is filled up",
     ),
     Fault(
@@ -1647,7 +1661,7 @@ FAULTS = (
         "dptune/noise.py",
         "more.to(sum_P.device).mul_",
         "more.clone().mul_",
-        (ON_DEVICE,),
+        (ON_DEVICE + "::test_authors_of_several_rows",),
         "no step on an accelerator can be finished",
     ),
     Fault(
@@ -1655,7 +1669,7 @@ FAULTS = (
         "dptune/step.py",
         "        norms = whole_norms(squared_norms)\n",
         "        norms = whole_norms(squared_norms)\n        norms.sum().item()\n",
-        (OPERATIONS,),
+        (OPERATIONS + "::test_a_private_micro_batch_waits_seldom",),
         "the host waits for the device in each micro-batch",
     ),
     Fault(
@@ -1663,7 +1677,7 @@ FAULTS = (
         "dptune/per_example/hooks.py",
         "rule(layer, input.detach(), grad)",
         "rule(layer, input.detach().clone(), grad)",
-        (OPERATIONS,),
+        (OPERATIONS + "::test_a_private_micro_batch_runs_few_more_operations",),
         "steps of small models are slower",
     ),
     Fault(
@@ -1671,7 +1685,7 @@ FAULTS = (
         "dptune/step.py",
         "            self._recorder.parameters[name].grad = mean",
         "            self._recorder.parameters[name].grad = mean * float(mean.isfinite().all())",
-        (OPERATIONS,),
+        (OPERATIONS + "::test_the_end_of_a_step_is_short",),
         "the host waits for the device once per parameter",
     ),
     Fault(
@@ -1679,7 +1693,7 @@ FAULTS = (
         "dptune/sharded_sum.py",
         "        self._sent += 1\n",
         "        self._sent += 1\n        sent.sum().item()\n",
-        (OPERATIONS,),
+        (OPERATIONS + "::test_a_sharded_micro_batch_waits_no_more_often_and_adds_little_but_its_gathers",),
         "the host waits for the device once per large parameter and micro-batch",
     ),
     Fault(
@@ -1687,7 +1701,7 @@ FAULTS = (
         "utils/training/rehearsal.py",
         "        yield held\n",
         "        del held\n        yield []\n",
-        ("tests/utils/training/test_rehearsal.py",),
+        ("tests/utils/training/test_rehearsal.py::test_all_ranks_settle_on_what_fits_on_the_smallest[1]",),
         "the budget that it finds does not fit beside the optimizer",
     ),
     Fault(
@@ -1695,7 +1709,7 @@ FAULTS = (
         "dptune/devices.py",
         "fork_rng(devices=[device], device_type=device.type)",
         "fork_rng(devices=[])",
-        (ON_DEVICE, PROGRAMS),
+        (ON_DEVICE + "::test_the_check_leaves_the_devices_random_numbers",),
         "generation and the check of the rules change what a program draws later",
     ),
     Fault(
@@ -1703,7 +1717,7 @@ FAULTS = (
         "dptune/units/batches.py",
         "return self._each(Tensor.pin_memory) if can_pin(device) else self",
         "return self",
-        (BATCHES, PROGRAMS),
+        (BATCHES + "::test_all_of_a_batch_is_pinned_where_copies_are_faster_from_there",),
         "the host waits for the device before it can copy a batch",
     ),
     Fault(
@@ -1711,7 +1725,7 @@ FAULTS = (
         "dptune/units/batches.py",
         "non_blocking=can_pin(device)",
         "non_blocking=False",
-        (PROGRAMS,),
+        (PROGRAMS + "::test_no_batch_is_waited_for",),
         "the host waits for the device whenever it copies a batch",
     ),
     Fault(
@@ -1719,7 +1733,7 @@ FAULTS = (
         "utils/training/micro_batches.py",
         "with OneAhead(self._batch, background=computes_apart(self.accelerator.device)) as ahead:",
         "with OneAhead(self._batch, background=False) as ahead:",
-        ("tests/utils/training/test_micro_batches.py",),
+        ("tests/utils/training/test_micro_batches.py::test_the_next_batch_is_read_while_this_one_computes",),
         "the device idles while the next batch is made",
     ),
     Fault(
@@ -1727,7 +1741,7 @@ FAULTS = (
         "utils/training/evaluation.py",
         "if len(rows) else [0], device=device, dtype",
         "if len(rows) else [0], dtype",
-        (PROGRAMS,),
+        (PROGRAMS + "::test_the_held_out_loss_of_a_language_model",),
         "no run on an accelerator can be evaluated",
     ),
     Fault(
@@ -1735,7 +1749,7 @@ FAULTS = (
         "dptune/run/checkpoint.py",
         'map_location="cpu", weights_only=True',
         "weights_only=True",
-        (PROGRAMS,),
+        (PROGRAMS + "::test_a_run_trains_saves_and_resumes[private]",),
         "a run cannot be resumed on another kind of device",
     ),
 )
