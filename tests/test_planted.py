@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,8 +63,8 @@ def test_a_fault_is_there_until_the_block_ends(tmp_path: Path) -> None:
     assert path.read_text() == "one = 1\n"
 
 
-def run(root: Path, *faults: Fault, flags: tuple[str, ...] = (), limit: float = 60.0) -> tuple[int, str]:
-    """(exit status, output) of the program in a small project, without the libraries that its tests do not need."""
+def command(root: Path, *faults: Fault, flags: tuple[str, ...] = (), limit: float = 60.0) -> list[str]:
+    """The program for a small project, which is made, without the libraries that its tests do not need."""
     (root / "module.py").write_text("one = 1\n")
     (root / "test_module.py").write_text(
         "import time\nfrom module import one\n\n\ndef test():\n    assert one == 1\n\n\n"
@@ -70,10 +74,15 @@ def run(root: Path, *faults: Fault, flags: tuple[str, ...] = (), limit: float = 
         "import functools, sys, pytest\nfrom pathlib import Path\nfrom tests.planted import __main__ as program\n"
         "from tests.planted.fault import Fault\nprogram.import_libraries = lambda: __import__('hypothesis')\n"
         f"program.results = functools.partial(program.results, limit={limit})\n"
+        "program.exit_on_sigterm()\n"
         f"raise SystemExit(program.main(sys.argv[2:], faults={list(faults)!r}, root=Path(sys.argv[1])))\n"
     )
-    command = [sys.executable, "-c", program, str(root), *flags]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return [sys.executable, "-c", program, str(root), *flags]
+
+
+def run(*args: Any, **how: Any) -> tuple[int, str]:
+    """(exit status, output) of `command`."""
+    ended = subprocess.run(command(*args, **how), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     return ended.returncode, ended.stdout + ended.stderr
 
 
@@ -97,6 +106,21 @@ def test_a_missed_fault_is_told_and_verdicts_are_kept_until_a_source_changes(tmp
 def test_a_test_that_hangs_has_not_caught_the_fault(tmp_path: Path) -> None:
     status, output = run(tmp_path, fault("waits", "import time\ntime.sleep(99)\none = 1"), limit=2.0)
     assert (status, "| waits | `module.py` | **MISSED** |" in output) == (1, True)
+
+
+def test_a_program_that_is_ended_ends_the_tests_that_it_runs(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    told.mkdir()
+    text = f"import os, pathlib, time\npathlib.Path({str(told)!r}, str(os.getpid())).touch()\ntime.sleep(99)\none = 1"
+    with subprocess.Popen(command(tmp_path, fault("waits", text)), cwd=ROOT, stdout=subprocess.DEVNULL) as program:
+        end = time.monotonic() + 60
+        while not (found := list(told.iterdir())):
+            assert time.monotonic() < end, "the tests did not begin"
+            time.sleep(0.05)
+        program.terminate()
+        assert program.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(found[0].name), 0)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,10 +133,11 @@ def try_all(faults: Iterable[Fault], trees: Sequence[Path], records: Records, *,
     """Find the verdicts that are not known, print them and keep them. None is begun after the time `until`."""
     tasks = (Task(("-x", "-q", *one.tests), one) for one in faults if records.verdict(one) is None)
     print(_HEAD, flush=True)
-    for result in results(takewhile(lambda _: time.monotonic() < until, tasks), trees):
-        if (fault := result.task.fault) is not None:
-            records.note(fault, caught=is_red(fault, result), seconds=result.seconds)
-            print(row(fault, records), flush=True)
+    with closing(results(takewhile(lambda _: time.monotonic() < until, tasks), trees)) as found:
+        for result in found:
+            if (fault := result.task.fault) is not None:
+                records.note(fault, caught=is_red(fault, result), seconds=result.seconds)
+                print(row(fault, records), flush=True)
 
 
 def is_red(fault: Fault, result: Result) -> bool:
@@ -163,5 +167,11 @@ def told(chosen: Sequence[Fault], records: Records, seconds: float, output: Path
     return _MISSED if missed else _ALL_CAUGHT
 
 
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end the program like an error: what it started ends too, and its folder is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 if __name__ == "__main__":
+    exit_on_sigterm()
     raise SystemExit(main())

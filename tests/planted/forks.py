@@ -75,6 +75,7 @@ class Run:
 
 def _run_pytest(tree: Path, options: Sequence[str], log: Path) -> None:
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with log.open("w") as output, open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)

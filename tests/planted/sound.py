@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,12 +19,13 @@ _LIMIT = 1800.0  # seconds
 def red_without_a_fault(faults: Iterable[Fault], trees: Sequence[Path], records: Records) -> list[str]:
     """Run the faults' tests without a fault, except those known to be green; returns what pytest says of red ones."""
     unknown = records.unknown(test for fault in faults for test in fault.tests)
-    said = []
-    for result in results((Task(("-q", *tests)) for tests in in_groups(unknown, len(trees))), trees, limit=_LIMIT):
-        if result.status == GREEN:
-            records.note_sound(result.task.options[1:])
-        else:
-            said.append(result.output)
+    tasks, said = (Task(("-q", *tests)) for tests in in_groups(unknown, len(trees))), []
+    with closing(results(tasks, trees, limit=_LIMIT)) as found:
+        for result in found:
+            if result.status == GREEN:
+                records.note_sound(result.task.options[1:])
+            else:
+                said.append(result.output)
     return said
 
 
@@ -40,11 +42,12 @@ def print_what_catches(faults: Sequence[Fault], trees: Sequence[Path]) -> None:
     reports = {fault.name: trees[0].parent / f"{number}.xml" for number, fault in enumerate(faults)}
     options = ("-q", "-o", "junit_family=xunit1")
     tasks = (Task((*options, f"--junitxml={reports[one.name]}", *one.tests), one) for one in faults)
-    for result in results(tasks, trees, limit=_LIMIT):
-        if result.task.fault is not None:
-            print(result.task.fault.name)
-            for seconds, test in red_tests(reports[result.task.fault.name]):
-                print(f"{seconds:8.2f} s  {test}", flush=True)
+    with closing(results(tasks, trees, limit=_LIMIT)) as found:
+        for result in found:
+            if result.task.fault is not None:
+                print(result.task.fault.name)
+                for seconds, test in red_tests(reports[result.task.fault.name]):
+                    print(f"{seconds:8.2f} s  {test}", flush=True)
 
 
 def red_tests(report: Path) -> list[tuple[float, str]]:

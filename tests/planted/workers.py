@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +48,11 @@ def hash_of_sources(tree: Path) -> str:
     return digest.hexdigest()
 
 
-def results(tasks: Iterable[Task], trees: Sequence[Path], *, limit: float = _LIMIT) -> Iterator[Result]:
+def results(tasks: Iterable[Task], trees: Sequence[Path], *, limit: float = _LIMIT) -> Generator[Result]:
     """Each task's result, in the order in which they end; one task at a time in each of the trees.
 
-    A task is taken from `tasks` only when a tree is free for it. Each has `limit` seconds.
+    A task is taken from `tasks` only when a tree is free for it. Each has `limit` seconds. Close the generator to end
+    those that run.
     """
     waiting = iter(tasks)
     running: dict[Path, tuple[Task, Run, ExitStack]] = {}
