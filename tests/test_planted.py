@@ -19,6 +19,7 @@ from tests.planted.fault import Fault, planted
 from tests.planted.faults import FAULTS
 from tests.planted.records import Records
 from tests.planted.sound import in_groups
+from tests.planted.workers import hash_of_sources
 
 ROOT = Path(__file__).parents[1]
 
@@ -157,6 +158,16 @@ def test_a_part_begins_with_what_changed_and_then_anywhere() -> None:
         order = rotated(faults, f"{number:x}", ["3.py", "7.py"])
         assert {one.name for one in order[:2]} == {"3", "7"}
         assert {one.name for one in order} == {one.name for one in faults}
+
+
+def test_a_new_fault_leaves_the_verdicts_of_others_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "tests" / "planted").mkdir(parents=True)
+    (tmp_path / "tests" / "test_module.py").write_text("one = 1\n")
+    before = hash_of_sources(tmp_path)
+    (tmp_path / "tests" / "planted" / "step.py").touch()
+    assert hash_of_sources(tmp_path) == before
+    (tmp_path / "tests" / "test_module.py").write_text("one = 2\n")
+    assert hash_of_sources(tmp_path) != before
 
 
 def test_tests_that_need_a_process_of_their_own_get_one() -> None:
