@@ -63,6 +63,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ),
     ("dptune.units", "dptune.verify"),
     ("dptune.run",),
+    ("dptune.audit",),
     ("dptune",),  # the re-exports, which no module of the engine uses
     ("dptune.integrations",),
     ("utils",),  # only its __init__

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_PROGRAMS = ("__main__.py", "accounting/__main__.py", "budget.py", "command.py", "verify.py")
+_PROGRAMS = ("__main__.py", "accounting/__main__.py", "audit/__main__.py", "budget.py", "command.py", "verify.py")
 _WRITES_COMMANDS = "report/recipe.py"
 COMMAND_LINES = {ROOT / "dptune" / name for name in (*_PROGRAMS, _WRITES_COMMANDS)}
 FLAG = re.compile(r"(?<![\w-])--[a-z]\w+")
