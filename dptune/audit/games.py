@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dptune._validate import require_count
+from dptune._validate import require_count, require_within
 from dptune.accounting.delta import default_delta
 from dptune.audit.stand_in import LORA, StandIn
 from dptune.audit.threads import run_in_threads
@@ -32,6 +32,7 @@ from dptune.run.plan import RunPlan
 from dptune.run.session import PrivateRun
 from dptune.units.unit import ItemUnit
 
+_CLIP_NORMS = (1e-9, 1e9)  # so that gradients a thousand times as long, and their squares, are floating-point numbers
 _AT_ONCE = 32  # rows in a micro-batch
 _MEMORY = Path("/dev/shm")  # where the ledger of a launch costs no time; it is lost anyway
 
@@ -64,6 +65,8 @@ class Mechanism:
         for name in ("group_size", "rows_per_unit", "ranks"):
             require_count(name, getattr(self, name))
         require_count("units", self.units, minimum=2)
+        require_within("clip_norm", self.clip_norm, _CLIP_NORMS)
+        self.config(1.0, 1)  # checks the rest
 
     @property
     def rows(self) -> int:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dptune._validate import present, refuse, require_count, require_within
+from dptune._validate import present, refuse, require_count, require_positive
 from dptune.adapter_files import PEFT_WEIGHTS_NAME, WEIGHTS_NAME
 from dptune.audit.games import Mechanism
 from dptune.audit.stand_in import LORA, WHOLE
@@ -14,7 +14,6 @@ from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, PerLayer
 from dptune.published import published_part
 from dptune.report.statement import REPORT_NAME, PrivacyStatement, read_privacy_report
 
-_CLIP_NORMS = (1e-9, 1e9)  # so that gradients a thousand times as long, and their squares, are floating-point numbers
 _ADAPTERS = (WEIGHTS_NAME, PEFT_WEIGHTS_NAME)
 _AS_ONE = re.compile(r"user-level sampling: .*up to (\d+) of their examples")
 
@@ -63,12 +62,11 @@ def settings_of_run(path: str | Path, *, ranks: int) -> Audited:
         present(statement.clip_norm, "clip norm"),
         present(statement.noise_multiplier, "noise multiplier"),
     )
-    require_within("clip_norm", clip_norm, _CLIP_NORMS)
     mechanism = Mechanism(
         noise_multiplier=sigma,
         clip_norm=clip_norm,
         clipping=style_of(statement.clipping, count_noise_of(statement.expected_batch_size, sigma)),
-        trained=LORA if any((folder / name).is_file() for name in _ADAPTERS) else WHOLE,
+        trained=LORA if any(next(folder.rglob(name), None) for name in _ADAPTERS) else WHOLE,
         group_size=statement.group_size,
         rows_per_unit=_rows_per_unit(statement),
         ranks=ranks,
@@ -117,6 +115,7 @@ def style_named(name: str, noise_multiplier: float) -> Clipping:
     Raises:
         InvalidArgument: another name.
     """
+    require_positive("noise_multiplier", noise_multiplier)
     styles: dict[str, Clipping] = {
         "flat": FLAT,
         "per-layer": PerLayer(),

@@ -45,6 +45,17 @@ class Conv1D(nn.Module):
         return x @ self.weight + self.bias
 
 
+class Block(nn.Module):
+    """Two layers in a module of their own, as a decoder has them, so that they can be sharded together."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.linear, self.conv = nn.Linear(units, units), Conv1D(units, units)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"linear": self.linear(x), "conv": self.conv(x)}
+
+
 class StandIn(nn.Module):
     """Units [B] -> the losses of their rows, [B].
 
@@ -67,8 +78,7 @@ class StandIn(nn.Module):
         state = torch.random.get_rng_state()
         torch.manual_seed(seed)
         self.embedding = nn.Embedding(units, units)
-        self.linear = nn.Linear(units, units)
-        self.conv = Conv1D(units, units)
+        self.block = Block(units)
         self.layer_norm = nn.LayerNorm(units)
         self.rms_norm = nn.RMSNorm(units)
         self.head = nn.Linear(units, units, bias=False)
@@ -116,15 +126,15 @@ class StandIn(nn.Module):
     def _picks(self, units_B: Tensor) -> Tensor:
         """Output u of every layer, summed over tokens, for each unit u: [B, L]."""
         x_BTD, wide_BTU = self.x[units_B], self.wide[units_B]
-        inputs = {
-            "embedding": units_B[:, None].expand(-1, len(_TOKENS)),
-            "layer_norm": wide_BTU,
-            "rms_norm": wide_BTU,
-        }
+        outputs = {**self.block(x_BTD), "head": self.head(x_BTD)}
+        if "embedding" in self._picked:
+            outputs |= {"layer_norm": self.layer_norm(wide_BTU), "rms_norm": self.rms_norm(wide_BTU)}
+            # Its output has no place for unit u: the token itself is the unit.
+            outputs["embedding"] = self.embedding(units_B[:, None].expand(-1, len(_TOKENS))).sum(2, keepdim=True)
         picked = []
         for name in self._picked:
-            output = getattr(self, name)(inputs.get(name, x_BTD)).sum(1)
-            picked.append(output.sum(1) if name == "embedding" else output.gather(1, units_B[:, None])[:, 0])
+            output = outputs[name].sum(1)
+            picked.append(output[:, 0] if name == "embedding" else output.gather(1, units_B[:, None])[:, 0])
         return torch.stack(picked, 1)
 
     def _set_weights(self) -> None:
