@@ -142,9 +142,9 @@ def _broadcast(value: object) -> object:
     return values[0]
 
 
-def outcomes_of(setting: Setting, seeds: int, pool: ProcessPoolExecutor, fault: str = "") -> list[Outcome]:
+def outcomes_of(setting: Setting, seeds: int, pool: ProcessPoolExecutor | None, fault: str = "") -> list[Outcome]:
     """The outcomes of so many audits."""
-    if not setting.sharded:
+    if not setting.sharded and pool is not None:
         return list(pool.map(audit, [setting] * seeds, [fault] * seeds))
     from tests.processes import run_processes
 

@@ -1,13 +1,15 @@
-r"""Audit a mechanism: play games against the real engine, and compare what an adversary wins with the stated epsilon.
+r"""Audit a mechanism or a training: compare what an adversary wins with the stated epsilon.
 
     python -m dptune.audit mechanism OUT
-    python -m dptune.audit mechanism --noise_multiplier 0.8 --sampling_probability 0.01 --delta 1e-5
+    python -m dptune.audit mechanism --noise_multiplier 0.8 --sampling_probability 0.01 --delta 1e-5 --output_dir a
+    python -m dptune.audit training OUT
 
-The first takes the settings of a finished run, the second those of its flags. The audit trains nothing and reads no
-data: it makes up rows whose gradients are the worst case for privacy. It writes audit.json, audit.md and audit.png.
+The first takes the settings of a finished run, the second those of its flags. Both play games against the real engine
+with made-up rows whose gradients are the worst case for privacy. They train nothing and read no data. The third judges
+the guesses about canary rows that a training has left in OUT/audit/canaries.json.
 
-The exit status is 0 without a contradiction, 1 with one, and 2 for bad input. A bound below the stated epsilon is no
-proof that there is no fault.
+Each writes audit.json, audit.md and audit.png. The exit status is 0 without a contradiction, 1 with one, and 2 for bad
+input. A bound below the stated epsilon is no proof that there is no fault.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dptune._validate import InvalidArgument, refuse, renamed
+from dptune._validate import InvalidArgument, present, refuse, renamed
 
 if TYPE_CHECKING:
+    from dptune.audit.pages import Page
     from dptune.audit.settings import Audited
 
 _FOLDER = "audit"
@@ -55,7 +58,7 @@ def run_mechanism(args: argparse.Namespace) -> bool:
     """
     # torch: not while flags are parsed
     from dptune.audit.mechanism import Plan, audit_mechanism, implied_epsilon
-    from dptune.audit.pages import Page, write_page
+    from dptune.audit.pages import Page
 
     found = _audited(args)
     plan = Plan(
@@ -96,13 +99,56 @@ def run_mechanism(args: argparse.Namespace) -> bool:
         settings=settings,
         private=True,
     )
-    write_page(output, page)
-    for one in result.findings:
-        print(f"{one.question}: {one.measured} {one.found:.4g}, stated {one.stated:.4g}")
     if implied is not None and found.epsilon is not None:
         print(f"whole run: an epsilon below {implied:.4g} is ruled out; stated {found.epsilon:.4g}")
-    print(f"written to {output}", result.verdict, sep="\n")
+    _tell(output, page)
     return result.contradicted
+
+
+def run_training(args: argparse.Namespace) -> bool:
+    """Audit a training for the flags `args`. Returns whether it is contradicted.
+
+    Raises:
+        InvalidArgument: the folder holds no run with a guarantee, or no canaries.
+    """
+    from dptune.audit.mechanism import Result
+    from dptune.audit.pages import Page
+    from dptune.audit.settings import statement_of_run
+    from dptune.audit.training import AUDIT_FOLDER, CANARIES_NAME, audit_training, read_canaries
+    from dptune.ledger import LEDGER_NAME, Ledger
+    from dptune.report.statement import spends_of_unused
+
+    folder, statement = Path(args.run), statement_of_run(args.run)
+    canaries = read_canaries(folder / AUDIT_FOLDER / CANARIES_NAME)
+    delta = present(statement.delta, "delta")
+    spends = [*Ledger(folder / LEDGER_NAME).spends, *spends_of_unused(statement, statement.unused_steps)]
+    findings = audit_training(canaries, spends, delta=delta, confidence=args.confidence)
+    result = Result(tuple(sorted(findings, key=lambda one: not one.contradicted)), 0.0, len(canaries.included))
+    bounds = [one.found for one in findings if one.measured.startswith("epsilon")]
+    page = Page(
+        kind="training",
+        verdict=result.verdict,
+        contradicted=result.contradicted,
+        epsilon=max(bounds),
+        stated_epsilon=statement.epsilon,
+        delta=delta,
+        confidence=args.confidence,
+        findings=result.findings,
+        settings={"canaries": len(canaries.included), "steps": statement.steps},
+        private=False,
+    )
+    _tell(_output(args), page)
+    return result.contradicted
+
+
+def _tell(output: Path, page: Page) -> None:
+    """Write and print what was found."""
+    from dptune.audit.pages import write_page
+
+    write_page(output, page)
+    for one in page.findings:
+        print(f"{one.question}: {one.measured} {one.found:.4g}, stated {one.stated:.4g}")
+    print(f"written to {output}", page.verdict, sep="\n")
 
 
 def _audited(args: argparse.Namespace) -> Audited:
@@ -148,6 +194,11 @@ def parser() -> argparse.ArgumentParser:
     kinds = program.add_subparsers(dest="kind", required=True)
     mechanism = kinds.add_parser("mechanism", help="play games against the real engine", allow_abbrev=False)
     _add_mechanism(mechanism)
+    training = kinds.add_parser("training", help="judge the guesses about a training's canaries", allow_abbrev=False)
+    training.add_argument("run", metavar="RUN", help="folder of a finished run that was trained with canaries")
+    sure = "with which all findings together are right (default 0.95)"
+    training.add_argument("--confidence", type=float, default=0.95, help=sure)
+    training.add_argument("--output_dir", help="folder for the files of the audit (default RUN/audit)")
     return program
 
 
@@ -182,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         with renamed(_FLAGS):
-            contradicted = run_mechanism(args)
+            contradicted = run_mechanism(args) if args.kind == "mechanism" else run_training(args)
     except InvalidArgument as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -50,14 +50,7 @@ def settings_of_run(path: str | Path, *, ranks: int) -> Audited:
         InvalidArgument: there is no report, or it states no guarantee to audit.
     """
     require_count("ranks", ranks)
-    folder = published_part(path)
-    if not (folder / REPORT_NAME).is_file():
-        refuse(
-            "path", str(path), f"holds no {REPORT_NAME}; give the folder of a finished run, or its settings as flags"
-        )
-    statement = read_privacy_report(folder / REPORT_NAME)
-    if statement.epsilon is None:
-        refuse("path", str(path), f"states no guarantee to audit ({statement.reasons[0]})")
+    folder, statement = published_part(path), statement_of_run(path)
     clip_norm, sigma = (
         present(statement.clip_norm, "clip norm"),
         present(statement.noise_multiplier, "noise multiplier"),
@@ -73,6 +66,23 @@ def settings_of_run(path: str | Path, *, ranks: int) -> Audited:
     )
     delta, steps = present(statement.delta, "delta"), statement.steps + statement.unused_steps
     return Audited(mechanism, statement.sampling_probability, delta, steps, statement.epsilon)
+
+
+def statement_of_run(path: str | Path) -> PrivacyStatement:
+    """The privacy statement of a finished run.
+
+    Raises:
+        InvalidArgument: there is no report, or it states no guarantee to audit.
+    """
+    report = published_part(path) / REPORT_NAME
+    if not report.is_file():
+        refuse(
+            "path", str(path), f"holds no {REPORT_NAME}; give the folder of a finished run, or its settings as flags"
+        )
+    statement = read_privacy_report(report)
+    if statement.epsilon is None:
+        refuse("path", str(path), f"states no guarantee to audit ({statement.reasons[0]})")
+    return statement
 
 
 def style_of(words: str, count_noise: float) -> Clipping:

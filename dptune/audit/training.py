@@ -1,7 +1,7 @@
-"""The audit of one training: canary rows, each in the data by a fair secret coin, and an adversary who guesses the coins.
+"""The audit of one training: canary rows, each in the data by a fair secret coin, and guesses of the coins.
 
-`canaries.json` in the folder `audit` of a run holds the coins and, for each kind of adversary, a score per canary. It is
-not private. `audit_training` compares the guesses with what the run states.
+`canaries.json` in the folder `audit` of a run holds the coins and, for each kind of adversary, a score per canary. It
+is not private. `audit_training` compares the guesses with what the run states.
 
 The guesses are the highest and the lowest scores, in several numbers that are fixed beforehand. Every bound pays for
 all of them, and for all adversaries, by a share of 1 - confidence.
@@ -31,6 +31,7 @@ LEAST_CANARIES = 16
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the canaries about which a guess is made
 _DELTAS = tuple(10.0**-power for power in range(1, 13))  # where the stated curve is computed
 _FORMAT = 1
+_ESTIMATE = "estimate of epsilon, at least"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ def audit_training(
         count, words = len(own), "epsilon, at least"
         findings += [
             Finding(f"one training, {name}", plain, stated, plain > stated, words, count),
-            Finding(f"one training, {name}, as a Gaussian", by_mu, stated, False, words, count),
+            Finding(
+                f"one training, {name}, if it acts like a Gaussian", by_mu, stated, False, f"estimate of {words}", count
+            ),
             Finding(
                 f"probability of the guesses of {name} by the accounting",
                 likely,

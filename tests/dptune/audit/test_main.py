@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.audit_faults import FAULTS
 from dptune.audit.__main__ import main
+from dptune.audit.training import Canaries, write_canaries
 from tests.dptune.audit.test_settings import run_with
+from tests.dptune.report.test_check import private_run
 from tests.dptune.report.test_statement import private
 
 FLAGS = ["--noise_multiplier", "1", "--sampling_probability", "1", "--delta", "1e-5"]
@@ -74,3 +77,31 @@ def test_a_mistake_is_one_line_and_status_2(
     assert printed.err.startswith(f"error: {told}")
     assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert not list(tmp_path.iterdir())
+
+
+def trained_with(folder: Path, signal: float) -> Path:
+    """A run of three steps whose adversary sees each canary's coin by so much."""
+    private_run(folder)
+    generator = np.random.default_rng(0)
+    included = generator.integers(0, 2, 400).astype(bool)
+    scores = {"loss": signal * included + generator.normal(size=400)}
+    write_canaries(folder / "audit" / "canaries.json", Canaries(included, scores))
+    return folder
+
+
+@pytest.mark.parametrize(("signal", "status"), [(0.0, 0), (20.0, 1)])
+def test_a_training_is_audited(signal: float, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained_with(tmp_path, signal)
+    assert run("training", str(folder)) == status
+    found = json.loads((folder / "audit" / "audit.json").read_text())
+    assert found["note"].startswith("NOT PRIVATE")
+    assert found["contradicted"] == bool(status)
+    (plain,) = [one for one in found["findings"] if one["question"] == "one training, loss"]
+    assert plain["stated"] == pytest.approx(found["stated_epsilon"])
+    assert "one training, loss: epsilon, at least" in capsys.readouterr().out
+
+
+def test_a_run_without_canaries_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    private_run(tmp_path)
+    assert run("training", str(tmp_path)) == 2
+    assert "canaries.json': cannot be read (No such file or directory); train with" in capsys.readouterr().err

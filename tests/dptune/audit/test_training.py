@@ -78,12 +78,12 @@ def test_other_files_are_refused(content: str, told: str, tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_audited_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="cannot be read .*; train with canaries first"):
+    with pytest.raises(InvalidArgument, match=r"cannot be read .*; train with canaries first"):
         read_canaries(tmp_path / "nothing.json")
     included = np.zeros(20, dtype=bool)
     with pytest.raises(InvalidArgument, match="scores=0: the training has not ended"):
         audit_training(Canaries(included, {}), SPENDS, delta=DELTA)
-    with pytest.raises(InvalidArgument, match="confidence=0.2: give a number"):
+    with pytest.raises(InvalidArgument, match=r"confidence=0\.2: give a number"):
         audit_training(canaries_with(1.0), SPENDS, delta=DELTA, confidence=0.2)
     for wrong in (np.zeros(3), np.full(20, np.nan)):
         with pytest.raises(InvalidArgument, match="scores='loss': give a finite number for each of the 20"):
