@@ -57,7 +57,7 @@ SUBCOMMANDS = {
     ),
     "plan": Program("tabulate epsilon or noise by batch size and epochs", ("dptune.accounting",)),
     "budget": Program("add up the epsilon of the stages in a budget file", ("dptune.budget",)),
-    "audit": Program("measure how much a trained model gives away", ("dptune.audit",)),
+    "audit": Program("compare what an adversary wins with the stated epsilon", ("dptune.audit",)),
     "verify": Program("compute the epsilon of a release again from what is published", ("dptune.verify",)),
     "merge": Program("merge an adapter into its base model", ("scripts.merge",)),
     "push": Program("verify what a run may publish, and upload it to the hub", ("scripts.push",)),
