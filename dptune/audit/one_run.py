@@ -22,6 +22,7 @@ import numpy as np
 
 from dptune._validate import refuse, require_count, require_positive
 
+LEAST_CANARIES = 16  # with fewer, no number of right guesses shows much
 _HALVINGS = 60  # of the range of a mu or an epsilon, and of the logarithm of a p-value
 _LEAST = 1e-30  # p-values below are not told apart
 _MOST_MU, _MOST_EPSILON = 40.0, 200.0  # beyond, nothing is protected

@@ -23,11 +23,10 @@ from dptune._validate import refuse
 from dptune.accounting import Spend
 from dptune.audit.bounds import epsilon_of_mu
 from dptune.audit.checks import Finding
-from dptune.audit.one_run import Score, curve_of, epsilon_of, judge, mu_of, p_value_of_curve
+from dptune.audit.one_run import LEAST_CANARIES, Score, curve_of, epsilon_of, judge, mu_of, p_value_of_curve
 from dptune.audit.pages import NOT_PRIVATE
 
 AUDIT_FOLDER, CANARIES_NAME = "audit", "canaries.json"
-LEAST_CANARIES = 16
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the canaries about which a guess is made
 _DELTAS = tuple(10.0**-power for power in range(1, 13))  # where the stated curve is computed
 _FORMAT = 1
@@ -42,6 +41,8 @@ class Canaries:
         included: the coins, bool [M].
         scores: {adversary: float64 [M]}; higher means that the canary was in the data, it thinks. Empty before the
             training has ended.
+        ids: the canaries' tokens, int [M, T]; None if whoever trains keeps them elsewhere.
+        before: their losses before the first step, float64 [M]; None if unknown.
 
     Raises:
         InvalidArgument: too few canaries, another number of scores, or a score that is not finite.
@@ -49,6 +50,8 @@ class Canaries:
 
     included: np.ndarray
     scores: Mapping[str, np.ndarray]
+    ids: np.ndarray | None = None
+    before: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.included) < LEAST_CANARIES:
@@ -65,6 +68,8 @@ def write_canaries(path: Path, canaries: Canaries) -> None:
         "format": _FORMAT,
         "included": [bool(one) for one in canaries.included],
         "scores": {name: [float(one) for one in own] for name, own in canaries.scores.items()},
+        "ids": None if canaries.ids is None else canaries.ids.tolist(),
+        "before": None if canaries.before is None else canaries.before.tolist(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
@@ -83,13 +88,17 @@ def read_canaries(path: Path) -> Canaries:
             refuse("path", str(path), "is of another version of dptune; audit it with that version")
         included = np.array(content["included"], dtype=bool)
         scores = {str(name): np.array(own, dtype=np.float64) for name, own in content["scores"].items()}
+        ids, before = (
+            None if content.get(name) is None else np.array(content[name], dtype=kind)
+            for name, kind in (("ids", np.int64), ("before", np.float64))
+        )
     except OSError as error:
         refuse("path", str(path), f"cannot be read ({error.strerror}); train with canaries first")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ValueError) and hasattr(error, "remedy"):
             raise
         refuse("path", str(path), "is no file of canaries; restore it from the run")
-    return Canaries(included, scores)
+    return Canaries(included, scores, ids, before)
 
 
 def audit_training(
