@@ -19,9 +19,14 @@ from dptune.report.check import check_publishable
 from dptune.units.unit import group_by_author
 from tests.scripts.test_train_clm import flags
 from tests.tasks import rows
-from tests.tiny import tiny_llama
+from tests.tiny import tiny_llama, tiny_tokenizer
+from utils.cli.flags import parse
+from utils.cli.launch import Sharding
 from utils.data.tokenization import IGNORED, TokenizedDataset
+from utils.training import causal_lm
+from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
 from utils.training.canaries import LOSS_SCORE, begin, canaries_of_run, finish, measured, with_canaries
+from utils.training.without_tokens import count
 
 CPU = torch.device("cpu")
 COUNT, TOKENS = 20, list(range(5, 300))
@@ -103,6 +108,18 @@ def test_a_resumed_run_needs_its_canaries(tmp_path: Path) -> None:
         some(tmp_path, resumed=True)
     with pytest.raises(InvalidArgument, match="has no losses of the start"):
         finish(tmp_path, tiny_llama(), CausalLMLoss(tiny_llama()), CPU)
+
+
+def test_a_plan_without_data_counts_them(tmp_path: Path) -> None:
+    given = flags(tmp_path, tmp_path, tmp_path / "out", train_file=None, num_examples=500, audit_canaries=30)
+    assert count(Groups(*parse(*CAUSAL_LM_GROUPS, args=given))) == 530
+
+
+def test_sharded_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal_lm, "sharding_of_launch", Sharding)
+    folder: Any = None
+    with pytest.raises(InvalidArgument, match="--audit_canaries=30: are scored on one process"):
+        causal_lm.canaries_of(30, tiny_tokenizer(), folder, 12)
 
 
 @pytest.fixture(scope="module")
