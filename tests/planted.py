@@ -72,6 +72,30 @@ BATCHES, LOOP = "tests/dptune/units/test_batches.py", "tests/utils/training/test
 _ADD_NOISE, _DIVIDE = "        self._add_noise(noisy)\n", "        total /= self.config.divisor\n"
 
 FAULTS = (
+    Fault(
+        "canaries: those that are out are learned too",
+        "utils/training/canaries.py",
+        "rows = _rows_of(canaries, canaries.included)",
+        "rows = _rows_of(canaries, ~np.zeros_like(canaries.included))",
+        ("tests/utils/training/test_canaries.py",),
+        "the audit of a training judges guesses of coins that decide nothing",
+    ),
+    Fault(
+        "canaries: a model with them may be published",
+        "dptune/report/check.py",
+        "    _require_no_canaries(folder)\n    statement",
+        "    statement",
+        ("tests/utils/training/test_canaries.py",),
+        "a model that learned random text is published",
+    ),
+    Fault(
+        "audit: the games that choose the threshold also judge",
+        "dptune/audit/bounds.py",
+        "found = _epsilons(judge, threshold, delta, alpha, says_in)",
+        "found = _epsilons(choose, threshold, delta, alpha, says_in)",
+        ("tests/dptune/audit/test_bounds.py",),
+        "bounds on epsilon come out too high",
+    ),
     # --- the step ---
     Fault(
         "noise scaled by 1/2",

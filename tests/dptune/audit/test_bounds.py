@@ -104,3 +104,12 @@ def test_games_of_one_kind_are_refused() -> None:
 def test_unlikely_values() -> None:
     assert norm.sf(unlikely_normal(1e-6)) == pytest.approx(1e-6)
     assert unlikely_normal(1.0) == -math.inf
+
+
+def test_the_games_that_choose_do_not_judge() -> None:
+    member = np.arange(2000) % 2 == 0
+    clear, blind = Guesses(member.astype(float), member), Guesses(np.zeros(2000), member)
+    assert epsilon_bound(clear, clear, delta=DELTA, alpha=1e-3).value > 3
+    assert epsilon_bound(clear, blind, delta=DELTA, alpha=1e-3).value == 0
+    assert mu_bound(clear, clear, alpha=1e-3).value > 3
+    assert mu_bound(clear, blind, alpha=1e-3).value == 0
