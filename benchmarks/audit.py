@@ -33,7 +33,6 @@ from dptune._files import atomic_write
 from dptune.audit.games import Launch, Mechanism, plan_of, play_rank
 from dptune.audit.mechanism import Plan, Result, audit_mechanism
 from dptune.audit.stand_in import WHOLE, StandIn
-from dptune.clipping_styles import PerLayer
 from dptune.ranks import Ranks
 from dptune.sharding import shard
 
@@ -77,8 +76,8 @@ class Outcome:
     seconds: float
 
 
-def _plan(q: float, composed: int = 10) -> Plan:
-    return Plan(sampling_probability=q, delta=DELTA, steps=_STEPS, composed=composed)
+def _plan(q: float, composed: int = 10, steps: int = _STEPS) -> Plan:
+    return Plan(sampling_probability=q, delta=DELTA, steps=steps, composed=composed)
 
 
 SETTINGS = {
@@ -86,11 +85,10 @@ SETTINGS = {
     "adapters, much noise": Setting(Mechanism(noise_multiplier=3.0), _plan(0.5, 15)),
     "adapters, little noise": Setting(Mechanism(noise_multiplier=0.6), _plan(0.02, 5)),
     "whole model": Setting(Mechanism(noise_multiplier=1.0, trained=WHOLE), _plan(0.1)),
-    "whole model, per-layer clipping": Setting(
-        Mechanism(noise_multiplier=1.0, trained=WHOLE, clipping=PerLayer()), _plan(0.1)
-    ),
     "authors of 3 rows": Setting(Mechanism(noise_multiplier=2.0, group_size=3), _plan(0.1)),
-    _SHARDED: Setting(Mechanism(noise_multiplier=1.0, trained=WHOLE, ranks=2), _plan(0.1), sharded=True),
+    _SHARDED: Setting(
+        Mechanism(noise_multiplier=1.0, trained=WHOLE, ranks=2), _plan(0.1, composed=5, steps=20), sharded=True
+    ),
 }
 
 

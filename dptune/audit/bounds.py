@@ -18,7 +18,7 @@ import numpy as np
 from dptune._validate import refuse, require_delta, require_probability
 from dptune.accounting import Spend, compose
 
-_THRESHOLDS = 400  # tried on the games that choose
+_THRESHOLDS = 100  # tried on the games that choose
 
 
 class Guesses(NamedTuple):
