@@ -82,6 +82,8 @@ WITHOUT_TORCH = (
     "dptune.accounting.data_needed",
     "dptune.accounting.meaning",
     "dptune.accounting.selection",
+    "dptune.audit.bounds",
+    "dptune.audit.one_run",
     "dptune.budget",
     "dptune.histogram",
     "dptune.accounting.groups",
