@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dptune.audit.pages import Page
     from dptune.audit.settings import Audited
 
-_FOLDER = "audit"
+_FOLDERS = {"mechanism": Path("audit"), "training": Path("audit", "training")}  # in a run's folder
 _FLAGS = {
     "composed": "--composed_steps",
     "path": "RUN",
@@ -180,7 +180,7 @@ def _audited(args: argparse.Namespace) -> Audited:
 def _output(args: argparse.Namespace) -> Path:
     if args.output_dir is None and args.run is None:
         refuse("--output_dir", None, "give a folder for audit.json, audit.md and audit.png")
-    return Path(args.output_dir) if args.output_dir is not None else Path(args.run) / _FOLDER
+    return Path(args.output_dir) if args.output_dir is not None else Path(args.run) / _FOLDERS[args.kind]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -198,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument("run", metavar="RUN", help="folder of a finished run that was trained with canaries")
     sure = "with which all findings together are right (default 0.95)"
     training.add_argument("--confidence", type=float, default=0.95, help=sure)
-    training.add_argument("--output_dir", help="folder for the files of the audit (default RUN/audit)")
+    training.add_argument("--output_dir", help="folder for the files of the audit (default RUN/audit/training)")
     return program
 
 

@@ -93,7 +93,7 @@ def trained_with(folder: Path, signal: float) -> Path:
 def test_a_training_is_audited(signal: float, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = trained_with(tmp_path, signal)
     assert run("training", str(folder)) == status
-    found = json.loads((folder / "audit" / "audit.json").read_text())
+    found = json.loads((folder / "audit" / "training" / "audit.json").read_text())
     assert found["note"].startswith("NOT PRIVATE")
     assert found["contradicted"] == bool(status)
     (plain,) = [one for one in found["findings"] if one["question"] == "one training, loss"]
