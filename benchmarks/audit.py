@@ -37,7 +37,7 @@ from dptune.ranks import Ranks
 from dptune.sharding import shard
 
 DELTA = 1e-5
-_STEPS = 30  # of each launch
+_STEPS = 25  # of each launch
 _AT_ONCE = 20  # seeds for which two processes are started
 _SHARDED = "whole model, two sharded ranks"
 _SHARED = "two sharded ranks that share a key"
@@ -82,12 +82,12 @@ def _plan(q: float, composed: int = 10, steps: int = _STEPS) -> Plan:
 
 SETTINGS = {
     "adapters": Setting(Mechanism(noise_multiplier=1.0), _plan(0.1)),
-    "adapters, much noise": Setting(Mechanism(noise_multiplier=3.0), _plan(0.5, 15)),
+    "adapters, much noise": Setting(Mechanism(noise_multiplier=3.0), _plan(0.5, 12)),
     "adapters, little noise": Setting(Mechanism(noise_multiplier=0.6), _plan(0.02, 5)),
     "whole model": Setting(Mechanism(noise_multiplier=1.0, trained=WHOLE), _plan(0.1)),
     "authors of 3 rows": Setting(Mechanism(noise_multiplier=2.0, group_size=3), _plan(0.1)),
     _SHARDED: Setting(
-        Mechanism(noise_multiplier=1.0, trained=WHOLE, ranks=2), _plan(0.1, composed=5, steps=20), sharded=True
+        Mechanism(noise_multiplier=1.0, trained=WHOLE, ranks=2), _plan(1.0, composed=5, steps=20), sharded=True
     ),
 }
 
