@@ -11,6 +11,7 @@ from pathlib import Path
 
 PUBLISH_NAME = "publish"
 SETTINGS_NAME = "dptune_settings.json"  # what a reader needs to know of the training: the prompt style, for example
+CANARIES_SETTING = "audit_canaries"  # in that file: how many rows of random text were learned for an audit
 
 
 def published_part(path: str | os.PathLike[str]) -> Path:

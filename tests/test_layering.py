@@ -64,6 +64,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ),
     ("dptune.units", "dptune.verify"),
     ("dptune.run",),
+    ("dptune.audit",),
     ("dptune",),  # the re-exports, which no module of the engine uses
     ("dptune.integrations",),
     ("utils",),  # only its __init__
@@ -82,6 +83,8 @@ WITHOUT_TORCH = (
     "dptune.accounting.data_needed",
     "dptune.accounting.meaning",
     "dptune.accounting.selection",
+    "dptune.audit.bounds",
+    "dptune.audit.one_run",
     "dptune.budget",
     "dptune.budget.__main__",
     "dptune.histogram",

@@ -11,7 +11,7 @@ from pathlib import Path
 from dptune._validate import refuse
 from dptune.accounting import account
 from dptune.ledger import LEDGER_NAME, Ledger
-from dptune.published import SETTINGS_NAME
+from dptune.published import CANARIES_SETTING, SETTINGS_NAME
 from dptune.report.card import STARTED_FROM, privacy_table, published_name
 from dptune.report.checksums import CHECKSUMS_NAME, require_checksums
 from dptune.report.publish import CARD_NAME, EPSILON_PLOT
@@ -81,6 +81,7 @@ def check_publishable(folder: Path) -> PrivacyStatement:
             states a smaller epsilon; or a file names a path on this machine.
     """
     files = _files(folder)
+    _require_no_canaries(folder)
     statement = read_privacy_report(folder / REPORT_NAME)
     if not any(fnmatchcase(name, pattern) for name in files for pattern in _WEIGHTS):
         refuse("folder", str(folder), "holds no trained weights; give the folder of a finished run")
@@ -107,6 +108,25 @@ def _files(folder: Path) -> list[str]:
             if not (is_model_file(name) or any(fnmatchcase(name, pattern) for pattern in _ABOUT)):
                 refuse("file", name, f"is not known to be publishable; move it out of {folder}")
             found.append(name)
+    return found
+
+
+def _require_no_canaries(folder: Path) -> None:
+    """Refuse a model that learned random text, so that its training could be audited."""
+    path = folder / SETTINGS_NAME
+    if path.is_file() and (count := _read_object(path).get(CANARIES_SETTING)):
+        remedy = f"was trained with {count} canaries, for an audit; train again without them, and publish that"
+        refuse("folder", str(folder), remedy)
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    """The JSON object in a file of the folder."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        refuse("file", path.name, "is not a JSON object; save the model again")
     return found
 
 
@@ -148,10 +168,7 @@ def _require_no_paths(folder: Path) -> None:
     for file, key in _NAMES:
         if not (folder / file).is_file():
             continue
-        try:
-            value = json.loads((folder / file).read_text(encoding="utf-8")).get(key)
-        except (ValueError, AttributeError):
-            refuse("file", file, "is not a JSON object; save the model again")
+        value = _read_object(folder / file).get(key)
         if isinstance(value, str) and value and published_name(value) != value:
             remedy = f"{key} is a path on this machine; resume the finished run with base_model_name"
             refuse("file", file, f"{remedy}, or put the base model's name on the hub there")

@@ -1,4 +1,4 @@
-"""Two plots: epsilon by step, which may be published, and measurements on the data, which may not.
+"""Plots: epsilon by step, which may be published, measurements on the data, which may not, and what an audit found.
 
 The figures use matplotlib's objects and the Agg canvas, because pyplot keeps state for the whole process and looks for
 a screen. The colours are those of Okabe and Ito, which people with any colour vision can tell apart.
@@ -92,6 +92,32 @@ def plot_diagnostics(
             axes.set_ylabel(f"Loss\n({loss_unit})")
     all_axes[-1].set_xlabel("Step")
     _mark_not_private(figure, all_axes)
+    _save(figure, path)
+
+
+def plot_bounds(
+    path: str | os.PathLike[str], rows: Sequence[tuple[str, float, float]], *, delta: float, private: bool
+) -> None:
+    """Draw what an audit found beside what is stated, as a PNG: a bar and a line for each row.
+
+    Args:
+        path: the PNG to write.
+        rows: (name, lower bound on epsilon, stated epsilon), at least one.
+        delta: of all epsilons.
+        private: whether the picture may be published. If not, it says so.
+    """
+    figure, (axes,) = _figure(1, width=8, height=1.6 + _BANNER_INCHES * (not private) + 0.45 * len(rows))
+    places = np.arange(len(rows))[::-1]
+    names, found, stated = zip(*rows, strict=True)
+    colours = [_RED if low > high else _BLUE for low, high in zip(found, stated, strict=True)]
+    axes.barh(places, found, height=0.5, color=colours, label="found, at least")
+    axes.vlines(stated, places - 0.35, places + 0.35, color=_VERMILION, linewidth=2.5, label="stated, at most")
+    axes.set_yticks(places, names, fontsize=9)
+    axes.set_xlim(0, 1.1 * max(1e-6, *found, *stated))
+    axes.set_xlabel(f"ε at δ = {delta:.3g}")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9, frameon=False)
+    if not private:
+        _mark_not_private(figure, [axes])
     _save(figure, path)
 
 

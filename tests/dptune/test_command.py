@@ -38,7 +38,7 @@ def test_help_lists_the_subcommands_that_are_there(argv: list[str], capsys: pyte
     assert lines[0] == "usage: dptune SUBCOMMAND [flags]"
     listed = [line.split()[0] for line in lines if line.startswith("  ")]
     assert listed == [name for name, program in SUBCOMMANDS.items() if program.exists]
-    assert {"train", "classify", "sample", "plan", "budget", "demo"} <= set(listed)
+    assert {"train", "classify", "sample", "plan", "budget", "audit", "demo"} <= set(listed)
     assert all(program.does in "\n".join(lines) for program in SUBCOMMANDS.values() if program.exists)
 
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 _PROGRAMS = (
     "__main__.py",
     "accounting/__main__.py",
+    "audit/__main__.py",
     "budget/__init__.py",
     "budget/__main__.py",
     "budget/stages.py",

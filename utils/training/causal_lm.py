@@ -13,12 +13,14 @@ from accelerate.utils import gather_object, set_seed
 
 from dptune._validate import refuse
 from dptune.adapter_files import save_adapter
+from dptune.audit.training import Canaries
 from dptune.clipping import layers_of
 from dptune.devices import computes_apart
 from dptune.integrations.sharded_saving import write_sharded
 from dptune.lora import trainable_parameters
 from dptune.losses import CausalLMLoss
 from dptune.pass_overhead import pass_overhead
+from dptune.published import CANARIES_SETTING
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL, Artifact, published_name
 from dptune.report.fields import CardFields
 from dptune.report.prior import PriorRelease
@@ -59,6 +61,7 @@ from utils.models.trainable import (
     save_trained_model,
 )
 from utils.training.arguments import OF_ADAPTER, ON_RESUME, Groups
+from utils.training.canaries import begin, canaries_of_run, finish, with_canaries
 from utils.training.changes import OnResume, describe_changes, resumed_config
 from utils.training.data_arguments import DataArguments
 from utils.training.evaluation import held_out_loss
@@ -112,6 +115,7 @@ class CausalLMJob:
         token_budget: padded tokens in one forward pass.
         asked: the token budget that the flags ask for.
         starts_from: the release that the adapters start from, and those before it.
+        canaries: rows for an audit, which `train` holds; None without.
     """
 
     groups: Groups
@@ -127,10 +131,14 @@ class CausalLMJob:
     token_budget: int
     asked: int
     starts_from: tuple[PriorRelease, ...] = ()
+    canaries: Canaries | None = None
 
     def run(self, after_step: AfterStep | None = None) -> End:
         """Load the model and train it. For `after_step` see `utils.training.loop.Pace`."""
         task, groups, accelerator = self.load(), self.groups, self.folder.accelerator
+        if self.canaries is not None and accelerator.is_main_process:
+            self.folder.lock.make(self.folder.path)
+            begin(self.folder.path, self.canaries, task.model, task.losses, accelerator.device)
         private, keeps_whole_sum = self.plan.privacy is not None, self._keeps_whole_sum(task.model)
         gathers = None if sharding_of_launch() is None else Gathers(task.model, private=private)
         micro_batches = MicroBatches(
@@ -282,7 +290,8 @@ class CausalLMTask:
     def settings(self) -> dict[str, Any]:
         """What sampling must know of the training."""
         given = {"block_size": self.job.groups.data.block_size} | self.job.config
-        return {name: given[name] for name in (PROMPT_STYLE_OF_ROWS, TEMPLATE_DATE, "block_size") if name in given}
+        told = {name: given[name] for name in (PROMPT_STYLE_OF_ROWS, TEMPLATE_DATE, "block_size") if name in given}
+        return told | ({} if self.job.canaries is None else {CANARIES_SETTING: len(self.job.canaries.included)})
 
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
         """The held-out loss, if there is held-out data."""
@@ -297,9 +306,11 @@ class CausalLMTask:
             save_trained_model(self.model, folder)
         self.job.tokenizer.save_pretrained(folder)
 
-    def conclude(self, _finished: Finished) -> list[str]:
-        """Nothing is left to write."""
-        return []
+    def conclude(self, finished: Finished) -> list[str]:
+        """Write the scores of the canaries, if there are any."""
+        if self.job.canaries is None:
+            return []
+        return finish(finished.folder, self.model, self.losses, self.job.folder.accelerator.device)
 
     def help_save(self) -> None:
         """Of a whole model with sharded weights, every rank gathers each tensor."""
@@ -338,6 +349,10 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
             **vars(groups.data),
         )
 
+    canaries = None
+    if count := groups.privacy.audit_canaries:
+        canaries = canaries_of(count, tokenizer, folder, groups.data.block_size)
+        train = with_canaries(train, canaries)
     groups.output.require_selection(private=private, has_validation=held_out is not None, sharded=whole_shards)
     fingerprint, described = machine.once(lambda: look_at(train, held_out, groups, skeleton, tokenizer))
     processes = processes_of_plan(saved, optimization, target.processes)
@@ -388,6 +403,22 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         token_budget,
         asked,
         starts_from,
+        canaries,
+    )
+
+
+def canaries_of(count: int, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, block_size: int) -> Canaries:
+    """The canaries of a run, the same on every rank.
+
+    Raises:
+        InvalidArgument: weights are sharded, or see `canaries_of_run`.
+    """
+    if sharding_of_launch() is not None:
+        refuse("--audit_canaries", count, "are scored on one process, which holds no whole model if it is sharded")
+    special, resumed = set(tokenizer.all_special_ids), folder.saved is not None
+    words = [token for token in range(len(tokenizer)) if token not in special]
+    return ranks_of(folder.accelerator).from_main(
+        lambda: canaries_of_run(count, folder.path, words, block_size, resumed=resumed)
     )
 
 

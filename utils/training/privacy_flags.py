@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dptune._validate import refuse, require_count
+from dptune.audit.one_run import LEAST_CANARIES
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.run.plan import PrivacySettings
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
@@ -76,6 +77,14 @@ class PrivacyFlags:
         metadata={"help": "FOR TESTS: seed of repeatable sampling and noise, which protect nobody; the report says so"},
     )
 
+    audit_canaries: int = field(
+        default=0,
+        metadata={
+            "help": "rows of random tokens to add, each learned by a secret fair coin, for `python -m dptune.audit "
+            "training`; a run with them cannot be published (default 0)"
+        },
+    )
+
     def __post_init__(self) -> None:
         off = [self.clip_norm < 0, self.noise_multiplier is not None and self.noise_multiplier < 0]
         if any(off) and not all(off):
@@ -85,6 +94,7 @@ class PrivacyFlags:
             require_count("--max_batch", self.max_batch)
         self.settings()
         self._check_unit()
+        self._check_canaries()
 
     def settings(self, clipping: Clipping = FLAT) -> PrivacySettings | None:
         """The flags as the engine takes them; None if clipping and noise are turned off."""
@@ -112,6 +122,13 @@ class PrivacyFlags:
         if k is None:
             refuse("--examples_per_unit", k, "give the maximum examples per author, which --privacy_unit needs")
         require_count("--examples_per_unit", k)
+
+    def _check_canaries(self) -> None:
+        require_count("--audit_canaries", self.audit_canaries, minimum=0)
+        if 0 < self.audit_canaries < LEAST_CANARIES:
+            refuse("--audit_canaries", self.audit_canaries, f"give 0, or at least {LEAST_CANARIES}")
+        if self.audit_canaries and self.privacy_unit != EXAMPLE:
+            refuse("--audit_canaries", self.audit_canaries, "canaries are rows; leave --privacy_unit out")
 
     @property
     def users_flag(self) -> str | None:

@@ -71,16 +71,17 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
 
 
 def count(groups: Groups) -> int:
-    """How many rows or authors a step draws from: --num_examples, or those of the data.
+    """How many rows or authors a step draws from: --num_examples or those of the data, and canaries.
 
     Raises:
         InvalidArgument: a mistake in the data or their flags, or neither data nor --num_examples.
     """
     data, planning = groups.data, groups.planning
     if planning.num_examples is not None:
-        return planning.num_examples
+        return planning.num_examples + groups.privacy.audit_canaries
     if data.train_file is None and data.dataset_name is None:
         refuse("--train_file", None, "give data, or --num_examples for a plan without data")
     unit = groups.privacy.unit
     rows, users = data.training_rows(unit), groups.privacy.users_flag
-    return count_sampled(rows, unit, prompt_style=data.prompt_style, named=data.named, users_flag=users)
+    counted = count_sampled(rows, unit, prompt_style=data.prompt_style, named=data.named, users_flag=users)
+    return counted + groups.privacy.audit_canaries

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from dptune._validate import InvalidArgument
 from dptune.report import plots
-from dptune.report.plots import DIAGNOSTICS_BANNER, plot_diagnostics, plot_epsilon
+from dptune.report.plots import DIAGNOSTICS_BANNER, plot_bounds, plot_diagnostics, plot_epsilon
 from tests.dptune.report.test_statement import not_private, private
 
 BLUE, VERMILION, RED = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0xB0, 0x00, 0x20)
@@ -137,3 +137,16 @@ def test_pyplot_and_its_global_state_stay_out(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "d.png")], cwd=root, check=True)
     assert _pixels(tmp_path / "d.png", RED) > 10_000
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_bounds_show_found_beside_stated_and_what_is_contradicted(
+    private: bool, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    plot_bounds(tmp_path / "b.png", [("one step", 5.0, 4.0), ("ten", 1.0, 6.0)], delta=1e-5, private=private)
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one step", "ten"]
+    assert [bar.get_width() for bar in axes.patches] == [5.0, 1.0]
+    assert _pixels(tmp_path / "b.png", BLUE) > 1000
+    assert _pixels(tmp_path / "b.png", RED) > 1000
+    assert any(DIAGNOSTICS_BANNER in text for text in _texts(drawn[0])) != private

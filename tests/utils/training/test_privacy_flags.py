@@ -38,6 +38,12 @@ def test_flags_make_the_unit() -> None:
     ("given", "message"),
     [
         ({"examples_per_unit": 2}, "--examples_per_unit=2: is for authors"),
+        ({"audit_canaries": -1}, "--audit_canaries=-1: give a whole number"),
+        ({"audit_canaries": 3}, "--audit_canaries=3: give 0, or at least 16"),
+        (
+            {"audit_canaries": 20, "privacy_unit": "user", "examples_per_unit": 2},
+            "--audit_canaries=20: canaries are rows",
+        ),
         ({"privacy_unit": "user"}, "--examples_per_unit=None: give the maximum"),
         ({"privacy_unit": "user", "examples_per_unit": 0}, "--examples_per_unit=0: "),
         ({"privacy_unit": " ", "examples_per_unit": 2}, "--privacy_unit=' ': give `example`, or the column"),
