@@ -223,6 +223,14 @@ FAULTS = (
         "two runs that start at once both take the last room",
     ),
     Fault(
+        "register: of a resumed run's steps only those to come count",
+        "dptune/budget/__init__.py",
+        "steps[spend._replace(steps=0)] += spend.steps",
+        "steps[spend._replace(steps=0)] = spend.steps",
+        (REGISTER + "::test_steps_taken_and_steps_to_come_of_a_resumed_run_add_up",),
+        "runs that crash often overspend",
+    ),
+    Fault(
         "register: a closed run may resume",
         "dptune/budget/__init__.py",
         "if own and resumes and own[-1].kind == CLOSED:",
