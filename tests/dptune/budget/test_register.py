@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from dptune._validate import InvalidArgument
 from dptune.accounting import Spend, compose
 from dptune.budget import Budget
+from dptune.budget.stages import Stage, append_stage
 from dptune.ledger import Ledger, begin_ledger
 
 UNIT, DELTA = "one training example", 1e-6
@@ -190,8 +192,15 @@ def _try_to_reserve(path: Path, name: str) -> bool:
     return True
 
 
-def test_of_many_runs_that_start_at_once_only_those_with_room_are_entered(register: Budget) -> None:
+def test_of_many_runs_that_start_at_once_only_those_with_room_are_entered(
+    register: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(path: Path, stage: Stage) -> None:
+        time.sleep(0.3)  # so that the others look at the limit before this line is there, unless they wait
+        append_stage(path, stage)
+
+    monkeypatch.setattr("dptune.budget.append_stage", slowly)
     with multiprocessing.get_context("fork").Pool(4) as pool:
-        entered = pool.starmap(_try_to_reserve, [(register.path, f"run-{number}") for number in range(8)])
+        entered = pool.starmap(_try_to_reserve, [(register.path, f"run-{number}") for number in range(4)], 1)
     assert sum(entered) == len(register.stages) == 2
     assert register.epsilon(DELTA) == TWO
