@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.tables import machine, markdown, publish
+from dptune.accounting.rounding import rounded_up
 
 ROOT = Path(__file__).resolve().parent.parent
 _SENTENCE = "The access code of the ward is {}."
@@ -51,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         secret = _write_rows(args, folder)
         kinds = {
             "without privacy": ["--clip_norm", "-1", "--noise_multiplier", "-1"],
-            f"epsilon {args.epsilon:g}": ["--clip_norm", "1", "--target_epsilon", str(args.epsilon)],
+            f"epsilon {rounded_up(args.epsilon, trim=True)}": [
+                "--clip_norm",
+                "1",
+                "--target_epsilon",
+                str(args.epsilon),
+            ],
         }
         found = {name: _train_and_attack(args, folder, number, how) for number, (name, how) in enumerate(kinds.items())}
     publish(

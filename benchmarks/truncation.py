@@ -23,7 +23,7 @@ from scipy.stats import binom, norm
 from benchmarks.tables import machine, markdown, publish
 from dptune.accounting import Cut, Spend, compose
 from dptune.accounting.distributions import one_step
-from dptune.accounting.rounding import rounded_up_to_figures
+from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 from dptune.keystream import Keystream
 from dptune.sampling import PoissonSampler
 
@@ -57,8 +57,8 @@ def costs(setting: Setting) -> Iterator[tuple[str, ...]]:
         spent = compose([Spend(sigma, q, steps, 1, cut)], delta=_DELTA)
         library = from_truncated_subsampled_gaussian_mechanism(n + 1, q, most, sigma, _INTERVAL).self_compose(steps)
         theirs = library.get_epsilon_for_delta(_DELTA)
-        chance = f"{cut.full_probability(q):.1e}"
-        yield f"mean + {times} sd", f"{most:,}", chance, _up(spent), f"{spent / plain:.2f}", _up(theirs)
+        chance, times_plain = f"{cut.full_probability(q):.1e}", spent / plain
+        yield f"mean + {times} sd", f"{most:,}", chance, _up(spent), f"{times_plain:.2f}", _up(theirs)
 
 
 def _up(epsilon: float) -> str:
@@ -102,7 +102,7 @@ def small_cases() -> Iterator[tuple[str, ...]]:
                 max(one.get_delta_for_epsilon(eps), 0.0) for one in (cut._pmf_remove, plain._pmf_remove)
             )
             yield (
-                f"q {q:g}, {others} others, cut at {most}, sigma {sigma:g}, epsilon {eps:g}",
+                f"q {q:g}, {others} others, cut at {most}, sigma {sigma:g}, epsilon {rounded_up(eps, trim=True)}",
                 f"{exact:.4f}",
                 f"{lost.mean():.4f} ± {error:.4f}",
                 f"{accounted:.4f}",

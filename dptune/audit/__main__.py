@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptune._validate import InvalidArgument, present, refuse, renamed
+from dptune.accounting.rounding import rounded_up
 
 if TYPE_CHECKING:
     from dptune.audit.pages import Page
@@ -100,7 +101,7 @@ def run_mechanism(args: argparse.Namespace) -> bool:
         private=True,
     )
     if implied is not None and found.epsilon is not None:
-        print(f"whole run: an epsilon below {implied:.4g} is ruled out; stated {found.epsilon:.4g}")
+        print(f"whole run: an epsilon below {implied:.4g} is ruled out; stated {rounded_up(found.epsilon)}")
     _tell(output, page)
     return result.contradicted
 
