@@ -23,14 +23,14 @@ def canaries_with(signal: float, count: int = 400, seed: int = 0) -> Canaries:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_blind_adversary_contradicts_nothing(seed: int) -> None:
-    findings = audit_training(canaries_with(0.0, seed=seed), SPENDS, delta=DELTA)
+    findings = audit_training([canaries_with(0.0, seed=seed)], SPENDS, delta=DELTA)
     assert [one.contradicted for one in findings] == [False] * 3
     assert findings[0].stated == accounting.compose(SPENDS, delta=DELTA)
     assert findings[0].observations == 400
 
 
 def test_an_adversary_who_sees_too_much_contradicts_the_accounting() -> None:
-    plain, by_mu, by_curve = audit_training(canaries_with(8.0), SPENDS, delta=DELTA)
+    plain, by_mu, by_curve = audit_training([canaries_with(8.0)], SPENDS, delta=DELTA)
     assert plain.contradicted
     assert plain.found > plain.stated
     assert by_mu.found > plain.stated
@@ -41,7 +41,7 @@ def test_an_adversary_who_sees_too_much_contradicts_the_accounting() -> None:
 def test_scores_that_the_accounting_allows_do_not() -> None:
     """mu of the subsampled steps together is about q sqrt(steps (e^(1/sigma^2) - 1)) = 0.38."""
     for seed in range(3):
-        findings = audit_training(canaries_with(0.38, seed=seed), SPENDS, delta=DELTA)
+        findings = audit_training([canaries_with(0.38, seed=seed)], SPENDS, delta=DELTA)
         assert not [one for one in findings if one.contradicted]
 
 
@@ -82,9 +82,9 @@ def test_what_cannot_be_audited_is_refused(tmp_path: Path) -> None:
         read_canaries(tmp_path / "nothing.json")
     included = np.zeros(20, dtype=bool)
     with pytest.raises(InvalidArgument, match="scores=0: the training has not ended"):
-        audit_training(Canaries(included, {}), SPENDS, delta=DELTA)
+        audit_training([Canaries(included, {})], SPENDS, delta=DELTA)
     with pytest.raises(InvalidArgument, match=r"confidence=0\.2: give a number"):
-        audit_training(canaries_with(1.0), SPENDS, delta=DELTA, confidence=0.2)
+        audit_training([canaries_with(1.0)], SPENDS, delta=DELTA, confidence=0.2)
     for wrong in (np.zeros(3), np.full(20, np.nan)):
         with pytest.raises(InvalidArgument, match="scores='loss': give a finite number for each of the 20"):
             Canaries(included, {"loss": wrong})
