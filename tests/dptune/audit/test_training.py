@@ -10,7 +10,7 @@ import pytest
 
 from dptune import InvalidArgument, accounting
 from dptune.accounting import Spend
-from dptune.audit.training import Canaries, audit_training, guesses_of, read_canaries, write_canaries
+from dptune.audit.training import Canaries, audit_training, canaries_in, guesses_of, read_canaries, write_canaries
 
 SPENDS, DELTA = [Spend(2.0, 0.1, 50)], 1e-6
 
@@ -43,6 +43,29 @@ def test_scores_that_the_accounting_allows_do_not() -> None:
     for seed in range(3):
         findings = audit_training([canaries_with(0.38, seed=seed)], SPENDS, delta=DELTA)
         assert not [one for one in findings if one.contradicted]
+
+
+def test_two_sets_of_canaries_share_the_chance_of_a_false_finding() -> None:
+    few, many = canaries_with(2.0, count=60), canaries_with(3.0, count=80, seed=1)
+    named = Canaries(many.included, {"gradients": many.scores["loss"]})
+    both = audit_training([few, named], SPENDS, delta=DELTA)
+    assert [one.observations for one in both] == [60] * 3 + [80] * 3
+    assert "gradients" in both[3].question
+    for own, together in ((few, both[:3]), (named, both[3:])):
+        half = audit_training([own], SPENDS, delta=DELTA, confidence=0.975)
+        assert half[0].found > 0
+        assert [one.found for one in together] == pytest.approx([one.found for one in half])
+        assert together[2].stated == pytest.approx(half[2].stated)
+    with pytest.raises(InvalidArgument, match="scores=0: the training has not ended"):
+        audit_training([few, Canaries(many.included, {})], SPENDS, delta=DELTA)
+
+
+def test_all_canaries_of_a_folder_are_found(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"canaries\.json': cannot be read .*; train with canaries first"):
+        canaries_in(tmp_path)
+    for name, count in (("dials.json", 30), ("canaries.json", 20)):
+        write_canaries(tmp_path / "audit" / name, canaries_with(1.0, count=count))
+        assert [len(one.included) for one in canaries_in(tmp_path)] == ([30] if name == "dials.json" else [20, 30])
 
 
 def test_the_numbers_of_guesses_are_even_and_do_not_see_the_coins() -> None:
