@@ -6,7 +6,7 @@ r"""Audit a mechanism or a training: compare what an adversary wins with the sta
 
 The first takes the settings of a finished run, the second those of its flags. Both play games against the real engine
 with made-up rows whose gradients are the worst case for privacy. They train nothing and read no data. The third judges
-the guesses about canary rows that a training has left in OUT/audit/canaries.json.
+the guesses about canary rows that a training has left in OUT/audit/canaries.json and dials.json.
 
 Each writes audit.json, audit.md and audit.png. The exit status is 0 without a contradiction, 1 with one, and 2 for bad
 input. A bound below the stated epsilon is no proof that there is no fault.
@@ -115,16 +115,17 @@ def run_training(args: argparse.Namespace) -> bool:
     from dptune.audit.mechanism import Result
     from dptune.audit.pages import Page
     from dptune.audit.settings import statement_of_run
-    from dptune.audit.training import AUDIT_FOLDER, CANARIES_NAME, audit_training, read_canaries
+    from dptune.audit.training import audit_training, canaries_in
     from dptune.ledger import LEDGER_NAME, Ledger
     from dptune.report.statement import spends_of_unused
 
     folder, statement = Path(args.run), statement_of_run(args.run)
-    canaries = read_canaries(folder / AUDIT_FOLDER / CANARIES_NAME)
+    canaries = canaries_in(folder)
     delta = present(statement.delta, "delta")
     spends = [*Ledger(folder / LEDGER_NAME).spends, *spends_of_unused(statement, statement.unused_steps)]
     findings = audit_training(canaries, spends, delta=delta, confidence=args.confidence)
-    result = Result(tuple(sorted(findings, key=lambda one: not one.contradicted)), 0.0, len(canaries.included))
+    count = sum(len(one.included) for one in canaries)
+    result = Result(tuple(sorted(findings, key=lambda one: not one.contradicted)), 0.0, count)
     bounds = [one.found for one in findings if one.measured.startswith("epsilon")]
     page = Page(
         kind="training",
@@ -135,7 +136,7 @@ def run_training(args: argparse.Namespace) -> bool:
         delta=delta,
         confidence=args.confidence,
         findings=result.findings,
-        settings={"canaries": len(canaries.included), "steps": statement.steps},
+        settings={"canaries": count, "steps": statement.steps},
         private=False,
     )
     _tell(_output(args), page)

@@ -1,7 +1,8 @@
 """The audit of one training: canary rows, each in the data by a fair secret coin, and guesses of the coins.
 
-`canaries.json` in the folder `audit` of a run holds the coins and, for each kind of adversary, a score per canary. It
-is not private. `audit_training` compares the guesses with what the run states.
+`canaries.json` in the folder `audit` of a run holds the coins and, for each kind of adversary, a score per canary.
+`dials.json` holds those of other canaries, with coins of their own, for an adversary who sees every released gradient.
+Neither is private. `audit_training` compares the guesses with what the run states.
 
 The guesses are the highest and the lowest scores, in several numbers that are fixed beforehand. Every bound pays for
 all of them, and for all adversaries, by a share of 1 - confidence.
@@ -26,7 +27,7 @@ from dptune.audit.checks import Finding
 from dptune.audit.one_run import LEAST_CANARIES, Score, curve_of, epsilon_of, judge, mu_of, p_value_of_curve
 from dptune.audit.pages import NOT_PRIVATE
 
-AUDIT_FOLDER, CANARIES_NAME = "audit", "canaries.json"
+AUDIT_FOLDER, CANARIES_NAME, DIALS_NAME = "audit", "canaries.json", "dials.json"
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the canaries about which a guess is made
 _DELTAS = tuple(10.0**-power for power in range(1, 13))  # where the stated curve is computed
 _FORMAT = 1
@@ -101,13 +102,23 @@ def read_canaries(path: Path) -> Canaries:
     return Canaries(included, scores, ids, before)
 
 
+def canaries_in(folder: Path) -> list[Canaries]:
+    """All canaries that a training has left in its folder.
+
+    Raises:
+        InvalidArgument: there are none, or see `read_canaries`.
+    """
+    paths = [folder / AUDIT_FOLDER / name for name in (CANARIES_NAME, DIALS_NAME)]
+    return [read_canaries(path) for path in paths if path.exists()] or [read_canaries(paths[0])]
+
+
 def audit_training(
-    canaries: Canaries, spends: Sequence[Spend], *, delta: float, confidence: float = 0.95
+    canaries: Sequence[Canaries], spends: Sequence[Spend], *, delta: float, confidence: float = 0.95
 ) -> list[Finding]:
     """Bounds on epsilon of one training, and a test of everything that its accounting states.
 
     Args:
-        canaries: coins and scores.
+        canaries: coins and scores, of one or more sets of canaries.
         spends: what the training spent by its ledger.
         delta: of the epsilons.
         confidence: with which all findings together are right. Above 1 - M delta or so the first bound shows nothing.
@@ -117,18 +128,19 @@ def audit_training(
         one, and the probability of the guesses by the accounting.
 
     Raises:
-        InvalidArgument: there are no scores, or a confidence outside its range.
+        InvalidArgument: a set has no scores, or a confidence outside its range.
     """
-    if not canaries.scores:
+    if not all(one.scores for one in canaries):
         refuse("scores", 0, "the training has not ended; audit it then")
     if not 0.5 <= confidence < 1:
         refuse("confidence", confidence, "give a number of at least 0.5 and below 1")
-    alpha = (1 - confidence) / (3 * len(canaries.scores) * len(_SHARES))
+    adversaries = [(name, own, one.included) for one in canaries for name, own in one.scores.items()]
+    alpha = (1 - confidence) / (3 * len(adversaries) * len(_SHARES))
     stated = accounting.compose(spends, delta=delta)
     blown = curve_of([(accounting.running_epsilon(spends, delta=one), one) for one in _DELTAS])
     findings = []
-    for name, own in canaries.scores.items():
-        scores = [judge(own, canaries.included, number) for number in guesses_of(len(own))]
+    for name, own, included in adversaries:
+        scores = [judge(own, included, number) for number in guesses_of(len(own))]
         plain = _best(scores, partial(epsilon_of, delta=delta, alpha=alpha))
         by_mu = epsilon_of_mu(_best(scores, partial(mu_of, alpha=alpha)), delta)
         likely = min(p_value_of_curve(one, blown) for one in scores)

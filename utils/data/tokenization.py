@@ -23,6 +23,7 @@ from utils.data.record import Record
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_DIAL = -1  # of a row that turns none
 IGNORED = -100  # the label that the losses of torch and transformers ignore
 _TEXTS_AT_ONCE = 1000
 _BLOCK = 1 << 22  # elements of an array that are read at a time
@@ -44,6 +45,7 @@ class TokenizedDataset:
         authors: the authors of the examples, if they are the privacy unit.
         prompt_style: the style that sampling must use, if it is known.
         parts: the parts whose examples are drawn more or less often; None if all are drawn alike.
+        dials: for an audit, the dial that each example turns, int64 [N], or NO_DIAL; None without an audit.
     """
 
     ids: np.ndarray
@@ -53,6 +55,7 @@ class TokenizedDataset:
     authors: Authors | None = None
     prompt_style: str | None = None
     parts: Parts | None = None
+    dials: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -104,7 +107,7 @@ class TokenizedDataset:
 
         Returns:
             "input_ids" [B, T] and "labels" [B, T], int64. labels[b, t] is input_ids[b, t] where the token's loss counts
-            and -100 elsewhere. Labels are not shifted; the loss shifts them.
+            and -100 elsewhere. Labels are not shifted; the loss shifts them. With an audit's dials also "dials" [B, 1].
         """
         rows = [slice(self.starts[i], self.starts[i + 1]) for i in indices]
         width = width or max((row.stop - row.start for row in rows), default=SHORTEST)
@@ -116,7 +119,11 @@ class TokenizedDataset:
             labels[b, :size] = np.where(self.is_answer[row], self.ids[row], IGNORED)
         for array in (self.starts, self.ids, self.is_answer):
             _forget(array)  # a page holds many rows: all pages would soon be in memory
-        return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+        inputs = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+        if self.dials is not None:
+            turned = self.dials[np.asarray(indices, dtype=np.int64)] if len(indices) else np.array([NO_DIAL])
+            inputs["dials"] = torch.from_numpy(turned)[:, None]
+        return inputs
 
     def fingerprint(self) -> str:
         """SHA-256 over the examples in order, to check that a resumed run has the same data.
@@ -126,7 +133,8 @@ class TokenizedDataset:
         """
         digest = hashlib.sha256()
         authors = () if self.authors is None else (self.authors.of_row,)
-        for array in (self.starts, self.ids, self.is_answer, *authors):
+        dials = () if self.dials is None else (self.dials,)
+        for array in (self.starts, self.ids, self.is_answer, *authors, *dials):
             for block in _blocks(array):
                 digest.update(np.ascontiguousarray(block).tobytes())
         return digest.hexdigest()

@@ -30,6 +30,7 @@ ONLY_PRIVATE = (
     "adaptive_learning_rate",
     "adaptive_count_noise",
     "audit_canaries",
+    "audit_dials",
 )
 ONLY_PLAIN = ("max_grad_norm",)  # that only a run without privacy reads
 ONLY_DRY = ("for_device", "for_devices", "num_examples")  # that only a dry run reads
@@ -133,6 +134,7 @@ ON_RESUME: OnResumeTable = {
     "max_batch": OnResume.REFUSED,
     "insecure_test_seed": OnResume.REFUSED,
     "audit_canaries": OnResume.REFUSED,
+    "audit_dials": OnResume.REFUSED,
     "ignore_users": OnResume.RUNTIME,
     "clipping": OnResume.REFUSED,
     "layer_clip_norms": OnResume.COMPARED,

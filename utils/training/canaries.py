@@ -25,6 +25,7 @@ from dptune.audit.training import AUDIT_FOLDER, CANARIES_NAME, Canaries, read_ca
 from utils.data.tokenization import TokenizedDataset
 from utils.models.trainable import Losses
 
+FLAG = "--audit_canaries"
 _MOST_TOKENS = 64  # of a canary
 _AT_ONCE = 8  # canaries in a forward pass
 LOSS_SCORE = "loss of the finished model"
@@ -45,14 +46,37 @@ def canaries_of_run(count: int, folder: Path, tokens: Sequence[int], block_size:
     """
     path = folder / AUDIT_FOLDER / CANARIES_NAME
     if resumed:
-        found = read_canaries(path)
-        if len(found.included) != count or found.ids is None or found.before is None:
-            told = f"the run began with {len(found.included)} canaries in {path}"
-            refuse("--audit_canaries", count, f"{told}; resume with that number")
+        found = resumed_canaries(path, FLAG, count)
+        if found.ids is None or found.before is None:
+            refuse(FLAG, str(path), "has no tokens or losses of the start; restore it from the run")
         return found
     random = np.random.default_rng()  # seeded by the operating system
     ids = random.choice(np.array(tokens, dtype=np.int32), size=(count, min(_MOST_TOKENS, block_size)))
     return Canaries(random.integers(0, 2, count).astype(bool), {}, ids=ids)
+
+
+def resumed_canaries(path: Path, flag: str, count: int) -> Canaries:
+    """The canaries that a resumed run began with.
+
+    Raises:
+        InvalidArgument: it began with another number than `flag` asks for now, or their file is lost.
+    """
+    found = read_canaries(path)
+    if len(found.included) != count:
+        refuse(flag, count, f"the run began with {len(found.included)} canaries in {path}; resume with that number")
+    return found
+
+
+def require_rows(train: TokenizedDataset, flag: str, count: int) -> None:
+    """Refuse a training set to which no rows can be added that are drawn like all others.
+
+    Raises:
+        InvalidArgument: rows are not the privacy unit, or are drawn with weights.
+    """
+    if train.authors is not None:
+        refuse(flag, count, "canaries are rows; leave --privacy_unit out")
+    if train.parts is not None:
+        refuse(flag, count, "rows have weights; leave --train_file_weights out")
 
 
 def with_canaries(train: TokenizedDataset, canaries: Canaries) -> TokenizedDataset:
@@ -63,10 +87,7 @@ def with_canaries(train: TokenizedDataset, canaries: Canaries) -> TokenizedDatas
     Raises:
         InvalidArgument: rows are not the privacy unit, or are drawn with weights.
     """
-    if train.authors is not None:
-        refuse("--audit_canaries", len(canaries.included), "canaries are rows; leave --privacy_unit out")
-    if train.parts is not None:
-        refuse("--audit_canaries", len(canaries.included), "rows have weights; leave --train_file_weights out")
+    require_rows(train, FLAG, len(canaries.included))
     rows = _rows_of(canaries, canaries.included)
     return replace(
         train,
@@ -84,18 +105,17 @@ def begin(folder: Path, canaries: Canaries, model: nn.Module, losses: Losses, de
         write_canaries(folder / AUDIT_FOLDER / CANARIES_NAME, replace(canaries, before=before))
 
 
-def finish(folder: Path, model: nn.Module, losses: Losses, device: torch.device) -> list[str]:
-    """Add the scores of the finished model, and return a printed line. Main process only.
+def finish(folder: Path, model: nn.Module, losses: Losses, device: torch.device) -> None:
+    """Add the scores of the finished model. Main process only.
 
     The adversary sees the model at the start and the finished one: its score is by how much the loss fell.
     """
     path = folder / AUDIT_FOLDER / CANARIES_NAME
     canaries = read_canaries(path)
     if canaries.before is None:
-        refuse("--audit_canaries", str(path), "has no losses of the start; restore it from the run")
+        refuse(FLAG, str(path), "has no losses of the start; restore it from the run")
     score = canaries.before - measured(canaries, model, losses, device)
     write_canaries(path, replace(canaries, scores={LOSS_SCORE: score}))
-    return [f"audit (not private)    {path}; now run python -m dptune.audit training {folder}"]
 
 
 @torch.no_grad()

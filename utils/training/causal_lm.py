@@ -13,7 +13,7 @@ from accelerate.utils import gather_object, set_seed
 
 from dptune._validate import refuse
 from dptune.adapter_files import save_adapter
-from dptune.audit.training import Canaries
+from dptune.audit.training import AUDIT_FOLDER, Canaries
 from dptune.clipping import layers_of
 from dptune.devices import computes_apart
 from dptune.integrations.sharded_saving import write_sharded
@@ -64,6 +64,15 @@ from utils.training.arguments import OF_ADAPTER, ON_RESUME, Groups
 from utils.training.canaries import begin, canaries_of_run, finish, with_canaries
 from utils.training.changes import OnResume, describe_changes, resumed_config
 from utils.training.data_arguments import DataArguments
+from utils.training.dials import (
+    DialLosses,
+    DialScores,
+    attach_dials,
+    detach_dials,
+    dials_of_run,
+    require_worst_case,
+    with_dials,
+)
 from utils.training.evaluation import held_out_loss
 from utils.training.in_step import Gathers
 from utils.training.initial_adapter import describe_start, initial_releases, start_identity
@@ -115,7 +124,7 @@ class CausalLMJob:
         token_budget: padded tokens in one forward pass.
         asked: the token budget that the flags ask for.
         starts_from: the release that the adapters start from, and those before it.
-        canaries: rows for an audit, which `train` holds; None without.
+        canaries, dials: rows for an audit, which `train` holds; None without.
     """
 
     groups: Groups
@@ -132,12 +141,14 @@ class CausalLMJob:
     asked: int
     starts_from: tuple[PriorRelease, ...] = ()
     canaries: Canaries | None = None
+    dials: Canaries | None = None
 
     def run(self, after_step: AfterStep | None = None) -> End:
         """Load the model and train it. For `after_step` see `utils.training.loop.Pace`."""
         task, groups, accelerator = self.load(), self.groups, self.folder.accelerator
-        if self.canaries is not None and accelerator.is_main_process:
+        if (self.canaries is not None or self.dials is not None) and accelerator.is_main_process:
             self.folder.lock.make(self.folder.path)
+        if self.canaries is not None and accelerator.is_main_process:
             begin(self.folder.path, self.canaries, task.model, task.losses, accelerator.device)
         private, keeps_whole_sum = self.plan.privacy is not None, self._keeps_whole_sum(task.model)
         gathers = None if sharding_of_launch() is None else Gathers(task.model, private=private)
@@ -161,8 +172,18 @@ class CausalLMJob:
             plain_max_grad_norm=None if private else groups.optimization.max_grad_norm or None,
             selection=groups.output.selection,
             after_step=after_step,
+            after_release=self._scores_of(task),
         )
         return train(task, self.plan, self.folder, micro_batches, pace, self.config, public_config(*self.groups))
+
+    def _scores_of(self, task: CausalLMTask) -> DialScores | None:
+        """What scores the dials after each release, with their coins in the run's folder; None without dials."""
+        accelerator, config = self.folder.accelerator, self.plan.privacy
+        if self.dials is None or task.dials is None or config is None:
+            return None
+        scores = DialScores(self.folder.path, self.dials, task.dials, config, is_main=accelerator.is_main_process)
+        scores.begin()
+        return scores
 
     def _shapes(self, task: CausalLMTask, gathers: Gathers | None, keeps_whole_sum: bool) -> Shapes:
         """The shapes of micro-batches, which fit in memory as far as a rehearsal can tell."""
@@ -217,7 +238,11 @@ class CausalLMJob:
         if recomputes(groups):
             checkpoint_activations(model)
         losses = in_autocast(CausalLMLoss(model), self.dtype if whole else torch.float32, accelerator.device)
-        return CausalLMTask(self, model, losses, self.names if whole else None, identity)
+        dials = None
+        if self.dials is not None and self.plan.privacy is not None:
+            dials = attach_dials(model, len(self.dials.included), accelerator.device)
+            losses = DialLosses(losses, dials, self.plan.privacy.clip_norm)
+        return CausalLMTask(self, model, losses, self.names if whole else None, identity, dials=dials)
 
     @property
     def _loss_scale(self) -> float:
@@ -259,6 +284,7 @@ class CausalLMTask:
     identity: dict[str, Any]
     loss_unit: str = PER_TOKEN
     head: Sequence[str] = ()
+    dials: torch.nn.Embedding | None = None
 
     @property
     def rows(self) -> TokenizedDataset:
@@ -291,7 +317,8 @@ class CausalLMTask:
         """What sampling must know of the training."""
         given = {"block_size": self.job.groups.data.block_size} | self.job.config
         told = {name: given[name] for name in (PROMPT_STYLE_OF_ROWS, TEMPLATE_DATE, "block_size") if name in given}
-        return told | ({} if self.job.canaries is None else {CANARIES_SETTING: len(self.job.canaries.included)})
+        count = self.job.groups.privacy.num_canaries
+        return told | ({CANARIES_SETTING: count} if count else {})
 
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
         """The held-out loss, if there is held-out data."""
@@ -299,7 +326,8 @@ class CausalLMTask:
         return {} if held_out is None else {"eval_loss": held_out_loss(self.losses, held_out, micro_batches)}
 
     def save(self, folder: Path) -> None:
-        """Write the adapter or the whole model, with the tokenizer."""
+        """Write the adapter or the whole model, with the tokenizer and without an audit's dials."""
+        detach_dials(self.model)
         if self.trained is None:
             save_adapter(self.model, folder, base_model=self.base_model)
         else:
@@ -308,9 +336,11 @@ class CausalLMTask:
 
     def conclude(self, finished: Finished) -> list[str]:
         """Write the scores of the canaries, if there are any."""
-        if self.job.canaries is None:
-            return []
-        return finish(finished.folder, self.model, self.losses, self.job.folder.accelerator.device)
+        if self.job.canaries is not None:
+            finish(finished.folder, self.model, self.losses, self.job.folder.accelerator.device)
+        told = f"now run python -m dptune.audit training {finished.folder}"
+        count = self.job.groups.privacy.num_canaries
+        return [f"audit (not private)    {finished.folder / AUDIT_FOLDER}; {told}"] if count else []
 
     def help_save(self) -> None:
         """Of a whole model with sharded weights, every rank gathers each tensor."""
@@ -353,6 +383,11 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     if count := groups.privacy.audit_canaries:
         canaries = canaries_of(count, tokenizer, folder, groups.data.block_size)
         train = with_canaries(train, canaries)
+    dials = None
+    if count := groups.privacy.audit_dials:
+        require_worst_case(count, groups.clipping.style(layers_of(names).values()))
+        dials = dials_of(count, folder)
+        train = with_dials(train, dials)
     groups.output.require_selection(private=private, has_validation=held_out is not None, sharded=whole_shards)
     fingerprint, described = machine.once(lambda: look_at(train, held_out, groups, skeleton, tokenizer))
     processes = processes_of_plan(saved, optimization, target.processes)
@@ -404,6 +439,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         asked,
         starts_from,
         canaries,
+        dials,
     )
 
 
@@ -413,13 +449,28 @@ def canaries_of(count: int, tokenizer: PreTrainedTokenizerBase, folder: RunFolde
     Raises:
         InvalidArgument: weights are sharded, or see `canaries_of_run`.
     """
-    if sharding_of_launch() is not None:
-        refuse("--audit_canaries", count, "are scored on one process, which holds no whole model if it is sharded")
+    _require_whole("--audit_canaries", count)
     special, resumed = set(tokenizer.all_special_ids), folder.saved is not None
     words = [token for token in range(len(tokenizer)) if token not in special]
     return ranks_of(folder.accelerator).from_main(
         lambda: canaries_of_run(count, folder.path, words, block_size, resumed=resumed)
     )
+
+
+def dials_of(count: int, folder: RunFolder) -> Canaries:
+    """The coins of a run's dials, the same on every rank.
+
+    Raises:
+        InvalidArgument: weights are sharded, or see `dials_of_run`.
+    """
+    _require_whole("--audit_dials", count)
+    resumed = folder.saved is not None
+    return ranks_of(folder.accelerator).from_main(lambda: dials_of_run(count, folder.path, resumed=resumed))
+
+
+def _require_whole(flag: str, count: int) -> None:
+    if sharding_of_launch() is not None:
+        refuse(flag, count, "are scored on one process, which holds no whole model if it is sharded")
 
 
 def prepared_skeleton(groups: Groups, target: Target) -> tuple[Any, list[str]]:

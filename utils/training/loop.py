@@ -31,6 +31,7 @@ from utils.training.selection import NOTHING, HeldOutSelection
 from utils.training.task import Task
 
 AfterStep = Callable[[Any, int, float | None], None]  # (model, completed steps, epsilon so far)
+AfterRelease = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Pace:
         plain_max_grad_norm: maximum gradient norm of a step without privacy; None for no clipping.
         selection: what held-out rows decide.
         after_step: called on every rank after each step and its evaluation; must leave the generators alone.
+        after_release: called on every rank between a step's release and its update; must leave the generators alone.
     """
 
     updates: UpdateSettings
@@ -72,6 +74,7 @@ class Pace:
     plain_max_grad_norm: float | None = None
     selection: HeldOutSelection = NOTHING
     after_step: AfterStep | None = None
+    after_release: AfterRelease | None = None
 
 
 @dataclass
@@ -169,6 +172,8 @@ class TrainingLoop:
 
     def _update(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer, schedule: LambdaLR) -> None:
         self.run.finish_step()
+        if self.pace.after_release is not None:
+            self.pace.after_release()
         if self.pace.plain_max_grad_norm is not None:
             if self.run.plan.privacy is not None:
                 raise RuntimeError(

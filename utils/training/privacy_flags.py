@@ -84,6 +84,13 @@ class PrivacyFlags:
             "training`; a run with them cannot be published (default 0)"
         },
     )
+    audit_dials: int = field(
+        default=0,
+        metadata={
+            "help": "the same for an adversary who sees every released gradient: rows to add that move one number each "
+            "as far as clipping allows, by a secret fair coin; needs --clipping flat or automatic (default 0)"
+        },
+    )
 
     def __post_init__(self) -> None:
         off = [self.clip_norm < 0, self.noise_multiplier is not None and self.noise_multiplier < 0]
@@ -124,11 +131,17 @@ class PrivacyFlags:
         require_count("--examples_per_unit", k)
 
     def _check_canaries(self) -> None:
-        require_count("--audit_canaries", self.audit_canaries, minimum=0)
-        if 0 < self.audit_canaries < LEAST_CANARIES:
-            refuse("--audit_canaries", self.audit_canaries, f"give 0, or at least {LEAST_CANARIES}")
-        if self.audit_canaries and self.privacy_unit != EXAMPLE:
-            refuse("--audit_canaries", self.audit_canaries, "canaries are rows; leave --privacy_unit out")
+        for flag, count in (("--audit_canaries", self.audit_canaries), ("--audit_dials", self.audit_dials)):
+            require_count(flag, count, minimum=0)
+            if 0 < count < LEAST_CANARIES:
+                refuse(flag, count, f"give 0, or at least {LEAST_CANARIES}")
+            if count and self.privacy_unit != EXAMPLE:
+                refuse(flag, count, "canaries are rows; leave --privacy_unit out")
+
+    @property
+    def num_canaries(self) -> int:
+        """Rows that an audit adds to the training set."""
+        return self.audit_canaries + self.audit_dials
 
     @property
     def users_flag(self) -> str | None:

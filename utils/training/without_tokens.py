@@ -78,10 +78,10 @@ def count(groups: Groups) -> int:
     """
     data, planning = groups.data, groups.planning
     if planning.num_examples is not None:
-        return planning.num_examples + groups.privacy.audit_canaries
+        return planning.num_examples + groups.privacy.num_canaries
     if data.train_file is None and data.dataset_name is None:
         refuse("--train_file", None, "give data, or --num_examples for a plan without data")
     unit = groups.privacy.unit
     rows, users = data.training_rows(unit), groups.privacy.users_flag
     counted = count_sampled(rows, unit, prompt_style=data.prompt_style, named=data.named, users_flag=users)
-    return counted + groups.privacy.audit_canaries
+    return counted + groups.privacy.num_canaries

@@ -10,7 +10,7 @@ import pytest
 
 from dptune import InvalidArgument, accounting
 from dptune.accounting import Spend
-from dptune.audit.training import Canaries, audit_training, guesses_of, read_canaries, write_canaries
+from dptune.audit.training import Canaries, audit_training, canaries_in, guesses_of, read_canaries, write_canaries
 
 SPENDS, DELTA = [Spend(2.0, 0.1, 50)], 1e-6
 
@@ -23,14 +23,14 @@ def canaries_with(signal: float, count: int = 400, seed: int = 0) -> Canaries:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_blind_adversary_contradicts_nothing(seed: int) -> None:
-    findings = audit_training(canaries_with(0.0, seed=seed), SPENDS, delta=DELTA)
+    findings = audit_training([canaries_with(0.0, seed=seed)], SPENDS, delta=DELTA)
     assert [one.contradicted for one in findings] == [False] * 3
     assert findings[0].stated == accounting.compose(SPENDS, delta=DELTA)
     assert findings[0].observations == 400
 
 
 def test_an_adversary_who_sees_too_much_contradicts_the_accounting() -> None:
-    plain, by_mu, by_curve = audit_training(canaries_with(8.0), SPENDS, delta=DELTA)
+    plain, by_mu, by_curve = audit_training([canaries_with(8.0)], SPENDS, delta=DELTA)
     assert plain.contradicted
     assert plain.found > plain.stated
     assert by_mu.found > plain.stated
@@ -41,8 +41,31 @@ def test_an_adversary_who_sees_too_much_contradicts_the_accounting() -> None:
 def test_scores_that_the_accounting_allows_do_not() -> None:
     """mu of the subsampled steps together is about q sqrt(steps (e^(1/sigma^2) - 1)) = 0.38."""
     for seed in range(3):
-        findings = audit_training(canaries_with(0.38, seed=seed), SPENDS, delta=DELTA)
+        findings = audit_training([canaries_with(0.38, seed=seed)], SPENDS, delta=DELTA)
         assert not [one for one in findings if one.contradicted]
+
+
+def test_two_sets_of_canaries_share_the_chance_of_a_false_finding() -> None:
+    few, many = canaries_with(2.0, count=60), canaries_with(3.0, count=80, seed=1)
+    named = Canaries(many.included, {"gradients": many.scores["loss"]})
+    both = audit_training([few, named], SPENDS, delta=DELTA)
+    assert [one.observations for one in both] == [60] * 3 + [80] * 3
+    assert "gradients" in both[3].question
+    for own, together in ((few, both[:3]), (named, both[3:])):
+        half = audit_training([own], SPENDS, delta=DELTA, confidence=0.975)
+        assert half[0].found > 0
+        assert [one.found for one in together] == pytest.approx([one.found for one in half])
+        assert together[2].stated == pytest.approx(half[2].stated)
+    with pytest.raises(InvalidArgument, match="scores=0: the training has not ended"):
+        audit_training([few, Canaries(many.included, {})], SPENDS, delta=DELTA)
+
+
+def test_all_canaries_of_a_folder_are_found(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"canaries\.json': cannot be read .*; train with canaries first"):
+        canaries_in(tmp_path)
+    for name, count in (("dials.json", 30), ("canaries.json", 20)):
+        write_canaries(tmp_path / "audit" / name, canaries_with(1.0, count=count))
+        assert [len(one.included) for one in canaries_in(tmp_path)] == ([30] if name == "dials.json" else [20, 30])
 
 
 def test_the_numbers_of_guesses_are_even_and_do_not_see_the_coins() -> None:
@@ -82,9 +105,9 @@ def test_what_cannot_be_audited_is_refused(tmp_path: Path) -> None:
         read_canaries(tmp_path / "nothing.json")
     included = np.zeros(20, dtype=bool)
     with pytest.raises(InvalidArgument, match="scores=0: the training has not ended"):
-        audit_training(Canaries(included, {}), SPENDS, delta=DELTA)
+        audit_training([Canaries(included, {})], SPENDS, delta=DELTA)
     with pytest.raises(InvalidArgument, match=r"confidence=0\.2: give a number"):
-        audit_training(canaries_with(1.0), SPENDS, delta=DELTA, confidence=0.2)
+        audit_training([canaries_with(1.0)], SPENDS, delta=DELTA, confidence=0.2)
     for wrong in (np.zeros(3), np.full(20, np.nan)):
         with pytest.raises(InvalidArgument, match="scores='loss': give a finite number for each of the 20"):
             Canaries(included, {"loss": wrong})

@@ -40,6 +40,8 @@ def test_flags_make_the_unit() -> None:
         ({"examples_per_unit": 2}, "--examples_per_unit=2: is for authors"),
         ({"audit_canaries": -1}, "--audit_canaries=-1: give a whole number"),
         ({"audit_canaries": 3}, "--audit_canaries=3: give 0, or at least 16"),
+        ({"audit_dials": 3}, "--audit_dials=3: give 0, or at least 16"),
+        ({"audit_dials": 20, "privacy_unit": "user", "examples_per_unit": 2}, "--audit_dials=20: canaries are rows"),
         (
             {"audit_canaries": 20, "privacy_unit": "user", "examples_per_unit": 2},
             "--audit_canaries=20: canaries are rows",
