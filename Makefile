@@ -1,4 +1,4 @@
-# make test | lint | docs | demo | pipeline | faults | clean. Needs Python 3.11 or newer with pip and venv; everything else goes into .venv.
+# make test | lint | docs | demo | pipeline | mutants | faults | clean. Needs Python 3.11 or newer with pip and venv; everything else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 # One thread per worker (OMP_NUM_THREADS below): more threads than cores slow both down.
@@ -9,7 +9,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 RUNTIME := $(VENV)/.runtime-installed
 TOOLS := $(VENV)/.tools-installed
 
-.PHONY: help test lint docs demo pipeline faults clean
+.PHONY: help test lint docs demo pipeline mutants faults clean
 
 help:
 	@echo "make test      install what is missing and run the tests (PYTEST_FLAGS='tests/x.py -n 0' for one file)"
@@ -17,6 +17,7 @@ help:
 	@echo "make docs      build the site of the pages into site/; a broken link or heading is an error"
 	@echo "make demo      fine-tune a real 135M-parameter Llama at epsilon 8 and sample from it"
 	@echo "make pipeline  make private synthetic messages and train an assistant on them, with one epsilon"
+	@echo "make mutants   plant faults that break privacy in silence, and check that the tests catch each of them"
 	@echo "make faults    kill a real launch 30 times, resume it each time, and check that nothing was lost"
 	@echo "make clean     remove $(VENV), build leftovers and caches (the demo's downloads in .demo stay)"
 
@@ -37,12 +38,16 @@ demo: $(RUNTIME)
 pipeline: $(RUNTIME)
 	PYTHON=$(VENV)/bin/python bash scripts/pipeline.sh
 
+# MUTANTS_FLAGS='--only noise' tries some, '--seconds 90' as many as fit, '--fresh' those again whose verdict is known.
+mutants: $(TOOLS)
+	$(VENV)/bin/python -m tests.planted $(MUTANTS_FLAGS)
+
 # FAULTS_FLAGS='--output FILE' writes the result.
 faults: $(TOOLS)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/bin/python -m tests.faults --kills 30 $(FAULTS_FLAGS)
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .planted .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(RUNTIME): requirements.txt

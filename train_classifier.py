@@ -38,7 +38,7 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     """Load and plan all tasks, then train. So a mistake in the last task is found before the first one is trained."""
     from dptune.run.plan import describe_needed_data, describe_plan, describe_register
     from utils.classification.files import load_classifier_tokenizer
-    from utils.classification.setup import describe_setup, is_finished, load_tasks, plan_task, run_task
+    from utils.classification.setup import describe_passes, describe_setup, is_finished, load_tasks, plan_task, run_task
     from utils.classification.tasks import describe_task
 
     tokenizer = load_classifier_tokenizer(settings.checkpoint.model_name_or_path)
@@ -46,7 +46,9 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     finished, resumes = [], settings.results.resume_from_checkpoint is not None
     for one in planned:
         finished.append(is_finished(one, tokenizer, accelerator))
-        accelerator.print(*describe_task(one.task), *describe_plan(one.plan), *describe_setup(settings), sep="\n")
+        passes = describe_passes(one, accelerator)
+        accelerator.print(*describe_task(one.task), *describe_plan(one.plan), *passes, sep="\n")
+        accelerator.print(*describe_setup(settings), sep="\n")
         if not finished[-1]:
             accelerator.print(*describe_register(one.plan, settings.folder / one.task.name, resumes=resumes), sep="\n")
         if settings.results.dry_run and accelerator.is_main_process:

@@ -44,6 +44,7 @@ PROGRAMS = {
     "scripts.merge": ("GROUPS",),
     "scripts.convert_gguf": ("GROUPS",),
     "scripts.predict": ("GROUPS",),
+    "scripts.attack": ("GROUPS",),
 }
 
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")

@@ -58,6 +58,7 @@ SUBCOMMANDS = {
     "plan": Program("tabulate epsilon or noise by batch size and epochs", ("dptune.accounting",)),
     "budget": Program("add up what several releases spent, or keep a register of them", ("dptune.budget",)),
     "audit": Program("measure how much a trained model gives away", ("dptune.audit",)),
+    "attack": Program("attack a trained model: what can be learned of its training rows", ("scripts.attack",)),
     "verify": Program("compute the epsilon of a release again from what is published", ("dptune.verify",)),
     "merge": Program("merge an adapter into its base model", ("scripts.merge",)),
     "push": Program("verify what a run may publish, and upload it to the hub", ("scripts.push",)),

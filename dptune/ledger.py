@@ -12,13 +12,14 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dptune import accounting
 from dptune._files import append_line, sync_folder
 from dptune._validate import refuse, require_count
-from dptune.accounting import Cost, Spend
+from dptune.accounting import Cost, Cut, Spend
 from dptune.keystream import SECRET
-from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER
+from dptune.sampling import CUT_SAMPLER, FIXED_KEY, NOT_SHOWN, SAMPLER
 
 LEDGER_NAME = "ledger.jsonl"  # in the folder of a run
 
@@ -68,7 +69,7 @@ class Ledger:
     @property
     def spends(self) -> list[Spend]:
         """The recorded steps, grouped by their settings, in order of first use."""
-        return [Spend(sigma, q, count, group_size) for (sigma, q, group_size), count in self._counts.items()]
+        return [Spend(sigma, q, count, group_size, cut) for (sigma, q, group_size, cut), count in self._counts.items()]
 
     def record(
         self,
@@ -78,9 +79,11 @@ class Ledger:
         clip_norm: float,
         sampler: str = SAMPLER,
         noise_key: str = SECRET,
+        cut: Cut | None = None,
     ) -> None:
         """Append one step and wait until it is on disk. A line names what voids a guarantee: a sampler that is not
-        Poisson's under a secret key, and a noise key that is not secret.
+        Poisson's under a secret key, and a noise key that is not secret. Where draws are cut, it states at how many
+        examples, and the size of the data set, which epsilon depends on too.
 
         If a call fails, for example because the disk is full, nothing is counted, and the next call overwrites the
         rest of its line.
@@ -88,6 +91,8 @@ class Ledger:
         Raises:
             InvalidArgument: something else changed the file since the last call.
         """
+        if not _fits(sampler, is_cut=cut is not None):
+            refuse("cut", cut, f"does not fit the sampler, {sampler}; give the configuration's for cut draws alone")
         entry: dict[str, float | str] = {
             "step": self.steps + 1,
             "noise_multiplier": noise_multiplier,
@@ -98,6 +103,8 @@ class Ledger:
             entry["group_size"] = self.group_size
         if sampler != SAMPLER:
             entry["sampler"] = sampler
+        if cut is not None:
+            entry |= cut._asdict()
         if noise_key != SECRET:
             entry["noise_key"] = noise_key
         line = json.dumps(entry, allow_nan=False)
@@ -106,7 +113,7 @@ class Ledger:
         append_line(self.path, line)
         self._length += len(self._unfinished)
         self._unfinished = b""
-        self._counts[noise_multiplier, sampling_probability, self.group_size] += 1
+        self._counts[noise_multiplier, sampling_probability, self.group_size, cut] += 1
         self._samplers[sampler] += 1
         self._noise_keys[noise_key] += 1
 
@@ -183,7 +190,9 @@ def _reasons_of_samplers(samplers: Mapping[str, int]) -> tuple[str, ...]:
         FIXED_KEY: "steps drew their batches under a fixed key, so anyone can tell who was drawn",
         NOT_SHOWN: "steps did not show that they were fed Poisson draws: give PrivateStep its sampler",
     }
-    others = {name: f"steps drew their batches by an unknown sampler, {name}" for name in samplers if name != SAMPLER}
+    others = {
+        name: f"steps drew their batches by an unknown sampler, {name}" for name in samplers if name not in _KNOWN
+    }
     return tuple(f"{samplers[name]} {reason}" for name, reason in (others | known).items() if samplers.get(name))
 
 
@@ -191,10 +200,11 @@ def _reasons_of_samplers(samplers: Mapping[str, int]) -> tuple[str, ...]:
 _RESTORE = "epsilon would be too small; restore the file from a backup that has every line"
 
 
-_Settings = tuple[float, float, int]  # noise multiplier, sampling probability, group size
+_KNOWN = (SAMPLER, CUT_SAMPLER)  # the samplers whose cost is known
+_Settings = tuple[float, float, int, Cut | None]  # noise multiplier, sampling probability, group size, cut
 
 
-def _settings(entry: dict[str, float], number: int) -> _Settings:
+def _settings(entry: dict[str, Any], number: int) -> _Settings:
     """The settings in the entry on line `number`; raises an error if it is not a valid entry."""
     sigma, q = float(entry["noise_multiplier"]), float(entry["sampling_probability"])
     group_size = entry.get("group_size", 1)
@@ -202,7 +212,24 @@ def _settings(entry: dict[str, float], number: int) -> _Settings:
         raise ValueError
     if type(group_size) is not int or group_size < 1:
         raise ValueError
-    return sigma, q, group_size
+    return sigma, q, group_size, _cut(entry, group_size)
+
+
+def _fits(sampler: str, *, is_cut: bool) -> bool:
+    """Whether a line may name this sampler: one of cut draws states the cut, and one of plain draws does not."""
+    return {SAMPLER: not is_cut, CUT_SAMPLER: is_cut}.get(sampler, True)
+
+
+def _cut(entry: dict[str, Any], group_size: int) -> Cut | None:
+    """Where the draw of an entry was cut; None if it was not."""
+    found = [entry[name] for name in Cut._fields if name in entry]
+    if not _fits(entry.get("sampler", SAMPLER), is_cut=bool(found)):
+        raise ValueError
+    if not found:
+        return None
+    if len(found) < len(Cut._fields) or group_size > 1 or any(type(one) is not int or one < 1 for one in found):
+        raise ValueError
+    return Cut(*found)
 
 
 def begin_ledger(path: str | os.PathLike[str]) -> None:

@@ -1,7 +1,8 @@
 """The only place that combines sampling probability, noise multiplier, clip norm and divisor.
 
 A step releases (sum over a Poisson draw of clipped per-example gradients + N(0, (sigma C)^2)) / expected batch size.
-The noise is 0.2% larger than that, for rounding (`ROUNDING`).
+The noise is 0.2% larger than that, for rounding (`ROUNDING`). The draw may be cut at a maximal batch. Then the divisor
+is still the batch size expected before the cut, q times the number of examples: a constant.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from math import isclose, sqrt
 
 from dptune import accounting
 from dptune._validate import Described, refuse, require_count, require_delta, require_positive, require_within
+from dptune.accounting import Cut, require_no_groups
 from dptune.clipping_styles import CLIP_NORMS, FLAT, Adaptive, Clipping, PerLayer
 from dptune.grid import grid_of
-from dptune.sampling import Parts, PoissonSampler
+from dptune.sampling import Parts, PoissonSampler, require_no_parts
 
 # By how much rounding may raise the sensitivity above C, as a share of C. A row's own gradient is rounded by its own
 # micro-batch, which nobody else changes (`dptune.shapes`). A micro-batch's sum is float32, so it is rounded by the rows
@@ -30,7 +32,8 @@ class PrivacyConfig:
     Attributes:
         num_examples: size of the data set; treated as public. An example is whatever is sampled and clipped as one: a
             row, or everything that an author contributes to a step.
-        expected_batch_size: sampling probability times `num_examples`; need not be a whole number.
+        expected_batch_size: sampling probability times `num_examples`; need not be a whole number. Cutting draws does
+            not change it.
         steps: planned number of steps.
         clip_norm: C, the maximum norm of one example's contribution; with adaptive clipping, that of the first step.
         noise_multiplier: sigma, the noise's standard deviation divided by the sensitivity.
@@ -39,9 +42,11 @@ class PrivacyConfig:
         group_size: maximum number of examples per privacy unit. Above 1, each example is still sampled and clipped on
             its own, and the accounting covers all examples of a unit together.
         parts: parts of the data set whose examples are drawn more or less often; None if all are drawn alike.
+        max_batch: the limit on the number of examples in a draw, at least the expected batch size. If more are drawn,
+            a uniformly random subset of so many stays. None for plain Poisson draws.
 
     Raises:
-        InvalidArgument: a value outside its range.
+        InvalidArgument: a value outside its range; or `max_batch` with parts or a group size above 1.
     """
 
     num_examples: int
@@ -53,6 +58,7 @@ class PrivacyConfig:
     clipping: Clipping = FLAT
     group_size: int = 1
     parts: Parts | None = None
+    max_batch: int | None = None
 
     def __post_init__(self) -> None:
         require_count("num_examples", self.num_examples)
@@ -66,6 +72,7 @@ class PrivacyConfig:
         require_delta(self.delta, self.num_examples)
         self._check_parts()
         sampling_probability(self.expected_batch_size, self.num_examples, self.parts)
+        require_max_batch(self.max_batch, self.expected_batch_size, self.group_size, self.parts)
         self._check_clipping()
         if not _NOISE[0] <= self.noise_std <= _NOISE[1]:
             size = "small" if self.noise_std < 1 else "large"
@@ -103,18 +110,21 @@ class PrivacyConfig:
         clipping: Clipping = FLAT,
         group_size: int = 1,
         parts: Parts | None = None,
+        max_batch: int | None = None,
     ) -> PrivacyConfig:
         """The configuration with the least noise whose epsilon after `steps` is at most `target_epsilon`.
 
         Raises:
             InvalidArgument: a value outside its range, or a target that no useful noise reaches.
         """
+        require_max_batch(max_batch, expected_batch_size, group_size, parts)
         sigma = accounting.noise_multiplier(
             target_epsilon=target_epsilon,
             delta=delta,
             sampling_probability=sampling_probability(expected_batch_size, num_examples, parts),
             steps=steps,
             group_size=group_size,
+            cut=cut_of(max_batch, num_examples),
         )
         return cls(
             num_examples=num_examples,
@@ -126,7 +136,13 @@ class PrivacyConfig:
             clipping=clipping,
             group_size=group_size,
             parts=parts,
+            max_batch=max_batch,
         )
+
+    @property
+    def cut(self) -> Cut | None:
+        """The limit on draws, as the accounting takes it."""
+        return cut_of(self.max_batch, self.num_examples)
 
     @property
     def sampling_probability(self) -> float:
@@ -139,6 +155,7 @@ class PrivacyConfig:
 
         This is the clipped sum at `clip_norm`, with `ROUNDING`; with adaptive clipping, also the scaled count next to
         it. A privacy unit of `group_size` examples can change it by this much for each of its examples that is drawn.
+        Where a draw is cut, the added example may push another one out, and the change may be twice this.
         """
         return self.noise_std / self.noise_multiplier
 
@@ -196,8 +213,8 @@ class PrivacyConfig:
         """Refuse a sampler whose draws cost another epsilon than this mechanism's.
 
         Raises:
-            InvalidArgument: it draws from another number of examples, with another sampling probability or other
-                weights.
+            InvalidArgument: it draws from another number of examples, with another sampling probability, other weights
+                or another maximal batch.
         """
         if not isinstance(sampler, PoissonSampler):
             remedy = "give a dptune.PoissonSampler; an AuthorSampler has one in .authors"
@@ -211,6 +228,9 @@ class PrivacyConfig:
         if sampler.parts != self.parts:
             remedy = "make it as PoissonSampler(config.num_examples, config.sampling_probability, parts=config.parts)"
             refuse("sampler", Described(type(sampler).__name__), f"has other weights than the configuration; {remedy}")
+        if sampler.max_batch != self.max_batch:
+            told = f"cuts draws at {sampler.max_batch}, but epsilon is that of draws cut at {self.max_batch}"
+            refuse("sampler", Described(type(sampler).__name__), f"{told}; make it with max_batch=config.max_batch")
 
     def planned_epsilon(self) -> float:
         """Epsilon after all planned steps."""
@@ -220,7 +240,31 @@ class PrivacyConfig:
             steps=self.steps,
             delta=self.delta,
             group_size=self.group_size,
+            cut=self.cut,
         )
+
+
+def cut_of(max_batch: int | None, num_examples: int) -> Cut | None:
+    """The limit on draws, as the accounting takes it; None without one."""
+    return None if max_batch is None else Cut(max_batch, num_examples)
+
+
+def require_max_batch(
+    max_batch: int | None, expected_batch_size: float, group_size: int = 1, parts: Parts | None = None
+) -> None:
+    """Refuse a limit on draws that cannot be, or whose cost is not known.
+
+    Raises:
+        InvalidArgument: it is no whole number of at least the expected batch size, or there are parts or groups.
+    """
+    if max_batch is None:
+        return
+    require_count("max_batch", max_batch)
+    require_no_groups(max_batch, group_size)
+    require_no_parts(max_batch, parts)
+    if max_batch < expected_batch_size:
+        remedy = f"most draws would be cut; give at least the expected batch size, {expected_batch_size:g}"
+        refuse("max_batch", max_batch, remedy)
 
 
 def sampling_probability(expected_batch_size: float, num_examples: int, parts: Parts | None = None) -> float:

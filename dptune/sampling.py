@@ -1,8 +1,8 @@
-"""Poisson draws, and how a draw is distributed over ranks and micro-batches. No torch in this file.
+"""Poisson draws, perhaps cut, and how a draw is distributed over ranks and micro-batches. No torch in this file.
 
 The accounting holds only for Poisson sampling: at every step, each example enters the batch independently with
-probability q. Shuffled epochs with the same q have a larger epsilon (Chua et al. 2024, "How private are DP-SGD
-implementations?").
+probability q. A draw may be cut at a maximal batch, which costs more (`dptune/accounting/truncation.py`). Shuffled
+epochs with the same q have a larger epsilon too (Chua et al. 2024, "How private are DP-SGD implementations?").
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dptune._validate import refuse, require_count, require_positive, require_pr
 from dptune.keystream import BITS, Keystream, scratch_for
 
 SAMPLER = "Poisson"
+CUT_SAMPLER = "Poisson, cut"  # at a maximal batch
 FIXED_KEY, NOT_SHOWN = "Poisson under a fixed key", "not shown"  # samplers of steps without a guarantee
 _AT_ONCE = (
     1 << 16
@@ -88,9 +89,10 @@ class PoissonSampler:
         keystream: secret randomness, by default keyed from the operating system. Ranks that need the same draws share
             one key (`Keystream.shared`).
         parts: if given, q is the probability of the examples of the largest weight, and others have a share of it.
+        max_batch: if given, a draw of more examples is cut: a uniformly random subset of so many stays.
 
     Raises:
-        InvalidArgument: a value outside its range.
+        InvalidArgument: a value outside its range, or both parts and `max_batch`.
     """
 
     def __init__(
@@ -100,11 +102,16 @@ class PoissonSampler:
         keystream: Keystream | None = None,
         *,
         parts: Parts | None = None,
+        max_batch: int | None = None,
     ) -> None:
         require_count("num_examples", num_examples)
         require_probability("sampling_probability", sampling_probability)
         if parts is not None:
             parts.require_sum(num_examples)
+        if max_batch is not None:
+            require_count("max_batch", max_batch)
+            require_no_parts(max_batch, parts)
+        self._max_batch = max_batch
         self._parts, self._num_examples, self._sampling_probability = parts, num_examples, sampling_probability
         self.keystream = keystream or Keystream.from_os()
         self._unused: deque[tuple[int, int]] = deque()  # (number, checksum) of the draws that no step has used
@@ -125,20 +132,31 @@ class PoissonSampler:
         return self._parts
 
     @property
+    def max_batch(self) -> int | None:
+        """The limit on the number of examples in a draw; it cannot change either."""
+        return self._max_batch
+
+    @property
     def name(self) -> str:
         """How batches are drawn, in words for the ledger and the report."""
-        return SAMPLER if self.keystream.secret else FIXED_KEY
+        if not self.keystream.secret:
+            return FIXED_KEY
+        return SAMPLER if self.max_batch is None else CUT_SAMPLER
 
     def draw(self) -> np.ndarray:
         """The indices of one new draw, ascending, int64 [n]; possibly none.
 
         Steps must use the draws in order. `PrivateStep` checks that what it was fed is the oldest unused draw.
         """
-        scratch, found = scratch_for(_AT_ONCE), []
+        scratch, found, kept = scratch_for(_AT_ONCE), [], []
         for start, count, probability in self._pieces():
             uniforms = self.keystream.integers(count, scratch=scratch) * 2.0**-BITS
-            found.append(np.flatnonzero(uniforms < probability) + start)
+            hits = np.flatnonzero(uniforms < probability)
+            found.append(hits + start)
+            kept.append(uniforms[hits])
         drawn = np.concatenate(found)
+        if self.max_batch is not None and len(drawn) > self.max_batch:
+            drawn = _cut_at(self.max_batch, drawn, np.concatenate(kept))
         self._unused.append((len(drawn), checksum_of_items(drawn)))
         return drawn
 
@@ -175,6 +193,21 @@ class PoissonSampler:
         draws at the end of an epoch or of a launch, whatever the draws hold.
         """
         self._unused.clear()
+
+
+def _cut_at(most: int, drawn: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """`most` of the examples, in order.
+
+    Those with the smallest uniforms stay. Given that they are drawn, the uniforms are still independent and all alike.
+    So all subsets are equally likely, and one more example can push out only one.
+    """
+    return np.sort(drawn[np.argsort(uniforms, kind="stable")[:most]])
+
+
+def require_no_parts(max_batch: int | None, parts: Parts | None) -> None:
+    """Refuse cut draws from parts with weights, whose cost is not known."""
+    if max_batch is not None and parts is not None:
+        refuse("max_batch", max_batch, "draws with weights cannot be cut; leave it or the weights out")
 
 
 def checksum_of_items(items: np.ndarray) -> int:

@@ -172,9 +172,31 @@ class Shapes:
         Args:
             rows_per_item: the largest number of rows per item; items may have fewer.
         """
-        powers = {min(2**power, rows_per_item) for power in range(rows_per_item.bit_length() + 1)}
-        rows = [(k * self.shape(int(width), k).items, int(width)) for k in powers for width in self.widths]
+        rows = [(k * self.shape(width, k).items, width) for k, width in self._kinds(rows_per_item)]
         return {(count, count * width) for count, width in rows}
+
+    def most_passes(self, items: int, *, ranks: int = 1, rows_per_item: int = 1, virtual_tokens: int = 0) -> int:
+        """The most micro-batches that a draw of so many items can make on each rank, whatever their lengths.
+
+        Args:
+            items: number of items of the draw.
+            ranks: number of processes that share the draw.
+            rows_per_item, virtual_tokens: see `shape`; items may have fewer rows. Rows have one mask each.
+        """
+        held = [ranks * self.shape(width, k, virtual_tokens).items for k, width in self._kinds(rows_per_item)]
+        if self.masked:  # rows without padding are apart from others of the same width
+            held += [ranks * self.shape(self.longest, k, virtual_tokens).items for k in _powers(rows_per_item)]
+        # One item makes a micro-batch of each kind. All others are of the kind whose micro-batches hold the fewest.
+        return min(items, len(held)) + max(0, items - len(held)) // min(held)
+
+    def _kinds(self, rows_per_item: int) -> list[tuple[int, int]]:
+        """(rows per item, width) of all shapes."""
+        return [(k, int(width)) for k in sorted(_powers(rows_per_item)) for width in self.widths]
+
+
+def _powers(rows_per_item: int) -> set[int]:
+    """The numbers of rows to which items of at most so many rows are filled up."""
+    return {min(2**power, rows_per_item) for power in range(rows_per_item.bit_length() + 1)}
 
 
 def _passes(drawn: float, rows: int) -> float:

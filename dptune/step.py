@@ -284,6 +284,7 @@ class PrivateStep:
                 clip_norm=self.clip_norm,
                 sampler=self._fed.sampler_name,
                 noise_key=self._fed.noise_key,
+                cut=self.config.cut,
             )
 
     def _adapt_clip_norm(self, total: Tensor) -> None:

@@ -29,6 +29,7 @@ from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
+from dptune.mechanism import cut_of, require_max_batch
 from dptune.units.unit import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.launch_lines import as_command, as_line, launch_words, require_job, require_not_taken, split_at_dashes
@@ -58,6 +59,7 @@ _TAKEN = {
     "target_epsilon": "--target_epsilon",
     "noise_multiplier": "--target_epsilon",
     "delta": "--delta",
+    "max_batch": "--max_batch",
     "clip_norm": "--clip_norm",
     "per_device_train_batch_size": "--per_device_train_batch_size",
     "gradient_accumulation_steps": "--total_bs",
@@ -104,6 +106,10 @@ class JobArguments:
         metadata={"help": "clip norm of the gradient per example or author", "aliases": aliases("clip")},
     )
     total_bs: int = field(default=4096, metadata={"help": "average number of examples per step, over all GPUs"})
+    max_batch: int | None = field(
+        default=None,
+        metadata={"help": "maximum number of examples per step: larger draws are cut; default: draws are not cut"},
+    )
     per_device_train_batch_size: int = field(
         default=4, metadata={"help": "number of examples that fit on a GPU at once", "aliases": aliases("perdevice_bs")}
     )
@@ -166,6 +172,8 @@ class JobArguments:
             refuse("--synthetic_data", True, "works only with --target_epsilon -1; give that, or leave it out")
         if self.delta is not None:
             require_delta(self.delta, name="--delta")
+        if self.max_batch is not None:
+            require_count("--max_batch", self.max_batch)
         if self.total_bs % (at_once := self.per_device_train_batch_size * self.gpus):
             refuse("--total_bs", self.total_bs, f"give a multiple of --per_device_train_batch_size x --gpus, {at_once}")
         if (self.privacy_unit == EXAMPLE) != (self.examples_per_unit is None):
@@ -257,6 +265,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         *("--gradient_accumulation_steps", str(job.total_bs // (job.per_device_train_batch_size * job.gpus))),
         *("--num_train_epochs", repr(job.num_train_epochs), "--learning_rate", repr(job.learning_rate)),
         *(privacy if job.private else without),
+        *([] if job.max_batch is None else ["--max_batch", str(job.max_batch)]),
         *_unit_flags(job.unit, ignore_users=job.ignore_users),
         *(["--register", str(job.budget_path)] if job.private and job.is_limited else []),
         *("--resume_from_checkpoint", "latest"),  # starts afresh if there is no checkpoint
@@ -288,12 +297,14 @@ def describe_cost(job: JobArguments) -> list[str]:
     delta = default_delta(count) if job.delta is None else job.delta
     require_delta(delta, count, name="--delta")
     steps = planned_steps(num_examples=count, expected_batch_size=job.total_bs, epochs=job.num_train_epochs)
+    require_max_batch(job.max_batch, job.total_bs, job.unit.group_size)
     sigma = noise_multiplier(
         target_epsilon=job.target_epsilon,
         delta=delta,
         sampling_probability=job.total_bs / count,
         steps=steps,
         group_size=job.unit.group_size,
+        cut=cut_of(job.max_batch, count),
     )
     epsilon = rounded_up(job.target_epsilon, trim=True)
     told = f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps"

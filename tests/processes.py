@@ -16,19 +16,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "dp_accounting",
-        "dptune",
-        "tests.dptune.integrations.runs",
-        "tests.examples",
-        "tests.tiny",
-        "tests.whole_models",
-        "transformers",
-        "utils.training.micro_batches",
-        "utils.training.resume",
-    ]
-)
+PRELOADED = (
+    "dp_accounting",
+    "dptune",
+    "tests.dptune.integrations.runs",
+    "tests.examples",
+    "tests.tiny",
+    "tests.whole_models",
+    "transformers",
+    "utils.training.micro_batches",
+    "utils.training.resume",
+)  # what most tests import
+_CONTEXT.set_forkserver_preload([*PRELOADED])
 _TIMEOUT = 240.0
 
 

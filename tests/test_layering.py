@@ -21,6 +21,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune._aliases",
         "dptune.command",
         "dptune.__main__",
+        "dptune.attack",
         "dptune._files",
         "dptune.devices",
         "dptune.peft_format",
@@ -69,7 +70,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("utils.files", "utils.cli"),
     ("utils.data", "utils.models", "utils.annotation"),
     ("utils.training", "utils.generation", "utils.synthetic"),
-    ("utils.classification",),
+    ("utils.classification", "utils.attacks"),
     ("utils.comparison",),
     ("scripts",),  # every program: train_clm.py, inference_*.py, scripts/, benchmarks/
 )

@@ -172,7 +172,7 @@ def test_the_programs_are_installed_with_what_they_read(installed: Path) -> None
     wanted = programs | {path for path in sources if path.parts[0] in (*SHIPPED, "data")}
     found = {path.relative_to(installed / COPY) for path in (installed / COPY).rglob("*") if path.is_file()}
     assert {path for path in found if path.suffix != ".pyc"} == wanted
-    assert {Path("train_clm.py"), Path("utils/synthetic/report.html.jinja"), Path("scripts/demo.sh")} <= found
+    assert {Path("train_clm.py"), Path("utils/synthetic/page.html.jinja"), Path("scripts/demo.sh")} <= found
 
 
 def run_installed(installed: Path, cwd: Path, *words: object) -> subprocess.CompletedProcess[str]:

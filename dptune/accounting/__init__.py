@@ -7,7 +7,7 @@ dp-accounting computes it, in one of three ways. Every epsilon is an upper bound
 - There, and where the grid would be too large: Renyi accounting (RDP), at any delta; a looser bound.
 
 Adjacency: add or remove one privacy unit. A unit is one sampled example, or up to `group_size` of them (`groups.py`).
-Sampling: Poisson. No torch in this file.
+Sampling: Poisson, or Poisson draws that are cut at a maximal batch (`truncation.py`). No torch in this file.
 
 `python -m dptune.accounting` prints tables for planning before training (`__main__.py`).
 
@@ -25,6 +25,7 @@ from typing import NamedTuple
 from dptune._validate import refuse, require_count, require_delta, require_positive, require_probability
 from dptune.accounting.distributions import FINEST, Answer, epsilon_on_grid
 from dptune.accounting.spend import Spend as Spend
+from dptune.accounting.truncation import Cut as Cut
 
 ADJACENCY = "add or remove one privacy unit"
 ACCOUNTANT = "PLD (dp-accounting)"
@@ -84,11 +85,14 @@ def compose(spends: Iterable[Spend], *, delta: float, interval: float | None = N
 
 def _together(spends: Iterable[Spend]) -> tuple[Spend, ...]:
     """One spend for each setting, in order of first use, without those of no steps. Noise whose square would overflow
-    is capped, and a sampling probability near 0 is raised."""
-    steps: Counter[tuple[float, float, int]] = Counter()
-    for sigma, q, count, group_size in spends:
-        steps[min(sigma, _MOST_NOISE * group_size), max(q, _LEAST_PROBABILITY), group_size] += count
-    return tuple(Spend(sigma, q, count, group_size) for (sigma, q, group_size), count in steps.items() if count)
+    is capped, a sampling probability near 0 is raised, and a cut that never happens is left out."""
+    steps: Counter[tuple[float, float, int, Cut | None]] = Counter()
+    for sigma, q, count, group_size, cut in spends:
+        cut = cut if cut is not None and cut.ever_happens else None
+        steps[min(sigma, _MOST_NOISE * group_size), max(q, _LEAST_PROBABILITY), group_size, cut] += count
+    return tuple(
+        Spend(sigma, q, count, group_size, cut) for (sigma, q, group_size, cut), count in steps.items() if count
+    )
 
 
 @lru_cache(maxsize=256)  # a run asks the same when it is planned and when it is reported
@@ -128,18 +132,35 @@ def _checked(spend: Spend) -> Spend:
     require_probability("sampling_probability", spend.sampling_probability)
     require_count("steps", spend.steps, minimum=0)
     require_count("group_size", spend.group_size)
+    if spend.cut is not None:
+        require_count("max_batch", spend.cut.max_batch)
+        require_count("num_examples", spend.cut.num_examples)
+        require_no_groups(spend.cut.max_batch, spend.group_size)
     return spend
 
 
+def require_no_groups(max_batch: int | None, group_size: int) -> None:
+    """Refuse cut draws of units that have several examples, whose cost is not known."""
+    if max_batch is not None and group_size > 1:
+        remedy = f"draws of units with up to {group_size} examples cannot be cut; leave it out, or draw whole units"
+        refuse("max_batch", max_batch, remedy)
+
+
 def epsilon(
-    *, noise_multiplier: float, sampling_probability: float, steps: int, delta: float, group_size: int = 1
+    *,
+    noise_multiplier: float,
+    sampling_probability: float,
+    steps: int,
+    delta: float,
+    group_size: int = 1,
+    cut: Cut | None = None,
 ) -> float:
-    """Epsilon of `steps` steps of DP-SGD for a unit of up to `group_size` examples (see `Spend`).
+    """Epsilon of `steps` steps of DP-SGD for a unit of up to `group_size` examples; for `cut` see `Spend`.
 
     >>> round(epsilon(noise_multiplier=1.2, sampling_probability=2048 / 75329, steps=184, delta=1e-7), 3)
     2.257
     """
-    return compose([Spend(noise_multiplier, sampling_probability, steps, group_size)], delta=delta)
+    return compose([Spend(noise_multiplier, sampling_probability, steps, group_size, cut)], delta=delta)
 
 
 def running_epsilon(spends: Iterable[Spend], *, delta: float) -> float:
@@ -162,12 +183,13 @@ def noise_multiplier(
     sampling_probability: float,
     steps: int,
     group_size: int = 1,
+    cut: Cut | None = None,
     rough: bool = False,
 ) -> float:
     """The smallest noise multiplier (rounded up to four decimals) whose epsilon is at most `target_epsilon`.
 
     Args:
-        target_epsilon, delta, sampling_probability, steps, group_size: see `epsilon`.
+        target_epsilon, delta, sampling_probability, steps, group_size, cut: see `epsilon`.
         rough: up to 5% more noise than that, found in a fraction of the time; for tables.
 
     Raises:
@@ -179,7 +201,7 @@ def noise_multiplier(
     from scipy.optimize import brentq
 
     def excess(log_sigma: float, interval: float) -> float:
-        spend = Spend(math.exp(log_sigma), sampling_probability, steps, group_size)
+        spend = Spend(math.exp(log_sigma), sampling_probability, steps, group_size, cut)
         spent = compose([spend], delta=delta, interval=interval)
         return math.log(max(spent, 1e-12) / target_epsilon)
 
@@ -197,7 +219,7 @@ def noise_multiplier(
         low, enough = low - 0.05, low
     sigma = round_up(math.exp(brentq(fine, low, enough, xtol=2e-5)))
     # The reported epsilon decides.
-    while compose([Spend(sigma, sampling_probability, steps, group_size)], delta=delta) > target_epsilon:
+    while compose([Spend(sigma, sampling_probability, steps, group_size, cut)], delta=delta) > target_epsilon:
         sigma = round_up(sigma * (1 + 2e-5))
     return sigma
 
@@ -225,6 +247,7 @@ def max_steps(
     sampling_probability: float,
     at_least: int = 0,
     group_size: int = 1,
+    cut: Cut | None = None,
 ) -> int:
     """The largest number of steps whose `epsilon` is at most `target_epsilon`; 0 if a single step costs more.
 
@@ -236,7 +259,7 @@ def max_steps(
         at_least: a number of steps that is expected to fit, such as the one that the noise was calibrated for. If it
             fits, the result is not below it. This matters because epsilon can fall by 0.1% from one number of steps to
             the next, where a finer grid starts.
-        group_size: see `Spend`.
+        group_size, cut: see `Spend`.
 
     Returns:
         The number of steps, at most a million or `at_least`, whichever is larger.
@@ -248,7 +271,7 @@ def max_steps(
     require_count("at_least", at_least, minimum=0)
 
     def excess(steps: int, interval: float | None = None) -> float:
-        spend = Spend(noise_multiplier, sampling_probability, steps, group_size)
+        spend = Spend(noise_multiplier, sampling_probability, steps, group_size, cut)
         spent = compose([spend], delta=delta, interval=interval)
         return min(spent, _HUGE) - target_epsilon  # the search cannot use infinity
 

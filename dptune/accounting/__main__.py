@@ -25,7 +25,7 @@ from dptune._validate import (
     require_delta,
     require_positive,
 )
-from dptune.accounting import ACCOUNTANT, ADJACENCY, Cost, Spend, account, planned_steps
+from dptune.accounting import ACCOUNTANT, ADJACENCY, Cost, Cut, Spend, account, planned_steps
 from dptune.accounting.data_needed import noise_if_any
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
@@ -69,7 +69,8 @@ def make_table(args: argparse.Namespace) -> Table:
     """
     _check(args)
     delta = default_delta(args.num_examples) if args.delta is None else args.delta
-    setting = {"delta": delta, "group_size": args.group_size}
+    cut = None if args.max_batch is None else Cut(args.max_batch, args.num_examples)
+    setting = {"delta": delta, "group_size": args.group_size, "cut": cut}
     if args.target_epsilon is None:
         quantity, given = "epsilon", f"at noise multiplier {args.noise_multiplier:g}"
         accountant: Accountant = partial(_cost, noise_multiplier=args.noise_multiplier, **setting)
@@ -80,6 +81,7 @@ def make_table(args: argparse.Namespace) -> Table:
         [_cell(args.num_examples, batch, epochs, accountant) for epochs in args.epochs] for batch in args.batch_size
     ]
     unit = "" if args.group_size == 1 else f", {args.group_size} examples per privacy unit"
+    unit += "" if cut is None else f", draws cut at {cut.max_batch:,}"
     told = f"delta {delta:g}" if args.delta is not None else delta_in_words(args.num_examples)
     return Table(quantity, f"{given}, {told}, {args.num_examples:,} examples{unit}", rows)
 
@@ -89,6 +91,10 @@ def _check(args: argparse.Namespace) -> None:
     if args.delta is not None:
         require_delta(args.delta, args.num_examples, name="--delta")
     require_count("--group_size", args.group_size)
+    if args.max_batch is not None:
+        require_count("--max_batch", args.max_batch)
+        if args.group_size > 1:
+            refuse("--max_batch", args.max_batch, "draws cannot be cut with a --group_size above 1; leave one out")
     for name in ("noise_multiplier", "target_epsilon"):
         if getattr(args, name) is not None:
             require_positive(f"--{name}", getattr(args, name))
@@ -100,6 +106,8 @@ def _check(args: argparse.Namespace) -> None:
         require_count("--batch_size", batch)
         if batch > args.num_examples:
             refuse("--batch_size", batch, f"must be at most the {args.num_examples} examples there are")
+        if args.max_batch is not None and batch > args.max_batch:
+            refuse("--batch_size", batch, f"must be at most --max_batch, {args.max_batch}, where draws are cut")
         if (steps := args.num_examples / batch * max(args.epochs)) > _MOST_STEPS:
             remedy = f"{steps:,.0f} steps with batches of {batch}; the maximum is {_MOST_STEPS:,}, so lower it"
             refuse("--epochs", max(args.epochs), remedy)
@@ -111,8 +119,8 @@ def _cell(num_examples: int, batch_size: int, epochs: float, accountant: Account
     return Cell(batch_size, epochs, steps, probability, *accountant(sampling_probability=probability, steps=steps))
 
 
-def _cost(*, noise_multiplier: float, sampling_probability: float, steps: int, delta: float, group_size: int) -> Cost:
-    return account([Spend(noise_multiplier, sampling_probability, steps, group_size)], delta=delta)
+def _cost(*, delta: float, **setting: Any) -> Cost:
+    return account([Spend(**setting)], delta=delta)
 
 
 def _noise_if_any(*, target_epsilon: float, **setting: Any) -> tuple[float | None, str]:
@@ -214,6 +222,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--noise_multiplier", type=float, help="show the epsilon of this noise, over the clip norm")
     one.add_argument("--target_epsilon", type=float, help="show the noise multiplier that reaches this epsilon")
     flags.add_argument("--group_size", type=int, default=1, help="maximum examples per privacy unit (default 1)")
+    flags.add_argument("--max_batch", type=int, help="cut draws at so many examples (default: draws are not cut)")
     flags.add_argument(
         "--format", choices=_WRITERS, default="text", help="output format (default text); csv has one line per cell"
     )

@@ -7,6 +7,9 @@ times the sensitivity, and the divergences are convex. So it costs at most as mu
 - in those steps that draw any of the k examples: a share of 1 - (1 - q)^k (Renyi accounting).
 Renyi accounting also takes the divergences of the mixture that dominates the step (`groups.py`), which are far smaller.
 
+Where draws are cut, a step is a release with at most twice the sensitivity (closed form), or the mixture of releases
+with the sensitivity and with twice the sensitivity (Renyi accounting), see `truncation.py`.
+
 Each result is raised by more than its rounding error. No torch in this file.
 """
 
@@ -38,7 +41,8 @@ _GROUP_ERROR = 1e-12  # the same for a group's, which are sums of up to a millio
 
 
 def gaussian_epsilon(spends: Iterable[Spend], delta: float) -> float:
-    """Epsilon of the spends if every step used every example; exact if so, with `group_size` examples in each unit.
+    """Epsilon of the spends if every step used every example; exact if so, with `group_size` examples in each unit
+    and without a cut.
 
     Args:
         spends: at least one step in all.
@@ -47,7 +51,7 @@ def gaussian_epsilon(spends: Iterable[Spend], delta: float) -> float:
     Returns:
         Infinity if it is beyond the range of floating point.
     """
-    mu = math.hypot(*(math.sqrt(one.steps) * one.group_size / one.noise_multiplier for one in spends))
+    mu = math.hypot(*(math.sqrt(one.steps) * one.reach / one.noise_multiplier for one in spends))
     if math.isinf(mu):
         return math.inf
     if mu > _LARGEST_MU or delta < _SMALLEST_DELTA:
@@ -78,10 +82,10 @@ def renyi_epsilon(spends: Iterable[Spend], delta: float) -> float:
     import numpy as np
 
     total = np.zeros(len(_ORDERS))
-    for sigma, q, steps, group_size in spends:
-        if sigma / group_size < _LEAST_NOISE:
+    for one in spends:
+        if one.noise_multiplier / one.reach < _LEAST_NOISE:
             return math.inf
-        total += steps * _divergences_of_group(sigma, q, group_size)
+        total += one.steps * _divergences_of_step(one)
     return _converted(_ORDERS, total, delta)
 
 
@@ -122,6 +126,19 @@ def _divergences(noise_multiplier: float, sampling_probability: float) -> np.nda
     # dp-accounting would read a divergence that rounding made negative as an epsilon of 0.
     divergences: np.ndarray = accountant._rdp.clip(0) * (1 + _RELATIVE_ERROR) + _LOG_ERROR
     return divergences
+
+
+def _divergences_of_step(one: Spend) -> np.ndarray:
+    """The same for a step of `one`, whose draws may be cut."""
+    import numpy as np
+
+    if one.cut is None:
+        return _divergences_of_group(one.noise_multiplier, one.sampling_probability, one.group_size)
+    once, twice = map(_divergences_of_step, one.once_and_twice)
+    full, power = one.full_probability, np.array(_ORDERS) - 1.0
+    room = math.log1p(-full) if full < 1 else -math.inf
+    mixed: np.ndarray = np.logaddexp(room + power * once, math.log(full) + power * twice) / power
+    return mixed.clip(0) * (1 + _RELATIVE_ERROR) + _LOG_ERROR
 
 
 @lru_cache(maxsize=256)

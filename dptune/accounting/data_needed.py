@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dptune._validate import InvalidArgument, require_count, require_positive
-from dptune.accounting import Spend, compose, noise_multiplier, search_grid
+from dptune.accounting import Cut, Spend, compose, noise_multiplier, search_grid
 from dptune.accounting.rounding import rounded_up_to_figures
 
 USUAL_EPSILONS = (1.0, 3.0, 8.0)
@@ -39,6 +39,7 @@ class Work:
         steps: the number of steps.
         delta: the probability with which the bound may fail. For n examples a tenth of 1/n, if that is less.
         group_size: see `dptune.accounting.Spend`.
+        max_batch: the limit on the number of examples in a draw; None without one.
 
     Raises:
         InvalidArgument: a value outside its range.
@@ -48,6 +49,7 @@ class Work:
     steps: int
     delta: float
     group_size: int = 1
+    max_batch: int | None = None
 
     def __post_init__(self) -> None:
         require_positive("batch", self.batch)
@@ -57,6 +59,10 @@ class Work:
         """The delta for so many examples."""
         return min(self.delta, 0.1 / num_examples)
 
+    def cut_of(self, num_examples: int) -> Cut | None:
+        """The limit on draws from so many examples."""
+        return None if self.max_batch is None else Cut(self.max_batch, num_examples)
+
     def noise(self, num_examples: int, target_epsilon: float) -> float | None:
         """The noise multiplier that so many examples need for an epsilon; None if no useful noise reaches it."""
         return noise_if_any(
@@ -65,6 +71,7 @@ class Work:
             sampling_probability=self.batch / num_examples,
             steps=self.steps,
             group_size=self.group_size,
+            cut=self.cut_of(num_examples),
             rough=True,
         )
 
@@ -73,7 +80,8 @@ class Work:
         grid = search_grid(target_epsilon, self.steps)
 
         def reaches(number: float) -> bool:
-            spend = Spend(sigma, min(1.0, self.batch / number), self.steps, self.group_size)
+            cut = self.cut_of(math.ceil(number))
+            spend = Spend(sigma, min(1.0, self.batch / number), self.steps, self.group_size, cut)
             return compose([spend], delta=self.delta_of(number), interval=grid) <= target_epsilon
 
         few, enough = self.batch, self.batch
@@ -94,6 +102,7 @@ def noise_if_any(
     sampling_probability: float,
     steps: int,
     group_size: int = 1,
+    cut: Cut | None = None,
     rough: bool = False,
 ) -> float | None:
     """`dptune.accounting.noise_multiplier`, or None for a target that no useful noise reaches."""
@@ -104,6 +113,7 @@ def noise_if_any(
             sampling_probability=sampling_probability,
             steps=steps,
             group_size=group_size,
+            cut=cut,
             rough=rough,
         )
     except InvalidArgument as error:

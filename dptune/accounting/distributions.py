@@ -60,7 +60,7 @@ def epsilon_on_grid(spends: tuple[Spend, ...], delta: float, interval: float) ->
         delta: the probability with which the bound may fail, in (0, 1).
         interval: width of the grid, in nats.
     """
-    sizes = [_size_of(*one) for one in spends]
+    sizes = [_size_of(one._replace(steps=1)) for one in spends]
     left = delta - margin(spends, delta, sizes)
     width = _affordable(spends, sizes, interval)
     if left <= 0 or width > _WIDEST:
@@ -71,10 +71,7 @@ def epsilon_on_grid(spends: tuple[Spend, ...], delta: float, interval: float) ->
 
 @lru_cache(maxsize=256)
 def _on_grid(spends: tuple[Spend, ...], delta: float, width: float) -> float:
-    parts = (
-        _composed(one_step(one.noise_multiplier, one.sampling_probability, one.group_size, width), one.steps)
-        for one in spends
-    )
+    parts = (_composed(one_step(one._replace(steps=1), width), one.steps) for one in spends)
     total = reduce(lambda first, second: first.compose(second), parts)
     import numpy as np
 
@@ -120,15 +117,17 @@ def _composed(step: PrivacyLossDistribution, steps: int) -> PrivacyLossDistribut
 
 
 @lru_cache(maxsize=64)
-def one_step(
-    noise_multiplier: float, sampling_probability: float, group_size: int, interval: float
-) -> PrivacyLossDistribution:
-    """The pessimistic distribution of one step, on a grid of width `interval`."""
+def one_step(one: Spend, interval: float) -> PrivacyLossDistribution:
+    """The pessimistic distribution of one step of `one`, on a grid of width `interval`."""
+    noise_multiplier, sampling_probability = one.noise_multiplier, one.sampling_probability
     # Imported only when needed, here and below, because importing dp-accounting takes up to 5 s.
-    if group_size > 1:
+    if one.cut is not None:
+        once, twice = (one_step(case, interval) for case in one.once_and_twice)
+        return twice.compute_mixture(once, one.full_probability)
+    if one.group_size > 1:
         from dptune.accounting.groups import mixture_of_gaussians
 
-        return mixture_of_gaussians(noise_multiplier, sampling_probability, group_size, interval)
+        return mixture_of_gaussians(noise_multiplier, sampling_probability, one.group_size, interval)
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     return pld.from_gaussian_mechanism(
@@ -137,9 +136,13 @@ def one_step(
 
 
 @lru_cache(maxsize=256)
-def _size_of(noise_multiplier: float, sampling_probability: float, _steps: int, group_size: int) -> Size:
+def _size_of(one: Spend) -> Size:
+    """The size of the losses of one step of `one`."""
     from dptune.accounting.groups import loss_size
 
-    if noise_multiplier / group_size < _LEAST_NOISE or group_size > _LARGEST_GROUP:
+    if one.cut is not None:
+        once, twice = map(_size_of, one.once_and_twice)
+        return Size(twice.range, math.hypot(once.spread, math.sqrt(one.full_probability) * twice.spread))
+    if one.noise_multiplier / one.group_size < _LEAST_NOISE or one.group_size > _LARGEST_GROUP:
         return Size(math.inf, math.inf)
-    return Size(*loss_size(noise_multiplier, sampling_probability, group_size))
+    return Size(*loss_size(one.noise_multiplier, one.sampling_probability, one.group_size))

@@ -141,7 +141,8 @@ class PrivateSelection:
             delta: the probability with which the bound may fail.
 
         Raises:
-            InvalidArgument: a setting outside its range, or a group size above 1, which Renyi accounting cannot handle.
+            InvalidArgument: a setting outside its range, or a group size above 1 or cut draws, which this accounting
+                cannot handle.
         """
         return max(self.training_epsilon(spend, delta), self.validation_epsilon(delta))
 
@@ -152,6 +153,8 @@ class PrivateSelection:
         require_count("steps", spend.steps)
         if spend.group_size != 1:
             refuse("group_size", spend.group_size, "private selection accounts for single examples only; give 1")
+        if spend.cut is not None:
+            refuse("max_batch", spend.cut.max_batch, "private selection accounts for plain Poisson draws; leave it out")
         from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
         step = PoissonSampledDpEvent(spend.sampling_probability, GaussianDpEvent(spend.noise_multiplier))

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dptune._files import append_line
 from dptune._validate import refuse
-from dptune.accounting import Spend
+from dptune.accounting import Cut, Spend
 
 TRAINING, GAUSSIAN, STATED, WITHOUT = "training", "gaussian", "stated", "without privacy"
 LIMIT, CLOSED = "limit", "closed"  # lines that are no stages
@@ -90,7 +90,7 @@ def append_stage(path: Path, stage: Stage) -> None:
     entry = {name: value for name, value in vars(stage).items() if value not in (None, ())}
     entry |= {"who": _user(), "when": datetime.now(UTC).strftime("%Y-%m-%d")}
     if stage.reserved:
-        entry["reserved"] = [spend._asdict() for spend in stage.reserved]
+        entry["reserved"] = [_entry_of(spend) for spend in stage.reserved]
     append_line(path, json.dumps(entry, allow_nan=False))
 
 
@@ -140,8 +140,17 @@ def _stage(entry: Mapping[str, object]) -> Stage:
     return stage
 
 
-def _spend(entry: Mapping[str, float]) -> Spend:
-    spend = Spend(**entry)  # type: ignore[arg-type]
+def _entry_of(spend: Spend) -> dict[str, object]:
+    """The steps as JSON values, see `_spend`."""
+    cut = {} if spend.cut is None else {"cut": spend.cut._asdict()}
+    return {name: value for name, value in spend._asdict().items() if name != "cut"} | cut
+
+
+def _spend(entry: Mapping[str, Any]) -> Spend:
+    """The steps of an entry; ValueError or TypeError if they are no valid ones."""
+    spend = Spend(**entry)
+    if spend.cut is not None:
+        spend = spend._replace(cut=Cut(**entry["cut"]))
     if not (spend.noise_multiplier > 0 and 0 < spend.sampling_probability <= 1 and spend.steps > 0):
         raise ValueError
     return spend

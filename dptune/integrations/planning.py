@@ -106,4 +106,5 @@ def plan_training(
             steps=steps,
             unit=unit,
             test_seed=privacy.insecure_test_seed,
+            max_batch=privacy.max_batch,
         )

@@ -16,6 +16,7 @@ FLAGS = {
     "target_epsilon": "--target_epsilon",
     "delta": "--delta",
     "register": "--register",
+    "max_batch": "--max_batch",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
@@ -65,6 +66,13 @@ class PrivacyArguments:
         metadata={
             "help": "File with the most that all releases from these data may spend; the run is refused if it would "
             "exceed that (see dptune.budget). No default."
+        },
+    )
+    max_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum examples per step, over all processes. Larger draws are cut, which raises epsilon. By "
+            "default draws are not cut."
         },
     )
     disable_dp: bool = field(

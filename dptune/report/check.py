@@ -122,6 +122,8 @@ def _require_epsilon(folder: Path, statement: PrivacyStatement, epsilon: float, 
         refuse("ledger", str(path), f"has {ledger.steps} steps, but {REPORT_NAME} counts {statement.steps}")
     if {spend.group_size for spend in ledger.spends} != {statement.group_size}:
         refuse("ledger", str(path), f"is of another group size than {REPORT_NAME} states, {statement.group_size}")
+    if {spend.cut for spend in ledger.spends} - {statement.cut}:
+        refuse("ledger", str(path), f"has draws that are not cut as {REPORT_NAME} states, {statement.cut}")
     for name in ("noise_multiplier", "sampling_probability"):
         stated, ran = getattr(statement, name), {getattr(spend, name) for spend in ledger.spends}
         if ran and stated not in ran:

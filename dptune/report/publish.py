@@ -79,7 +79,7 @@ def _plot_curve(path: Path, statement: PrivacyStatement) -> bool:
     if statement.epsilon is None or sigma is None or delta is None:
         return False
     steps = sorted({round(step) for step in np.linspace(1, statement.steps + statement.unused_steps, _CURVE_POINTS)})
-    q, group_size = statement.sampling_probability, statement.group_size
-    epsilons = [compose([Spend(sigma, q, step, group_size)], delta=delta) for step in steps]
+    spend = Spend(sigma, statement.sampling_probability, statement.steps, statement.group_size, statement.cut)
+    epsilons = [compose([spend._replace(steps=step)], delta=delta) for step in steps]
     plot_epsilon(path, steps, epsilons, statement)
     return True

@@ -19,14 +19,14 @@ from typing import Literal, TypeGuard
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
-from dptune.accounting import ADJACENCY, Spend, account
+from dptune.accounting import ADJACENCY, Cut, Spend, account
 from dptune.clipping_styles import clipping_in_words
 from dptune.keystream import FIXED
 from dptune.ledger import Ledger
-from dptune.mechanism import PrivacyConfig, sampling_probability
+from dptune.mechanism import PrivacyConfig, cut_of, sampling_probability
 from dptune.noise import GaussianNoise
 from dptune.report.prior import PriorRelease
-from dptune.sampling import METHOD_OF_EXAMPLES, SAMPLER, Parts
+from dptune.sampling import CUT_SAMPLER, METHOD_OF_EXAMPLES, SAMPLER, Parts
 
 REPORT_NAME = "privacy_report.json"
 
@@ -53,7 +53,8 @@ class PrivacyStatement:
         clipping: the clipping style, in words.
         sampling_probability: probability with which each example (or author, see `sampled`) enters a step's batch; with
             weights, the largest one, which epsilon is computed from.
-        expected_batch_size: average batch size: `sampling_probability` times `num_examples`; less with weights.
+        expected_batch_size: average batch size before any cut: `sampling_probability` times `num_examples`; less with
+            weights.
         steps: noisy steps that ran and were recorded.
         repeated_steps: how many of `steps` a crash threw away, so that they ran again. They are not part of the
             result; `epsilon` counts them.
@@ -73,6 +74,7 @@ class PrivacyStatement:
         starts_from: earlier releases that the training started from, the latest first. `epsilon` does not count them.
         versions: versions of the software that ran, see `versions`.
         parts: the sizes and weights of the parts of the training set; None if all examples are drawn alike.
+        max_batch: the number of examples that draws were cut at; None if they were not cut.
 
     Raises:
         AssertionError: the statement contradicts itself (checked under `python -O` too): a guarantee with reasons
@@ -104,6 +106,12 @@ class PrivacyStatement:
     starts_from: tuple[PriorRelease, ...] = ()
     versions: dict[str, str] = field(default_factory=versions)
     parts: Parts | None = None
+    max_batch: int | None = None
+
+    @property
+    def cut(self) -> Cut | None:
+        """The limit on draws, as the accounting takes it."""
+        return cut_of(self.max_batch, self.num_examples)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", tuple(self.reasons))
@@ -111,6 +119,8 @@ class PrivacyStatement:
         _must(1 <= self.group_size <= self.num_examples, f"groups of {self.group_size} among {self.num_examples}")
         _must(0 <= self.repeated_steps <= self.steps, f"{self.repeated_steps} of {self.steps} steps repeated")
         _must(self.unused_steps >= 0, f"{self.unused_steps} unused steps")
+        if self.max_batch is not None:
+            _must(self.max_batch >= self.expected_batch_size, f"draws cut at {self.max_batch}, below their mean")
         if self.guarantee == "none":
             _must(bool(self.reasons) and all(self.reasons), "no guarantee needs its reasons")
             _must(self.epsilon is None, "no guarantee has no epsilon")
@@ -158,6 +168,8 @@ def state_privacy(
         if spend.group_size != config.group_size:
             remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
+        if spend.cut != config.cut:
+            refuse("ledger", str(ledger.path), f"has draws cut at {spend.cut}, but the configuration says {config.cut}")
     cost = account([*ledger.spends, *spends_of_unused(config, unused_steps)], delta=config.delta)
     reasons = ledger.reasons
     if not (noise.keystream.secret or FIXED in ledger.noise_keys):  # no step has said so yet
@@ -180,7 +192,7 @@ def state_privacy(
         group_size=config.group_size,
         adjacency=ADJACENCY,
         accountant=cost.accountant,
-        sampler=_sampler_in_words(ledger.samplers, config.parts),
+        sampler=_sampler_in_words(ledger.samplers, config.parts, config.max_batch, sampled),
         noise_source=noise.source,
         guarantee="none" if reasons else "dp",
         reasons=reasons,
@@ -188,6 +200,7 @@ def state_privacy(
         method=method,
         sampled=sampled,
         parts=config.parts,
+        max_batch=config.max_batch,
     )
 
 
@@ -195,12 +208,15 @@ def spends_of_unused(run: PrivacyConfig | PrivacyStatement, steps: int) -> list[
     """What planned steps that did not run count as: steps like all others of the run."""
     if not steps or run.noise_multiplier is None:
         return []
-    return [Spend(run.noise_multiplier, run.sampling_probability, steps, run.group_size)]
+    return [Spend(run.noise_multiplier, run.sampling_probability, steps, run.group_size, run.cut)]
 
 
-def _sampler_in_words(samplers: Mapping[str, int], parts: Parts | None = None) -> str:
+def _sampler_in_words(samplers: Mapping[str, int], parts: Parts | None, max_batch: int | None, sampled: str) -> str:
+    """How batches were drawn: `samplers` are those of a ledger; with no steps, those of the settings."""
+    cut = SAMPLER if max_batch is None else f"{CUT_SAMPLER} at {max_batch:,} {sampled}"
+    names = [cut if name == CUT_SAMPLER else name for name in samplers] or [cut]
     weights = f" with weights ({parts.in_words}; the sampling probability is the largest)" if parts else ""
-    return f"{', '.join(samplers) or SAMPLER}{weights}"
+    return f"{', '.join(names)}{weights}"
 
 
 def state_no_privacy(
@@ -213,6 +229,7 @@ def state_no_privacy(
     sampled: str = "examples",
     packages: Iterable[str] = (),
     parts: Parts | None = None,
+    max_batch: int | None = None,
 ) -> PrivacyStatement:
     """The statement of a run without clipping and noise: no guarantee. For the arguments see `PrivacyStatement`."""
     return PrivacyStatement(
@@ -228,7 +245,7 @@ def state_no_privacy(
         privacy_unit=privacy_unit,
         adjacency=ADJACENCY,
         accountant="none",
-        sampler=_sampler_in_words({}, parts),
+        sampler=_sampler_in_words({}, parts, max_batch, sampled),
         noise_source="none",
         guarantee="none",
         reasons=("clipping and noise were turned off",),
@@ -236,6 +253,7 @@ def state_no_privacy(
         method=method,
         sampled=sampled,
         parts=parts,
+        max_batch=max_batch,
     )
 
 

@@ -61,6 +61,7 @@ def mechanism_identity(plan: RunPlan) -> dict[str, object]:
         "num_examples": plan.num_examples,
         **(plan.parts.identity if plan.parts else {}),
         **({"register": True} if plan.register else {}),  # not its path: the file may move
+        **({} if plan.max_batch is None else {"max_batch": plan.max_batch}),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dptune import accounting
 from dptune._validate import present, refuse, require_delta, require_positive
-from dptune.accounting import USELESS_EPSILON, Spend
+from dptune.accounting import USELESS_EPSILON, Cut, Spend
 from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data_needed
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.meaning import factor, log_odds, verdict
@@ -16,7 +16,7 @@ from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.ledger import LEDGER_NAME
-from dptune.mechanism import PrivacyConfig, sampling_probability
+from dptune.mechanism import PrivacyConfig, cut_of, require_max_batch, sampling_probability
 from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit, Unit
 
@@ -59,7 +59,7 @@ class PrivacySettings:
         if self.delta is not None:
             require_delta(self.delta)
 
-    def sigma(self, *, sampling_probability: float, steps: int, group_size: int) -> float:
+    def sigma(self, *, sampling_probability: float, steps: int, group_size: int, cut: Cut | None = None) -> float:
         """The noise multiplier: the given one, or the smallest that keeps epsilon at or below the target."""
         if self.target_epsilon is None:
             return self.noise_multiplier or refuse("noise_multiplier", self.noise_multiplier, "give a number above 0")
@@ -69,6 +69,7 @@ class PrivacySettings:
             sampling_probability=sampling_probability,
             steps=steps,
             group_size=group_size,
+            cut=cut,
         )
 
 
@@ -86,6 +87,7 @@ class RunPlan:
         test_seed: makes draws, masks and noise repeatable. For tests only: a run with it protects nobody.
         parts: parts of the training set whose rows are drawn more or less often; None if all are drawn alike.
         chose_delta: whether delta is the default for the number of examples.
+        max_batch: the limit on how many one step draws, over all processes; None without one.
         register: see `PrivacySettings`.
 
     Raises:
@@ -101,13 +103,17 @@ class RunPlan:
     test_seed: int | None = None
     parts: Parts | None = None
     chose_delta: bool = False
+    max_batch: int | None = None
     register: str | None = None
 
     def __post_init__(self) -> None:
         if self.privacy is None:
+            require_max_batch(self.max_batch, self.expected_batch_size, self.unit.group_size, self.parts)
             return
         planned = {"group_size": self.unit.group_size}
-        planned |= {name: getattr(self, name) for name in ("num_examples", "expected_batch_size", "steps", "parts")}
+        planned |= {
+            name: getattr(self, name) for name in ("num_examples", "expected_batch_size", "steps", "parts", "max_batch")
+        }
         for name, value in planned.items():
             if value != (accounted := getattr(self.privacy, name)):
                 refuse(
@@ -134,12 +140,13 @@ def make_plan(
     unit: Unit = ROW,
     test_seed: int | None = None,
     parts: Parts | None = None,
+    max_batch: int | None = None,
 ) -> RunPlan:
     """Find the noise and make the plan.
 
     Args:
         settings: the privacy settings; None for a run without privacy.
-        num_examples, steps, unit, test_seed, parts: see `RunPlan`.
+        num_examples, steps, unit, test_seed, parts, max_batch: see `RunPlan`.
         batch: the expected batch size.
 
     Raises:
@@ -149,11 +156,15 @@ def make_plan(
     if parts is not None and (unit.group_size > 1 or unit.sampled != ROW.sampled):
         refuse("parts", parts.sizes, "the rows of one unit may lie in several parts; leave the weights out")
     if settings is None:
-        return RunPlan(None, num_examples, batch, steps, unit, test_seed=test_seed, parts=parts)
+        return RunPlan(None, num_examples, batch, steps, unit, test_seed=test_seed, parts=parts, max_batch=max_batch)
+    require_max_batch(max_batch, batch, unit.group_size, parts)
     delta = default_delta(num_examples) if settings.delta is None else settings.delta
     require_delta(delta, num_examples)
     q = sampling_probability(batch, num_examples, parts)
-    sigma = replace(settings, delta=delta).sigma(sampling_probability=q, steps=steps, group_size=unit.group_size)
+    cut = cut_of(max_batch, num_examples)
+    sigma = replace(settings, delta=delta).sigma(
+        sampling_probability=q, steps=steps, group_size=unit.group_size, cut=cut
+    )
     total = settings.clipping.total if isinstance(settings.clipping, PerLayer) else None
     config = PrivacyConfig(
         num_examples=num_examples,
@@ -165,8 +176,8 @@ def make_plan(
         group_size=unit.group_size,
         clipping=settings.clipping,
         parts=parts,
+        max_batch=max_batch,
     )
-    chose_delta = settings.delta is None
     return RunPlan(
         config,
         num_examples,
@@ -176,8 +187,9 @@ def make_plan(
         settings.target_epsilon,
         test_seed,
         parts,
-        chose_delta,
-        settings.register,
+        chose_delta=settings.delta is None,
+        max_batch=max_batch,
+        register=settings.register,
     )
 
 
@@ -226,6 +238,7 @@ def last_step(plan: RunPlan, recorded: int, completed: int) -> int:
         sampling_probability=config.sampling_probability,
         at_least=plan.steps,
         group_size=config.group_size,
+        cut=config.cut,
     )
     return min(plan.steps, max(completed, completed + affordable - recorded))
 
@@ -235,7 +248,7 @@ def spends_to_come(plan: RunPlan, steps: int) -> list[Spend]:
     if plan.privacy is None or not steps:
         return []
     config = plan.privacy
-    return [Spend(config.noise_multiplier, config.sampling_probability, steps, config.group_size)]
+    return [Spend(config.noise_multiplier, config.sampling_probability, steps, config.group_size, config.cut)]
 
 
 def describe_register(plan: RunPlan, run_folder: str | Path, *, resumes: bool = False) -> list[str]:
@@ -266,6 +279,7 @@ def describe_plan(plan: RunPlan) -> list[str]:
         f"expected batch size    {plan.expected_batch_size:,}{'' if sampled == 'examples' else f' {sampled}'}",
         f"sampling probability   {plan.sampling_probability:.6g}{'' if plan.parts is None else ', the largest'}",
         *([] if plan.parts is None else [f"weights                {plan.parts.in_words}"]),
+        *([] if plan.max_batch is None else [f"draws cut at           {plan.max_batch:,} {sampled}"]),
         f"steps                  {plan.steps:,}",
     ]
     if plan.privacy is None:
@@ -334,5 +348,6 @@ def describe_needed_data(plan: RunPlan) -> list[str]:
         steps=plan.steps,
         delta=plan.privacy.delta,
         group_size=plan.unit.group_size,
+        max_batch=plan.max_batch,
     )
     return describe_data_needed(work, plan.num_examples, targets, plan.unit.sampled)

@@ -305,6 +305,7 @@ class PrivateRun:
             sampled=unit.sampled,
             packages=packages,
             parts=self.plan.parts,
+            max_batch=self.plan.max_batch,
         )
 
     @property
@@ -339,7 +340,9 @@ class PrivateRun:
         if self._sampler is None:
             plan = self.plan
             keystream = self._sampling_keystream()
-            self._sampler = PoissonSampler(plan.num_examples, plan.sampling_probability, keystream, parts=plan.parts)
+            self._sampler = PoissonSampler(
+                plan.num_examples, plan.sampling_probability, keystream, parts=plan.parts, max_batch=plan.max_batch
+            )
         return self._sampler
 
     def _after_completed(self, sampler: S) -> S:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument, Ledger, accounting
-from dptune.accounting import Spend
+from dptune.accounting import Cut, Spend
 from dptune.keystream import FIXED, SECRET
-from dptune.sampling import FIXED_KEY, NOT_SHOWN
+from dptune.sampling import CUT_SAMPLER, FIXED_KEY, NOT_SHOWN, SAMPLER
 from tests.full_disk import largest_file
 
 STEP: dict[str, float] = {"noise_multiplier": 0.9, "sampling_probability": 0.02, "clip_norm": 0.5}
@@ -321,3 +321,63 @@ def test_a_line_that_reads_otherwise_is_refused_with_its_number(
 def test_a_copy_that_is_not_of_the_checkpoints_step_is_refused(path: Path, copy: Path, steps: int) -> None:
     with pytest.raises(InvalidArgument, match=f"has 3 lines, but its checkpoint counts {steps};"):
         Ledger(path).require_continues(copy, steps)
+
+
+# --- cut draws ---
+
+CUT_STEP: dict[str, Any] = {**STEP, "sampler": CUT_SAMPLER, "cut": Cut(30, 1000)}
+
+
+def test_a_line_of_a_cut_draw_says_where_it_was_cut_and_how_many_examples_there_are(path: Path) -> None:
+    written(path, 2)
+    ledger = Ledger(path)
+    for _ in range(3):
+        ledger.record(**CUT_STEP)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[1] == {"step": 2, **STEP}, "as before without a cut"
+    assert lines[2] == {"step": 3, **STEP, "sampler": "Poisson, cut", "max_batch": 30, "num_examples": 1000}
+    spends = [Spend(0.9, 0.02, 2), Spend(0.9, 0.02, 3, 1, Cut(30, 1000))]
+    for one in (ledger, Ledger(path)):
+        assert (one.spends, one.reasons) == (spends, ())
+        assert (
+            one.epsilon(1e-5)
+            == accounting.compose(spends, delta=1e-5)
+            > accounting.compose([Spend(0.9, 0.02, 5)], delta=1e-5)
+        )
+        assert one.running_epsilon(1e-5) >= one.epsilon(1e-5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"max_batch": None},
+        {"num_examples": None},
+        {"max_batch": 0},
+        {"max_batch": "30"},
+        {"max_batch": True},
+        {"num_examples": 1e3},
+        {"sampler": "Poisson"},
+        {"sampler": None},
+        {"group_size": 2},
+    ],
+)
+def test_a_line_whose_cut_does_not_fit_is_refused(path: Path, changed: dict[str, Any]) -> None:
+    """A line without its cut would cost less. None removes a value."""
+    entry = {"step": 1, **STEP, "sampler": CUT_SAMPLER, "max_batch": 30, "num_examples": 1000} | changed
+    path.write_text(json.dumps({name: value for name, value in entry.items() if value is not None}) + "\n")
+    with pytest.raises(InvalidArgument, match=r"ledger\.jsonl:1.*is not a ledger entry"):
+        Ledger(path)
+
+
+@pytest.mark.parametrize("changed", [{"cut": None}, {"sampler": SAMPLER}])
+def test_a_step_whose_sampler_and_cut_disagree_is_not_recorded(path: Path, changed: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match=r"^cut=.*does not fit the sampler"):
+        Ledger(path).record(**CUT_STEP | changed)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("sampler", [FIXED_KEY, NOT_SHOWN, "Poisson, cut twice"])
+def test_a_cut_hides_no_reason_against_a_guarantee(path: Path, sampler: str) -> None:
+    Ledger(path).record(**CUT_STEP | {"sampler": sampler})
+    assert len(Ledger(path).reasons) == 1
+    assert Ledger(path).epsilon(1e-5) == math.inf

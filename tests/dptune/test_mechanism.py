@@ -190,3 +190,49 @@ def test_a_sampler_with_other_weights_is_refused(parts: Parts | None) -> None:
     config.require_sampler(PoissonSampler(1000, config.sampling_probability, parts=PARTS))
     with pytest.raises(InvalidArgument, match="has other weights than the configuration"):
         config.require_sampler(PoissonSampler(1000, config.sampling_probability, parts=parts))
+
+
+# --- cut draws ---
+
+CUT = SETTING | {"max_batch": 62}
+
+
+def test_epsilon_is_that_of_cut_draws_and_the_divisor_stays() -> None:
+    config, plain = PrivacyConfig(**CUT), PrivacyConfig(**SETTING)
+    assert config.cut == accounting.Cut(62, 1000)
+    assert plain.cut is None
+    cost = {"noise_multiplier": 1.5, "sampling_probability": 0.05, "steps": 20, "delta": 1e-5}
+    assert config.planned_epsilon() == accounting.epsilon(**cost, cut=config.cut) > 1.1 * plain.planned_epsilon()
+    assert (config.divisor, config.noise_std, config.sampling_probability) == (50.0, plain.noise_std, 0.05)
+
+
+def test_the_noise_for_an_epsilon_covers_the_cut() -> None:
+    others = {name: value for name, value in CUT.items() if name != "noise_multiplier"}
+    config = PrivacyConfig.for_epsilon(target_epsilon=2.0, **others)
+    assert config.max_batch == 62
+    assert 1.99 < config.planned_epsilon() <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"max_batch": 49}, "max_batch=49: most draws would be cut; give at least the expected batch size, 50"),
+        ({"max_batch": 0}, "max_batch=0: "),
+        ({"group_size": 2}, "max_batch=62: draws of units with up to 2 examples cannot be cut"),
+        ({"parts": PARTS}, "max_batch=62: draws with weights cannot be cut"),
+    ],
+)
+def test_cuts_whose_cost_is_not_known_are_refused(changed: dict[str, Any], told: str) -> None:
+    others = {name: value for name, value in CUT.items() if name != "noise_multiplier"} | changed
+    with pytest.raises(InvalidArgument, match=f"^{told}"):
+        PrivacyConfig(**CUT | changed)
+    with pytest.raises(InvalidArgument, match=f"^{told}"):
+        PrivacyConfig.for_epsilon(target_epsilon=2.0, **others)
+
+
+@pytest.mark.parametrize(("settings", "most"), [(CUT, None), (CUT, 63), (SETTING, 62)])
+def test_a_sampler_that_cuts_elsewhere_is_refused(settings: dict[str, Any], most: int | None) -> None:
+    config = PrivacyConfig(**settings)
+    config.require_sampler(PoissonSampler(1000, 0.05, max_batch=config.max_batch))
+    with pytest.raises(InvalidArgument, match=f"cuts draws at {most}, but epsilon is that of draws cut at"):
+        config.require_sampler(PoissonSampler(1000, 0.05, max_batch=most))

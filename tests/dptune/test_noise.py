@@ -300,7 +300,7 @@ def test_a_forked_process_cannot_repeat_the_noise() -> None:
 
     child = os.fork()
     if child == 0:
-        signal.alarm(30)  # without the check, the child waits for its parent's threads
+        signal.alarm(5)  # without the check, the child waits for its parent's threads
         found = [refused(source.take), refused(lambda: stream.words(1)), refused(lambda: stream.split(1))]
         os._exit(0 if all(found) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -363,3 +363,62 @@ def test_parts_that_cannot_be_are_refused(sizes: tuple[int, ...], weights: tuple
 def test_parts_of_another_data_set_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="add up to 400, but there are 300 examples"):
         PoissonSampler(300, 0.1, parts=PARTS)
+
+
+# --- cut draws ---
+
+
+@pytest.mark.parametrize("most", [1, 12, 21, 400])
+def test_a_cut_draw_is_part_of_the_draw_and_the_next_draws_stay(most: int) -> None:
+    plain = PoissonSampler(EXAMPLES, Q, Keystream.for_tests(3))
+    cut = PoissonSampler(EXAMPLES, Q, Keystream.for_tests(3), max_batch=most)
+    sizes = []
+    for _ in range(50):
+        whole, kept = plain.draw(), cut.draw()
+        assert len(kept) == min(most, len(whole))
+        assert (np.diff(kept) > 0).all()
+        assert set(kept) <= set(whole)
+        sizes.append(len(whole))
+    assert max(sizes) > 21, "some are cut"
+
+
+def test_each_example_of_a_draw_is_as_likely_to_stay() -> None:
+    """Of 6 of 8 or more examples; all pairs are as likely too."""
+    most, steps = 6, 20_000
+    sampler = PoissonSampler(10, 0.8, Keystream.for_tests(5), max_batch=most)
+    found = np.zeros((steps, 10))
+    for step in range(steps):
+        found[step, sampler.draw()] = 1
+    chances = stats.binom.pmf(np.arange(11), 10, 0.8)
+    stays = (chances * np.minimum(np.arange(11), most)).sum() / 10
+    assert within(found.sum(0), steps, stays)
+    size = np.minimum(np.arange(11), most)
+    pair = (chances * size * (size - 1)).sum() / 90
+    together = (found.T @ found)[np.triu_indices(10, 1)]
+    assert abs(together - steps * pair).max() < 5 * (steps * pair) ** 0.5
+
+
+@given(count=st.integers(2, 60), q=st.floats(0.05, 1.0), most=st.integers(1, 30), seed=st.integers(0, 10_000))
+@settings(max_examples=200, deadline=None)
+def test_one_example_more_enters_alone_or_in_the_place_of_another(count: int, q: float, most: int, seed: int) -> None:
+    """With the same key: what the accounting of cut draws takes for granted."""
+    without, within = (
+        set(PoissonSampler(size, q, Keystream.for_tests(seed), max_batch=most).draw()) for size in (count, count + 1)
+    )
+    entered, left = within - without, without - within
+    assert entered <= {count}
+    assert len(left) <= len(entered), "nobody is pushed out unless the new example enters"
+    assert not left or len(without) == most, "and only of a full batch"
+
+
+def test_draws_are_named_by_what_epsilon_depends_on() -> None:
+    assert PoissonSampler(9, 0.5).name == "Poisson"
+    assert PoissonSampler(9, 0.5, max_batch=7).name == "Poisson, cut"
+    assert PoissonSampler(9, 0.5, Keystream.for_tests(1), max_batch=7).name == "Poisson under a fixed key"
+
+
+def test_a_cut_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"^max_batch=0: "):
+        PoissonSampler(9, 0.5, max_batch=0)
+    with pytest.raises(InvalidArgument, match=r"^max_batch=7: draws with weights cannot be cut"):
+        PoissonSampler(9, 0.5, parts=Parts((4, 5), (1.0, 2.0)), max_batch=7)

@@ -135,3 +135,33 @@ def test_widths_and_rows_are_near_the_fastest_for_the_overhead_of_a_pass(
     shapes, draws = Shapes(512, 8192, drawn, masked=False, overhead=overhead), list(lengths)
     others = [_time(_with_widths(shapes, per_doubling), draws) for per_doubling in (0.25, 0.5, 1, 2, 4, 8, 16)]
     assert _time(shapes, draws) <= 1.25 * min(others)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    count=st.integers(0, 60),
+    budget=st.integers(1, 300),
+    drawn=st.sampled_from([1.0, 500.0]),
+    ranks=st.integers(1, 3),
+    rows=st.sampled_from([1, 3]),
+    masked=st.booleans(),
+)
+def test_no_draw_makes_more_micro_batches_than_the_most(
+    seed: int, count: int, budget: int, drawn: float, ranks: int, rows: int, masked: bool
+) -> None:
+    shapes = Shapes(48, budget, drawn, masked=masked)
+    tokens = np.random.default_rng(seed).integers(1, 49, count)
+    dealt = deal_in_shapes(np.arange(count), tokens, shapes, ranks=ranks, rows_per_item=rows)
+    assert len(dealt) <= shapes.most_passes(count, ranks=ranks, rows_per_item=rows)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_some_draw_makes_as_many_micro_batches_as_the_most(masked: bool) -> None:
+    """One row of each width, and all others of the width whose micro-batches hold the fewest."""
+    shapes = Shapes(64, 256, 500.0, masked=masked)
+    fewest = min(shapes.widths, key=lambda width: shapes.shape(int(width)).items)
+    lengths = [*(int(width) - masked for width in shapes.widths), *([64] if masked else [])]
+    tokens = np.array(lengths + [int(fewest) - masked] * 37)
+    dealt = deal_in_shapes(np.arange(len(tokens)), tokens, shapes)
+    assert len(dealt) == shapes.most_passes(len(tokens)) < len(tokens)
+    assert shapes.most_passes(0) == 0

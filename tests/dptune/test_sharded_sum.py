@@ -331,6 +331,8 @@ def _with_full_disk(rank: int, gather: Gather, folder: Path) -> tuple[list[str],
                 end()
             except (InvalidArgument, RuntimeError) as error:
                 errors.append(str(error))
+            if not gather(torch.tensor([len(errors)])).all():
+                break  # in a second end, a rank might wait for the one that did not fail
     return errors, any(parameter.grad is not None for parameter in run.parameters)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune import GaussianNoise, InvalidArgument, Keystream, Ledger, PoissonSampler, PrivacyConfig, PrivateStep
+from dptune.accounting import Cut, Spend, compose
 from dptune.keystream import FIXED, new_key
 from dptune.report.statement import PrivacyStatement, state_privacy
 from dptune.sampling import FIXED_KEY, NOT_SHOWN, SAMPLER, checksum_of_items
@@ -229,4 +231,32 @@ def test_a_draw_cannot_be_skipped(tmp_path: Path) -> None:
             step.finish()
     assert not (tmp_path / "ledger.jsonl").exists()
     public = {name for name in dir(sampler) if not name.startswith("_")}
-    assert public == {"draw", "keystream", "name", "num_examples", "parts", "sampling_probability"}
+    assert public == {"draw", "keystream", "max_batch", "name", "num_examples", "parts", "sampling_probability"}
+
+
+def test_a_step_that_is_fed_its_cut_draw_has_a_guarantee_that_counts_the_cut(tmp_path: Path) -> None:
+    config, model = replace(CONFIG, max_batch=11), nn.Linear(3, 1)
+    sampler = PoissonSampler(40, 0.25, max_batch=11)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    with PrivateStep(model, config, ledger=ledger, sampler=sampler) as step:
+        for _ in range(3):
+            draw = sampler.draw()
+            step.backward(losses(model, len(draw) + 1), items=draw)
+            step.finish()
+        statement = state_privacy(config, ledger, step.noise, privacy_unit="one row")
+        with pytest.raises(InvalidArgument, match="has draws cut at Cut"):
+            state_privacy(CONFIG, ledger, step.noise, privacy_unit="one row")
+    assert (statement.guarantee, statement.sampler) == ("dp", "Poisson, cut at 11 examples")
+    assert ledger.spends == [Spend(1.0, 0.25, 3, 1, Cut(11, 40))]
+    assert statement.epsilon == compose(ledger.spends, delta=1e-3) > compose([Spend(1.0, 0.25, 3)], delta=1e-3)
+
+
+def test_a_step_that_is_fed_the_whole_draw_where_it_was_cut_releases_nothing(tmp_path: Path) -> None:
+    config, model = replace(CONFIG, max_batch=10), nn.Linear(3, 1)
+    cut, whole = (PoissonSampler(40, 0.25, Keystream.for_tests(5), max_batch=most) for most in (10, None))
+    with PrivateStep(model, config, ledger=Ledger(tmp_path / "ledger.jsonl"), sampler=cut) as step:
+        draw = whole.draw()
+        assert len(draw) > len(cut.draw()) == 10
+        step.backward(losses(model, len(draw)), items=draw)
+        with pytest.raises(RuntimeError, match="the draw holds 10 examples"):
+            step.finish()

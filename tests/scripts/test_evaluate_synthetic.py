@@ -49,7 +49,7 @@ def line(files: dict[str, str], folder: Path, *flags: str) -> list[str]:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take most of a small run's time."""
-    monkeypatch.setattr(synthetic_plots, "_image", lambda *_, **__: "data:,")
+    monkeypatch.setattr(synthetic_plots, "drawn_image", lambda *_, **__: "data:,")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import datasets
 import pytest
 
 from dptune._validate import InvalidArgument
-from dptune.accounting import Spend, compose, epsilon
+from dptune.accounting import Cut, Spend, compose, epsilon
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.budget import Budget
 from scripts import generate_train_command as job
@@ -259,3 +259,15 @@ def test_a_job_runs_to_its_report_and_its_budget(tiny_model_dir: Path, here: Pat
     assert report["guarantee"] == "dp"
     assert spent == pytest.approx(report["epsilon"], rel=1e-9)
     assert spent <= 5.94
+
+
+def test_cut_draws_reach_the_launch_and_the_noise_that_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    comment, words = line(capsys, "--max_batch", "48")
+    assert groups_of(words)["max_batch"] == 48
+    plain, _ = line(capsys)
+    told = [float(text.split("noise multiplier ")[1].split()[0]) for text in (comment, plain)]
+    spend = Spend(told[0], 40 / ROWS, 10, 1, Cut(48, ROWS))
+    assert compose([spend], delta=default_delta(ROWS)) <= 5.94
+    assert told[0] > told[1]
+    with pytest.raises(InvalidArgument, match=r"^max_batch=39: most draws would be cut"):
+        line(capsys, "--max_batch", "39")

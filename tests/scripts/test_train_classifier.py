@@ -540,6 +540,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         "how much data",
     ):
         assert printed.count(label) == 2, label
+    assert "draws cut at" not in printed
+    main(flags(bert, data, tmp_path / "out", **given, max_batch=300))
+    printed = capsys.readouterr().out
+    for label in ("draws cut at           300 examples", "forward passes         at most"):
+        assert printed.count(label) == 2, label
     assert not (tmp_path / "out").exists()
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemm
 
 import train_clm
 from dptune import CausalLMLoss, InvalidArgument, attach_adapter
+from dptune.accounting import Cut, epsilon
 from dptune.accounting.rounding import rounded_up
 from dptune.devices import has_fast_bfloat16
 from dptune.ledger import Ledger
@@ -35,6 +36,7 @@ REPORT_KEYS = {
     *("num_examples", "privacy_unit", "adjacency", "accountant", "sampler", "noise_source", "guarantee", "reasons"),
     "versions",
     "parts",
+    "max_batch",
     *("repeated_steps", "unused_steps", "starts_from", "sampled", "method", "group_size"),
 }
 TOKEN = "hf_a_secret_that_must_not_appear"
@@ -500,3 +502,25 @@ def test_weights_that_fit_nothing_are_refused(weights, changes, told, tiny_model
         train_clm.main([*line, "--train_file_weights", *weights])
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_cut_draws_are_planned_trained_reported_and_resumed(tiny_model_dir, train_file, tmp_path, capsys):
+    line = flags(tiny_model_dir, train_file, tmp_path / "run", num_train_epochs=None, max_train_steps=2, max_batch=18)
+    train_clm.main([*line, "--dry_run"])
+    told = capsys.readouterr().out
+    assert "draws cut at           18 examples\n" in told
+    assert re.search(r"forward passes +at most \d+ per step on each process", told)
+    train_clm.main([*line, "--checkpointing_steps", "1", "--base_model_name", "ann/base"])
+    folder = tmp_path / "run" / "publish"
+    report = json.loads((folder / "privacy_report.json").read_text())
+    assert (report["max_batch"], report["sampler"]) == (18, "Poisson, cut at 18 examples")
+    assert report["epsilon"] == check_publishable(folder).epsilon == Ledger(folder / "ledger.jsonl").epsilon(1e-3)
+    setting = {"noise_multiplier": 0.8, "sampling_probability": 0.25, "steps": 2, "delta": 1e-3}
+    assert report["epsilon"] == pytest.approx(epsilon(**setting, cut=Cut(18, 64))) != epsilon(**setting)
+    resumed = ["--resume_from_checkpoint", "latest", "--max_train_steps", "3"]
+    with pytest.raises(SystemExit):
+        train_clm.main([*line[: line.index("--max_batch")], *resumed])
+    assert "max_batch was 18 in the checkpoint and is None now" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_clm.main(flags(tiny_model_dir, train_file, tmp_path / "other", max_batch=15))
+    assert "--max_batch=15: most draws would be cut" in capsys.readouterr().err

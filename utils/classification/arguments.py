@@ -193,6 +193,13 @@ class BudgetArguments:
             "--limit EPSILON --delta DELTA makes it); the run is refused if it would exceed that. Default: no limit"
         },
     )
+    max_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "maximum examples per step, over all processes: larger draws are cut, which raises epsilon; "
+            "default: draws are not cut"
+        },
+    )
     ignore_users: bool = field(
         default=False,
         metadata={"help": "protect rows although --train_file names users: a user with many rows is protected less"},
@@ -212,6 +219,8 @@ class BudgetArguments:
                 require_positive(f"--{flag}", getattr(self, flag))
         if self.delta is not None:
             require_delta(self.delta, name="--delta")
+        if self.max_batch is not None:
+            require_count("--max_batch", self.max_batch)
 
     def settings(self) -> PrivacySettings | None:
         """The engine's privacy settings; None without privacy. An open --clip_norm must be measured first."""
@@ -437,6 +446,7 @@ ON_RESUME: OnResumeTable = {
     "clip_norm": OnResume.COMPARED,
     "delta": OnResume.COMPARED,
     "register": OnResume.RUNTIME,  # whether there is one is compared; the file may move
+    "max_batch": OnResume.REFUSED,
     "insecure_test_seed": OnResume.REFUSED,
     "ignore_users": OnResume.RUNTIME,
     # optimisation: likewise

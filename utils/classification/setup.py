@@ -55,6 +55,7 @@ from utils.training.changes import OnResume, describe_changes, resumed_config
 from utils.training.loop import Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget
 from utils.training.optimizers import UpdateSettings, require_works
+from utils.training.plan import describe_most_passes
 from utils.training.resume import OTHER_FILES, refuse_other_beginning
 from utils.training.run import open_folder, train
 from utils.training.task import PER_EXAMPLE, Finished
@@ -143,6 +144,7 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
         batch=batch,
         steps=steps,
         test_seed=settings.budget.insecure_test_seed,
+        max_batch=settings.budget.max_batch,
     )
     return PlannedTask(task, settings, plan)
 
@@ -153,6 +155,27 @@ def describe_setup(settings: Settings) -> list[str]:
     if settings.budget.clip_norm_is_open:
         lines.append("--clip_norm            measured, just above a typical gradient at the start, on random tokens")
     return lines
+
+
+def shapes_of(settings: Settings, plan: RunPlan, accelerator: Accelerator, token_budget: int) -> Shapes:
+    """The shapes of a task's micro-batches of at most so many tokens."""
+    return Shapes(
+        settings.checkpoint.block_size,
+        token_budget,
+        plan.expected_batch_size / accelerator.num_processes,
+        overhead=pass_overhead(accelerator=computes_apart(accelerator.device)),
+    )
+
+
+def describe_passes(planned: PlannedTask, accelerator: Accelerator) -> list[str]:
+    """A printable line if draws are cut: how many forward passes a step takes at most."""
+    settings, plan = planned.settings, planned.plan
+    return describe_most_passes(
+        plan,
+        shapes_of(settings, plan, accelerator, settings.token_budget),
+        ranks=accelerator.num_processes,
+        virtual_tokens=settings.virtual_tokens,
+    )
 
 
 def describe_rates(updates: UpdateSettings, *, chosen: bool) -> str:
@@ -361,12 +384,7 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, settings.token_budget))
         micro_batches = MicroBatches(
             task.train,
-            Shapes(
-                settings.checkpoint.block_size,
-                budget,
-                plan.expected_batch_size / accelerator.num_processes,
-                overhead=pass_overhead(accelerator=computes_apart(accelerator.device)),
-            ),
+            shapes_of(settings, plan, accelerator, budget),
             tokenizer.pad_token_id,
             accelerator,
             virtual_tokens=settings.virtual_tokens,

@@ -23,6 +23,7 @@ _SET_BY_THE_COMPARISON = (
     "finetune_mode",
     "insecure_test_seed",
     "learning_rate",
+    "max_batch",
     "noise_multiplier",
     "resume_from_checkpoint",
     "seed",

@@ -19,21 +19,21 @@ from utils.synthetic.evaluation import (
     overlaps,
     vocabularies,
 )
+from utils.synthetic.page import Section, render
 from utils.synthetic.proxy_results import EVALUATION_NOTICE, train_proxies
 from utils.synthetic.proxy_settings import TINY
 from utils.synthetic.report import (
-    Section,
     divergence_section,
     lengths_section,
     overlap_section,
     proxy_section,
-    render,
     words_section,
 )
 from utils.synthetic.texts import Comparison
 
 JSON_NAME, PAGE_NAME = "evaluation.json", "evaluation.html"
 MEMORISED_NAME = "diagnostics_memorised.jsonl"
+TITLE = "Synthetic text compared with real text"
 MUST_NOT_BE_PUBLISHED = "NOT PRIVATE: these passages may be people's own texts. This file must not be published."
 
 EvaluationPart = tuple[str, object, list[Section]]  # name in the JSON file, its content, sections of the page
@@ -90,7 +90,7 @@ def write(
     write_json(folder / JSON_NAME, {name: without_nan(part) for name, part in content.items()})
     sections = [section for _, _, of_part in parts for section in of_part]
     with atomic_write(folder / PAGE_NAME) as file:
-        file.write(render(EVALUATION_NOTICE, _introduction(comparison), sections, settings))
+        file.write(render(TITLE, EVALUATION_NOTICE, _introduction(comparison), sections, settings))
 
 
 def _introduction(comparison: Comparison) -> list[str]:

@@ -83,7 +83,7 @@ def plot_accuracies(results: Mapping[str, Mapping[str, float]]) -> str:
         axes.set(xlabel="next-token accuracy", xlim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
-    return _image(draw, legend=False)
+    return drawn_image(draw, legend=False)
 
 
 def _plot_lines(lines: Mapping[str, Line], labels: tuple[str, str], scale: Callable[[Axes], object]) -> str:
@@ -96,10 +96,10 @@ def _plot_lines(lines: Mapping[str, Line], labels: tuple[str, str], scale: Calla
         scale(axes)
         axes.set(xlabel=labels[0], ylabel=labels[1])
 
-    return _image(draw)
+    return drawn_image(draw)
 
 
-def _image(draw: Callable[[Axes], None], *, legend: bool = True) -> str:
+def drawn_image(draw: Callable[[Axes], None], *, legend: bool = True) -> str:
     """What `draw` puts on new axes, as a data URL."""
     figure = Figure(figsize=_INCHES, layout="constrained", facecolor="white")
     FigureCanvasSVG(figure)

@@ -1,58 +1,22 @@
-"""A self-contained page on how synthetic text compares with real text: tables, explanations, plots.
+"""The sections of the page on how synthetic text compares with real text: tables, explanations, plots.
 
-It holds numbers and sample names, and quotes no text. Names come from the command line and file names, so they are
-escaped and the page forbids scripts. The page is computed on real rows and says at the top that it is not private.
+They hold numbers and sample names, and quote no text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TypeVar
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.synthetic.arguments import HELD_OUT, REFERENCE
 from utils.synthetic.divergence import Divergence
 from utils.synthetic.evaluation import Lengths, Overlap, Words
 from utils.synthetic.overlap import Nearness
+from utils.synthetic.page import Plot, Section, TableRow
 from utils.synthetic.plots import plot_accuracies, plot_curves, plot_lengths, plot_ranks, plot_tails
 
-_TEMPLATE_NAME = "report.html.jinja"
-
-TableRow = tuple[str, list[str]]
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Plot:
-    """An image as a data URL, and its caption."""
-
-    image: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table with one row per number and one column per sample, its explanation, and its plots."""
-
-    title: str
-    explanation: str
-    columns: list[str]
-    rows: list[TableRow]
-    plots: list[Plot] = field(default_factory=list)
-
-
-def render(
-    warning: str, introduction: Sequence[str], sections: Sequence[Section], settings: Mapping[str, object]
-) -> str:
-    """The page."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.get_template(_TEMPLATE_NAME)
-    return template.render(warning=warning, introduction=introduction, sections=sections, settings=settings)
 
 
 def divergence_section(results: Mapping[str, Divergence], texts: int) -> Section:

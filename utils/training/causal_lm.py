@@ -67,7 +67,14 @@ from utils.training.initial_adapter import describe_start, initial_releases, sta
 from utils.training.loop import AfterStep, End, Pace
 from utils.training.micro_batches import MicroBatches, remembered_budget
 from utils.training.optimizers import require_works
-from utils.training.plan import describe_clipping, describe_data, describe_model, num_sampled, plan_run
+from utils.training.plan import (
+    describe_clipping,
+    describe_data,
+    describe_model,
+    describe_most_passes,
+    num_sampled,
+    plan_run,
+)
 from utils.training.rehearsal import Rehearsal, is_worthwhile
 from utils.training.resume import processes_of_plan, refuse_other_beginning
 from utils.training.run import RunFolder, train
@@ -411,7 +418,7 @@ def token_budget_of(groups: Groups) -> int:
 def describe_memory_of(
     skeleton: Any, groups: Groups, target: Target, plan: RunPlan, token_budget: int | None = None
 ) -> list[str]:
-    """Printed lines: the devices, the number of parameters and the estimate of memory.
+    """Printed lines: the devices, the bound on forward passes, the number of parameters, the estimate of memory.
 
     Args:
         skeleton: see `prepared_skeleton`.
@@ -437,6 +444,12 @@ def describe_memory_of(
     )
     return [
         *target.describe(sharded=sharding is not None),
+        *describe_most_passes(
+            plan,
+            Shapes(needed.block_size, needed.token_budget, needed.drawn, masked=False, overhead=needed.overhead),
+            ranks=target.processes,
+            rows_per_item=needed.rows_per_item,
+        ),
         *describe_model(skeleton, needed, target.memory),
     ]
 

@@ -11,6 +11,7 @@ from dptune.clipping_styles import FLAT, Clipping
 from dptune.lora import adapters
 from dptune.run.plan import RunPlan, expected_batch, make_plan
 from dptune.sampling import Parts
+from dptune.shapes import Shapes
 from dptune.units.unit import PrivacyUnit
 from utils.data.tokenization import TokenizedDataset
 from utils.models.memory import MemorySettings, describe_memory, memory_needs
@@ -66,6 +67,7 @@ def plan_run(
         unit=privacy.unit,
         test_seed=privacy.insecure_test_seed,
         parts=parts,
+        max_batch=privacy.max_batch,
     )
 
 
@@ -76,6 +78,19 @@ def describe_clipping(plan: RunPlan, optimization: OptimizationArguments) -> lis
     norm = optimization.max_grad_norm
     told = f"a step's gradient to norm {norm:g}" if norm else "none"
     return [f"gradient clipping      {told}"]
+
+
+def describe_most_passes(
+    plan: RunPlan, shapes: Shapes, *, ranks: int, rows_per_item: int = 1, virtual_tokens: int = 0
+) -> list[str]:
+    """A printed line: how many forward passes a step takes at most, where draws are cut; none where they are not.
+
+    For the arguments see `Shapes.most_passes`.
+    """
+    if plan.max_batch is None:
+        return []
+    most = shapes.most_passes(plan.max_batch, ranks=ranks, rows_per_item=rows_per_item, virtual_tokens=virtual_tokens)
+    return [f"forward passes         at most {most:,} per step on each process, as long as memory suffices"]
 
 
 def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) -> list[str]:

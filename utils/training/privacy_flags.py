@@ -53,6 +53,13 @@ class PrivacyFlags:
         default="mean",
         metadata={"help": "combination of an author's gradients before clipping", "choices": UNIT_GRADIENTS},
     )
+    max_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "maximum examples (or authors) per step, over all processes: larger draws are cut, which raises "
+            "epsilon; default: draws are not cut"
+        },
+    )
     ignore_users: bool = field(
         default=False,
         metadata={"help": "protect rows although a column names users: a user with many rows is protected less"},
@@ -74,8 +81,8 @@ class PrivacyFlags:
         if any(off) and not all(off):
             remedy = f"--clip_norm is {self.clip_norm:g}; make both positive, or both -1 to train without privacy"
             refuse("--noise_multiplier", self.noise_multiplier, remedy)
-        if self.register is not None and self.clip_norm < 0:
-            refuse("--register", self.register, "a run without privacy would exceed any limit; leave it out")
+        if self.max_batch is not None:
+            require_count("--max_batch", self.max_batch)
         self.settings()
         self._check_unit()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from dptune._validate import InvalidArgument
-from dptune.accounting import data_needed, epsilon, noise_multiplier
+from dptune.accounting import Cut, data_needed, epsilon, noise_multiplier
 from dptune.accounting.data_needed import Work, describe_data_needed, noise_if_any
 
 WORK = Work(batch=256, steps=30, delta=1e-5)
@@ -95,3 +96,17 @@ def test_a_handful_of_examples_is_told_as_a_whole_number() -> None:
 def test_amounts_below_the_batch_are_left_out() -> None:
     rows = [line.split() for line in describe_data_needed(WORK, 300, [8.0])[2:-2]]
     assert [first for first, _ in rows] == ["300", "3,000"]
+
+
+def test_the_noise_covers_cut_draws_and_few_examples_are_never_cut() -> None:
+    cut = replace(WORK, max_batch=290)
+    found = cut.noise(4000, 3.0)
+    assert found is not None
+    setting = {"sampling_probability": 256 / 4000, "steps": 30, "delta": WORK.delta_of(4000)}
+    assert epsilon(noise_multiplier=found, **setting, cut=Cut(290, 4000)) <= 3.0
+    assert epsilon(noise_multiplier=0.9 * found, **setting, cut=Cut(290, 4000)) > 3.0
+    assert cut.noise(280, 3.0) == WORK.noise(280, 3.0)
+    needed, plain = cut.examples(3.0), WORK.examples(3.0)
+    assert needed is not None
+    assert plain is not None
+    assert needed > 1.1 * plain

@@ -53,7 +53,7 @@ def test_steps_without_sampling_cost_what_the_gaussian_mechanism_costs(sigma: fl
 @pytest.mark.parametrize("spend", [*SUBSAMPLED, *GROUPS])
 def test_at_the_stated_epsilon_delta_is_at_most_the_stated_one(spend: Spend) -> None:
     """The true delta once was 230 times the stated one, after 100,000 steps at a delta of 1e-14."""
-    loss = exact.Loss(*spend)
+    loss = exact.Loss(*spend[:4])
     for delta in DELTAS[::2] if spend.group_size == 1 else DELTAS[:7:2]:
         stated = compose([spend], delta=delta)
         assert loss.log_delta(stated) <= math.log(delta), delta

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from dptune import InvalidArgument
+from dptune.accounting import Cut, epsilon, noise_multiplier, planned_steps
 from dptune.accounting import __main__ as tables
-from dptune.accounting import epsilon, noise_multiplier, planned_steps
 
 ROOT = Path(__file__).parents[3]
 N, BATCHES, EPOCHS, DELTA = 67349, (256, 1024), (1.0, 3.0), 1e-6
@@ -39,6 +39,17 @@ def test_epsilon_by_batch_size_and_epochs_is_the_accountants_rounded_up(capsys: 
             steps = -(-int(epochs) * N // batch)
             exact = epsilon(noise_multiplier=0.9, sampling_probability=batch / N, steps=steps, delta=DELTA)
             assert exact <= float(shown) <= exact * 1.001
+
+
+def test_a_table_of_cut_draws_counts_the_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--batch_size", "1024", "--epochs", "3", "--noise_multiplier", "1", "--max_batch", "1100"]
+    text = printed(capsys, *flags)
+    assert "67,349 examples, draws cut at 1,100\n" in text
+    ((_, shown),) = cells_of(text)
+    setting = {"noise_multiplier": 1.0, "sampling_probability": 1024 / N, "steps": 198, "delta": DELTA}
+    exact = epsilon(**setting, cut=Cut(1100, N))
+    assert exact <= float(shown) <= exact * 1.001
+    assert exact > 1.5 * epsilon(**setting)
 
 
 @pytest.mark.parametrize("group_size", [1, 3])
@@ -126,6 +137,12 @@ def test_what_is_shown_is_never_below_the_bound(value: float | None, shown: str)
         ),
         (["--target_epsilon", "inf"], "--target_epsilon=inf: give"),
         (["--group_size", "0", "--target_epsilon", "1"], "--group_size=0: give"),
+        (["--max_batch", "0", "--target_epsilon", "1"], "--max_batch=0: give"),
+        (["--max_batch", "512", "--target_epsilon", "1"], "--batch_size=1024: must be at most --max_batch, 512"),
+        (
+            ["--max_batch", "2000", "--group_size", "2", "--noise_multiplier", "1"],
+            "--max_batch=2000: draws cannot be cut with a --group_size above 1",
+        ),
         (["--noise_multiplier", "1", "--target_epsilon", "1"], "not allowed with argument"),
         ([], "one of the arguments --noise_multiplier --target_epsilon is required"),
         (["--noise", "1"], "one of the arguments"),

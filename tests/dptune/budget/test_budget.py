@@ -9,7 +9,7 @@ from dp_accounting import ComposedDpEvent, GaussianDpEvent, PoissonSampledDpEven
 from dp_accounting.pld import PLDAccountant
 
 from dptune._validate import InvalidArgument
-from dptune.accounting import epsilon
+from dptune.accounting import Cut, Spend, compose, epsilon
 from dptune.budget import Budget
 from dptune.budget.__main__ import main
 from dptune.keystream import FIXED
@@ -43,6 +43,16 @@ def test_training_and_histogram_cost_what_dp_accounting_says_by_hand(tmp_path: P
         by_hand.append(accountant.get_epsilon(DELTA))
     assert round(by_hand[0], 3) == 2.304
     assert by_hand[1] < (pipeline(tmp_path).epsilon(DELTA) or 0) < by_hand[1] * (1 + 1e-7)  # the margin for rounding
+
+
+def test_a_training_with_cut_draws_counts_the_cut(tmp_path: Path) -> None:
+    budget, ledger = pipeline(tmp_path), Ledger(tmp_path / "ledger.jsonl")
+    ledger.record(
+        noise_multiplier=SIGMA, sampling_probability=Q, clip_norm=1.0, sampler="Poisson, cut", cut=Cut(2100, 75329)
+    )
+    spends = [Spend(SIGMA, Q, STEPS), Spend(SIGMA, Q, 1, 1, Cut(2100, 75329)), Spend(10.0, 1.0, 1)]
+    assert budget.reasons == []
+    assert budget.epsilon(DELTA) == compose(spends, delta=DELTA)
 
 
 def test_together_they_cost_more_than_either_and_less_than_the_sum(tmp_path: Path) -> None:

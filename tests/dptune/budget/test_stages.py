@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from dptune._validate import InvalidArgument
-from dptune.accounting import Spend
+from dptune.accounting import Cut, Spend
 from dptune.budget.stages import CLOSED, GAUSSIAN, LIMIT, STATED, TRAINING, WITHOUT, Stage, append_stage, read_stages
 
 STAGES = [
     Stage("limit", "nobody", LIMIT, epsilon=8.0, delta=1e-6),
     Stage("run", "one row", TRAINING, ledger="run/ledger.jsonl", reserved=(Spend(1.0, 0.1, 9),), release="1"),
+    Stage("cut", "one row", TRAINING, ledger="cut/ledger.jsonl", reserved=(Spend(1.0, 0.1, 9, 1, Cut(20, 99)),)),
     Stage("run", "one row", CLOSED, ledger="run/ledger.jsonl", reserved=(Spend(1.0, 0.1, 2),), release="1"),
     Stage("histogram", "one row", GAUSSIAN, noise_multiplier=10.0, release="a"),
     Stage("survey", "one row", STATED, epsilon=1.5, delta=0.0),
@@ -21,7 +22,7 @@ STAGES = [
 ]
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.kind)
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: f"{stage.stage}-{stage.kind}")
 def test_what_is_read_is_what_was_written_with_who_and_when(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_machine_that_knows_no_user_enters_unknown(tmp_path: Path, monkeypatch
      {"reserved": [{"noise_multiplier": 0, "sampling_probability": 0.1, "steps": 1}]},
      {"reserved": [{"noise_multiplier": 1, "sampling_probability": 2, "steps": 1}]},
      {"reserved": [{"noise_multiplier": 1, "sampling_probability": 0.1, "steps": -9}]},
+     {"reserved": [{"noise_multiplier": 1, "sampling_probability": 0.1, "steps": 1, "cut": [20, 99]}]},
      {"reserved": [{"sigma": 1}]}, {"reserved": 3}],
 )  # fmt: skip
 def test_a_line_that_would_make_epsilon_too_small_is_refused(change: dict[str, object], tmp_path: Path) -> None:

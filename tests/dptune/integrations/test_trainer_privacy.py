@@ -169,3 +169,16 @@ def test_the_folder_is_free_after_an_error(tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(module, "publish_run", lambda *_: pytest.fail("nothing was trained"))
         with pytest.raises(InvalidArgument, match="holds a run already"):
             dp_trainer(tmp_path, **SAVING).train()
+
+
+def test_cut_draws_are_in_ledger_report_and_epsilon(tmp_path: Path) -> None:
+    trainer = dp_trainer(tmp_path, privacy=privacy_arguments(noise_multiplier=4.0, max_batch=8, **SECRET))
+    trainer.train()
+    assert [(line["max_batch"], line["num_examples"]) for line in lines(tmp_path)] == [(8, 12)] * 2
+    setting = {"noise_multiplier": 4.0, "sampling_probability": 0.5, "steps": 2, "delta": 1e-3}
+    report = report_of(tmp_path)
+    assert (report["max_batch"], report["sampler"]) == (8, "Poisson, cut at 8 examples")
+    assert report["epsilon"] == pytest.approx(accounting.epsilon(**setting, cut=accounting.Cut(8, 12)))
+    assert report["epsilon"] > accounting.epsilon(**setting)
+    with pytest.raises(InvalidArgument, match=r"^--max_batch=5: most draws would be cut"):
+        _ = dp_trainer(tmp_path / "other", privacy=privacy_arguments(max_batch=5)).plan

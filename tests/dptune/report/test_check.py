@@ -68,6 +68,20 @@ def test_steps_that_did_not_run_and_earlier_releases_pass(tmp_path: Path) -> Non
         check_publishable(folder)
 
 
+def test_a_run_of_cut_draws_passes_and_says_so(tmp_path: Path) -> None:
+    config, ledger = replace(CONFIG, max_batch=14), Ledger(tmp_path / "ledger.jsonl")
+    for _ in range(3):
+        ledger.record(**SPEND, sampler="Poisson, cut", cut=config.cut)
+    made = state_privacy(config, ledger, GaussianNoise(1), privacy_unit="one row")
+    folder = publish(tmp_path, made, save, ledger=ledger, base_model="ann/base", artifact=LORA_ADAPTER)
+    found = check_publishable(folder)
+    assert found.epsilon == config.planned_epsilon() > 1.1 * private_epsilon(3)
+    assert "| Sampler | Poisson, cut at 14 examples |" in (folder / "README.md").read_text()
+    edited("privacy_report.json", max_batch=15)(folder)
+    with pytest.raises(InvalidArgument, match="draws that are not cut as"):
+        check_publishable(folder)
+
+
 def private_epsilon(steps: int) -> float:
     return compose([Spend(1.0, 0.1, steps, 1)], delta=1e-5)
 
@@ -91,6 +105,17 @@ def extra_step(**changes: object) -> Callable[[Path], None]:
 def group_of_two(folder: Path) -> None:
     lines = [json.loads(line) | {"group_size": 2} for line in (folder / "ledger.jsonl").read_text().splitlines()]
     (folder / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def cut_at(most: int) -> Callable[[Path], None]:
+    """The ledger says that draws were cut, in the first line only."""
+
+    def edit(folder: Path) -> None:
+        first, *others = (folder / "ledger.jsonl").read_text().splitlines()
+        line = json.loads(first) | {"sampler": "Poisson, cut", "max_batch": most, "num_examples": 100}
+        (folder / "ledger.jsonl").write_text("\n".join([json.dumps(line), *others, ""]))
+
+    return edit
 
 
 def smaller_in_the_card(folder: Path) -> None:
@@ -120,6 +145,11 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one more step": (extra_step(), "has 4 steps, but privacy_report.json counts 3"),
     "a fixed key": (extra_step(noise_key="fixed"), "ledger=.*has no guarantee"),
     "another group size": (group_of_two, "of another group size than privacy_report.json states, 1"),
+    "draws that were cut": (cut_at(14), "draws that are not cut as privacy_report.json states, None"),
+    "cut draws in the report": (
+        edited("privacy_report.json", max_batch=14),
+        r"states, Cut\(max_batch=14, num_examples=100\)",
+    ),
     "a smaller epsilon": (
         edited("privacy_report.json", epsilon=0.5),
         "epsilon=0.5: privacy_report.json states it, but",

@@ -26,7 +26,7 @@ REQUIRED_KEYS = [
     "epsilon", "delta", "noise_multiplier", "clip_norm", "clipping", "sampling_probability", "expected_batch_size",
     "steps",
     "repeated_steps", "unused_steps", "num_examples", "sampled", "privacy_unit", "method", "group_size", "adjacency",
-    "accountant", "sampler", "noise_source", "guarantee", "reasons", "starts_from", "versions", "parts",
+    "accountant", "sampler", "noise_source", "guarantee", "reasons", "starts_from", "versions", "parts", "max_batch",
 ]  # fmt: skip
 
 SETTINGS: dict[str, Any] = {
@@ -111,6 +111,7 @@ def test_without_a_guarantee_epsilon_is_null_and_the_reasons_are_listed(tmp_path
         {"group_size": 0},
         {"group_size": 75330},
         {"parts": Parts((75000, 329), (1.0, 2.0))},
+        {"max_batch": 2047},
         {"sampling_probability": 1.5, "expected_batch_size": 1.5 * 75329},
     ],
 )

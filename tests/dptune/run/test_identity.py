@@ -102,7 +102,9 @@ def mechanism(*, privacy: bool = True, **changed: Any) -> dict[str, Any]:
     """The identity of a run whose settings or plan differ in some values."""
     how: dict[str, Any] = {"num_examples": 100, "batch": 10, "steps": 8}
     how |= {
-        name: changed.pop(name) for name in ("num_examples", "batch", "unit", "test_seed", "parts") if name in changed
+        name: changed.pop(name)
+        for name in ("num_examples", "batch", "unit", "test_seed", "parts", "max_batch")
+        if name in changed
     }
     return mechanism_identity(make_plan(dataclasses.replace(SETTINGS, **changed) if privacy else None, **how))
 
@@ -126,6 +128,7 @@ def test_the_same_mechanism_has_the_same_identity_after_json() -> None:
         ("privacy_unit", {"unit": ItemUnit("one household")}),
         ("group_size", {"unit": ItemUnit(group_size=2)}),
         (r"parts\[0\]\[0\]", {"parts": PARTS}),
+        ("max_batch", {"max_batch": 20}),
         ("clip_norm", {"privacy": False}),
     ],
 )

@@ -240,3 +240,46 @@ def test_noise_in_which_nothing_can_be_learned_is_said(epsilon: float, trained: 
     assert bool(lines) == warned
     assert all("give a larger epsilon, more examples, or train fewer parameters" in line for line in lines)
     assert describe_noise(make_plan(None, num_examples=2000, batch=64, steps=15), trained) == []
+
+
+# --- cut draws ---
+
+
+def cut_plan(**changed: Any) -> RunPlan:
+    settings = PrivacySettings(**{"noise_multiplier": 1.0, "delta": DELTA} | changed.pop("settings", {}))
+    how: dict[str, Any] = {"num_examples": 100, "batch": 10, "steps": 8, "max_batch": 14}
+    return make_plan(settings, **how | changed)
+
+
+def test_a_plan_of_cut_draws_states_their_epsilon() -> None:
+    plan = cut_plan()
+    assert plan.privacy is not None
+    assert plan.privacy.max_batch == plan.max_batch == 14
+    assert "draws cut at           14 examples" in describe_plan(plan)
+    assert plan.privacy.planned_epsilon() > 1.1 * cut_plan(max_batch=None).privacy.planned_epsilon()  # type: ignore[union-attr]
+    with pytest.raises(InvalidArgument, match=r"^max_batch=15: the mechanism has 14"):
+        dataclasses.replace(plan, max_batch=15)
+
+
+def test_the_noise_for_a_target_and_the_last_step_cover_the_cut() -> None:
+    plan = cut_plan(settings={"noise_multiplier": None, "target_epsilon": 3.0})
+    assert plan.privacy is not None
+    assert 2.97 < plan.privacy.planned_epsilon() <= 3
+    assert last_step(plan, recorded=6, completed=4) == 6, "two repeated steps leave out the last two"
+
+
+def test_authors_are_cut_as_units_and_groups_of_rows_are_refused() -> None:
+    authors = PrivacyUnit("user", examples=4)
+    plan = cut_plan(unit=authors)
+    assert "draws cut at           14 authors" in describe_plan(plan)
+    with pytest.raises(InvalidArgument, match=r"^max_batch=14: draws of units with up to 2 examples cannot be cut"):
+        cut_plan(unit=ItemUnit(group_size=2))
+    with pytest.raises(InvalidArgument, match=r"^max_batch=14: draws with weights cannot be cut"):
+        cut_plan(parts=Parts((60, 40), (1.0, 2.0)))
+
+
+def test_draws_are_cut_without_privacy_too() -> None:
+    plan = make_plan(None, num_examples=100, batch=10, steps=8, max_batch=14)
+    assert (plan.privacy, plan.max_batch) == (None, 14)
+    with pytest.raises(InvalidArgument, match=r"^max_batch=9: "):
+        make_plan(None, num_examples=100, batch=10, steps=8, max_batch=9)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dptune import GaussianNoise, InvalidArgument, Ledger, PrivacyConfig
-from dptune.accounting import Spend, compose
+from dptune.accounting import Cut, Spend, compose
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
@@ -344,3 +344,24 @@ def test_a_plan_tells_what_its_register_leaves(tmp_path: Path) -> None:
     assert f"epsilon {rounded_up(spent)} of " in line
     assert describe_register(plan(), tmp_path / "one") == []
     assert not (tmp_path / "one").exists()
+
+
+def test_a_plan_of_cut_draws_cuts_them_and_its_statement_says_so(tmp_path: Path) -> None:
+    settings = PrivacySettings(noise_multiplier=1.0, delta=1e-4)
+    chosen = make_plan(settings, num_examples=500, batch=100, steps=9, max_batch=104)
+    run = trained(tmp_path, chosen, 2)
+    assert run.sampler().max_batch == 104
+    assert max(len(run.sampler().draw()) for _ in range(20)) == 104
+    with pytest.raises(InvalidArgument, match="max_batch was 104 in the checkpoint and is absent now"):
+        PrivateRun(
+            make_plan(settings, num_examples=500, batch=100, steps=9),
+            run.folder,
+            resume_from=SavedRun(2, run.folder / "copy", 0, run.identity),
+        )
+    assert run.ledger is not None
+    assert [spend.cut for spend in run.ledger.spends] == [Cut(104, 500)]
+    plain = PrivateRun(make_plan(None, num_examples=500, batch=100, steps=9, max_batch=104), tmp_path / "plain")
+    for stated in (run.statement(), plain.statement()):
+        assert (stated.max_batch, stated.sampler) == (104, "Poisson, cut at 104 examples")
+    assert run.statement().epsilon == run.ledger.epsilon(1e-4)
+    assert (run.statement(planned=True).epsilon or 0) == pytest.approx(chosen.privacy.planned_epsilon())  # type: ignore[union-attr]

@@ -68,7 +68,7 @@ def test_privacy_defaults_to_epsilon_8() -> None:
     assert (engine.target_epsilon, engine.noise_multiplier) == (None, 1.5)
 
 
-READ_WITHOUT_PRIVACY = {"enable_dp", "clip_norm", "ignore_users", "insecure_test_seed"}
+READ_WITHOUT_PRIVACY = {"enable_dp", "clip_norm", "ignore_users", "insecure_test_seed", "max_batch"}
 
 
 @pytest.mark.parametrize("name", [one.name for one in fields(BudgetArguments)])

@@ -1,26 +1,22 @@
-"""The page says that it is not private, runs nothing, escapes names, and shows what it was given."""
+"""The sections show what they were given, and say how to read it."""
 
 from __future__ import annotations
-
-import base64
-import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from tests.html_page import HtmlPage
 from utils.synthetic.arguments import HELD_OUT, REAL_TRAINING, UNTRAINED
 from utils.synthetic.divergence import Divergence
 from utils.synthetic.evaluation import Lengths, Overlap, Words
 from utils.synthetic.overlap import Nearness
+from utils.synthetic.page import Section, render
 from utils.synthetic.passages import SharedPassage
 from utils.synthetic.report import (
-    Section,
     divergence_section,
     lengths_section,
     overlap_section,
     proxy_section,
-    render,
     words_section,
 )
 from utils.synthetic.statistics import LengthComparison, VocabularyComparison
@@ -50,66 +46,13 @@ def sections() -> list[Section]:
     ]
 
 
-class Page(HTMLParser):
-    """Tags, cells and images of a page; complains of tags that are not closed."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.images: list[str] = []
-        self.cells: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.images += [value for name, value in attrs if name == "src" and value]
-        assert not any(name.startswith("on") for name, _ in attrs)
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
-            self.cells.append(data)
-
-
 @pytest.fixture(scope="module")
 def html(sections: list[Section]) -> str:
-    return render("Not private: do not publish.", [f"{EVIL}: 5 texts"], sections, {"names": [EVIL]})
-
-
-def test_the_warning_stands_before_everything_else_and_in_the_title(html: str) -> None:
-    body = html[html.index("<body>") + len("<body>") :].strip()
-    assert body.startswith('<p class="warning"><strong>Not private: do not publish.</strong></p>')
-    assert re.search("<title>[^<]*not private</title>", html)
-
-
-def test_names_are_escaped_everywhere_and_no_script_can_run(html: str) -> None:
-    page = Page(html)
-    assert "script" not in page.tags
-    assert EVIL in page.cells  # as text
-    assert "<script" not in html
-    assert "default-src 'none'" in html
-    for image in page.images:
-        svg = base64.b64decode(image.removeprefix("data:image/svg+xml;base64,"))
-        assert svg.startswith(b"<?xml")
-        assert b"<script" not in svg
-
-
-def test_the_page_needs_nothing_from_elsewhere(html: str) -> None:
-    page = Page(html)
-    assert len(page.images) == 6
-    assert all(image.startswith("data:") for image in page.images)
-    assert not {"link", "iframe", "a"} & set(page.tags)
-    assert "url(" not in html
+    return render("A title", "Not private: do not publish.", [f"{EVIL}: 5 texts"], sections, {"names": [EVIL]})
 
 
 def test_every_number_is_shown(html: str) -> None:
-    cells = Page(html).cells
+    cells = HtmlPage(html).cells
     for cell in ("0.910 ± 0.020", "0.100", "5.0%", "1,234", "25.0%", "12.3", "1e-09", "0.1230 ± 0.0040", "4 (2.0%)",
                  "9 (4.5%)", "44", "0.750 ± 0.010", "–"):  # fmt: skip
         assert cell in cells, cell

@@ -23,6 +23,7 @@ SAYS_WHAT_IS_DRAWN = {
     "unit_gradient",
     "ignore_users",
     "insecure_test_seed",
+    "max_batch",
 }
 OFF = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
 ON = ["--clip_norm", "1", "--noise_multiplier", "1"]

@@ -381,9 +381,10 @@ class Read(TokenizedDataset):
         return super().batch(indices, pad_token_id, width)
 
     def wait_for(self, reads: int) -> None:
-        """Return after so many reads, or after some seconds."""
-        end = time.monotonic() + 10
-        while len(self.reads) < reads and time.monotonic() < end:
+        """Return after so many reads; fail if they take some seconds."""
+        end = time.monotonic() + 5
+        while len(self.reads) < reads:
+            assert time.monotonic() < end, f"{len(self.reads)} reads instead of {reads}"
             time.sleep(0.001)
 
     @cached_property

@@ -14,13 +14,21 @@ from transformers import LlamaConfig
 
 from dptune import InvalidArgument
 from dptune.sampling import Parts
+from dptune.shapes import Shapes
 from dptune.units.unit import EXAMPLE_LEVEL, PrivacyUnit, group_by_author
 from tests.tasks import rows
 from tests.utils.models.test_memory import GIB, SHAPE, build, sizes_of
 from tests.whole_models import CAUSAL
 from utils.models.memory import MemorySettings, describe_memory, memory_needs
 from utils.training.optimization_arguments import OptimizationArguments
-from utils.training.plan import describe_clipping, describe_data, describe_model, num_sampled, plan_run
+from utils.training.plan import (
+    describe_clipping,
+    describe_data,
+    describe_model,
+    describe_most_passes,
+    num_sampled,
+    plan_run,
+)
 from utils.training.privacy_flags import PrivacyFlags
 
 PRIVACY: dict[str, Any] = {"clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
@@ -130,3 +138,26 @@ def test_clipping_without_privacy_is_told(norm: float, told: str) -> None:
     assert describe_clipping(plain, settings) == [f"gradient clipping      {told}"]
     private = plan_run(PrivacyFlags(**PRIVACY), settings, num_examples=100, world_size=1)
     assert describe_clipping(private, settings) == []
+
+
+def test_a_plan_of_cut_draws_tells_the_most_forward_passes() -> None:
+    steps, shapes = optimization(max_train_steps=7), Shapes(48, 96, 8.0, masked=False)
+    cut, plain = (
+        plan_run(PrivacyFlags(**PRIVACY, max_batch=most), steps, num_examples=100, world_size=1) for most in (14, None)
+    )
+    assert cut.privacy is not None
+    assert cut.privacy.max_batch == 14
+    (told,) = describe_most_passes(cut, shapes, ranks=2)
+    assert f"at most {shapes.most_passes(14, ranks=2)} per step on each process" in told
+    assert describe_most_passes(plain, shapes, ranks=2) == []
+
+
+@pytest.mark.parametrize(
+    ("most", "told"),
+    [(0, "--max_batch=0: "), (7, "max_batch=7: most draws would be cut; give at least the expected batch size, 8")],
+)
+def test_a_maximum_below_the_average_batch_is_refused(most: int, told: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{told}"):
+        plan_run(
+            PrivacyFlags(**PRIVACY, max_batch=most), optimization(max_train_steps=7), num_examples=100, world_size=1
+        )

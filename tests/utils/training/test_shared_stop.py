@@ -11,7 +11,7 @@ import pytest
 from tests.processes import run_processes
 from utils.training.shared_stop import SharedStop
 
-_WAIT = 60.0  # seconds until a rank gives up
+_WAIT = 10.0  # seconds until a rank gives up
 
 
 def test_a_single_process_looks_at_its_own_request_at_once() -> None:
