@@ -385,5 +385,13 @@ def _counted(lines: Sequence[Stage]) -> list[Stage]:
 
 def _larger(reserved: Sequence[Spend], taken: Sequence[Spend]) -> list[Spend]:
     """Steps by setting: the reserved ones or, if a training took more, those."""
-    counts = [Counter({spend._replace(steps=0): spend.steps for spend in spends}) for spends in (reserved, taken)]
-    return [spend._replace(steps=steps) for spend, steps in (counts[0] | counts[1]).items()]
+    steps = _steps_by_setting(reserved) | _steps_by_setting(taken)
+    return [spend._replace(steps=count) for spend, count in steps.items()]
+
+
+def _steps_by_setting(spends: Sequence[Spend]) -> Counter[Spend]:
+    """{a setting, as a spend of no steps: its steps, added up}."""
+    steps: Counter[Spend] = Counter()
+    for spend in spends:
+        steps[spend._replace(steps=0)] += spend.steps
+    return steps

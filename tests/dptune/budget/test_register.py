@@ -70,6 +70,14 @@ def test_a_resumed_run_replaces_its_entry_and_counts_repeated_steps(register: Bu
         reserve(register, "one", RUN._replace(steps=700), resumes=True)
 
 
+def test_steps_taken_and_steps_to_come_of_a_resumed_run_add_up(register: Budget) -> None:
+    """A run reserves them as two entries with the same settings."""
+    ledger = reserve(register, "one")
+    take(ledger, 5)
+    reserve(register, "one", RUN._replace(steps=5), RUN._replace(steps=300), resumes=True)
+    assert register.epsilon(DELTA) == compose([RUN._replace(steps=305)], delta=DELTA)
+
+
 def test_a_launch_that_took_no_step_is_started_again_without_counting_twice(register: Budget) -> None:
     reserve(register, "one")
     reserve(register, "one")
