@@ -8,8 +8,8 @@ is as private as releasing C x + z.
 
 An example that is in step t moves column t of C: by the root of c_0^2 + ... + c_(b-1)^2, in clip norms, at most. That
 is 1 here (`Bands.sensitivity`). An example in two steps that are at least b apart moves two columns that have no row in
-common. So each of its steps costs what an independent Gaussian release costs. Cyclic Poisson sampling keeps an example's
-steps so far apart (`dptune.sampling`).
+common. So each of its steps costs what an independent Gaussian release costs. Cyclic Poisson sampling keeps the steps
+of an example so far apart (`dptune.sampling`).
 
 Shapes: T steps, b bands.
 """
@@ -22,7 +22,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dptune._validate import refuse, require_count
+from dptune._validate import refuse, require_count, require_probability
 
 MOST_BANDS = 64  # the noises of so many steps are kept, less one
 _UNIT = 1e-12  # relative error of a column's length
@@ -79,6 +79,26 @@ class Bands:
 
 
 INDEPENDENT = Bands((1.0,))
+
+
+def require_noise_bands(noise_bands: int, sampling_probability: float) -> None:
+    """Refuse a number of bands that cannot be: rows would be drawn more than always in their group's steps.
+
+    Args:
+        noise_bands: b.
+        sampling_probability: q, of a row whose group is not known.
+
+    Raises:
+        InvalidArgument: b is no whole number from 1 to 64, or b q is above 1.
+    """
+    require_count("noise_bands", noise_bands)
+    if noise_bands > MOST_BANDS:
+        refuse("noise_bands", noise_bands, f"give at most {MOST_BANDS}: so many noises are kept")
+    require_probability("sampling_probability", sampling_probability)
+    if noise_bands * sampling_probability > 1:
+        told = f"rows would be drawn with probability {noise_bands * sampling_probability:g} when it is their turn"
+        remedy = f"give at most {int(1 / sampling_probability)}, or a smaller batch"
+        refuse("noise_bands", noise_bands, f"{told}; {remedy}")
 
 
 @lru_cache(maxsize=256)

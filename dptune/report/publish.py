@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dptune._files import write_folder
-from dptune.accounting import Spend, compose
+from dptune.accounting import compose
 from dptune.ledger import LEDGER_NAME, Ledger
 from dptune.published import PUBLISH_NAME, SETTINGS_NAME
 from dptune.report.card import Artifact, write_model_card
@@ -75,11 +75,10 @@ def publish(
 
 def _plot_curve(path: Path, statement: PrivacyStatement) -> bool:
     """Draw epsilon by step, if the run has one. Returns whether it has."""
-    sigma, delta = statement.noise_multiplier, statement.delta
-    if statement.epsilon is None or sigma is None or delta is None:
+    delta = statement.delta
+    if statement.epsilon is None or delta is None:
         return False
     steps = sorted({round(step) for step in np.linspace(1, statement.steps + statement.unused_steps, _CURVE_POINTS)})
-    spend = Spend(sigma, statement.sampling_probability, statement.steps, statement.group_size, statement.cut)
-    epsilons = [compose([spend._replace(steps=step)], delta=delta) for step in steps]
+    epsilons = [compose([statement.spend(step)], delta=delta) for step in steps]
     plot_epsilon(path, steps, epsilons, statement)
     return True
