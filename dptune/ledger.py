@@ -123,9 +123,11 @@ class Ledger:
         Raises:
             InvalidArgument: something else changed the file since the last call.
         """
-        if not _fits(sampler, is_cut=cut is not None, is_cyclic=noise_bands > 1):
-            told = f"or noise_bands={noise_bands} does not fit the sampler, {sampler}"
-            refuse("cut", cut, f"{told}; give the configuration's for such draws alone")
+        if not _fits(sampler, is_cut=cut is not None):
+            refuse("cut", cut, f"does not fit the sampler, {sampler}; give the configuration's for cut draws alone")
+        if not _fits_bands(sampler, noise_bands):
+            told = f"do not fit the sampler, {sampler}; give the configuration's for cyclic draws alone"
+            refuse("noise_bands", noise_bands, told)
         if (noise_bands > 1) != (block > 0):
             refuse("block", block, f"must come from begin_block with noise_bands={noise_bands} above 1, or else be 0")
         entry: dict[str, float | str] = {
@@ -265,26 +267,35 @@ def _settings(entry: dict[str, Any], number: int) -> _Settings:
         raise ValueError
     if type(group_size) is not int or group_size < 1:
         raise ValueError
-    bands = (entry["noise_bands"], entry["block"]) if "noise_bands" in entry or "block" in entry else (1, 0)
-    if bands != (1, 0) and not (_are_bands(*bands) and bands[0] * q <= 1 and group_size == 1):
+    return _Settings(sigma, q, group_size, _cut(entry, group_size), *_bands_and_block(entry, q, group_size))
+
+
+def _bands_and_block(entry: dict[str, Any], q: float, group_size: int) -> tuple[int, int]:
+    """The noise bands of an entry and its block; (1, 0) for independent noise."""
+    bands, block = entry.get("noise_bands", 1), entry.get("block", 0)
+    if not _fits_bands(entry.get("sampler", SAMPLER), bands):
         raise ValueError
-    return _Settings(sigma, q, group_size, _cut(entry, group_size), *bands)
+    if (bands, block) == (1, 0):
+        return 1, 0
+    if not (type(bands) is type(block) is int and bands > 1 and block > 0 and bands * q <= 1 and group_size == 1):
+        raise ValueError
+    return bands, block
 
 
-def _are_bands(noise_bands: object, block: object) -> bool:
-    return type(noise_bands) is int and noise_bands > 1 and type(block) is int and block > 0
+def _fits(sampler: str, *, is_cut: bool) -> bool:
+    """Whether a line may name this sampler: one of cut draws states the cut, and one of other draws does not."""
+    return is_cut == (sampler == CUT_SAMPLER) if sampler in _KNOWN else True
 
 
-def _fits(sampler: str, *, is_cut: bool, is_cyclic: bool) -> bool:
-    """Whether a line may name this sampler: one of cut or cyclic draws states how, and one of plain draws does not."""
-    wanted = {SAMPLER: (False, False), CUT_SAMPLER: (True, False), CYCLIC_SAMPLER: (False, True)}
-    return wanted.get(sampler, (is_cut, is_cyclic)) == (is_cut, is_cyclic)
+def _fits_bands(sampler: str, noise_bands: int) -> bool:
+    """Whether a line may name this sampler: one of cyclic draws states its bands, and one of other draws does not."""
+    return (noise_bands > 1) == (sampler == CYCLIC_SAMPLER) if sampler in _KNOWN else True
 
 
 def _cut(entry: dict[str, Any], group_size: int) -> Cut | None:
     """Where the draw of an entry was cut; None if it was not."""
     found = [entry[name] for name in Cut._fields if name in entry]
-    if not _fits(entry.get("sampler", SAMPLER), is_cut=bool(found), is_cyclic="noise_bands" in entry):
+    if not _fits(entry.get("sampler", SAMPLER), is_cut=bool(found)):
         raise ValueError
     if not found:
         return None

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from dptune import accounting
 from dptune._validate import InvalidArgument, present, refuse, require_count, require_delta, require_positive
 from dptune.accounting import USELESS_EPSILON, Cut, Spend
-from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data_needed
+from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data_needed, noise_if_any
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.meaning import factor, log_odds, verdict
 from dptune.accounting.rounding import rounded_up
@@ -374,15 +374,15 @@ def _describe_bands(config: PrivacyConfig, target_epsilon: float | None) -> list
     if config.noise_bands == 1:
         return []
     own = config.noise_multiplier * config.bands.error(config.steps)
-    epsilon = config.planned_epsilon() if target_epsilon is None else target_epsilon
-    independent = replace(config, noise_bands=1)
-    sigma = accounting.noise_multiplier(
-        target_epsilon=epsilon,
+    sigma = noise_if_any(
+        target_epsilon=config.planned_epsilon() if target_epsilon is None else target_epsilon,
         delta=config.delta,
-        sampling_probability=independent.sampling_probability,
+        sampling_probability=config.sampling_probability,
         steps=config.steps,
     )
-    share = own / (sigma * independent.bands.error(config.steps)) - 1
+    if sigma is None:
+        return [f"noise bands            {config.noise_bands}"]
+    share = own / (sigma * INDEPENDENT.error(config.steps)) - 1
     told = f"{abs(share):.0%} {'less' if share < 0 else 'MORE'} noise in the sums over steps"
     more = config.noise_multiplier * config.bands.std(config.steps) / sigma
     return [
