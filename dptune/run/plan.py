@@ -188,18 +188,14 @@ def make_plan(
     delta = default_delta(num_examples) if settings.delta is None else settings.delta
     require_delta(delta, num_examples)
     q = sampling_probability(batch, num_examples, parts)
-    one = Spend(1.0, q, steps, unit.group_size, cut_of(max_batch, num_examples))
+    cut = cut_of(max_batch, num_examples)
 
     def sigma_of(bands: int) -> float:
         """The noise multiplier with so many noise bands."""
         require_bands(bands, q, steps, unit.group_size, parts, max_batch)
-        spend = one.with_bands(bands)
-        return replace(settings, delta=delta, noise_bands=bands).sigma(
-            sampling_probability=spend.sampling_probability,
-            steps=spend.steps,
-            group_size=spend.group_size,
-            cut=spend.cut,
-        )
+        _, chance, turns, *_ = Spend(1.0, q, steps).with_bands(bands)
+        found = replace(settings, delta=delta, noise_bands=bands)
+        return found.sigma(sampling_probability=chance, steps=turns, group_size=unit.group_size, cut=cut)
 
     bands = settings.noise_bands
     if bands == AUTO:

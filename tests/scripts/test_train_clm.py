@@ -539,7 +539,7 @@ def test_noise_bands_are_planned_trained_reported_and_resumed(tiny_model_dir, tr
     resumed = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")]
     with pytest.raises(SystemExit):
         train_clm.main([*line[: line.index("--noise_bands")], *resumed])
-    assert "noise_bands was 2 in the checkpoint and is 1 now" in capsys.readouterr().err
+    assert "noise_bands was '2' in the checkpoint and is '1' now" in capsys.readouterr().err
     train_clm.main([*line, *resumed])
     ledger = Ledger(folder / "ledger.jsonl")
     assert (ledger.steps, ledger.turns) == (4, 2 + 1)

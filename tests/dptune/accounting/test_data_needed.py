@@ -98,6 +98,17 @@ def test_amounts_below_the_batch_are_left_out() -> None:
     assert [first for first, _ in rows] == ["300", "3,000"]
 
 
+def test_noise_bands_count_turns_and_are_fewer_where_batches_are_large() -> None:
+    bands = replace(WORK, noise_bands=4)
+    assert bands.spend(1.0, 4000) == Spend(1.0, 4 * 256 / 4000, 8)
+    assert bands.spend(1.0, 600) == Spend(1.0, 2 * 256 / 600, 15)
+    assert bands.spend(1.0, 256) == WORK.spend(1.0, 256) == Spend(1.0, 1.0, 30)
+    found = bands.noise(4000, 3.0)
+    assert found is not None
+    assert compose([bands.spend(found, 4000)], delta=WORK.delta_of(4000)) <= 3.0
+    assert compose([bands.spend(0.9 * found, 4000)], delta=WORK.delta_of(4000)) > 3.0
+
+
 def test_the_noise_covers_cut_draws_and_few_examples_are_never_cut() -> None:
     cut = replace(WORK, max_batch=290)
     found = cut.noise(4000, 3.0)
