@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from dptune._validate import InvalidArgument
-from dptune.accounting import Cut, data_needed, epsilon, noise_multiplier
+from dptune.accounting import Cut, Spend, compose, data_needed, epsilon, noise_multiplier
 from dptune.accounting.data_needed import Work, describe_data_needed, noise_if_any
 
 WORK = Work(batch=256, steps=30, delta=1e-5)
