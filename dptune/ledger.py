@@ -79,11 +79,14 @@ class Ledger:
         """`spends`, if so many more steps followed in the latest block; none follow where no step is recorded."""
         latest = max(self._counts, key=lambda settings: settings.block, default=None)
         counts = self._counts + Counter({latest: steps} if latest is not None else {})
-        turns: Counter[Spend] = Counter()
-        for settings, count in counts.items():
-            spend = settings.spend(count)
-            turns[spend._replace(steps=0)] += spend.steps
-        return [spend._replace(steps=count) for spend, count in turns.items()]
+        return _added_up(counts)
+
+    def spends_of_first(self, steps: int) -> list[Spend]:
+        """`spends` of the first so many recorded steps, if each launch ended before the next one began."""
+        counts: Counter[_Settings] = Counter()
+        for settings, count in self._counts.items():
+            counts[settings] = min(count, steps - sum(counts.values()))
+        return _added_up(counts)
 
     @property
     def turns(self) -> int:
@@ -257,6 +260,15 @@ class _Settings(NamedTuple):
         """What so many steps of one block cost."""
         one = Spend(self.noise_multiplier, self.sampling_probability, steps, self.group_size, self.cut)
         return one.with_bands(self.noise_bands)
+
+
+def _added_up(counts: Mapping[_Settings, int]) -> list[Spend]:
+    """One spend for each setting: what the steps of its blocks cost together."""
+    turns: Counter[Spend] = Counter()
+    for settings, count in counts.items():
+        spend = settings.spend(count)
+        turns[spend._replace(steps=0)] += spend.steps
+    return [spend._replace(steps=count) for spend, count in turns.items()]
 
 
 def _settings(entry: dict[str, Any], number: int) -> _Settings:

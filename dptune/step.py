@@ -85,7 +85,6 @@ class PrivateStep:
             refuse("gather", None, f"{world_size} processes need one; pass accelerator.gather")
         if sampler is not None:
             config.require_sampler(sampler)
-            sampler._begin()
         if not (loss_scale > 0 and frexp(loss_scale)[0] == 0.5):
             refuse("loss_scale", loss_scale, "must be a power of two, such as 4096: other scales add rounding errors")
         self.config = config
@@ -110,6 +109,8 @@ class PrivateStep:
         self._block = self._ledger.begin_block() if are_correlated and self._ledger is not None else 0
         key = self.noise.keystream.kind
         self._fed = FedItems(sampler, noise_key=key, gather=gather, reduce=reduce, world_size=world_size)
+        if sampler is not None:
+            sampler._begin()
 
     def __enter__(self) -> PrivateStep:
         self._recorder.__enter__()

@@ -22,6 +22,7 @@ from dptune.report.statement import state_privacy
 from dptune.run.plan import PrivacySettings, RunPlan, make_plan
 from dptune.run.session import PrivateRun, SavedRun
 from dptune.sharding import shard
+from dptune.units.batches import AuthorSampler
 from tests.processes import run_processes
 from tests.ranks import run_ranks
 
@@ -185,6 +186,17 @@ def test_two_steps_on_one_ledger_are_two_blocks(tmp_path: Path) -> None:
     assert (ledger.steps, ledger.spends) == (8, [Spend(1.0, 3 * Q, 2 + 2)]), "not 3, as 8 steps of one launch"
     assert statement.epsilon == compose(ledger.spends, delta=1e-3)
     assert (statement.noise_bands, statement.sampler) == (3, "Poisson, cyclic: 3 groups of examples take turns")
+
+
+def test_authors_take_turns_with_all_their_rows() -> None:
+    authors = PoissonSampler(30, 0.3, key("authors"), noise_bands=2)
+    sampler = AuthorSampler(authors, [np.arange(3 * one, 3 * one + 3) for one in range(30)], 2, mean=True)
+    assert authors._groups is not None
+    for turn in range(8):
+        drawn = sampler.draw()
+        assert drawn.numbers is not None
+        assert set(authors._groups[drawn.numbers]) == {turn % 2}
+        assert [set(rows // 3) for rows in drawn.rows] == [{author} for author in drawn.numbers]
 
 
 # --- launches ---

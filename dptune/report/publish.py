@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dptune._files import write_folder
-from dptune.accounting import compose
+from dptune.accounting import Spend, compose
 from dptune.ledger import LEDGER_NAME, Ledger
 from dptune.published import PUBLISH_NAME, SETTINGS_NAME
 from dptune.report.card import Artifact, write_model_card
@@ -61,7 +61,7 @@ def publish(
             text = json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             (folder / SETTINGS_NAME).write_text(text, encoding="utf-8")
         write_privacy_report(folder / REPORT_NAME, statement)
-        plot = EPSILON_PLOT if _plot_curve(folder / EPSILON_PLOT, statement) else None
+        plot = EPSILON_PLOT if _plot_curve(folder / EPSILON_PLOT, statement, ledger) else None
         name = folder / CARD_NAME
         write_model_card(name, statement, base_model=base_model, epsilon_plot=plot, artifact=artifact, fields=card)
         write_checksums(folder, but=COMPLETED_BY_PEOPLE)
@@ -73,12 +73,19 @@ def publish(
     return target
 
 
-def _plot_curve(path: Path, statement: PrivacyStatement) -> bool:
+def _plot_curve(path: Path, statement: PrivacyStatement, ledger: Ledger | None) -> bool:
     """Draw epsilon by step, if the run has one. Returns whether it has."""
     delta = statement.delta
     if statement.epsilon is None or delta is None:
         return False
     steps = sorted({round(step) for step in np.linspace(1, statement.steps + statement.unused_steps, _CURVE_POINTS)})
-    epsilons = [compose([statement.spend(step)], delta=delta) for step in steps]
+    epsilons = [compose(_spends_until(step, statement, ledger), delta=delta) for step in steps]
     plot_epsilon(path, steps, epsilons, statement)
     return True
+
+
+def _spends_until(step: int, statement: PrivacyStatement, ledger: Ledger | None) -> list[Spend]:
+    """What the run cost up to a step. With noise bands this depends on where its launches ended."""
+    if ledger is None or statement.noise_bands == 1:
+        return [statement.spend(step)]
+    return ledger.spends_of_first(step) if step <= ledger.steps else ledger.spends_after(step - ledger.steps)

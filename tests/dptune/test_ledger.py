@@ -405,6 +405,8 @@ def test_turns_are_counted_block_by_block_and_rounded_up(path: Path) -> None:
         assert one.spends_after(1)[1].steps == 6, "the last block is full"
         assert one.spends_after(4)[1].steps == 6
         assert one.epsilon(1e-5) == accounting.compose(one.spends, delta=1e-5)
+        firsts = [sum(spend.steps for spend in one.spends_of_first(steps)) for steps in (1, 2, 5, 6, 7, 9, 10, 17)]
+        assert firsts == [1, 1 + 1, 1 + 1, 1 + 2, 1 + 2 + 1, 1 + 2 + 1, 1 + 2 + 1 + 1, 6]
     assert Ledger(path).begin_block() == 4
     assert Ledger(path.with_name("none")).spends_after(3) == []
 
