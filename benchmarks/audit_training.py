@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.audit_faults import less_noise
 from benchmarks.tables import machine, markdown, publish
+from dptune.accounting.rounding import rounded_up
 from utils.training.canaries import LOSS_SCORE
 from utils.training.dials import DIAL_SCORE
 
@@ -95,7 +96,7 @@ def _row(epsilon: float, noise: str, found: dict[str, Any]) -> list[str]:
         question = f"one training, {adversary}"
         bounds.append(f"{values[question]:.2f} ({values[f'{question}, if it acts like a Gaussian']:.2f})")
     verdict = "CONTRADICTED" if found["contradicted"] else "no contradiction"
-    return [f"{epsilon:g}", noise, *bounds, f"{verdict}, status {found['status']}"]
+    return [rounded_up(epsilon, trim=True), noise, *bounds, f"{verdict}, status {found['status']}"]
 
 
 def _setting(args: argparse.Namespace) -> str:

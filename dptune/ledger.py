@@ -12,14 +12,14 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dptune import accounting
 from dptune._files import append_line, sync_folder
 from dptune._validate import refuse, require_count
 from dptune.accounting import Cost, Cut, Spend
 from dptune.keystream import SECRET
-from dptune.sampling import CUT_SAMPLER, FIXED_KEY, NOT_SHOWN, SAMPLER
+from dptune.sampling import CUT_SAMPLER, CYCLIC_SAMPLER, FIXED_KEY, NOT_SHOWN, SAMPLER
 
 LEDGER_NAME = "ledger.jsonl"  # in the folder of a run
 
@@ -31,6 +31,9 @@ class Ledger:
         path: the file; the first step makes it.
         group_size: maximum number of examples per privacy unit (see `accounting.Spend`) of the steps to record. A line
             states it unless it is 1; lines that are already in the file keep their own.
+
+    With noise bands, a line states their number and the "block": all steps of one launch have the same. A unit's turns
+    are counted block by block, see `dptune.correlated_noise`.
 
     A line without a kind of noise key counts as secret. Earlier versions wrote no kind, whatever the key was: begin a
     new ledger if such a version ran with fixed noise.
@@ -45,6 +48,7 @@ class Ledger:
         self.path, self.group_size = Path(path), group_size
         # Length of the counted lines in bytes, and what a failed `record` may have left behind them.
         self._counts, self._samplers, self._noise_keys, self._length, self._unfinished = _read(self.path)
+        self._blocks = max((settings.block for settings in self._counts), default=0)
 
     @property
     def steps(self) -> int:
@@ -68,8 +72,36 @@ class Ledger:
 
     @property
     def spends(self) -> list[Spend]:
-        """The recorded steps, grouped by their settings, in order of first use."""
-        return [Spend(sigma, q, count, group_size, cut) for (sigma, q, group_size, cut), count in self._counts.items()]
+        """The recorded steps, grouped by their settings, in order of first use; of noise bands, the turns of a unit."""
+        return self.spends_after(0)
+
+    def spends_after(self, steps: int) -> list[Spend]:
+        """`spends`, if so many more steps followed in the latest block; none follow where no step is recorded."""
+        latest = max(self._counts, key=lambda settings: settings.block, default=None)
+        counts = self._counts + Counter({latest: steps} if latest is not None else {})
+        return _added_up(counts)
+
+    def spends_of_first(self, steps: int) -> list[Spend]:
+        """`spends` of the first so many recorded steps, if each launch ended before the next one began."""
+        counts: Counter[_Settings] = Counter()
+        for settings, count in self._counts.items():
+            counts[settings] = min(count, steps - sum(counts.values()))
+        return _added_up(counts)
+
+    @property
+    def turns(self) -> int:
+        """How many of the recorded steps a unit may be in: all of them, or with noise bands, those of its group."""
+        return sum(spend.steps for spend in self.spends)
+
+    @property
+    def noise_bands(self) -> set[int]:
+        """The numbers of noise bands of the recorded steps."""
+        return {settings.noise_bands for settings in self._counts}
+
+    def begin_block(self) -> int:
+        """The number of a new block, for the steps of a launch with noise bands."""
+        self._blocks += 1
+        return self._blocks
 
     def record(
         self,
@@ -80,10 +112,13 @@ class Ledger:
         sampler: str = SAMPLER,
         noise_key: str = SECRET,
         cut: Cut | None = None,
+        noise_bands: int = 1,
+        block: int = 0,
     ) -> None:
         """Append one step and wait until it is on disk. A line names what voids a guarantee: a sampler that is not
         Poisson's under a secret key, and a noise key that is not secret. Where draws are cut, it states at how many
-        examples, and the size of the data set, which epsilon depends on too.
+        examples, and the size of the data set, which epsilon depends on too. With noise bands it states their number
+        and the launch's `block`, from `begin_block`.
 
         If a call fails, for example because the disk is full, nothing is counted, and the next call overwrites the
         rest of its line.
@@ -93,6 +128,11 @@ class Ledger:
         """
         if not _fits(sampler, is_cut=cut is not None):
             refuse("cut", cut, f"does not fit the sampler, {sampler}; give the configuration's for cut draws alone")
+        if not _fits_bands(sampler, noise_bands):
+            told = f"do not fit the sampler, {sampler}; give the configuration's for cyclic draws alone"
+            refuse("noise_bands", noise_bands, told)
+        if (noise_bands > 1) != (block > 0):
+            refuse("block", block, f"must come from begin_block with noise_bands={noise_bands} above 1, or else be 0")
         entry: dict[str, float | str] = {
             "step": self.steps + 1,
             "noise_multiplier": noise_multiplier,
@@ -105,6 +145,8 @@ class Ledger:
             entry["sampler"] = sampler
         if cut is not None:
             entry |= cut._asdict()
+        if noise_bands > 1:
+            entry |= {"noise_bands": noise_bands, "block": block}
         if noise_key != SECRET:
             entry["noise_key"] = noise_key
         line = json.dumps(entry, allow_nan=False)
@@ -113,7 +155,8 @@ class Ledger:
         append_line(self.path, line)
         self._length += len(self._unfinished)
         self._unfinished = b""
-        self._counts[noise_multiplier, sampling_probability, self.group_size, cut] += 1
+        settings = _Settings(noise_multiplier, sampling_probability, self.group_size, cut, noise_bands, block)
+        self._counts[settings] += 1
         self._samplers[sampler] += 1
         self._noise_keys[noise_key] += 1
 
@@ -200,8 +243,32 @@ def _reasons_of_samplers(samplers: Mapping[str, int]) -> tuple[str, ...]:
 _RESTORE = "epsilon would be too small; restore the file from a backup that has every line"
 
 
-_KNOWN = (SAMPLER, CUT_SAMPLER)  # the samplers whose cost is known
-_Settings = tuple[float, float, int, Cut | None]  # noise multiplier, sampling probability, group size, cut
+_KNOWN = (SAMPLER, CUT_SAMPLER, CYCLIC_SAMPLER)  # the samplers whose cost is known
+
+
+class _Settings(NamedTuple):
+    """What the cost of a line's step depends on; block 0 is that of all steps with independent noise."""
+
+    noise_multiplier: float
+    sampling_probability: float
+    group_size: int
+    cut: Cut | None
+    noise_bands: int = 1
+    block: int = 0
+
+    def spend(self, steps: int) -> Spend:
+        """What so many steps of one block cost."""
+        one = Spend(self.noise_multiplier, self.sampling_probability, steps, self.group_size, self.cut)
+        return one.with_bands(self.noise_bands)
+
+
+def _added_up(counts: Mapping[_Settings, int]) -> list[Spend]:
+    """One spend for each setting: what the steps of its blocks cost together."""
+    turns: Counter[Spend] = Counter()
+    for settings, count in counts.items():
+        spend = settings.spend(count)
+        turns[spend._replace(steps=0)] += spend.steps
+    return [spend._replace(steps=count) for spend, count in turns.items()]
 
 
 def _settings(entry: dict[str, Any], number: int) -> _Settings:
@@ -212,12 +279,29 @@ def _settings(entry: dict[str, Any], number: int) -> _Settings:
         raise ValueError
     if type(group_size) is not int or group_size < 1:
         raise ValueError
-    return sigma, q, group_size, _cut(entry, group_size)
+    return _Settings(sigma, q, group_size, _cut(entry, group_size), *_bands_and_block(entry, q, group_size))
+
+
+def _bands_and_block(entry: dict[str, Any], q: float, group_size: int) -> tuple[int, int]:
+    """The noise bands of an entry and its block; (1, 0) for independent noise."""
+    bands, block = entry.get("noise_bands", 1), entry.get("block", 0)
+    if not _fits_bands(entry.get("sampler", SAMPLER), bands):
+        raise ValueError
+    if (bands, block) == (1, 0):
+        return 1, 0
+    if not (type(bands) is type(block) is int and bands > 1 and block > 0 and bands * q <= 1 and group_size == 1):
+        raise ValueError
+    return bands, block
 
 
 def _fits(sampler: str, *, is_cut: bool) -> bool:
-    """Whether a line may name this sampler: one of cut draws states the cut, and one of plain draws does not."""
-    return {SAMPLER: not is_cut, CUT_SAMPLER: is_cut}.get(sampler, True)
+    """Whether a line may name this sampler: one of cut draws states the cut, and one of other draws does not."""
+    return is_cut == (sampler == CUT_SAMPLER) if sampler in _KNOWN else True
+
+
+def _fits_bands(sampler: str, noise_bands: int) -> bool:
+    """Whether a line may name this sampler: one of cyclic draws states its bands, and one of other draws does not."""
+    return (noise_bands > 1) == (sampler == CYCLIC_SAMPLER) if sampler in _KNOWN else True
 
 
 def _cut(entry: dict[str, Any], group_size: int) -> Cut | None:

@@ -3,6 +3,8 @@
 A step releases (sum over a Poisson draw of clipped per-example gradients + N(0, (sigma C)^2)) / expected batch size.
 The noise is 0.2% larger than that, for rounding (`ROUNDING`). The draw may be cut at a maximal batch. Then the divisor
 is still the batch size expected before the cut, q times the number of examples: a constant.
+
+The noise may be correlated over steps (`dptune.correlated_noise`). Draws are then cyclic.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from math import isclose, sqrt
 
 from dptune import accounting
 from dptune._validate import Described, refuse, require_count, require_delta, require_positive, require_within
-from dptune.accounting import Cut, require_no_groups
+from dptune.accounting import Cut, Spend, require_no_groups
+from dptune.bands import Bands, best_bands, require_noise_bands
 from dptune.clipping_styles import CLIP_NORMS, FLAT, Adaptive, Clipping, PerLayer
 from dptune.grid import grid_of
-from dptune.sampling import Parts, PoissonSampler, require_no_parts
+from dptune.sampling import Parts, PoissonSampler, require_no_parts, require_plain_draws
 
 # By how much rounding may raise the sensitivity above C, as a share of C. A row's own gradient is rounded by its own
 # micro-batch, which nobody else changes (`dptune.shapes`). A micro-batch's sum is float32, so it is rounded by the rows
@@ -44,9 +47,12 @@ class PrivacyConfig:
         parts: parts of the data set whose examples are drawn more or less often; None if all are drawn alike.
         max_batch: the limit on the number of examples in a draw, at least the expected batch size. If more are drawn,
             a uniformly random subset of so many stays. None for plain Poisson draws.
+        noise_bands: b, the number of steps over which noise is correlated, and of groups of examples that take turns;
+            1 for independent noise. b q must be at most 1, and b at most the number of steps.
 
     Raises:
-        InvalidArgument: a value outside its range; or `max_batch` with parts or a group size above 1.
+        InvalidArgument: a value outside its range; or two of `max_batch`, parts, a group size above 1 and noise bands
+            above 1 together.
     """
 
     num_examples: int
@@ -59,6 +65,7 @@ class PrivacyConfig:
     group_size: int = 1
     parts: Parts | None = None
     max_batch: int | None = None
+    noise_bands: int = 1
 
     def __post_init__(self) -> None:
         require_count("num_examples", self.num_examples)
@@ -73,6 +80,9 @@ class PrivacyConfig:
         self._check_parts()
         sampling_probability(self.expected_batch_size, self.num_examples, self.parts)
         require_max_batch(self.max_batch, self.expected_batch_size, self.group_size, self.parts)
+        require_bands(
+            self.noise_bands, self.sampling_probability, self.steps, self.group_size, self.parts, self.max_batch
+        )
         self._check_clipping()
         if not _NOISE[0] <= self.noise_std <= _NOISE[1]:
             size = "small" if self.noise_std < 1 else "large"
@@ -111,6 +121,7 @@ class PrivacyConfig:
         group_size: int = 1,
         parts: Parts | None = None,
         max_batch: int | None = None,
+        noise_bands: int = 1,
     ) -> PrivacyConfig:
         """The configuration with the least noise whose epsilon after `steps` is at most `target_epsilon`.
 
@@ -118,13 +129,16 @@ class PrivacyConfig:
             InvalidArgument: a value outside its range, or a target that no useful noise reaches.
         """
         require_max_batch(max_batch, expected_batch_size, group_size, parts)
+        q = sampling_probability(expected_batch_size, num_examples, parts)
+        require_bands(noise_bands, q, steps, group_size, parts, max_batch)
+        spend = Spend(1.0, q, steps, group_size, cut_of(max_batch, num_examples)).with_bands(noise_bands)
         sigma = accounting.noise_multiplier(
             target_epsilon=target_epsilon,
             delta=delta,
-            sampling_probability=sampling_probability(expected_batch_size, num_examples, parts),
-            steps=steps,
+            sampling_probability=spend.sampling_probability,
+            steps=spend.steps,
             group_size=group_size,
-            cut=cut_of(max_batch, num_examples),
+            cut=spend.cut,
         )
         return cls(
             num_examples=num_examples,
@@ -137,6 +151,7 @@ class PrivacyConfig:
             group_size=group_size,
             parts=parts,
             max_batch=max_batch,
+            noise_bands=noise_bands,
         )
 
     @property
@@ -148,6 +163,16 @@ class PrivacyConfig:
     def sampling_probability(self) -> float:
         """q, the probability that one draw contains a given example; with weights, an example of the largest."""
         return sampling_probability(self.expected_batch_size, self.num_examples, self.parts)
+
+    @property
+    def bands(self) -> Bands:
+        """The bands of correlated noise that suit the planned steps best."""
+        return best_bands(self.noise_bands, self.steps)
+
+    def spend(self, steps: int) -> Spend:
+        """What so many steps of one launch cost, as the accounting takes it."""
+        one = Spend(self.noise_multiplier, self.sampling_probability, steps, self.group_size, self.cut)
+        return one.with_bands(self.noise_bands)
 
     @property
     def sensitivity(self) -> float:
@@ -184,7 +209,10 @@ class PrivacyConfig:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on each coordinate of the global clipped sum, at `clip_norm`."""
+        """Standard deviation of the noise on each coordinate of the global clipped sum, at `clip_norm`.
+
+        With noise bands it is that of the independent noise that the correlated noise is made from.
+        """
         return self.noise_std_per_rank(1)
 
     def noise_std_per_rank(self, world_size: int, clip_norm: float | None = None) -> float:
@@ -213,8 +241,8 @@ class PrivacyConfig:
         """Refuse a sampler whose draws cost another epsilon than this mechanism's.
 
         Raises:
-            InvalidArgument: it draws from another number of examples, with another sampling probability, other weights
-                or another maximal batch.
+            InvalidArgument: it draws from another number of examples, with another sampling probability, other weights,
+                another maximal batch or in another number of groups.
         """
         if not isinstance(sampler, PoissonSampler):
             remedy = "give a dptune.PoissonSampler; an AuthorSampler has one in .authors"
@@ -231,17 +259,13 @@ class PrivacyConfig:
         if sampler.max_batch != self.max_batch:
             told = f"cuts draws at {sampler.max_batch}, but epsilon is that of draws cut at {self.max_batch}"
             refuse("sampler", Described(type(sampler).__name__), f"{told}; make it with max_batch=config.max_batch")
+        if sampler.noise_bands != self.noise_bands:
+            told = f"draws in {sampler.noise_bands} groups, but epsilon is that of {self.noise_bands} noise bands"
+            refuse("sampler", Described(type(sampler).__name__), f"{told}; make it with noise_bands=config.noise_bands")
 
     def planned_epsilon(self) -> float:
-        """Epsilon after all planned steps."""
-        return accounting.epsilon(
-            noise_multiplier=self.noise_multiplier,
-            sampling_probability=self.sampling_probability,
-            steps=self.steps,
-            delta=self.delta,
-            group_size=self.group_size,
-            cut=self.cut,
-        )
+        """Epsilon after all planned steps; with noise bands, if one launch takes them all."""
+        return accounting.compose([self.spend(self.steps)], delta=self.delta)
 
 
 def cut_of(max_batch: int | None, num_examples: int) -> Cut | None:
@@ -265,6 +289,29 @@ def require_max_batch(
     if max_batch < expected_batch_size:
         remedy = f"most draws would be cut; give at least the expected batch size, {expected_batch_size:g}"
         refuse("max_batch", max_batch, remedy)
+
+
+def require_bands(
+    noise_bands: int,
+    sampling_probability: float,
+    steps: int,
+    group_size: int = 1,
+    parts: Parts | None = None,
+    max_batch: int | None = None,
+) -> None:
+    """Refuse a number of noise bands that cannot be, or whose cost is not known.
+
+    Raises:
+        InvalidArgument: it is no whole number from 1 to 64, above the number of steps, or its product with the sampling
+            probability is above 1; or it is above 1 and there are groups, parts or cut draws.
+    """
+    require_noise_bands(noise_bands, sampling_probability)
+    require_plain_draws(noise_bands, parts, max_batch)
+    if noise_bands > 1 and group_size > 1:
+        remedy = f"units with up to {group_size} examples would have several turns; leave it out, or draw whole units"
+        refuse("noise_bands", noise_bands, remedy)
+    if noise_bands > steps:
+        refuse("noise_bands", noise_bands, f"must be at most the number of steps, {steps}")
 
 
 def sampling_probability(expected_batch_size: float, num_examples: int, parts: Parts | None = None) -> float:

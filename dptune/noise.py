@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from types import TracebackType
@@ -95,10 +95,40 @@ def _words(size: int) -> int:
     return 3 * (chunks * _pairs(_CHUNK) + _pairs(rest))
 
 
+def add_noise(parts: Iterable[Tensor], sum_P: Tensor, std: float, *, grid: float) -> None:
+    """Replace a sum by the multiple of `grid` next to (sum + noise), computed in float64, in place.
+
+    If the sum's type cannot hold that multiple, it is rounded once more.
+
+    Args:
+        parts: the noise, float64 on the CPU, in parts that are [P] together; overwritten.
+        sum_P: float [P].
+        std: what the noise is multiplied by: the standard deviation of independent noise on each value.
+        grid: a power of two that does not depend on the data, see `dptune.grid`.
+
+    Raises:
+        RuntimeError: there are not as many noise values as sums. The sum is then not fit for release.
+    """
+    start = 0
+    for values in parts:
+        part = sum_P[start : start + len(values)]
+        start += len(values)
+        if len(part) == len(values):
+            at_once = _AT_ONCE if sum_P.device.type == "cpu" else len(values)
+            for own, more in zip(part.split(at_once), values.split(at_once), strict=True):
+                noisy = more.to(sum_P.device).mul_(std / grid).add_(own, alpha=1 / grid)
+                own.copy_(noisy.round_().mul_(grid))
+    if start != len(sum_P):
+        raise RuntimeError(f"there are {start} noise values for {len(sum_P)} sums: this step cannot be released")
+
+
 class GaussianNoise:
     """Vectors of `size` new N(0, 1) values, each used once. Close it (or use `with`) to end its threads.
 
     The key decides the values. How many threads make them, and when, does not.
+
+    Attributes:
+        relative_std: standard deviation of each of the last step's values.
 
     Args:
         size: number of values per step.
@@ -106,6 +136,8 @@ class GaussianNoise:
         device: where the sums are. An accelerator computes the step, so that the processor can make more of a whole
             model's noise meanwhile.
     """
+
+    relative_std = 1.0
 
     def __init__(self, size: int, keystream: Keystream | None = None, *, device: torch.device = _CPU) -> None:
         require_count("size", size)
@@ -129,29 +161,8 @@ class GaussianNoise:
         return f"AES-256-CTR keystream {kind}, Box-Muller in float64, sums rounded to a grid"
 
     def add_to(self, sum_P: Tensor, std: float, *, grid: float) -> None:
-        """Replace a sum by the multiple of `grid` next to (sum + noise), computed in float64, in place.
-
-        If the sum's type cannot hold that multiple, it is rounded once more.
-
-        Args:
-            sum_P: float [size].
-            std: standard deviation of the noise on each value.
-            grid: a power of two that does not depend on the data, see `dptune.grid`.
-
-        Raises:
-            RuntimeError: there are not as many noise values as sums. The sum is then not fit for release.
-        """
-        start = 0
-        for values in self.parts():
-            part = sum_P[start : start + len(values)]
-            start += len(values)
-            if len(part) == len(values):
-                at_once = _AT_ONCE if sum_P.device.type == "cpu" else len(values)
-                for own, more in zip(part.split(at_once), values.split(at_once), strict=True):
-                    noisy = more.to(sum_P.device).mul_(std / grid).add_(own, alpha=1 / grid)
-                    own.copy_(noisy.round_().mul_(grid))
-        if start != len(sum_P):
-            raise RuntimeError(f"there are {start} noise values for {len(sum_P)} sums: this step cannot be released")
+        """See `add_noise`."""
+        add_noise(self.parts(), sum_P, std, grid=grid)
 
     def parts(self) -> Iterator[Tensor]:
         """The next vector, float64 on the CPU, in parts that are [size] together.

@@ -1,8 +1,10 @@
-"""Poisson draws, perhaps cut, and how a draw is distributed over ranks and micro-batches. No torch in this file.
+"""Poisson draws, perhaps cut or cyclic, and how a draw is distributed over ranks and micro-batches. No torch here.
 
 The accounting holds only for Poisson sampling: at every step, each example enters the batch independently with
 probability q. A draw may be cut at a maximal batch, which costs more (`dptune/accounting/truncation.py`). Shuffled
 epochs with the same q have a larger epsilon too (Chua et al. 2024, "How private are DP-SGD implementations?").
+
+Correlated noise needs cyclic draws (`dptune/correlated_noise.py`): examples are in b groups, which take turns.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dptune._validate import refuse, require_count, require_positive, require_probability
+from dptune.bands import require_noise_bands
 from dptune.keystream import BITS, Keystream, scratch_for
 
 SAMPLER = "Poisson"
 CUT_SAMPLER = "Poisson, cut"  # at a maximal batch
+CYCLIC_SAMPLER = "Poisson, cyclic"  # in groups that take turns, for correlated noise
 FIXED_KEY, NOT_SHOWN = "Poisson under a fixed key", "not shown"  # samplers of steps without a guarantee
 _AT_ONCE = (
     1 << 16
@@ -90,9 +94,12 @@ class PoissonSampler:
             one key (`Keystream.shared`).
         parts: if given, q is the probability of the examples of the largest weight, and others have a share of it.
         max_batch: if given, a draw of more examples is cut: a uniformly random subset of so many stays.
+        noise_bands: b. Above 1, each example is dealt into one of b groups, each with the same chance and independently
+            of all others. The groups take turns: draw t holds examples of group t mod b alone, each with probability
+            b q. The groups last as long as the sampler, which serves one `PrivateStep`.
 
     Raises:
-        InvalidArgument: a value outside its range, or both parts and `max_batch`.
+        InvalidArgument: a value outside its range, or two of parts, `max_batch` and `noise_bands` above 1.
     """
 
     def __init__(
@@ -103,6 +110,7 @@ class PoissonSampler:
         *,
         parts: Parts | None = None,
         max_batch: int | None = None,
+        noise_bands: int = 1,
     ) -> None:
         require_count("num_examples", num_examples)
         require_probability("sampling_probability", sampling_probability)
@@ -111,10 +119,15 @@ class PoissonSampler:
         if max_batch is not None:
             require_count("max_batch", max_batch)
             require_no_parts(max_batch, parts)
-        self._max_batch = max_batch
+        require_noise_bands(noise_bands, sampling_probability)
+        require_plain_draws(noise_bands, parts, max_batch)
+        self._max_batch, self._noise_bands = max_batch, noise_bands
         self._parts, self._num_examples, self._sampling_probability = parts, num_examples, sampling_probability
         self.keystream = keystream or Keystream.from_os()
         self._unused: deque[tuple[int, int]] = deque()  # (number, checksum) of the draws that no step has used
+        self._turn = 0  # number of the next draw, without forgotten ones
+        self._serves_a_step = False
+        self._groups = self._dealt() if noise_bands > 1 else None
 
     @property
     def num_examples(self) -> int:
@@ -137,10 +150,17 @@ class PoissonSampler:
         return self._max_batch
 
     @property
+    def noise_bands(self) -> int:
+        """The number of groups that take turns; 1 if every draw is from all examples. It cannot change either."""
+        return self._noise_bands
+
+    @property
     def name(self) -> str:
         """How batches are drawn, in words for the ledger and the report."""
         if not self.keystream.secret:
             return FIXED_KEY
+        if self.noise_bands > 1:
+            return CYCLIC_SAMPLER
         return SAMPLER if self.max_batch is None else CUT_SAMPLER
 
     def draw(self) -> np.ndarray:
@@ -151,13 +171,14 @@ class PoissonSampler:
         scratch, found, kept = scratch_for(_AT_ONCE), [], []
         for start, count, probability in self._pieces():
             uniforms = self.keystream.integers(count, scratch=scratch) * 2.0**-BITS
-            hits = np.flatnonzero(uniforms < probability)
+            hits = self._of_group(np.flatnonzero(uniforms < probability), start)
             found.append(hits + start)
             kept.append(uniforms[hits])
         drawn = np.concatenate(found)
         if self.max_batch is not None and len(drawn) > self.max_batch:
             drawn = _cut_at(self.max_batch, drawn, np.concatenate(kept))
         self._unused.append((len(drawn), checksum_of_items(drawn)))
+        self._turn += 1
         return drawn
 
     def _pieces(self) -> Iterator[tuple[int, int, float]]:
@@ -167,7 +188,32 @@ class PoissonSampler:
         for size, share in zip(sizes, shares, strict=True):
             begin, end = end, end + size
             for start in range(begin, end, _AT_ONCE):
-                yield start, min(_AT_ONCE, end - start), self.sampling_probability * share
+                yield start, min(_AT_ONCE, end - start), self.noise_bands * self.sampling_probability * share
+
+    def _dealt(self) -> np.ndarray:
+        """The group of every example, uint8 [num_examples]. It depends on the key and the example's number alone."""
+        groups = np.empty(self.num_examples, dtype=np.uint8)
+        for start in range(0, self.num_examples, _AT_ONCE):
+            part = groups[start : start + _AT_ONCE]
+            part[:] = self.keystream.integers(len(part)) % self.noise_bands
+        return groups
+
+    def _of_group(self, hits: np.ndarray, start: int) -> np.ndarray:
+        """Those of the hits, counted from example `start`, whose turn it is."""
+        if self._groups is None:
+            return hits
+        own: np.ndarray = hits[self._groups[start + hits] == self._turn % self.noise_bands]
+        return own
+
+    def _begin(self) -> None:
+        """Serve a step. With noise bands it must be the first: its noise begins where the turns begin.
+
+        Raises:
+            RuntimeError: the sampler has served another step, or was drawn from before.
+        """
+        if self.noise_bands > 1 and (self._serves_a_step or self._turn):
+            raise RuntimeError("with noise bands each PrivateStep needs a new sampler, before its first draw")
+        self._serves_a_step = True
 
     def _use(self, number: int, checksum: int) -> None:
         """Mark the oldest unused draw as used by a step that was fed so many items with this checksum.
@@ -190,8 +236,10 @@ class PoissonSampler:
         """Drop the unused draws, for a loader that drew ahead and begins anew.
 
         A loop must not call it. If draws are dropped for what they hold, the rest are no Poisson draws. Loaders drop
-        draws at the end of an epoch or of a launch, whatever the draws hold.
+        draws at the end of an epoch or of a launch, whatever the draws hold. The next draw takes the turn of the first
+        one that is dropped.
         """
+        self._turn -= len(self._unused)
         self._unused.clear()
 
 
@@ -208,6 +256,14 @@ def require_no_parts(max_batch: int | None, parts: Parts | None) -> None:
     """Refuse cut draws from parts with weights, whose cost is not known."""
     if max_batch is not None and parts is not None:
         refuse("max_batch", max_batch, "draws with weights cannot be cut; leave it or the weights out")
+
+
+def require_plain_draws(noise_bands: int, parts: Parts | None, max_batch: int | None) -> None:
+    """Refuse noise bands with weights or cut draws, whose cost together is not known."""
+    if noise_bands > 1 and parts is not None:
+        refuse("noise_bands", noise_bands, "draws with weights cannot take turns; leave it or the weights out")
+    if noise_bands > 1 and max_batch is not None:
+        refuse("noise_bands", noise_bands, "draws that are cut cannot take turns; leave it or max_batch out")
 
 
 def checksum_of_items(items: np.ndarray) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dptune._validate import refuse
 from dptune.clipping import Clipper, whole_norms
 from dptune.clipping_styles import Adaptive
+from dptune.correlated_noise import CorrelatedNoise
 from dptune.fed_items import FedItems
 from dptune.flat import released_size
 from dptune.ledger import Ledger
@@ -40,14 +41,15 @@ class PrivateStep:
         model: must be the same on every rank. The guarantee covers its trainable parameters.
         config: the mechanism.
         ledger: records each step before its gradient is used; required on rank 0, ignored on other ranks.
-        noise: this rank's noise; by default keyed from the operating system.
+        noise: this rank's independent noise; by default keyed from the operating system. With noise bands, the step
+            correlates it, beginning anew.
         gather: stacks the ranks' values (`accelerator.gather`); not needed for one process.
         rank: this process's number.
         world_size: number of processes.
         reduce: sums over ranks instead of `gather` (`accelerator.reduce`), which sends less with many ranks.
         sampler: makes the draws, the same on every rank. Each step must be fed the oldest draw that no step has used,
             named by `items` of `backward`. Its settings must be the configuration's. Without a sampler the ledger says
-            so, and the report states no guarantee.
+            so, and the report states no guarantee. With noise bands it must be new, and serves this step alone.
         keep_whole_sum: with sharded trained weights, see `ShardedSum`.
         loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards. So
             gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and constant,
@@ -99,11 +101,16 @@ class PrivateStep:
         else:
             self._sums = WholeSum(parameters, size, gather=gather, reduce=reduce, world_size=world_size)
         self._has_begun = self._is_looked_at = self._is_spoiled = self._is_half_added = False
-        self.noise = noise or GaussianNoise(size, device=self._device)
-        if self.noise.size != size:
-            refuse("noise", self.noise.size, f"its size must be the {size} values that a step releases")
+        independent = noise or GaussianNoise(size, device=self._device)
+        if independent.size != size:
+            refuse("noise", independent.size, f"its size must be the {size} values that a step releases")
+        are_correlated = config.noise_bands > 1
+        self.noise = CorrelatedNoise(independent, config.bands) if are_correlated else independent
+        self._block = self._ledger.begin_block() if are_correlated and self._ledger is not None else 0
         key = self.noise.keystream.kind
         self._fed = FedItems(sampler, noise_key=key, gather=gather, reduce=reduce, world_size=world_size)
+        if sampler is not None:
+            sampler._begin()
 
     def __enter__(self) -> PrivateStep:
         self._recorder.__enter__()
@@ -235,7 +242,8 @@ class PrivateStep:
 
     def gradient_noise_std(self) -> float:
         """Standard deviation of the noise on each coordinate of the last step's gradient."""
-        return self.config.noise_std_per_rank(1, self._last_clip_norm) / self.config.divisor
+        independent = self.config.noise_std_per_rank(1, self._last_clip_norm) / self.config.divisor
+        return independent * self.noise.relative_std
 
     def state_dict(self) -> dict[str, float]:
         """The state that a resumed run needs: the clip norm of the next step."""
@@ -285,6 +293,8 @@ class PrivateStep:
                 sampler=self._fed.sampler_name,
                 noise_key=self._fed.noise_key,
                 cut=self.config.cut,
+                noise_bands=self.config.noise_bands,
+                block=self._block,
             )
 
     def _adapt_clip_norm(self, total: Tensor) -> None:

@@ -21,7 +21,7 @@ Losses = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class NoNoise:
     """Stands in for `GaussianNoise`: zeros."""
 
-    source = "none"
+    source, relative_std = "none", 1.0
     keystream = Keystream.for_tests("no noise")
 
     def __init__(self, size: int, *, device: torch.device | None = None) -> None:

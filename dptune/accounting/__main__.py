@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from dptune._validate import (
     InvalidArgument,
     refuse,
+    renamed,
     require_count,
     require_delta,
     require_positive,
@@ -29,6 +30,7 @@ from dptune.accounting import ACCOUNTANT, ADJACENCY, Cost, Cut, Spend, account, 
 from dptune.accounting.data_needed import noise_if_any
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
+from dptune.bands import require_noise_bands
 
 _OUT_OF_REACH = "-"
 _MOST_STEPS = 1_000_000  # per cell: more than any training takes
@@ -78,10 +80,12 @@ def make_table(args: argparse.Namespace) -> Table:
         quantity, given = "noise multiplier", f"for epsilon {rounded_up(args.target_epsilon, trim=True)}"
         accountant = partial(_noise_if_any, target_epsilon=args.target_epsilon, **setting)
     rows = [
-        [_cell(args.num_examples, batch, epochs, accountant) for epochs in args.epochs] for batch in args.batch_size
+        [_cell(args.num_examples, batch, epochs, args.noise_bands, accountant) for epochs in args.epochs]
+        for batch in args.batch_size
     ]
     unit = "" if args.group_size == 1 else f", {args.group_size} examples per privacy unit"
     unit += "" if cut is None else f", draws cut at {cut.max_batch:,}"
+    unit += "" if args.noise_bands == 1 else f", {args.noise_bands} noise bands"
     told = f"delta {delta:g}" if args.delta is not None else delta_in_words(args.num_examples)
     return Table(quantity, f"{given}, {told}, {args.num_examples:,} examples{unit}", rows)
 
@@ -95,6 +99,9 @@ def _check(args: argparse.Namespace) -> None:
         require_count("--max_batch", args.max_batch)
         if args.group_size > 1:
             refuse("--max_batch", args.max_batch, "draws cannot be cut with a --group_size above 1; leave one out")
+    for flag, others in (("--group_size", args.group_size > 1), ("--max_batch", args.max_batch is not None)):
+        if args.noise_bands > 1 and others:
+            refuse("--noise_bands", args.noise_bands, f"does not go with {flag}; leave one out")
     for name in ("noise_multiplier", "target_epsilon"):
         if getattr(args, name) is not None:
             require_positive(f"--{name}", getattr(args, name))
@@ -108,15 +115,21 @@ def _check(args: argparse.Namespace) -> None:
             refuse("--batch_size", batch, f"must be at most the {args.num_examples} examples there are")
         if args.max_batch is not None and batch > args.max_batch:
             refuse("--batch_size", batch, f"must be at most --max_batch, {args.max_batch}, where draws are cut")
+        with renamed({"noise_bands": "--noise_bands"}):
+            require_noise_bands(args.noise_bands, batch / args.num_examples)
         if (steps := args.num_examples / batch * max(args.epochs)) > _MOST_STEPS:
             remedy = f"{steps:,.0f} steps with batches of {batch}; the maximum is {_MOST_STEPS:,}, so lower it"
             refuse("--epochs", max(args.epochs), remedy)
 
 
-def _cell(num_examples: int, batch_size: int, epochs: float, accountant: Accountant) -> Cell:
+def _cell(num_examples: int, batch_size: int, epochs: float, noise_bands: int, accountant: Accountant) -> Cell:
     steps = planned_steps(num_examples=num_examples, expected_batch_size=batch_size, epochs=epochs)
     probability = batch_size / num_examples
-    return Cell(batch_size, epochs, steps, probability, *accountant(sampling_probability=probability, steps=steps))
+    if noise_bands > steps:
+        refuse("--noise_bands", noise_bands, f"must be at most the {steps} steps of batches of {batch_size}")
+    spend = Spend(1.0, probability, steps).with_bands(noise_bands)
+    found = accountant(sampling_probability=spend.sampling_probability, steps=spend.steps)
+    return Cell(batch_size, epochs, steps, probability, *found)
 
 
 def _cost(*, delta: float, **setting: Any) -> Cost:
@@ -223,6 +236,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--target_epsilon", type=float, help="show the noise multiplier that reaches this epsilon")
     flags.add_argument("--group_size", type=int, default=1, help="maximum examples per privacy unit (default 1)")
     flags.add_argument("--max_batch", type=int, help="cut draws at so many examples (default: draws are not cut)")
+    bands = "correlate noise over so many steps, all of one launch (default 1: independent noise)"
+    flags.add_argument("--noise_bands", type=int, default=1, help=bands)
     flags.add_argument(
         "--format", choices=_WRITERS, default="text", help="output format (default text); csv has one line per cell"
     )

@@ -40,6 +40,7 @@ class Work:
         delta: the probability with which the bound may fail. For n examples a tenth of 1/n, if that is less.
         group_size: see `dptune.accounting.Spend`.
         max_batch: the limit on the number of examples in a draw; None without one.
+        noise_bands: see `dptune.mechanism.PrivacyConfig`; fewer where so many would draw examples more than always.
 
     Raises:
         InvalidArgument: a value outside its range.
@@ -50,6 +51,7 @@ class Work:
     delta: float
     group_size: int = 1
     max_batch: int | None = None
+    noise_bands: int = 1
 
     def __post_init__(self) -> None:
         require_positive("batch", self.batch)
@@ -63,15 +65,21 @@ class Work:
         """The limit on draws from so many examples."""
         return None if self.max_batch is None else Cut(self.max_batch, num_examples)
 
+    def spend(self, sigma: float, num_examples: float) -> Spend:
+        """What the training costs with so many examples."""
+        q, cut = min(1.0, self.batch / num_examples), self.cut_of(math.ceil(num_examples))
+        return Spend(sigma, q, self.steps, self.group_size, cut).with_bands(min(self.noise_bands, max(1, int(1 / q))))
+
     def noise(self, num_examples: int, target_epsilon: float) -> float | None:
         """The noise multiplier that so many examples need for an epsilon; None if no useful noise reaches it."""
+        spend = self.spend(1.0, num_examples)
         return noise_if_any(
             target_epsilon=target_epsilon,
             delta=self.delta_of(num_examples),
-            sampling_probability=self.batch / num_examples,
-            steps=self.steps,
-            group_size=self.group_size,
-            cut=self.cut_of(num_examples),
+            sampling_probability=spend.sampling_probability,
+            steps=spend.steps,
+            group_size=spend.group_size,
+            cut=spend.cut,
             rough=True,
         )
 
@@ -80,8 +88,7 @@ class Work:
         grid = search_grid(target_epsilon, self.steps)
 
         def reaches(number: float) -> bool:
-            cut = self.cut_of(math.ceil(number))
-            spend = Spend(sigma, min(1.0, self.batch / number), self.steps, self.group_size, cut)
+            spend = self.spend(sigma, number)
             return compose([spend], delta=self.delta_of(number), interval=grid) <= target_epsilon
 
         few, enough = self.batch, self.batch

@@ -25,6 +25,17 @@ class Spend(NamedTuple):
     group_size: int = 1
     cut: Cut | None = None
 
+    def with_bands(self, bands: int) -> Spend:
+        """What the same steps cost as one launch with noise bands, see `dptune.correlated_noise`.
+
+        `sampling_probability` is then each example's chance in a step before anyone knows its group. In the steps of
+        its group it is `bands` times as large. A launch of T steps has at most T / `bands` of these, rounded up.
+        """
+        if bands == 1:
+            return self
+        turns = -(-self.steps // bands)
+        return self._replace(sampling_probability=bands * self.sampling_probability, steps=turns)
+
     @property
     def full_probability(self) -> float:
         """An upper bound on the probability that one more example finds no room in a batch; 0 without a cut."""

@@ -117,12 +117,12 @@ def run_training(args: argparse.Namespace) -> bool:
     from dptune.audit.settings import statement_of_run
     from dptune.audit.training import audit_training, canaries_in
     from dptune.ledger import LEDGER_NAME, Ledger
-    from dptune.report.statement import spends_of_unused
+    from dptune.report.statement import spends_with_unused
 
     folder, statement = Path(args.run), statement_of_run(args.run)
     canaries = canaries_in(folder)
     delta = present(statement.delta, "delta")
-    spends = [*Ledger(folder / LEDGER_NAME).spends, *spends_of_unused(statement, statement.unused_steps)]
+    spends = spends_with_unused(statement, Ledger(folder / LEDGER_NAME), statement.unused_steps)
     findings = audit_training(canaries, spends, delta=delta, confidence=args.confidence)
     count = sum(len(one.included) for one in canaries)
     result = Result(tuple(sorted(findings, key=lambda one: not one.contradicted)), 0.0, count)

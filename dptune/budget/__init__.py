@@ -315,7 +315,7 @@ class Budget:
             return f"{epsilon}, closed after {steps:,} steps"
         if not stage.reserved:
             return epsilon
-        return f"{epsilon} reserved, {self._opened(stage).steps:,} of {steps:,} steps taken"
+        return f"{epsilon} reserved, {self._opened(stage).turns:,} of {steps:,} steps taken"
 
     def _reasons(self, stages: Sequence[Stage]) -> list[str]:
         return [f"{entered.stage}: {reason}" for entered in stages for reason in self._reasons_of(entered)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from dptune._aliases import aliases, with_older_keywords
 from dptune._validate import refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.run.plan import PrivacySettings
+from dptune.run.plan import PrivacySettings, noise_bands_of
 
 # {the engine's name of a parameter: the flag that sets it}
 FLAGS = {
@@ -17,12 +17,13 @@ FLAGS = {
     "delta": "--delta",
     "register": "--register",
     "max_batch": "--max_batch",
+    "noise_bands": "--noise_bands",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",
 }
 # Arguments that only a private run reads.
-ONLY_PRIVATE = ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "register")
+ONLY_PRIVATE = ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "register", "noise_bands")
 NOT_READ = "is not read with --disable_dp: leave one of the two out"
 
 
@@ -75,6 +76,14 @@ class PrivacyArguments:
             "default draws are not cut."
         },
     )
+    noise_bands: str = field(
+        default="1",
+        metadata={
+            "help": "Correlate noise over so many steps: less noise in the sum of all steps, more in each. Items then "
+            "take turns in so many groups. auto: as many as make the least noise for --target_epsilon. Default 1, "
+            "independent noise."
+        },
+    )
     disable_dp: bool = field(
         default=False,
         metadata={"help": "Train without clipping and noise, with the same sampling and losses. Off by default."},
@@ -107,4 +116,5 @@ class PrivacyArguments:
             delta=self.delta,
             clipping=clipping,
             register=self.register,
+            noise_bands=noise_bands_of(self.noise_bands),
         )

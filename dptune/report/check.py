@@ -15,7 +15,7 @@ from dptune.published import CANARIES_SETTING, SETTINGS_NAME
 from dptune.report.card import STARTED_FROM, privacy_table, published_name
 from dptune.report.checksums import CHECKSUMS_NAME, require_checksums
 from dptune.report.publish import CARD_NAME, EPSILON_PLOT
-from dptune.report.statement import REPORT_NAME, PrivacyStatement, read_privacy_report, spends_of_unused
+from dptune.report.statement import REPORT_NAME, PrivacyStatement, read_privacy_report, spends_with_unused
 
 _WEIGHTS = (
     "lora_weights.bin",
@@ -144,11 +144,14 @@ def _require_epsilon(folder: Path, statement: PrivacyStatement, epsilon: float, 
         refuse("ledger", str(path), f"is of another group size than {REPORT_NAME} states, {statement.group_size}")
     if {spend.cut for spend in ledger.spends} - {statement.cut}:
         refuse("ledger", str(path), f"has draws that are not cut as {REPORT_NAME} states, {statement.cut}")
+    if ledger.noise_bands - {statement.noise_bands}:
+        refuse("ledger", str(path), f"is of other noise bands than {REPORT_NAME} states, {statement.noise_bands}")
     for name in ("noise_multiplier", "sampling_probability"):
-        stated, ran = getattr(statement, name), {getattr(spend, name) for spend in ledger.spends}
-        if ran and stated not in ran:
+        counted, ran = getattr(statement.spend(1), name), {getattr(spend, name) for spend in ledger.spends}
+        if ran and counted not in ran:
+            stated = getattr(statement, name)
             refuse("ledger", str(path), f"has no step with the {name} {stated!r} that {REPORT_NAME} states")
-    spent = account([*ledger.spends, *spends_of_unused(statement, statement.unused_steps)], delta=delta).epsilon
+    spent = account(spends_with_unused(statement, ledger, statement.unused_steps), delta=delta).epsilon
     if not math.isclose(spent, epsilon, rel_tol=_SAME):
         refuse("epsilon", epsilon, f"{REPORT_NAME} states it, but the ledger's steps give {spent!r} at delta {delta!r}")
     card = (folder / CARD_NAME).read_text(encoding="utf-8")

@@ -61,7 +61,7 @@ def publish(
             text = json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             (folder / SETTINGS_NAME).write_text(text, encoding="utf-8")
         write_privacy_report(folder / REPORT_NAME, statement)
-        plot = EPSILON_PLOT if _plot_curve(folder / EPSILON_PLOT, statement) else None
+        plot = EPSILON_PLOT if _plot_curve(folder / EPSILON_PLOT, statement, ledger) else None
         name = folder / CARD_NAME
         write_model_card(name, statement, base_model=base_model, epsilon_plot=plot, artifact=artifact, fields=card)
         write_checksums(folder, but=COMPLETED_BY_PEOPLE)
@@ -73,13 +73,19 @@ def publish(
     return target
 
 
-def _plot_curve(path: Path, statement: PrivacyStatement) -> bool:
+def _plot_curve(path: Path, statement: PrivacyStatement, ledger: Ledger | None) -> bool:
     """Draw epsilon by step, if the run has one. Returns whether it has."""
-    sigma, delta = statement.noise_multiplier, statement.delta
-    if statement.epsilon is None or sigma is None or delta is None:
+    delta = statement.delta
+    if statement.epsilon is None or delta is None:
         return False
     steps = sorted({round(step) for step in np.linspace(1, statement.steps + statement.unused_steps, _CURVE_POINTS)})
-    spend = Spend(sigma, statement.sampling_probability, statement.steps, statement.group_size, statement.cut)
-    epsilons = [compose([spend._replace(steps=step)], delta=delta) for step in steps]
+    epsilons = [compose(_spends_until(step, statement, ledger), delta=delta) for step in steps]
     plot_epsilon(path, steps, epsilons, statement)
     return True
+
+
+def _spends_until(step: int, statement: PrivacyStatement, ledger: Ledger | None) -> list[Spend]:
+    """What the run cost up to a step. With noise bands this depends on where its launches ended."""
+    if ledger is None or statement.noise_bands == 1:
+        return [statement.spend(step)]
+    return ledger.spends_of_first(step) if step <= ledger.steps else ledger.spends_after(step - ledger.steps)

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Literal, TypeGuard
 
 from dptune._files import atomic_write
-from dptune._validate import refuse
+from dptune._validate import present, refuse
 from dptune.accounting import ADJACENCY, Cut, Spend, account
 from dptune.clipping_styles import clipping_in_words
+from dptune.correlated_noise import CorrelatedNoise
 from dptune.keystream import FIXED
 from dptune.ledger import Ledger
 from dptune.mechanism import PrivacyConfig, cut_of, sampling_probability
 from dptune.noise import GaussianNoise
 from dptune.report.prior import PriorRelease
-from dptune.sampling import CUT_SAMPLER, METHOD_OF_EXAMPLES, SAMPLER, Parts
+from dptune.sampling import CUT_SAMPLER, CYCLIC_SAMPLER, METHOD_OF_EXAMPLES, SAMPLER, Parts
 
 REPORT_NAME = "privacy_report.json"
 
@@ -75,6 +76,8 @@ class PrivacyStatement:
         versions: versions of the software that ran, see `versions`.
         parts: the sizes and weights of the parts of the training set; None if all examples are drawn alike.
         max_batch: the number of examples that draws were cut at; None if they were not cut.
+        noise_bands: the number of steps over which noise was correlated, and of groups that took turns; 1 for
+            independent noise. `sampling_probability` is that of an example whose group is not known.
 
     Raises:
         AssertionError: the statement contradicts itself (checked under `python -O` too): a guarantee with reasons
@@ -107,6 +110,7 @@ class PrivacyStatement:
     versions: dict[str, str] = field(default_factory=versions)
     parts: Parts | None = None
     max_batch: int | None = None
+    noise_bands: int = 1
 
     @property
     def cut(self) -> Cut | None:
@@ -121,6 +125,7 @@ class PrivacyStatement:
         _must(self.unused_steps >= 0, f"{self.unused_steps} unused steps")
         if self.max_batch is not None:
             _must(self.max_batch >= self.expected_batch_size, f"draws cut at {self.max_batch}, below their mean")
+        _must(self.noise_bands >= 1, f"{self.noise_bands} noise bands")
         if self.guarantee == "none":
             _must(bool(self.reasons) and all(self.reasons), "no guarantee needs its reasons")
             _must(self.epsilon is None, "no guarantee has no epsilon")
@@ -132,12 +137,24 @@ class PrivacyStatement:
         _must(0 < self.sampling_probability <= 1, "a guarantee needs a sampling probability in (0, 1]")
         expected = self.sampling_probability * (self.parts.effective_size if self.parts else self.num_examples)
         _must(math.isclose(expected, self.expected_batch_size, rel_tol=1e-6), "q * n is not the expected batch size")
+        often = self.noise_bands * self.sampling_probability
+        _must(self.noise_bands == 1 or often <= 1, f"units are drawn with probability {often} when it is their turn")
+
+    def spend(self, steps: int) -> Spend:
+        """What so many steps of one launch cost, as the accounting takes it.
+
+        Raises:
+            RuntimeError: they have no noise.
+        """
+        sigma = present(self.noise_multiplier, "noise multiplier")
+        one = Spend(sigma, self.sampling_probability, steps, self.group_size, self.cut)
+        return one.with_bands(self.noise_bands)
 
 
 def state_privacy(
     config: PrivacyConfig,
     ledger: Ledger,
-    noise: GaussianNoise,
+    noise: GaussianNoise | CorrelatedNoise,
     *,
     privacy_unit: str,
     repeated_steps: int = 0,
@@ -170,7 +187,10 @@ def state_privacy(
             refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
         if spend.cut != config.cut:
             refuse("ledger", str(ledger.path), f"has draws cut at {spend.cut}, but the configuration says {config.cut}")
-    cost = account([*ledger.spends, *spends_of_unused(config, unused_steps)], delta=config.delta)
+    for bands in ledger.noise_bands - {config.noise_bands}:
+        told = f"has steps of {bands} noise bands, but the configuration says {config.noise_bands}"
+        refuse("ledger", str(ledger.path), told)
+    cost = account(spends_with_unused(config, ledger, unused_steps), delta=config.delta)
     reasons = ledger.reasons
     if not (noise.keystream.secret or FIXED in ledger.noise_keys):  # no step has said so yet
         reasons = ("the noise came from a fixed key, so anyone can reproduce it", *reasons)
@@ -192,7 +212,7 @@ def state_privacy(
         group_size=config.group_size,
         adjacency=ADJACENCY,
         accountant=cost.accountant,
-        sampler=_sampler_in_words(ledger.samplers, config.parts, config.max_batch, sampled),
+        sampler=_sampler_in_words(ledger.samplers, config.parts, config.max_batch, sampled, config.noise_bands),
         noise_source=noise.source,
         guarantee="none" if reasons else "dp",
         reasons=reasons,
@@ -201,20 +221,32 @@ def state_privacy(
         sampled=sampled,
         parts=config.parts,
         max_batch=config.max_batch,
+        noise_bands=config.noise_bands,
     )
 
 
-def spends_of_unused(run: PrivacyConfig | PrivacyStatement, steps: int) -> list[Spend]:
-    """What planned steps that did not run count as: steps like all others of the run."""
-    if not steps or run.noise_multiplier is None:
-        return []
-    return [Spend(run.noise_multiplier, run.sampling_probability, steps, run.group_size, run.cut)]
+def spends_with_unused(run: PrivacyConfig | PrivacyStatement, ledger: Ledger, unused_steps: int) -> list[Spend]:
+    """What a run's recorded steps cost, and planned steps that did not run: they count like all others of the run.
+
+    With noise bands they count as the rest of the latest launch.
+    """
+    if not unused_steps or run.noise_multiplier is None:
+        return ledger.spends
+    if run.noise_bands > 1 and ledger.steps:
+        return ledger.spends_after(unused_steps)
+    return [*ledger.spends, run.spend(unused_steps)]
 
 
-def _sampler_in_words(samplers: Mapping[str, int], parts: Parts | None, max_batch: int | None, sampled: str) -> str:
+def _sampler_in_words(
+    samplers: Mapping[str, int], parts: Parts | None, max_batch: int | None, sampled: str, noise_bands: int = 1
+) -> str:
     """How batches were drawn: `samplers` are those of a ledger; with no steps, those of the settings."""
-    cut = SAMPLER if max_batch is None else f"{CUT_SAMPLER} at {max_batch:,} {sampled}"
-    names = [cut if name == CUT_SAMPLER else name for name in samplers] or [cut]
+    told = {
+        CUT_SAMPLER: f"{CUT_SAMPLER} at {max_batch or 0:,} {sampled}",
+        CYCLIC_SAMPLER: f"{CYCLIC_SAMPLER}: {noise_bands} groups of {sampled} take turns",
+    }
+    planned = CYCLIC_SAMPLER if noise_bands > 1 else SAMPLER if max_batch is None else CUT_SAMPLER
+    names = [told.get(name, name) for name in samplers or [planned]]
     weights = f" with weights ({parts.in_words}; the sampling probability is the largest)" if parts else ""
     return f"{', '.join(names)}{weights}"
 

@@ -62,6 +62,7 @@ def mechanism_identity(plan: RunPlan) -> dict[str, object]:
         **(plan.parts.identity if plan.parts else {}),
         **({"register": True} if plan.register else {}),  # not its path: the file may move
         **({} if plan.max_batch is None else {"max_batch": plan.max_batch}),
+        **({"noise_bands": mechanism.noise_bands} if mechanism and mechanism.noise_bands > 1 else {}),
     }
 
 

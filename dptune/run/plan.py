@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final, Literal
 
 from dptune import accounting
-from dptune._validate import present, refuse, require_delta, require_positive
+from dptune._validate import InvalidArgument, present, refuse, require_count, require_delta, require_positive
 from dptune.accounting import USELESS_EPSILON, Cut, Spend
-from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data_needed
+from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data_needed, noise_if_any
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.meaning import factor, log_odds, verdict
 from dptune.accounting.rounding import rounded_up
+from dptune.bands import INDEPENDENT, MOST_BANDS, best_bands
 from dptune.budget import Budget
 from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
 from dptune.ledger import LEDGER_NAME
-from dptune.mechanism import PrivacyConfig, cut_of, require_max_batch, sampling_probability
+from dptune.mechanism import PrivacyConfig, cut_of, require_bands, require_max_batch, sampling_probability
 from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit, Unit
 
 ROW = PrivacyUnit()
+AUTO: Final = "auto"  # as many noise bands as make the least noise
 _DROWNED = 10.0  # the update is then at best 6 degrees away from a right angle to what was learned
+
+
+def noise_bands_of(given: str | int) -> int | Literal["auto"]:
+    """The noise bands that a flag names.
+
+    Raises:
+        InvalidArgument: it is neither a whole number from 1 nor "auto".
+    """
+    if given == AUTO:
+        return AUTO
+    if not str(given).isdecimal() or int(given) < 1:
+        refuse("noise_bands", given, f'give a whole number of at least 1, or "{AUTO}"')
+    return int(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +52,11 @@ class PrivacySettings:
         delta: the probability with which the bound may fail; None for `default_delta` of the number of examples.
         clipping: the clipping style.
         register: file with a limit on all that is released from these data (`dptune.budget`); None for no limit.
+        noise_bands: see `PrivacyConfig`; or "auto" for the number that makes the least noise at the target epsilon.
 
     Raises:
-        InvalidArgument: both or neither of the noise multiplier and the target epsilon, or a value outside its range.
+        InvalidArgument: both or neither of the noise multiplier and the target epsilon, a value outside its range, or
+            automatic noise bands without a target.
     """
 
     clip_norm: float = 1.0
@@ -46,6 +65,7 @@ class PrivacySettings:
     delta: float | None = None
     clipping: Clipping = FLAT
     register: str | None = None
+    noise_bands: int | Literal["auto"] = 1
 
     def __post_init__(self) -> None:
         if self.noise_multiplier is None and self.target_epsilon is None:
@@ -58,9 +78,16 @@ class PrivacySettings:
                 require_positive(name, value)
         if self.delta is not None:
             require_delta(self.delta)
+        if self.noise_bands != AUTO:
+            require_count("noise_bands", self.noise_bands)
+        elif self.target_epsilon is None:
+            refuse("noise_bands", AUTO, "is chosen for a target epsilon; give that, or a number of bands")
 
     def sigma(self, *, sampling_probability: float, steps: int, group_size: int, cut: Cut | None = None) -> float:
-        """The noise multiplier: the given one, or the smallest that keeps epsilon at or below the target."""
+        """The noise multiplier: the given one, or the smallest that keeps epsilon at or below the target.
+
+        For the arguments see `Spend`.
+        """
         if self.target_epsilon is None:
             return self.noise_multiplier or refuse("noise_multiplier", self.noise_multiplier, "give a number above 0")
         return accounting.noise_multiplier(
@@ -162,9 +189,19 @@ def make_plan(
     require_delta(delta, num_examples)
     q = sampling_probability(batch, num_examples, parts)
     cut = cut_of(max_batch, num_examples)
-    sigma = replace(settings, delta=delta).sigma(
-        sampling_probability=q, steps=steps, group_size=unit.group_size, cut=cut
-    )
+
+    def sigma_of(bands: int) -> float:
+        """The noise multiplier with so many noise bands."""
+        require_bands(bands, q, steps, unit.group_size, parts, max_batch)
+        _, chance, turns, *_ = Spend(1.0, q, steps).with_bands(bands)
+        found = replace(settings, delta=delta, noise_bands=bands)
+        return found.sigma(sampling_probability=chance, steps=turns, group_size=unit.group_size, cut=cut)
+
+    bands = settings.noise_bands
+    if bands == AUTO:
+        plain = unit.group_size == 1 and parts is None and max_batch is None
+        bands = _quietest(sigma_of, q, steps if plain else 1)
+    sigma = sigma_of(bands)
     total = settings.clipping.total if isinstance(settings.clipping, PerLayer) else None
     config = PrivacyConfig(
         num_examples=num_examples,
@@ -177,6 +214,7 @@ def make_plan(
         clipping=settings.clipping,
         parts=parts,
         max_batch=max_batch,
+        noise_bands=bands,
     )
     return RunPlan(
         config,
@@ -191,6 +229,27 @@ def make_plan(
         max_batch=max_batch,
         register=settings.register,
     )
+
+
+def _quietest(sigma_of: Callable[[int], float], sampling_probability: float, steps: int) -> int:
+    """The number of noise bands, 1 or another power of 2, that makes the least noise in the sums over steps.
+
+    Args:
+        sigma_of: the noise multiplier that a number of bands needs.
+        sampling_probability: q.
+        steps: number of steps.
+    """
+    counts = [1]
+    while 2 * counts[-1] <= min(MOST_BANDS, steps) and 2 * counts[-1] * sampling_probability <= 1:
+        counts.append(2 * counts[-1])
+    noise = {}
+    for count in counts:
+        try:
+            noise[count] = sigma_of(count) * best_bands(count, steps).error(steps)
+        except InvalidArgument as error:  # no useful noise reaches the target with so many
+            if error.name != "target_epsilon":
+                raise
+    return min(noise, key=noise.__getitem__, default=1)
 
 
 def expected_batch(
@@ -221,34 +280,38 @@ def expected_batch(
 
 
 def last_step(plan: RunPlan, recorded: int, completed: int) -> int:
-    """The step after which a run ends: the planned one, or an earlier one if repeated steps used up the budget.
+    """The step after which a run ends: the planned one, or an earlier one if the budget does not suffice.
+
+    It does not if a crash threw away steps, which are repeated; or with noise bands, if launches end between two turns.
 
     Args:
         plan: the run's plan.
-        recorded: steps in the ledger, including those that a crash threw away.
+        recorded: turns in the ledger (`Ledger.turns`), including those of steps that a crash threw away.
         completed: steps that are part of the result so far.
     """
     config = plan.privacy
-    if config is None or plan.target_epsilon is None or recorded <= completed:
+    if config is None or plan.target_epsilon is None:
+        return plan.steps
+    every, left = config.spend(plan.steps), config.spend(plan.steps - completed)
+    if recorded + left.steps <= every.steps:
         return plan.steps
     affordable = accounting.max_steps(
         target_epsilon=plan.target_epsilon,
         delta=config.delta,
-        noise_multiplier=config.noise_multiplier,
-        sampling_probability=config.sampling_probability,
-        at_least=plan.steps,
-        group_size=config.group_size,
-        cut=config.cut,
+        noise_multiplier=every.noise_multiplier,
+        sampling_probability=every.sampling_probability,
+        at_least=every.steps,
+        group_size=every.group_size,
+        cut=every.cut,
     )
-    return min(plan.steps, max(completed, completed + affordable - recorded))
+    return min(plan.steps, max(completed, completed + config.noise_bands * (affordable - recorded)))
 
 
 def spends_to_come(plan: RunPlan, steps: int) -> list[Spend]:
-    """What `steps` more steps of a run will spend; none without privacy."""
+    """What one launch of `steps` more steps of a run will spend; none without privacy."""
     if plan.privacy is None or not steps:
         return []
-    config = plan.privacy
-    return [Spend(config.noise_multiplier, config.sampling_probability, steps, config.group_size, config.cut)]
+    return [plan.privacy.spend(steps)]
 
 
 def describe_register(plan: RunPlan, run_folder: str | Path, *, resumes: bool = False) -> list[str]:
@@ -295,9 +358,32 @@ def describe_plan(plan: RunPlan) -> list[str]:
         f"clip norm              {plan.privacy.clip_norm:g}",
         *style,
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
+        *_describe_bands(plan.privacy, plan.target_epsilon),
         f"epsilon                {rounded_up(epsilon)} at delta {plan.privacy.delta:g}",
         *([f"{'':<23}{delta_in_words(plan.num_examples, sampled)}"] if plan.chose_delta else []),
         f"too little noise       {useless}" if epsilon > USELESS_EPSILON else _meaning(epsilon, plan.privacy.delta),
+    ]
+
+
+def _describe_bands(config: PrivacyConfig, target_epsilon: float | None) -> list[str]:
+    """What correlated noise does, as lines of text; none for independent noise."""
+    if config.noise_bands == 1:
+        return []
+    own = config.noise_multiplier * config.bands.error(config.steps)
+    sigma = noise_if_any(
+        target_epsilon=config.planned_epsilon() if target_epsilon is None else target_epsilon,
+        delta=config.delta,
+        sampling_probability=config.sampling_probability,
+        steps=config.steps,
+    )
+    if sigma is None:
+        return [f"noise bands            {config.noise_bands}"]
+    share = own / (sigma * INDEPENDENT.error(config.steps)) - 1
+    told = f"{abs(share):.0%} {'less' if share < 0 else 'MORE'} noise in the sums over steps"
+    more = config.noise_multiplier * config.bands.std(config.steps) / sigma
+    return [
+        f"noise bands            {config.noise_bands}: {told} than independent noise for this epsilon",
+        f"{'':<23}a step's own noise is {more:.1f} times that much, so a larger learning rate may be better",
     ]
 
 
@@ -305,14 +391,16 @@ def noise_over_signal(config: PrivacyConfig, trained: int) -> float:
     """How long the noise of all steps together is, over the longest that all clipped gradients together can be.
 
     A step adds noise of length sigma C sqrt(P) to a sum of B gradients, each at most C long. Over T steps the gradients
-    add up to T B C if all of them agree, and the noise, which is drawn anew each time, to sigma C sqrt(T P).
+    add up to T B C if all of them agree, and the noise, which is drawn anew each time, to sigma C sqrt(T P). Correlated
+    noise adds up to less, by the ratio of the errors of its bands and of independent noise.
 
     Args:
         config: the mechanism.
         trained: P, the number of trained parameters.
     """
     signal = config.expected_batch_size * math.sqrt(config.steps)
-    return config.noise_multiplier * math.sqrt(trained) / signal
+    added = config.bands.error(config.steps) / INDEPENDENT.error(config.steps)
+    return config.noise_multiplier * added * math.sqrt(trained) / signal
 
 
 def describe_noise(plan: RunPlan, trained: int) -> list[str]:
@@ -349,5 +437,6 @@ def describe_needed_data(plan: RunPlan) -> list[str]:
         delta=plan.privacy.delta,
         group_size=plan.unit.group_size,
         max_batch=plan.max_batch,
+        noise_bands=plan.privacy.noise_bands,
     )
     return describe_data_needed(work, plan.num_examples, targets, plan.unit.sampled)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
+from dptune.correlated_noise import CorrelatedNoise
 from dptune.flat import released_size
 from dptune.keystream import Keystream, new_key
 from dptune.ledger import LEDGER_NAME, Ledger, begin_ledger
@@ -89,7 +90,7 @@ class PrivateRun:
         ledger: the record of every noisy step; None without privacy and on all ranks but 0.
         completed: steps that are part of the result.
         last: the step after which the run ends: the planned one, or an earlier one if steps that a crash threw away
-            have used up the budget.
+            have used up the budget; with noise bands, also if this launch's turns come too late in it.
 
     Raises:
         InvalidArgument: the folder holds another run, the checkpoint is of another run, or the run would spend more
@@ -111,7 +112,7 @@ class PrivateRun:
         self._starts_from = tuple(starts_from)
         self.ledger: Ledger | None = None
         self.step: PrivateStep | PlainStep | None = None
-        self._noise: GaussianNoise | None = None
+        self._noise: GaussianNoise | CorrelatedNoise | None = None
         self._sampler: PoissonSampler | None = None
         self._has_skipped = False  # the draws of completed steps
         self._parameters: list[nn.Parameter] = []
@@ -128,7 +129,8 @@ class PrivateRun:
         if self.ledger is None or self.plan.privacy is None or not self.ledger.steps:
             return None
         spent = self.ledger.running_epsilon(self.plan.privacy.delta)
-        if self.plan.target_epsilon is not None and self.ledger.steps <= self.plan.steps:
+        planned = self.plan.privacy.spend(self.plan.steps).steps
+        if self.plan.target_epsilon is not None and self.ledger.turns <= planned:
             spent = min(spent, self.plan.target_epsilon)
         return spent if math.isfinite(spent) else None
 
@@ -191,12 +193,12 @@ class PrivateRun:
             )
             return
         size = released_size(model, self.plan.privacy, ranks.rank)
-        self._noise = self._make_noise(size, local_part(self._parameters[0]).device)
+        noise = self._make_noise(size, local_part(self._parameters[0]).device)
         self.step = PrivateStep(
             model,
             self.plan.privacy,
             ledger=self.ledger,
-            noise=self._noise,
+            noise=noise,
             gather=gather,
             reduce=reduce,
             rank=ranks.rank,
@@ -205,6 +207,7 @@ class PrivateRun:
             loss_scale=loss_scale,
             keep_whole_sum=keep_whole_sum,
         )
+        self._noise = self.step.noise
         if self._mechanism:
             self.step.load_state_dict(self._mechanism)
 
@@ -327,7 +330,7 @@ class PrivateRun:
         self.ledger = Ledger(self.folder / LEDGER_NAME, group_size=self.plan.privacy.group_size)
         if saved is not None:
             self.ledger.require_continues(saved.ledger, saved.ledger_steps)
-        last = last_step(self.plan, self.ledger.steps, completed)
+        last = last_step(self.plan, self.ledger.turns, completed)
         if self.plan.register is not None:
             spends = [*self.ledger.spends, *spends_to_come(self.plan, last - completed)]
             register = Budget.register(self.plan.register)
@@ -341,7 +344,12 @@ class PrivateRun:
             plan = self.plan
             keystream = self._sampling_keystream()
             self._sampler = PoissonSampler(
-                plan.num_examples, plan.sampling_probability, keystream, parts=plan.parts, max_batch=plan.max_batch
+                plan.num_examples,
+                plan.sampling_probability,
+                keystream,
+                parts=plan.parts,
+                max_batch=plan.max_batch,
+                noise_bands=plan.privacy.noise_bands if plan.privacy is not None else 1,
             )
         return self._sampler
 

@@ -381,3 +381,70 @@ def test_a_cut_hides_no_reason_against_a_guarantee(path: Path, sampler: str) -> 
     Ledger(path).record(**CUT_STEP | {"sampler": sampler})
     assert len(Ledger(path).reasons) == 1
     assert Ledger(path).epsilon(1e-5) == math.inf
+
+
+# --- noise bands ---
+
+BANDS_STEP: dict[str, Any] = {**STEP, "sampler": "Poisson, cyclic", "noise_bands": 4}
+
+
+def test_turns_are_counted_block_by_block_and_rounded_up(path: Path) -> None:
+    written(path, 1)
+    ledger = Ledger(path)
+    for steps in (5, 3, 8):
+        block = ledger.begin_block()
+        for _ in range(steps):
+            ledger.record(**BANDS_STEP, block=block)
+    assert json.loads(path.read_text().splitlines()[-1]) == {
+        "step": 17, **STEP, "sampler": "Poisson, cyclic", "noise_bands": 4, "block": 3,
+    }  # fmt: skip
+    for one in (ledger, Ledger(path)):
+        assert (one.steps, one.reasons, one.noise_bands) == (17, (), {1, 4})
+        assert one.spends == [Spend(0.9, 0.02, 1), Spend(0.9, 4 * 0.02, 2 + 1 + 2)]
+        assert one.turns == 6
+        assert one.spends_after(1)[1].steps == 6, "the last block is full"
+        assert one.spends_after(4)[1].steps == 6
+        assert one.epsilon(1e-5) == accounting.compose(one.spends, delta=1e-5)
+        firsts = [sum(spend.steps for spend in one.spends_of_first(steps)) for steps in (1, 2, 5, 6, 7, 9, 10, 17)]
+        assert firsts == [1, 1 + 1, 1 + 1, 1 + 2, 1 + 2 + 1, 1 + 2 + 1, 1 + 2 + 1 + 1, 6]
+    assert Ledger(path).begin_block() == 4
+    assert Ledger(path.with_name("none")).spends_after(3) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"block": None},
+        {"noise_bands": None},
+        {"noise_bands": 1},
+        {"noise_bands": 4.0},
+        {"noise_bands": 51},
+        {"block": 0},
+        {"block": "1"},
+        {"sampler": None},
+        {"sampler": CUT_SAMPLER},
+        {"group_size": 2},
+    ],
+)
+def test_a_line_of_noise_bands_that_does_not_hold_is_refused(changed: dict[str, Any], path: Path) -> None:
+    line = {"step": 1, **BANDS_STEP, "block": 1}
+    path.write_text(json.dumps(line) + "\n")
+    assert Ledger(path).turns == 1
+    line |= changed
+    path.write_text(json.dumps({name: value for name, value in line.items() if value is not None}) + "\n")
+    with pytest.raises(InvalidArgument, match="is not a ledger entry"):
+        Ledger(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"noise_bands": 1}, "noise_bands=1: do not fit the sampler, Poisson, cyclic"),
+        ({"sampler": "Poisson"}, "noise_bands=4: do not fit the sampler, Poisson;"),
+        ({}, "block=0: must come from begin_block"),
+    ],
+)
+def test_a_step_whose_bands_do_not_fit_is_not_recorded(changed: dict[str, Any], told: str, path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=told):
+        Ledger(path).record(**BANDS_STEP | changed)
+    assert not path.exists()

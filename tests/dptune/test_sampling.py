@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -415,6 +416,78 @@ def test_draws_are_named_by_what_epsilon_depends_on() -> None:
     assert PoissonSampler(9, 0.5).name == "Poisson"
     assert PoissonSampler(9, 0.5, max_batch=7).name == "Poisson, cut"
     assert PoissonSampler(9, 0.5, Keystream.for_tests(1), max_batch=7).name == "Poisson under a fixed key"
+
+
+# --- cyclic draws ---
+
+
+def test_each_example_is_in_one_group_and_groups_take_turns() -> None:
+    """Each draw is of its group alone, and an example's draws are a whole number of turns apart."""
+    bands, steps = 4, 400
+    sampler = PoissonSampler(300, 0.2, Keystream.for_tests(1), noise_bands=bands)
+    assert sampler._groups is not None
+    found = np.zeros((steps, 300), dtype=bool)
+    for step in range(steps):
+        draw = sampler.draw()
+        assert (sampler._groups[draw] == step % bands).all()
+        found[step, draw] = True
+    of_groups = np.bincount(sampler._groups, minlength=bands)
+    assert within(of_groups, 300, 1 / bands)
+    assert within(found.sum(0), steps // bands, bands * 0.2)
+    for example in found.T:
+        assert len(set(np.flatnonzero(example) % bands)) == 1
+    own = found[:, sampler._groups == 0][::bands]
+    pairs = np.corrcoef(own.T)[np.triu_indices(own.shape[1], 1)]
+    assert abs(pairs.mean()) < 0.01, "examples are drawn independently"
+
+
+def test_a_group_depends_on_the_key_and_the_example_alone() -> None:
+    """So one example more leaves the groups of all others."""
+    groups = [PoissonSampler(n, 0.1, Keystream.for_tests(5), noise_bands=8)._groups for n in (500, 501)]
+    assert groups[0] is not None
+    assert groups[1] is not None
+    assert np.array_equal(groups[0], groups[1][:500])
+    other = PoissonSampler(500, 0.1, noise_bands=8)._groups
+    assert other is not None
+    assert (other != groups[0]).any()
+
+
+def test_a_forgotten_draw_leaves_its_turn() -> None:
+    sampler = PoissonSampler(300, 0.25, Keystream.for_tests(1), noise_bands=4)
+    assert sampler._groups is not None
+    used = sampler.draw()
+    sampler.draw()
+    sampler.draw()
+    sampler._use(len(used), sampling.checksum_of_items(used))
+    sampler._forget()
+    for turn in (1, 2, 3, 0):
+        assert set(sampler._groups[sampler.draw()]) == {turn}
+
+
+def test_one_band_draws_as_before_and_large_sets_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, one = (PoissonSampler(300, 0.3, Keystream.for_tests(1), **how) for how in ({}, {"noise_bands": 1}))
+    assert np.array_equal(plain.draw(), one.draw())
+    draws = []
+    for at_once in (1 << 16, 7):
+        monkeypatch.setattr(sampling, "_AT_ONCE", at_once)
+        draws.append(PoissonSampler(400, 0.3, Keystream.for_tests(3), noise_bands=2).draw())
+    assert np.array_equal(*draws)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"noise_bands": 0}, r"^noise_bands=0: "),
+        ({"noise_bands": 65}, r"^noise_bands=65: give at most 64"),
+        ({"noise_bands": 11}, r"^noise_bands=11: rows would be drawn with probability 1.1 .*give at most 10"),
+        ({"noise_bands": 2, "max_batch": 5}, r"^noise_bands=2: draws that are cut cannot take turns"),
+        ({"noise_bands": 2, "parts": Parts((4, 5), (1.0, 2.0))}, r"^noise_bands=2: draws with weights"),
+    ],
+)
+def test_turns_that_cannot_be_are_refused(how: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidArgument, match=told):
+        PoissonSampler(9, 0.1, **how)
+    assert PoissonSampler(9, 0.1, noise_bands=2).name == "Poisson, cyclic"
 
 
 def test_a_cut_that_cannot_be_is_refused() -> None:

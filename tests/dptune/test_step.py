@@ -243,6 +243,8 @@ def test_no_runtime_setting_is_part_of_what_decides_epsilon():
         "clipping",
         "group_size",
         "parts",
+        "max_batch",
+        "noise_bands",
     }
 
 

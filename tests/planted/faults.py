@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.planted import accelerator, accounting, gradients, noise, programs, run, sharded, step, trainer
+from tests.planted import accelerator, accounting, bands, gradients, noise, programs, run, sharded, step, trainer
 
 FAULTS = (
     *step.FAULTS,
@@ -10,6 +10,7 @@ FAULTS = (
     *gradients.FAULTS,
     *sharded.FAULTS,
     *accounting.FAULTS,
+    *bands.FAULTS,
     *run.FAULTS,
     *trainer.FAULTS,
     *programs.FAULTS,

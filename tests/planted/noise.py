@@ -101,7 +101,7 @@ FAULTS = (
     Fault(
         "neighbouring coordinates share noise",
         "dptune/noise.py",
-        "for values in self.parts():",
+        "for values in parts:",
         "for values in ((part + part.roll(1)) / 2**0.5 for part in self.parts()):",
         (STEP + "::test_a_step_with_noise_is_the_sum_plus_scaled_noise_over_the_expected_batch_size",),
         "of the right variance, but half of it can be subtracted",

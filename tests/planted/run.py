@@ -54,8 +54,8 @@ FAULTS = (
     Fault(
         "group size ignored in the plan",
         "dptune/run/plan.py",
-        "steps=steps, group_size=unit.group_size, cut=cut",
-        "steps=steps, group_size=1, cut=cut",
+        "steps=turns, group_size=unit.group_size, cut=cut",
+        "steps=turns, group_size=1, cut=cut",
         ("tests/dptune/run/test_plan.py::test_repeated_steps_are_taken_off_the_end_of_a_run_with_a_budget",),
         "the noise is too small for the unit that is promised",
     ),
@@ -118,8 +118,8 @@ FAULTS = (
     Fault(
         "last step beyond the budget",
         "dptune/run/plan.py",
-        "return min(plan.steps, max(completed, completed + affordable - recorded))",
-        "return min(plan.steps, max(completed, completed + affordable - recorded) + 1)",
+        "return min(plan.steps, max(completed, completed + config.noise_bands * (affordable - recorded)))",
+        "return min(plan.steps, max(completed, completed + config.noise_bands * (affordable - recorded)) + 1)",
         ("tests/dptune/run/test_plan.py::test_repeated_steps_are_taken_off_the_end_of_a_run_with_a_budget",),
         "a resumed run exceeds its target epsilon",
     ),

@@ -545,6 +545,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     printed = capsys.readouterr().out
     for label in ("draws cut at           300 examples", "forward passes         at most"):
         assert printed.count(label) == 2, label
+    main(flags(bert, data, tmp_path / "out", **given, noise_bands=2, batch_size=8))
+    assert capsys.readouterr().out.count("noise bands            2: ") == 2
     assert not (tmp_path / "out").exists()
 
 

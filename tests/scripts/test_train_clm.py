@@ -524,3 +524,38 @@ def test_cut_draws_are_planned_trained_reported_and_resumed(tiny_model_dir, trai
     with pytest.raises(SystemExit):
         train_clm.main(flags(tiny_model_dir, train_file, tmp_path / "other", max_batch=15))
     assert "--max_batch=15: most draws would be cut" in capsys.readouterr().err
+
+
+def test_noise_bands_are_planned_trained_reported_and_resumed(tiny_model_dir, train_file, tmp_path, capsys):
+    line = flags(tiny_model_dir, train_file, tmp_path / "run", num_train_epochs=None, max_train_steps=3, noise_bands=2)
+    train_clm.main([*line, "--dry_run"])
+    assert re.search(r"noise bands +2: \d+% (less|MORE) noise in the sums over steps than", capsys.readouterr().out)
+    train_clm.main([*line, "--checkpointing_steps", "2", "--base_model_name", "ann/base"])
+    folder = tmp_path / "run" / "publish"
+    report = json.loads((folder / "privacy_report.json").read_text())
+    assert (report["noise_bands"], report["sampler"]) == (2, "Poisson, cyclic: 2 groups of examples take turns")
+    turns = epsilon(noise_multiplier=0.8, sampling_probability=2 * 0.25, steps=2, delta=1e-3)
+    assert report["epsilon"] == check_publishable(folder).epsilon == turns
+    resumed = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")]
+    with pytest.raises(SystemExit):
+        train_clm.main([*line[: line.index("--noise_bands")], *resumed])
+    assert "noise_bands was '2' in the checkpoint and is '1' now" in capsys.readouterr().err
+    train_clm.main([*line, *resumed])
+    ledger = Ledger(folder / "ledger.jsonl")
+    assert (ledger.steps, ledger.turns) == (4, 2 + 1)
+    assert json.loads((folder / "privacy_report.json").read_text())["epsilon"] == ledger.epsilon(1e-3) > turns
+
+
+@pytest.mark.parametrize(
+    ("bands", "told"),
+    [
+        ("many", "--noise_bands='many': give a whole number"),
+        ("auto", "--noise_bands='auto': is chosen for a target epsilon"),
+        ("5", "--noise_bands=5: rows would be drawn with probability 1.25"),
+    ],
+)
+def test_noise_bands_that_cannot_be_are_refused(bands, told, tiny_model_dir, train_file, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_clm.main(flags(tiny_model_dir, train_file, tmp_path / "out", noise_bands=bands))
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dptune.accounting import Spend, running_epsilon
 from dptune.ledger import LEDGER_NAME, Ledger
 from dptune.published import published_part
-from dptune.report.statement import REPORT_NAME, PrivacyStatement, read_privacy_report, spends_of_unused
+from dptune.report.statement import REPORT_NAME, PrivacyStatement, read_privacy_report, spends_with_unused
 
 Profile = tuple[tuple[float, float], ...]  # pairs of epsilon and delta that all hold
 
@@ -51,5 +51,5 @@ def profile_of_run(folder: str) -> tuple[PrivacyStatement, Profile]:
     if statement.epsilon is None or statement.delta is None:
         return statement, ()
     ledger = Ledger(published / LEDGER_NAME, group_size=statement.group_size)
-    spends = [*ledger.spends, *spends_of_unused(statement, statement.unused_steps)]
+    spends = spends_with_unused(statement, ledger, statement.unused_steps)
     return statement, ((statement.epsilon, statement.delta), *profile_of_spends(spends, statement.delta))

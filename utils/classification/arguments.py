@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dptune._aliases import aliases
-from dptune._validate import refuse, require_count, require_delta, require_positive
+from dptune._validate import refuse, renamed, require_count, require_delta, require_positive
 from dptune.published import published_model
-from dptune.run.plan import PrivacySettings
+from dptune.run.plan import AUTO, PrivacySettings, noise_bands_of
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.cli.flags import refuse_unread
 from utils.training.card_arguments import CardArguments
@@ -33,7 +33,7 @@ CLASSIFIER_FLAGS = {
     "resume_from": "--resume_from_checkpoint",
     "register": "--register",
 }
-ONLY_PRIVATE = ("target_epsilon", "noise_multiplier", "delta", "register")  # flags that only a private run reads
+ONLY_PRIVATE = ("target_epsilon", "noise_multiplier", "delta", "register", "noise_bands")  # only for privacy
 _EPSILON = 8.0
 
 
@@ -200,6 +200,14 @@ class BudgetArguments:
             "default: draws are not cut"
         },
     )
+    noise_bands: str = field(
+        default="1",
+        metadata={
+            "help": "correlate noise over so many steps: less noise in the sum of all steps, more in each; rows then "
+            "take turns in so many groups; auto: as many as make the least noise for --target_epsilon; default: 1, "
+            "independent noise"
+        },
+    )
     ignore_users: bool = field(
         default=False,
         metadata={"help": "protect rows although --train_file names users: a user with many rows is protected less"},
@@ -221,6 +229,10 @@ class BudgetArguments:
             require_delta(self.delta, name="--delta")
         if self.max_batch is not None:
             require_count("--max_batch", self.max_batch)
+        with renamed({"noise_bands": "--noise_bands"}):
+            bands = noise_bands_of(self.noise_bands)
+        if bands == AUTO and self.noise_multiplier is not None:
+            refuse("--noise_bands", bands, "is chosen for --target_epsilon; give that, or a number of bands")
 
     def settings(self) -> PrivacySettings | None:
         """The engine's privacy settings; None without privacy. An open --clip_norm must be measured first."""
@@ -234,6 +246,7 @@ class BudgetArguments:
             target_epsilon=None if self.noise_multiplier is not None else (self.target_epsilon or _EPSILON),
             delta=self.delta,
             register=self.register,
+            noise_bands=noise_bands_of(self.noise_bands),
         )
 
     @property
@@ -447,6 +460,7 @@ ON_RESUME: OnResumeTable = {
     "delta": OnResume.COMPARED,
     "register": OnResume.RUNTIME,  # whether there is one is compared; the file may move
     "max_batch": OnResume.REFUSED,
+    "noise_bands": OnResume.REFUSED,
     "insecure_test_seed": OnResume.REFUSED,
     "ignore_users": OnResume.RUNTIME,
     # optimisation: likewise

@@ -24,6 +24,7 @@ _SET_BY_THE_COMPARISON = (
     "insecure_test_seed",
     "learning_rate",
     "max_batch",
+    "noise_bands",
     "noise_multiplier",
     "resume_from_checkpoint",
     "seed",

@@ -20,6 +20,7 @@ from utils.training.privacy_flags import PrivacyFlags
 
 # Flags that only a private run reads. The others of privacy also say what is drawn, so runs without privacy read them.
 ONLY_PRIVATE = (
+    "noise_bands",
     "register",
     "target_epsilon",
     "delta",
@@ -132,6 +133,7 @@ ON_RESUME: OnResumeTable = {
     "user_level_method": OnResume.REFUSED,
     "unit_gradient": OnResume.REFUSED,
     "max_batch": OnResume.REFUSED,
+    "noise_bands": OnResume.REFUSED,
     "insecure_test_seed": OnResume.REFUSED,
     "audit_canaries": OnResume.REFUSED,
     "audit_dials": OnResume.REFUSED,

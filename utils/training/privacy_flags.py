@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dptune._validate import refuse, require_count
+from dptune._validate import refuse, renamed, require_count
 from dptune.audit.one_run import LEAST_CANARIES
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.run.plan import PrivacySettings
+from dptune.run.plan import PrivacySettings, noise_bands_of
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
 
 
@@ -61,6 +61,14 @@ class PrivacyFlags:
             "epsilon; default: draws are not cut"
         },
     )
+    noise_bands: str = field(
+        default="1",
+        metadata={
+            "help": "correlate noise over so many steps: less noise in the sum of all steps, more in each; rows (or "
+            "authors) then take turns in so many groups; auto: as many as make the least noise for --target_epsilon; "
+            "default: 1, independent noise"
+        },
+    )
     ignore_users: bool = field(
         default=False,
         metadata={"help": "protect rows although a column names users: a user with many rows is protected less"},
@@ -99,7 +107,8 @@ class PrivacyFlags:
             refuse("--noise_multiplier", self.noise_multiplier, remedy)
         if self.max_batch is not None:
             require_count("--max_batch", self.max_batch)
-        self.settings()
+        with renamed({"noise_bands": "--noise_bands"}):
+            self.settings()
         self._check_unit()
         self._check_canaries()
 
@@ -114,6 +123,7 @@ class PrivacyFlags:
             delta=self.delta,
             clipping=clipping,
             register=self.register,
+            noise_bands=noise_bands_of(self.noise_bands),
         )
 
     def _check_unit(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from dptune._validate import InvalidArgument
-from dptune.accounting import Cut, data_needed, epsilon, noise_multiplier
+from dptune.accounting import Cut, Spend, compose, data_needed, epsilon, noise_multiplier
 from dptune.accounting.data_needed import Work, describe_data_needed, noise_if_any
 
 WORK = Work(batch=256, steps=30, delta=1e-5)
@@ -96,6 +96,17 @@ def test_a_handful_of_examples_is_told_as_a_whole_number() -> None:
 def test_amounts_below_the_batch_are_left_out() -> None:
     rows = [line.split() for line in describe_data_needed(WORK, 300, [8.0])[2:-2]]
     assert [first for first, _ in rows] == ["300", "3,000"]
+
+
+def test_noise_bands_count_turns_and_are_fewer_where_batches_are_large() -> None:
+    bands = replace(WORK, noise_bands=4)
+    assert bands.spend(1.0, 4000) == Spend(1.0, 4 * 256 / 4000, 8)
+    assert bands.spend(1.0, 600) == Spend(1.0, 2 * 256 / 600, 15)
+    assert bands.spend(1.0, 256) == WORK.spend(1.0, 256) == Spend(1.0, 1.0, 30)
+    found = bands.noise(4000, 3.0)
+    assert found is not None
+    assert compose([bands.spend(found, 4000)], delta=WORK.delta_of(4000)) <= 3.0
+    assert compose([bands.spend(0.9 * found, 4000)], delta=WORK.delta_of(4000)) > 3.0
 
 
 def test_the_noise_covers_cut_draws_and_few_examples_are_never_cut() -> None:

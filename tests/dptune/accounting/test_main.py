@@ -52,6 +52,15 @@ def test_a_table_of_cut_draws_counts_the_cut(capsys: pytest.CaptureFixture[str])
     assert exact > 1.5 * epsilon(**setting)
 
 
+def test_a_table_with_noise_bands_counts_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--batch_size", "1024", "--epochs", "3", "--noise_multiplier", "1", "--noise_bands", "8"]
+    text = printed(capsys, *flags)
+    assert "67,349 examples, 8 noise bands\n" in text
+    ((_, shown),) = cells_of(text)
+    exact = epsilon(noise_multiplier=1.0, sampling_probability=8 * 1024 / N, steps=25, delta=DELTA)
+    assert exact <= float(shown) <= exact * 1.001
+
+
 @pytest.mark.parametrize("group_size", [1, 3])
 def test_the_noise_for_an_epsilon_is_the_accountants(capsys: pytest.CaptureFixture[str], group_size: int) -> None:
     """Cells of a one-row table, because cells with a group size take seconds."""

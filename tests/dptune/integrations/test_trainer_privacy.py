@@ -182,3 +182,15 @@ def test_cut_draws_are_in_ledger_report_and_epsilon(tmp_path: Path) -> None:
     assert report["epsilon"] > accounting.epsilon(**setting)
     with pytest.raises(InvalidArgument, match=r"^--max_batch=5: most draws would be cut"):
         _ = dp_trainer(tmp_path / "other", privacy=privacy_arguments(max_batch=5)).plan
+
+
+def test_noise_bands_are_in_ledger_report_and_epsilon(tmp_path: Path) -> None:
+    trainer = dp_trainer(tmp_path, privacy=privacy_arguments(noise_multiplier=4.0, noise_bands="2", **SECRET))
+    trainer.train()
+    assert [(line["noise_bands"], line["block"]) for line in lines(tmp_path)] == [(2, 1)] * 2
+    report = report_of(tmp_path)
+    assert (report["noise_bands"], report["sampler"]) == (2, "Poisson, cyclic: 2 groups of examples take turns")
+    turns = accounting.epsilon(noise_multiplier=4.0, sampling_probability=1.0, steps=1, delta=1e-3)
+    assert report["epsilon"] == pytest.approx(turns)
+    with pytest.raises(InvalidArgument, match=r"^--noise_bands=3: rows would be drawn with probability 1.5"):
+        _ = dp_trainer(tmp_path / "other", privacy=privacy_arguments(noise_bands="3")).plan

@@ -82,6 +82,22 @@ def test_a_run_of_cut_draws_passes_and_says_so(tmp_path: Path) -> None:
         check_publishable(folder)
 
 
+def test_a_run_with_noise_bands_passes_and_says_so(tmp_path: Path) -> None:
+    config, ledger = replace(CONFIG, noise_bands=2, steps=3), Ledger(tmp_path / "ledger.jsonl")
+    block = ledger.begin_block()
+    for _ in range(3):
+        ledger.record(**SPEND, sampler="Poisson, cyclic", noise_bands=2, block=block)
+    made = state_privacy(config, ledger, GaussianNoise(1), privacy_unit="one row", unused_steps=1)
+    folder = publish(tmp_path, made, save, ledger=ledger, base_model="ann/base", artifact=LORA_ADAPTER)
+    assert check_publishable(folder).epsilon == config.planned_epsilon() == compose([Spend(1.0, 0.2, 2)], delta=1e-5)
+    assert "| Sampler | Poisson, cyclic: 2 groups of examples take turns |" in (folder / "README.md").read_text()
+    edited("privacy_report.json", noise_bands=3)(folder)
+    with pytest.raises(InvalidArgument, match="is of other noise bands than"):
+        check_publishable(folder)
+    with pytest.raises(InvalidArgument, match="has steps of 2 noise bands, but the configuration says 1"):
+        state_privacy(CONFIG, ledger, GaussianNoise(1), privacy_unit="one row")
+
+
 def private_epsilon(steps: int) -> float:
     return compose([Spend(1.0, 0.1, steps, 1)], delta=1e-5)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dptune.accounting import epsilon
+from dptune.accounting import Spend, compose, epsilon
 from dptune.ledger import Ledger
 from dptune.report import publish as publishing
 from dptune.report.card import LORA_ADAPTER
@@ -47,6 +47,23 @@ def test_the_curve_ends_at_the_reports_epsilon(
     assert (min(drawn), max(drawn), len(drawn)) == (1, 30, 20)
     assert drawn[30] == spent
     assert list(drawn.values()) == sorted(drawn.values())
+
+
+def test_the_curve_of_noise_bands_follows_the_launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[int, float] = {}
+    monkeypatch.setattr(
+        publishing, "plot_epsilon", lambda _, steps, epsilons, __: drawn.update(zip(steps, epsilons, strict=True))
+    )
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for steps in (1, 2):
+        block = ledger.begin_block()
+        for _ in range(steps):
+            settings = {"noise_multiplier": 1.0, "sampling_probability": 0.1, "noise_bands": 2, "block": block}
+            ledger.record(**settings, clip_norm=1.0, sampler="Poisson, cyclic")
+    one, two, three = (compose([Spend(1.0, 0.2, turns)], delta=1e-5) for turns in (1, 2, 3))
+    stated = private(**PRIVATE | {"steps": 3}, noise_bands=2, unused_steps=1, epsilon=three)
+    published(tmp_path, stated, ledger=ledger)
+    assert drawn == {1: one, 2: two, 3: two, 4: three}
 
 
 def test_all_files_are_written_and_agree(tmp_path: Path) -> None:

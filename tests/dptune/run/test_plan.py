@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
 import torch
 
 from dptune import InvalidArgument
-from dptune.accounting import epsilon
+from dptune.accounting import Spend, compose, epsilon
 from dptune.accounting.rounding import rounded_up
 from dptune.clipping_styles import PerLayer
 from dptune.run.plan import (
@@ -20,7 +21,9 @@ from dptune.run.plan import (
     expected_batch,
     last_step,
     make_plan,
+    noise_bands_of,
     noise_over_signal,
+    spends_to_come,
 )
 from dptune.sampling import Parts
 from dptune.units.unit import ItemUnit, PrivacyUnit, Unit
@@ -283,3 +286,78 @@ def test_draws_are_cut_without_privacy_too() -> None:
     assert (plan.privacy, plan.max_batch) == (None, 14)
     with pytest.raises(InvalidArgument, match=r"^max_batch=9: "):
         make_plan(None, num_examples=100, batch=10, steps=8, max_batch=9)
+
+
+# --- noise bands ---
+
+
+def bands_plan(settings: dict[str, Any] | None = None, **changed: Any) -> RunPlan:
+    given = PrivacySettings(**{"target_epsilon": 8.0, "delta": 1e-3, "noise_bands": 4} | (settings or {}))
+    how: dict[str, Any] = {"num_examples": 400, "batch": 20, "steps": 30}
+    return make_plan(given, **how | changed)
+
+
+def test_a_plan_with_noise_bands_has_the_noise_for_its_turns_and_says_so() -> None:
+    plan = bands_plan()
+    assert plan.privacy is not None
+    turns = Spend(plan.privacy.noise_multiplier, 4 * 0.05, 8)
+    assert plan.privacy.spend(30) == turns
+    assert spends_to_come(plan, 30) == [turns]
+    assert 7.9 < compose([turns], delta=1e-3) == plan.privacy.planned_epsilon() <= 8
+    told = next(line for line in describe_plan(plan) if line.startswith("noise bands            4: "))
+    share = re.search(r"(\d+)% less noise in the sums over steps", told)
+    assert share is not None
+    one = bands_plan({"noise_bands": 1}).privacy
+    assert one is not None
+    noise = [each.noise_multiplier * each.bands.error(30) for each in (plan.privacy, one)]
+    assert int(share[1]) == round(100 * (1 - noise[0] / noise[1])) >= 10
+    assert noise_over_signal(plan.privacy, 100) / noise_over_signal(one, 100) == pytest.approx(noise[0] / noise[1])
+    assert not any("noise bands" in line for line in describe_plan(bands_plan({"noise_bands": 1})))
+
+
+def test_automatic_noise_bands_are_those_with_the_least_noise() -> None:
+    plan = bands_plan({"noise_bands": "auto"}, batch=100, steps=12)
+    assert plan.privacy is not None
+    every = [bands_plan({"noise_bands": bands}, batch=100, steps=12).privacy for bands in (1, 2, 4)]
+    noise = [each.noise_multiplier * each.bands.error(12) for each in every if each is not None]
+    assert plan.privacy == every[noise.index(min(noise))]
+    assert plan.privacy.noise_bands > 1
+
+
+def test_automatic_noise_bands_are_one_where_no_others_go() -> None:
+    for how in ({"parts": Parts((200, 200), (1.0, 2.0)), "steps": 4}, {"batch": 400}):
+        plan = bands_plan({"noise_bands": "auto"}, **how)
+        assert plan.privacy is not None
+        assert plan.privacy.noise_bands == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "how", "told"),
+    [
+        ({"noise_bands": 0}, {}, r"^noise_bands=0: "),
+        ({"noise_bands": 31}, {"batch": 2}, r"^noise_bands=31: must be at most the number of steps, 30"),
+        ({"noise_bands": 21}, {}, r"^noise_bands=21: rows would be drawn with probability 1.05 when"),
+        ({"noise_bands": "auto", "target_epsilon": None, "noise_multiplier": 1.0}, {}, "is chosen for a target"),
+        ({}, {"unit": ItemUnit(group_size=2)}, r"^noise_bands=4: units with up to 2 examples would have several turns"),
+        ({}, {"parts": Parts((200, 200), (1.0, 2.0))}, r"^noise_bands=4: draws with weights cannot take turns"),
+        ({}, {"max_batch": 60}, r"^noise_bands=4: draws that are cut cannot take turns"),
+    ],
+)
+def test_noise_bands_whose_cost_is_not_known_are_refused(
+    settings: dict[str, Any], how: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=told):
+        bands_plan(settings, **how)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "2.5", "many", 0])
+def test_a_flag_of_noise_bands_is_a_count_or_auto(given: str | int) -> None:
+    assert (noise_bands_of("8"), noise_bands_of(8), noise_bands_of("auto")) == (8, 8, "auto")
+    with pytest.raises(InvalidArgument, match=r"^noise_bands="):
+        noise_bands_of(given)
+
+
+@pytest.mark.parametrize(("recorded", "completed", "last"), [(0, 0, 30), (4, 16, 30), (5, 17, 29), (8, 28, 28)])
+def test_with_noise_bands_a_run_ends_when_its_turns_are_used_up(recorded: int, completed: int, last: int) -> None:
+    """Of 8 turns: 17 steps use 5, and the 3 that are left are 12 steps."""
+    assert last_step(bands_plan(), recorded, completed) == last

@@ -84,6 +84,7 @@ def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None
         (["--", "--max-grad-norm=1"], "--max_grad_norm='after --': the comparison sets it"),
         (["--", "--clip_norm", "1"], "--clip_norm='after --': the comparison sets it"),
         (["--", "--max_batch", "300"], "--max_batch='after --': the comparison sets it"),
+        (["--", "--noise_bands", "2"], "--noise_bands='after --': the comparison sets it"),
         (["--", "--num-epochs=9"], "--num_epochs='after --': the comparison sets it"),
         (["--mode", "full"], "unknown flag: --mode (did you mean --modes?)"),
     ],
