@@ -98,7 +98,8 @@ def with_recipe(
     never = {one.name for one in fields(args)} - told
     always = told if privacy.disable_dp else {*told, *_TOLD_IF_PRIVATE}
     words = program.format(processes=args.world_size)
-    recipe = command_line(words, args, privacy, *more, always=always, never=never, names=names)
+    shown = ("noise_bands",)
+    recipe = command_line(words, args, privacy, *more, always=always, never=never, shown=shown, names=names)
     return replace(card, recipe=recipe)
 
 

@@ -536,6 +536,7 @@ def test_noise_bands_are_planned_trained_reported_and_resumed(tiny_model_dir, tr
     assert (report["noise_bands"], report["sampler"]) == (2, "Poisson, cyclic: 2 groups of examples take turns")
     turns = epsilon(noise_multiplier=0.8, sampling_probability=2 * 0.25, steps=2, delta=1e-3)
     assert report["epsilon"] == check_publishable(folder).epsilon == turns
+    assert "--noise_bands 2 " in (folder / "README.md").read_text().replace("\\\n", " ")
     resumed = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2")]
     with pytest.raises(SystemExit):
         train_clm.main([*line[: line.index("--noise_bands")], *resumed])

@@ -336,7 +336,7 @@ def classifier_recipe(planned: PlannedTask, updates: UpdateSettings) -> str:
         *settings,
         always=_ALWAYS_TOLD,
         never=[name for name, kind in ON_RESUME.items() if kind is OnResume.RUNTIME],
-        shown=("lora_target_modules",),
+        shown=("lora_target_modules", "noise_bands"),
         names={
             "model_name_or_path": published_name(name),
             "learning_rate": f"{updates.learning_rate:g}",

@@ -619,6 +619,6 @@ def recipe_of(groups: Groups, num_processes: int) -> str:
         *groups,
         always=always,
         never=[name for name, kind in ON_RESUME.items() if kind is OnResume.RUNTIME],
-        shown=("lora_target_modules", "trainable", "layer_clip_norms"),
+        shown=("lora_target_modules", "trainable", "layer_clip_norms", "noise_bands"),
         names={"model_name_or_path": published_name(groups.card.base_model_name or groups.model.model_name_or_path)},
     )

@@ -86,7 +86,7 @@ def test_a_module_that_transformers_does_not_know_is_saved_as_its_state(tmp_path
 
 def test_the_recipe_names_what_decides_the_result_and_no_path(tmp_path: Path) -> None:
     args = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-3, max_steps=7, use_cpu=True, report_to=[])
-    recipe = with_recipe(CardFields(), args, PrivacyArguments(target_epsilon=8.0, delta=1e-7)).recipe
+    recipe = with_recipe(CardFields(), args, PrivacyArguments(target_epsilon=8.0, delta=1e-7, noise_bands="4")).recipe
     assert recipe is not None
     assert str(tmp_path) not in recipe
     told = " ".join(recipe.replace("\\\n", " ").split())
@@ -97,6 +97,7 @@ def test_the_recipe_names_what_decides_the_result_and_no_path(tmp_path: Path) ->
         "--target_epsilon 8.0",
         "--clip_norm 1.0",
         "--delta 1e-07",
+        "--noise_bands 4",
     ):
         assert words in f"{told} "
     assert "--num_train_epochs" not in told
