@@ -315,7 +315,9 @@ class Budget:
             return f"{epsilon}, closed after {steps:,} steps"
         if not stage.reserved:
             return epsilon
-        return f"{epsilon} reserved, {self._opened(stage).turns:,} of {steps:,} steps taken"
+        ledger = self._opened(stage)
+        what = "steps" if ledger.turns == ledger.steps else "turns"  # of an example, with noise bands
+        return f"{epsilon} reserved, {ledger.turns:,} of {steps:,} {what} taken"
 
     def _reasons(self, stages: Sequence[Stage]) -> list[str]:
         return [f"{entered.stage}: {reason}" for entered in stages for reason in self._reasons_of(entered)]

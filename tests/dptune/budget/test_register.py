@@ -14,6 +14,7 @@ from dptune.accounting import Spend, compose
 from dptune.budget import Budget
 from dptune.budget.stages import Stage, append_stage
 from dptune.ledger import Ledger, begin_ledger
+from dptune.sampling import CYCLIC_SAMPLER
 
 UNIT, DELTA = "one training example", 1e-6
 RUN = Spend(1.0, 0.01, 300)  # epsilon 1.5 at this delta
@@ -204,3 +205,20 @@ def test_of_many_runs_that_start_at_once_only_those_with_room_are_entered(
         entered = pool.starmap(_try_to_reserve, [(register.path, f"run-{number}") for number in range(4)], 1)
     assert sum(entered) == len(register.stages) == 2
     assert register.epsilon(DELTA) == TWO
+
+
+def test_a_run_with_noise_bands_counts_turns(register: Budget) -> None:
+    ledger = reserve(register, "one", Spend(1.0, 0.02, 3))
+    book = Ledger(ledger)
+    block = book.begin_block()
+    for _ in range(4):
+        book.record(
+            noise_multiplier=1.0,
+            sampling_probability=0.01,
+            clip_norm=1.0,
+            sampler=CYCLIC_SAMPLER,
+            noise_bands=2,
+            block=block,
+        )
+    assert "2 of 3 turns taken" in register.describe(DELTA)[0]
+    assert register.epsilon(DELTA) == compose([Spend(1.0, 0.02, 3)], delta=DELTA)
