@@ -37,6 +37,7 @@ REPORT_KEYS = {
     "versions",
     "parts",
     "max_batch",
+    "noise_bands",
     *("repeated_steps", "unused_steps", "starts_from", "sampled", "method", "group_size"),
 }
 TOKEN = "hf_a_secret_that_must_not_appear"
