@@ -42,12 +42,14 @@ _FLAGS = {
             "group_size",
             "rows_per_unit",
             "ranks",
+            "dtype",
             "units",
             "steps",
             "confidence",
         )
     },
 }
+_DTYPES = ("float32", "bfloat16")  # `games.DTYPES`, which needs torch
 _STYLES = ("flat", "per-layer", "automatic", "adaptive")
 
 
@@ -163,7 +165,7 @@ def _audited(args: argparse.Namespace) -> Audited:
         for name in needed:
             if getattr(args, name) is not None:
                 refuse(f"--{name}", getattr(args, name), "the run's own is audited; give RUN or flags, not both")
-        return settings_of_run(args.run, ranks=args.ranks)
+        return settings_of_run(args.run, ranks=args.ranks, dtype=args.dtype)
     for name in needed:
         if getattr(args, name) is None:
             refuse(f"--{name}", None, "give it, or the folder of a finished run")
@@ -175,6 +177,7 @@ def _audited(args: argparse.Namespace) -> Audited:
         group_size=args.group_size,
         rows_per_unit=args.rows_per_unit,
         ranks=args.ranks,
+        dtype=args.dtype,
     )
     return Audited(mechanism, args.sampling_probability, args.delta, args.run_steps)
 
@@ -222,6 +225,8 @@ def _add_mechanism(flags: argparse.ArgumentParser) -> None:
     together = "rows of one unit that are drawn together and clipped as one; without RUN (default 1)"
     flags.add_argument("--rows_per_unit", type=int, default=1, help=together)
     flags.add_argument("--run_steps", type=int, help="steps of the whole run, for its epsilon; without RUN")
+    passes = "of forward passes, bfloat16 as under mixed_precision bf16 (default float32)"
+    flags.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0], help=passes)
     flags.add_argument("--ranks", type=int, default=1, help="ranks that share a step, in this process (default 1)")
     flags.add_argument("--steps", type=int, default=500, help="steps of each of the four launches (default 500)")
     flags.add_argument("--composed_steps", type=int, default=10, help="steps of a game of several steps (default 10)")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dptune._validate import require_count, require_within
+from dptune._validate import refuse, require_count, require_within
 from dptune.accounting.delta import default_delta
 from dptune.audit.stand_in import LORA, StandIn
 from dptune.audit.threads import run_in_threads
@@ -33,6 +33,8 @@ from dptune.run.session import PrivateRun
 from dptune.units.unit import ItemUnit
 
 _CLIP_NORMS = (1e-9, 1e9)  # so that gradients a thousand times as long, and their squares, are floating-point numbers
+FLOAT32 = "float32"
+DTYPES = (FLOAT32, "bfloat16")
 _AT_ONCE = 32  # rows in a micro-batch
 _MEMORY = Path("/dev/shm")  # where the ledger of a launch costs no time; it is lost anyway
 
@@ -49,6 +51,7 @@ class Mechanism:
         group_size: rows of one unit that are drawn and clipped each on its own, see `PrivacyConfig`.
         rows_per_unit: rows of one unit that are drawn together and clipped as one.
         ranks: number of ranks that share a step.
+        dtype: of forward passes: "float32", or "bfloat16" as under `mixed_precision: bf16`.
         units: number of units in the stand-in's data.
     """
 
@@ -59,12 +62,15 @@ class Mechanism:
     group_size: int = 1
     rows_per_unit: int = 1
     ranks: int = 1
+    dtype: str = FLOAT32
     units: int = 32
 
     def __post_init__(self) -> None:
         for name in ("group_size", "rows_per_unit", "ranks"):
             require_count(name, getattr(self, name))
         require_count("units", self.units, minimum=2)
+        if self.dtype not in DTYPES:
+            refuse("dtype", self.dtype, f"is not audited; give one of {', '.join(DTYPES)}")
         require_within("clip_norm", self.clip_norm, _CLIP_NORMS)
         self.config(1.0, 1)  # checks the rest
 
@@ -232,7 +238,9 @@ def _feed(run: PrivateRun, model: StandIn, mechanism: Mechanism, items: np.ndarr
         units, present = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)
     rows = torch.from_numpy(np.repeat(units, mechanism.rows_per_unit))
     counts = torch.from_numpy(np.repeat(present, mechanism.rows_per_unit))
-    run.backward(model(rows) * counts, rows_per_unit=mechanism.rows_per_unit, items=items)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mechanism.dtype != FLOAT32):
+        losses = model(rows)
+    run.backward(losses.float() * counts, rows_per_unit=mechanism.rows_per_unit, items=items)
 
 
 def _released(parameters: list[nn.Parameter]) -> Tensor:

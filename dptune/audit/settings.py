@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dptune._validate import present, refuse, require_count, require_positive
 from dptune.adapter_files import PEFT_WEIGHTS_NAME, WEIGHTS_NAME
-from dptune.audit.games import Mechanism
+from dptune.audit.games import FLOAT32, Mechanism
 from dptune.audit.stand_in import LORA, WHOLE
 from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, PerLayer, clipping_in_words
 from dptune.published import published_part
@@ -37,14 +37,14 @@ class Audited:
     epsilon: float | None = None
 
 
-def settings_of_run(path: str | Path, *, ranks: int) -> Audited:
+def settings_of_run(path: str | Path, *, ranks: int, dtype: str = FLOAT32) -> Audited:
     """The settings in the privacy report of a finished run.
 
     Clip norms of single layers are replaced by equal shares of the same total, because the stand-in has other layers.
 
     Args:
         path: the run's folder, or its folder `publish`.
-        ranks: number of ranks to play with, which the report does not state.
+        ranks, dtype: see `Mechanism`; the report does not state them.
 
     Raises:
         InvalidArgument: there is no report, or it states no guarantee to audit.
@@ -63,6 +63,7 @@ def settings_of_run(path: str | Path, *, ranks: int) -> Audited:
         group_size=statement.group_size,
         rows_per_unit=_rows_per_unit(statement),
         ranks=ranks,
+        dtype=dtype,
     )
     delta, steps = present(statement.delta, "delta"), statement.steps + statement.unused_steps
     return Audited(mechanism, statement.sampling_probability, delta, steps, statement.epsilon)

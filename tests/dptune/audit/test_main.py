@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.audit_faults import FAULTS
-from dptune.audit.__main__ import main
+from dptune.audit.__main__ import _DTYPES, main
+from dptune.audit.games import DTYPES
 from dptune.audit.training import Canaries, write_canaries
 from tests.dptune.audit.test_settings import run_with
 from tests.dptune.report.test_check import private_run
@@ -105,3 +106,7 @@ def test_a_run_without_canaries_is_refused(tmp_path: Path, capsys: pytest.Captur
     private_run(tmp_path)
     assert run("training", str(tmp_path)) == 2
     assert "canaries.json': cannot be read (No such file or directory); train with" in capsys.readouterr().err
+
+
+def test_the_flag_offers_the_dtypes_that_are_audited() -> None:
+    assert _DTYPES == DTYPES

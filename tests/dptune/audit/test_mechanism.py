@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor
 
 from benchmarks.audit_faults import FAULTS
 from dptune import InvalidArgument, accounting
@@ -10,6 +12,7 @@ from dptune.audit.bounds import epsilon_of_mu
 from dptune.audit.checks import Finding
 from dptune.audit.games import Mechanism
 from dptune.audit.mechanism import Plan, Result, audit_mechanism, implied_epsilon
+from dptune.clipping import Clipper
 from dptune.clipping_styles import PerLayer
 
 DELTA = 1e-5
@@ -23,7 +26,13 @@ def small(*, q: float = 1.0, sigma: float = 1.0, confidence: float = 1 - 1e-4, *
 
 @pytest.mark.parametrize(
     "how",
-    [{"q": 0.25, "ranks": 2}, {"group_size": 2, "q": 0.5}, {"trained": "whole", "clipping": PerLayer()}],
+    [
+        {"q": 0.25, "ranks": 2},
+        {"group_size": 2, "q": 0.5},
+        {"trained": "whole", "clipping": PerLayer()},
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "trained": "whole"},
+    ],
     ids=lambda how: "-".join(how),
 )
 def test_the_engine_is_not_contradicted(how) -> None:
@@ -51,6 +60,33 @@ def test_a_planted_fault_is_found(name: str) -> None:
     assert result.contradicted
     assert result.verdict.startswith("CONTRADICTED: ")
     assert result.findings[0].contradicted, "what is contradicted comes first"
+
+
+@pytest.mark.parametrize("trained", ["lora", "whole"])
+def test_norms_that_bfloat16_rounds_to_half_are_found(trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of mixed precision alone: nothing changes in float32."""
+    exact = Clipper.factors
+
+    def rounded(self: Clipper, squared_norms: dict[str, Tensor], clip_norm: float) -> dict[str, Tensor]:
+        halves = 4 if seen else 1
+        return exact(self, {name: value / halves for name, value in squared_norms.items()}, clip_norm)
+
+    seen: list[bool] = []
+    autocast = torch.autocast.__enter__
+
+    def entered(self: torch.autocast) -> object:
+        seen.extend([True] if self._enabled and self.fast_dtype == torch.bfloat16 else [])
+        return autocast(self)
+
+    monkeypatch.setattr(Clipper, "factors", rounded)
+    monkeypatch.setattr(torch.autocast, "__enter__", entered)
+    assert not small(trained=trained).contradicted
+    assert small(trained=trained, dtype="bfloat16").contradicted
+
+
+def test_a_dtype_that_is_not_audited_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="dtype='float16': is not audited"):
+        small(dtype="float16")
 
 
 def test_a_fault_in_noise_or_clipping_shows_in_epsilon_itself() -> None:
