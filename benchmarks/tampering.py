@@ -2,7 +2,7 @@ r"""Change a published folder in ways that would mislead its reader, one at a ti
 
     python -m benchmarks.tampering OUT --output benchmarks/results/NAME.md
 
-OUT is the folder of a finished private run, such as that of `make demo`. Whoever changes a file also writes SHA256SUMS
+OUT is the folder of a finished private run, such as that of `make demo`. After each change SHA256SUMS is written
 anew, except for the weights, which nothing else vouches for. The exit status is 1 if a change passes.
 """
 

@@ -89,7 +89,7 @@ class CorrelatedNoise:
             for coefficient, earlier in zip(others, self._earlier, strict=False):
                 values.sub_(earlier[number], alpha=coefficient)
             values.div_(first)
-            latest.append(values.clone())  # whoever takes a part may overwrite it
+            latest.append(values.clone())  # the caller may overwrite its part
             yield values
         self._earlier.appendleft(latest)
         self._steps += 1

@@ -5,7 +5,7 @@ a step on a data set with the same step after one example is added. Fix what is 
 preference, so the batch without the new example is fixed too. With the new example the batch is
 - the same, unless the new example is drawn, which has the probability q,
 - or else the batch and the new example, if there was room: the sum moves by at most C,
-- or else the batch with the new example in the place of another, or the same: the sum moves by at most 2C.
+- or else the batch with the new example instead of another, or the same batch: the sum moves by at most 2C.
 A batch without room holds N, so at least N of the others were drawn. Others are at most as many as the data set has
 examples, for an example that is added and for one that is removed. So there is no room with a probability of at most
 p = P(Binomial(n, q) >= N), whatever the data.

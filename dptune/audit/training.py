@@ -42,7 +42,7 @@ class Canaries:
         included: the coins, bool [M].
         scores: {adversary: float64 [M]}; higher means that the canary was in the data, it thinks. Empty before the
             training has ended.
-        ids: the canaries' tokens, int [M, T]; None if whoever trains keeps them elsewhere.
+        ids: the canaries' tokens, int [M, T]; None if the training keeps them elsewhere.
         before: their losses before the first step, float64 [M]; None if unknown.
 
     Raises:

@@ -10,7 +10,7 @@ prints each stage and the total. A stage is entered before it spends anything. S
 release that never happened, but never misses one.
 
 With a limit, the file is a **register** of everything that is released from one data set. A training then reserves all
-steps that it may take, before its first one, and is refused if the total would exceed the limit. Whoever trains on the
+steps that it may take, before its first one, and is refused if the total would exceed the limit. Every training on the
 data names the register (`--register`). Only `close` gives back steps that a training did not take.
 
 Without a limit, a training is entered as the path of its ledger, which is read when epsilon is computed, so all its

@@ -208,7 +208,7 @@ FAULTS = (
         '    if not _fits(entry.get("sampler", SAMPLER), is_cut=bool(found)):\n        raise ValueError\n',
         "",
         ("tests/dptune/test_ledger.py",),
-        "whoever removes two numbers from a ledger lowers epsilon",
+        "removing two numbers from a ledger lowers epsilon",
     ),
     Fault(
         "cut draws: a sampler that cuts elsewhere passes for the configuration's",

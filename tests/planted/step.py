@@ -207,12 +207,12 @@ FAULTS = (
         "two runs that start together each find the room of both",
     ),
     Fault(
-        "register: a run in the place of a deleted one replaces it",
+        "register: a new run in a deleted run's folder replaces its entry",
         "dptune/budget/__init__.py",
         "replaces = own and (resumes or (Path(ledger).is_file() and not has_begun(ledger)))",
         "replaces = own and (resumes or not has_begun(ledger))",
         (REGISTER,),
-        "whoever deletes a run's folder spends its epsilon again",
+        "deleting a run's folder gives its epsilon back",
     ),
     Fault(
         "register: nobody waits for another program",

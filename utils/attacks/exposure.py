@@ -139,7 +139,7 @@ def random_candidates(
 
 
 def _like(character: str, alphabet: str | None) -> str:
-    """The characters that may stand in the place of one."""
+    """The characters that may replace one."""
     if alphabet is not None:
         return "".join(dict.fromkeys(alphabet))
     return next((kind for kind in _KINDS if character in kind), character)
