@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` is the same list fo
     from dptune.losses import CausalLMLoss
     from dptune.mechanism import PrivacyConfig
     from dptune.noise import GaussianNoise
-    from dptune.optimizers import DPAdam
+    from dptune.optimizers import DPAdam, LowPassAdam
     from dptune.per_example import PerExampleGradients, require_exact_gradients
     from dptune.plain_step import PlainStep
     from dptune.sampling import Parts, PoissonSampler, deal
@@ -36,6 +36,7 @@ __all__ = [
     "InvalidArgument",
     "Keystream",
     "Ledger",
+    "LowPassAdam",
     "Parts",
     "PerExampleGradients",
     "PerLayer",
@@ -63,7 +64,7 @@ _HOMES = {
     "losses": ("CausalLMLoss",),
     "mechanism": ("PrivacyConfig",),
     "noise": ("GaussianNoise",),
-    "optimizers": ("DPAdam",),
+    "optimizers": ("DPAdam", "LowPassAdam"),
     "per_example": ("PerExampleGradients", "require_exact_gradients"),
     "plain_step": ("PlainStep",),
     "sampling": ("Parts", "PoissonSampler", "deal"),

@@ -1,4 +1,4 @@
-"""Optimizers that know how much noise is in the gradient."""
+"""Optimizers for gradients with much noise."""
 
 from __future__ import annotations
 
@@ -41,11 +41,8 @@ class DPAdam(torch.optim.Optimizer):
         floor: float = 1e-4,
         weight_decay: float = 0.0,
     ) -> None:
-        require_positive("lr", lr)
+        _require_settings(lr, betas)
         require_positive("floor", floor)
-        for beta in betas:
-            if not 0 <= beta < 1:
-                refuse("betas", betas, "give two numbers of at least 0 and below 1")
         super().__init__(params, {"lr": lr, "betas": betas, "floor": floor, "weight_decay": weight_decay})
         self._noise_std = noise_std
 
@@ -78,3 +75,68 @@ class DPAdam(torch.optim.Optimizer):
         divisor = ((square - state["noise_sq"]) / start2).clamp_min_(0).sqrt_().clamp_min_(group["floor"])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.addcdiv_(mean, divisor, value=-group["lr"] / start1)
+
+
+class LowPassAdam(torch.optim.Optimizer):
+    """AdamW whose second moment is that of averaged gradients (after Zhang et al. 2024, "DOPPLER").
+
+    Adam divides by the root mean square of single gradients. Noise that is correlated over steps is large in each of
+    them and nearly cancels in their average. So here v averages the squares of m, the bias-corrected first moment,
+    instead of those of the gradient. The update is m / sqrt(v). This post-processes private gradients, so it costs no
+    privacy.
+
+    Args:
+        params: parameters to train, or groups of parameters with their own settings, as torch takes them.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the divisor.
+        weight_decay: decoupled weight decay, as in AdamW.
+
+    Raises:
+        InvalidArgument: a value outside its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        _require_settings(lr, betas)
+        require_positive("eps", eps)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update from `.grad`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        mean = state["exp_avg"].lerp_(grad, 1 - beta1) / (1 - beta1 ** state["step"])
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(mean, mean, value=1 - beta2)
+        divisor = (square / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.addcdiv_(mean, divisor, value=-group["lr"])
+
+
+def _require_settings(lr: float, betas: tuple[float, float]) -> None:
+    require_positive("lr", lr)
+    for beta in betas:
+        if not 0 <= beta < 1:
+            refuse("betas", betas, "give two numbers of at least 0 and below 1")

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dptune import trainable_parameters
-from dptune.optimizers import DPAdam
+from dptune.optimizers import DPAdam, LowPassAdam
 from dptune.ranks import Ranks
 from dptune.run.checkpoint import TrainingState, save_checkpoint
 from dptune.run.shards import Shards
@@ -28,6 +28,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, lr=0.01),
     "sgd": partial(torch.optim.SGD, lr=0.01, momentum=0.9),
     "dp-adam": partial(DPAdam, noise_std=lambda: 0.01, lr=0.01),
+    "lowpass-adam": partial(LowPassAdam, lr=0.01),
 }
 
 

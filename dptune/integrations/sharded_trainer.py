@@ -23,7 +23,7 @@ from transformers.trainer_callback import ExportableState
 from dptune._validate import Described, present, refuse
 from dptune.integrations.sharded_saving import write_sharded
 from dptune.integrations.state import read_privacy_state
-from dptune.optimizers import DPAdam
+from dptune.optimizers import DPAdam, LowPassAdam
 from dptune.ranks import Ranks
 from dptune.run.checkpoint import TrainingState, load_checkpoint
 from dptune.run.session import PrivateRun, SavedRun
@@ -31,7 +31,8 @@ from dptune.run.shards import SHARDS_NAME
 from dptune.run.training_state import put_back, write_checkpoint
 from dptune.sharding import holds_shards
 
-_BY_VALUE = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, DPAdam)  # their states have the weights' shapes
+# Their states have the weights' shapes.
+_BY_VALUE = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, DPAdam, LowPassAdam)
 
 
 class ShardedTrainer(transformers.Trainer):

@@ -1,4 +1,4 @@
-"""DP-Adam equals AdamW without noise; with noise, it subtracts the noise's share of the second moment."""
+"""DP-Adam subtracts the noise's share of the second moment; low-pass Adam takes that of averaged gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune import InvalidArgument, PrivateStep
-from dptune.optimizers import DPAdam
+from dptune.optimizers import DPAdam, LowPassAdam
 from tests.dptune.test_clipping_styles import CLIP_NORM, STYLES, NoLedger, configured, inputs, losses, model
 from tests.private_sum import NoNoise
 
@@ -71,6 +71,41 @@ def test_its_state_is_saved_and_restored() -> None:
     assert torch.equal(parameter.detach(), whole)
 
 
+def test_low_pass_adam_divides_by_the_root_mean_square_of_averages() -> None:
+    """By hand."""
+    grads = gradients(4)
+    found = trained(lambda p: LowPassAdam(p, lr=0.1, betas=(0.5, 0.8), weight_decay=0.2), grads)
+    mean, square, wanted = torch.zeros(5), torch.zeros(5), torch.ones(5)
+    for step, grad in enumerate(grads, start=1):
+        mean = 0.5 * mean + 0.5 * grad
+        whole = mean / (1 - 0.5**step)
+        square = 0.8 * square + 0.2 * whole**2
+        wanted = wanted * (1 - 0.1 * 0.2) - 0.1 * whole / (square / (1 - 0.8**step)).sqrt()
+    torch.testing.assert_close(found, wanted)
+
+
+def test_under_correlated_noise_low_pass_adam_moves_further_along_the_gradient() -> None:
+    """Noise that the next step takes back is in every gradient, and hardly in their average."""
+    signal, noise = torch.tensor([1.0, 0.1, 1.0, 0.1, 1.0]), 5 * torch.randn(2000, 5)
+    grads = [signal + one - before for one, before in zip(noise[1:], noise, strict=False)]
+    moved = 1 - trained(lambda p: LowPassAdam(p, lr=1e-3), grads)
+    adam = 1 - trained(lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0), grads)
+    assert (moved > 3 * adam).all()
+
+
+def test_low_pass_adam_is_saved_and_restored() -> None:
+    grads, parameter = gradients(6), nn.Parameter(torch.ones(5))
+    first = LowPassAdam([parameter], lr=0.01)
+    for number, grad in enumerate(grads):
+        if number == 3:
+            second = LowPassAdam([parameter], lr=0.5)
+            second.load_state_dict(first.state_dict())
+            first = second
+        parameter.grad = grad.clone()
+        first.step()
+    assert torch.equal(parameter.detach(), trained(lambda p: LowPassAdam(p, lr=0.01), grads))
+
+
 @pytest.mark.parametrize("style", ["flat", "adaptive"])
 def test_the_step_says_how_much_noise_its_gradient_has(style: str) -> None:
     own, config = model(), configured(STYLES[style])
@@ -88,3 +123,9 @@ def test_the_step_says_how_much_noise_its_gradient_has(style: str) -> None:
 def test_settings_out_of_range_are_refused(bad) -> None:
     with pytest.raises(InvalidArgument):
         DPAdam([nn.Parameter(torch.ones(1))], lambda: 0.0, **bad)
+
+
+@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"lr": 0.1, "eps": 0.0}, {"lr": 0.1, "betas": (0.9, 1.0)}])
+def test_settings_of_low_pass_adam_out_of_range_are_refused(bad) -> None:
+    with pytest.raises(InvalidArgument):
+        LowPassAdam([nn.Parameter(torch.ones(1))], **bad)

@@ -32,7 +32,7 @@ from dptune import (
 from dptune.clipping_styles import Adaptive, Automatic, Clipping, Flat, PerLayer
 from dptune.flat import released_size
 from dptune.noise import GaussianNoise
-from dptune.optimizers import DPAdam
+from dptune.optimizers import DPAdam, LowPassAdam
 from dptune.plain_step import PlainStep
 from dptune.sharding import local_part, reshard, shard
 from tests.examples import padded, random_examples
@@ -361,10 +361,12 @@ def test_every_rank_waits_until_the_ledgers_line_is_written(tmp_path: Path) -> N
     assert 0 < written <= ready
 
 
-OPTIMIZERS = ("adamw", "sgd", "dp-adam")
+OPTIMIZERS = ("adamw", "sgd", "dp-adam", "lowpass-adam")
 
 
 def _optimizer(kind: str, parameters: list[nn.Parameter], noise_std: Callable[[], float]) -> torch.optim.Optimizer:
+    if kind == "lowpass-adam":
+        return LowPassAdam(parameters, lr=0.01, weight_decay=0.1)
     if kind == "dp-adam":
         return DPAdam(parameters, noise_std, lr=0.01, weight_decay=0.1)
     if kind == "sgd":

@@ -37,8 +37,9 @@ class OptimizationArguments:
     optimizer: str = field(
         default="adamw",
         metadata={
-            "help": "dp-adam is AdamW with the noise variance subtracted from the second moment; adamw-8bit and "
-            "paged-adamw-8bit are AdamW of bitsandbytes",
+            "help": "dp-adam is AdamW with the noise variance subtracted from the second moment; lowpass-adam takes "
+            "the second moment of averaged gradients, for --noise_bands; adamw-8bit and paged-adamw-8bit are AdamW "
+            "of bitsandbytes",
             "choices": OPTIMIZERS,
         },
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # for types only: modules of flags import this one without lo
     from torch import nn
 
 EIGHT_BIT, PAGED = "adamw-8bit", "paged-adamw-8bit"  # of bitsandbytes: moments in 8 bits (Dettmers et al. 2022)
-OPTIMIZERS = ("adamw", "sgd", "dp-adam", EIGHT_BIT, PAGED)
+OPTIMIZERS = ("adamw", "sgd", "dp-adam", "lowpass-adam", EIGHT_BIT, PAGED)
 _ROUNDING = 1e-9  # so that 0.1 of 30 steps is 3 and not 4
 
 
@@ -57,7 +57,7 @@ def make_optimizer(
     `dptune.optimizers.DPAdam`."""
     import torch
 
-    from dptune.optimizers import DPAdam
+    from dptune.optimizers import DPAdam, LowPassAdam
 
     groups = _groups(settings, parameters, {id(parameter) for parameter in head})
     rate, decay = settings.learning_rate, settings.weight_decay
@@ -65,6 +65,8 @@ def make_optimizer(
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, weight_decay=decay)
     if settings.optimizer == "dp-adam":
         return DPAdam(groups, noise_std, lr=rate, weight_decay=decay)
+    if settings.optimizer == "lowpass-adam":
+        return LowPassAdam(groups, lr=rate, weight_decay=decay)
     if settings.optimizer in (EIGHT_BIT, PAGED):
         require_installed(settings.optimizer)
         from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit

@@ -324,7 +324,10 @@ def test_a_damaged_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
     ("what", "told"),
     [
         ("rule", "differ from autograd's"),
-        ("optim", r"^--optim=Adafactor: cannot train sharded weights; use one of Adam, AdamW, DPAdam, SGD$"),
+        (
+            "optim",
+            r"^--optim=Adafactor: cannot train sharded weights; use one of Adam, AdamW, DPAdam, LowPassAdam, SGD$",
+        ),
         ("optimizers", r"^optimizers=AdamW: was made after a forward pass"),
         ("best", r"^--load_best_model_at_end=True: the Trainer cannot read it into sharded weights"),
         ("adapters", r"^model=LlamaForCausalLM: trains adapters on sharded weights"),
