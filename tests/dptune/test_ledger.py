@@ -129,11 +129,14 @@ def test_epsilon_of_mixed_settings_composes_all_of_them(path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"sampler": NOT_SHOWN}, "1 steps did not show that they were fed Poisson draws: give PrivateStep its sampler"),
-        ({"sampler": FIXED_KEY}, "1 steps drew their batches under a fixed key, so anyone can tell who was drawn"),
-        ({"sampler": "shuffled"}, "1 steps drew their batches by an unknown sampler, shuffled"),
-        ({"noise_key": FIXED}, "1 steps took their noise from a fixed key, so anyone can reproduce it"),
-        ({"noise_key": "guessed"}, "1 steps took their noise from a guessed key, so anyone can reproduce it"),
+        ({"sampler": NOT_SHOWN}, "nothing shows that 1 step got Poisson draws: give PrivateStep its sampler"),
+        (
+            {"sampler": FIXED_KEY},
+            "the batches of 1 step were drawn under a fixed key, so anyone can tell who was drawn",
+        ),
+        ({"sampler": "shuffled"}, "the batches of 1 step were drawn by an unknown sampler, shuffled"),
+        ({"noise_key": FIXED}, "the noise of 1 step came from a fixed key, so anyone can reproduce it"),
+        ({"noise_key": "guessed"}, "the noise of 1 step came from a guessed key, so anyone can reproduce it"),
     ],
 )
 def test_a_line_without_a_shown_secret_draw_and_secret_noise_leaves_no_epsilon(
