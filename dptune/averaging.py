@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from dptune._validate import refuse
 
-FLAGS = {"ema": "--ema", "average_last": "--average_last"}
 _ROUNDING = 1e-9  # so that 0.1 of 30 steps is 3 and not 4
 
 

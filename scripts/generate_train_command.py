@@ -28,8 +28,6 @@ from dptune._words import counted
 from dptune.accounting import planned_steps
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up
-from dptune.averaging import FLAGS as AVERAGING_FLAGS
-from dptune.averaging import Averaging
 from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
 from dptune.run.plan import PrivacySettings, make_plan, noise_bands_of
@@ -40,6 +38,7 @@ from utils.data.prompts import PROMPT_STYLES, UNCONDITIONAL
 from utils.data.row_authors import authors_of, refuse_unnoticed_users
 from utils.data.splits import LABELLED
 from utils.files.tables import read_rows
+from utils.training.optimization_arguments import averaging_of
 
 SCRIPT = "train_clm.py"
 OUTPUTS = Path("outputs")
@@ -197,9 +196,9 @@ class JobArguments:
             require_delta(self.delta, name="--delta")
         if self.max_batch is not None:
             require_count("--max_batch", self.max_batch)
-        with renamed({"noise_bands": "--noise_bands"} | AVERAGING_FLAGS):
+        with renamed({"noise_bands": "--noise_bands"}):
             noise_bands_of(self.noise_bands)
-            Averaging(self.ema, self.average_last)
+        averaging_of(self.ema, self.average_last)
         if self.total_bs % (at_once := self.per_device_train_batch_size * self.gpus):
             refuse("--total_bs", self.total_bs, f"give a multiple of --per_device_train_batch_size x --gpus, {at_once}")
         if (self.privacy_unit == EXAMPLE) != (self.examples_per_unit is None):

@@ -8,7 +8,8 @@ from typing import Any
 import transformers
 
 from dptune._validate import renamed
-from dptune.averaging import FLAGS, Averaging
+from dptune.averaging import Averaging
+from dptune.integrations.privacy_arguments import FLAGS
 
 # Arguments that say how a gradient becomes an update. transformers restores their values of the checkpoint, whatever
 # is asked for now, so another value is refused; those of other versions are left out.

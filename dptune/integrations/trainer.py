@@ -24,7 +24,6 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_che
 
 from dptune._validate import present, refuse, renamed
 from dptune.accounting.rounding import rounded_up_to_figures
-from dptune.averaging import FLAGS as AVERAGING_FLAGS
 from dptune.averaging import describe_averaging
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.devices import can_pin, computes_apart
@@ -180,7 +179,7 @@ class DPTrainer(ShardedTrainer):
             return TrainOutput(0, math.nan, {})
         self._check_values()
         checkpoint, ranks = self._checkpoint(resume_from_checkpoint), ranks_of_launch()
-        with renamed(FLAGS | AVERAGING_FLAGS), FolderLock(enabled=ranks.is_main) as lock:
+        with renamed(FLAGS), FolderLock(enabled=ranks.is_main) as lock:
             ranks.from_main(lambda: lock.make(Path(self.args.output_dir)))
             saved = self.saved_run(checkpoint, ranks)
             self._run = run = PrivateRun(

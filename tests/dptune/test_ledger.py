@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument, Ledger, accounting
+from dptune._words import counted
 from dptune.accounting import Cut, Spend
 from dptune.keystream import FIXED, SECRET
 from dptune.sampling import CUT_SAMPLER, FIXED_KEY, NOT_SHOWN, SAMPLER
@@ -294,7 +295,9 @@ def test_a_ledger_with_fewer_steps_than_the_checkpoint_is_refused(path: Path, co
     path.write_bytes(b"".join(lines[:left]))
     with pytest.raises(InvalidArgument) as caught:
         Ledger(path).require_continues(copy, 3)
-    assert f"has {left} lines, but the checkpoint already has 3; epsilon would be too small" in str(caught.value)
+    assert f"has {counted(left, 'line')}, but the checkpoint already has 3; epsilon would be too small" in str(
+        caught.value
+    )
     assert path.read_bytes() == b"".join(lines[:left])
 
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from dptune._aliases import aliases
 from dptune._validate import refuse, renamed, require_count, require_delta, require_positive
-from dptune.averaging import FLAGS as AVERAGING_FLAGS
 from dptune.averaging import Averaging
 from dptune.published import published_model
 from dptune.run.plan import AUTO, PrivacySettings, noise_bands_of
@@ -18,7 +17,7 @@ from utils.classification.mode_defaults import MODES, default_head_learning_rate
 from utils.cli.flags import refuse_unread
 from utils.training.card_arguments import CardArguments
 from utils.training.changes import OnResume, OnResumeTable
-from utils.training.optimization_arguments import LR_SCHEDULERS, MAX_GRAD_NORM, require_warmup
+from utils.training.optimization_arguments import LR_SCHEDULERS, MAX_GRAD_NORM, averaging_of, require_warmup
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
 from utils.training.output_arguments import OutputArguments
 
@@ -320,8 +319,7 @@ class StepArguments:
         require_count("--batch_size", self.batch_size)
         require_count("--micro_batch_size", self.micro_batch_size)
         require_warmup(0, self.warmup_ratio)
-        with renamed(AVERAGING_FLAGS):
-            _ = self.averaging
+        _ = self.averaging
         require_installed(self.optimizer)
         if self.learning_rate is not None:
             require_positive("--learning_rate", self.learning_rate)
@@ -337,7 +335,7 @@ class StepArguments:
     @property
     def averaging(self) -> Averaging:
         """Which average of the weights is released."""
-        return Averaging(self.ema, self.average_last)
+        return averaging_of(self.ema, self.average_last)
 
 
 @dataclass

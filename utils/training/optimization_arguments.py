@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dptune._validate import refuse, renamed, require_count, require_positive
-from dptune.averaging import FLAGS, Averaging
+from dptune.averaging import Averaging
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
 
 # Schedules of transformers.get_scheduler that need no extra setting.
@@ -104,7 +104,7 @@ class OptimizationArguments:
     @property
     def averaging(self) -> Averaging:
         """Which average of the weights is released."""
-        return Averaging(self.ema, self.average_last)
+        return averaging_of(self.ema, self.average_last)
 
     def __post_init__(self) -> None:
         require_count("--per_device_train_batch_size", self.per_device_train_batch_size)
@@ -114,8 +114,7 @@ class OptimizationArguments:
         require_count("--num_warmup_steps", self.num_warmup_steps, minimum=0)
         require_warmup(self.num_warmup_steps, self.warmup_ratio)
         require_installed(self.optimizer)
-        with renamed(FLAGS):
-            _ = self.averaging
+        _ = self.averaging
         if not 0 <= self.max_grad_norm < math.inf:
             refuse("--max_grad_norm", self.max_grad_norm, "give a number above 0, or 0 for no clipping")
         if self.max_train_steps is not None:
@@ -128,6 +127,12 @@ class OptimizationArguments:
             refuse("--momentum", self.momentum, f"belongs to --optimizer sgd, not {self.optimizer}")
         if not 0 <= self.weight_decay < math.inf:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
+
+
+def averaging_of(ema: float | None, average_last: float | None) -> Averaging:
+    """The average of the weights that --ema and --average_last ask for; refuses a mistake by its flag."""
+    with renamed({"ema": "--ema", "average_last": "--average_last"}):
+        return Averaging(ema, average_last)
 
 
 def require_warmup(steps: int, ratio: float | None) -> None:
