@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     """Load and plan all tasks, then train. So a mistake in the last task is found before the first one is trained."""
+    from dptune.averaging import describe_averaging
     from dptune.run.plan import describe_needed_data, describe_plan, describe_register
     from utils.classification.files import load_classifier_tokenizer
     from utils.classification.setup import describe_passes, describe_setup, is_finished, load_tasks, plan_task, run_task
@@ -47,7 +48,8 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     for one in planned:
         finished.append(is_finished(one, tokenizer, accelerator))
         passes = describe_passes(one, accelerator)
-        accelerator.print(*describe_task(one.task), *describe_plan(one.plan), *passes, sep="\n")
+        average = describe_averaging(one.settings.steps.averaging, one.plan.steps)
+        accelerator.print(*describe_task(one.task), *describe_plan(one.plan), *average, *passes, sep="\n")
         accelerator.print(*describe_setup(settings), sep="\n")
         if not finished[-1]:
             accelerator.print(*describe_register(one.plan, settings.folder / one.task.name, resumes=resumes), sep="\n")

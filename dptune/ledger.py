@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from dptune import accounting
 from dptune._files import append_line, sync_folder
 from dptune._validate import refuse, require_count
+from dptune._words import counted
 from dptune.accounting import Cost, Cut, Spend
 from dptune.keystream import SECRET
 from dptune.sampling import CUT_SAMPLER, CYCLIC_SAMPLER, FIXED_KEY, NOT_SHOWN, SAMPLER
@@ -186,10 +187,10 @@ class Ledger:
         """
         theirs, ours = (lines.splitlines(keepends=True) for lines in (Path(saved).read_bytes(), self.content()))
         if len(theirs) != steps:
-            remedy = f"has {len(theirs)} lines, but its checkpoint counts {steps}; use another checkpoint"
+            remedy = f"has {counted(len(theirs), 'line')}, but its checkpoint counts {steps}; use another checkpoint"
             refuse("ledger", str(saved), remedy)
         if len(ours) < steps:
-            remedy = f"has {len(ours)} lines, but the checkpoint already has {steps}; {_RESTORE}"
+            remedy = f"has {counted(len(ours), 'line')}, but the checkpoint already has {steps}; {_RESTORE}"
             refuse("ledger", str(self.path), remedy)
         for number, (own, copied) in enumerate(zip(ours, theirs, strict=False), start=1):
             if own != copied:
@@ -223,20 +224,21 @@ class Ledger:
 
 def _reasons_of_noise(keys: Mapping[str, int]) -> tuple[str, ...]:
     """Why steps whose noise came from these kinds of keys have no guarantee."""
-    reason = "steps took their noise from a {} key, so anyone can reproduce it"
-    return tuple(f"{count} {reason.format(kind)}" for kind, count in keys.items() if kind != SECRET)
+    reason = "the noise of {} came from a {} key, so anyone can reproduce it"
+    return tuple(reason.format(counted(count, "step"), kind) for kind, count in keys.items() if kind != SECRET)
 
 
 def _reasons_of_samplers(samplers: Mapping[str, int]) -> tuple[str, ...]:
     """Why steps with these samplers, by name, have no guarantee."""
     known = {
-        FIXED_KEY: "steps drew their batches under a fixed key, so anyone can tell who was drawn",
-        NOT_SHOWN: "steps did not show that they were fed Poisson draws: give PrivateStep its sampler",
+        FIXED_KEY: "the batches of {} were drawn under a fixed key, so anyone can tell who was drawn",
+        NOT_SHOWN: "nothing shows that {} got Poisson draws: give PrivateStep its sampler",
     }
     others = {
-        name: f"steps drew their batches by an unknown sampler, {name}" for name in samplers if name not in _KNOWN
+        name: f"the batches of {{}} were drawn by an unknown sampler, {name}" for name in samplers if name not in _KNOWN
     }
-    return tuple(f"{samplers[name]} {reason}" for name, reason in (others | known).items() if samplers.get(name))
+    reasons = others | known
+    return tuple(reasons[name].format(counted(samplers[name], "step")) for name in reasons if samplers.get(name))
 
 
 # Not from a checkpoint: its copy lacks the steps that were released after it.

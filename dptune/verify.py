@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptune._validate import InvalidArgument, refuse
+from dptune._words import counted
 from dptune.accounting.rounding import rounded_up
 from dptune.published import published_part
 
@@ -54,7 +55,9 @@ def verify(path: str | Path, *, without_privacy: bool = False) -> list[str]:
 def _guarantee(statement: PrivacyStatement) -> list[str]:
     if statement.epsilon is None:
         return [f"privacy                NONE: {'; '.join(statement.reasons)}"]
-    steps = f"{statement.steps:,} steps" + (f" and {statement.unused_steps:,} unused" if statement.unused_steps else "")
+    steps = counted(statement.steps, "step") + (
+        f" and {statement.unused_steps:,} unused" if statement.unused_steps else ""
+    )
     return [
         f"privacy                epsilon {rounded_up(statement.epsilon)} at delta {statement.delta:g}, for "
         f"{statement.privacy_unit}",

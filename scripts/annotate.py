@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from dptune._validate import refuse
+from dptune._words import counted
 from dptune.run.lock import FolderLock
 from utils.annotation.arguments import AnnotationArguments, EndpointArguments
 from utils.annotation.files import (
@@ -173,7 +174,7 @@ def _report(summary: dict[str, Any], folder: Path) -> None:
         f"{summary['answered']} of {summary['rows']} rows answered by {by}, {tokens}{cost}: {folder / ANNOTATED_NAME}"
     )
     for reason, count in summary["reasons"].items():
-        print(f"set aside: {count} rows: {reason}")
+        print(f"set aside: {counted(count, 'row')}: {reason}")
     if not summary["answered"]:
         refuse("--output_dir", str(folder), "no row got a usable answer; see set_aside.jsonl for the reasons")
 

@@ -23,13 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dptune._aliases import aliases
-from dptune._validate import present, refuse, require_count, require_delta, require_positive
-from dptune.accounting import noise_multiplier, planned_steps
+from dptune._validate import present, refuse, renamed, require_count, require_delta, require_positive
+from dptune._words import counted
+from dptune.accounting import planned_steps
 from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
-from dptune.mechanism import cut_of, require_max_batch
+from dptune.run.plan import PrivacySettings, make_plan, noise_bands_of
 from dptune.units.unit import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.launch_lines import as_command, as_line, launch_words, require_job, require_not_taken, split_at_dashes
@@ -37,6 +38,7 @@ from utils.data.prompts import PROMPT_STYLES, UNCONDITIONAL
 from utils.data.row_authors import authors_of, refuse_unnoticed_users
 from utils.data.splits import LABELLED
 from utils.files.tables import read_rows
+from utils.training.optimization_arguments import averaging_of
 
 SCRIPT = "train_clm.py"
 OUTPUTS = Path("outputs")
@@ -60,6 +62,9 @@ _TAKEN = {
     "noise_multiplier": "--target_epsilon",
     "delta": "--delta",
     "max_batch": "--max_batch",
+    "noise_bands": "--noise_bands",
+    "ema": "--ema",
+    "average_last": "--average_last",
     "clip_norm": "--clip_norm",
     "per_device_train_batch_size": "--per_device_train_batch_size",
     "gradient_accumulation_steps": "--total_bs",
@@ -77,7 +82,7 @@ _TAKEN = {
     "register": "--budget_file",
     "dry_run": "--print_only",  # a dry run must not be entered in the budget
 }
-_ONLY_PRIVATE = ("delta", "clip_norm")  # flags that only a private job reads
+_ONLY_PRIVATE = ("delta", "clip_norm", "noise_bands")  # flags that only a private job reads
 
 
 @dataclass
@@ -110,6 +115,13 @@ class JobArguments:
         default=None,
         metadata={"help": "maximum number of examples per step: larger draws are cut; default: draws are not cut"},
     )
+    noise_bands: str = field(
+        default="1",
+        metadata={
+            "help": "correlate noise over so many steps (docs/how_to/training.md), or auto; default: 1, independent "
+            "noise"
+        },
+    )
     per_device_train_batch_size: int = field(
         default=4, metadata={"help": "number of examples that fit on a GPU at once", "aliases": aliases("perdevice_bs")}
     )
@@ -119,6 +131,16 @@ class JobArguments:
         default=10.0, metadata={"help": "average passes over the training set", "aliases": aliases("num_epochs")}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate", "aliases": aliases("lr")})
+    ema: float | None = field(
+        default=None,
+        metadata={
+            "help": "release an exponential average of the weights after each step, with this decay; default: none"
+        },
+    )
+    average_last: float | None = field(
+        default=None,
+        metadata={"help": "release the mean of the weights after the last steps, this share of all; default: none"},
+    )
     block_size: int = field(
         default=1024,
         metadata={"help": "maximum tokens per example; longer ones are cut", "aliases": aliases("max_seq_len")},
@@ -174,6 +196,9 @@ class JobArguments:
             require_delta(self.delta, name="--delta")
         if self.max_batch is not None:
             require_count("--max_batch", self.max_batch)
+        with renamed({"noise_bands": "--noise_bands"}):
+            noise_bands_of(self.noise_bands)
+        averaging_of(self.ema, self.average_last)
         if self.total_bs % (at_once := self.per_device_train_batch_size * self.gpus):
             refuse("--total_bs", self.total_bs, f"give a multiple of --per_device_train_batch_size x --gpus, {at_once}")
         if (self.privacy_unit == EXAMPLE) != (self.examples_per_unit is None):
@@ -188,6 +213,16 @@ class JobArguments:
     def private(self) -> bool:
         """Whether the training is private."""
         return self.target_epsilon != -1
+
+    @property
+    def settings(self) -> PrivacySettings:
+        """The settings of a private job, as the engine takes them."""
+        return PrivacySettings(
+            clip_norm=self.clip_norm,
+            target_epsilon=self.target_epsilon,
+            delta=self.delta,
+            noise_bands=noise_bands_of(self.noise_bands),
+        )
 
     @property
     def unit(self) -> PrivacyUnit:
@@ -256,6 +291,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         "--clip_norm",
         repr(job.clip_norm),
         *([] if job.delta is None else ["--delta", repr(job.delta)]),
+        *([] if noise_bands_of(job.noise_bands) == 1 else ["--noise_bands", job.noise_bands]),
     ]
     without = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
     flags = [
@@ -266,6 +302,8 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         *("--num_train_epochs", repr(job.num_train_epochs), "--learning_rate", repr(job.learning_rate)),
         *(privacy if job.private else without),
         *([] if job.max_batch is None else ["--max_batch", str(job.max_batch)]),
+        *([] if job.ema is None else ["--ema", repr(job.ema)]),
+        *([] if job.average_last is None else ["--average_last", repr(job.average_last)]),
         *_unit_flags(job.unit, ignore_users=job.ignore_users),
         *(["--register", str(job.budget_path)] if job.private and job.is_limited else []),
         *("--resume_from_checkpoint", "latest"),  # starts afresh if there is no checkpoint
@@ -297,17 +335,13 @@ def describe_cost(job: JobArguments) -> list[str]:
     delta = default_delta(count) if job.delta is None else job.delta
     require_delta(delta, count, name="--delta")
     steps = planned_steps(num_examples=count, expected_batch_size=job.total_bs, epochs=job.num_train_epochs)
-    require_max_batch(job.max_batch, job.total_bs, job.unit.group_size)
-    sigma = noise_multiplier(
-        target_epsilon=job.target_epsilon,
-        delta=delta,
-        sampling_probability=job.total_bs / count,
-        steps=steps,
-        group_size=job.unit.group_size,
-        cut=cut_of(job.max_batch, count),
+    plan = make_plan(
+        job.settings, num_examples=count, batch=job.total_bs, steps=steps, unit=job.unit, max_batch=job.max_batch
     )
+    config = present(plan.privacy, "mechanism")
     epsilon = rounded_up(job.target_epsilon, trim=True)
-    told = f"# noise multiplier {sigma:g} for {count} {kind} and {steps} steps"
+    bands = f" with {config.noise_bands} noise bands" if config.noise_bands > 1 else ""
+    told = f"# noise multiplier {config.noise_multiplier:g}{bands} for {count} {kind} and {counted(steps, 'step')}"
     reason = [f"# {delta_in_words(count, kind)}"] if job.delta is None else []
     return [f"{told}: epsilon {epsilon} at delta {delta:g}", *reason]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dptune._validate import refuse, require_count
+from dptune._words import counted
 from utils.cli.flags import exit_on_invalid_argument, parse
 
 
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = list(predictions(classifier, texts, accelerator, batch_size=given.batch_size))
     if accelerator.is_main_process:
         write_jsonl(given.output_file, rows)
-    accelerator.print(f"predictions            {given.output_file}: {len(rows):,} rows")
+    accelerator.print(f"predictions            {given.output_file}: {counted(len(rows), 'row')}")
     accelerator.end_training()
 
 

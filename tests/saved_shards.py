@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dptune import trainable_parameters
+from dptune.iterate_average import IterateAverage
 from dptune.optimizers import DPAdam, LowPassAdam
 from dptune.ranks import Ranks
 from dptune.run.checkpoint import TrainingState, save_checkpoint
@@ -77,7 +78,13 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert same, name
 
 
-def save(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, ranks: Ranks) -> None:
+def save(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    ranks: Ranks,
+    average: IterateAverage | None = None,
+) -> None:
     """What `utils.training.resume.Checkpoints` does, without a run."""
     tensors = sharded_tensors(model, optimizer)
     shards = Shards(tensors, ranks) if tensors else None
@@ -90,6 +97,8 @@ def save(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, ranks
         weights=weights,
         optimizer=without_shards(optimizer.state_dict()),
         schedule={},
+        averaged=0 if average is None else average.count,
+        average={} if average is None or shards else average.tensors,
     )
     if ranks.is_main:
         save_checkpoint(folder, state, None, keep=None, shards=shards)

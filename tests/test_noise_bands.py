@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dptune import GaussianNoise, InvalidArgument, Keystream, Ledger, PoissonSampler, PrivacyConfig, PrivateStep
 from dptune.accounting import Spend, compose
+from dptune.clipping_styles import Adaptive
 from dptune.correlated_noise import CorrelatedNoise
 from dptune.ledger import LEDGER_NAME
 from dptune.mechanism import ROUNDING
@@ -141,6 +142,25 @@ def test_the_noise_on_shards_is_that_of_the_mechanism(tmp_path: Path) -> None:
     assert within_covariance(first)
     halves = np.split(first, 2, axis=1)
     assert np.abs(np.corrcoef(*halves)[:5, 5:]).max() < 6 / halves[0].shape[1] ** 0.5, "ranks share no noise"
+
+
+def test_noise_is_kept_in_units_of_the_clip_norm_where_that_changes(tmp_path: Path) -> None:
+    """y_t is multiplied by the C of step t, and so is what it takes back of earlier steps, whatever C they had."""
+    config = replace(CONFIG, clipping=Adaptive(quantile=0.9, learning_rate=1.0, count_noise=0.6))
+    model, clip_norms, released = nn.Linear(50, 1, bias=False), [], []
+    with GaussianNoise(51, key("adaptive")) as independent:  # one value is for the count of unclipped examples
+        z = torch.stack([independent.take() for _ in range(6)]).numpy()[:, :50]
+    noise, ledger = GaussianNoise(51, key("adaptive")), Ledger(tmp_path / LEDGER_NAME)
+    with PrivateStep(model, config, ledger=ledger, noise=noise) as step:
+        for _ in range(6):
+            clip_norms.append(step.clip_norm)
+            step.finish()
+            assert model.weight.grad is not None
+            released.append(model.weight.grad[0].double().numpy() * config.divisor)
+    assert all(later > 1.2 * earlier for earlier, later in pairwise(clip_norms)), "no example is counted, so C grows"
+    y = np.stack(released) / [[config.noise_std_per_rank(1, clip_norm)] for clip_norm in clip_norms]
+    grid = config.grid() / config.noise_std
+    assert np.abs(config.bands.matrix(6) @ y - z).max() < 6 * grid + 1e-5
 
 
 # --- steps and their sampler ---

@@ -34,6 +34,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dptune._validate import present, refuse, require_delta, require_positive
+from dptune._words import counted
 from dptune.accounting import Spend, compose
 from dptune.accounting.rounding import rounded_up
 from dptune.budget.stages import (
@@ -312,7 +313,7 @@ class Budget:
         epsilon = f"epsilon {rounded_up(compose(spends, delta=delta))}"
         steps = sum(spend.steps for spend in spends)
         if stage.kind == CLOSED:
-            return f"{epsilon}, closed after {steps:,} steps"
+            return f"{epsilon}, closed after {counted(steps, 'step')}"
         if not stage.reserved:
             return epsilon
         ledger = self._opened(stage)

@@ -18,6 +18,8 @@ FLAGS = {
     "register": "--register",
     "max_batch": "--max_batch",
     "noise_bands": "--noise_bands",
+    "ema": "--ema",
+    "average_last": "--average_last",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
     "run_folder": "--output_dir",
     "resume_from": "--resume_from_checkpoint",

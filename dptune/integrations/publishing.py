@@ -33,6 +33,8 @@ _TOLD = (
     "weight_decay",
     "optim",
     "dp_adam",
+    "ema",
+    "average_last",
 )
 _TOLD_IF_PRIVATE = ("clip_norm", "delta")
 _WHOLE = Artifact(
@@ -51,7 +53,9 @@ _PEFT = Artifact(
 )
 
 
-def publish_run(run: PrivateRun, model: nn.Module, card: CardFields, tokenizer: Any = None) -> list[str]:
+def publish_run(
+    run: PrivateRun, model: nn.Module, card: CardFields, tokenizer: Any = None, *, average: str | None = None
+) -> list[str]:
     """Make the folder that may be published; returns lines of text for the user. Rank 0 only.
 
     If the model's weights are sharded, the other ranks call `write_sharded(model, None)` meanwhile.
@@ -61,8 +65,9 @@ def publish_run(run: PrivateRun, model: nn.Module, card: CardFields, tokenizer: 
         model: the trained model.
         card: what the model card says besides the guarantee.
         tokenizer: saved beside the model, if there is one.
+        average: what the model's weights average, in words, if they do.
     """
-    statement = run.statement(_PACKAGES)
+    statement = run.statement(_PACKAGES, average=average)
     name = getattr(getattr(model, "config", None), "_name_or_path", "") or original_class_name(model)
     base = card.base_model or name
 

@@ -23,6 +23,7 @@ from transformers.trainer_callback import ExportableState
 from dptune._validate import Described, present, refuse
 from dptune.integrations.sharded_saving import write_sharded
 from dptune.integrations.state import read_privacy_state
+from dptune.iterate_average import IterateAverage
 from dptune.optimizers import DPAdam, LowPassAdam
 from dptune.ranks import Ranks
 from dptune.run.checkpoint import TrainingState, load_checkpoint
@@ -44,6 +45,7 @@ class ShardedTrainer(transformers.Trainer):
 
     _run: PrivateRun | None = None
     _resumed: TrainingState | None = None  # the checkpoint with shards that this training resumes
+    _average: IterateAverage | None = None  # of the weights, while training
 
     @property
     def has_shards(self) -> bool:
@@ -125,6 +127,7 @@ class ShardedTrainer(transformers.Trainer):
             self.lr_scheduler,
             keep=self.args.save_total_limit,
             more=lambda: {TRAINER_STATE_NAME: self._state_as_json()},
+            average=self._average,
         )
 
     def _state_as_json(self) -> bytes:
@@ -146,7 +149,7 @@ class ShardedTrainer(transformers.Trainer):
         if self._resumed is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        put_back(self._resumed, self.model, self.optimizer)
+        put_back(self._resumed, self.model, self.optimizer, self._average)
         self.lr_scheduler.load_state_dict(self._resumed.schedule)
 
 

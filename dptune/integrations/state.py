@@ -1,13 +1,20 @@
-"""Adds to transformers' checkpoints what a private run needs to resume: its identity and a copy of its ledger."""
+"""Adds to transformers' checkpoints what a run needs to resume: its identity, a copy of its ledger, and its average."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
+from dptune.adapter_files import torch_bytes
+from dptune.iterate_average import IterateAverage
 from dptune.ledger import LEDGER_NAME
+from dptune.run.checkpoint import AVERAGE_NAME
 from dptune.run.session import PrivateRun, SavedRun
 
 PRIVACY_STATE_NAME = "privacy_state.json"
@@ -38,3 +45,40 @@ def read_privacy_state(checkpoint: str | Path) -> SavedRun:
     except (OSError, ValueError, TypeError) as error:
         remedy = f"holds no readable {PRIVACY_STATE_NAME} ({type(error).__name__})"
         refuse("--resume_from_checkpoint", str(folder), f"{remedy}; give an older checkpoint of a private run")
+
+
+def save_average(average: IterateAverage, checkpoint: str | Path) -> None:
+    """Write the average of the weights to the folder `checkpoint`, if it holds a step yet. Main process only."""
+    if average.count:
+        with atomic_write(Path(checkpoint) / AVERAGE_NAME, "wb") as file:
+            file.write(torch_bytes({"count": average.count, "tensors": average.tensors}))
+
+
+def read_average(average: IterateAverage, checkpoint: str | Path) -> None:
+    """Fill in what `save_average` wrote to the folder `checkpoint`, which is named after its step. Every process must
+    call this.
+
+    Raises:
+        InvalidArgument: the file is missing, damaged or of another model, or does not fit (see
+            `IterateAverage.resume`).
+    """
+    path = Path(checkpoint) / AVERAGE_NAME
+    count, tensors = _saved_average(path)
+    if not average.resume(int(path.parent.name.rpartition("-")[2]), count):
+        return
+    for name, tensor in average.tensors.items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            refuse("--resume_from_checkpoint", str(path), f"is of another model: it has no {name} of that shape")
+        tensor.copy_(tensors[name])
+
+
+def _saved_average(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """(the number of steps, the average by name) in a file; (0, {}) if there is none."""
+    if not path.exists():
+        return 0, {}
+    try:
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return int(found["count"]), dict(found["tensors"])
+    except Exception as error:  # a file that `save_average` did not write can fail in any way
+        remedy = f"is no readable average ({type(error).__name__}); give an older checkpoint"
+        refuse("--resume_from_checkpoint", str(path), remedy)

@@ -11,6 +11,7 @@ import copy
 import functools
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
-from dptune._validate import refuse, renamed
+from dptune._validate import present, refuse, renamed
 from dptune.accounting.rounding import rounded_up_to_figures
+from dptune.averaging import describe_averaging
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.devices import can_pin, computes_apart
-from dptune.integrations.arguments import updates_identity
+from dptune.integrations.arguments import averaging_of, updates_identity
 from dptune.integrations.checks import refuse_unsafe_arguments, refuse_unsafe_shards
 from dptune.integrations.draws import (
     Collator,
@@ -46,9 +48,10 @@ from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.publishing import publish_run, with_recipe
 from dptune.integrations.sharded_saving import write_sharded
 from dptune.integrations.sharded_trainer import ShardedTrainer
-from dptune.integrations.state import save_privacy_state
+from dptune.integrations.state import read_average, save_average, save_privacy_state
 from dptune.integrations.values import require_known_values
 from dptune.integrations.vocabulary import Vocabulary
+from dptune.iterate_average import IterateAverage
 from dptune.optimizers import DPAdam
 from dptune.pass_overhead import pass_overhead
 from dptune.report.fields import NO_FIELDS, CardFields
@@ -134,6 +137,7 @@ class DPTrainer(ShardedTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.mixed_precision == "fp16":
             refuse("accelerate", self.accelerator.distributed_type.value, "no FSDP, DeepSpeed or fp16: use torchrun")
         refuse_unsafe_shards(self.model, args)
+        self._averaging = averaging_of(args)
         self._updates = updates_identity(self.args, self.optimizer)
         self._card = with_recipe(card, args, privacy_args)
         self.add_callback(_RunCallback(self))
@@ -166,7 +170,8 @@ class DPTrainer(ShardedTrainer):
         if trial is not None:
             refuse("trial", "given", "each trial would spend a separate budget; search on public data")
         if self.args.should_log:
-            print(*describe_plan(self.plan), *describe_noise(self.plan, num_trained(self.model)), sep="\n")
+            noise = describe_noise(self.plan, num_trained(self.model))
+            print(*describe_plan(self.plan), *describe_averaging(self._averaging, self.plan.steps), *noise, sep="\n")
         if getattr(self.args, "dry_run", False):
             if self.args.should_log:
                 for line in [*describe_register(self.plan, self.args.output_dir), *describe_needed_data(self.plan)]:
@@ -180,12 +185,16 @@ class DPTrainer(ShardedTrainer):
             self._run = run = PrivateRun(
                 self.plan, self.args.output_dir, ranks, resume_from=saved, identity=self._updates
             )
+            self._average = average = self._begun_average(checkpoint)
             try:
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             finally:
                 run.close()
+            average.put_in()
+            self._average = None  # the model has it from now on
             if ranks.is_main:
-                print(*publish_run(run, self.model, self._card, self._tokenizer), sep="\n")
+                told = average.in_words(average.step)
+                print(*publish_run(run, self.model, self._card, self._tokenizer, average=told), sep="\n")
             elif self.has_shards:
                 write_sharded(self.model, None)
         return output
@@ -207,6 +216,12 @@ class DPTrainer(ShardedTrainer):
             )
         made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         return made
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The Trainer's evaluation, of the average of the weights if the training keeps one."""
+        with nullcontext() if self._average is None else self._average.in_model():
+            found: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
+        return found
 
     def get_train_dataloader(self) -> DataLoader[TrainerDraw]:
         """A loader of Poisson draws, cut into micro-batches of at most `per_device_train_batch_size` rows.
@@ -280,6 +295,19 @@ class DPTrainer(ShardedTrainer):
         """
         if self._run is None or self._run.plan.privacy is None:
             super().create_model_card(*args, **kwargs)
+
+    def _begun_average(self, checkpoint: str | None) -> IterateAverage:
+        """The average of the weights, new or that of a checkpoint."""
+        average = IterateAverage(self.model, self._averaging, self.plan.steps)
+        if checkpoint is not None and self._resumed is None:  # else it is read with the shards
+            read_average(average, checkpoint)
+        return average
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, and the average that was evaluated there."""
+        super()._load_best_model()
+        if self._average is not None:
+            read_average(self._average, present(self.state.best_model_checkpoint, "best checkpoint"))
 
     def _in_step(self, batches: list[MicroBatch]) -> list[MicroBatch]:
         """This process's micro-batches, as many as any process has if a pass gathers sharded weights."""
@@ -369,7 +397,7 @@ def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
 
 
 class _RunCallback(transformers.TrainerCallback):
-    """Starts the recording when the Trainer is ready, and adds the ledger to its checkpoints."""
+    """Starts the recording when the Trainer is ready, averages, and adds ledger and average to its checkpoints."""
 
     def __init__(self, trainer: DPTrainer) -> None:
         self._trainer = trainer
@@ -382,9 +410,17 @@ class _RunCallback(transformers.TrainerCallback):
         run.__enter__()
         state.max_steps = run.last  # where the Trainer logs, evaluates and saves for the last time
 
+    def on_step_end(self, _args: object, state: transformers.TrainerState, _control: object, **_: object) -> None:
+        if self._trainer._average is not None:
+            self._trainer._average.add(state.global_step)
+
     def on_save(
         self, args: transformers.TrainingArguments, state: transformers.TrainerState, _control: object, **_: object
     ) -> None:
-        run = self._trainer._run
-        if run is not None and state.is_world_process_zero and not self._trainer.has_shards:
-            save_privacy_state(run, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        run, average = self._trainer._run, self._trainer._average
+        if run is None or not state.is_world_process_zero or self._trainer.has_shards:
+            return
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_privacy_state(run, checkpoint)
+        if average is not None:
+            save_average(average, checkpoint)

@@ -145,7 +145,12 @@ def write_model_card(
     named = base if base == base_model else None
     parts = [_front_matter(named, claim is not None, artifact, fields), f"# {_escape(heading)}\n"]
     parts += _private_body(statement, claim, epsilon_plot, it, noun) if claim else _open_body(statement, it, noun)
-    parts += ["## Facts\n", _facts(base, fields), "## How to load it\n", artifact.use.format(base=base)]
+    parts += [
+        "## Facts\n",
+        _facts(base, fields, statement.average),
+        "## How to load it\n",
+        artifact.use.format(base=base),
+    ]
     if fields.recipe is not None and (claim or statement.noise_multiplier is None):
         parts.append(_RECIPE.format(recipe=fields.recipe))
     parts.append(_made_with(statement))
@@ -196,13 +201,20 @@ def _front_matter(base: str | None, private: bool, artifact: Artifact, fields: C
     return "\n".join(["---", *lines, "---\n"])
 
 
-def _facts(base: str, fields: CardFields) -> str:
-    """A table of what the guarantee does not need to know, with a mark where something is missing."""
+def _facts(base: str, fields: CardFields, average: str | None) -> str:
+    """A table of what the guarantee does not need to know, with a mark where something is missing.
+
+    Args:
+        base: the base model's name.
+        fields: what the user says.
+        average: see `PrivacyStatement`.
+    """
     rows = {
         "Base model": f"`{base}`",
         "Training data": ", ".join(map(_escape, fields.data)),
         "Language": ", ".join(fields.languages),
         "Licence": fields.license,
+        **({} if average is None else {"Released weights": _escape(average)}),
     }
     lines = [f"| {name} | {value or f'*{_TO_FILL_IN}*'} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines, ""])
@@ -315,8 +327,10 @@ def _repeated(statement: PrivacyStatement, noun: str) -> str:
 
 
 def _unused(statement: PrivacyStatement) -> str:
+    number = statement.unused_steps
+    steps, them = ("planned step", "it") if number == 1 else (f"{number:,} planned steps", "them")
     return (
-        f"Held-out rows ended the training before the last {statement.unused_steps:,} planned steps. ε counts them "
+        f"Held-out rows ended the training before the last {steps}. ε counts {them} "
         "all the same: when the training ends depends on the private steps before.\n"
     )
 

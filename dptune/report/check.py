@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dptune._validate import refuse
+from dptune._words import counted
 from dptune.accounting import account
 from dptune.ledger import LEDGER_NAME, Ledger
 from dptune.published import CANARIES_SETTING, SETTINGS_NAME
@@ -139,7 +140,7 @@ def _require_epsilon(folder: Path, statement: PrivacyStatement, epsilon: float, 
     if ledger.reasons:
         refuse("ledger", str(path), f"has no guarantee ({ledger.reasons[0]}), but {REPORT_NAME} states one")
     if ledger.steps != statement.steps:
-        refuse("ledger", str(path), f"has {ledger.steps} steps, but {REPORT_NAME} counts {statement.steps}")
+        refuse("ledger", str(path), f"has {counted(ledger.steps, 'step')}, but {REPORT_NAME} counts {statement.steps}")
     if {spend.group_size for spend in ledger.spends} != {statement.group_size}:
         refuse("ledger", str(path), f"is of another group size than {REPORT_NAME} states, {statement.group_size}")
     if {spend.cut for spend in ledger.spends} - {statement.cut}:
@@ -147,8 +148,8 @@ def _require_epsilon(folder: Path, statement: PrivacyStatement, epsilon: float, 
     if ledger.noise_bands - {statement.noise_bands}:
         refuse("ledger", str(path), f"is of other noise bands than {REPORT_NAME} states, {statement.noise_bands}")
     for name in ("noise_multiplier", "sampling_probability"):
-        counted, ran = getattr(statement.spend(1), name), {getattr(spend, name) for spend in ledger.spends}
-        if ran and counted not in ran:
+        spent_by, ran = getattr(statement.spend(1), name), {getattr(spend, name) for spend in ledger.spends}
+        if ran and spent_by not in ran:
             stated = getattr(statement, name)
             refuse("ledger", str(path), f"has no step with the {name} {stated!r} that {REPORT_NAME} states")
     spent = account(spends_with_unused(statement, ledger, statement.unused_steps), delta=delta).epsilon

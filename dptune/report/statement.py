@@ -78,6 +78,8 @@ class PrivacyStatement:
         max_batch: the number of examples that draws were cut at; None if they were not cut.
         noise_bands: the number of steps over which noise was correlated, and of groups that took turns; 1 for
             independent noise. `sampling_probability` is that of an example whose group is not known.
+        average: what the released weights average, in words; None if they are the weights after one step. An average of
+            private weights costs no epsilon.
 
     Raises:
         AssertionError: the statement contradicts itself (checked under `python -O` too): a guarantee with reasons
@@ -111,6 +113,7 @@ class PrivacyStatement:
     parts: Parts | None = None
     max_batch: int | None = None
     noise_bands: int = 1
+    average: str | None = None
 
     @property
     def cut(self) -> Cut | None:

@@ -4,6 +4,7 @@
 - the trained weights: `lora_weights.bin`, an adapter that can be loaded as it is, or `trained_weights.bin`, parameters
   of the model itself, or the folder `shards`, which all ranks write, also with the optimizer's tensors;
 - the optimizer with its schedule;
+- `average.pt`, the average of the weights, if the run keeps one and does not write it into `shards`;
 - the step, with the settings that a resumed run must share;
 - a copy of the ledger;
 - further files of the program that trains;
@@ -41,6 +42,7 @@ from dptune.run.shards import SHARDS_NAME, Shards
 
 TRAINED_NAME = "trained_weights.bin"
 OPTIMIZER_NAME = "optimizer.pt"
+AVERAGE_NAME = "average.pt"
 TRAINING_STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
 
@@ -64,8 +66,10 @@ class TrainingState:
         optimizer: the optimizer's `state_dict()`.
         schedule: the learning-rate schedule's `state_dict()`.
         mechanism: the private step's `state_dict()`.
-        shards: the checkpoint's folder, if ranks wrote the weights and the optimizer's tensors there; then `weights` is
-            empty. Read them with `dptune.run.shards.load_shards`.
+        shards: the checkpoint's folder, if ranks wrote the weights, the average and the optimizer's tensors there; then
+            `weights` and `average` are empty. Read them with `dptune.run.shards.load_shards`.
+        averaged: how many steps the average of the weights holds; 0 for none.
+        average: that average by name, see `dptune.iterate_average.IterateAverage`.
     """
 
     step: int
@@ -77,6 +81,8 @@ class TrainingState:
     schedule: dict[str, object]
     mechanism: dict[str, float] = field(default_factory=dict)
     shards: Path | None = None
+    averaged: int = 0
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -178,7 +184,10 @@ def _contents(state: TrainingState, ledger: bytes | None, *, weights: bool) -> I
         is_adapter = all(".lora." in name for name in state.weights)
         yield WEIGHTS_NAME if is_adapter else TRAINED_NAME, torch_bytes(state.weights)
     yield OPTIMIZER_NAME, torch_bytes({"optimizer": state.optimizer, "schedule": state.schedule})
-    plain = {name: getattr(state, name) for name in ("step", "ledger_steps", "identity", "config", "mechanism")}
+    if state.average:
+        yield AVERAGE_NAME, torch_bytes(state.average)
+    names = ("step", "ledger_steps", "identity", "config", "mechanism", "averaged")
+    plain = {name: getattr(state, name) for name in names}
     yield TRAINING_STATE_NAME, _json_bytes(plain)
     if ledger is not None:
         yield LEDGER_NAME, ledger
@@ -283,7 +292,8 @@ def _read(folder: Path) -> TrainingState:
     if (folder / SHARDS_NAME).exists():
         return TrainingState(**state, weights={}, shards=folder)
     name = WEIGHTS_NAME if (folder / WEIGHTS_NAME).exists() else TRAINED_NAME
-    return TrainingState(**state, weights=_loaded(folder / name))
+    average = _loaded(folder / AVERAGE_NAME) if (folder / AVERAGE_NAME).exists() else {}
+    return TrainingState(**state, weights=_loaded(folder / name), average=average)
 
 
 def _loaded(path: Path) -> dict[str, Any]:

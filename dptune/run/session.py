@@ -274,16 +274,19 @@ class PrivateRun:
         """The mechanism's state that a checkpoint must keep; see `SavedRun.mechanism`."""
         return self._ready.state_dict()
 
-    def statement(self, packages: Iterable[str] = (), *, planned: bool = False) -> PrivacyStatement:
+    def statement(
+        self, packages: Iterable[str] = (), *, planned: bool = False, average: str | None = None
+    ) -> PrivacyStatement:
         """What the completed steps guarantee. Rank 0 only.
 
         Args:
             packages: further distributions whose versions are listed.
             planned: whether epsilon counts the steps up to `last` that did not run, because what ended
                 the run depends on its steps.
+            average: see `PrivacyStatement`.
         """
         unused = self.last - self.completed if planned else 0
-        return replace(self._stated(packages, unused), starts_from=self._starts_from)
+        return replace(self._stated(packages, unused), starts_from=self._starts_from, average=average)
 
     def _stated(self, packages: Iterable[str], unused_steps: int) -> PrivacyStatement:
         unit, packages = self.plan.unit, ("cryptography", *packages)

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dptune.iterate_average import IterateAverage
 from dptune.run.checkpoint import TrainingState, save_checkpoint
 from dptune.run.session import PrivateRun
 from dptune.run.shards import Shards, load_shards, stored_shapes
-from dptune.sharding import are_sharded, as_shard, own_rows, reshard
+from dptune.sharding import are_sharded, as_shard, local_part, own_rows, reshard
 
-_WEIGHT, _STATE = "weight ", "optimizer "  # before a parameter's name, in the folder that all ranks write
+# Before a parameter's name, in the folder that all ranks write.
+_WEIGHT, _STATE, _AVERAGE = "weight ", "optimizer ", "average "
 
 
 def write_checkpoint(
@@ -32,6 +34,7 @@ def write_checkpoint(
     whole: Callable[[], dict[str, Tensor]] = dict,
     config: dict[str, Any] | None = None,
     more: Callable[[], Mapping[str, bytes]] = dict,
+    average: IterateAverage | None = None,
 ) -> None:
     """Write a checkpoint of a run's last step. Every rank must call this. Sharded weights are written by all ranks.
 
@@ -42,11 +45,14 @@ def write_checkpoint(
         whole: () -> the weights to save, if they are not sharded.
         config: see `TrainingState`.
         more: () -> further files, see `save_checkpoint`.
+        average: the average of the weights, if the run keeps one.
 
     Raises:
         InvalidArgument: the disk is full or fails; the other checkpoints are unchanged.
     """
-    tensors = sharded_tensors(model, optimizer)
+    tensors, averages = sharded_tensors(model, optimizer), {} if average is None else average.tensors
+    if tensors:
+        tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in averages.items()}
     shards = Shards(tensors, run.ranks) if tensors else None
     if run.ranks.is_main:
         state = TrainingState(
@@ -58,6 +64,8 @@ def write_checkpoint(
             optimizer=without_shards(optimizer.state_dict()),
             schedule=schedule.state_dict(),
             mechanism=run.mechanism_state(),
+            averaged=0 if average is None else average.count,
+            average=averages if shards is None else {},
         )
         save_checkpoint(run.folder, state, run.ledger, keep=keep, shards=shards, more=more())
     elif shards is not None:
@@ -92,15 +100,19 @@ def without_shards(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"state": kept}
 
 
-def put_back(saved: TrainingState, model: nn.Module, optimizer: Optimizer) -> None:
-    """Load the weights and the optimizer's state of a checkpoint. Every rank must call this.
+def put_back(
+    saved: TrainingState, model: nn.Module, optimizer: Optimizer, average: IterateAverage | None = None
+) -> None:
+    """Load the weights and the optimizer's state of a checkpoint, and their average. Every rank must call this.
 
     Raises:
         RuntimeError: the checkpoint is of another model.
+        InvalidArgument: its average does not fit, see `IterateAverage.resume`.
     """
     parameters = trained_by_name(model, optimizer)
+    averages = average.tensors if average is not None and average.resume(saved.step, saved.averaged) else {}
     if saved.shards is not None:
-        state = _read_shards(saved.shards, saved.optimizer, parameters, optimizer)
+        state = _read_shards(saved.shards, saved.optimizer, parameters, optimizer, averages)
     elif are_sharded(parameters.values()):
         state = _cut(saved, parameters, optimizer)
     else:
@@ -108,14 +120,23 @@ def put_back(saved: TrainingState, model: nn.Module, optimizer: Optimizer) -> No
         weights = {name: value for name, value in saved.weights.items() if not name.endswith(".alpha")}
         if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
             raise RuntimeError(f"the checkpoint is of another model: it has {unexpected[0]}")
+    if saved.shards is None:
+        for name, tensor in averages.items():
+            local_part(tensor).copy_(own_rows(saved.average[name], tensor))
     optimizer.load_state_dict(state)
 
 
 def _read_shards(
-    folder: Path, state: dict[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
+    folder: Path,
+    state: dict[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    averages: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """Fill the parameters from shards; returns the optimizer's state with its tensors, sharded like the parameters."""
+    """Fill the parameters and their averages from shards; returns the optimizer's state with its tensors, sharded like
+    the parameters."""
     wanted: dict[str, Tensor] = {f"{_WEIGHT}{name}": parameter for name, parameter in parameters.items()}
+    wanted |= {f"{_AVERAGE}{name}": tensor for name, tensor in averages.items()}
     numbers, states = _numbers(parameters, optimizer), {number: dict(own) for number, own in state["state"].items()}
     for stored in stored_shapes(folder):
         name, _, key = stored.removeprefix(_STATE).rpartition(".")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument, Ledger, accounting
+from dptune._words import counted
 from dptune.accounting import Cut, Spend
 from dptune.keystream import FIXED, SECRET
 from dptune.sampling import CUT_SAMPLER, FIXED_KEY, NOT_SHOWN, SAMPLER
@@ -129,11 +130,14 @@ def test_epsilon_of_mixed_settings_composes_all_of_them(path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"sampler": NOT_SHOWN}, "1 steps did not show that they were fed Poisson draws: give PrivateStep its sampler"),
-        ({"sampler": FIXED_KEY}, "1 steps drew their batches under a fixed key, so anyone can tell who was drawn"),
-        ({"sampler": "shuffled"}, "1 steps drew their batches by an unknown sampler, shuffled"),
-        ({"noise_key": FIXED}, "1 steps took their noise from a fixed key, so anyone can reproduce it"),
-        ({"noise_key": "guessed"}, "1 steps took their noise from a guessed key, so anyone can reproduce it"),
+        ({"sampler": NOT_SHOWN}, "nothing shows that 1 step got Poisson draws: give PrivateStep its sampler"),
+        (
+            {"sampler": FIXED_KEY},
+            "the batches of 1 step were drawn under a fixed key, so anyone can tell who was drawn",
+        ),
+        ({"sampler": "shuffled"}, "the batches of 1 step were drawn by an unknown sampler, shuffled"),
+        ({"noise_key": FIXED}, "the noise of 1 step came from a fixed key, so anyone can reproduce it"),
+        ({"noise_key": "guessed"}, "the noise of 1 step came from a guessed key, so anyone can reproduce it"),
     ],
 )
 def test_a_line_without_a_shown_secret_draw_and_secret_noise_leaves_no_epsilon(
@@ -291,7 +295,9 @@ def test_a_ledger_with_fewer_steps_than_the_checkpoint_is_refused(path: Path, co
     path.write_bytes(b"".join(lines[:left]))
     with pytest.raises(InvalidArgument) as caught:
         Ledger(path).require_continues(copy, 3)
-    assert f"has {left} lines, but the checkpoint already has 3; epsilon would be too small" in str(caught.value)
+    assert f"has {counted(left, 'line')}, but the checkpoint already has 3; epsilon would be too small" in str(
+        caught.value
+    )
     assert path.read_bytes() == b"".join(lines[:left])
 
 

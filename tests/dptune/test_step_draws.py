@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune import GaussianNoise, InvalidArgument, Keystream, Ledger, PoissonSampler, PrivacyConfig, PrivateStep
+from dptune._words import counted
 from dptune.accounting import Cut, Spend, compose
 from dptune.keystream import FIXED, new_key
 from dptune.report.statement import PrivacyStatement, state_privacy
@@ -137,7 +138,7 @@ def test_without_a_sampler_the_report_guarantees_nothing(steps: int, tmp_path: P
             step.finish()
         statement = stated(tmp_path, step)
     assert (statement.guarantee, statement.epsilon, statement.sampler) == ("none", None, NOT_SHOWN)
-    assert statement.reasons[0].startswith(f"{steps} steps did not show that they were fed Poisson draws")
+    assert statement.reasons[0].startswith(f"nothing shows that {counted(steps, 'step')} got Poisson draws")
 
 
 def test_a_sampler_under_a_fixed_key_guarantees_nothing_and_resuming_does_not_hide_it(tmp_path: Path) -> None:
@@ -153,7 +154,9 @@ def test_a_sampler_under_a_fixed_key_guarantees_nothing_and_resuming_does_not_hi
         step.finish()
         statement = stated(tmp_path, step)
     assert statement.guarantee == "none"
-    assert statement.reasons == ("1 steps drew their batches under a fixed key, so anyone can tell who was drawn",)
+    assert statement.reasons == (
+        "the batches of 1 step were drawn under a fixed key, so anyone can tell who was drawn",
+    )
     assert [json.loads(line).get("sampler") for line in (tmp_path / "ledger.jsonl").read_text().splitlines()] == [
         FIXED_KEY,
         None,
@@ -171,7 +174,7 @@ def test_noise_under_a_fixed_key_guarantees_nothing_and_resuming_does_not_hide_i
             step.finish()
             statement = stated(tmp_path, step)
         assert (statement.guarantee, statement.epsilon) == ("none", None)
-        assert statement.reasons == ("1 steps took their noise from a fixed key, so anyone can reproduce it",)
+        assert statement.reasons == ("the noise of 1 step came from a fixed key, so anyone can reproduce it",)
     lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [line.get("noise_key") for line in lines] == [FIXED, None]
 

@@ -126,6 +126,16 @@ FAULTS = (
         "the next step takes back what was never added, and its noise depends on the sum",
     ),
     Fault(
+        "noise bands: earlier noise is taken back at its own clip norm",
+        "dptune/correlated_noise.py",
+        "        add_noise(self.parts(), sum_P, std, grid=grid)\n",
+        "        for part in (one for kept in self._earlier for one in kept):\n"
+        '            part.mul_(getattr(self, "_std", std) / std)\n'
+        "        self._std = std\n        add_noise(self.parts(), sum_P, std, grid=grid)\n",
+        (RUNS + "::test_noise_is_kept_in_units_of_the_clip_norm_where_that_changes",),
+        "with adaptive clipping, sums over steps in units of C have other noise than epsilon is computed for",
+    ),
+    Fault(
         "noise bands: ranks share their earlier noise",
         "dptune/correlated_noise.py",
         "deque(maxlen=bands.count - 1)  #",

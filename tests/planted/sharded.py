@@ -141,7 +141,7 @@ FAULTS = (
     Fault(
         "sharded Trainer: a resumed run begins with its first weights",
         "dptune/integrations/sharded_trainer.py",
-        "        put_back(self._resumed, self.model, self.optimizer)\n",
+        "        put_back(self._resumed, self.model, self.optimizer, self._average)\n",
         "",
         (SHARDED_TRAINER + "::test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one",),
         "epsilon counts steps that the model lost",

@@ -7,6 +7,14 @@ from tests.planted.paths import ENGINE, TRAINER, TRAINER_PRIVACY
 
 FAULTS = (
     Fault(
+        "averages: a Trainer releases the last weights of the best checkpoint",
+        "dptune/integrations/trainer.py",
+        '            read_average(self._average, present(self.state.best_model_checkpoint, "best checkpoint"))\n',
+        "            self._average.count = 0\n",
+        ("tests/dptune/integrations/test_averages.py::test_the_best_model_is_the_one_that_was_evaluated",),
+        "what is released was never evaluated",
+    ),
+    Fault(
         "a Trainer's micro-batches are as wide as their widest item",
         "dptune/integrations/trainer.py",
         "        if self.privacy_args.disable_dp:\n            return LeastBatches",

@@ -107,7 +107,7 @@ def test_eps_minus_one_is_no_privacy_and_says_so(capsys: pytest.CaptureFixture[s
     assert (given["clip_norm"], given["noise_multiplier"], given["target_epsilon"]) == (-1, -1, None)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--delta", "5e-7"), ("--clip_norm", "2")])
+@pytest.mark.parametrize(("flag", "value"), [("--delta", "5e-7"), ("--clip_norm", "2"), ("--noise_bands", "4")])
 def test_a_setting_of_privacy_without_privacy_is_refused(flag: str, value: str) -> None:
     with pytest.raises(InvalidArgument, match=f"^{flag}=.*: is not read with --target_epsilon -1"):
         job.main([*NEEDED, *SIZES, "--target_epsilon", "-1", flag, value, "--print_only"])
@@ -169,6 +169,10 @@ def test_several_gpus_share_the_batch(capsys: pytest.CaptureFixture[str]) -> Non
         (["--total_bs", "42"], "^--total_bs=42: give a multiple of --per_device_train_batch_size x --gpus, 4"),
         (["--total_bs", "400"], "^--total_bs=400: chats has 200 examples"),
         (["--delta", "0.1"], "^--delta=0.1: must be below"),
+        (["--noise_bands", "many"], "^--noise_bands='many': give a whole number of at least 1"),
+        (["--", "--noise_bands", "4"], "^--noise_bands='after --': give --noise_bands before"),
+        (["--ema", "1"], "^--ema=1.0: give a decay above 0 and below 1"),
+        (["--ema", "0.9", "--average_last", "0.5"], "^--average_last=0.5: the average is exponential"),
         (["--dataset_name", "nothing"], "^--dataset_name='nothing': no such file or folder in data"),
         (["--job_sess", "../up"], "^--job_sess='../up'"),
         (["--shard"], "^--shard=True"),
@@ -271,3 +275,28 @@ def test_cut_draws_reach_the_launch_and_the_noise_that_is_told(capsys: pytest.Ca
     assert told[0] > told[1]
     with pytest.raises(InvalidArgument, match=r"^max_batch=39: most draws would be cut"):
         line(capsys, "--max_batch", "39")
+
+
+@pytest.mark.parametrize(("given", "bands"), [("2", 2), ("4", 4), ("auto", 2)])
+def test_correlated_noise_reaches_the_launch_and_the_noise_that_is_told(
+    given: str, bands: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comment, words = line(capsys, "--noise_bands", given)
+    assert groups_of(words)["noise_bands"] == given
+    assert f" with {bands} noise bands for {ROWS} examples and 10 steps" in comment
+    sigma = float(comment.split("noise multiplier ")[1].split()[0])
+    spend = Spend(sigma, 40 / ROWS, 10).with_bands(bands)
+    assert 5.90 < compose([spend], delta=default_delta(ROWS)) <= 5.94
+    plain, words = line(capsys, "--noise_bands", "1")
+    assert "--noise_bands" not in words
+    assert "noise bands" not in plain
+
+
+@pytest.mark.parametrize(("name", "value"), [("ema", 0.95), ("average_last", 0.25)])
+@pytest.mark.parametrize("epsilon", ["5.94", "-1"])
+def test_an_average_reaches_the_launch(
+    name: str, value: float, epsilon: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, words = line(capsys, "--target_epsilon", epsilon, f"--{name}", str(value))
+    given = groups_of(words)
+    assert {one: given[one] for one in ("ema", "average_last")} == {"ema": None, "average_last": None} | {name: value}

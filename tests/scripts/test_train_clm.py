@@ -38,6 +38,7 @@ REPORT_KEYS = {
     "parts",
     "max_batch",
     "noise_bands",
+    "average",
     *("repeated_steps", "unused_steps", "starts_from", "sampled", "method", "group_size"),
 }
 TOKEN = "hf_a_secret_that_must_not_appear"

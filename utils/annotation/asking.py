@@ -230,7 +230,8 @@ class Asking:
         except Failure:
             up = False
         if not up:
-            told = f"it stopped answering: no answer for the last {len(self._held)} rows ({self._held[-1][1].what})"
+            rows = "row" if len(self._held) == 1 else f"{len(self._held)} rows"
+            told = f"it stopped answering: no answer for the last {rows} ({self._held[-1][1].what})"
             raise _about(self._endpoint, f"{told}; check it and run the same line again to resume")
         self._settle_held(self._begun + 1)
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from dptune._aliases import aliases
 from dptune._validate import refuse, renamed, require_count, require_delta, require_positive
+from dptune.averaging import Averaging
 from dptune.published import published_model
 from dptune.run.plan import AUTO, PrivacySettings, noise_bands_of
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.cli.flags import refuse_unread
 from utils.training.card_arguments import CardArguments
 from utils.training.changes import OnResume, OnResumeTable
-from utils.training.optimization_arguments import LR_SCHEDULERS, MAX_GRAD_NORM, require_warmup
+from utils.training.optimization_arguments import LR_SCHEDULERS, MAX_GRAD_NORM, averaging_of, require_warmup
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
 from utils.training.output_arguments import OutputArguments
 
@@ -294,6 +295,20 @@ class StepArguments:
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "share of all steps in which the learning rate rises from 0; default: none"}
     )
+    ema: float | None = field(
+        default=None,
+        metadata={
+            "help": "release an exponential average of the weights after each step, with this decay (such as 0.95), "
+            "instead of the last weights; costs no epsilon; default: none"
+        },
+    )
+    average_last: float | None = field(
+        default=None,
+        metadata={
+            "help": "release the mean of the weights after the last steps, this share of all (such as 0.25), instead "
+            "of the last weights; costs no epsilon; default: none"
+        },
+    )
     seed: int = field(
         default=0,
         metadata={"help": "seed of new weights and --max_train_examples; never of noise, sampling or dropout"},
@@ -304,6 +319,7 @@ class StepArguments:
         require_count("--batch_size", self.batch_size)
         require_count("--micro_batch_size", self.micro_batch_size)
         require_warmup(0, self.warmup_ratio)
+        _ = self.averaging
         require_installed(self.optimizer)
         if self.learning_rate is not None:
             require_positive("--learning_rate", self.learning_rate)
@@ -315,6 +331,11 @@ class StepArguments:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
         if not 0 <= self.seed < 2**32:
             refuse("--seed", self.seed, "give a whole number of at least 0 and below 2^32")
+
+    @property
+    def averaging(self) -> Averaging:
+        """Which average of the weights is released."""
+        return averaging_of(self.ema, self.average_last)
 
 
 @dataclass
@@ -473,6 +494,8 @@ ON_RESUME: OnResumeTable = {
     "weight_decay": OnResume.REFUSED,
     "lr_scheduler_type": OnResume.REFUSED,
     "warmup_ratio": OnResume.REFUSED,
+    "ema": OnResume.REFUSED,
+    "average_last": OnResume.REFUSED,
     "seed": OnResume.REFUSED,
     # output
     "output_dir": OnResume.RUNTIME,

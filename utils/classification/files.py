@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, PreTrainedConfig
 
 from dptune._validate import refuse
+from dptune._words import counted
 from dptune.adapter_files import PEFT_CONFIG_NAME
 from dptune.lora import adapters, merge_lora, unmerge_lora
 from dptune.report.card import Artifact
@@ -117,7 +118,7 @@ def load_classifier(name: str, class_names: Sequence[str], *, pad_token_id: int)
     heads = tuple(f"{head}." for head in head_modules(model))
     others = sorted(key for key in new if not key.startswith(heads))
     if lost := [key for key in others if "pooler" not in key]:
-        refuse(_FLAG, name, f"its checkpoint lacks {len(lost)} weights such as {lost[0]}; {_REMEDY}")
+        refuse(_FLAG, name, f"its checkpoint lacks {counted(len(lost), 'weight')} such as {lost[0]}; {_REMEDY}")
     return model.eval(), sorted({key.rpartition(".")[0] for key in others})
 
 

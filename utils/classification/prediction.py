@@ -17,6 +17,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from dptune._validate import refuse
+from dptune._words import counted
 from dptune.adapter_files import PEFT_CONFIG_NAME
 from dptune.integrations.peft import KNOWN_METHODS, PREFIX, PROMPT, class_logits, method_of
 from dptune.published import PUBLISH_NAME, published_model, published_part
@@ -144,7 +145,7 @@ def _load_whole(folder: Path) -> tuple[Any, tuple[str, ...]]:
     except (OSError, ValueError, RuntimeError) as error:  # also of damaged files
         refuse_to_load("classifier", str(folder), error, flag=FLAG, remedy=_REMEDY)
     if missing := sorted(info["missing_keys"]):
-        refuse(FLAG, str(folder), f"lacks {len(missing)} weights such as {missing[0]}; {_REMEDY}")
+        refuse(FLAG, str(folder), f"lacks {counted(len(missing), 'weight')} such as {missing[0]}; {_REMEDY}")
     return model, tuple(name for _, name in sorted(model.config.id2label.items()))
 
 

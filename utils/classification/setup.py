@@ -221,6 +221,7 @@ def identity_of(planned: PlannedTask, trained: Trained) -> dict[str, Any]:
         | {"training_data": task.train.fingerprint()}
         | {
             **asdict(trained.updates),
+            **settings.steps.averaging.identity,
             "max_grad_norm": settings.budget.plain_max_grad_norm,
             "steps": plan.steps,
             "seed": settings.steps.seed,
@@ -391,7 +392,13 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         )
         epoch = max(1, round(1 / plan.sampling_probability))
         eval_freq, clip = settings.results.eval_freq or epoch, settings.budget.plain_max_grad_norm
-        pace = Pace(trained.updates, eval_freq, plain_max_grad_norm=clip, selection=output.selection)
+        pace = Pace(
+            trained.updates,
+            eval_freq,
+            plain_max_grad_norm=clip,
+            selection=output.selection,
+            averaging=settings.steps.averaging,
+        )
         end = train(
             ClassifierTask(planned, trained, tokenizer, losses, logits),
             plan,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptune._validate import refuse
+from dptune._words import counted
 from utils.classification.dataset import ClassificationDataset, tokenize_texts
 from utils.classification.glue import GLUE, TRAIN, read_folder, read_hub
 from utils.classification.labelled_texts import NamedTexts, read_named_texts
@@ -129,9 +130,9 @@ def describe_task(task: ClassificationTask) -> list[str]:
     """The task in printable lines. Do not publish counts of the training set other than its size."""
     lines = [f"task                   {task.name}: {', '.join(task.class_names)}"]
     for split, data in {"training": task.train, **task.validation}.items():
-        lines.append(f"{split:<23}{len(data):,} examples, {len(data.ids):,} tokens")
+        lines.append(f"{split:<23}{counted(len(data), 'example')}, {len(data.ids):,} tokens")
         if data.num_cut:
-            lines.append(f"{'':<23}{data.num_cut:,} of them are cut to --block_size")
+            lines.append(f"{'':<23}{data.num_cut:,} of them cut to --block_size")
         if data.num_skipped:
-            lines.append(f"{'':<23}{data.num_skipped:,} more rows are left out: damaged or without a label")
+            lines.append(f"{'':<23}{counted(data.num_skipped, 'more row')} left out: damaged or without a label")
     return lines

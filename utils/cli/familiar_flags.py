@@ -48,6 +48,8 @@ _CALLED = {
     "load_best_model": ("load_best_model_at_end",),
     "early_stopping_patience": ("early_stopping",),
     "sample_every": ("sample_steps", "generate_every"),
+    "ema": ("ema_decay", "use_ema", "ema_rate"),
+    "average_last": ("swa", "swa_start", "average_weights"),
     "lr_scheduler_type": ("scheduler", "lr_scheduler"),
     "eval_freq": ("eval_steps", "eval_strategy", "evaluation_strategy", "logging_steps"),
     "checkpointing_steps": ("save_steps", "save_strategy", "save_freq"),

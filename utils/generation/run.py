@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from dptune._validate import refuse
+from dptune._words import counted
 from dptune.run.lock import FolderLock
 from utils.cli.flags import public_config
 from utils.cli.launch import compute_dtype, make_accelerator, ranks_of
@@ -93,7 +94,7 @@ def sample_instructions(
         path, speed = generate_all(backend, jobs, sampling, identity=identity, rank=rank, world=world, wait=wait)
         speeds = gather_object([speed])
         if is_main:
-            print(f"{len(jobs)} texts in {path}\n{write_sampling_outputs(path, sampling, speeds)}")
+            print(f"{counted(len(jobs), 'text')} in {path}\n{write_sampling_outputs(path, sampling, speeds)}")
     accelerator.end_training()  # destroys the process group, which may abort at the interpreter's exit
     return path if accelerator.is_main_process else None
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from dptune._validate import refuse
+from dptune._words import counted
 from dptune.adapter_files import PEFT_CONFIG_NAME, PEFT_WEIGHTS_NAME, WEIGHTS_NAME, attach_adapter
 from dptune.integrations.vocabulary import context_of
 from dptune.lora import merge_lora
@@ -106,7 +107,7 @@ def load_model(
         refuse(
             "--model_name_or_path",
             name,
-            f"its checkpoint lacks {len(missing)} weights such as {missing[0]}; {_REMEDY}",
+            f"its checkpoint lacks {counted(len(missing), 'weight')} such as {missing[0]}; {_REMEDY}",
         )
     model = model.requires_grad_(False).eval()
     keep_differentiable(model)

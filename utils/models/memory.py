@@ -52,6 +52,7 @@ class MemorySettings:
         overhead: see `dptune.shapes.Shapes`.
         rows_per_item: maximum number of examples that are clipped as one.
         chunk_tokens: tokens whose logits `dptune.losses` computes at a time; 64 on a CPU.
+        keeps_average: whether an average of the trained weights is kept beside them, in float32.
 
     Raises:
         InvalidArgument: a count below 1, other bits, or offloading without sharding.
@@ -70,6 +71,7 @@ class MemorySettings:
     overhead: float = Shapes.overhead
     rows_per_item: int = 1
     chunk_tokens: int = 512
+    keeps_average: bool = False
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "block_size", "world_size"):
@@ -108,7 +110,7 @@ class MemoryNeeds:
         frozen_weights: held throughout.
         gathered_weights: weights held whole while they compute: three layers and the root group of a sharded model,
             the largest weight of a quantised one.
-        adapters: weights and Adam's two moments in float32, and the clipped sum in float64.
+        adapters: weights, their average if one is kept, and Adam's two moments in float32; the clipped sum in float64.
         activations: what the base model keeps for the backward pass.
         adapter_activations: what the adapters keep for it.
         per_example_gradients: in float32, at the end of a backward pass.
@@ -166,7 +168,7 @@ def micro_batch_needs(sizes: ModelSizes, settings: MemorySettings, examples: int
     return MemoryNeeds(
         frozen_weights=0 if settings.offload else frozen,
         gathered_weights=gathered,
-        adapters=_ADAPTER_COPIES * flat,
+        adapters=(_ADAPTER_COPIES + settings.keeps_average) * flat,
         activations=tokens * (sizes.layers * layer + last_norm),
         adapter_activations=tokens * adapter,
         per_example_gradients=examples * flat,

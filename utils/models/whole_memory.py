@@ -51,7 +51,7 @@ class WholeNeeds:
     """Bytes on one device, each part at its peak. The parts do not all peak at the same time, see `total`.
 
     Attributes:
-        weights: in float32, with the optimizer's two moments.
+        weights: in float32, with the optimizer's two moments, and their average if one is kept.
         gathered: weights held whole while they compute.
         summed: the step's sum in float64.
         activations: what the forward pass keeps, with the inputs of the linear layers.
@@ -131,7 +131,8 @@ def whole_needs(sizes: WholeSizes, settings: MemorySettings, examples: int, toke
     if settings.sharded:
         one_sum = 2 * _FLOAT32 * sizes.largest + _FLOAT64 * sizes.largest // ranks
     ends = 4 * _FLOAT32 * base.hidden  # inputs of the last norm and of the output layer, and their gradients
-    held = [-(-values * size // ranks) for size in (_FLOAT32 * (1 + _MOMENTS), _FLOAT64, _FLOAT32)]
+    copies = 1 + _MOMENTS + settings.keeps_average
+    held = [-(-values * size // ranks) for size in (_FLOAT32 * copies, _FLOAT64, _FLOAT32)]
     weights, summed, finish = (0, 0, 0) if settings.offload else held
     return WholeNeeds(
         weights=weights,

@@ -166,6 +166,8 @@ ON_RESUME: OnResumeTable = {
     "lr_scheduler_type": OnResume.EFFECTIVE,
     "num_warmup_steps": OnResume.EFFECTIVE,
     "warmup_ratio": OnResume.EFFECTIVE,
+    "ema": OnResume.REFUSED,
+    "average_last": OnResume.REFUSED,
     "max_grad_norm": OnResume.REFUSED,
     "gradient_sync": OnResume.RUNTIME,
     "gradient_ckpt": OnResume.RUNTIME,

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object, set_seed
 from dptune._validate import refuse
 from dptune.adapter_files import save_adapter
 from dptune.audit.training import AUDIT_FOLDER, Canaries
+from dptune.averaging import describe_averaging
 from dptune.clipping import layers_of
 from dptune.devices import computes_apart
 from dptune.integrations.sharded_saving import write_sharded
@@ -171,6 +172,7 @@ class CausalLMJob:
             keep_whole_sum=keeps_whole_sum,
             plain_max_grad_norm=None if private else groups.optimization.max_grad_norm or None,
             selection=groups.output.selection,
+            averaging=groups.optimization.averaging,
             after_step=after_step,
             after_release=self._scores_of(task),
         )
@@ -206,6 +208,7 @@ class CausalLMJob:
             loss_scale=self._loss_scale,
             gathers=gathers,
             keep_whole_sum=keeps_whole_sum,
+            keeps_average=self.groups.optimization.averaging.is_on,
         )
         return rehearsal.settle(shapes)
 
@@ -401,7 +404,8 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         clipping=clipping,
         parts=train.parts,
     )
-    identity = {"training_data": fingerprint, "optimizer": optimization.optimizer} | start_identity(starts_from)
+    identity = {"training_data": fingerprint, "optimizer": optimization.optimizer, **optimization.averaging.identity}
+    identity |= start_identity(starts_from)
     dated = {} if day is None else {TEMPLATE_DATE: day}
     identity |= dated
     if saved is not None:
@@ -414,6 +418,8 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     asked = token_budget_of(groups)
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_plan(plan), *describe_clipping(plan, optimization), sep="\n")
+    for line in describe_averaging(optimization.averaging, plan.steps):
+        accelerator.print(line)
     accelerator.print(*describe_register(plan, folder.path, resumes=saved is not None), sep="\n")
     accelerator.print(*describe_changes(config, saved), sep="\n")
     accelerator.print(*described, *describe_start(starts_from), sep="\n")
@@ -523,6 +529,7 @@ def describe_memory_of(
         drawn=plan.expected_batch_size / target.processes,
         overhead=target.overhead(sharded=sharding is not None),
         rows_per_item=groups.privacy.unit.rows_at_once,
+        keeps_average=groups.optimization.averaging.is_on,
     )
     return [
         *target.describe(sharded=sharding is not None),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from dptune.averaging import NO_AVERAGE, Averaging
+from dptune.iterate_average import IterateAverage
 from dptune.lora import trainable_parameters
 from dptune.micro_batch import MicroBatchStats
 from dptune.run.checkpoint import TrainingState
@@ -42,11 +45,13 @@ class End:
         completed: steps that are part of the result.
         stopped_by: the signal that stopped it; None for a run that completed.
         released: the step whose weights are the result, if it is not the last.
+        average: in words, what the result averages; None if it is the weights after one step.
     """
 
     completed: int
     stopped_by: str | None
     released: int | None = None
+    average: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,9 @@ class Pace:
         loss_scale, keep_whole_sum: see `PrivateStep`.
         plain_max_grad_norm: maximum gradient norm of a step without privacy; None for no clipping.
         selection: what held-out rows decide.
-        after_step: called on every rank after each step and its evaluation; must leave the generators alone.
+        averaging: which average of the weights is evaluated, sampled from and released, instead of the last weights.
+        after_step: called on every rank after each step and its evaluation, with the weights that would be released;
+            must leave the generators alone.
         after_release: called on every rank between a step's release and its update; must leave the generators alone.
     """
 
@@ -73,6 +80,7 @@ class Pace:
     keep_whole_sum: bool = False
     plain_max_grad_norm: float | None = None
     selection: HeldOutSelection = NOTHING
+    averaging: Averaging = NO_AVERAGE
     after_step: AfterStep | None = None
     after_release: AfterRelease | None = None
 
@@ -112,7 +120,8 @@ class TrainingLoop:
 
     def _steps(self, log: RunLog, saved: TrainingState | None) -> End:
         run, model = self.run, self.task.model
-        parameters = trainable_parameters(model)  # taken now: none requires a gradient while the step records
+        # Both are taken now: no parameter requires a gradient while the step records.
+        parameters, average = trainable_parameters(model), IterateAverage(model, self.pace.averaging, run.plan.steps)
         run.prepare(
             model,
             gradient_sync=self.pace.gradient_sync,
@@ -120,7 +129,8 @@ class TrainingLoop:
             keep_whole_sum=self.pace.keep_whole_sum,
         )
         optimizer, schedule = self._make_optimizer(parameters)
-        restore(saved, model, optimizer, schedule)
+        restore(saved, model, optimizer, schedule, average)
+        save = partial(self.checkpoints.save, model, optimizer, schedule, average=average)
         where = None if saved is None else run.folder / f"checkpoint-{saved.step}"
         best = run.ranks.from_main(lambda: resumed_best(self.pace.selection, where))
         model.train()  # for dropout; transformers also recomputes activations in training mode only
@@ -128,7 +138,7 @@ class TrainingLoop:
             if run.completed == 0:
                 log.record(StepMetrics(step=0, **(self._evaluate() if self.pace.eval_at_start else {})))
                 if self.checkpoints.every:
-                    self.checkpoints.save(model, optimizer, schedule)
+                    save()
             draws = run.draws(self.task.rows.authors)
             while run.completed < run.last and not best.is_over:
                 began, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
@@ -136,20 +146,25 @@ class TrainingLoop:
                 draw = draws.draw()
                 seen = self.micro_batches.run(draw, run, self.task.losses, stop)
                 if seen is None:
-                    self.checkpoints.save(model, optimizer, schedule, more=best.files)
+                    save(more=best.files)
                     return End(run.completed, stop.name or "a signal")
                 found = self._measured(draw, seen)
                 self._update(parameters, optimizer, schedule)
+                average.add(run.completed)
                 found |= {"seconds": time.perf_counter() - began, "learning_rate": rate, "epsilon": run.epsilon}
                 if run.completed % self.pace.eval_freq == 0 or run.completed == run.last:
-                    found |= self._evaluate()
-                    best.see(run.completed, self._shared(found.get("eval_loss")), parameters)
+                    with average.in_model():
+                        found |= self._evaluate()
+                        best.see(run.completed, self._shared(found.get("eval_loss")), parameters)
                 log.record(StepMetrics(step=run.completed, **found))
                 if self.pace.after_step is not None:
-                    self.pace.after_step(model, run.completed, run.epsilon)
+                    with average.in_model():
+                        self.pace.after_step(model, run.completed, run.epsilon)
                 if self.checkpoints.due or (best.is_over and self.checkpoints.every):
-                    self.checkpoints.save(model, optimizer, schedule, more=best.files)
-            return End(run.completed, None, best.put_back(parameters))
+                    save(more=best.files)
+            average.put_in()
+            released = best.put_back(parameters)
+            return End(run.completed, None, released, average.in_words(released or run.completed))
 
     def _shared(self, loss: float | None) -> float | None:
         """The held-out loss as rank 0 measured it, so that what follows from it is the same on every rank."""
@@ -202,9 +217,10 @@ def describe_stop(end: End, steps: int, folder: Path) -> str:
 
 
 def describe_selection(end: End, last: int) -> list[str]:
-    """Printed lines: what held-out rows decided about a run of `last` steps."""
+    """Printed lines: what a run of `last` steps releases, if it is not the weights after the last of them."""
     early = f"after step {end.completed:,} of {last:,}: the held-out loss no longer fell"
     return [
         *([f"stopped early          {early}"] if end.completed < last else []),
         *([f"weights of             step {end.released:,}, with the lowest held-out loss"] if end.released else []),
+        *([f"released weights       {end.average}"] if end.average else []),
     ]

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dptune._validate import refuse, require_count, require_positive
+from dptune._validate import refuse, renamed, require_count, require_positive
+from dptune.averaging import Averaging
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
 
 # Schedules of transformers.get_scheduler that need no extra setting.
@@ -53,6 +54,20 @@ class OptimizationArguments:
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "the same as a share of all steps, instead of --num_warmup_steps"}
     )
+    ema: float | None = field(
+        default=None,
+        metadata={
+            "help": "release an exponential average of the weights after each step, with this decay (such as 0.95), "
+            "instead of the last weights; costs no epsilon; default: none"
+        },
+    )
+    average_last: float | None = field(
+        default=None,
+        metadata={
+            "help": "release the mean of the weights after the last steps, this share of all (such as 0.25), instead "
+            "of the last weights; costs no epsilon; default: none"
+        },
+    )
     max_grad_norm: float = field(
         default=MAX_GRAD_NORM,
         metadata={"help": "without privacy: maximum norm of a whole step's gradient; 0 turns it off"},
@@ -87,6 +102,11 @@ class OptimizationArguments:
             warmup_ratio=self.warmup_ratio,
         )
 
+    @property
+    def averaging(self) -> Averaging:
+        """Which average of the weights is released."""
+        return averaging_of(self.ema, self.average_last)
+
     def __post_init__(self) -> None:
         require_count("--per_device_train_batch_size", self.per_device_train_batch_size)
         require_count("--gradient_accumulation_steps", self.gradient_accumulation_steps)
@@ -95,6 +115,7 @@ class OptimizationArguments:
         require_count("--num_warmup_steps", self.num_warmup_steps, minimum=0)
         require_warmup(self.num_warmup_steps, self.warmup_ratio)
         require_installed(self.optimizer)
+        _ = self.averaging
         if not 0 <= self.max_grad_norm < math.inf:
             refuse("--max_grad_norm", self.max_grad_norm, "give a number above 0, or 0 for no clipping")
         if self.max_train_steps is not None:
@@ -107,6 +128,12 @@ class OptimizationArguments:
             refuse("--momentum", self.momentum, f"belongs to --optimizer sgd, not {self.optimizer}")
         if not 0 <= self.weight_decay < math.inf:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
+
+
+def averaging_of(ema: float | None, average_last: float | None) -> Averaging:
+    """The average of the weights that --ema and --average_last ask for; refuses a mistake by its flag."""
+    with renamed({"ema": "--ema", "average_last": "--average_last"}):
+        return Averaging(ema, average_last)
 
 
 def require_warmup(steps: int, ratio: float | None) -> None:

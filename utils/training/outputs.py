@@ -31,14 +31,19 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def finish_run(
-    run: PrivateRun, task: Task, diagnostics: Sequence[Mapping[str, Any]], *, released: int | None = None
+    run: PrivateRun,
+    task: Task,
+    diagnostics: Sequence[Mapping[str, Any]],
+    *,
+    released: int | None = None,
+    average: str | None = None,
 ) -> None:
     """Write all results of a finished run, and print what they are. Only the main process calls it.
 
     The trained weights appear together with their privacy report, in the folder that may be published. `released` is
-    the step that the weights are from, if it is not the last.
+    the step that the weights are from, if it is not the last. `average` says in words what they average, if they do.
     """
-    statement = run.statement(_PACKAGES, planned=True)
+    statement = run.statement(_PACKAGES, planned=True, average=average)
     results = summarise_run(diagnostics, per_token=task.loss_unit == PER_TOKEN, released=released)
     plot_diagnostics(run.folder / "diagnostics.png", diagnostics, loss_unit=task.loss_unit)
     write_all_results(run.folder / RESULTS_NAME, results)

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from dptune._words import counted
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.lora import adapters
@@ -98,19 +99,20 @@ def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) ->
     lines = [f"tokens                 {int(train.lengths.sum()):,} in the training data"]
     if train.authors is not None:
         authors = train.authors
-        lines.append(f"authors                {len(authors):,} with {len(train):,} examples")
-        lines.append(f"                       the largest author has {authors.largest:,} rows")
-        if authors.num_left_out:
-            lines.append(
-                f"                       {authors.num_left_out:,} rows left out because of --examples_per_unit"
-            )
+        lines.append(f"authors                {len(authors):,} with {counted(len(train), 'example')}")
+        lines.append(f"                       the largest author has {counted(authors.largest, 'row')}")
+        if left_out := authors.num_left_out:
+            lines.append(f"                       {counted(left_out, 'row')} left out because of --examples_per_unit")
     if train.num_cut:
-        lines.append(f"                       {train.num_cut:,} examples cut to --block_size")
-    if train.num_without_answer:
-        lines.append(f"                       {train.num_without_answer:,} examples without an answer: zero gradients")
+        lines.append(f"                       {counted(train.num_cut, 'example')} cut to --block_size")
+    if without := train.num_without_answer:
+        lines.append(f"                       {counted(without, 'example')} without an answer: zero gradients")
     if held_out is None:
         return [*lines, "held out               no validation data, so --eval_freq has no effect"]
-    return [*lines, f"held out               {len(held_out):,} examples, {int(held_out.lengths.sum()):,} tokens"]
+    return [
+        *lines,
+        f"held out               {counted(len(held_out), 'example')}, {int(held_out.lengths.sum()):,} tokens",
+    ]
 
 
 def describe_model(model: nn.Module, settings: MemorySettings, available: int | None = None) -> list[str]:
@@ -126,8 +128,8 @@ def describe_model(model: nn.Module, settings: MemorySettings, available: int | 
     lines = [f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})"]
     if every == trained and (whole := whole_sizes(model)) is not None:
         return [*lines, *describe_memory(partial(memory_of_whole, whole), settings, available)]
-    if not any(adapters(model)):  # all weights, and for trained ones a gradient and two moments
-        least = 4 * (every + 3 * trained) / (settings.world_size if settings.sharded else 1)
+    if not any(adapters(model)):  # all weights, and for trained ones a gradient, two moments and the average
+        least = 4 * (every + (3 + settings.keeps_average) * trained) / (settings.world_size if settings.sharded else 1)
         told = f"at least {least / (1 << 30):.1f} GiB in float32, without activations"
         if available is not None and least > available:
             told += f"; does not fit: the device has {available / (1 << 30):.1f} GiB"

@@ -9,8 +9,9 @@ accelerator computes. A CPU has no limit of its own, and a pass takes long there
 rehearse. All ranks decide together: a budget that fits on every rank is used by every rank. Without privacy, trained
 shards are not rehearsed, because a rank that fails could not catch up (`utils.training.in_step`).
 
-A pass is rehearsed beside all that a step holds: the sum of its gradients and the optimizer's moments, as shards where
-the weights are. Memory that runs out in the sum itself counts as well. The launch survives it here, and only here.
+A pass is rehearsed beside all that a step holds: the sum of its gradients, the optimizer's moments and the average of
+the weights, as shards where the weights are. Memory that runs out in the sum itself counts as well. The launch survives
+it here, and only here.
 
 Classifiers do not rehearse: they are never sharded, and a rank that runs out of memory cuts its micro-batches alone.
 Evaluation is not rehearsed: it keeps no activations.
@@ -81,6 +82,7 @@ class Rehearsal:
         loss_scale: see `PrivateStep`.
         gathers: of sharded weights; None if every rank holds the model.
         keep_whole_sum: see `PrivateStep`.
+        keeps_average: whether the run keeps an average of the weights.
     """
 
     model: Any
@@ -91,6 +93,7 @@ class Rehearsal:
     loss_scale: float = 1.0
     gathers: Gathers | None = None
     keep_whole_sum: bool = False
+    keeps_average: bool = False
 
     def settle(self, shapes: Shapes) -> Shapes:
         """`shapes`, or the same with the largest halved token budget whose micro-batches fit on every rank.
@@ -157,8 +160,8 @@ class Rehearsal:
 
     @contextmanager
     def _held_meanwhile(self) -> Iterator[list[Tensor]]:
-        """Holds what the optimizer will, and without privacy the gradients of the micro-batches before."""
-        number = _MOMENTS + (self.plan.privacy is None)
+        """Holds what the optimizer will, the average, and without privacy the gradients of the micro-batches before."""
+        number = _MOMENTS + self.keeps_average + (self.plan.privacy is None)
         held = [torch.empty_like(weight) for weight in trainable_parameters(self.model) for _ in range(number)]
         yield held
 

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from dptune._validate import refuse
 from dptune.adapter_files import adapter_state_dict
+from dptune.iterate_average import IterateAverage
 from dptune.ledger import LEDGER_NAME, Ledger, has_begun
 from dptune.run.checkpoint import TrainingState, find_checkpoint, load_checkpoint
 from dptune.run.folder import refuse_existing_run
@@ -98,9 +99,10 @@ class Checkpoints:
         schedule: LRScheduler,
         *,
         more: Callable[[], Mapping[str, bytes]] = dict,
+        average: IterateAverage | None = None,
     ) -> None:
-        """Write a checkpoint; every rank calls it. Sharded weights are written by all ranks. For `more` see
-        `write_checkpoint`."""
+        """Write a checkpoint; every rank calls it. Sharded weights are written by all ranks. For `more` and `average`
+        see `write_checkpoint`."""
         write_checkpoint(
             self.run,
             model,
@@ -110,6 +112,7 @@ class Checkpoints:
             whole=lambda: self._weights(model),
             config=self.config,
             more=more,
+            average=average,
         )
 
     def _weights(self, model: nn.Module) -> dict[str, Tensor]:
@@ -127,8 +130,14 @@ def saved_run(saved: TrainingState | None, folder: Path) -> SavedRun | None:
     return None if saved is None else SavedRun.of(saved, folder / f"checkpoint-{saved.step}")
 
 
-def restore(saved: TrainingState | None, model: nn.Module, optimizer: Optimizer, schedule: LambdaLR) -> None:
-    """Load a checkpoint into model, optimizer and schedule, the same on every rank, which must all call this.
+def restore(
+    saved: TrainingState | None,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LambdaLR,
+    average: IterateAverage | None = None,
+) -> None:
+    """Load a checkpoint into model, optimizer, schedule and average, the same on every rank, which must all call this.
 
     Learning rates, weight decay and momentum, and the shape of the schedule, stay those that optimizer and schedule
     were made with. Loading alone would bring back the checkpoint's, whatever the user asks for now.
@@ -136,7 +145,7 @@ def restore(saved: TrainingState | None, model: nn.Module, optimizer: Optimizer,
     if saved is None:
         return
     made = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    put_back(saved, model, optimizer)
+    put_back(saved, model, optimizer, average)
     for group, own in zip(optimizer.param_groups, made, strict=True):
         group.update(own)
     _continue(schedule, saved.schedule)

@@ -98,7 +98,7 @@ def train(
     elif ranks.is_main:
         for line in describe_selection(end, run.last):
             print(line)
-        finish_run(run, task, rows, released=end.released)
+        finish_run(run, task, rows, released=end.released, average=end.average)
     else:
         task.help_save()
     accelerator.wait_for_everyone()

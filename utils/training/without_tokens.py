@@ -7,6 +7,7 @@ rows.
 from __future__ import annotations
 
 from dptune._validate import refuse
+from dptune.averaging import describe_averaging
 from dptune.clipping import layers_of
 from dptune.run.plan import RunPlan, describe_needed_data, describe_plan, describe_register
 from utils.cli.launch import ranks_of
@@ -61,6 +62,8 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
         clipping=clipping,
     )
     accelerator.print(*describe_plan(plan), *describe_clipping(plan, groups.optimization), sep="\n")
+    for line in describe_averaging(groups.optimization.averaging, plan.steps):
+        accelerator.print(line)
     accelerator.print(*describe_register(plan, groups.output.output_dir), sep="\n")
     accelerator.print(f"tokens                 not counted: {why}. {_LEFT_OUT}", *describe_start(starts_from), sep="\n")
     accelerator.print(*describe_memory_of(skeleton, groups, target, plan), sep="\n")

@@ -38,12 +38,14 @@ def crash(folder: Path, step: int, **changed: Any) -> None:
         dp_trainer(folder, callbacks=[Crash(step)], **(SAVING | changed)).train()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, dropout: float) -> None:
-    whole, resumed = lora_llama(dropout=dropout), lora_llama(1, dropout=dropout)
-    dp_trainer(tmp_path / "whole", whole, **SAVING).train()
-    crash(tmp_path / "crashed", 2, model=lora_llama(dropout=dropout))
-    trainer = dp_trainer(tmp_path / "crashed", resumed, **SAVING)
+@pytest.mark.parametrize(("dropout", "average"), [(0.0, {}), (0.3, {"ema": 0.5}), (0.0, {"average_last": 0.75})])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    tmp_path: Path, dropout: float, average: dict[str, float]
+) -> None:
+    whole, resumed, settings = lora_llama(dropout=dropout), lora_llama(1, dropout=dropout), SAVING | average
+    dp_trainer(tmp_path / "whole", whole, **settings).train()
+    crash(tmp_path / "crashed", 2, model=lora_llama(dropout=dropout), **average)
+    trainer = dp_trainer(tmp_path / "crashed", resumed, **settings)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4
     frozen = [name for name, parameter in whole.named_parameters() if not parameter.requires_grad]

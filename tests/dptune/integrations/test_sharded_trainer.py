@@ -42,13 +42,13 @@ from utils.models.sharded import decoder_layers
 NAME = "Llama, tied"
 STEPS = 3
 RUNS: dict[str, dict[str, Any]] = {
-    "adamw": {"optim": "adamw_torch"},
+    "adamw": {"optim": "adamw_torch", "average_last": 0.6},  # of steps 2 and 3, and checkpoints hold step 2
     "dp_adam": {"dp_adam": True},
     "plain": {"privacy": privacy_arguments(disable_dp=True), "max_steps": 2},
 }
 # Rows of one length: transformers weighs the rows of several processes otherwise than those of one.
 EVALUATED = [{name: row[name][:8] for name in row} for row in data(12, seed=9) if len(row["input_ids"]) > 8][:4]
-RESUMED: dict[str, Any] = {"dp_adam": True, "save_total_limit": 1}
+RESUMED: dict[str, Any] = {"dp_adam": True, "save_total_limit": 1, "ema": 0.5}
 
 
 class FullGradients(transformers.TrainerCallback):

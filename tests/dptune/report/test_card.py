@@ -289,6 +289,17 @@ def test_the_card_tells_of_steps_that_did_not_run(tmp_path: Path) -> None:
     assert "planned steps" not in _card(tmp_path, private())
 
 
+def test_the_card_tells_of_one_step_that_did_not_run(tmp_path: Path) -> None:
+    assert "before the last planned step. ε counts it all the same" in _card(tmp_path, private(unused_steps=1))
+
+
+@pytest.mark.parametrize("statement", [private, not_private])
+def test_the_card_says_that_the_weights_are_an_average(tmp_path: Path, statement: Any) -> None:
+    told = "mean of the weights after steps 3 to 9"
+    assert _table(_card(tmp_path, statement(average=told)))["Released weights"] == told
+    assert "Released weights" not in _card(tmp_path, statement())
+
+
 def test_the_card_says_that_the_probability_is_the_largest(tmp_path: Path) -> None:
     table = _table(_card(tmp_path, weighted()))
     assert table["Largest sampling probability (q)"] == "0.0272469"

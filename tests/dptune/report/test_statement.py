@@ -28,6 +28,7 @@ REQUIRED_KEYS = [
     "repeated_steps", "unused_steps", "num_examples", "sampled", "privacy_unit", "method", "group_size", "adjacency",
     "accountant", "sampler", "noise_source", "guarantee", "reasons", "starts_from", "versions", "parts", "max_batch",
     "noise_bands",
+    "average",
 ]  # fmt: skip
 
 SETTINGS: dict[str, Any] = {

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from dptune import trainable_parameters
+from dptune import InvalidArgument, trainable_parameters
+from dptune.averaging import Averaging
+from dptune.iterate_average import IterateAverage
 from dptune.ranks import Ranks
 from dptune.run.checkpoint import load_checkpoint
 from dptune.run.training_state import put_back
@@ -58,6 +62,37 @@ def test_ranks_with_shards_read_what_one_process_wrote_whole(tmp_path: Path) -> 
     for found in run_processes(3, _loaded, tmp_path):
         for kind in OPTIMIZERS:
             assert_same(found[kind], wanted[kind])
+
+
+EMA = Averaging(ema=0.5)
+
+
+def _average_of(_rank: int, _gather: Gather, folder: Path) -> dict[str, Tensor]:
+    """The average that a rank with shards reads, whole."""
+    model, optimizer = begun("sgd", sharded=True)
+    average = IterateAverage(model, EMA, 2)
+    put_back(load_checkpoint(folder / "checkpoint-2"), model, optimizer, average)
+    assert average.count == 2
+    return {name: tensor.full_tensor() for name, tensor in average.tensors.items()}  # type: ignore[attr-defined]
+
+
+def test_ranks_with_shards_read_the_average_that_one_process_wrote_whole(tmp_path: Path) -> None:
+    model, optimizer = stepped("sgd", sharded=False)
+    average = IterateAverage(model, EMA, 2)
+    for step in (1, 2):
+        average.add(step)
+        for parameter in model.parameters():
+            parameter.data.mul_(2)
+    save(model, optimizer, tmp_path, Ranks(), average)
+    for found in run_processes(2, _average_of, tmp_path):
+        assert_same(found, average.tensors)
+    assert not torch.equal(average.tensors["model.norm.weight"], model.get_parameter("model.norm.weight"))
+
+
+def test_a_checkpoint_without_the_average_is_refused(saved: tuple[Path, dict[str, Any]]) -> None:
+    model, optimizer = begun("sgd", sharded=False)
+    with pytest.raises(InvalidArgument, match="holds 0 steps, and with 9 planned steps it would hold 2"):
+        put_back(load_checkpoint(saved[0] / "sgd" / "checkpoint-2"), model, optimizer, IterateAverage(model, EMA, 9))
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved: tuple[Path, dict[str, Any]]) -> None:

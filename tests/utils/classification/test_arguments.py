@@ -176,6 +176,8 @@ def test_outputs_may_go_elsewhere() -> None:
         (("--eval_freq", "0"), "--eval_freq=0: give a whole number"),
         (("--max_train_examples", "0"), "--max_train_examples=0: give a whole number"),
         (("--weight_decay", "-1"), "--weight_decay=-1.0: give a number of at least 0"),
+        (("--ema", "1"), "--ema=1.0: give a decay above 0 and below 1"),
+        (("--ema", "0.9", "--average_last", "0.5"), "--average_last=0.5: the average is exponential"),
         (("--weight_decay", "nan"), "--weight_decay=nan: give a number of at least 0"),
         (("--seed", "-1"), "--seed=-1: give a whole number of at least 0"),
         (("--seed", "4294967296"), "--seed=4294967296: give a whole number of at least 0 and below"),

@@ -11,6 +11,7 @@ import torch
 from transformers import BertModel
 
 from dptune import InvalidArgument
+from dptune.averaging import NO_AVERAGE, Averaging
 from dptune.lora import adapters, linear_layers
 from tests.classifier_folders import save_bert, write_sst2
 from tests.coupled_rows import couple_rows
@@ -29,9 +30,11 @@ from utils.classification.setup import (
     load_tasks,
     load_trained,
     plan_task,
+    run_task,
 )
 from utils.cli.flags import parse
 from utils.cli.launch import make_accelerator
+from utils.training.loop import End, Pace
 from utils.training.optimizers import UpdateSettings
 
 PRIVATE: dict[str, object] = {"finetune_mode": "lora", "enable_dp": True, "clip_norm": 1, "noise_multiplier": 1}
@@ -103,6 +106,19 @@ def test_the_start_is_the_seeds_and_the_identity_has_all_that_a_resumed_run_shar
     assert {"clip_norm", "training_data", "learning_rate", "steps", "seed", "checkpoint"} <= identity.keys()
     assert first.checkpoint == different.checkpoint, "what is new is not the checkpoint's"
     assert identity_of(other, different)["seed"] == 2
+
+
+def test_an_average_reaches_the_run_and_what_a_resumed_run_shares(
+    planned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paces: list[Pace] = []
+    monkeypatch.setattr(module, "train", lambda *given: paces.append(given[4]) or End(1, None))
+    for averaging, flag in ((NO_AVERAGE, {}), (Averaging(ema=0.9), {"ema": 0.9})):
+        one, tokenizer, accelerator = planned(**flag)
+        assert run_task(one, tokenizer, accelerator)
+        assert paces[-1].averaging == averaging
+        identity = identity_of(one, load_in_mode(one.task, one.settings, tokenizer))
+        assert {name: identity[name] for name in identity.keys() & {"ema", "average_last"}} == flag
 
 
 def test_one_checkpoint_is_not_of_several_tasks(bert: Path, glue: Path, tmp_path: Path) -> None:

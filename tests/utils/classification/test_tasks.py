@@ -182,9 +182,9 @@ def test_what_was_lost_is_told(tmp_path: Path) -> None:
     assert describe_task(task) == [
         "task                   qqp: not_duplicate, duplicate",
         "training               6 examples, 72 tokens",
-        "                       6 of them are cut to --block_size",
-        "                       1 more rows are left out: damaged or without a label",
+        "                       6 of them cut to --block_size",
+        "                       1 more row left out: damaged or without a label",
         "validation             4 examples, 48 tokens",
-        "                       4 of them are cut to --block_size",
+        "                       4 of them cut to --block_size",
     ]
     assert np.array_equal(task.train.lengths, np.full(6, 12))

@@ -160,7 +160,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(model_copy: Path) -> None:
     weights = load_file(path)
     del weights["model.layers.1.self_attn.q_proj.weight"]
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(InvalidArgument, match=r"lacks 1 weights such as model\.layers\.1\.self_attn\.q_proj\.weight"):
+    with pytest.raises(InvalidArgument, match=r"lacks 1 weight such as model\.layers\.1\.self_attn\.q_proj\.weight"):
         _load(model_copy)
 
 

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from benchmarks.allocations import allocated, micro_batch_memory, private_step
 from dptune import CausalLMLoss, GaussianNoise, InvalidArgument, add_lora, noise, trainable_parameters
+from dptune.averaging import Averaging
+from dptune.iterate_average import IterateAverage
 from utils.models.loading import checkpoint_activations
 from utils.models.memory import (
     RESERVE,
@@ -180,6 +182,17 @@ def test_adapters_take_five_copies_in_a_step_four_between_steps_and_one_more_at_
     # The noise is made on the CPU by another thread. On its way to the sum a slice of it is copied, never the whole.
     assert end.peak < 1.2 * needs.finish + 8 * noise._AT_ONCE
     assert needs.finish == copy
+
+
+def test_an_average_of_the_weights_is_one_more_copy():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    add_lora(model, rank=64, targets=ATTENTION)
+    average = IterateAverage(model, Averaging(ema=0.9), 3)
+    _, held = allocated(lambda: average.add(1))
+    without, with_it = (
+        memory_needs(sizes_of(model), MemorySettings(torch.float32, 4, 4, keeps_average=kept)) for kept in (False, True)
+    )
+    assert with_it.adapters - without.adapters == with_it.total - without.total == held.left
 
 
 def test_allocations_are_seen_and_so_is_what_is_freed():

@@ -84,6 +84,15 @@ def test_every_rank_holds_its_part_of_weights_moments_and_sum() -> None:
     assert offloaded.host == shared.host + shared.weights + shared.summed + shared.finish
 
 
+def test_an_average_of_the_weights_is_one_more_copy_of_each_ranks_part() -> None:
+    settings = MemorySettings(torch.bfloat16, 512, 512, sharded=True, world_size=4)
+    without, with_it = (
+        whole_needs(sizes_of(), replace(settings, keeps_average=kept), 1, 512) for kept in (False, True)
+    )
+    values = sum(parameter.numel() for parameter in llama().parameters())
+    assert with_it.weights - without.weights == with_it.total - without.total == -(-4 * values // 4)
+
+
 def test_the_largest_micro_batch_counts() -> None:
     settings = MemorySettings(torch.float32, 1024, 256, drawn=64.0)
     needs = [whole_needs(sizes_of(), settings, *size).total for size in settings.micro_batches]

@@ -17,6 +17,7 @@ import train_clm
 from dptune import InvalidArgument
 from dptune.lora import adapters
 from dptune.report.card import LORA_ADAPTER, WHOLE_MODEL
+from dptune.run.checkpoint import load_checkpoint
 from tests.coupled_rows import couple_rows
 from tests.scripts.test_train_clm import flags
 from tests.tasks import rows
@@ -333,6 +334,40 @@ def test_an_early_end_releases_the_best_weights_and_states_the_plans_epsilon(
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert (report["steps"], report["unused_steps"]) == (2, 7)
     assert (results["eval_loss"], results["released_step"]) == (3.0, 1)
+
+
+def test_an_average_is_planned_stated_and_released(
+    job: Any,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    no_plots: None,  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"max_train_steps": 4, "num_train_epochs": None, "average_last": 0.5}
+    planned = job(**given)
+    assert (planned.identity["average_last"], planned.config["average_last"]) == (0.5, 0.5)
+    train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", tmp_path / "out", **given))
+    told = "mean of the weights after steps 3 to 4"
+    assert capsys.readouterr().out.count(f"released weights       {told}\n") == 3, "twice in plans, once at the end"
+    published = tmp_path / "out" / "publish"
+    assert json.loads((published / "privacy_report.json").read_text())["average"] == told
+    card = (published / "README.md").read_text()
+    assert f"| Released weights | {told} |" in card
+    assert "--average_last 0.5" in card
+    last = load_checkpoint(tmp_path / "out" / "checkpoint-4")
+    released = torch.load(published / "lora_weights.bin", weights_only=True)
+    for name, tensor in last.average.items():
+        assert torch.equal(released[name], tensor)
+        assert not torch.equal(released[name], last.weights[name])
+
+
+def test_another_average_is_not_resumed(job: Any, tiny_model_dir: Path, tmp_path: Path, no_plots: None) -> None:  # noqa: ARG001
+    given = {"max_train_steps": 1, "num_train_epochs": None, "ema": 0.9}
+    train_clm.main(flags(tiny_model_dir, tmp_path / "rows.jsonl", tmp_path / "out", **given))
+    with pytest.raises(InvalidArgument, match=r"ema was 0\.9 in the checkpoint and is 0\.8 now"):
+        job(**given | {"ema": 0.8, "resume_from_checkpoint": "latest"})
+    with pytest.raises(InvalidArgument, match=r"ema was 0\.9 in the checkpoint and is None now"):
+        job(**given | {"ema": None, "resume_from_checkpoint": "latest"})
 
 
 # --- gradients without privacy ---

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dptune import GaussianNoise, Keystream, Ledger, PoissonSampler, trainable_parameters
+from dptune.averaging import NO_AVERAGE, Averaging
+from dptune.iterate_average import IterateAverage
 from dptune.ledger import LEDGER_NAME
 from dptune.run import session
 from dptune.run.checkpoint import load_checkpoint
@@ -426,3 +428,122 @@ def test_warm_up_is_a_share_of_the_planned_steps(tmp_path: Path) -> None:
     updates = UpdateSettings("adamw", 0.01, 0.0, warmup_ratio=0.4)
     _, rows = the_loop(tmp_path, TinyTask(), how=Pace(updates, eval_freq=9)).train(None)
     assert [row["learning_rate"] for row in rows[1:]] == pytest.approx([0, 0.005, 0.01, 0.02 / 3, 0.01 / 3])
+
+
+# --- averages of the weights ---
+
+EMA, LAST = Averaging(ema=0.5), Averaging(average_last=0.5)  # the latter of steps 3 to 5
+
+
+class Iterates:
+    """The trained weights at the start of each step, and after the last."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.seen: list[Tensor] = []
+        begin, add = PrivateRun.begin_step, IterateAverage.add
+        patch.setattr(PrivateRun, "begin_step", lambda run: self._note(run._parameters) or begin(run))
+        patch.setattr(IterateAverage, "add", lambda own, step: self._end(own, step) or add(own, step))
+
+    def _note(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.seen.append(flat(parameters))
+
+    def _end(self, average: IterateAverage, step: int) -> None:
+        if step == STEPS:
+            self._note(average._parameters.values())
+
+    def averaged(self, averaging: Averaging, until: int = STEPS) -> Tensor:
+        """The average after so many steps, from its definition."""
+        found = self.seen[until].double()
+        if averaging is LAST:
+            return torch.stack(self.seen[3 : until + 1]).double().mean(0) if until >= 3 else found
+        for number, iterate in enumerate(self.seen[1 : until + 1]):
+            decay = min(0.5, (1 + number) / (10 + number)) if number else 0.0
+            found = decay * found + (1 - decay) * iterate.double()
+        return found
+
+
+def averaging_run(folder: Path, averaging: Averaging, *, private: bool = True) -> tuple[Iterates, TinyTask, End, Any]:
+    """(weights by step, the task after the run, how it ended, the weights that were evaluated and sampled from)."""
+    evaluated: list[Tensor] = []
+    task = TinyTask(on_evaluate=lambda: evaluated.append(flat(adapter_weights(task))))
+    sampled: list[Tensor] = []
+    how = pace(eval_freq=1, averaging=averaging, after_step=lambda *_: sampled.append(flat(adapter_weights(task))))
+    with pytest.MonkeyPatch.context() as patch:
+        iterates = Iterates(patch)
+        end, _ = the_loop(folder, task, every=STEPS, how=how, private=private).train(None)
+    return iterates, task, end, (evaluated, sampled)
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("averaging", [EMA, LAST], ids=["exponential", "last"])
+def test_gradients_are_taken_at_the_weights_and_all_else_at_their_average(
+    averaging: Averaging, private: bool, tmp_path: Path
+) -> None:
+    plain, _, without, _ = averaging_run(tmp_path / "plain", NO_AVERAGE, private=private)
+    iterates, task, end, (evaluated, sampled) = averaging_run(tmp_path / "run", averaging, private=private)
+    assert len(iterates.seen) == len(plain.seen) == STEPS + 1
+    assert all(torch.equal(*pair) for pair in zip(iterates.seen, plain.seen, strict=True)), "training is the same"
+    assert torch.equal(evaluated[0], iterates.seen[0]), "before the first step"
+    for step in range(1, STEPS + 1):
+        expected = iterates.averaged(averaging, step)
+        torch.testing.assert_close(evaluated[step].double(), expected, rtol=1e-6, atol=1e-7)
+        assert torch.equal(sampled[step - 1], evaluated[step])
+    assert torch.equal(weights(task), evaluated[-1]), "the result"
+    assert not torch.allclose(weights(task), iterates.seen[-1], rtol=1e-3)
+    assert (without.average, end.average) == (None, averaging.in_words(STEPS, STEPS))
+    assert f"released weights       {end.average}" in describe_selection(end, STEPS)
+
+
+def test_a_checkpoint_holds_the_weights_and_their_average(tmp_path: Path) -> None:
+    iterates, task, *_ = averaging_run(tmp_path, LAST)
+    early, late = (load_checkpoint(tmp_path / f"checkpoint-{step}") for step in (0, STEPS))
+    assert (early.averaged, early.average, late.averaged) == (0, {}, 3)
+    saved = torch.cat([late.weights[name].flatten() for name in late.average])
+    assert torch.equal(saved, iterates.seen[-1])
+    assert torch.equal(torch.cat([tensor.flatten() for tensor in late.average.values()]), weights(task))
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("averaging", [EMA, LAST], ids=["exponential", "last"])
+@pytest.mark.parametrize("stopped_in", [3, 5, None])
+def test_a_resumed_run_ends_with_the_same_average_to_the_bit(
+    averaging: Averaging, stopped_in: int | None, private: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped in a step, or has ended and is resumed once more."""
+    how, whole, resumed = pace(averaging=averaging), TinyTask(), TinyTask()
+    the_loop(tmp_path / "whole", whole, how=how, private=private).train(None)
+    with monkeypatch.context() as patch:
+        if stopped_in is not None:
+            asked_in(patch, stopped_in)
+        the_loop(tmp_path / "run", TinyTask(), every=10, how=how, private=private).train(None)
+    step = STEPS if stopped_in is None else stopped_in - 1
+    again = the_loop(tmp_path / "run", resumed, step=step, every=10, how=how, private=private)
+    end, _ = again.train(load_checkpoint(tmp_path / "run" / f"checkpoint-{step}"))
+    assert torch.equal(weights(resumed), weights(whole))
+    assert end.average == averaging.in_words(STEPS, STEPS)
+    final = load_checkpoint(tmp_path / "run" / f"checkpoint-{STEPS}")
+    assert not torch.equal(weights(whole), torch.cat([final.weights[name].flatten() for name in final.average]))
+
+
+@pytest.mark.parametrize("averaging", [EMA, LAST], ids=["exponential", "last"])
+def test_the_best_weights_are_those_that_were_evaluated(
+    averaging: Averaging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: dict[int, Tensor] = {}
+    task, iterates = judged(monkeypatch, watched), Iterates(monkeypatch)
+    end, _ = the_loop(tmp_path, task, every=10, how=pace(**STOPPING, averaging=averaging)).train(None)
+    assert (end.completed, end.released, end.average) == (4, 2, averaging.in_words(STEPS, 2))
+    assert torch.equal(weights(task), watched[2])
+    assert torch.equal(weights(task), iterates.seen[2]) is (averaging is LAST), "whose average begins with step 3"
+
+
+def averaging_rank(_rank: int, _gather: Any, folder: Path) -> Tensor:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    task = TinyTask()
+    the_loop(folder, task, how=pace(averaging=EMA)).train(None)
+    return weights(task)
+
+
+def test_two_ranks_have_the_same_average(tmp_path: Path) -> None:
+    first, second = run_processes(2, averaging_rank, tmp_path / "run")
+    assert torch.equal(first, second)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dptune import InvalidArgument
+from dptune.averaging import NO_AVERAGE, Averaging
 from utils.training import optimizers
 from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.optimizers import UpdateSettings
@@ -28,6 +29,9 @@ from utils.training.optimizers import UpdateSettings
         ({"weight_decay": float("inf")}, "--weight_decay=inf: give a number of at least 0"),
         ({"warmup_ratio": 1.5}, "--warmup_ratio=1.5: give a share of all steps"),
         ({"warmup_ratio": 0.1, "num_warmup_steps": 3}, "--warmup_ratio=0.1: --num_warmup_steps is 3; give only one"),
+        ({"ema": 1.0}, "--ema=1.0: give a decay above 0 and below 1"),
+        ({"average_last": 0.0}, "--average_last=0.0: give a share of all steps"),
+        ({"ema": 0.9, "average_last": 0.5}, "--average_last=0.5: the average is exponential"),
         ({"max_grad_norm": -1.0}, "--max_grad_norm=-1.0: give a number above 0, or 0"),
     ],
 )
@@ -41,6 +45,12 @@ def test_flags_make_the_optimizers_settings() -> None:
     given |= {"lr_scheduler_type": "cosine", "num_warmup_steps": 3}
     assert OptimizationArguments(**given).updates == UpdateSettings(**given)
     assert OptimizationArguments(warmup_ratio=0.2).updates.warmup_ratio == 0.2
+
+
+def test_an_average_is_released_only_if_it_is_asked_for() -> None:
+    assert OptimizationArguments().averaging == NO_AVERAGE
+    assert OptimizationArguments(ema=0.9).averaging == Averaging(ema=0.9)
+    assert OptimizationArguments(average_last=0.5).averaging == Averaging(average_last=0.5)
 
 
 @pytest.mark.parametrize("how", ["gather", "reduce"])

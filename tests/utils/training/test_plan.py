@@ -129,6 +129,11 @@ def test_a_model_of_which_a_part_is_trained_is_told_by_its_weights_alone() -> No
     assert describe_model(model, MemorySettings(torch.float32, 512, 512), 8 * GIB)[1] == alone
     short = describe_model(model, MemorySettings(torch.float32, 512, 512), 1000)[1]
     assert short == f"{alone}; does not fit: the device has 0.0 GiB"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    needed = 4 * (sum(parameter.numel() for parameter in model.parameters()) + 3 * trained)
+    kept = MemorySettings(torch.float32, 512, 512, keeps_average=True)
+    assert "does not fit" in describe_model(model, kept, needed)[1]
+    assert "does not fit" not in describe_model(model, replace(kept, keeps_average=False), needed)[1]
 
 
 @pytest.mark.parametrize(("norm", "told"), [(1.0, "a step's gradient to norm 1"), (0.0, "none")])

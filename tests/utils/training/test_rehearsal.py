@@ -145,6 +145,14 @@ def test_nothing_is_left_of_it(limit: int, private: bool, tmp_path: Path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("keeps_average", "copies"), [(False, 2), (True, 3)])
+def test_the_average_is_held_beside_the_moments(keeps_average: bool, copies: int) -> None:
+    model = adapted()
+    trained = sum(parameter.numel() for parameter in trainable_parameters(model))
+    with a_rehearsal(model, keeps_average=keeps_average)._held_meanwhile() as held:
+        assert sum(tensor.numel() for tensor in held) == copies * trained
+
+
 def test_its_step_can_release_nothing() -> None:
     model = adapted()
     rehearsal = a_rehearsal(model)
