@@ -1,0 +1,116 @@
+"""What the planner prints: the proposal, what it was compared with, whether the data suffice, the line that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dptune.accounting.data_needed import USUAL_EPSILONS
+from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
+from dptune.mechanism import PrivacyConfig
+from dptune.run.plan import describe_plan, noise_batch_ratio, noise_over_signal
+from utils.planning.arguments import PlannerArguments
+from utils.planning.proposal import Proposal
+from utils.planning.rule import Rule
+from utils.planning.search import ENOUGH, examples_needed, kept, quietest
+from utils.training.plan import describe_model
+
+_ROWS = 8
+_INDENT = " " * 23
+
+
+def describe(proposal: Proposal, rule: Rule, given: PlannerArguments) -> list[str]:
+    """Everything, as printed lines; the last one trains.
+
+    Args:
+        proposal: the proposal.
+        rule: what it was chosen by.
+        given: the planner's flags.
+    """
+    target_epsilon = given.target_epsilon
+    return [
+        *_settings(proposal),
+        *describe_model(proposal.model, proposal.memory, proposal.available),
+        *_expectation(proposal, rule, target_epsilon),
+        *_table(proposal, rule, target_epsilon),
+        *([] if given.plot is None else [f"plot                   {given.plot}"]),
+        "train with",
+        proposal.line,
+    ]
+
+
+def _settings(proposal: Proposal) -> list[str]:
+    limits, chosen, lora = proposal.limits, proposal.chosen, proposal.lora
+    rate, source = proposal.rate
+    epochs = chosen.steps * chosen.sampling_probability
+    adapter = f"rank {lora.lora_r}, alpha {lora.lora_alpha:g}, on {' '.join(lora.lora_target_modules)}"
+    trained = f"the model itself: {' '.join(lora.trainable)}" if lora.trainable else f"LoRA adapters: {adapter}"
+    trained = trained if lora.initial_adapter is None else f"the adapter {lora.initial_adapter}"
+    return [
+        f"speed                  {limits.speed.told}",
+        f"time                   {_hours(proposal, chosen):.3g} of {limits.seconds / 3600:.3g} hours: {epochs:.3g} "
+        "passes over the data",
+        *describe_plan(proposal.plan),
+        f"learning rate          {rate:g}, {source}",
+        f"what is trained        {trained}",
+    ]
+
+
+def _hours(proposal: Proposal, config: PrivacyConfig) -> float:
+    limits = proposal.limits
+    return config.steps * limits.speed.seconds(config.expected_batch_size, limits.tokens_per_example) / 3600
+
+
+def _expectation(proposal: Proposal, rule: Rule, target_epsilon: float) -> Iterator[str]:
+    """What the rule expects, on what it was fitted, and whether the data suffice."""
+    config = proposal.chosen
+    ratio, share = noise_batch_ratio(config), kept(config, rule)
+    whole = noise_over_signal(config, proposal.trained)
+    yield f"noise over batch       {ratio:.2g}; over all steps, noise over signal {whole:.2g}"
+    yield f"expectation            {share:.0%} of what these steps gain without noise, by the rule"
+    yield f"rule                   {rule.in_words}"
+    if outside := rule.outside(config.steps, ratio):
+        yield f"{_INDENT}a guess here: {' and '.join(outside)} lie outside"
+    if share < ENOUGH:
+        needed = examples_needed(config, rule, target_epsilon)
+        many = "more rows than there are" if needed is None else f"about {_two(needed)} rows"
+        told = f"for epsilon {rounded_up(target_epsilon, trim=True)}: {many} would keep {ENOUGH:.0%} of the gain"
+        yield f"TOO LITTLE DATA        {told}, with this batch and these steps"
+
+
+def _two(number: int) -> str:
+    return f"{float(rounded_up_to_figures(number, 2)):,.0f}"
+
+
+def _table(proposal: Proposal, rule: Rule, target_epsilon: float) -> list[str]:
+    """The options around the chosen one, with what other epsilons keep."""
+    limits = proposal.limits
+    epsilons = sorted({*USUAL_EPSILONS, target_epsilon})
+    names = [f"epsilon {rounded_up(one, trim=True)}" for one in epsilons]
+    head = ["", "batch", "steps", "passes", "hours", "bands", "noise", "over batch", "loss", *names]
+    grid = [head]
+    for one in proposal.around(_ROWS):
+        batch, ratio = int(one.expected_batch_size), noise_batch_ratio(one)
+        shares = [kept(quietest(limits, batch, epsilon), rule) for epsilon in epsilons]
+        grid.append(
+            [
+                ">" if one == proposal.chosen else "",
+                f"{batch:,}",
+                f"{one.steps:,}",
+                f"{one.steps * one.sampling_probability:.3g}",
+                f"{_hours(proposal, one):.3g}",
+                f"{one.noise_bands}",
+                rounded_up_to_figures(one.noise_multiplier, 3),
+                f"{ratio:.2g}",
+                f"{rule.loss(one.steps, ratio):.3f}",
+                *(f"{share:.0%}" for share in shares),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    rows = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in grid]
+    target = f"epsilon {rounded_up(target_epsilon, trim=True)}"
+    title = f"noise multiplier (up to 5% too large), noise over batch and the fitted model's loss at {target};"
+    return [
+        f"compared               {title}",
+        f"{_INDENT}under each epsilon, the share of the gain without noise that it keeps, by the rule",
+        *(f"  {row}" for row in rows),
+    ]
