@@ -9,7 +9,7 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dptune._files import atomic_write
 from dptune.accounting.data_needed import USUAL_EPSILONS
@@ -50,13 +50,13 @@ def plot_trade(path: str | os.PathLike[str], proposal: Proposal, epsilons: Seque
 
 def points(limits: Limits, batch: int, epsilon: float, trained: int) -> tuple[list[float], list[float]]:
     """(hours, noise over signal) of a batch, for several times; those without time for a step, or that no useful noise
-    suits, are left out. The number of steps ends where `Limits` ends it."""
+    suits, are left out. A line ends with the most steps of `limits`."""
     hours, noise = [], []
     for share in _TIMES:
         timed = replace(limits, seconds=share * limits.seconds)
         config = quietest(timed, batch, epsilon) if timed.steps(batch) else None
         if config is not None:
-            hours.append(timed.seconds / 3600)
+            hours.append(timed.hours(config))
             noise.append(noise_over_signal(config, trained))
     return hours, noise
 
@@ -69,9 +69,10 @@ def _draw(axes: Axes, limits: Limits, batches: Sequence[int], epsilon: float, tr
     axes.axvline(limits.seconds / 3600, color="#555555", linewidth=1, linestyle="--", label="the given time")
     axes.set(xscale="log", yscale="log", xlabel="Hours of training", title=f"ε = {rounded_up(epsilon, trim=True)}")
     axes.set_xticks([share * limits.seconds / 3600 for share in _TIMES])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=10))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -20,7 +20,7 @@ from utils.planning.arguments import PlannerArguments
 from utils.planning.flags import as_groups, trained_flags, training_line
 from utils.planning.micro_batch import MicroBatch, largest_micro_batch
 from utils.planning.rule import Rule
-from utils.planning.search import Limits, best, candidates
+from utils.planning.search import Limits, best, search
 from utils.planning.settings import CLIP_NORM, WARMUP, choose_rank, choose_rate, with_rank
 from utils.planning.speed import Speed, estimated_speed, measured_speed
 from utils.training.causal_lm import memory_settings
@@ -37,7 +37,7 @@ class Proposal:
     """Settings of a run, and what they were compared with.
 
     Attributes:
-        limits: the data, the time and the processes.
+        limits: the data, the time that the run takes at most, and the processes.
         options: a mechanism for each batch that was compared, the smallest first; their noise is rough.
         chosen: one of them.
         plan: the run's plan, with its own noise.
@@ -90,8 +90,7 @@ def propose(given: PlannerArguments, lora: LoraArguments, named: Collection[str]
     asked = _asked(given, _block_size(given, model))
     like = memory_settings(as_groups(asked | trained_flags(lora)), target, given.num_examples)
     micro = largest_micro_batch(needs_of(model), like, target)
-    limits = _limits(given, _speed(given, model, micro), rule)
-    options = candidates(limits, given.target_epsilon)
+    limits, options = search(_limits(given, _speed(given, model, micro), rule), given.target_epsilon, rule)
     chosen = best(options, rule)
     lora = with_rank(lora, named, choose_rank(chosen, num_trained(model)))
     every = sum(parameter.numel() for parameter in model.parameters())
@@ -143,7 +142,6 @@ def _limits(given: PlannerArguments, speed: Speed, rule: Rule) -> Limits:
         speed=speed,
         processes=given.processes,
         most_steps=_FAR * rule.steps[1],
-        most_bands=rule.bands,
     )
 
 

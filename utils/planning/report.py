@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from dptune.accounting.data_needed import USUAL_EPSILONS
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
-from dptune.mechanism import PrivacyConfig
 from dptune.run.plan import describe_plan, noise_batch_ratio, noise_over_signal
 from utils.planning.arguments import PlannerArguments
 from utils.planning.proposal import Proposal
@@ -15,6 +14,7 @@ from utils.planning.search import ENOUGH, examples_needed, kept, quietest
 from utils.training.plan import describe_model
 
 _ROWS = 8
+_SOONER = "twice as long would be worse, by the rule: more steps need more noise for the same epsilon"
 _INDENT = " " * 23
 
 
@@ -28,7 +28,7 @@ def describe(proposal: Proposal, rule: Rule, given: PlannerArguments) -> list[st
     """
     target_epsilon = given.target_epsilon
     return [
-        *_settings(proposal),
+        *_settings(proposal, given.hours),
         *describe_model(proposal.model, proposal.memory, proposal.available),
         *_expectation(proposal, rule, target_epsilon),
         *_table(proposal, rule, target_epsilon),
@@ -38,7 +38,7 @@ def describe(proposal: Proposal, rule: Rule, given: PlannerArguments) -> list[st
     ]
 
 
-def _settings(proposal: Proposal) -> list[str]:
+def _settings(proposal: Proposal, hours: float) -> list[str]:
     limits, chosen, lora = proposal.limits, proposal.chosen, proposal.lora
     rate, source = proposal.rate
     epochs = chosen.steps * chosen.sampling_probability
@@ -47,17 +47,12 @@ def _settings(proposal: Proposal) -> list[str]:
     trained = trained if lora.initial_adapter is None else f"the adapter {lora.initial_adapter}"
     return [
         f"speed                  {limits.speed.told}",
-        f"time                   {_hours(proposal, chosen):.3g} of {limits.seconds / 3600:.3g} hours: {epochs:.3g} "
-        "passes over the data",
+        f"time                   {limits.hours(chosen):.3g} of {hours:.3g} hours: {epochs:.3g} passes over the data",
+        *([f"{_INDENT}{_SOONER}"] if limits.seconds < 3600 * hours else []),
         *describe_plan(proposal.plan),
         f"learning rate          {rate:g}, {source}",
         f"what is trained        {trained}",
     ]
-
-
-def _hours(proposal: Proposal, config: PrivacyConfig) -> float:
-    limits = proposal.limits
-    return config.steps * limits.speed.seconds(config.expected_batch_size, limits.tokens_per_example) / 3600
 
 
 def _expectation(proposal: Proposal, rule: Rule, target_epsilon: float) -> Iterator[str]:
@@ -68,7 +63,7 @@ def _expectation(proposal: Proposal, rule: Rule, target_epsilon: float) -> Itera
     yield f"noise over batch       {ratio:.2g}; over all steps, noise over signal {whole:.2g}"
     yield f"expectation            {share:.0%} of what these steps gain without noise, by the rule"
     yield f"rule                   {rule.in_words}"
-    if outside := rule.outside(config.steps, ratio):
+    if outside := rule.outside(config.steps, ratio, config.noise_bands):
         yield f"{_INDENT}a guess here: {' and '.join(outside)} lie outside"
     if share < ENOUGH:
         needed = examples_needed(config, rule, target_epsilon)
@@ -97,7 +92,7 @@ def _table(proposal: Proposal, rule: Rule, target_epsilon: float) -> list[str]:
                 f"{batch:,}",
                 f"{one.steps:,}",
                 f"{one.steps * one.sampling_probability:.3g}",
-                f"{_hours(proposal, one):.3g}",
+                f"{limits.hours(one):.3g}",
                 f"{one.noise_bands}",
                 rounded_up_to_figures(one.noise_multiplier, 3),
                 f"{ratio:.2g}",

@@ -74,13 +74,15 @@ class Rule:
         factor, by_noise, by_steps, by_bands = self.rate
         return float(factor * ratio**by_noise * steps**by_steps * bands**by_bands)
 
-    def outside(self, steps: float, ratio: float) -> list[str]:
+    def outside(self, steps: float, ratio: float, bands: int) -> list[str]:
         """What lies outside the range of the fit, in words."""
         found = []
         if not self.steps[0] <= steps <= self.steps[1]:
             found.append(f"{steps:,} steps")
         if not self.ratios[0] <= ratio <= self.ratios[1]:
             found.append(f"noise over batch {ratio:.2g}")
+        if bands > self.bands:
+            found.append(f"{bands} noise bands")
         return found
 
     @property

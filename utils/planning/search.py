@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from dptune._validate import refuse
 from dptune.accounting import Spend
 from dptune.accounting.data_needed import Work, noise_if_any
-from dptune.bands import MOST_BANDS
 from dptune.mechanism import PrivacyConfig
 from dptune.run.plan import noise_batch_ratio
 from utils.planning.rule import Rule
 from utils.planning.speed import Speed
 
+_MOST_BANDS = 8  # with more, a step's own noise grows, and the noise in sums hardly falls
 ENOUGH = 0.5  # share of the gain without noise; with less, there are too few data for the epsilon
 
 
@@ -35,7 +35,7 @@ class Limits:
         seconds: how long the training may take.
         speed: how fast it goes.
         processes: a batch is a multiple of it.
-        most_steps, most_bands: numbers of steps and of noise bands above which nothing is known.
+        most_steps: the number of steps above which nothing is known.
     """
 
     num_examples: int
@@ -45,11 +45,14 @@ class Limits:
     speed: Speed
     processes: int = 1
     most_steps: int = 10_000
-    most_bands: int = MOST_BANDS
 
     def steps(self, batch: int) -> int:
         """How many steps of a batch the time allows, at most `most_steps`."""
         return int(min(self.most_steps, self.seconds / self.speed.seconds(batch, self.tokens_per_example)))
+
+    def hours(self, config: PrivacyConfig) -> float:
+        """How long the steps of a mechanism take."""
+        return config.steps * self.speed.seconds(config.expected_batch_size, self.tokens_per_example) / 3600
 
     def batches(self) -> list[int]:
         """The batches to compare: powers of 2 for each process, with time for a step.
@@ -78,7 +81,7 @@ def quietest(limits: Limits, batch: int, target_epsilon: float) -> PrivacyConfig
     The clip norm is 1. None if no useful noise reaches the target.
     """
     steps, found, bands = limits.steps(batch), None, 1
-    while bands <= min(limits.most_bands, steps) and bands * batch <= limits.num_examples:
+    while bands <= min(_MOST_BANDS, steps) and bands * batch <= limits.num_examples:
         one = _with_bands(limits, batch, steps, bands, target_epsilon)
         if one is None or (found is not None and noise_batch_ratio(one) >= noise_batch_ratio(found)):
             break
@@ -123,7 +126,26 @@ def candidates(limits: Limits, target_epsilon: float) -> list[PrivacyConfig]:
 
 def best(options: Sequence[PrivacyConfig], rule: Rule) -> PrivacyConfig:
     """The mechanism with the least loss by the rule."""
-    return min(options, key=lambda one: rule.loss(one.steps, noise_batch_ratio(one)))
+    return min(options, key=lambda one: _loss(one, rule))
+
+
+def search(limits: Limits, target_epsilon: float, rule: Rule) -> tuple[Limits, list[PrivacyConfig]]:
+    """(the limits, with less time if the rule expects less of more; the `candidates` for them).
+
+    At a fixed epsilon more steps need more noise, so the best training may end before the time does. The time is halved
+    as long as the best batch has a smaller loss then.
+    """
+    options = candidates(limits, target_epsilon)
+    chosen = best(options, rule)
+    shorter, batch = replace(limits, seconds=limits.seconds / 2), int(chosen.expected_batch_size)
+    sooner = quietest(shorter, batch, target_epsilon) if 1 <= shorter.steps(batch) < chosen.steps else None
+    if sooner is None or _loss(sooner, rule) >= _loss(chosen, rule):
+        return limits, options
+    return search(shorter, target_epsilon, rule)
+
+
+def _loss(config: PrivacyConfig, rule: Rule) -> float:
+    return rule.loss(config.steps, noise_batch_ratio(config))
 
 
 def kept(config: PrivacyConfig | None, rule: Rule) -> float:

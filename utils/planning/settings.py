@@ -12,7 +12,7 @@ from utils.planning.rule import Rule
 from utils.training.lora_arguments import LoraArguments
 
 CLIP_NORM = 1.0  # AdamW divides by the gradient's size, and so by the clip norm
-WARMUP = 0.07  # share of the steps, as in the runs that the rule was fitted on
+WARMUP = 0.1  # share of the steps, as in the runs that the rule was fitted on
 RANK, LEAST_RANK = 16, 4
 _ALPHA = 2  # alpha over rank, as in recipes/
 _LOUD = 1.0  # noise over signal of a whole run, above which fewer parameters are trained

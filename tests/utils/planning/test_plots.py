@@ -23,8 +23,9 @@ def test_a_point_is_the_noise_over_the_signal_of_the_steps_that_the_time_allows(
     with quick_noise():
         hours, noise = points(LIMITS, 64, 8.0, 1000)
         config = quietest(LIMITS, 64, 8.0)
-    assert hours == [share * 400 / 3600 for share in (0.25, 0.5, 1, 2, 4)]
     assert config is not None
+    assert hours == pytest.approx([share * 400 / 3600 for share in (0.25, 0.5, 1, 2, 4)], rel=0.07), "in whole steps"
+    assert hours[2] == LIMITS.hours(config) == config.steps * 6.4 / 3600
     assert noise[2] == noise_over_signal(config, 1000)
     assert noise == sorted(noise, reverse=True), "more time, less noise"
 
@@ -33,7 +34,9 @@ def test_times_that_are_too_short_are_left_out() -> None:
     short = replace(LIMITS, seconds=10.0)
     with quick_noise():
         hours, _ = points(short, 128, 8.0, 10)
-    assert hours == [share * 10 / 3600 for share in (2, 4)]
+        longest, _ = points(replace(LIMITS, most_steps=40), 64, 8.0, 10)
+    assert hours == [steps * 12.8 / 3600 for steps in (1, 3)]
+    assert longest[2:] == [40 * 6.4 / 3600] * 3
 
 
 def test_all_panels_and_batches_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from tests.tiny import tiny_llama
 from utils.planning import proposal as module
 from utils.planning.arguments import PlannerArguments
 from utils.planning.proposal import Proposal, propose
+from utils.planning.rule import Rule
 from utils.planning.search import Limits
 from utils.planning.speed import flops_per_token
 from utils.training.lora_arguments import LoraArguments
@@ -34,12 +35,12 @@ CONFIG = PrivacyConfig(
 def proposed(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A proposal with flags changed, whose search finds one batch at once. Its limits are what the search was given."""
 
-    def found(limits: Limits, target_epsilon: float) -> list[PrivacyConfig]:
-        assert target_epsilon == 8.0
+    def found(limits: Limits, target_epsilon: float, rule: Rule) -> tuple[Limits, list[PrivacyConfig]]:
+        assert (target_epsilon, rule) == (8.0, RULE)
         limits.batches()
-        return [CONFIG]
+        return limits, [CONFIG]
 
-    monkeypatch.setattr(module, "candidates", found)
+    monkeypatch.setattr(module, "search", found)
 
     def run(lora: LoraArguments | None = None, named: tuple[str, ...] = (), **changes: Any) -> Proposal:
         given: dict[str, Any] = {
@@ -70,7 +71,7 @@ def test_the_limits_are_what_was_given(proposed: Any) -> None:
     limits = proposed(delta=1e-4).limits
     assert (limits.num_examples, limits.tokens_per_example, limits.delta) == (300, 20.0, 1e-4)
     assert (limits.seconds, limits.speed.tokens_per_second, limits.processes) == (1800, 1000.0, 1)
-    assert (limits.most_steps, limits.most_bands) == (4000, 8), "ten times the longest fitted run, as many bands"
+    assert limits.most_steps == 4000, "ten times the longest fitted run"
 
 
 def test_the_speed_of_a_device_is_estimated_for_what_is_trained(proposed: Any) -> None:

@@ -66,13 +66,20 @@ def test_the_plan_the_time_and_the_memory_are_told(proposal: Proposal, given: Pl
     assert lines[-2:] == ["train with", proposal.line]
 
 
+def test_a_run_that_ends_early_says_why(proposal: Proposal, given: PlannerArguments) -> None:
+    why = "twice as long would be worse, by the rule"
+    assert why not in printed(proposal, given)
+    assert " of 0.4 hours: " in printed(proposal, replace(given, hours=0.4))
+    assert why in printed(proposal, replace(given, hours=0.4))
+
+
 def test_the_rule_and_its_range_are_told(proposal: Proposal, given: PlannerArguments) -> None:
     ratio = noise_batch_ratio(proposal.chosen)
-    wide = replace(RULE, steps=(1, 10**6), ratios=(1e-6, 10.0))
+    wide = replace(RULE, steps=(1, 10**6), ratios=(1e-6, 10.0), bands=64)
     assert "a guess here" not in printed(proposal, given, wide)
     text = printed(proposal, given, replace(wide, steps=(1, 2), ratios=(10.0, 20.0)))
     assert f"a guess here: {proposal.chosen.steps:,} steps and noise over batch {ratio:.2g} lie outside" in text
-    assert "fitted on made-up runs: 1 to 2 steps, noise over batch 10 to 20, up to 8 noise bands" in text
+    assert "fitted on made-up runs: 1 to 2 steps, noise over batch 10 to 20, up to 64 noise bands" in text
 
 
 def test_the_table_marks_the_chosen_batch_and_has_a_column_for_each_epsilon(

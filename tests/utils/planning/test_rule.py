@@ -34,8 +34,8 @@ def test_steps_that_learn_nothing_even_without_noise_keep_nothing() -> None:
 
 
 def test_outside_the_range_is_told() -> None:
-    assert RULE.outside(25, 0.1) == []
-    assert RULE.outside(1000, 0.2) == ["1,000 steps", "noise over batch 0.2"]
+    assert RULE.outside(25, 0.1, 8) == []
+    assert RULE.outside(1000, 0.2, 16) == ["1,000 steps", "noise over batch 0.2", "16 noise bands"]
     assert "25 to 400 steps, noise over batch 0.001 to 0.1" in RULE.in_words
 
 

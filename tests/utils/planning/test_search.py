@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from dptune._validate import InvalidArgument
@@ -69,11 +70,8 @@ def test_bands_are_tried_until_noise_grows(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(search, "noise_batch_ratio", lambda config: noise[config.noise_bands])
     with quick_noise():
         found = quietest(LIMITS, 32, 7.5)
-        independent = quietest(replace(LIMITS, most_bands=1), 32, 7.5)
     assert found is not None
     assert found.noise_bands == 2
-    assert independent is not None
-    assert independent.noise_bands == 1
 
 
 def test_the_best_has_the_least_loss_by_the_rule() -> None:
@@ -84,6 +82,23 @@ def test_the_best_has_the_least_loss_by_the_rule() -> None:
     assert losses[chosen.expected_batch_size] == min(losses.values())
     careless = best(options, replace(RULE, noise=1e-6))
     assert careless.expected_batch_size < chosen.expected_batch_size, "without noise more steps are better"
+
+
+def test_the_time_is_halved_while_that_is_better() -> None:
+    """With this exponent of T the noise of more steps outweighs what they learn."""
+    with quick_noise():
+        limits, options = search.search(LIMITS, 2.0, RULE)
+        assert (limits, options) == (LIMITS, candidates(LIMITS, 2.0))
+        loud = replace(RULE, beta=0.5, alpha=2.0)
+        limits, options = search.search(LIMITS, 2.0, loud)
+        losses = [
+            min(loud.loss(one.steps, noise_batch_ratio(one)) for one in candidates(timed, 2.0))
+            for timed in (replace(LIMITS, seconds=LIMITS.seconds / 2**power) for power in range(9))
+        ]
+        assert options == candidates(limits, 2.0)
+    halved = np.log2(LIMITS.seconds / limits.seconds)
+    assert halved >= 1
+    assert losses[int(halved)] == min(losses)
 
 
 def test_an_epsilon_that_nothing_reaches_is_refused() -> None:
