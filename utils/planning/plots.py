@@ -66,7 +66,7 @@ def _draw(axes: Axes, limits: Limits, batches: Sequence[int], epsilon: float, tr
         axes.plot(
             *points(limits, batch, epsilon, trained), color=color, marker=marker, markersize=4, label=f"batch {batch:,}"
         )
-    axes.axvline(limits.seconds / 3600, color="#555555", linewidth=1, linestyle="--", label="the given time")
+    axes.axvline(limits.seconds / 3600, color="#555555", linewidth=1, linestyle="--", label="the proposed time")
     axes.set(xscale="log", yscale="log", xlabel="Hours of training", title=f"ε = {rounded_up(epsilon, trim=True)}")
     axes.set_xticks([share * limits.seconds / 3600 for share in _TIMES])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=10))

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from dptune.accounting.data_needed import USUAL_EPSILONS
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
+from dptune.mechanism import PrivacyConfig
 from dptune.run.plan import describe_plan, noise_batch_ratio, noise_over_signal
 from utils.planning.arguments import PlannerArguments
 from utils.planning.proposal import Proposal
 from utils.planning.rule import Rule
-from utils.planning.search import ENOUGH, examples_needed, kept, quietest
+from utils.planning.search import ENOUGH, Limits, examples_needed, kept, quietest
 from utils.training.plan import describe_model
 
 _ROWS = 8
@@ -67,7 +68,7 @@ def _expectation(proposal: Proposal, rule: Rule, target_epsilon: float) -> Itera
         yield f"{_INDENT}a guess here: {' and '.join(outside)} lie outside"
     if share < ENOUGH:
         needed = examples_needed(config, rule, target_epsilon)
-        many = "more rows than there are" if needed is None else f"about {_two(needed)} rows"
+        many = "no number of rows" if needed is None else f"about {_two(needed)} rows"
         told = f"for epsilon {rounded_up(target_epsilon, trim=True)}: {many} would keep {ENOUGH:.0%} of the gain"
         yield f"TOO LITTLE DATA        {told}, with this batch and these steps"
 
@@ -84,22 +85,9 @@ def _table(proposal: Proposal, rule: Rule, target_epsilon: float) -> list[str]:
     head = ["", "batch", "steps", "passes", "hours", "bands", "noise", "over batch", "loss", *names]
     grid = [head]
     for one in proposal.around(_ROWS):
-        batch, ratio = int(one.expected_batch_size), noise_batch_ratio(one)
-        shares = [kept(quietest(limits, batch, epsilon), rule) for epsilon in epsilons]
-        grid.append(
-            [
-                ">" if one == proposal.chosen else "",
-                f"{batch:,}",
-                f"{one.steps:,}",
-                f"{one.steps * one.sampling_probability:.3g}",
-                f"{limits.hours(one):.3g}",
-                f"{one.noise_bands}",
-                rounded_up_to_figures(one.noise_multiplier, 3),
-                f"{ratio:.2g}",
-                f"{rule.loss(one.steps, ratio):.3f}",
-                *(f"{share:.0%}" for share in shares),
-            ]
-        )
+        others = [quietest(limits, int(one.expected_batch_size), epsilon) for epsilon in epsilons]
+        mark = ">" if one == proposal.chosen else ""
+        grid.append([mark, *_cells(one, limits, rule), *(f"{kept(other, rule):.0%}" for other in others)])
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     rows = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in grid]
     target = f"epsilon {rounded_up(target_epsilon, trim=True)}"
@@ -108,4 +96,19 @@ def _table(proposal: Proposal, rule: Rule, target_epsilon: float) -> list[str]:
         f"compared               {title}",
         f"{_INDENT}under each epsilon, the share of the gain without noise that it keeps, by the rule",
         *(f"  {row}" for row in rows),
+    ]
+
+
+def _cells(config: PrivacyConfig, limits: Limits, rule: Rule) -> list[str]:
+    """A row of the table, without the other epsilons."""
+    ratio = noise_batch_ratio(config)
+    return [
+        f"{int(config.expected_batch_size):,}",
+        f"{config.steps:,}",
+        f"{config.steps * config.sampling_probability:.3g}",
+        f"{limits.hours(config):.3g}",
+        f"{config.noise_bands}",
+        rounded_up_to_figures(config.noise_multiplier, 3),
+        f"{ratio:.2g}",
+        f"{rule.loss(config.steps, ratio):.3f}",
     ]
