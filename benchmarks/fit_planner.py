@@ -3,18 +3,20 @@
     python -m benchmarks.fit_planner benchmarks/results/NAME.csv --parameters 260000 --source "a Llama of ..." \
         --rule utils/planning/rule.json --output benchmarks/results/NAME.md
 
-The CSV has one line per run, with the columns of `COLUMNS`. All runs train the same model the same way. For each number
-of steps, noise and number of bands, the rate with the least loss counts, averaged over seeds. The form of the rule is
-in `utils/planning/rule.py`. The fit is by least squares. To see how far it can be trusted, it is repeated without each
-point in turn, and compared with the point that was left out.
+The CSV has one line per run, with the columns of `COLUMNS`; `trained` is the number of trained parameters. All runs
+train the same model the same way. For each number of steps, noise and number of bands, the rate with the least loss
+counts, averaged over seeds. The form of the rule is in `utils/planning/rule.py`. The fit is by least squares. To see
+how far it can be trusted, it is repeated without each point in turn, and compared with the point that was left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import math
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,10 +41,9 @@ COLUMNS = (
     "loss_start",
     "loss_end",
 )
-WHOLE = "all"  # in the column `trained`: the model itself
 _SAME = ("model", "trained", "rows_tokens")
 _PARAMETERS = 6  # of the rule for the loss
-_STARTS = (-1.0, -0.5, 0.0)  # of beta: the loss has several valleys
+_STARTS = ((0.0, 4.0), (-0.5, 0.2))  # of log noise and beta: the loss has several valleys
 
 
 class Point(NamedTuple):
@@ -93,26 +94,32 @@ def best_points(runs: Sequence[dict[str, str]]) -> list[Point]:
     return found
 
 
-def fit_loss(points: Sequence[Point]) -> np.ndarray:
-    """(floor, log learn, alpha, log noise, beta, gamma) of the rule with the least squared error."""
+def fit_loss(points: Sequence[Point], start: float) -> np.ndarray:
+    """(floor, log learn, alpha, log noise, beta, gamma) of the rule with the least squared error.
+
+    Args:
+        points: what to fit.
+        start: loss before training.
+    """
     from scipy.optimize import least_squares
 
     steps, ratios, losses = (np.array([getattr(one, name) for one in points]) for name in ("steps", "ratio", "loss"))
-    low, spread = float(losses.min()), float(np.ptp(losses))
+    low = float(losses.min())
 
     def errors(values: np.ndarray) -> np.ndarray:
-        return _loss(values, steps, ratios) - losses
+        return _loss(values, start, steps, ratios) - losses
 
-    bounds = [(0.0, low), (-20, 20), (0.01, 3), (-30, 30), (-2, 2), (0.1, 4)]
-    starts = [[max(0.5 * low, low - 0.1 * spread), math.log(spread + 1e-3), 0.5, 0.0, beta, 1.0] for beta in _STARTS]
-    fits = [least_squares(errors, start, bounds=tuple(zip(*bounds, strict=True)), x_scale="jac") for start in starts]
+    bounds = tuple(zip((0.0, low), (-20, 20), (0.01, 3), (-30, 30), (-2, 2), (0.1, 4), strict=True))
+    begins = [[0.5 * low, 1.5, 0.5, noise, beta, 0.6] for noise, beta in itertools.product(*_STARTS)]
+    fits = [least_squares(errors, begin, bounds=bounds, x_scale="jac") for begin in begins]
     found: np.ndarray = min(fits, key=lambda one: one.cost).x
     return found
 
 
-def _loss(values: np.ndarray, steps: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+def _loss(values: np.ndarray, start: float, steps: np.ndarray, ratios: np.ndarray) -> np.ndarray:
     floor, learn, alpha, noise, beta, gamma = values
-    found: np.ndarray = floor + np.exp(learn) * steps**-alpha + np.exp(noise) * (ratios * steps**beta) ** gamma
+    kept = 1 / (1 + (np.exp(noise) * ratios * steps**beta) ** gamma)
+    found: np.ndarray = start - kept * (start - floor - np.exp(learn) * steps**-alpha)
     return found
 
 
@@ -129,12 +136,12 @@ def fit_rate(points: Sequence[Point]) -> tuple[float, float, float, float]:
     return math.exp(constant), float(slopes[0]), float(slopes[1]), float(slopes[2])
 
 
-def left_out_errors(points: Sequence[Point]) -> list[float]:
+def left_out_errors(points: Sequence[Point], start: float) -> list[float]:
     """For each point, the error of the rule that was fitted to the others, in nats per token."""
     found = []
     for place, one in enumerate(points):
-        values = fit_loss([*points[:place], *points[place + 1 :]])
-        found.append(float(_loss(values, np.array([one.steps]), np.array([one.ratio]))[0] - one.loss))
+        values = fit_loss([*points[:place], *points[place + 1 :]], start)
+        found.append(float(_loss(values, start, np.array([one.steps]), np.array([one.ratio]))[0] - one.loss))
     return found
 
 
@@ -151,14 +158,15 @@ def fit_rule(runs: Sequence[dict[str, str]], *, source: str, data: str, paramete
     points = best_points(runs)
     if len(points) < _PARAMETERS + 2:
         refuse("runs", len(points), f"settings are too few; measure at least {_PARAMETERS + 2}")
-    floor, learn, alpha, noise, beta, gamma = fit_loss(points).tolist()
-    errors = left_out_errors(points)
+    start = float(np.mean([float(run["loss_start"]) for run in runs]))
+    floor, learn, alpha, noise, beta, gamma = fit_loss(points, start).tolist()
+    errors = left_out_errors(points, start)
     rule = Rule(
         source=source,
         data=data,
         parameters=parameters,
-        whole=runs[0]["trained"] == WHOLE,
-        start=float(np.mean([float(run["loss_start"]) for run in runs])),
+        whole=int(runs[0]["trained"]) == parameters,
+        start=start,
         floor=floor,
         learn=math.exp(learn),
         alpha=alpha,
@@ -192,14 +200,15 @@ def page(rule: Rule, points: Sequence[Point], errors: Sequence[float]) -> list[s
     ]
     head = ["steps", "noise over batch", "bands", "loss", "by the rule", "left out", "best rate", "rate by the rule"]
     return [
-        f"Data: `{rule.data}`, {rule.source}.",
-        f"    loss = {rule.floor:.3f} + {rule.learn:.3g} T^-{rule.alpha:.3f}"
-        f" + {rule.noise:.3g} (r T^{rule.beta:.3f})^{rule.gamma:.3f}\n"
+        f"Data: `{rule.data}`.\n{textwrap.fill(f'Runs: {rule.source}.', 100)}",
+        f"    loss = {rule.start:.3f} - kept ({rule.start:.3f} - {rule.floor:.3f} - {rule.learn:.3g}"
+        f" T^-{rule.alpha:.3f})\n"
+        f"    kept = 1 / (1 + ({rule.noise:.3g} r T^{rule.beta:.3f})^{rule.gamma:.3f})\n"
         f"    rate = {factor:.3g} r^{by_noise:.3f} T^{by_steps:.3f} bands^{by_bands:.3f}",
         f"T is the number of steps, r the noise over the batch. Before training the loss is {rule.start:.3f}.\n"
         f"A point that was left out of the fit is missed by {rule.error:.3f} nats per token (root mean square):\n"
         "the column `left out` has the error of each. `edge`: the best of the tried rates was the smallest\n"
-        "or the largest one.",
+        "or the largest one. A floor near 0 says that the runs are too short to show one.",
         markdown(head, rows),
     ]
 
@@ -224,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = [
         "# The planner's rule, fitted",
         machine("benchmarks.fit_planner", device, sys.argv[1:] if argv is None else argv),
-        *page(rule, points, left_out_errors(points)),
+        *page(rule, points, left_out_errors(points, rule.start)),
     ]
     publish(parts, given.output)
 

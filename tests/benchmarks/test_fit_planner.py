@@ -28,7 +28,7 @@ def made_up(path: Path, **changes: object) -> Path:
             off = np.log(rate / RULE.learning_rate(steps, ratio, bands)) ** 2
             nearest = min(np.log(RATES / RULE.learning_rate(steps, ratio, bands)) ** 2)
             loss = RULE.loss(steps, ratio) + off - nearest + 0.01 * (2 * seed - 1)
-            row = dict(zip(COLUMNS, ("m", "all", 64, steps, ratio, bands, rate, seed, RULE.start, loss), strict=True))
+            row = dict(zip(COLUMNS, ("m", 20_000, 64, steps, ratio, bands, rate, seed, RULE.start, loss), strict=True))
             writer.writerow(row | changes)
     return path
 
@@ -68,9 +68,9 @@ def test_what_does_not_vary_has_no_exponent(runs: list[dict[str, str]]) -> None:
 def test_a_point_off_the_rule_shows_among_the_errors(runs: list[dict[str, str]]) -> None:
     points = best_points(runs)
     points[7] = points[7]._replace(loss=points[7].loss + 1)
-    errors = left_out_errors(points)
+    errors = left_out_errors(points, RULE.start)
     assert errors[7] == pytest.approx(-1, abs=0.1)
-    assert np.median(np.abs(errors)) < 0.1
+    assert np.median(np.abs(errors)) < 0.2
 
 
 def test_the_program_writes_the_rule_and_a_page_of_errors(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from utils.training.plan import needs_of, plan_run
 from utils.training.target import Target, target_without_launch
 
 _BLOCK = 64  # the default block size is a multiple of it
-_FAR = 10  # times the steps of the longest fitted run: no longer runs are proposed
+_FAR = 4  # times the steps of the longest fitted run: no longer runs are proposed
 
 
 @dataclass(frozen=True)

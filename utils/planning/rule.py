@@ -1,9 +1,10 @@
 """How the loss of private training depends on steps and noise: a rule that was fitted to measured runs.
 
-    loss = floor + learn T^-alpha + noise (r T^beta)^gamma
+    loss = start - kept (start - floor - learn T^-alpha),    kept = 1 / (1 + (noise r T^beta)^gamma)
 
-T is the number of steps, and r the noise over the batch (`dptune.run.plan.noise_batch_ratio`). The learning rate that
-was best is log-linear in r, T and the number of noise bands. `benchmarks/fit_planner.py` fits the rule and writes
+T is the number of steps, and r the noise over the batch (`dptune.run.plan.noise_batch_ratio`). The steps gain what the
+bracket says, and the noise leaves a share of it: all without noise, nothing with much. The learning rate that was best
+is log-linear in r, T and the number of noise bands. `benchmarks/fit_planner.py` fits the rule and writes
 `rule.json`, which says on what it was fitted. Outside that range, and for other models, the rule is a guess.
 """
 
@@ -57,17 +58,16 @@ class Rule:
 
     def loss(self, steps: float, ratio: float) -> float:
         """The loss of T `steps` with noise `ratio` r over the batch; a ratio of 0 for training without noise."""
-        return self.floor + self.learn * steps**-self.alpha + self.noise * (ratio * steps**self.beta) ** self.gamma
+        gain = self.start - self.floor - self.learn * steps**-self.alpha
+        return self.start - self.kept(steps, ratio) * max(0.0, gain)
 
     def kept(self, steps: float, ratio: float) -> float:
-        """The share that is kept of what so many steps gain without noise: 1 is all, 0 or less is nothing learned."""
-        gain = self.start - self.loss(steps, 0.0)
-        return (self.start - self.loss(steps, ratio)) / gain if gain > 0 else 0.0
+        """The share that noise leaves of what so many steps gain without it."""
+        return float(1 / (1 + (self.noise * ratio * steps**self.beta) ** self.gamma))
 
     def ratio_that_keeps(self, share: float, steps: float) -> float:
         """The noise over the batch with which `kept` is `share`."""
-        lost = (1 - share) * (self.start - self.loss(steps, 0.0))
-        return float((max(lost, 0.0) / self.noise) ** (1 / self.gamma) / steps**self.beta)
+        return float((1 / share - 1) ** (1 / self.gamma) / (self.noise * steps**self.beta))
 
     def learning_rate(self, steps: float, ratio: float, bands: int) -> float:
         """The best rate of the fitted model."""
@@ -89,7 +89,8 @@ class Rule:
     def in_words(self) -> str:
         """What it was fitted on."""
         (least, most), (low, high) = self.steps, self.ratios
-        ranges = f"{least} to {most} steps, noise over batch {low:.2g} to {high:.2g}, up to {self.bands} noise bands"
+        bands = "independent noise" if self.bands == 1 else f"up to {self.bands} noise bands"
+        ranges = f"{least} to {most} steps, noise over batch {low:.2g} to {high:.2g}, {bands}"
         return f"fitted on {self.source}: {ranges}"
 
 

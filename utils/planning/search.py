@@ -21,6 +21,7 @@ from utils.planning.rule import Rule
 from utils.planning.speed import Speed
 
 _MOST_BANDS = 8  # with more, a step's own noise grows, and the noise in sums hardly falls
+_WORTH = 0.95  # noise that is only rough, and a step's own noise that grows, are worth no less than this
 ENOUGH = 0.5  # share of the gain without noise; with less, there are too few data for the epsilon
 
 
@@ -78,14 +79,17 @@ class Limits:
 def quietest(limits: Limits, batch: int, target_epsilon: float) -> PrivacyConfig | None:
     """The mechanism with the least noise over the batch, for the steps that the time allows.
 
-    The clip norm is 1. None if no useful noise reaches the target.
+    More bands count only if they make it 5% less. The clip norm is 1. None if no useful noise reaches the target.
     """
-    steps, found, bands = limits.steps(batch), None, 1
+    steps, found, bands, least = limits.steps(batch), None, 1, math.inf
     while bands <= min(_MOST_BANDS, steps) and bands * batch <= limits.num_examples:
         one = _with_bands(limits, batch, steps, bands, target_epsilon)
-        if one is None or (found is not None and noise_batch_ratio(one) >= noise_batch_ratio(found)):
+        if one is None or noise_batch_ratio(one) >= least:
             break
-        found, bands = one, 2 * bands
+        least = noise_batch_ratio(one)
+        if found is None or least < _WORTH * noise_batch_ratio(found):
+            found = one
+        bands *= 2
     return found
 
 
@@ -149,8 +153,8 @@ def _loss(config: PrivacyConfig, rule: Rule) -> float:
 
 
 def kept(config: PrivacyConfig | None, rule: Rule) -> float:
-    """See `Rule.kept`; 0 at least, and where no useful noise reaches the target."""
-    return 0.0 if config is None else max(0.0, rule.kept(config.steps, noise_batch_ratio(config)))
+    """See `Rule.kept`; 0 where no useful noise reaches the target."""
+    return 0.0 if config is None else rule.kept(config.steps, noise_batch_ratio(config))
 
 
 def examples_needed(config: PrivacyConfig, rule: Rule, target_epsilon: float) -> int | None:
@@ -160,4 +164,4 @@ def examples_needed(config: PrivacyConfig, rule: Rule, target_epsilon: float) ->
     work = Work(
         batch=config.expected_batch_size, steps=config.steps, delta=config.delta, noise_bands=config.noise_bands
     )
-    return None if sigma <= 0 else work.examples(target_epsilon, sigma)
+    return work.examples(target_epsilon, sigma)

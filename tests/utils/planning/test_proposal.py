@@ -71,7 +71,7 @@ def test_the_limits_are_what_was_given(proposed: Any) -> None:
     limits = proposed(delta=1e-4).limits
     assert (limits.num_examples, limits.tokens_per_example, limits.delta) == (300, 20.0, 1e-4)
     assert (limits.seconds, limits.speed.tokens_per_second, limits.processes) == (1800, 1000.0, 1)
-    assert limits.most_steps == 4000, "ten times the longest fitted run"
+    assert limits.most_steps == 1600, "four times the longest fitted run"
 
 
 def test_the_speed_of_a_device_is_estimated_for_what_is_trained(proposed: Any) -> None:

@@ -108,13 +108,15 @@ def test_another_epsilon_has_a_column_too(tiny_model_dir: Path) -> None:
 
 def test_too_few_rows_are_told_with_how_many_it_takes(proposal: Proposal, given: PlannerArguments) -> None:
     assert "TOO LITTLE DATA" not in printed(proposal, given, replace(RULE, noise=1e-3))
-    loud = replace(RULE, noise=300.0)
+    config = proposal.chosen
+    loud = replace(RULE, noise=RULE.noise * RULE.ratio_that_keeps(0.45, config.steps) / noise_batch_ratio(config))
+    assert kept(config, loud) == pytest.approx(0.45)
     text = printed(proposal, given, loud)
     (told,) = re.findall(
         r"^TOO LITTLE DATA +for epsilon 8: about ([\d,]+) rows would keep 50% of the gain, ", text, re.M
     )
     assert int(told.replace(",", "")) > 400
-    assert "no number of rows" in printed(proposal, given, replace(RULE, start=1.0))
+    assert "no number of rows" in printed(proposal, given, replace(RULE, noise=1e12))
 
 
 def test_a_plot_is_named(proposal: Proposal, given: PlannerArguments) -> None:
