@@ -81,7 +81,7 @@ def _table(proposal: Proposal, rule: Rule, target_epsilon: float) -> list[str]:
     """The options around the chosen one, with what other epsilons keep."""
     limits = proposal.limits
     epsilons = sorted({*USUAL_EPSILONS, target_epsilon})
-    names = [f"epsilon {rounded_up(one, trim=True)}" for one in epsilons]
+    names = [f"eps {rounded_up(one, trim=True)}" for one in epsilons]
     head = ["", "batch", "steps", "passes", "hours", "bands", "noise", "over batch", "loss", *names]
     grid = [head]
     for one in proposal.around(_ROWS):

@@ -87,7 +87,7 @@ def test_the_table_marks_the_chosen_batch_and_has_a_column_for_each_epsilon(
 ) -> None:
     text = printed(proposal, given)
     (head,) = re.findall(r"^ +batch .*$", text, flags=re.MULTILINE)
-    assert head.split()[-6:] == ["epsilon", "1", "epsilon", "3", "epsilon", "8"]
+    assert head.split()[-6:] == ["eps", "1", "eps", "3", "eps", "8"]
     rows = re.findall(r"^  [> ] .*%$", text, flags=re.MULTILINE)
     assert len(rows) == min(8, len(proposal.options))
     (chosen,) = [row.split()[1:] for row in rows if ">" in row]
@@ -103,7 +103,7 @@ def test_another_epsilon_has_a_column_too(tiny_model_dir: Path) -> None:
     given = arguments(tiny_model_dir, target_epsilon=5.0, num_examples=100, hours=0.05)
     text = printed(propose(given, LoraArguments(), (), RULE), given)
     (head,) = re.findall(r"^ +batch .*$", text, flags=re.MULTILINE)
-    assert head.split()[-8:] == ["epsilon", "1", "epsilon", "3", "epsilon", "5", "epsilon", "8"]
+    assert head.split()[-8:] == ["eps", "1", "eps", "3", "eps", "5", "eps", "8"]
 
 
 def test_too_few_rows_are_told_with_how_many_it_takes(proposal: Proposal, given: PlannerArguments) -> None:
