@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dptune.accounting.data_needed import USUAL_EPSILONS
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 from dptune.mechanism import PrivacyConfig
-from dptune.run.plan import describe_plan, noise_batch_ratio, noise_over_signal
+from dptune.run.plan import describe_noise, describe_plan, noise_batch_ratio, noise_over_signal
 from utils.planning.arguments import PlannerArguments
 from utils.planning.proposal import Proposal
 from utils.planning.rule import Rule
@@ -31,6 +31,7 @@ def describe(proposal: Proposal, rule: Rule, given: PlannerArguments) -> list[st
     return [
         *_settings(proposal, given.hours),
         *describe_model(proposal.model, proposal.memory, proposal.available),
+        *describe_noise(proposal.plan, proposal.trained),
         *_expectation(proposal, rule, target_epsilon),
         *_table(proposal, rule, target_epsilon),
         *([] if given.plot is None else [f"plot                   {given.plot}"]),
@@ -65,7 +66,7 @@ def _expectation(proposal: Proposal, rule: Rule, target_epsilon: float) -> Itera
     yield f"expectation            {share:.0%} of what these steps gain without noise, by the rule"
     yield f"rule                   {rule.in_words}"
     if outside := rule.outside(config.steps, ratio, config.noise_bands):
-        yield f"{_INDENT}a guess here: {' and '.join(outside)} lie outside"
+        yield f"{_INDENT}a guess here, outside that range: {' and '.join(outside)}"
     if share < ENOUGH:
         needed = examples_needed(config, rule, target_epsilon)
         many = "no number of rows" if needed is None else f"about {_two(needed)} rows"

@@ -78,7 +78,7 @@ def test_the_rule_and_its_range_are_told(proposal: Proposal, given: PlannerArgum
     wide = replace(RULE, steps=(1, 10**6), ratios=(1e-6, 10.0), bands=64)
     assert "a guess here" not in printed(proposal, given, wide)
     text = printed(proposal, given, replace(wide, steps=(1, 2), ratios=(10.0, 20.0)))
-    assert f"a guess here: {proposal.chosen.steps:,} steps and noise over batch {ratio:.2g} lie outside" in text
+    assert f"a guess here, outside that range: {proposal.chosen.steps:,} steps and noise over batch {ratio:.2g}" in text
     assert "fitted on made-up runs: 1 to 2 steps, noise over batch 10 to 20, up to 64 noise bands" in text
 
 
