@@ -73,6 +73,14 @@ def test_a_run_that_ends_early_says_why(proposal: Proposal, given: PlannerArgume
     assert why in printed(proposal, replace(given, hours=0.4))
 
 
+def test_noise_in_which_nothing_can_be_learned_is_told(proposal: Proposal, given: PlannerArguments) -> None:
+    privacy = proposal.plan.privacy
+    assert privacy is not None
+    drowned = replace(proposal, plan=replace(proposal.plan, privacy=replace(privacy, noise_multiplier=1e4)))
+    assert "too much noise " in printed(drowned, given)
+    assert "too much noise " not in printed(proposal, given)
+
+
 def test_the_rule_and_its_range_are_told(proposal: Proposal, given: PlannerArguments) -> None:
     ratio = noise_batch_ratio(proposal.chosen)
     wide = replace(RULE, steps=(1, 10**6), ratios=(1e-6, 10.0), bands=64)
