@@ -45,6 +45,7 @@ PROGRAMS = {
     "scripts.convert_gguf": ("GROUPS",),
     "scripts.predict": ("GROUPS",),
     "scripts.attack": ("GROUPS",),
+    "scripts.plan": ("GROUPS",),
 }
 
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")

@@ -133,7 +133,8 @@ def best_bands(count: int, steps: int) -> Bands:
         return length * squares, length * slopes + 2 * squares * tail
 
     start = _root(count)
-    found = minimize(loss, start[1:], jac=True, method="L-BFGS-B").x
+    with np.errstate(over="ignore", invalid="ignore"):  # of bands that it tries on the way and leaves
+        found = minimize(loss, start[1:], jac=True, method="L-BFGS-B").x
     bands = np.append(1.0, found)
     return Bands(_of_length_one(min((start, bands), key=lambda one: loss(one[1:])[0])))
 

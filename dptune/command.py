@@ -55,7 +55,8 @@ SUBCOMMANDS = {
         ("inference_generation_instruction", "inference_generation_dataset"),
         launched=True,
     ),
-    "plan": Program("tabulate epsilon or noise by batch size and epochs", ("dptune.accounting",)),
+    "plan": Program("propose batch, steps, noise and learning rate for a time and an epsilon", ("scripts.plan",)),
+    "epsilon": Program("tabulate epsilon or noise by batch size and epochs", ("dptune.accounting",)),
     "budget": Program("add up what several releases spent, or keep a register of them", ("dptune.budget",)),
     "audit": Program("compare what an adversary wins with the stated epsilon", ("dptune.audit",)),
     "attack": Program("attack a trained model: what can be learned of its training rows", ("scripts.attack",)),
@@ -66,6 +67,8 @@ SUBCOMMANDS = {
     "predict": Program("classify texts with a trained classifier", ("scripts.predict",)),
     "demo": Program("fine-tune a real 135M-parameter model at epsilon 8, in this folder", ("scripts/demo.sh",)),
 }
+# {subcommand: (a flag that its earlier program needs and this one lacks, the subcommand that runs the earlier one)}
+MOVED = {"plan": ("--batch_size", "epsilon")}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the subcommand and its flags; `sys.argv[1:]` if None.
     """
     name, *line = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    name = _now_called(name, line)
     known = {one: program for one, program in SUBCOMMANDS.items() if program.exists}
     if name in ("-h", "--help"):
         print(describe(known))
@@ -86,6 +90,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run_shell(name, known[name], line)
     else:
         _run_module(name, known[name], line)
+
+
+def _now_called(name: str, line: Sequence[str]) -> str:
+    """The subcommand that runs what was meant: another one if the flags are of a program that moved."""
+    flag, other = MOVED.get(name, ("", name))
+    if not any(word.partition("=")[0] == flag for word in line):
+        return name
+    print(f"note: dptune {name} with {flag} is now dptune {other}", file=sys.stderr)
+    return other
 
 
 def describe(known: dict[str, Program]) -> str:

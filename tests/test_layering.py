@@ -22,6 +22,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.command",
         "dptune.__main__",
         "dptune.attack",
+        "dptune.plan",
         "dptune._files",
         "dptune._words",
         "dptune.averaging",
@@ -75,7 +76,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("utils.files", "utils.cli"),
     ("utils.data", "utils.models", "utils.annotation"),
     ("utils.training", "utils.generation", "utils.synthetic"),
-    ("utils.classification", "utils.attacks"),
+    ("utils.classification", "utils.attacks", "utils.planning"),
     ("utils.comparison",),
     ("scripts",),  # every program: train_clm.py, inference_*.py, scripts/, benchmarks/
 )

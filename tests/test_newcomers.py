@@ -21,8 +21,8 @@ import inference_generation_instruction
 import train_classifier
 import train_clm
 from dptune import add_lora, save_adapter
-from dptune.accounting import __main__ as plan
-from scripts import compare_modes, generate_train_command, look, resample_with_dp_histogram
+from dptune.accounting import __main__ as table
+from scripts import compare_modes, generate_train_command, look, plan, resample_with_dp_histogram
 from tests.tiny import save_tiny, tiny_llama
 from utils.cli.flags import exit_on_invalid_argument, parse
 
@@ -54,6 +54,7 @@ PROGRAMS: dict[str, Callable[[list[str]], object]] = {
     "compare": guarded(compare_modes, compare_modes.GROUPS, compare_modes.FLAGS),
     "resample": resample_with_dp_histogram.main,
     "look": look.main,
+    "epsilon": table.main,
     "plan": plan.main,
 }
 # A line without a mistake: the flags of a case replace or (None) remove some of these.
@@ -69,7 +70,9 @@ RIGHT: dict[str, str] = {
     "compare": "--model_name_or_path model --output_dir out",
     "resample": "--real_file rows.jsonl --synthetic_file rows.jsonl --output_dir out",
     "look": "--train_file rows.jsonl --model_name_or_path model",
-    "plan": "--num_examples 1000 --batch_size 10 --epochs 1 --target_epsilon 8",
+    "epsilon": "--num_examples 1000 --batch_size 10 --epochs 1 --target_epsilon 8",
+    "plan": "--num_examples 1000 --tokens_per_example 20 --model_name_or_path model --hours 1 --target_epsilon 8 "
+    "--tokens_per_second 1000",
 }
 EPSILON = {"noise_multiplier": None}
 USERS = "names users in user; give --privacy_unit user, or --ignore_users to protect rows"
@@ -298,10 +301,16 @@ MISTAKES: dict[str, tuple[str, Changes, str]] = {
         {"train_file": "my.jsonl"},
         "--train_file='my.jsonl': no such file or folder; check the path",
     ),
-    "a plan with a large batch": (
-        "plan",
+    "a table with a large batch": (
+        "epsilon",
         {"batch_size": "5000"},
         "--batch_size=5000: must be at most the 1000 examples there are",
+    ),
+    "a plan without a speed": (
+        "plan",
+        {"tokens_per_second": None},
+        "--tokens_per_second=None: the time of a step depends on it; give the measured speed, or --for_device for an "
+        "estimate",
     ),
 }
 

@@ -203,7 +203,7 @@ def test_the_installed_command_plans_trains_and_samples(installed: Path, tiny_mo
     assert len((tmp_path / "texts" / "generations.jsonl").read_text().splitlines()) == 2
 
 
-PLAN = ["plan", *(f"--{one}" for one in ("num_examples=1000", "batch_size=10", "epochs=1", "delta=1e-4"))]
+PLAN = ["epsilon", *(f"--{one}" for one in ("num_examples=1000", "batch_size=10", "epochs=1", "delta=1e-4"))]
 PLAN.append("--noise_multiplier=1")
 RUN = """
 model_name_or_path: {model}

@@ -17,7 +17,7 @@ from dptune._aliases import spellings
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "dp_accounting", "peft", "scipy", "sklearn", "openai"}
-MODULES = ("dptune.accounting", "dptune.attack", "dptune.audit", "dptune.budget")
+MODULES = ("dptune.accounting", "dptune.attack", "dptune.audit", "dptune.budget", "dptune.plan")
 PATHS = [path.relative_to(ROOT) for path in (*ROOT.glob("*.py"), *ROOT.glob("scripts/**/*.py"))]
 SCRIPTS = sorted(".".join(path.with_suffix("").parts) for path in PATHS)
 # Runs a program as `python -m` does and prints what it imported.

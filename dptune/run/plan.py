@@ -387,6 +387,17 @@ def _describe_bands(config: PrivacyConfig, target_epsilon: float | None) -> list
     ]
 
 
+def noise_batch_ratio(config: PrivacyConfig) -> float:
+    """The noise of a step over what a batch can add up to: sigma C over B C, in every direction.
+
+    With correlated noise it is that of the independent noise whose sums over the steps have the same error. Training
+    depends on the noise through this ratio (McKenna et al. 2025, "Scaling Laws for Differentially Private Language
+    Models").
+    """
+    added = config.bands.error(config.steps) / INDEPENDENT.error(config.steps)
+    return config.noise_multiplier * added / config.expected_batch_size
+
+
 def noise_over_signal(config: PrivacyConfig, trained: int) -> float:
     """How long the noise of all steps together is, over the longest that all clipped gradients together can be.
 
@@ -398,9 +409,7 @@ def noise_over_signal(config: PrivacyConfig, trained: int) -> float:
         config: the mechanism.
         trained: P, the number of trained parameters.
     """
-    signal = config.expected_batch_size * math.sqrt(config.steps)
-    added = config.bands.error(config.steps) / INDEPENDENT.error(config.steps)
-    return config.noise_multiplier * added * math.sqrt(trained) / signal
+    return noise_batch_ratio(config) * math.sqrt(trained / config.steps)
 
 
 def describe_noise(plan: RunPlan, trained: int) -> list[str]:

@@ -38,7 +38,7 @@ def test_help_lists_the_subcommands_that_are_there(argv: list[str], capsys: pyte
     assert lines[0] == "usage: dptune SUBCOMMAND [flags]"
     listed = [line.split()[0] for line in lines if line.startswith("  ")]
     assert listed == [name for name, program in SUBCOMMANDS.items() if program.exists]
-    assert {"train", "classify", "sample", "plan", "budget", "audit", "demo"} <= set(listed)
+    assert {"train", "classify", "sample", "plan", "epsilon", "budget", "audit", "demo"} <= set(listed)
     assert all(program.does in "\n".join(lines) for program in SUBCOMMANDS.values() if program.exists)
 
 
@@ -77,7 +77,8 @@ def test_a_subcommand_shows_its_programs_help_and_needs_no_library_for_it(tmp_pa
         (["classify", "--help"], "--finetune_mode"),
         (["sample", "--help"], "--instruction_file"),
         (["sample", "--dataset_name", "pubmed_generation", "--num_processes", "2", "--help"], "--num_samples"),
-        (["plan", "--help"], "--batch_size"),
+        (["plan", "--help"], "--hours"),
+        (["epsilon", "--help"], "--batch_size"),
         (["budget", "--help"], "budget_file"),
     ):
         run = dptune(*words, code=("-c", HIDE), cwd=tmp_path)
@@ -94,13 +95,36 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(tmp_path: Path)
 
 def test_the_path_of_the_current_folder_comes_after_the_programs(tmp_path: Path) -> None:
     (tmp_path / "utils.py").write_text("raise SystemExit('the wrong utils')")
-    run = dptune("plan", "--num_examples", "1000", "--batch_size", "10", "--epochs", "1", cwd=tmp_path)
+    run = dptune("epsilon", "--num_examples", "1000", "--batch_size", "10", "--epochs", "1", cwd=tmp_path)
     assert run.stderr.startswith("error: one of the arguments --noise_multiplier --target_epsilon is required")
     run = dptune(*TRAIN, "--lora_rr", "1", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (
         2,
         "error: unknown flag: --lora_rr (did you mean --lora_r?) (--help lists the flags)\n",
     )
+
+
+def test_a_program_that_moved_still_runs_and_says_where_it_went(capsys: pytest.CaptureFixture[str]) -> None:
+    """`dptune plan` printed the table of epsilon before it proposed settings."""
+    with_space = ["--num_examples", "1000", "--batch_size", "10", "--epochs", "1", "--noise_multiplier", "1"]
+    printed = []
+    for words in (
+        ["epsilon", *with_space],
+        ["plan", *with_space],
+        ["plan", "--batch_size=10", *with_space[:2], *with_space[4:]],
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["dptune", *words])
+            patch.setattr(sys, "path", list(sys.path))
+            main()
+        printed.append(capsys.readouterr())
+    assert [one.out for one in printed] == 3 * [printed[0].out]
+    note = "note: dptune plan with --batch_size is now dptune epsilon\n"
+    assert [one.err for one in printed] == ["", note, note]
+    assert printed[0].out.startswith("epsilon at noise multiplier 1, ")
+    for subcommand, (flag, other) in command.MOVED.items():
+        assert {subcommand, other} <= SUBCOMMANDS.keys()
+        assert flag.startswith("--")
 
 
 def test_the_demo_runs_its_script_in_the_current_folder(tmp_path: Path) -> None:

@@ -503,6 +503,33 @@ def token_budget_of(groups: Groups) -> int:
     return optimization.max_tokens_per_device or optimization.per_device_train_batch_size * groups.data.block_size
 
 
+def memory_settings(groups: Groups, target: Target, drawn: float, token_budget: int | None = None) -> MemorySettings:
+    """What the memory of a run depends on besides the model.
+
+    Args:
+        groups: the flags.
+        target: the devices.
+        drawn: the number of rows that a step draws on average, over all processes.
+        token_budget: tokens in one forward pass; None for what the flags ask for.
+    """
+    sharding = sharding_of_launch()
+    return MemorySettings(
+        target.dtype,
+        token_budget or token_budget_of(groups),
+        groups.data.block_size,
+        recomputes(groups),
+        target.processes,
+        sharded=sharding is not None,
+        offload=sharding is not None and sharding.cpu_offload,
+        reshard=sharding is None or sharding.reshard_after_forward,
+        bits=groups.model.qbits,
+        drawn=drawn / target.processes,
+        overhead=target.overhead(sharded=sharding is not None),
+        rows_per_item=groups.privacy.unit.rows_at_once,
+        keeps_average=groups.optimization.averaging.is_on,
+    )
+
+
 def describe_memory_of(
     skeleton: Any, groups: Groups, target: Target, plan: RunPlan, token_budget: int | None = None
 ) -> list[str]:
@@ -513,26 +540,11 @@ def describe_memory_of(
         groups: the flags.
         target: the devices.
         plan: for the number of rows that a step draws.
-        token_budget: tokens in one forward pass; None for what the flags ask for.
+        token_budget: see `memory_settings`.
     """
-    sharding = sharding_of_launch()
-    needed = MemorySettings(
-        target.dtype,
-        token_budget or token_budget_of(groups),
-        groups.data.block_size,
-        recomputes(groups),
-        target.processes,
-        sharded=sharding is not None,
-        offload=sharding is not None and sharding.cpu_offload,
-        reshard=sharding is None or sharding.reshard_after_forward,
-        bits=groups.model.qbits,
-        drawn=plan.expected_batch_size / target.processes,
-        overhead=target.overhead(sharded=sharding is not None),
-        rows_per_item=groups.privacy.unit.rows_at_once,
-        keeps_average=groups.optimization.averaging.is_on,
-    )
+    needed = memory_settings(groups, target, plan.expected_batch_size, token_budget)
     return [
-        *target.describe(sharded=sharding is not None),
+        *target.describe(sharded=needed.sharded),
         *describe_most_passes(
             plan,
             Shapes(needed.block_size, needed.token_budget, needed.drawn, masked=False, overhead=needed.overhead),

@@ -15,7 +15,7 @@ from dptune.sampling import Parts
 from dptune.shapes import Shapes
 from dptune.units.unit import PrivacyUnit
 from utils.data.tokenization import TokenizedDataset
-from utils.models.memory import MemorySettings, describe_memory, memory_needs
+from utils.models.memory import MemorySettings, NeedsWith, describe_memory, memory_needs
 from utils.models.sizes import model_sizes
 from utils.models.whole_memory import memory_of_whole, whole_sizes
 from utils.training.optimization_arguments import OptimizationArguments
@@ -115,6 +115,19 @@ def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) ->
     ]
 
 
+def needs_of(model: nn.Module) -> NeedsWith | None:
+    """What estimates the memory of training a model as it is prepared; None for one whose memory is not estimated.
+
+    Args:
+        model: a transformers model with its trained parameters; may be on the meta device.
+    """
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        whole = whole_sizes(model)
+        return None if whole is None else partial(memory_of_whole, whole)
+    sizes = model_sizes(model) if any(adapters(model)) else None
+    return None if sizes is None else partial(memory_needs, sizes)
+
+
 def describe_model(model: nn.Module, settings: MemorySettings, available: int | None = None) -> list[str]:
     """Printed lines: the number of parameters and an estimate of the memory per device.
 
@@ -126,15 +139,12 @@ def describe_model(model: nn.Module, settings: MemorySettings, available: int | 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"trainable parameters   {trained:,} of {every:,} ({trained / every:.3%})"]
-    if every == trained and (whole := whole_sizes(model)) is not None:
-        return [*lines, *describe_memory(partial(memory_of_whole, whole), settings, available)]
+    if (needs_with := needs_of(model)) is not None:
+        return [*lines, *describe_memory(needs_with, settings, available)]
     if not any(adapters(model)):  # all weights, and for trained ones a gradient, two moments and the average
         least = 4 * (every + (3 + settings.keeps_average) * trained) / (settings.world_size if settings.sharded else 1)
         told = f"at least {least / (1 << 30):.1f} GiB in float32, without activations"
         if available is not None and least > available:
             told += f"; does not fit: the device has {available / (1 << 30):.1f} GiB"
         return [*lines, f"memory per device      {told}"]
-    sizes = model_sizes(model)
-    if sizes is None:
-        return [*lines, f"memory per device      not estimated: {type(model).__name__} has no list of decoder layers"]
-    return [*lines, *describe_memory(partial(memory_needs, sizes), settings, available)]
+    return [*lines, f"memory per device      not estimated: {type(model).__name__} has no list of decoder layers"]

@@ -73,3 +73,17 @@ def target_of(planning: PlanningArguments, accelerator: Accelerator) -> Target:
     processes = planning.for_devices or accelerator.num_processes
     dtype = compute_dtype(precision_of_launch() or "no", _OTHER_DEVICE)
     return Target(_OTHER_DEVICE, processes, dtype, named.memory, named)
+
+
+def target_without_launch(named: Device | None, processes: int) -> Target:
+    """The devices of a plan that no launch configuration belongs to.
+
+    Args:
+        named: the device, which computes in bfloat16 if it can, else in float16; None for a CPU, in float32, of which
+            the memory is unknown.
+        processes: how many of them.
+    """
+    if named is None:
+        return Target(torch.device("cpu"), processes, torch.float32, None)
+    dtype = torch.bfloat16 if named.has_bfloat16 else torch.float16
+    return Target(_OTHER_DEVICE, processes, dtype, named.memory, named)

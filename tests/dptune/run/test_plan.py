@@ -22,6 +22,7 @@ from dptune.run.plan import (
     last_step,
     make_plan,
     noise_bands_of,
+    noise_batch_ratio,
     noise_over_signal,
     spends_to_come,
 )
@@ -231,6 +232,7 @@ def test_the_noise_is_compared_with_what_all_gradients_can_add_up_to() -> None:
     assert noise_over_signal(config, trained) == pytest.approx(
         float(noise.sum(1).norm(dim=1).mean()) / longest, rel=0.02
     )
+    assert noise_batch_ratio(config) == pytest.approx(std / (config.expected_batch_size * config.clip_norm))
 
 
 @pytest.mark.parametrize(
@@ -312,6 +314,7 @@ def test_a_plan_with_noise_bands_has_the_noise_for_its_turns_and_says_so() -> No
     noise = [each.noise_multiplier * each.bands.error(30) for each in (plan.privacy, one)]
     assert int(share[1]) == round(100 * (1 - noise[0] / noise[1])) >= 10
     assert noise_over_signal(plan.privacy, 100) / noise_over_signal(one, 100) == pytest.approx(noise[0] / noise[1])
+    assert noise_batch_ratio(plan.privacy) / noise_batch_ratio(one) == pytest.approx(noise[0] / noise[1])
     assert not any("noise bands" in line for line in describe_plan(bands_plan({"noise_bands": 1})))
 
 

@@ -46,7 +46,17 @@ def test_only_volta_and_turing_have_no_bfloat16() -> None:
     [("24GB", 24 * 10**9), ("my card 24GB", 24 * 10**9), ("A10 22.5 GiB", 45 << 29), ("H100 96gb", 96 * 10**9)],
 )
 def test_another_device_has_the_memory_that_is_given(given: str, size: int) -> None:
-    assert find_device(given) == Device(given, size)
+    found = find_device(given)
+    assert (found.name, found.memory) == (given, size)
+
+
+def test_a_known_device_of_another_size_computes_as_the_known_one() -> None:
+    assert find_device("H100 96gb") == Device("H100 96gb", 96 * 10**9, peak=find_device("h100").peak)
+    assert find_device("my card 24GB") == Device("my card 24GB", 24 * 10**9)
+
+
+def test_every_known_device_has_a_peak_of_some_teraflops() -> None:
+    assert all(one.peak is not None and 50e12 < one.peak < 2e15 for one in KNOWN)
 
 
 @pytest.mark.parametrize("given", ["H1000", "", "GB", "0GB", "nvidia"])

@@ -13,19 +13,23 @@ import torch
 from transformers import LlamaConfig
 
 from dptune import InvalidArgument
+from dptune.lora import add_lora
 from dptune.sampling import Parts
 from dptune.shapes import Shapes
 from dptune.units.unit import EXAMPLE_LEVEL, PrivacyUnit, group_by_author
 from tests.tasks import rows
+from tests.tiny import tiny_llama
 from tests.utils.models.test_memory import GIB, SHAPE, build, sizes_of
 from tests.whole_models import CAUSAL
-from utils.models.memory import MemorySettings, describe_memory, memory_needs
+from utils.models.memory import MemoryNeeds, MemorySettings, describe_memory, memory_needs
+from utils.models.whole_memory import WholeNeeds
 from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.plan import (
     describe_clipping,
     describe_data,
     describe_model,
     describe_most_passes,
+    needs_of,
     num_sampled,
     plan_run,
 )
@@ -44,6 +48,19 @@ def test_the_batch_is_over_all_processes_and_steps_cover_the_epochs() -> None:
     assert (plan.expected_batch_size, plan.steps) == (16, 19)
     given = plan_run(PrivacyFlags(**PRIVACY), optimization(max_train_steps=7), num_examples=100, world_size=2)
     assert given.steps == 7
+
+
+def test_memory_is_estimated_for_adapters_and_for_whole_models() -> None:
+    settings = MemorySettings(torch.float32, 512, 128)
+    whole = tiny_llama()
+    needs = needs_of(whole)
+    assert needs is not None
+    assert isinstance(needs(settings), WholeNeeds)
+    assert needs_of(whole.requires_grad_(False)) is None, "nothing is trained"
+    add_lora(whole, rank=2, alpha=4, targets=["q_proj"])
+    needs = needs_of(whole)
+    assert needs is not None
+    assert isinstance(needs(settings), MemoryNeeds)
 
 
 def test_without_privacy_there_is_no_mechanism() -> None:

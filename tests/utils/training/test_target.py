@@ -7,9 +7,10 @@ import torch
 
 from dptune.pass_overhead import pass_overhead
 from utils.cli.launch import make_accelerator
+from utils.models.known_devices import find_device
 from utils.training import target as target_module
 from utils.training.planning_arguments import PlanningArguments
-from utils.training.target import Target, target_of
+from utils.training.target import Target, target_of, target_without_launch
 
 CPU = torch.device("cpu")
 
@@ -54,3 +55,15 @@ def test_without_a_launch_configuration_it_is_float32_and_told(monkeypatch: pyte
 def test_a_device_without_bfloat16_is_told(precision: str, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     told = planned(monkeypatch, precision, "V100 16GB").describe(sharded=False)[-1]
     assert ("V100 16GB has no bfloat16: launch with --mixed_precision fp16" in told) is is_told
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "memory"),
+    [("H100", torch.bfloat16, 81_559 << 20), ("T4", torch.float16, 15_360 << 20), (None, torch.float32, None)],
+)
+def test_without_a_launch_a_device_computes_in_half_precision_and_a_processor_in_float32(
+    device: str | None, dtype: torch.dtype, memory: int | None
+) -> None:
+    found = target_without_launch(None if device is None else find_device(device), 2)
+    assert (found.dtype, found.memory, found.processes) == (dtype, memory, 2)
+    assert (found.device == CPU) is (device is None)

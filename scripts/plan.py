@@ -1,0 +1,43 @@
+r"""Propose the settings of a private training for a computing budget: batch, steps, noise, bands, rank, learning rate.
+
+    python -m scripts.plan --num_examples 20000 --tokens_per_example 120 --model Qwen/Qwen3-0.6B --hours 4 \
+        --target_epsilon 3 --for_device "A100 80GB"
+
+It compares batches: how many steps the time allows, how much noise epsilon then takes, and what a rule that was fitted
+to measured runs expects of both. It prints the best, what it was compared with, whether there are enough data, and the
+line that trains. Nothing is read of the data, and nothing is trained. Give --tokens_per_second if you have measured it.
+--trainable all plans for a whole model. See docs/how_to/planning.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from utils.cli.flags import exit_on_invalid_argument, given_fields, parse
+from utils.planning.arguments import PlannerArguments
+from utils.training.lora_arguments import LoraArguments
+
+GROUPS = (PlannerArguments, LoraArguments)
+FLAGS = {"rank": "--lora_r", "alpha": "--lora_alpha", "dropout": "--lora_dropout", "targets": "--lora_target_modules"}
+
+
+@exit_on_invalid_argument(*GROUPS, flags=FLAGS)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the proposal, and draw the plot if it is asked for."""
+    given, lora = parse(*GROUPS, args=argv, description=__doc__)
+    # Imported here, so that --help and a mistyped flag need neither torch nor transformers.
+    from utils.planning.proposal import propose
+    from utils.planning.report import describe
+    from utils.planning.rule import read_rule
+
+    rule = read_rule()
+    proposal = propose(given, lora, given_fields(argv, GROUPS), rule)
+    if given.plot is not None:
+        from utils.planning.plots import plot_trade
+
+        plot_trade(given.plot, proposal)
+    print(*describe(proposal, rule, given), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

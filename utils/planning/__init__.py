@@ -1,0 +1,1 @@
+"""Proposes the settings of a training for a computing budget and an epsilon."""
