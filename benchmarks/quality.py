@@ -27,7 +27,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +99,6 @@ def words_of(flags: Mapping[str, Any]) -> Iterator[str]:
 
 def perform(program: str, training: Training) -> dict[str, Any]:
     """Do one training in this process; returns its line of the file of runs."""
-    import importlib
-
     from benchmarks.tried import optimizer_tried
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -108,7 +106,7 @@ def perform(program: str, training: Training) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made, optimizer_tried(training.flags.get(_TRIED)):
         seed = str(training.seed)
         fixed = ["--output_dir", made, "--seed", seed, "--insecure_test_seed", seed, "--checkpointing_steps", "0"]
-        importlib.import_module(program).main([*words_of(training.flags), *fixed])
+        _main_of(program)([*words_of(training.flags), *fixed])
         return {
             "contender": training.contender,
             "chosen": training.chosen,
@@ -117,6 +115,19 @@ def perform(program: str, training: Training) -> dict[str, Any]:
             "seconds": round(time.perf_counter() - began, 1),
             "key": training.key,
         }
+
+
+def _main_of(program: str) -> Callable[[Sequence[str]], None]:
+    """The program of a study. It is imported in the process that trains."""
+    if program == "train_classifier":
+        from train_classifier import main as classify
+
+        return classify
+    if program != "train_clm":
+        raise ValueError(f"program: {program!r} is not train_clm or train_classifier")
+    from train_clm import main as train
+
+    return train
 
 
 def _results(folder: Path) -> dict[str, Any]:
