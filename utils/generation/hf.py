@@ -7,7 +7,6 @@ model, the settings, `--seed` and `--batch_size`, but not on the number of ranks
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
 from copy import copy
 
 import torch
@@ -87,25 +86,6 @@ def draw_batch(
     Prompts are padded on the left. Each text has random numbers of its own, which depend on `seed` and its place in the
     batch; the global generators are not used.
     """
-    width = max(map(len, prompts))
-    stops = StoppingCriteriaList([StopStrings(tokenizer, stop, width)] if stop else [])
-    drawn = draw_tokens(model, prompts, config, max_length=max_length, seed=seed, stops=stops)
-    return [finish(tokenizer, ids, config.eos_token_id, stop) for ids in drawn]
-
-
-def draw_tokens(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    config: GenerationConfig,
-    *,
-    max_length: int,
-    seed: int,
-    stops: StoppingCriteriaList | None = None,
-) -> list[list[int]]:
-    """The new tokens for each prompt, with padding behind an end token; `stops` may end texts earlier.
-
-    With sharded weights every rank must call this. For the arguments see `draw_batch`.
-    """
     width, new_tokens = max(map(len, prompts)), max_length - min(map(len, prompts))
     padded = [[config.pad_token_id] * (width - len(ids)) + list(ids) for ids in prompts]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
@@ -116,26 +96,13 @@ def draw_tokens(
         input_ids=torch.tensor(padded, device=device),
         attention_mask=torch.tensor(mask, device=device),
         generation_config=own,
-        stopping_criteria=stops,
+        stopping_criteria=StoppingCriteriaList([StopStrings(tokenizer, stop, width)] if stop else []),
         # A rank whose texts have ended still shares its weights.
         custom_generate=Decoding(TokenChoice.of(config), numbers, in_step=is_sharded(model)),
     )
     # Cut each text to its own limit: generation ran until the limit of the shortest prompt.
-    new = output_BT[:, width:].tolist()
-    return [ids[: max_length - len(prompt)] for ids, prompt in zip(new, prompts, strict=True)]
-
-
-@contextmanager
-def evaluating_without_own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, and no settings of generation that the model brings. Afterwards both are as they were."""
-    was_training, own = model.training, model.generation_config
-    model.eval()
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
-        model.train(was_training)
+    new = [ids[: max_length - len(prompt)] for ids, prompt in zip(output_BT[:, width:].tolist(), prompts, strict=True)]
+    return [finish(tokenizer, ids, config.eos_token_id, stop) for ids in new]
 
 
 class StopStrings(StoppingCriteria):

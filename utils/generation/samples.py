@@ -22,7 +22,7 @@ from utils.data.prompts import UNCONDITIONAL
 from utils.generation.arguments import SamplingArguments
 from utils.generation.backends import sampling_config
 from utils.generation.batches import TextJob, make_jobs
-from utils.generation.hf import draw_batch, evaluating_without_own_settings
+from utils.generation.hf import draw_batch
 from utils.generation.run import make_prompts
 
 if TYPE_CHECKING:
@@ -108,9 +108,15 @@ class TrainingSamples:
     @torch.no_grad()
     def _texts(self, model: Any, step: int) -> list[str]:
         """One text per job. The model's mode and its own settings of generation are afterwards as before."""
-        config = sampling_config(model, self._tokenizer, SamplingArguments(output_dir=""))
-        with evaluating_without_own_settings(model):
+        was_training, own = model.training, model.generation_config
+        model.eval()
+        try:
+            config = sampling_config(model, self._tokenizer, SamplingArguments(output_dir=""))
+            model.generation_config = GenerationConfig()  # so that the model's defaults are not used
             return [self._drawn(model, job, config, seed=step) for job in self._jobs]
+        finally:
+            model.generation_config = own
+            model.train(was_training)
 
     def _drawn(self, model: Any, job: TextJob, config: GenerationConfig, *, seed: int) -> str:
         longest = min(self._max_length, len(job.ids) + NEW_TOKENS)

@@ -12,13 +12,12 @@ B = 0, so what is measured of them is the gradient of B: that of A is zero until
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from dptune._validate import refuse
 from dptune.clipping import whole_norms
@@ -26,8 +25,6 @@ from dptune.per_example import PerExampleGradients
 from dptune.per_example.fixed_values import in_mode
 from dptune.sharding import compute_device
 from utils.data.encoding import start_token
-from utils.generation.backends import end_tokens
-from utils.generation.hf import draw_tokens, evaluating_without_own_settings
 from utils.models.trainable import Losses
 
 if TYPE_CHECKING:
@@ -64,20 +61,30 @@ def clip_norm_of_own_texts(
 def own_texts(model: Any, tokenizer: PreTrainedTokenizerBase, *, tokens: int) -> list[list[int]]:
     """Texts that the model writes without a prompt, sampled from all of its vocabulary, the same each time.
 
+    Every pass reads the whole text so far, without a cache: that works for every model, sharded or not.
+
     Args:
         model: see `clip_norm_of_own_texts`.
         tokenizer: see there.
-        tokens: of a text at most, with the one that begins it. A text may end earlier, with an end token.
+        tokens: T, of a text at most, with the one that begins it. A text may end earlier, with an end token.
     """
-    ends = end_tokens(model.generation_config, tokenizer)
-    config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
-    )
-    start = start_token(tokenizer)
-    with evaluating_without_own_settings(model):
-        drawn = draw_tokens(model, [[start]] * _ROWS, config, max_length=tokens, seed=_SEED)
-    lengths = [next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids)) for ids in drawn]
-    return [[start, *ids[:length]] for ids, length in zip(drawn, lengths, strict=True)]
+    device, start = compute_device(model), start_token(tokenizer)
+    chances_BN = torch.rand(_ROWS, tokens - 1, dtype=torch.float64, generator=torch.Generator().manual_seed(_SEED))
+    ids_BT = torch.full((_ROWS, 1), start, device=device)
+    with in_mode(model, training=False):
+        for chances_B in chances_BN.to(device).T:
+            totals_BV = model(input_ids=ids_BT, use_cache=False).logits[:, -1].double().softmax(-1).cumsum(-1)
+            wanted_B1 = chances_B[:, None] * totals_BV[:, -1:]
+            chosen_B1 = torch.searchsorted(totals_BV, wanted_B1, right=True).clamp_(max=totals_BV.shape[1] - 1)
+            ids_BT = torch.cat([ids_BT, chosen_B1], dim=1)
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return [_until_end(row, ends) for row in ids_BT.tolist()]
+
+
+def _until_end(row: list[int], ends: Collection[int | None]) -> list[int]:
+    """A text up to the first end token behind its first token."""
+    return row[: next((at + 1 for at, token in enumerate(row) if at and token in ends), len(row))]
 
 
 def gradient_norms(
