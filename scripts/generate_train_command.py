@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from dptune._aliases import aliases
 from dptune._validate import present, refuse, renamed, require_count, require_delta, require_positive
@@ -30,7 +31,7 @@ from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
-from dptune.run.plan import PrivacySettings, make_plan, noise_bands_of
+from dptune.run.plan import AUTO, PrivacySettings, make_plan, noise_bands_of
 from dptune.units.unit import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.launch_lines import as_command, as_line, launch_words, require_job, require_not_taken, split_at_dashes
@@ -106,9 +107,12 @@ class JobArguments:
             "rounded down to a power of ten"
         },
     )
-    clip_norm: float = field(
+    clip_norm: float | Literal["auto"] = field(
         default=1.0,
-        metadata={"help": "clip norm of the gradient per example or author", "aliases": aliases("clip")},
+        metadata={
+            "help": "clip norm of the gradient per example or author; auto: measured on texts that the model writes",
+            "aliases": aliases("clip"),
+        },
     )
     total_bs: int = field(default=4096, metadata={"help": "average number of examples per step, over all GPUs"})
     max_batch: int | None = field(
@@ -186,8 +190,10 @@ class JobArguments:
         require_job(self.job_sess, OUTPUTS, gpus=self.gpus, shard=self.shard)
         for flag in ("total_bs", "per_device_train_batch_size", "block_size", "eval_freq"):
             require_count(f"--{flag}", getattr(self, flag))
-        for flag in ("clip_norm", "num_train_epochs", "learning_rate"):
+        for flag in ("num_train_epochs", "learning_rate"):
             require_positive(f"--{flag}", getattr(self, flag))
+        if self.clip_norm != AUTO:
+            require_positive("--clip_norm", self.clip_norm)
         if self.target_epsilon != -1:
             require_positive("--target_epsilon", self.target_epsilon)
         if self.synthetic_data and self.private:
@@ -218,7 +224,7 @@ class JobArguments:
     def settings(self) -> PrivacySettings:
         """The settings of a private job, as the engine takes them."""
         return PrivacySettings(
-            clip_norm=self.clip_norm,
+            clip_norm=1.0 if self.clip_norm == AUTO else self.clip_norm,  # of which epsilon is independent
             target_epsilon=self.target_epsilon,
             delta=self.delta,
             noise_bands=noise_bands_of(self.noise_bands),
@@ -289,7 +295,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         "--target_epsilon",
         repr(job.target_epsilon),
         "--clip_norm",
-        repr(job.clip_norm),
+        str(job.clip_norm),
         *([] if job.delta is None else ["--delta", repr(job.delta)]),
         *([] if noise_bands_of(job.noise_bands) == 1 else ["--noise_bands", job.noise_bands]),
     ]

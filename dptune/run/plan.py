@@ -334,8 +334,13 @@ def describe_register(plan: RunPlan, run_folder: str | Path, *, resumes: bool = 
     return [f"register               {plan.register}: epsilon {of}, this run included"]
 
 
-def describe_plan(plan: RunPlan) -> list[str]:
-    """The plan as lines of text for the user."""
+def describe_plan(plan: RunPlan, *, clip_norm: str | None = None) -> list[str]:
+    """The plan as lines of text for the user.
+
+    Args:
+        plan: the plan.
+        clip_norm: what to say of a clip norm that is still to be measured; None for that of the plan.
+    """
     sampled, unit = plan.unit.sampled, plan.unit
     lines = [
         f"{sampled:<22} {plan.num_examples:,}",
@@ -355,7 +360,7 @@ def describe_plan(plan: RunPlan) -> list[str]:
     style = [] if plan.privacy.clipping == FLAT else [f"clipping               {words}"]
     return [
         *lines,
-        f"clip norm              {plan.privacy.clip_norm:g}",
+        f"clip norm              {clip_norm or f'{plan.privacy.clip_norm:g}'}",
         *style,
         f"noise multiplier       {plan.privacy.noise_multiplier:g}",
         *_describe_bands(plan.privacy, plan.target_epsilon),

@@ -49,12 +49,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def train_on(files: Path, checkpoint: Path, out: Path, mode: str) -> Path:
+def train_on(files: Path, checkpoint: Path, out: Path, mode: str, *more: str) -> Path:
     """The folder of a short run without privacy."""
     words = ["--model_checkpoint", checkpoint, "--train_file", files / "train.jsonl", "--output_dir", out]
     words += ["--validation_file", files / "held_out.jsonl", "--text_columns", "opinion", "--label_column", "mood"]
     words += ["--finetune_mode", mode, "--max_length", 16, "--batch_size", 20, "--epochs", 2, "--lora_r", 2]
-    train([str(word) for word in [*words, "--num_prepend_tokens", 3, "--learning_rate", 1e-2]])
+    train([str(word) for word in [*words, "--num_prepend_tokens", 3, "--learning_rate", 1e-2, *more]])
     return out / "train"
 
 
@@ -68,12 +68,19 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "name"), [*((mode, "bert") for mode in MODES), ("soft-prompt", "llama"), ("prefix+lora", "llama")]
+    ("mode", "name", "more"),
+    [
+        *((mode, "bert", ()) for mode in MODES),
+        ("soft-prompt", "llama", ()),
+        ("prefix+lora", "llama", ()),
+        ("last-layer", "llama", ("--label_words", "bad", "good", "--prompt_suffix", " this film was")),
+        ("ia3", "llama", ("--prompt_suffix", " this film was")),
+    ],
 )
 def test_predictions_score_what_the_run_measured(
-    mode: str, name: str, files: Path, checkpoints: dict[str, Path], tmp_path: Path
+    mode: str, name: str, more: tuple[str, ...], files: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    run = train_on(files, checkpoints[name], tmp_path, mode)
+    run = train_on(files, checkpoints[name], tmp_path, mode, *more)
     predict.main(line(run, files, tmp_path / "found.jsonl"))
     found, held_out = read(tmp_path / "found.jsonl"), rows_of(17)
     assert len(found) == 17

@@ -28,6 +28,7 @@ from tests.processes import run_processes
 from train_classifier import main
 from utils.classification import setup
 from utils.classification.files import load_classifier, load_classifier_tokenizer
+from utils.classification.head_arguments import WORDS_OF_TASK, TaskWords
 from utils.classification.losses import ClassificationLoss
 from utils.classification.measured_defaults import measure_clip_norm
 from utils.classification.mode_defaults import MODES
@@ -142,6 +143,56 @@ def test_a_mode_trains_privately(
     assert f"fine-tuning mode       {mode}" in printed
     assert "(default of this mode)" in printed
     assert f"trainable parameters   {found['trained_parameters']:,} of" in printed
+
+
+# --- label words ---
+
+
+def test_a_head_that_starts_from_label_words_is_recorded_and_costs_nothing(
+    llama: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"finetune_mode": "lora", "enable_dp": True, "noise_multiplier": 1}
+    words = {"label_words": "bad good", "checkpointing_steps": 1}
+    suffix = ["--prompt_suffix", " this film was"]
+    main(flags(llama, data, tmp_path / "plain", **given))
+    main([*flags(llama, data, tmp_path / "words", **given | words), *suffix])
+    assert "head starts from       output embeddings (negative: bad; positive: good)" in capsys.readouterr().out
+    plain, worded = report_of(tmp_path / "plain"), report_of(tmp_path / "words")
+    assert worded["epsilon"] == plain["epsilon"]
+    recorded = json.loads((tmp_path / "words" / "sst2" / "publish" / "dptune_settings.json").read_text())
+    assert (recorded["label_words"], recorded["prompt_suffix"]) == (["bad", "good"], " this film was")
+    card = (tmp_path / "words" / "sst2" / "publish" / "README.md").read_text()
+    assert "Every text must end with `' this film was'`" in card
+    assert "--label_words bad good" in card
+    check_publishable(tmp_path / "words" / "sst2" / "publish")
+
+    resumed = {"resume_from_checkpoint": "latest"}
+    changes = {
+        "label_words[0]": ({"label_words": "awful good"}, suffix),
+        "prompt_suffix": ({}, ["--prompt_suffix", " was"]),
+    }
+    shutil.rmtree(tmp_path / "words" / "sst2" / "publish")
+    (tmp_path / "words" / "sst2" / "results.json").unlink()
+    for name, (other, own_suffix) in changes.items():
+        with pytest.raises(SystemExit):
+            main([*flags(llama, data, tmp_path / "words", **given | words | resumed | other), *own_suffix])
+        assert f"{name} was" in capsys.readouterr().err
+    main([*flags(llama, data, tmp_path / "words", **given | words | resumed), *suffix])
+    assert report_of(tmp_path / "words") == worded
+
+
+def test_words_of_the_task_are_taken_and_mistakes_are_found_in_a_dry_run(
+    lively_bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(WORDS_OF_TASK, "sst2", TaskWords(("bad", "good"), " was", ("a bad film", "a good film")))
+    main(flags(lively_bert, data, tmp_path, label_words="auto", dry_run=True))
+    told = "head starts from       encoded descriptions (negative: a bad film; positive: a good film)"
+    assert told in capsys.readouterr().out
+    for more, said in ((["x", "y", "z"], "there are 3, but sst2 has 2 classes"), (["auto"], "is for decoders")):
+        line = [*flags(lively_bert, data, tmp_path, dry_run=True), "--label_words", *more]
+        with pytest.raises(SystemExit):
+            main(line if len(more) > 1 else [*line, "--prompt_suffix", " It was"])
+        assert said in capsys.readouterr().err
 
 
 # --- learning ---

@@ -13,6 +13,7 @@ from dptune._validate import refuse, renamed, require_count, require_delta, requ
 from dptune.averaging import Averaging
 from dptune.published import published_model
 from dptune.run.plan import AUTO, PrivacySettings, noise_bands_of
+from utils.classification.head_arguments import HeadArguments
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.cli.flags import refuse_unread
 from utils.training.card_arguments import CardArguments
@@ -395,6 +396,7 @@ class Settings(NamedTuple):
 
     checkpoint: CheckpointArguments
     mode: ModeArguments
+    head: HeadArguments
     data: TaskArguments
     budget: BudgetArguments
     steps: StepArguments
@@ -444,6 +446,7 @@ class Settings(NamedTuple):
 CLASSIFIER_GROUPS = (
     CheckpointArguments,
     ModeArguments,
+    HeadArguments,
     TaskArguments,
     BudgetArguments,
     StepArguments,
@@ -464,6 +467,8 @@ ON_RESUME: OnResumeTable = {
     "lora_target_modules": OnResume.REFUSED,
     "num_prepend_tokens": OnResume.REFUSED,
     "prefix_projection": OnResume.REFUSED,
+    "label_words": OnResume.REFUSED,
+    "prompt_suffix": OnResume.REFUSED,
     # the data; each task has a folder of its own, and its tokens and labels are compared
     "datasets": OnResume.RUNTIME,
     "data_dir": OnResume.COMPARED,

@@ -114,36 +114,41 @@ class ClassificationDataset:
         )
 
 
-def tokenize_texts(rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> ClassificationDataset:
+def tokenize_texts(
+    rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_length: int, suffix: Sequence[int] = ()
+) -> ClassificationDataset:
     """Tokenise every text or pair with the tokenizer's special tokens around it. N rows stay N, whatever they hold.
 
     The tokenizer cuts what is too long and keeps its special tokens; it shortens the longer text of a pair first.
     A row without any token (an empty text, where no special tokens are added) becomes one end token, or another
-    special token if there is no end token.
+    special token if there is no end token. The suffix comes last and is never cut.
 
     Args:
         rows: N texts or pairs.
         tokenizer: the model's.
-        max_length: maximum number of tokens per example, counting special tokens.
+        max_length: maximum number of tokens per example, counting special tokens and the suffix.
+        suffix: tokens behind every text; see `utils.classification.label_words.suffix_tokens`.
 
     Raises:
         InvalidArgument: `max_length` is below 2 or leaves no room between the special tokens, or a text is empty and
             the tokenizer has no special token at all, or the tokenizer makes a special token of a text.
     """
-    _require_room(tokenizer, max_length, len(rows.texts))
+    _require_room(tokenizer, max_length, len(rows.texts), len(suffix))
     ids: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
     types: list[np.ndarray] = []
     num_cut, encode = 0, TextOnly(tokenizer)
     for first in range(0, len(rows), _TEXTS_AT_ONCE):
         chunk = [column[first : first + _TEXTS_AT_ONCE] for column in rows.texts]
         try:
-            encoded, num_cut_here = _encode(chunk, encode, max_length)
+            encoded, num_cut_here = _encode(chunk, encode, max_length - len(suffix))
         except UnwrittenToken as error:
             remedy = f"makes a special token of the text of row {first + error.number}; change the row or the model"
             refuse("--model_name_or_path", Described(f"the tokenizer {type(tokenizer).__name__}"), remedy)
         num_cut += num_cut_here
-        ids += [np.array(row or [_filler(tokenizer)], dtype=np.int32) for row in encoded["input_ids"]]
-        types += [np.array(row or [0], dtype=np.uint8) for row in encoded.get("token_type_ids", [])]
+        ids += [np.array([*(row or [_filler(tokenizer)]), *suffix], dtype=np.int32) for row in encoded["input_ids"]]
+        types += [
+            np.array([*(row or [0]), *[0] * len(suffix)], dtype=np.uint8) for row in encoded.get("token_type_ids", [])
+        ]
     return ClassificationDataset(
         ids=np.concatenate(ids),
         token_types=np.concatenate(types) if types else None,
@@ -154,12 +159,13 @@ def tokenize_texts(rows: LabelledTexts, tokenizer: PreTrainedTokenizerBase, max_
     )
 
 
-def _require_room(tokenizer: PreTrainedTokenizerBase, max_length: int, num_texts: int) -> None:
-    """Refuse a `max_length` in which one token per text does not fit between the special tokens."""
+def _require_room(tokenizer: PreTrainedTokenizerBase, max_length: int, num_texts: int, num_last: int) -> None:
+    """Refuse a `max_length` in which one token per text does not fit between the special tokens and the suffix."""
     require_count("--block_size", max_length, minimum=_DUMMY_TOKENS)
-    needed = tokenizer.num_special_tokens_to_add(pair=num_texts == 2) + num_texts
+    needed = tokenizer.num_special_tokens_to_add(pair=num_texts == 2) + num_texts + num_last
     if max_length < needed:
-        refuse("--block_size", max_length, f"special tokens and one token per text need {needed}; give at least that")
+        told = "special tokens, the suffix" if num_last else "special tokens"
+        refuse("--block_size", max_length, f"{told} and one token per text need {needed}; give at least that")
 
 
 def _encode(texts: Sequence[list[str]], encode: TextOnly, max_length: int) -> tuple[BatchEncoding, int]:

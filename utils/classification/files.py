@@ -57,6 +57,9 @@ logits = class_logits(model, tokenizer(["a text"], return_tensors="pt", padding=
 `class_logits` keeps padding from changing the logits of a batch with a prefix or a soft prompt. A single text does not
 need it.
 """
+_USE_SUFFIX = """
+Every text must end with `{suffix}`, as in the training.
+"""
 
 
 def load_classifier_tokenizer(name: str) -> Any:
@@ -149,16 +152,20 @@ def save_classifier(model: Any, tokenizer: Any, folder: Path, *, base_model: str
     tokenizer.save_pretrained(folder)
 
 
-def classifier_artifact(model: Any) -> Artifact:
-    """What the model card says about the files of `save_classifier`."""
+def classifier_artifact(model: Any, *, suffix: str | None = None) -> Artifact:
+    """What the model card says about the files of `save_classifier`. The suffix is what ended every text."""
+    ending = (
+        "" if suffix is None else _USE_SUFFIX.replace("{suffix}", repr(suffix).replace("{", "{{").replace("}", "}}"))
+    )
     if not isinstance(model, PeftModel):
-        return Artifact("model", "classifier trained from", "transformers", ("text-classification",), _USE_MODEL)
+        use = _USE_MODEL + ending
+        return Artifact("model", "classifier trained from", "transformers", ("text-classification",), use)
     folder, load = ".", f'"{{base}}", num_labels={model.config.num_labels}'
     if model.config.pad_token_id is not None:
         load += f", pad_token_id={model.config.pad_token_id}"
     if any(adapters(model)):
         folder, load = ADAPTER_NAME, '"."'
-    use = _USE_ADAPTER.replace("{load}", load).replace("{folder}", folder)
+    use = _USE_ADAPTER.replace("{load}", load).replace("{folder}", folder) + ending
     method = model.active_peft_config.peft_type.value.lower().replace("_", "-")
     return Artifact("classifier", f"classifier ({method}) for", "peft", ("text-classification", method), use)
 

@@ -7,7 +7,6 @@ reveal nothing about the data.
 from __future__ import annotations
 
 import math
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from dptune._validate import refuse
 from dptune.integrations.peft import class_logits
 from utils.classification.modes import head_modules
+from utils.training.measured_clip_norm import just_above, typical
 
 _ROWS, _TOKENS = 16, 16
 
@@ -60,25 +60,18 @@ def measure_head_rate(model: Any) -> float:
 def measure_clip_norm(model: Any) -> float:
     """A clip norm just above the typical gradient norm of the model at the start.
 
-    With a far smaller one every gradient is clipped to the same length, and the model may predict only the majority
-    class. The noise grows with the clip norm, so it is not set by the largest gradients.
+    With a far smaller one the model may predict only the majority class.
 
     Args:
         model: as for `typical_gradient_norm`.
 
     Returns:
-        The norm, rounded up to two significant digits, so that rounding on another machine hardly ever changes it.
+        See `just_above`.
 
     Raises:
         InvalidArgument: the gradients are zero or not finite.
     """
-    typical = typical_gradient_norm(model)
-    if not typical > 0:
-        refuse("--clip_norm", None, f"must be given, not measured: gradients at the start have norm {typical}")
-    rounded = float(f"{typical:.1e}")
-    if rounded < typical:
-        rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(typical)) - 1):.1e}")
-    return rounded
+    return just_above(typical_gradient_norm(model), given=None)
 
 
 def typical_gradient_norm(model: Any) -> float:
@@ -99,7 +92,7 @@ def typical_gradient_norm(model: Any) -> float:
             norms.append(math.sqrt(sum(float(one.double().square().sum()) for one in gradients if one is not None)))
     finally:
         model.train(training)
-    return median(norms) if all(map(math.isfinite, norms)) else math.nan
+    return typical(norms)
 
 
 def _random_rows(model: Any) -> dict[str, Tensor]:

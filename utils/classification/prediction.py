@@ -24,6 +24,7 @@ from dptune.published import PUBLISH_NAME, published_model, published_part
 from dptune.shapes import Shapes
 from utils.classification.dataset import tokenize_texts
 from utils.classification.files import ADAPTER_NAME, load_classifier, load_classifier_tokenizer
+from utils.classification.label_words import suffix_tokens
 from utils.classification.labelled_texts import LabelledTexts
 from utils.classification.losses import logits_of
 from utils.cli.flags import naming
@@ -39,12 +40,14 @@ _CLASSIFIER = "ForSequenceClassification"  # how transformers ends the names of 
 
 
 class TrainedClassifier(NamedTuple):
-    """A classifier in float32 and evaluation mode, its tokenizer, its classes by number, and its longest row."""
+    """A classifier in float32 and evaluation mode, its tokenizer, its classes by number, its longest row, and what
+    follows every text."""
 
     model: Any
     tokenizer: Any
     class_names: tuple[str, ...]
     max_length: int
+    prompt_suffix: str | None = None
 
     @property
     def virtual_tokens(self) -> int:
@@ -81,7 +84,8 @@ def load_trained_classifier(
     longest = max_length or next((one for one in recorded_by_training(folder, "max_length") if _is_count(one)), None)
     if not isinstance(longest, int):
         refuse(LENGTH_FLAG, None, f"{path} does not say how long texts may be; give the training's")
-    found = TrainedClassifier(model.to(device).eval(), tokenizer, names, longest)
+    suffix = next((one for one in recorded_by_training(folder, "prompt_suffix") if isinstance(one, str)), None)
+    found = TrainedClassifier(model.to(device).eval(), tokenizer, names, longest, suffix)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     require_context(plain, longest, flag=LENGTH_FLAG, virtual_tokens=found.virtual_tokens)
     return found
@@ -104,10 +108,10 @@ def predictions(
     Raises:
         InvalidArgument: the tokenizer makes something of a text that the model does not know.
     """
-    model, tokenizer, names, max_length = classifier
+    model, tokenizer, names, max_length, suffix = classifier
     unlabelled = np.full(len(texts[0]), IGNORED, dtype=np.int64)
     with naming({"model_name_or_path": FLAG}):
-        data = tokenize_texts(LabelledTexts(texts, unlabelled), tokenizer, max_length)
+        data = tokenize_texts(LabelledTexts(texts, unlabelled), tokenizer, max_length, suffix_tokens(tokenizer, suffix))
     require_embeddings(model, tokenizer, type(model).__name__, {"row": (data.ids, data.starts)}, flag=FLAG)
     shapes = Shapes(max_length, batch_size * (max_length + classifier.virtual_tokens))
     micro_batches = MicroBatches(

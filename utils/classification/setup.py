@@ -34,6 +34,8 @@ from utils.classification.files import (
     load_classifier_skeleton,
     save_classifier,
 )
+from utils.classification.head_arguments import HeadArguments
+from utils.classification.label_words import describe_head, is_decoder, start_head, suffix_tokens
 from utils.classification.losses import ClassificationLoss, check_classifier_rules, predict
 from utils.classification.measured_defaults import measure_clip_norm, measure_head_rate, typical_gradient_norm
 from utils.classification.metrics import scores
@@ -87,7 +89,11 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
         names = data.datasets or []  # `TaskArguments` has exactly one of the two
         if resume not in (None, "latest") and len(names) > 1:
             refuse("--resume_from_checkpoint", resume, "belongs to one task; give latest, or only that task")
-        return [_with_embeddings(load(name), settings, tokenizer) for name in names]
+        suffixes = [suffix_tokens(tokenizer, head_of(name, settings).prompt_suffix) for name in names]
+        return [
+            _with_embeddings(load(name, suffix=suffix), settings, tokenizer)
+            for name, suffix in zip(names, suffixes, strict=True)
+        ]
     task = load_file_task(
         data.train_file,
         data.validation_file,
@@ -98,9 +104,22 @@ def load_tasks(settings: Settings, tokenizer: Any) -> list[ClassificationTask]:
         max_length=length,
         max_train_examples=data.max_train_examples,
         seed=settings.steps.seed,
+        suffix=suffix_tokens(tokenizer, head_of(data.train_file, settings).prompt_suffix),
         refuse_users=settings.budget.enable_dp and not settings.budget.ignore_users,
     )
     return [_with_embeddings(task, settings, tokenizer)]
+
+
+def head_of(task: str, settings: Settings) -> HeadArguments:
+    """The head's flags for a task, with its words in place of `auto`.
+
+    Raises:
+        InvalidArgument: they do not fit the model or the task, or the model cannot be loaded.
+    """
+    if not settings.head.is_given:
+        return settings.head
+    skeleton = load_classifier_skeleton(settings.checkpoint.model_name_or_path)
+    return settings.head.of_task(task, decoder=is_decoder(skeleton))
 
 
 def _with_embeddings(task: ClassificationTask, settings: Settings, tokenizer: Any) -> ClassificationTask:
@@ -113,7 +132,7 @@ def _with_embeddings(task: ClassificationTask, settings: Settings, tokenizer: An
 
 
 class PlannedTask(NamedTuple):
-    """A task, its settings with the measured defaults filled in, and its plan of steps and noise."""
+    """A task, its settings with its label words and measured defaults filled in, and its plan of steps and noise."""
 
     task: ClassificationTask
     settings: Settings
@@ -124,9 +143,11 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
     """Plan one task; every rank calls it. The logical batch does not depend on the number of processes.
 
     Raises:
-        InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach, or a
-            model that cannot be loaded to measure the clip norm.
+        InvalidArgument: a batch larger than the data set, a delta of 1/n or more, a target epsilon out of reach, label
+            words that do not fit the classes, or a model that cannot be loaded to measure the clip norm.
     """
+    settings = settings._replace(head=head_of(task.name, settings))
+    settings.head.require_one_each(task.class_names, task.name)
     batch, examples = settings.steps.batch_size, len(task.train)
     if batch > examples:
         refuse("--batch_size", batch, f"{task.name} has {examples} training examples; give at most that")
@@ -214,10 +235,8 @@ def identity_of(planned: PlannedTask, trained: Trained) -> dict[str, Any]:
     """What a resumed run must share, as JSON values. Process counts and micro-batch sizes may differ."""
     task, settings, plan = planned
     selection = settings.results.of_task(settings.folder).selection
-    # The mode comes first: a measured clip norm follows it, and would be named in its place.
     return (
-        vars(settings.mode)
-        | mechanism_identity(plan)
+        _known_beginning(planned)
         | {"training_data": task.train.fingerprint()}
         | {
             **asdict(trained.updates),
@@ -231,6 +250,16 @@ def identity_of(planned: PlannedTask, trained: Trained) -> dict[str, Any]:
         }
         | ({"selection": asdict(selection)} if selection.decides else {})
     )
+
+
+def _known_beginning(planned: PlannedTask) -> dict[str, Any]:
+    """The part of it that is known before the model is loaded.
+
+    Mode and head come first: a measured clip norm follows them, and would be named in their place.
+    """
+    settings = planned.settings
+    head = vars(settings.head) if settings.head.is_given else {}
+    return vars(settings.mode) | head | mechanism_identity(planned.plan)
 
 
 class Trained(NamedTuple):
@@ -288,7 +317,7 @@ class ClassifierTask:
     @property
     def artifact(self) -> Artifact:
         """A whole model, an adapter, or both."""
-        return classifier_artifact(self.model)
+        return classifier_artifact(self.model, suffix=self.planned.settings.head.prompt_suffix)
 
     @property
     def card(self) -> CardFields:
@@ -298,9 +327,11 @@ class ClassifierTask:
     @property
     def settings(self) -> dict[str, Any]:
         """What a reader of the classifier must know of the training."""
+        head = self.planned.settings.head
         return {
             "max_length": self.planned.settings.checkpoint.block_size,
             "class_names": list(self.planned.task.class_names),
+            **{name: value for name, value in vars(head).items() if value is not None},
         }
 
     def evaluate(self, micro_batches: MicroBatches) -> dict[str, Any]:
@@ -337,7 +368,7 @@ def classifier_recipe(planned: PlannedTask, updates: UpdateSettings) -> str:
         *settings,
         always=_ALWAYS_TOLD,
         never=[name for name, kind in ON_RESUME.items() if kind is OnResume.RUNTIME],
-        shown=("lora_target_modules", "noise_bands"),
+        shown=("label_words", "lora_target_modules", "noise_bands"),
         names={
             "model_name_or_path": published_name(name),
             "learning_rate": f"{updates.learning_rate:g}",
@@ -370,8 +401,7 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
     output, dtype = settings.results.of_task(settings.folder / task.name), dtype_of_launch(accelerator)
     with open_folder(output, accelerator) as folder:
         if folder.saved is not None:
-            # The mode comes first: a measured clip norm follows it, and would be named in its place.
-            refuse_other_beginning(folder.saved, vars(settings.mode) | mechanism_identity(plan))
+            refuse_other_beginning(folder.saved, _known_beginning(planned))
         launch = {"task": task.name, "num_processes": accelerator.num_processes}
         delta = {} if plan.privacy is None else {"delta": plan.privacy.delta}
         config = resumed_config(public_config(*settings) | launch | delta, folder.saved, ON_RESUME)
@@ -424,6 +454,8 @@ def load_trained(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accel
     every = sum(parameter.numel() for parameter in model.parameters())
     some = num_trained(model)
     accelerator.print(f"trainable parameters   {some:,} of {every:,} ({some / every:.3%})")
+    if (words := settings.head.label_words) is not None:
+        accelerator.print(describe_head(words, task.class_names, decoder=is_decoder(model)))
     accelerator.print(describe_rates(trained.updates, chosen=settings.steps.learning_rate is not None))
     model.to(accelerator.device).eval()
     if plan.privacy is not None:
@@ -441,6 +473,8 @@ def load_in_mode(task: ClassificationTask, settings: Settings, tokenizer: Any) -
     set_seed(settings.steps.seed)  # for the new weights
     name, mode = settings.checkpoint.model_name_or_path, settings.mode
     model, new = load_classifier(name, task.class_names, pad_token_id=tokenizer.pad_token_id)
+    if (words := settings.head.label_words) is not None:
+        start_head(model, words, tokenizer, suffix=settings.head.prompt_suffix, name=name)
     longest, virtual = settings.checkpoint.block_size, settings.virtual_tokens
     require_context(model, longest, flag="--block_size", virtual_tokens=virtual)
     updates = settings.updates(partial(measure_head_rate, model))

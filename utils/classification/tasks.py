@@ -47,6 +47,7 @@ def load_task(
     data_dir: str | None = None,
     max_train_examples: int | None = None,
     seed: int = 0,
+    suffix: Sequence[int] = (),
 ) -> ClassificationTask:
     """A GLUE task.
 
@@ -58,6 +59,7 @@ def load_task(
         data_dir: GLUE's TSV files (see `utils.classification.glue.read_folder`); None downloads the hub's copy.
         max_train_examples: number of random rows of the training set to use; see `LabelledTexts.sample`.
         seed: seed of that choice.
+        suffix: tokens behind every text; see there too.
 
     Raises:
         InvalidArgument: naming the flag, its value and the remedy.
@@ -66,7 +68,7 @@ def load_task(
         refuse("--datasets", name, f"give one of {', '.join(TASKS)}, or --train_file for your own data")
     texts = read_hub(name) if data_dir is None else read_folder(name, data_dir)
     texts[TRAIN] = texts[TRAIN].sample(max_train_examples, seed)
-    splits = {split: tokenize_texts(rows, tokenizer, max_length) for split, rows in texts.items()}
+    splits = {split: tokenize_texts(rows, tokenizer, max_length, suffix) for split, rows in texts.items()}
     return ClassificationTask(name, GLUE[name].class_names, splits.pop(TRAIN), splits, GLUE[name].metrics)
 
 
@@ -81,6 +83,7 @@ def load_file_task(
     max_length: int,
     max_train_examples: int | None = None,
     seed: int = 0,
+    suffix: Sequence[int] = (),
     refuse_users: bool = False,
 ) -> ClassificationTask:
     """A user's own rows.
@@ -94,7 +97,7 @@ def load_file_task(
         text_columns: one column, or the two columns of a pair.
         label_column: column of text or whole numbers.
         class_names: classes in the order of class numbers, chosen without looking at the rows.
-        tokenizer, max_length, max_train_examples, seed: see `load_task`.
+        tokenizer, max_length, max_train_examples, seed, suffix: see `load_task`.
         refuse_users: refuse a training file with a column of users, all of whose rows no epsilon here would cover.
 
     Raises:
@@ -114,7 +117,8 @@ def load_file_task(
     named = read(train_file, "--train_file", "train", refuse_users=refuse_users)
     given_by = "the training file's" if class_names is None else "--class_names"
     classes = named.class_names() if class_names is None else tuple(class_names)
-    train = tokenize_texts(named.numbered(classes, given_by).sample(max_train_examples, seed), tokenizer, max_length)
+    rows = named.numbered(classes, given_by).sample(max_train_examples, seed)
+    train = tokenize_texts(rows, tokenizer, max_length, suffix)
     held_out = None
     if validation_file is not None:
         held_out = read(validation_file, "--validation_file", "validation")
@@ -122,7 +126,8 @@ def load_file_task(
         held_out = read(train_file, "--train_file", "validation")
     validation = {}
     if held_out is not None:
-        validation["validation"] = tokenize_texts(held_out.numbered(classes, given_by), tokenizer, max_length)
+        rows = held_out.numbered(classes, given_by)
+        validation["validation"] = tokenize_texts(rows, tokenizer, max_length, suffix)
     return ClassificationTask(Path(train_file).resolve().stem, classes, train, validation, ("accuracy",))
 
 

@@ -1,10 +1,10 @@
 """A command line from dataclasses, with argparse: each field is a flag, each dataclass a titled group of --help.
 
 transformers' HfArgumentParser does the same, but takes seconds to import. A field's type is str, int, float, bool, a
-list of one of these, or one of all these or None. Its metadata may hold `help`, `choices` and `aliases`, older names of
-the flag (`dptune._aliases`). A field without a default is required; if its metadata holds `positional`, it is a word
-without a flag. `--flag_name` and `--flag-name` are the
-same flag. A bool is set by `--x` or `--x false`, and if it defaults to True also by `--no_x`.
+list of one of these, or one of all these or None; `float | Literal["auto"]` is a number or that word. Its metadata may
+hold `help`, `choices` and `aliases`, older names of the flag (`dptune._aliases`). A field without a default is
+required; if its metadata holds `positional`, it is a word without a flag. `--flag_name` and `--flag-name` are the same
+flag. A bool is set by `--x` or `--x false`, and if it defaults to True also by `--no_x`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from dptune._aliases import spellings, spellings_of
 
@@ -130,13 +130,28 @@ def _add_flag(section: argparse._ArgumentGroup, field: dataclasses.Field[Any], t
 
 def _kind_of(type_: Any) -> tuple[Callable[[str], Any], bool]:
     """(function that converts one word, whether the flag takes several) of a field's type."""
+    words: tuple[str, ...] = ()
     if get_origin(type_) in (Union, UnionType):
-        (type_,) = (one for one in get_args(type_) if one is not type(None))
+        others = [one for one in get_args(type_) if one is not type(None)]
+        words = tuple(word for one in others if get_origin(one) is Literal for word in get_args(one))
+        (type_,) = (one for one in others if get_origin(one) is not Literal)
     is_list = get_origin(type_) is list
     kind = get_args(type_)[0] if is_list else type_
     if kind not in (str, int, float, bool):
         raise TypeError(f"{type_} cannot be the type of a flag")
-    return kind, is_list
+    return _or_word(kind, words) if words else kind, is_list
+
+
+def _or_word(kind: Callable[[str], Any], words: Sequence[str]) -> Callable[[str], Any]:
+    """Converts a word as `kind` does, but leaves these `words` as they are."""
+
+    def convert(word: str) -> Any:
+        try:
+            return word if word in words else kind(word)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"give a number or {' or '.join(words)}, not {word!r}") from None
+
+    return convert
 
 
 def _bool(word: str) -> bool:

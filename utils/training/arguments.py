@@ -81,6 +81,10 @@ class Groups(NamedTuple):
         else:
             remedy = "is for runs without privacy: a private one limits each gradient before the sum; give --clip_norm"
             refuse_unread(given, ONLY_PLAIN, remedy, *self)
+        if self.privacy.clip_norm_is_open and self.clipping.layer_clip_norms is not None:
+            refuse(
+                "--clip_norm", self.privacy.clip_norm, "--layer_clip_norms gives the clip norms; leave one of both out"
+            )
         if self.lora.initial_adapter is not None:
             refuse_unread(given, OF_ADAPTER, "comes from --initial_adapter; leave it out", *self)
 

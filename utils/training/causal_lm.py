@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object, set_seed
 
-from dptune._validate import refuse
+from dptune._validate import present, refuse
 from dptune.adapter_files import save_adapter
 from dptune.audit.training import AUDIT_FOLDER, Canaries
 from dptune.averaging import describe_averaging
@@ -28,7 +28,7 @@ from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.identity import mechanism_identity, model_identity, num_trained
 from dptune.run.lock import LOCK_NAME
-from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan, describe_register
+from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_register
 from dptune.shapes import Shapes
 from dptune.sharding import are_sharded, is_sharded
 from utils.cli.flags import public_config
@@ -78,6 +78,7 @@ from utils.training.evaluation import held_out_loss
 from utils.training.in_step import Gathers
 from utils.training.initial_adapter import describe_start, initial_releases, start_identity
 from utils.training.loop import AfterStep, End, Pace
+from utils.training.measured_clip_norm import clip_norm_of_own_texts
 from utils.training.micro_batches import MicroBatches, remembered_budget
 from utils.training.optimizers import require_works
 from utils.training.plan import (
@@ -85,6 +86,7 @@ from utils.training.plan import (
     describe_data,
     describe_model,
     describe_most_passes,
+    describe_run,
     num_sampled,
     plan_run,
 )
@@ -146,7 +148,11 @@ class CausalLMJob:
 
     def run(self, after_step: AfterStep | None = None) -> End:
         """Load the model and train it. For `after_step` see `utils.training.loop.Pace`."""
-        task, groups, accelerator = self.load(), self.groups, self.folder.accelerator
+        task = self.load()
+        return task.job._train(task, after_step)
+
+    def _train(self, task: CausalLMTask, after_step: AfterStep | None) -> End:
+        groups, accelerator = self.groups, self.folder.accelerator
         if (self.canaries is not None or self.dials is not None) and accelerator.is_main_process:
             self.folder.lock.make(self.folder.path)
         if self.canaries is not None and accelerator.is_main_process:
@@ -215,6 +221,8 @@ class CausalLMJob:
     def load(self) -> CausalLMTask:
         """The model with its trained parameters, the same on every rank. Checks its gradients before a private run.
 
+        A clip norm that was still open is measured: the task's `job` has it in its flags, plan and settings.
+
         Raises:
             InvalidArgument: the checkpoint is of another model, or the engine cannot compute the model's gradients.
         """
@@ -241,11 +249,27 @@ class CausalLMJob:
         if recomputes(groups):
             checkpoint_activations(model)
         losses = in_autocast(CausalLMLoss(model), self.dtype if whole else torch.float32, accelerator.device)
+        job = self._with_clip_norm(model, losses) if groups.privacy.clip_norm_is_open else self
         dials = None
-        if self.dials is not None and self.plan.privacy is not None:
-            dials = attach_dials(model, len(self.dials.included), accelerator.device)
-            losses = DialLosses(losses, dials, self.plan.privacy.clip_norm)
-        return CausalLMTask(self, model, losses, self.names if whole else None, identity, dials=dials)
+        if job.dials is not None and job.plan.privacy is not None:
+            dials = attach_dials(model, len(job.dials.included), accelerator.device)
+            losses = DialLosses(losses, dials, job.plan.privacy.clip_norm)
+        return CausalLMTask(job, model, losses, self.names if whole else None, identity, dials=dials)
+
+    def _with_clip_norm(self, model: Any, losses: Losses) -> CausalLMJob:
+        """The same job with a measured clip norm, which is the same on every rank. Every rank calls this."""
+        accelerator, longest = self.folder.accelerator, self.groups.data.block_size
+        measured = clip_norm_of_own_texts(model, losses, self.tokenizer, longest=longest, loss_scale=self._loss_scale)
+        clip_norm = ranks_of(accelerator).from_main(lambda: measured)
+        accelerator.print(f"clip norm              {clip_norm:g}, measured on texts that the model writes")
+        groups = with_clip_norm(self.groups, clip_norm)
+        config = present(self.plan.privacy, "mechanism")
+        return replace(
+            self,
+            groups=groups,
+            plan=replace(self.plan, privacy=replace(config, clip_norm=clip_norm)),
+            config=self.config | {"clip_norm": clip_norm},
+        )
 
     @property
     def _loss_scale(self) -> float:
@@ -359,7 +383,9 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     """
     optimization, unit, accelerator = groups.optimization, groups.privacy.unit, folder.accelerator
     name, hub, saved = groups.model.model_name_or_path, groups.model.hub, folder.saved
-    target, private = target_of(groups.planning, accelerator), groups.privacy.clip_norm > 0
+    if groups.privacy.clip_norm_is_open and saved is not None and (began := saved.identity["clip_norm"]) is not None:
+        groups = with_clip_norm(groups, began)
+    target, private = target_of(groups.planning, accelerator), groups.privacy.is_private
     starts_from = ranks_of(accelerator).from_main(lambda: initial_releases(groups.lora, private=private))
     if is_configuration(name):
         refuse(
@@ -417,7 +443,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     config = resumed_config(given, saved, ON_RESUME)
     asked = token_budget_of(groups)
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
-    accelerator.print(*describe_plan(plan), *describe_clipping(plan, optimization), sep="\n")
+    accelerator.print(*describe_run(plan, groups.privacy), *describe_clipping(plan, optimization), sep="\n")
     for line in describe_averaging(optimization.averaging, plan.steps):
         accelerator.print(line)
     accelerator.print(*describe_register(plan, folder.path, resumes=saved is not None), sep="\n")
@@ -447,6 +473,11 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         canaries,
         dials,
     )
+
+
+def with_clip_norm(groups: Groups, clip_norm: float) -> Groups:
+    """The flags with a clip norm that was open before."""
+    return groups._replace(privacy=replace(groups.privacy, clip_norm=clip_norm))
 
 
 def canaries_of(count: int, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, block_size: int) -> Canaries:
@@ -487,7 +518,7 @@ def prepared_skeleton(groups: Groups, target: Target) -> tuple[Any, list[str]]:
     Raises:
         InvalidArgument: no such model, or flags that do not fit it, its context or the devices.
     """
-    model, dtype, private = groups.model, target.dtype, groups.privacy.clip_norm > 0
+    model, dtype, private = groups.model, target.dtype, groups.privacy.is_private
     attention = model.attn_implementation
     skeleton = load_skeleton(model.model_name_or_path, **model.hub, attention=attention, dtype=dtype)
     require_context(skeleton, groups.data.block_size)

@@ -10,7 +10,7 @@ from dptune._words import counted
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.lora import adapters
-from dptune.run.plan import RunPlan, expected_batch, make_plan
+from dptune.run.plan import RunPlan, describe_plan, expected_batch, make_plan
 from dptune.sampling import Parts
 from dptune.shapes import Shapes
 from dptune.units.unit import PrivacyUnit
@@ -70,6 +70,12 @@ def plan_run(
         parts=parts,
         max_batch=privacy.max_batch,
     )
+
+
+def describe_run(plan: RunPlan, privacy: PrivacyFlags) -> list[str]:
+    """The plan as printed lines; of a clip norm that is still open they say how it is found."""
+    is_open = "measured before training, on texts that the model writes" if privacy.clip_norm_is_open else None
+    return describe_plan(plan, clip_norm=is_open)
 
 
 def describe_clipping(plan: RunPlan, optimization: OptimizationArguments) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dptune._validate import refuse, renamed, require_count
 from dptune.audit.one_run import LEAST_CANARIES
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.run.plan import PrivacySettings, noise_bands_of
+from dptune.run.plan import AUTO, PrivacySettings, noise_bands_of
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
+
+_UNTIL_MEASURED = 1.0  # the plan's clip norm while the real one is open: epsilon does not depend on it
 
 
 @dataclass
@@ -17,9 +20,12 @@ class PrivacyFlags:
 
     _argument_group_name = "privacy"
 
-    clip_norm: float = field(
+    clip_norm: float | Literal["auto"] = field(
         default=1.0,
-        metadata={"help": "maximum gradient norm per example (or per author); see also --noise_multiplier"},
+        metadata={
+            "help": "maximum gradient norm per example (or per author); auto: measured before training, just above a "
+            "typical norm of texts that the model itself writes, never on your data; see also --noise_multiplier"
+        },
     )
     noise_multiplier: float | None = field(
         default=None,
@@ -101,9 +107,10 @@ class PrivacyFlags:
     )
 
     def __post_init__(self) -> None:
-        off = [self.clip_norm < 0, self.noise_multiplier is not None and self.noise_multiplier < 0]
+        off = [not self.is_private, self.noise_multiplier is not None and self.noise_multiplier < 0]
         if any(off) and not all(off):
-            remedy = f"--clip_norm is {self.clip_norm:g}; make both positive, or both -1 to train without privacy"
+            given = self.clip_norm if self.clip_norm == AUTO else f"{self.clip_norm:g}"
+            remedy = f"--clip_norm is {given}; make both positive, or both -1 to train without privacy"
             refuse("--noise_multiplier", self.noise_multiplier, remedy)
         if self.max_batch is not None:
             require_count("--max_batch", self.max_batch)
@@ -114,10 +121,10 @@ class PrivacyFlags:
 
     def settings(self, clipping: Clipping = FLAT) -> PrivacySettings | None:
         """The flags as the engine takes them; None if clipping and noise are turned off."""
-        if self.clip_norm < 0:
+        if not self.is_private:
             return None
         return PrivacySettings(
-            clip_norm=self.clip_norm,
+            clip_norm=_UNTIL_MEASURED if self.clip_norm == AUTO else self.clip_norm,
             noise_multiplier=self.noise_multiplier,
             target_epsilon=self.target_epsilon,
             delta=self.delta,
@@ -139,6 +146,11 @@ class PrivacyFlags:
         if k is None:
             refuse("--examples_per_unit", k, "give the maximum examples per author, which --privacy_unit needs")
         require_count("--examples_per_unit", k)
+        if self.clip_norm_is_open and self.unit_gradient == "sum" and self.unit.rows_at_once > 1:
+            remedy = (
+                f"is measured on single rows, but --unit_gradient sum adds up to {k} of them; give a number, or mean"
+            )
+            refuse("--clip_norm", self.clip_norm, remedy)
 
     def _check_canaries(self) -> None:
         for flag, count in (("--audit_canaries", self.audit_canaries), ("--audit_dials", self.audit_dials)):
@@ -149,6 +161,16 @@ class PrivacyFlags:
                 refuse(flag, count, "canaries are rows; leave --privacy_unit out")
 
     @property
+    def is_private(self) -> bool:
+        """Whether there are clipping and noise."""
+        return self.clip_norm == AUTO or not self.clip_norm < 0
+
+    @property
+    def clip_norm_is_open(self) -> bool:
+        """Whether the clip norm is still to be measured."""
+        return self.clip_norm == AUTO
+
+    @property
     def num_canaries(self) -> int:
         """Rows that an audit adds to the training set."""
         return self.audit_canaries + self.audit_dials
@@ -156,7 +178,7 @@ class PrivacyFlags:
     @property
     def users_flag(self) -> str | None:
         """The flag to recommend for a file that names users; None where such a file is taken."""
-        protects_rows = self.clip_norm > 0 and self.privacy_unit == EXAMPLE
+        protects_rows = self.is_private and self.privacy_unit == EXAMPLE
         return "--privacy_unit" if protects_rows and not self.ignore_users else None
 
     @property

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dptune._validate import refuse
 from dptune.averaging import describe_averaging
 from dptune.clipping import layers_of
-from dptune.run.plan import RunPlan, describe_needed_data, describe_plan, describe_register
+from dptune.run.plan import RunPlan, describe_needed_data, describe_register
 from utils.cli.launch import ranks_of
 from utils.data.count_rows import count_sampled
 from utils.models.loading import is_configuration
 from utils.training.arguments import Groups
 from utils.training.causal_lm import describe_memory_of, prepared_skeleton
 from utils.training.initial_adapter import describe_start, initial_releases
-from utils.training.plan import describe_clipping, plan_run
+from utils.training.plan import describe_clipping, describe_run, plan_run
 from utils.training.run import RunFolder
 from utils.training.target import target_of
 
@@ -48,7 +48,7 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
     if (weights := groups.data.train_file_weights) is not None:
         given = " ".join(f"{weight:g}" for weight in weights)
         refuse("--train_file_weights", given, f"{why}, so rows are counted alike; leave the weights out")
-    accelerator, ranks, private = folder.accelerator, ranks_of(folder.accelerator), groups.privacy.clip_norm > 0
+    accelerator, ranks, private = folder.accelerator, ranks_of(folder.accelerator), groups.privacy.is_private
     target = target_of(groups.planning, accelerator)
     starts_from = ranks.from_main(lambda: initial_releases(groups.lora, private=private))
     skeleton, names = prepared_skeleton(groups, target)
@@ -61,7 +61,7 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
         world_size=target.processes,
         clipping=clipping,
     )
-    accelerator.print(*describe_plan(plan), *describe_clipping(plan, groups.optimization), sep="\n")
+    accelerator.print(*describe_run(plan, groups.privacy), *describe_clipping(plan, groups.optimization), sep="\n")
     for line in describe_averaging(groups.optimization.averaging, plan.steps):
         accelerator.print(line)
     accelerator.print(*describe_register(plan, groups.output.output_dir), sep="\n")

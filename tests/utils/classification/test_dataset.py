@@ -124,6 +124,23 @@ def test_one_text_is_cut_between_its_special_tokens() -> None:
     assert data.num_cut == 1
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_suffix_comes_last_and_is_never_cut(columns: int) -> None:
+    suffix = PLAIN("was fine", add_special_tokens=False)["input_ids"]
+    texts = texts_of(*[["", "you", *FIRST]] * columns)
+    data, without = tokenize_texts(texts, PLAIN, 6 + len(suffix), suffix), tokenize_texts(texts, PLAIN, 6)
+    assert data.num_cut == without.num_cut > 0
+    for index in range(len(data)):
+        assert example(data, index) == [*example(without, index), *suffix]
+    with pytest.raises(
+        InvalidArgument, match=rf"--block_size=2: special tokens, the suffix .* need {columns + len(suffix)}"
+    ):
+        tokenize_texts(texts, PLAIN, 2, suffix)
+    types = tokenize_texts(texts_of(["The cat"]), PAIRS, 64, suffix).token_types
+    assert types is not None
+    assert types.tolist() == [0] * (4 + len(suffix))
+
+
 SOME_TEXT = st.one_of(st.just(""), st.text(max_size=30), st.lists(st.sampled_from(["The", "cat", "dog"])).map(" ".join))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import pytest
 
@@ -22,6 +22,7 @@ class Kinds:
     maybe: int | None = field(default=None, metadata={"help": "nothing unless given"})
     old_style: Optional[str] = None  # noqa: UP045
     choice: str = field(default="a", metadata={"choices": ("a", "b"), "help": "which"})
+    open: float | Literal["auto"] = 1.0
     several: list[int] = field(default_factory=lambda: [1, 2])
     names: list[str] | None = None
     switch: bool = False
@@ -48,6 +49,8 @@ def test_without_flags_the_defaults_apply() -> None:
         (["--old-style", "x"], "old_style", "x"),
         (["--old_style", "x"], "old_style", "x"),
         (["--choice", "b"], "choice", "b"),
+        (["--open", "auto"], "open", "auto"),
+        (["--open", "-1"], "open", -1.0),
         (["--several", "3", "4", "5"], "several", [3, 4, 5]),
         (["--names", "x"], "names", ["x"]),
         (["--switch"], "switch", True),
@@ -69,6 +72,7 @@ def test_a_flag_gives_a_value_of_its_fields_type(words: list[str], name: str, va
     [
         ([], "the following arguments are required: --text"),
         (["--text", "t", "--number", "3.5"], "argument --number: invalid int value: '3.5'"),
+        (["--text", "t", "--open", "x"], "argument --open: give a number or auto, not 'x'"),
         (["--text", "t", "--choice", "c"], "argument --choice: invalid choice: 'c'"),
         (["--text", "t", "--switch", "perhaps"], "argument --switch: give true or false, not 'perhaps'"),
         (["--text", "t", "--several"], "argument --several: expected at least one argument"),

@@ -42,6 +42,15 @@ def test_each_flag_of_privacy_is_read_without_privacy_or_refused(name: str) -> N
     on.refuse_unread({name})
 
 
+def test_an_open_clip_norm_and_given_ones_contradict_each_other() -> None:
+    line = ["--train_file", "x", "--model_name_or_path", "x", "--output_dir", "x", "--noise_multiplier", "1"]
+    line += ["--clip_norm", "auto", "--clipping", "per-layer"]
+    Groups(*parse(*CAUSAL_LM_GROUPS, args=line)).refuse_unread(set())
+    groups = Groups(*parse(*CAUSAL_LM_GROUPS, args=[*line, "--layer_clip_norms", "*=0.5"]))
+    with pytest.raises(InvalidArgument, match=r"^--clip_norm='auto': --layer_clip_norms gives"):
+        groups.refuse_unread(set())
+
+
 @pytest.mark.parametrize(
     ("groups", "renamed"),
     [(CAUSAL_LM_GROUPS, TRAINING_FLAGS), (classification.CLASSIFIER_GROUPS, classification.CLASSIFIER_FLAGS)],

@@ -20,7 +20,39 @@ def test_flags_make_the_engines_settings_or_none_without_privacy() -> None:
     assert PrivacyFlags(clip_norm=-1, noise_multiplier=-1).settings() is None
 
 
-@pytest.mark.parametrize("given", [{"clip_norm": -1, "noise_multiplier": 1.0}, {"noise_multiplier": -1}])
+def test_an_open_clip_norm_changes_nothing_else_of_the_plan() -> None:
+    given, open_ = (PrivacyFlags(clip_norm=norm, target_epsilon=8.0) for norm in (1.0, "auto"))
+    assert (given.clip_norm_is_open, open_.clip_norm_is_open) == (False, True)
+    assert open_.is_private
+    assert open_.settings() == given.settings()
+    assert open_.users_flag == "--privacy_unit"
+
+
+@pytest.mark.parametrize(
+    ("method", "refused"),
+    [
+        ({"unit_gradient": "sum"}, True),
+        ({}, False),
+        ({"unit_gradient": "sum", "user_level_method": EXAMPLE_LEVEL}, False),
+    ],
+)
+def test_a_clip_norm_of_single_rows_is_none_for_sums_of_several(method: dict[str, Any], refused: bool) -> None:
+    users = {"clip_norm": "auto", "noise_multiplier": 1.0, "privacy_unit": "user", "examples_per_unit": 3}
+    if not refused:
+        assert PrivacyFlags(**users, **method).clip_norm_is_open
+        return
+    with pytest.raises(InvalidArgument, match=r"^--clip_norm='auto': is measured on single rows, .* up to 3 of them"):
+        PrivacyFlags(**users, **method)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"clip_norm": -1, "noise_multiplier": 1.0},
+        {"noise_multiplier": -1},
+        {"clip_norm": "auto", "noise_multiplier": -1},
+    ],
+)
 def test_clipping_is_not_turned_off_alone_nor_noise(given: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument, match=f"--noise_multiplier={given['noise_multiplier']}: .* both -1"):
         PrivacyFlags(**given)
