@@ -59,6 +59,7 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
         num_examples=num_examples,
         world_size=target.processes,
         clipping=clipping,
+        views=groups.views.views,
     )
     accelerator.print(*describe_plan(plan), *describe_clipping(plan, groups.optimization), sep="\n")
     accelerator.print(*describe_register(plan, groups.output.output_dir), sep="\n")
