@@ -100,14 +100,11 @@ def test_with_repeatable_randomness_a_stopped_run_ends_as_one_that_was_not(
 
 def test_a_run_resumes_with_the_same_views_only(line: Line, tmp_path: Path, capsys: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        signal_in_step(patch, 3, signal.SIGTERM)
+        signal_in_step(patch, 2, signal.SIGTERM)
         train_clm.main(line())
     again = {"resume_from_checkpoint": "latest"}
     assert "views was 3 in the checkpoint and is 2 now" in refused(line(**again, views=2), capsys)
     assert "views was 3 in the checkpoint and is 1 now" in refused(line(**again, views=None), capsys)
-    train_clm.main(line(**again, token_dropout=0.3))
-    history = json.loads((tmp_path / "run" / "run_config.json").read_text())["changes"]
-    assert history == [{"from_step": 3, "token_dropout": 0.3}]
 
 
 @pytest.mark.parametrize(
