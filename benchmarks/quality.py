@@ -24,15 +24,17 @@ import itertools
 import json
 import multiprocessing
 import os
+import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -106,7 +108,7 @@ def perform(program: str, training: Training) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as made, optimizer_tried(training.flags.get(_TRIED)):
         seed = str(training.seed)
         fixed = ["--output_dir", made, "--seed", seed, "--insecure_test_seed", seed, "--checkpointing_steps", "0"]
-        _main_of(program)([*words_of(training.flags), *fixed])
+        _run(program, [*words_of(training.flags), *fixed])
         return {
             "contender": training.contender,
             "chosen": training.chosen,
@@ -117,17 +119,10 @@ def perform(program: str, training: Training) -> dict[str, Any]:
         }
 
 
-def _main_of(program: str) -> Callable[[Sequence[str]], None]:
-    """The program of a study. It is imported in the process that trains."""
-    if program == "train_classifier":
-        from train_classifier import main as classify
-
-        return classify
-    if program != "train_clm":
-        raise ValueError(f"program: {program!r} is not train_clm or train_classifier")
-    from train_clm import main as train
-
-    return train
+def _run(program: str, words: Sequence[str]) -> None:
+    """Run a program as a user does, but in this process, where another optimizer may be tried."""
+    with patch.object(sys, "argv", [program, *words]):
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
 def _results(folder: Path) -> dict[str, Any]:

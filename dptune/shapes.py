@@ -60,6 +60,7 @@ class Shapes:
         masked: whether the model may be given attention masks.
         overhead: the fixed time of one forward and backward pass, as the number of tokens that take as long. With more
             of it, micro-batches have more rows and there are fewer widths. By default that of a CPU.
+        views: how often a micro-batch holds each row of an item.
 
     Raises:
         InvalidArgument: a value below 1, or `drawn` or `overhead` not above 0.
@@ -71,9 +72,11 @@ class Shapes:
     most_rows: int | None = None
     masked: bool = True
     overhead: float = pass_overhead(accelerator=False)
+    views: int = 1
 
     def __post_init__(self) -> None:
         require_count("longest", self.longest)
+        require_count("views", self.views)
         require_count("token_budget", self.token_budget)
         require_positive("drawn", self.drawn)
         require_positive("overhead", self.overhead)
@@ -106,9 +109,10 @@ class Shapes:
         total = 0.0
         for narrower, width in zip([widths[0] / 2, *widths], widths, strict=False):
             drawn = self._drawn_of(narrower, width)
-            rows = self._items(width, drawn)
+            tokens = self.views * width
+            items = self._items(tokens, drawn, self.views)
             if width > self.longest / 2**_WIDE_DOUBLINGS:
-                total += _passes(drawn, rows) * (self.overhead + rows * width)
+                total += _passes(drawn, items) * (self.overhead + items * tokens)
         return total
 
     def width_of(self, tokens: np.ndarray) -> np.ndarray:
@@ -140,7 +144,7 @@ class Shapes:
 
         Args:
             width: one of `widths`.
-            rows_per_item: k, for items of several rows.
+            rows_per_item: k, for items of several rows; each view of a row is one.
             virtual_tokens: tokens that the model puts before each row; they count in the budget.
         """
         tokens = rows_per_item * (width + virtual_tokens)
@@ -170,7 +174,7 @@ class Shapes:
         """(rows, padded tokens) of the micro-batches of all shapes.
 
         Args:
-            rows_per_item: the largest number of rows per item; items may have fewer.
+            rows_per_item: the largest number of rows per item, not counting views; items may have fewer.
         """
         rows = [(k * self.shape(width, k).items, width) for k, width in self._kinds(rows_per_item)]
         return {(count, count * width) for count, width in rows}
@@ -181,22 +185,23 @@ class Shapes:
         Args:
             items: number of items of the draw.
             ranks: number of processes that share the draw.
-            rows_per_item, virtual_tokens: see `shape`; items may have fewer rows. Rows have one mask each.
+            rows_per_item: see `sizes`. Rows have one mask each.
+            virtual_tokens: see `shape`.
         """
         held = [ranks * self.shape(width, k, virtual_tokens).items for k, width in self._kinds(rows_per_item)]
         if self.masked:  # rows without padding are apart from others of the same width
-            held += [ranks * self.shape(self.longest, k, virtual_tokens).items for k in _powers(rows_per_item)]
+            held += [ranks * self.shape(self.longest, k, virtual_tokens).items for k in self.row_counts(rows_per_item)]
         # One item makes a micro-batch of each kind. All others are of the kind whose micro-batches hold the fewest.
         return min(items, len(held)) + max(0, items - len(held)) // min(held)
 
+    def row_counts(self, rows_per_item: int) -> set[int]:
+        """The numbers of rows, each view counted, to which items of at most so many rows are filled up."""
+        powers = range(rows_per_item.bit_length() + 1)
+        return {self.views * min(2**power, rows_per_item) for power in powers}
+
     def _kinds(self, rows_per_item: int) -> list[tuple[int, int]]:
         """(rows per item, width) of all shapes."""
-        return [(k, int(width)) for k in sorted(_powers(rows_per_item)) for width in self.widths]
-
-
-def _powers(rows_per_item: int) -> set[int]:
-    """The numbers of rows to which items of at most so many rows are filled up."""
-    return {min(2**power, rows_per_item) for power in range(rows_per_item.bit_length() + 1)}
+        return [(k, int(width)) for k in sorted(self.row_counts(rows_per_item)) for width in self.widths]
 
 
 def _passes(drawn: float, rows: int) -> float:

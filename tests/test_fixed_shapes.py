@@ -75,15 +75,17 @@ FRONT_DOORS: dict[str, Callable[[torch.dtype], tuple[nn.Module, Losses, Rows]]] 
 }
 
 
-def contributions(model: nn.Module, losses: Losses, data: Rows, draw: UnitDraw, **how: Any) -> dict[int, Tensor]:
+def contributions(
+    model: nn.Module, losses: Losses, data: Rows, draw: UnitDraw, *, views: int = 1, **how: Any
+) -> dict[int, Tensor]:
     """{item: its gradient as it is recorded, flat} of a draw, dealt as in a run.
 
     The last value says whether its micro-batch has padding. Models then use other kernels, which round alike here.
     """
     found = {}
-    shapes = MASKED if isinstance(data, ClassificationDataset) else SHAPES
+    shapes = replace(MASKED if isinstance(data, ClassificationDataset) else SHAPES, views=views)
     with PerExampleGradients(model) as recorder:
-        for part in parts_of(draw, data):
+        for part in parts_of(draw, data, views):
             for shape, shares in deal_in_shapes(
                 part.items, part.tokens, shapes, rows_per_item=part.rows_per_unit, **how
             ):
@@ -131,6 +133,15 @@ def test_an_authors_contribution_is_their_own_to_the_bit(dtype: torch.dtype) -> 
         others = [rows for number, rows in enumerate(authors) if number != gone]
         for name, gradient in contributions(model, losses, data, AuthorDraw(others, mean=True, most=5)).items():
             assert torch.equal(gradient, everybody[name])
+
+
+@pytest.mark.parametrize("door", ["adapters", "classifier, full"])
+def test_the_contribution_of_a_row_with_views_is_its_own_to_the_bit(door: str) -> None:
+    model, losses, data = FRONT_DOORS[door](torch.bfloat16)
+    everybody = contributions(model, losses, data, np.arange(COUNT), views=3)
+    for draw in (np.arange(0, COUNT, 3), np.array([17]), np.arange(COUNT)[::-1]):
+        for row, gradient in contributions(model, losses, data, draw, ranks=2, views=3).items():
+            assert torch.equal(gradient, everybody[row])
 
 
 def test_shapes_that_follow_the_draw_would_change_what_others_add() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from dptune.published import published_part
 from dptune.report.statement import REPORT_NAME, PrivacyStatement, read_privacy_report
 
 _ADAPTERS = (WEIGHTS_NAME, PEFT_WEIGHTS_NAME)
-_AS_ONE = re.compile(r"user-level sampling: .*up to (\d+) of their examples")
+_AS_ONE = (re.compile(r"user-level sampling: .*up to (\d+) of their examples"), re.compile(r"mean over (\d+) views"))
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,9 @@ def count_noise_of(expected_batch_size: float, noise_multiplier: float) -> float
 
 
 def _rows_per_unit(statement: PrivacyStatement) -> int:
-    """How many rows of an author are clipped as one."""
-    found = _AS_ONE.match(statement.method)
-    return int(found[1]) if found else 1
+    """How many rows are clipped as one: those of an author, and the views of each."""
+    found = (pattern.search(statement.method) for pattern in _AS_ONE)
+    return math.prod(int(one[1]) for one in found if one)
 
 
 def style_named(name: str, noise_multiplier: float) -> Clipping:

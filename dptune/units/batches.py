@@ -142,9 +142,10 @@ class Part:
         data: the training set.
         items: the items to deal, int64: rows, or positions in `authors`.
         tokens: tokens of each item's longest row, indexed by item.
-        rows_per_unit: k, the number of neighbouring rows of a batch that are clipped as one.
+        rows_per_unit: k, the number of neighbouring rows of a batch that are clipped as one. Each view is one of them.
         authors: rows of each author by position; None if the items are rows.
         mean, numbers: see `AuthorDraw`.
+        views: how often a batch holds each row, under other random masks each time. The mean over them counts.
     """
 
     data: Rows
@@ -154,6 +155,7 @@ class Part:
     authors: Sequence[np.ndarray] | None = None
     mean: bool = False
     numbers: np.ndarray | None = None
+    views: int = 1
 
     def numbers_of(self, items: np.ndarray) -> np.ndarray:
         """The numbers of some items as the sampler drew them."""
@@ -167,44 +169,56 @@ class Part:
         """
         chosen = [np.array([item]) if self.authors is None else self.authors[item] for item in items]
         counts = np.zeros(shape.items, dtype=np.int64)
-        counts[: len(items)] = [len(rows) for rows in chosen]
+        counts[: len(items)] = [self.views * len(rows) for rows in chosen]
         places = torch.from_numpy(np.flatnonzero(np.arange(self.rows_per_unit) < counts[:, None]))
         dummy = self.data.batch(np.array([], dtype=np.int64), pad_token_id, shape.width)
         inputs = {name: torch.cat([value] * shape.items * self.rows_per_unit) for name, value in dummy.items()}
         if len(items):
             for name, value in self.data.batch(np.concatenate(chosen), pad_token_id, shape.width).items():
-                inputs[name][places] = value
-        weights = None if self.authors is None else row_weights(counts, self.rows_per_unit, mean=self.mean)
+                inputs[name][places] = value.repeat_interleave(self.views, 0)
+        if self.authors is None and self.views == 1:
+            return Batch(inputs, places, len(items))
+        weights = row_weights(counts, self.rows_per_unit, mean=self.mean, views=self.views)
         return Batch(inputs, places, len(items), weights)
 
 
-def row_weights(counts: np.ndarray, rows_per_unit: int, *, mean: bool) -> Tensor:
-    """What the losses of authors' rows are multiplied by, float32 [U * k].
+def row_weights(counts: np.ndarray, rows_per_unit: int, *, mean: bool, views: int = 1) -> Tensor:
+    """What the losses of a unit's rows are multiplied by, float32 [U * k].
 
     Args:
-        counts: rows of each author before they are filled up, int [U]; 0 for an author who is filled in.
+        counts: rows of each unit before they are filled up, each view counted, int [U]; 0 for a unit that is filled in.
         rows_per_unit: k.
         mean: whether an author's losses add up to the mean over their rows, instead of the sum.
+        views: how many of the rows are views of one row, over which the mean is taken in any case.
     """
-    shares = 1 / np.maximum(counts, 1) if mean else np.ones(len(counts))
+    shares = 1 / np.maximum(counts, 1) if mean else np.full(len(counts), 1 / views)
     return torch.from_numpy(np.repeat(shares, rows_per_unit)).float()
 
 
-def parts_of(draw: UnitDraw, data: Rows) -> list[Part]:
-    """The parts of a draw. A draw of rows is one part.
+def parts_of(draw: UnitDraw, data: Rows, views: int = 1) -> list[Part]:
+    """The parts of a draw, with so many views of each row. A draw of rows is one part.
 
     A draw of authors has one part per number of rows, rounded up to a power of two or the maximum. So an author with
     one row is not filled up to the size of the largest author.
     """
     if not isinstance(draw, AuthorDraw):
-        return [Part(data, draw, data.lengths)]
+        return [Part(data, draw, data.lengths, views, views=views)]
     if not len(draw):
         return []
     longest = np.array([data.lengths[rows].max() for rows in draw.rows])
     counts = np.array([len(rows) for rows in draw.rows])
     rounded = np.minimum(2 ** np.ceil(np.log2(counts)).astype(np.int64), draw.most)
     return [
-        Part(data, np.flatnonzero(rounded == size), longest, int(size), draw.rows, draw.mean, draw.numbers)
+        Part(
+            data,
+            np.flatnonzero(rounded == size),
+            longest,
+            views * int(size),
+            draw.rows,
+            draw.mean,
+            draw.numbers,
+            views,
+        )
         for size in np.unique(rounded)
     ]
 

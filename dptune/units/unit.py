@@ -89,12 +89,14 @@ class PrivacyUnit:
         examples: k, the maximum number of rows per author: in one step (user-level) or in the data set (example-level).
         gradient: how the gradients of an author's rows are combined before clipping, one of UNIT_GRADIENTS
             (user-level).
+        views: how many views of each row a step takes, whose mean gradient counts as the row's.
     """
 
     column: str | None = None
     method: str = USER_LEVEL
     examples: int = 1
     gradient: str = "mean"
+    views: int = 1
 
     @property
     def samples_authors(self) -> bool:
@@ -113,7 +115,7 @@ class PrivacyUnit:
 
     @property
     def rows_at_once(self) -> int:
-        """Minimum number of rows that one forward pass must hold, because an author is never split."""
+        """Minimum number of rows, with all their views, that one forward pass must hold: an author is never split."""
         return self.examples if self.samples_authors else 1
 
     @property
@@ -132,6 +134,11 @@ class PrivacyUnit:
     @property
     def how(self) -> str:
         """The method as reports name it."""
+        views = f"; an example's gradient is the mean over {self.views} views of it" if self.views > 1 else ""
+        return self._how_it_is_sampled + views
+
+    @property
+    def _how_it_is_sampled(self) -> str:
         if self.column is None:
             return METHOD_OF_EXAMPLES
         if self.samples_authors:
@@ -153,6 +160,7 @@ class PrivacyUnit:
             "user_level_method": self.method if authors else None,
             "examples_per_unit": self.examples if authors else None,
             "unit_gradient": self.gradient if self.samples_authors else None,
+            **({"views": self.views} if self.views > 1 else {}),
         }
 
 

@@ -100,6 +100,23 @@ def test_rows_of_a_micro_batch_can_be_limited() -> None:
         Shapes(64, 640, most_rows=0)
 
 
+def test_micro_batches_hold_all_views_of_a_row() -> None:
+    shapes = Shapes(64, 256, 1e6, views=3)
+    assert [shapes.row_counts(rows) for rows in (1, 4, 5)] == [{3}, {3, 6, 12}, {3, 6, 12, 15}]
+    assert all(rows % 3 == 0 and tokens <= 256 for rows, tokens in shapes.sizes())
+    assert max(rows for rows, _ in shapes.sizes(5)) >= 15
+    tokens = np.arange(1, 65)
+    assert len(deal_in_shapes(tokens - 1, tokens, shapes, rows_per_item=3)) <= shapes.most_passes(64)
+    with pytest.raises(InvalidArgument, match=r"^views=0"):
+        Shapes(64, 256, views=0)
+
+
+def test_with_more_views_of_each_row_fewer_tokens_of_padding_are_made() -> None:
+    """Padding costs as many times more, the fixed time of a pass does not."""
+    one, four = (Shapes(512, 8192, 30.0, masked=False, overhead=4000.0, views=views) for views in (1, 4))
+    assert len(four.widths) > len(one.widths)
+
+
 def test_a_row_beyond_the_public_bound_is_an_error() -> None:
     with pytest.raises(ValueError, match="a row of 65 tokens, where at most 64"):
         Shapes(64, 100).width_of(np.array([3, 65]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.planted import accelerator, accounting, bands, gradients, noise, programs, run, sharded, step, trainer
+from tests.planted import accelerator, accounting, bands, gradients, noise, programs, run, sharded, step, trainer, views
 
 FAULTS = (
     *step.FAULTS,
@@ -11,6 +11,7 @@ FAULTS = (
     *sharded.FAULTS,
     *accounting.FAULTS,
     *bands.FAULTS,
+    *views.FAULTS,
     *run.FAULTS,
     *trainer.FAULTS,
     *programs.FAULTS,

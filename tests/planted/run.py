@@ -190,7 +190,7 @@ FAULTS = (
     Fault(
         "author's weights ignored",
         "dptune/units/batches.py",
-        "shares = 1 / np.maximum(counts, 1) if mean else np.ones(len(counts))",
+        "shares = 1 / np.maximum(counts, 1) if mean else np.full(len(counts), 1 / views)",
         "shares = np.ones(len(counts))",
         (BATCHES + "::test_a_batch_of_authors_is_filled_up_with_rows_that_teach_nothing",),
         "the sum of an author's gradients is trained on instead of their mean",

@@ -40,6 +40,7 @@ from utils.training.evaluation import held_out_loss
 from utils.training.loop import TrainingLoop
 from utils.training.micro_batches import MicroBatches
 from utils.training.resume import Checkpoints, saved_run
+from utils.training.views import with_token_dropout
 
 
 @dataclass
@@ -266,3 +267,21 @@ def test_no_batch_is_waited_for(device: torch.device, tmp_path: Path) -> None:
     with counted() as counts:
         assert len([inputs for _, inputs in micro_batches.dealt(data, np.arange(len(data)))]) > 1
     assert not counts.waits, counts.by_wait
+
+
+def test_views_with_token_dropout_wait_no_more_often(
+    device: torch.device, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    launch: Any = Launch(device)
+    data, model, tokenizer = rows_of_text(), moved(lora_llama()).train(), load_tokenizer(str(tiny_model_dir))
+    plain = CausalLMLoss(model)
+    replaced = with_token_dropout(plain, model, tokenizer, 0.3, device)
+    micro_batches = MicroBatches(data, Shapes(64, 60, drawn=1e6, views=2), 0, launch)
+    found = []
+    for number, losses in enumerate((plain, replaced)):
+        (tmp_path / str(number)).mkdir()
+        with step_of(model, tmp_path / str(number)) as step, counted() as counts:
+            assert micro_batches.run(np.arange(len(data)), step, losses, StopRequest())
+        found.append(counts.waits)
+        assert not [wait for wait in counts.by_wait if "copy from the host" in wait], counts.by_wait
+    assert found[0] == found[1]

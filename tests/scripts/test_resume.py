@@ -254,6 +254,7 @@ EFFECTIVE = {
     "num_warmup_steps": (8, {}),
     "warmup_ratio": (0.9, {}),
     "lora_dropout": (0.5, {}),
+    "token_dropout": (0.3, {}),
     "max_train_steps": (STEPS + 1, {}),
     "num_train_epochs": (3, {"max_train_steps": None, "num_train_epochs": 2.25}),
     "validation_file": ("{train_file}", {}),

@@ -21,6 +21,7 @@ from utils.training.changes import OnResume, OnResumeTable
 from utils.training.optimization_arguments import LR_SCHEDULERS, MAX_GRAD_NORM, averaging_of, require_warmup
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
 from utils.training.output_arguments import OutputArguments
+from utils.training.view_arguments import ViewArguments
 
 # The engine's name of a setting -> the flag of train_classifier.py.
 CLASSIFIER_FLAGS = {
@@ -400,6 +401,7 @@ class Settings(NamedTuple):
     data: TaskArguments
     budget: BudgetArguments
     steps: StepArguments
+    views: ViewArguments
     results: ResultArguments
     card: CardArguments
 
@@ -450,6 +452,7 @@ CLASSIFIER_GROUPS = (
     TaskArguments,
     BudgetArguments,
     StepArguments,
+    ViewArguments,
     ResultArguments,
     CardArguments,
 )
@@ -502,6 +505,9 @@ ON_RESUME: OnResumeTable = {
     "ema": OnResume.REFUSED,
     "average_last": OnResume.REFUSED,
     "seed": OnResume.REFUSED,
+    # views
+    "views": OnResume.REFUSED,
+    "token_dropout": OnResume.REFUSED,
     # output
     "output_dir": OnResume.RUNTIME,
     "eval_freq": OnResume.RUNTIME,

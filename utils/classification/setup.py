@@ -26,6 +26,7 @@ from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, num_trained, weights_fingerprint
 from dptune.run.plan import RunPlan, describe_noise, make_plan
 from dptune.shapes import Shapes
+from dptune.units.unit import PrivacyUnit
 from utils.classification.arguments import ON_RESUME, Settings
 from utils.classification.dataset import ClassificationDataset
 from utils.classification.files import (
@@ -61,6 +62,7 @@ from utils.training.plan import describe_most_passes
 from utils.training.resume import OTHER_FILES, refuse_other_beginning
 from utils.training.run import open_folder, train
 from utils.training.task import PER_EXAMPLE, Finished
+from utils.training.views import require_different_views, with_token_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,6 +166,7 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
         num_examples=examples,
         batch=batch,
         steps=steps,
+        unit=PrivacyUnit(views=settings.views.views),
         test_seed=settings.budget.insecure_test_seed,
         max_batch=settings.budget.max_batch,
     )
@@ -185,6 +188,7 @@ def shapes_of(settings: Settings, plan: RunPlan, accelerator: Accelerator, token
         token_budget,
         plan.expected_batch_size / accelerator.num_processes,
         overhead=pass_overhead(accelerator=computes_apart(accelerator.device)),
+        views=settings.views.views,
     )
 
 
@@ -411,6 +415,8 @@ def run_task(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accelerat
         if output.dry_run:
             return True
         losses = in_autocast(ClassificationLoss(trained.model), dtype, accelerator.device)
+        dropout = settings.views.token_dropout
+        losses = with_token_dropout(losses, trained.model, tokenizer, dropout, accelerator.device)
         logits = in_autocast(partial(class_logits, trained.model), dtype, accelerator.device)
         budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, settings.token_budget))
         micro_batches = MicroBatches(
@@ -482,4 +488,5 @@ def load_in_mode(task: ClassificationTask, settings: Settings, tokenizer: Any) -
     checkpoint = weights_fingerprint(named for named in model.named_parameters() if not named[0].startswith(fresh))
     flags = vars(mode) | {"also_trained": new}
     model, names = prepare_mode(model, flags.pop("finetune_mode"), **flags)
+    require_different_views(settings.views, model)
     return Trained(model, names, updates, checkpoint)

@@ -72,6 +72,11 @@ class SpecialTokens:
         self._stand_in = re.compile(rf"{self._sign}x(\d+)\ue001")
 
     @property
+    def ids(self) -> frozenset[int]:
+        """The numbers of all special tokens, the unknown token among them."""
+        return frozenset(self._id_of.values())
+
+    @property
     def eos_token(self) -> str | None:
         """The end token."""
         name = self._tokenizer.eos_token

@@ -51,6 +51,7 @@ class MemorySettings:
         drawn: expected number of items (examples or authors) per step and process.
         overhead: see `dptune.shapes.Shapes`.
         rows_per_item: maximum number of examples that are clipped as one.
+        views: see `dptune.shapes.Shapes`.
         chunk_tokens: tokens whose logits `dptune.losses` computes at a time; 64 on a CPU.
         keeps_average: whether an average of the trained weights is kept beside them, in float32.
 
@@ -70,6 +71,7 @@ class MemorySettings:
     drawn: float = 1.0
     overhead: float = Shapes.overhead
     rows_per_item: int = 1
+    views: int = 1
     chunk_tokens: int = 512
     keeps_average: bool = False
 
@@ -84,7 +86,8 @@ class MemorySettings:
     @property
     def micro_batches(self) -> set[tuple[int, int]]:
         """(examples, padded tokens) of every forward pass there can be."""
-        return Shapes(self.block_size, self.token_budget, self.drawn, overhead=self.overhead).sizes(self.rows_per_item)
+        shapes = Shapes(self.block_size, self.token_budget, self.drawn, overhead=self.overhead, views=self.views)
+        return shapes.sizes(self.rows_per_item)
 
 
 class Needs(Protocol):

@@ -17,6 +17,7 @@ from utils.training.optimization_arguments import OptimizationArguments
 from utils.training.output_arguments import OutputArguments
 from utils.training.planning_arguments import PlanningArguments
 from utils.training.privacy_flags import PrivacyFlags
+from utils.training.view_arguments import ViewArguments
 
 # Flags that only a private run reads. The others of privacy also say what is drawn, so runs without privacy read them.
 ONLY_PRIVATE = (
@@ -63,6 +64,7 @@ class Groups(NamedTuple):
     clipping: ClippingArguments
     lora: LoraArguments
     optimization: OptimizationArguments
+    views: ViewArguments
     output: OutputArguments
     card: CardArguments
     planning: PlanningArguments
@@ -96,6 +98,7 @@ CAUSAL_LM_GROUPS = (
     ClippingArguments,
     LoraArguments,
     OptimizationArguments,
+    ViewArguments,
     OutputArguments,
     CardArguments,
     PlanningArguments,
@@ -176,6 +179,9 @@ ON_RESUME: OnResumeTable = {
     "gradient_sync": OnResume.RUNTIME,
     "gradient_ckpt": OnResume.RUNTIME,
     "seed": OnResume.REFUSED,
+    # views
+    "views": OnResume.REFUSED,
+    "token_dropout": OnResume.EFFECTIVE,
     # output
     "output_dir": OnResume.RUNTIME,
     "checkpointing_steps": OnResume.RUNTIME,

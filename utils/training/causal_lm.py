@@ -95,6 +95,7 @@ from utils.training.resume import processes_of_plan, refuse_other_beginning
 from utils.training.run import RunFolder, train
 from utils.training.target import Target, target_of
 from utils.training.task import PER_TOKEN, Finished
+from utils.training.views import require_different_views, with_token_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -202,6 +203,7 @@ class CausalLMJob:
             self.plan.expected_batch_size / accelerator.num_processes,
             masked=False,  # causal attention needs no mask for padding on the right
             overhead=pass_overhead(accelerator=computes_apart(accelerator.device), sharded=is_sharded(task.model)),
+            views=self.groups.views.views,
         )
         if not is_worthwhile(accelerator.device, gathers):
             return shapes
@@ -250,6 +252,7 @@ class CausalLMJob:
             checkpoint_activations(model)
         losses = in_autocast(CausalLMLoss(model), self.dtype if whole else torch.float32, accelerator.device)
         job = self._with_clip_norm(model, losses) if groups.privacy.clip_norm_is_open else self
+        losses = with_token_dropout(losses, model, self.tokenizer, groups.views.token_dropout, accelerator.device)
         dials = None
         if job.dials is not None and job.plan.privacy is not None:
             dials = attach_dials(model, len(job.dials.included), accelerator.device)
@@ -429,6 +432,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         world_size=processes,
         clipping=clipping,
         parts=train.parts,
+        views=groups.views.views,
     )
     identity = {"training_data": fingerprint, "optimizer": optimization.optimizer, **optimization.averaging.identity}
     identity |= start_identity(starts_from)
@@ -523,6 +527,7 @@ def prepared_skeleton(groups: Groups, target: Target) -> tuple[Any, list[str]]:
     skeleton = load_skeleton(model.model_name_or_path, **model.hub, attention=attention, dtype=dtype)
     require_context(skeleton, groups.data.block_size)
     names = prepare_trainable(skeleton, groups.lora, bits=model.qbits, dtype=dtype, private=private)
+    require_different_views(groups.views, skeleton)
     whole_shards = sharding_of_launch() is not None and bool(groups.lora.trainable)
     require_works(groups.optimization.optimizer, target.device, sharded=whole_shards)
     return skeleton, names
@@ -558,6 +563,7 @@ def memory_settings(groups: Groups, target: Target, drawn: float, token_budget: 
         overhead=target.overhead(sharded=sharding is not None),
         rows_per_item=groups.privacy.unit.rows_at_once,
         keeps_average=groups.optimization.averaging.is_on,
+        views=groups.views.views,
     )
 
 
@@ -574,14 +580,17 @@ def describe_memory_of(
         token_budget: see `memory_settings`.
     """
     needed = memory_settings(groups, target, plan.expected_batch_size, token_budget)
+    shapes = Shapes(
+        needed.block_size,
+        needed.token_budget,
+        needed.drawn,
+        masked=False,
+        overhead=needed.overhead,
+        views=needed.views,
+    )
     return [
         *target.describe(sharded=needed.sharded),
-        *describe_most_passes(
-            plan,
-            Shapes(needed.block_size, needed.token_budget, needed.drawn, masked=False, overhead=needed.overhead),
-            ranks=target.processes,
-            rows_per_item=needed.rows_per_item,
-        ),
+        *describe_most_passes(plan, shapes, ranks=target.processes, rows_per_item=needed.rows_per_item),
         *describe_model(skeleton, needed, target.memory),
     ]
 

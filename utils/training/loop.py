@@ -205,7 +205,8 @@ class TrainingLoop:
             gathered(getattr(stats, name) for stats in seen) for name in ("losses", "norms", "clipped")
         )
         found = summarise(losses, norms, clipped, self.run.clip_norm)
-        return found | {"batch_drawn": len(draw), "tokens": int(self.task.rows.lengths[rows_of(draw)].sum())}
+        tokens = self.micro_batches.shapes.views * int(self.task.rows.lengths[rows_of(draw)].sum())
+        return found | {"batch_drawn": len(draw), "tokens": tokens}
 
 
 def describe_stop(end: End, steps: int, folder: Path) -> str:

@@ -92,7 +92,7 @@ class MicroBatches:
 
     Attributes:
         data: the whole training set.
-        shapes: the shapes of all micro-batches, the same on every rank.
+        shapes: the shapes of all micro-batches, the same on every rank, and the number of views of each row.
         pad_token_id: token that pads rows.
         accelerator: the ranks and this rank's device.
         in_step: whether all ranks must make the same number of forward passes, because their weights are sharded.
@@ -159,7 +159,7 @@ class MicroBatches:
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
         shares = [
             _Share(part, dealt[rank], shape.width)
-            for part in parts_of(draw, self.data)
+            for part in parts_of(draw, self.data, self.shapes.views)
             for shape, dealt in self._dealt(part, world_size)
         ]
         seen: list[MicroBatchStats] = []
@@ -283,7 +283,7 @@ class MicroBatches:
             return self.shapes.token_budget // 2
         tokens = shape.items * part.rows_per_unit * (shape.width + self.virtual_tokens)
         if shape.items == 1:
-            refuse_too_large(part.rows_per_unit, tokens, authors=part.authors is not None)
+            refuse_too_large(part.rows_per_unit, tokens, authors=part.authors is not None, views=part.views)
         return tokens // 2
 
     def _cut_alone(self, fits: int) -> None:
@@ -330,10 +330,13 @@ def _only(draw: UnitDraw, items: np.ndarray) -> UnitDraw:
     return replace(draw, rows=[draw.rows[item] for item in items], numbers=numbers)
 
 
-def refuse_too_large(rows_per_item: int, tokens: int, *, authors: bool) -> NoReturn:
-    """Refuse the data of a single item, of so many rows and tokens, that does not fit in memory."""
+def refuse_too_large(rows_per_item: int, tokens: int, *, authors: bool, views: int = 1) -> NoReturn:
+    """Refuse the data of a single item, of so many rows (each view counted) and tokens, that does not fit in memory."""
     remedy = "shorten the examples, recompute activations, or use a launch configuration that shards the model"
+    told = f"{tokens // rows_per_item} tokens"
+    if views > 1:
+        told, remedy = f"{told} in {views} views", f"lower --views, {remedy}"
     if not authors:
-        refuse("block_size", HIDDEN, f"out of memory on a single example of {tokens} tokens; {remedy}")
-    what = f"out of memory on one author's {rows_per_item} rows of {tokens // rows_per_item} tokens"
+        refuse("block_size", HIDDEN, f"out of memory on a single example of {told}; {remedy}")
+    what = f"out of memory on one author's {rows_per_item // views} rows of {told}"
     refuse("examples_per_unit", HIDDEN, f"{what}; lower it, {remedy}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -39,22 +40,25 @@ def plan_run(
     world_size: int,
     clipping: Clipping = FLAT,
     parts: Parts | None = None,
+    views: int = 1,
 ) -> RunPlan:
     """Steps and noise for `num_examples` examples (see `num_sampled`) on `world_size` processes.
 
     Args:
         parts: the parts whose examples are drawn more or less often.
+        views: how many views of each row a step takes.
 
     Raises:
         InvalidArgument: the batch exceeds the data set or what the weights of its parts allow, delta is 1/n or more, or
             the target epsilon is out of reach.
     """
+    unit = replace(privacy.unit, views=views)
     batch = expected_batch(
         per_device=optimization.per_device_train_batch_size,
         gradient_accumulation_steps=optimization.gradient_accumulation_steps,
         world_size=world_size,
         num_examples=num_examples,
-        sampled=privacy.unit.sampled,
+        sampled=unit.sampled,
         parts=parts,
     )
     steps = optimization.max_train_steps or planned_steps(
@@ -65,7 +69,7 @@ def plan_run(
         num_examples=num_examples,
         batch=batch,
         steps=steps,
-        unit=privacy.unit,
+        unit=unit,
         test_seed=privacy.insecure_test_seed,
         parts=parts,
         max_batch=privacy.max_batch,

@@ -78,7 +78,7 @@ class Rehearsal:
         losses: (input_ids, labels) -> one loss per row.
         plan: whether and how gradients are clipped.
         accelerator: the ranks and this rank's device.
-        rows_per_item: the largest number of rows that are clipped as one.
+        rows_per_item: the largest number of rows that are clipped as one, not counting views.
         loss_scale: see `PrivateStep`.
         gathers: of sharded weights; None if every rank holds the model.
         keep_whole_sum: see `PrivateStep`.
@@ -109,7 +109,8 @@ class Rehearsal:
                 self._first_pass(shapes)
             while (failed := self._first_that_fails(shapes)) is not None:
                 if failed.items == 1:
-                    refuse_too_large(failed.rows_per_item, failed.tokens, authors=failed.rows_per_item > 1)
+                    authors, views = failed.rows_per_item > shapes.views, shapes.views
+                    refuse_too_large(failed.rows_per_item, failed.tokens, authors=authors, views=views)
                 shapes = replace(shapes, token_budget=failed.tokens // 2)
         largest = largest_sizes(shapes, self.rows_per_item)[0]
         self.accelerator.print(_settled(largest, cut=shapes != given))
@@ -189,10 +190,10 @@ def largest_sizes(shapes: Shapes, rows_per_item: int = 1) -> list[PassSize]:
 
     Args:
         shapes: the run's shapes.
-        rows_per_item: the largest number of rows per item; items may have fewer.
+        rows_per_item: the largest number of rows per item, not counting views; items may have fewer.
     """
-    powers = {min(2**power, rows_per_item) for power in range(rows_per_item.bit_length() + 1)}
-    sizes = [PassSize(shapes.shape(int(width), k).items, k, int(width)) for k in powers for width in shapes.widths]
+    counts = shapes.row_counts(rows_per_item)
+    sizes = [PassSize(shapes.shape(int(width), k).items, k, int(width)) for k in counts for width in shapes.widths]
     largest = {
         max(sizes, key=lambda size: (size.tokens, size.width, size.rows_per_item)),
         max(sizes, key=lambda size: (size.rows, size.tokens, size.rows_per_item)),

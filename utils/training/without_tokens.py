@@ -60,6 +60,7 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
         num_examples=num_examples,
         world_size=target.processes,
         clipping=clipping,
+        views=groups.views.views,
     )
     accelerator.print(*describe_run(plan, groups.privacy), *describe_clipping(plan, groups.optimization), sep="\n")
     for line in describe_averaging(groups.optimization.averaging, plan.steps):

@@ -46,10 +46,15 @@ def test_a_run_is_read(weights: str, trained: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("unit", "rows_per_unit", "group_size"),
-    [(PrivacyUnit("author", "user-level", 3), 3, 1), (PrivacyUnit("author", "example-level", 3), 1, 3)],
-    ids=["user-level", "example-level"],
+    [
+        (PrivacyUnit("author", "user-level", 3), 3, 1),
+        (PrivacyUnit("author", "example-level", 3), 1, 3),
+        (PrivacyUnit(views=4), 4, 1),
+        (PrivacyUnit("author", "user-level", 3, views=4), 12, 1),
+    ],
+    ids=["user-level", "example-level", "views", "user-level, views"],
 )
-def test_both_ways_to_protect_authors_are_read(
+def test_the_rows_that_are_clipped_as_one_are_read(
     unit: PrivacyUnit, rows_per_unit: int, group_size: int, tmp_path: Path
 ) -> None:
     statement = private(method=unit.how, sampled=unit.sampled, group_size=unit.group_size)

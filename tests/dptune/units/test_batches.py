@@ -123,6 +123,30 @@ def test_no_items_give_the_dummy_also_where_authors_are_drawn() -> None:
     assert (batch.items, len(batch.rows)) == (0, 0)
 
 
+def test_a_batch_holds_each_row_in_all_its_views() -> None:
+    data = data_of([2, 3, 1])
+    (part,) = parts_of(np.array([0, 2]), data, 3)
+    assert (part.rows_per_unit, part.items.tolist(), part.tokens.tolist()) == (3, [0, 2], [2, 3, 1])
+    batch = part.batch(part.items, Shape(3, 3), 99)
+    assert (batch.rows.tolist(), batch.items) == ([0, 1, 2, 3, 4, 5], 2)
+    assert batch.weights is not None
+    assert batch.weights.tolist() == pytest.approx([1 / 3] * 9)
+    for name, value in data.batch([0, 0, 0, 2, 2, 2], 99, 3).items():
+        assert torch.equal(batch.inputs[name][:6], value)
+    assert (batch.inputs["labels"][6:] == -100).all()
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_the_views_of_an_authors_rows_are_averaged_however_rows_are_combined(mean: bool) -> None:
+    data = data_of([2, 3, 1, 4])
+    (part,) = parts_of(AuthorDraw([np.array([0, 2, 3]), np.array([1, 2])], mean, most=3), data, 2)[1:]
+    assert (part.rows_per_unit, part.items.tolist()) == (6, [0])
+    batch = part.batch(part.items, Shape(1, 4), 99)
+    assert batch.weights is not None
+    assert batch.weights.tolist() == pytest.approx([1 / 6 if mean else 1 / 2] * 6)
+    assert torch.equal(batch.inputs["input_ids"], data.batch([0, 0, 2, 2, 3, 3], 99, 4)["input_ids"])
+
+
 def test_rows_beyond_k_are_left_out_and_up_to_k_all_stay() -> None:
     rows = np.array([4, 7, 9, 11])
     assert choose_rows(rows, 4, lambda _: np.zeros(4)).tolist() == rows.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,12 @@ def test_a_named_data_set_has_no_authors(tmp_path: Path) -> None:
         InvalidArgument, match="--privacy_unit='user': --dataset_name pubmed_generation names no authors"
     ):
         load(tmp_path / "rows.jsonl", ROWS, **how)
+
+
+def test_views_are_part_of_the_method_and_of_the_identity() -> None:
+    told = "; an example's gradient is the mean over 4 views of it"
+    for one in (PrivacyUnit(), PrivacyUnit("user", examples=3), PrivacyUnit("user", EXAMPLE_LEVEL, 3)):
+        several = replace(one, views=4)
+        assert several.how == one.how + told
+        assert several.identity == one.identity | {"views": 4}
+        assert (several.rows_at_once, several.group_size) == (one.rows_at_once, one.group_size)

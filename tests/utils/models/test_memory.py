@@ -287,6 +287,11 @@ def test_authors_are_never_split():
     assert author.activations == 8 * alone.activations
 
 
+def test_the_views_of_an_example_are_never_split():
+    alone, views = (memory_needs(large(), settings(drawn=1.0, views=k)) for k in (1, 8))
+    assert views.activations == 8 * alone.activations
+
+
 def test_lines_name_the_parts_and_what_fits():
     lines = describe_memory(partial(memory_needs, large()), settings(sharded=True, world_size=16), 80 * GIB)
     assert lines[0].startswith("memory per device      about ")

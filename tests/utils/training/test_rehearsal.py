@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,14 @@ def a_rehearsal(model: nn.Module, *, private: bool = True, **how: Any) -> Rehear
     return Rehearsal(model, CausalLMLoss(model), a_plan(private=private), make_accelerator(), **how)
 
 
+@pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("rows_per_item", [1, 3, 4])
 @pytest.mark.parametrize("drawn", [1.0, 40.0, 1e6])
 @pytest.mark.parametrize(("longest", "budget"), [(32, 256), (512, 2048), (100, 90), (7, 7)])
 def test_no_size_has_more_of_anything_that_takes_memory(
-    longest: int, budget: int, drawn: float, rows_per_item: int
+    longest: int, budget: int, drawn: float, rows_per_item: int, views: int
 ) -> None:
-    shapes = Shapes(longest, budget, drawn, masked=False)
+    shapes = Shapes(longest, budget, drawn, masked=False, views=views)
     largest = largest_sizes(shapes, rows_per_item)
     every = shapes.sizes(rows_per_item)
     assert {(size.rows, size.tokens) for size in largest} <= every
@@ -99,6 +101,13 @@ def test_one_authors_rows_that_do_not_fit_are_refused() -> None:
     Memory(model, 4 * BLOCK - 1)
     with pytest.raises(InvalidArgument, match=rf"examples_per_unit: .*one author's 4 rows of {BLOCK} tokens"):
         a_rehearsal(model, rows_per_item=4).settle(SHAPES)
+
+
+def test_views_of_an_example_that_do_not_fit_are_refused() -> None:
+    model = adapted()
+    Memory(model, 4 * BLOCK - 1)
+    with pytest.raises(InvalidArgument, match=rf"block_size: .*example of {BLOCK} tokens in 4 views; lower --views"):
+        a_rehearsal(model).settle(replace(SHAPES, views=4))
 
 
 def test_an_authors_rows_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
