@@ -34,7 +34,8 @@ class IterateAverage:
     """
 
     def __init__(self, model: nn.Module, averaging: Averaging, steps: int) -> None:
-        reshard(model)  # a layer whose shards are gathered holds other tensors
+        if averaging.is_on:
+            reshard(model)  # a layer whose shards are gathered holds other tensors
         self._model, self._averaging, self._steps = model, averaging, steps
         self._parameters = {name: own for name, own in model.named_parameters() if own.requires_grad}
         self.count = self.step = 0
