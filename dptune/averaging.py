@@ -2,7 +2,7 @@
 
 theta_t are the weights after step t, of T planned steps. The released weights are one of
 - the exponential average: theta_t with weight 1 - d, and the average before it with weight d. The decay grows:
-  d = min(`ema`, (1 + n) / (10 + n)) after n earlier steps (De et al. 2022). The first step counts in full, so the
+  d = min(`ema`, (1 + n) / (10 + n)) after n earlier steps, as in TensorFlow. The first step counts in full, so the
   weights before training have no part, and short runs do not remember their beginning;
 - the plain mean over the last share of the T steps (Polyak and Juditsky 1992).
 

@@ -40,7 +40,9 @@ def test_the_known_words_are_one_for_each_class() -> None:
     for name, known in WORDS_OF_TASK.items():
         for decoder in (True, False):
             if decoder or known.descriptions is not None:
-                HeadArguments(["auto"]).of_task(name, decoder=decoder).require_one_each(GLUE[name].class_names, name)
+                found = HeadArguments(["auto"]).of_task(name, decoder=decoder)
+                found.require_one_each(GLUE[name].class_names, name)
+                assert len(found.label_words or ()) == len(GLUE[name].class_names)
 
 
 def test_an_encoder_takes_no_suffix() -> None:
