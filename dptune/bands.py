@@ -25,6 +25,7 @@ import numpy as np
 from dptune._validate import refuse, require_count, require_probability
 
 MOST_BANDS = 64  # the noises of so many steps are kept, less one
+KEPT_BYTES = 2 << 30  # of noises that automatic bands may keep
 _UNIT = 1e-12  # relative error of a column's length
 
 
@@ -79,6 +80,17 @@ class Bands:
 
 
 INDEPENDENT = Bands((1.0,))
+
+
+def bands_within(values: int, room: int = KEPT_BYTES) -> int:
+    """The most bands whose kept noises fit: b - 1 of them, float64, for each trained value.
+
+    Args:
+        values: number of trained values.
+        room: bytes.
+    """
+    require_count("values", values)
+    return min(MOST_BANDS, 1 + room // (8 * values))
 
 
 def require_noise_bands(noise_bands: int, sampling_probability: float) -> None:

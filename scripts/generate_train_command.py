@@ -119,11 +119,11 @@ class JobArguments:
         default=None,
         metadata={"help": "maximum number of examples per step: larger draws are cut; default: draws are not cut"},
     )
-    noise_bands: str = field(
-        default="1",
+    noise_bands: str | None = field(
+        default=None,
         metadata={
-            "help": "correlate noise over so many steps (docs/how_to/training.md), or auto; default: 1, independent "
-            "noise"
+            "help": "correlate noise over so many steps (docs/how_to/training.md); 1: independent noise; default: as "
+            "many as make the least noise"
         },
     )
     per_device_train_batch_size: int = field(
@@ -134,7 +134,9 @@ class JobArguments:
     num_train_epochs: float = field(
         default=10.0, metadata={"help": "average passes over the training set", "aliases": aliases("num_epochs")}
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate", "aliases": aliases("lr")})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "peak learning rate; default: that of train_clm.py", "aliases": aliases("lr")}
+    )
     ema: float | None = field(
         default=None,
         metadata={
@@ -190,8 +192,9 @@ class JobArguments:
         require_job(self.job_sess, OUTPUTS, gpus=self.gpus, shard=self.shard)
         for flag in ("total_bs", "per_device_train_batch_size", "block_size", "eval_freq"):
             require_count(f"--{flag}", getattr(self, flag))
-        for flag in ("num_train_epochs", "learning_rate"):
-            require_positive(f"--{flag}", getattr(self, flag))
+        require_positive("--num_train_epochs", self.num_train_epochs)
+        if self.learning_rate is not None:
+            require_positive("--learning_rate", self.learning_rate)
         if self.clip_norm != AUTO:
             require_positive("--clip_norm", self.clip_norm)
         if self.target_epsilon != -1:
@@ -203,7 +206,7 @@ class JobArguments:
         if self.max_batch is not None:
             require_count("--max_batch", self.max_batch)
         with renamed({"noise_bands": "--noise_bands"}):
-            noise_bands_of(self.noise_bands)
+            noise_bands_of(self._bands)
         averaging_of(self.ema, self.average_last)
         if self.total_bs % (at_once := self.per_device_train_batch_size * self.gpus):
             refuse("--total_bs", self.total_bs, f"give a multiple of --per_device_train_batch_size x --gpus, {at_once}")
@@ -221,13 +224,17 @@ class JobArguments:
         return self.target_epsilon != -1
 
     @property
+    def _bands(self) -> str:
+        return AUTO if self.noise_bands is None else self.noise_bands
+
+    @property
     def settings(self) -> PrivacySettings:
         """The settings of a private job, as the engine takes them."""
         return PrivacySettings(
             clip_norm=1.0 if self.clip_norm == AUTO else self.clip_norm,  # of which epsilon is independent
             target_epsilon=self.target_epsilon,
             delta=self.delta,
-            noise_bands=noise_bands_of(self.noise_bands),
+            noise_bands=noise_bands_of(self._bands),
         )
 
     @property
@@ -297,7 +304,7 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         "--clip_norm",
         str(job.clip_norm),
         *([] if job.delta is None else ["--delta", repr(job.delta)]),
-        *([] if noise_bands_of(job.noise_bands) == 1 else ["--noise_bands", job.noise_bands]),
+        *([] if job.noise_bands is None else ["--noise_bands", job.noise_bands]),
     ]
     without = ["--clip_norm", "-1", "--noise_multiplier", "-1"]
     flags = [
@@ -305,7 +312,8 @@ def training_launch(job: JobArguments, extra: Sequence[str] = ()) -> list[str]:
         *("--output_dir", str(job.folder), "--prompt_style", job.prompt_style, "--block_size", str(job.block_size)),
         *("--per_device_train_batch_size", str(job.per_device_train_batch_size)),
         *("--gradient_accumulation_steps", str(job.total_bs // (job.per_device_train_batch_size * job.gpus))),
-        *("--num_train_epochs", repr(job.num_train_epochs), "--learning_rate", repr(job.learning_rate)),
+        *("--num_train_epochs", repr(job.num_train_epochs)),
+        *([] if job.learning_rate is None else ["--learning_rate", repr(job.learning_rate)]),
         *(privacy if job.private else without),
         *([] if job.max_batch is None else ["--max_batch", str(job.max_batch)]),
         *([] if job.ema is None else ["--ema", repr(job.ema)]),

@@ -53,6 +53,7 @@ class PrivacySettings:
         clipping: the clipping style.
         register: file with a limit on all that is released from these data (`dptune.budget`); None for no limit.
         noise_bands: see `PrivacyConfig`; or "auto" for the number that makes the least noise at the target epsilon.
+        most_noise_bands: the largest number that "auto" may choose, see `dptune.bands.bands_within`.
 
     Raises:
         InvalidArgument: both or neither of the noise multiplier and the target epsilon, a value outside its range, or
@@ -66,6 +67,7 @@ class PrivacySettings:
     clipping: Clipping = FLAT
     register: str | None = None
     noise_bands: int | Literal["auto"] = 1
+    most_noise_bands: int = MOST_BANDS
 
     def __post_init__(self) -> None:
         if self.noise_multiplier is None and self.target_epsilon is None:
@@ -78,6 +80,7 @@ class PrivacySettings:
                 require_positive(name, value)
         if self.delta is not None:
             require_delta(self.delta)
+        require_count("most_noise_bands", self.most_noise_bands)
         if self.noise_bands != AUTO:
             require_count("noise_bands", self.noise_bands)
         elif self.target_epsilon is None:
@@ -200,7 +203,7 @@ def make_plan(
     bands = settings.noise_bands
     if bands == AUTO:
         plain = unit.group_size == 1 and parts is None and max_batch is None
-        bands = _quietest(sigma_of, q, steps if plain else 1)
+        bands = _quietest(sigma_of, q, steps, settings.most_noise_bands if plain else 1)
     sigma = sigma_of(bands)
     total = settings.clipping.total if isinstance(settings.clipping, PerLayer) else None
     config = PrivacyConfig(
@@ -231,16 +234,17 @@ def make_plan(
     )
 
 
-def _quietest(sigma_of: Callable[[int], float], sampling_probability: float, steps: int) -> int:
+def _quietest(sigma_of: Callable[[int], float], sampling_probability: float, steps: int, most: int) -> int:
     """The number of noise bands, 1 or another power of 2, that makes the least noise in the sums over steps.
 
     Args:
         sigma_of: the noise multiplier that a number of bands needs.
         sampling_probability: q.
         steps: number of steps.
+        most: the largest number to compare.
     """
     counts = [1]
-    while 2 * counts[-1] <= min(MOST_BANDS, steps) and 2 * counts[-1] * sampling_probability <= 1:
+    while 2 * counts[-1] <= min(most, steps) and 2 * counts[-1] * sampling_probability <= 1:
         counts.append(2 * counts[-1])
     noise = {}
     for count in counts:

@@ -94,7 +94,8 @@ def propose(given: PlannerArguments, lora: LoraArguments, named: Collection[str]
     chosen = best(options, rule)
     lora = with_rank(lora, named, choose_rank(chosen, num_trained(model)))
     every = sum(parameter.numel() for parameter in model.parameters())
-    rate = choose_rate(rule, chosen, every, whole=bool(lora.trainable))
+    width = model.get_input_embeddings().weight.shape[-1]
+    rate = choose_rate(rule, chosen, every, width, whole=bool(lora.trainable))
     share = int(chosen.expected_batch_size) // given.processes
     micro = replace(micro, rows=min(micro.rows, share))
     flags = asked | _found(chosen, micro, share, rate[0]) | trained_flags(lora)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import replace
 
 from dptune.mechanism import PrivacyConfig
 from dptune.run.plan import noise_batch_ratio, noise_over_signal
 from utils.planning.rule import Rule
+from utils.training.chosen_defaults import private_rate
 from utils.training.lora_arguments import LoraArguments
 
 CLIP_NORM = 1.0  # AdamW divides by the gradient's size, and so by the clip norm
@@ -17,9 +17,6 @@ RANK, LEAST_RANK = 16, 4
 _ALPHA = 2  # alpha over rank, as in recipes/
 _LOUD = 1.0  # noise over signal of a whole run, above which fewer parameters are trained
 _NEAR = 10  # the rule's rates are taken for models of up to so many times the fitted parameters
-# Other models' rates, as in recipes/. {parameters at most: rate of adapters}; then that of whole models.
-_ADAPTER_RATES = {300e6: 3e-3, 2e9: 1e-3, math.inf: 5e-4}
-_WHOLE_RATE = 5e-4
 
 
 def with_rank(lora: LoraArguments, named: Collection[str], rank: int = RANK) -> LoraArguments:
@@ -47,17 +44,17 @@ def choose_rank(config: PrivacyConfig, trained: int) -> int:
     return rank
 
 
-def choose_rate(rule: Rule, config: PrivacyConfig, parameters: int, *, whole: bool) -> tuple[float, str]:
+def choose_rate(rule: Rule, config: PrivacyConfig, parameters: int, width: int, *, whole: bool) -> tuple[float, str]:
     """The learning rate, two figures, and where it comes from.
 
     Args:
         rule: tells the rate of models like the fitted one.
         config: the mechanism.
-        parameters: number of the model's parameters.
+        parameters, width: of the model, see `private_rate`.
         whole: whether parameters of the model itself are trained, not adapters.
     """
     if whole == rule.whole and parameters <= _NEAR * rule.parameters and rule.parameters <= _NEAR * parameters:
         rate = rule.learning_rate(config.steps, noise_batch_ratio(config), config.noise_bands)
         return float(f"{rate:.1e}"), "by the fitted rule"
-    rate = _WHOLE_RATE if whole else next(rate for most, rate in _ADAPTER_RATES.items() if parameters <= most)
-    return rate, "as in recipes/, because the rule was fitted on another kind or size of model"
+    rate = private_rate(parameters, width, whole=whole)
+    return rate, "train_clm.py's default, because the rule was fitted on another kind or size of model"

@@ -64,6 +64,7 @@ from utils.models.trainable import (
 from utils.training.arguments import OF_ADAPTER, ON_RESUME, Groups
 from utils.training.canaries import begin, canaries_of_run, finish, with_canaries
 from utils.training.changes import OnResume, describe_changes, resumed_config
+from utils.training.chosen_defaults import describe_chosen, with_chosen_defaults
 from utils.training.data_arguments import DataArguments
 from utils.training.dials import (
     DialLosses,
@@ -384,7 +385,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     Raises:
         InvalidArgument: for a mistake in the flags, the data or the launch.
     """
-    optimization, unit, accelerator = groups.optimization, groups.privacy.unit, folder.accelerator
+    unit, accelerator = groups.privacy.unit, folder.accelerator
     name, hub, saved = groups.model.model_name_or_path, groups.model.hub, folder.saved
     if groups.privacy.clip_norm_is_open and saved is not None and (began := saved.identity["clip_norm"]) is not None:
         groups = with_clip_norm(groups, began)
@@ -395,6 +396,8 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
             "--model_name_or_path", name, "is a configuration, enough for --dry_run alone; give a folder with a model"
         )
     skeleton, names = prepared_skeleton(groups, target)
+    flags, groups = groups, with_chosen_defaults(groups, skeleton)
+    optimization = groups.optimization
     whole_shards = sharding_of_launch() is not None and bool(groups.lora.trainable)
     tokenizer = load_tokenizer(name, **hub)
     day = runs_date(tokenizer, folder)
@@ -433,6 +436,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
         clipping=clipping,
         parts=train.parts,
         views=groups.views.views,
+        trained=num_trained(skeleton),
     )
     identity = {"training_data": fingerprint, "optimizer": optimization.optimizer, **optimization.averaging.identity}
     identity |= start_identity(starts_from)
@@ -448,7 +452,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     asked = token_budget_of(groups)
     token_budget = ranks_of(accelerator).from_main(lambda: remembered_budget(folder.path, asked))
     accelerator.print(*describe_run(plan, groups.privacy), *describe_clipping(plan, optimization), sep="\n")
-    for line in describe_averaging(optimization.averaging, plan.steps):
+    for line in (*describe_chosen(flags, groups), *describe_averaging(optimization.averaging, plan.steps)):
         accelerator.print(line)
     accelerator.print(*describe_register(plan, folder.path, resumes=saved is not None), sep="\n")
     accelerator.print(*describe_changes(config, saved), sep="\n")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dptune._validate import refuse, renamed, require_count, require_positive
+from dptune._validate import present, refuse, renamed, require_count, require_positive
 from dptune.averaging import Averaging
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
 
@@ -35,17 +35,22 @@ class OptimizationArguments:
     max_train_steps: int | None = field(
         default=None, metadata={"help": "steps to train, instead of --num_train_epochs"}
     )
-    optimizer: str = field(
-        default="adamw",
+    optimizer: str | None = field(
+        default=None,
         metadata={
             "help": "dp-adam is AdamW with the noise variance subtracted from the second moment; lowpass-adam takes "
             "the second moment of averaged gradients, for --noise_bands; adamw-8bit and paged-adamw-8bit are AdamW "
-            "of bitsandbytes",
+            "of bitsandbytes; default: lowpass-adam with privacy, adamw without",
             "choices": OPTIMIZERS,
         },
     )
     momentum: float = field(default=0.0, metadata={"help": "momentum of --optimizer sgd"})
-    learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate"})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "peak learning rate; default: by privacy, the model's size and what is trained, and is printed"
+        },
+    )
     weight_decay: float = field(default=0.0, metadata={"help": "weight decay on the trained parameters"})
     lr_scheduler_type: str = field(
         default="linear", metadata={"help": "schedule of the learning rate", "choices": LR_SCHEDULERS}
@@ -91,10 +96,10 @@ class OptimizationArguments:
 
     @property
     def updates(self) -> UpdateSettings:
-        """The optimizer and its schedule."""
+        """The optimizer and its schedule. Both must be known, see `utils.training.chosen_defaults`."""
         return UpdateSettings(
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
+            optimizer=present(self.optimizer, "optimizer"),
+            learning_rate=present(self.learning_rate, "learning_rate"),
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             lr_scheduler_type=self.lr_scheduler_type,
@@ -111,10 +116,14 @@ class OptimizationArguments:
         require_count("--per_device_train_batch_size", self.per_device_train_batch_size)
         require_count("--gradient_accumulation_steps", self.gradient_accumulation_steps)
         require_positive("--num_train_epochs", self.num_train_epochs)
-        require_positive("--learning_rate", self.learning_rate)
+        if self.learning_rate is not None:
+            require_positive("--learning_rate", self.learning_rate)
+        elif self.optimizer == "sgd":
+            refuse("--learning_rate", None, "--optimizer sgd needs it: the default learning rates are for Adam")
         require_count("--num_warmup_steps", self.num_warmup_steps, minimum=0)
         require_warmup(self.num_warmup_steps, self.warmup_ratio)
-        require_installed(self.optimizer)
+        if self.optimizer is not None:
+            require_installed(self.optimizer)
         _ = self.averaging
         if not 0 <= self.max_grad_norm < math.inf:
             refuse("--max_grad_norm", self.max_grad_norm, "give a number above 0, or 0 for no clipping")
@@ -125,7 +134,7 @@ class OptimizationArguments:
         if not 0 <= self.momentum < 1:
             refuse("--momentum", self.momentum, "give a number in [0, 1)")
         if self.momentum and self.optimizer != "sgd":
-            refuse("--momentum", self.momentum, f"belongs to --optimizer sgd, not {self.optimizer}")
+            refuse("--momentum", self.momentum, f"belongs to --optimizer sgd, not {self.optimizer or 'the default'}")
         if not 0 <= self.weight_decay < math.inf:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
 

@@ -85,11 +85,11 @@ def require_installed(optimizer: str) -> None:
         refuse("--optimizer", optimizer, "needs bitsandbytes: pip install bitsandbytes, or give adamw")
 
 
-def require_works(optimizer: str, device: torch.device, *, sharded: bool) -> None:
+def require_works(optimizer: str | None, device: torch.device, *, sharded: bool) -> None:
     """Refuse an optimizer that cannot update these parameters.
 
     Args:
-        optimizer: one of OPTIMIZERS.
+        optimizer: one of OPTIMIZERS; None for the default.
         device: where the trained parameters are.
         sharded: whether they are spread over the ranks.
     """

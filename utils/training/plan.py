@@ -41,12 +41,14 @@ def plan_run(
     clipping: Clipping = FLAT,
     parts: Parts | None = None,
     views: int = 1,
+    trained: int = 1,
 ) -> RunPlan:
     """Steps and noise for `num_examples` examples (see `num_sampled`) on `world_size` processes.
 
     Args:
         parts: the parts whose examples are drawn more or less often.
         views: how many views of each row a step takes.
+        trained: number of trained values.
 
     Raises:
         InvalidArgument: the batch exceeds the data set or what the weights of its parts allow, delta is 1/n or more, or
@@ -65,7 +67,7 @@ def plan_run(
         num_examples=num_examples, expected_batch_size=batch, epochs=optimization.num_train_epochs
     )
     return make_plan(
-        privacy.settings(clipping),
+        privacy.settings(clipping, trained=trained),
         num_examples=num_examples,
         batch=batch,
         steps=steps,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from dptune._validate import refuse, renamed, require_count
 from dptune.audit.one_run import LEAST_CANARIES
+from dptune.bands import bands_within
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.run.plan import AUTO, PrivacySettings, noise_bands_of
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
@@ -67,12 +68,12 @@ class PrivacyFlags:
             "epsilon; default: draws are not cut"
         },
     )
-    noise_bands: str = field(
-        default="1",
+    noise_bands: str | None = field(
+        default=None,
         metadata={
             "help": "correlate noise over so many steps: less noise in the sum of all steps, more in each; rows (or "
-            "authors) then take turns in so many groups; auto: as many as make the least noise for --target_epsilon; "
-            "default: 1, independent noise"
+            "authors) then take turns in so many groups; 1: independent noise; auto: as many as make the least noise "
+            "for --target_epsilon and keep at most 2 GiB of it; default: auto with --target_epsilon, else 1"
         },
     )
     ignore_users: bool = field(
@@ -119,10 +120,16 @@ class PrivacyFlags:
         self._check_unit()
         self._check_canaries()
 
-    def settings(self, clipping: Clipping = FLAT) -> PrivacySettings | None:
-        """The flags as the engine takes them; None if clipping and noise are turned off."""
+    def settings(self, clipping: Clipping = FLAT, *, trained: int = 1) -> PrivacySettings | None:
+        """The flags as the engine takes them; None if clipping and noise are turned off.
+
+        Args:
+            clipping: the clipping style.
+            trained: number of trained values, which limits automatic noise bands.
+        """
         if not self.is_private:
             return None
+        bands: str | int = 1 if self.target_epsilon is None else AUTO
         return PrivacySettings(
             clip_norm=_UNTIL_MEASURED if self.clip_norm == AUTO else self.clip_norm,
             noise_multiplier=self.noise_multiplier,
@@ -130,7 +137,8 @@ class PrivacyFlags:
             delta=self.delta,
             clipping=clipping,
             register=self.register,
-            noise_bands=noise_bands_of(self.noise_bands),
+            noise_bands=noise_bands_of(bands if self.noise_bands is None else self.noise_bands),
+            most_noise_bands=bands_within(trained),
         )
 
     def _check_unit(self) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dptune._validate import refuse
 from dptune.averaging import describe_averaging
 from dptune.clipping import layers_of
+from dptune.run.identity import num_trained
 from dptune.run.plan import RunPlan, describe_needed_data, describe_register
 from utils.cli.launch import ranks_of
 from utils.data.count_rows import count_sampled
 from utils.models.loading import is_configuration
 from utils.training.arguments import Groups
 from utils.training.causal_lm import describe_memory_of, prepared_skeleton
+from utils.training.chosen_defaults import describe_chosen, with_chosen_defaults
 from utils.training.initial_adapter import describe_start, initial_releases
 from utils.training.plan import describe_clipping, describe_run, plan_run
 from utils.training.run import RunFolder
@@ -52,6 +54,7 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
     target = target_of(groups.planning, accelerator)
     starts_from = ranks.from_main(lambda: initial_releases(groups.lora, private=private))
     skeleton, names = prepared_skeleton(groups, target)
+    asked, groups = groups, with_chosen_defaults(groups, skeleton)
     num_examples = ranks.from_main(lambda: count(groups))
     clipping = groups.clipping.style(layers_of(names).values())
     plan = plan_run(
@@ -61,9 +64,11 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
         world_size=target.processes,
         clipping=clipping,
         views=groups.views.views,
+        trained=num_trained(skeleton),
     )
     accelerator.print(*describe_run(plan, groups.privacy), *describe_clipping(plan, groups.optimization), sep="\n")
-    for line in describe_averaging(groups.optimization.averaging, plan.steps):
+    averaging = groups.optimization.averaging
+    for line in (*describe_chosen(asked, groups), *describe_averaging(averaging, plan.steps)):
         accelerator.print(line)
     accelerator.print(*describe_register(plan, groups.output.output_dir), sep="\n")
     accelerator.print(f"tokens                 not counted: {why}. {_LEFT_OUT}", *describe_start(starts_from), sep="\n")

@@ -1,0 +1,70 @@
+"""Defaults that depend on privacy, the model and what is trained: the optimizer and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from utils.training.arguments import Groups
+
+# Under privacy, measured by benchmarks/studies; without, the usual ones.
+PRIVATE_OPTIMIZER, PLAIN_OPTIMIZER = "lowpass-adam", "adamw"
+PLAIN_RATE = 3e-4
+_ADAPTER_RATES = {300e6: 3e-3, 2e9: 1e-3, math.inf: 5e-4}  # {parameters of the model at most: rate of its adapters}
+# The best rate of Adam falls with the width of the layers (Yang et al. 2022, "Tensor Programs V").
+_WHOLE_RATE_TIMES_WIDTH, _LARGEST_WHOLE_RATE = 0.4, 6e-3
+
+
+def private_rate(parameters: int, width: int, *, whole: bool) -> float:
+    """The default learning rate under privacy, of any kind of Adam, to two figures.
+
+    Args:
+        parameters: number of the model's parameters.
+        width: length of its token embeddings.
+        whole: whether parameters of the model itself are trained, not adapters.
+    """
+    if whole:
+        return float(f"{min(_LARGEST_WHOLE_RATE, _WHOLE_RATE_TIMES_WIDTH / width):.1e}")
+    return next(rate for most, rate in _ADAPTER_RATES.items() if parameters <= most)
+
+
+def private_rate_of(model: Any, *, whole: bool) -> float:
+    """`private_rate` of a transformers model, with or without its weights."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return private_rate(parameters, model.get_input_embeddings().weight.shape[-1], whole=whole)
+
+
+def with_chosen_defaults(groups: Groups, model: Any) -> Groups:
+    """The flags, with the optimizer and the learning rate that were left open.
+
+    Args:
+        groups: the flags.
+        model: the model, with or without its weights.
+    """
+    given, private = groups.optimization, groups.privacy.is_private
+    optimizer, rate = given.optimizer, given.learning_rate
+    if optimizer is None:
+        optimizer = PRIVATE_OPTIMIZER if private else PLAIN_OPTIMIZER
+    if rate is None:
+        rate = private_rate_of(model, whole=bool(groups.lora.trainable)) if private else PLAIN_RATE
+    return groups._replace(optimization=replace(given, optimizer=optimizer, learning_rate=rate))
+
+
+def describe_chosen(given: Groups, chosen: Groups) -> list[str]:
+    """Printed lines about what the flags left open.
+
+    Args:
+        given: the flags.
+        chosen: the same by `with_chosen_defaults`.
+    """
+    lines, private = [], chosen.privacy.is_private
+    if given.optimization.optimizer is None:
+        lines.append(
+            f"optimizer              {chosen.optimization.optimizer} (default with{'' if private else 'out'} privacy)"
+        )
+    if given.optimization.learning_rate is None:
+        what = "a whole model of this width" if chosen.lora.trainable else "adapters of a model of this size"
+        source = f"default with privacy for {what}" if private else "default without privacy"
+        lines.append(f"learning rate          {chosen.optimization.learning_rate:g} ({source})")
+    return lines
