@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dptune import InvalidArgument
-from dptune.bands import INDEPENDENT, MOST_BANDS, Bands, best_bands
+from dptune.bands import INDEPENDENT, KEPT_BYTES, MOST_BANDS, Bands, bands_within, best_bands
 
 STEPS = 40
 SOME = Bands(tuple((np.array([1.0, 0.5, 0.375]) / np.linalg.norm([1.0, 0.5, 0.375])).tolist()))
@@ -74,3 +74,12 @@ def test_more_bands_have_less_error_without_sampling() -> None:
 def test_what_is_no_factorisation_is_refused(make: object, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("values", [1, 10**6, 10**7, 10**8, 10**9])
+def test_the_kept_noises_fit_and_one_more_would_not(values: int) -> None:
+    bands = bands_within(values)
+    assert 1 <= bands <= MOST_BANDS
+    assert bands == 1 or (bands - 1) * 8 * values <= KEPT_BYTES
+    assert bands == MOST_BANDS or bands * 8 * values > KEPT_BYTES
+    assert bands_within(10, room=80) == 2

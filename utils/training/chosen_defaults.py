@@ -36,7 +36,7 @@ def private_rate_of(model: Any, *, whole: bool) -> float:
 
 
 def with_chosen_defaults(groups: Groups, model: Any) -> Groups:
-    """The flags, with the optimizer and the learning rate that were left open.
+    """The flags, with the optimizer, the learning rate and the noise bands that were left open.
 
     Args:
         groups: the flags.
@@ -48,7 +48,8 @@ def with_chosen_defaults(groups: Groups, model: Any) -> Groups:
         optimizer = PRIVATE_OPTIMIZER if private else PLAIN_OPTIMIZER
     if rate is None:
         rate = private_rate_of(model, whole=bool(groups.lora.trainable)) if private else PLAIN_RATE
-    return groups._replace(optimization=replace(given, optimizer=optimizer, learning_rate=rate))
+    privacy = replace(groups.privacy, noise_bands=groups.privacy.bands) if private else groups.privacy
+    return groups._replace(optimization=replace(given, optimizer=optimizer, learning_rate=rate), privacy=privacy)
 
 
 def describe_chosen(given: Groups, chosen: Groups) -> list[str]:

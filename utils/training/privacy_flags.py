@@ -129,7 +129,6 @@ class PrivacyFlags:
         """
         if not self.is_private:
             return None
-        bands: str | int = 1 if self.target_epsilon is None else AUTO
         return PrivacySettings(
             clip_norm=_UNTIL_MEASURED if self.clip_norm == AUTO else self.clip_norm,
             noise_multiplier=self.noise_multiplier,
@@ -137,7 +136,7 @@ class PrivacyFlags:
             delta=self.delta,
             clipping=clipping,
             register=self.register,
-            noise_bands=noise_bands_of(bands if self.noise_bands is None else self.noise_bands),
+            noise_bands=noise_bands_of(self.bands),
             most_noise_bands=bands_within(trained),
         )
 
@@ -172,6 +171,13 @@ class PrivacyFlags:
     def is_private(self) -> bool:
         """Whether there are clipping and noise."""
         return self.clip_norm == AUTO or not self.clip_norm < 0
+
+    @property
+    def bands(self) -> str:
+        """The noise bands that were asked for; those of the default where they were left open."""
+        if self.noise_bands is not None:
+            return self.noise_bands
+        return "1" if self.target_epsilon is None else AUTO
 
     @property
     def clip_norm_is_open(self) -> bool:

@@ -327,6 +327,16 @@ def test_automatic_noise_bands_are_those_with_the_least_noise() -> None:
     assert plan.privacy.noise_bands > 1
 
 
+def test_automatic_noise_bands_stay_below_a_limit() -> None:
+    for most, bands in ((1, 1), (3, 2), (4, 4)):
+        plan = bands_plan({"noise_bands": "auto", "most_noise_bands": most}, batch=20, steps=30)
+        assert plan.privacy is not None
+        assert plan.privacy.noise_bands == bands
+    given = bands_plan({"noise_bands": 4, "most_noise_bands": 1}).privacy
+    assert given is not None
+    assert given.noise_bands == 4
+
+
 def test_automatic_noise_bands_are_one_where_no_others_go() -> None:
     for how in ({"parts": Parts((200, 200), (1.0, 2.0)), "steps": 4}, {"batch": 400}):
         plan = bands_plan({"noise_bands": "auto"}, **how)

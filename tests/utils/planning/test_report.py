@@ -60,7 +60,7 @@ def test_the_plan_the_time_and_the_memory_are_told(proposal: Proposal, given: Pl
     passes = proposal.chosen.steps * proposal.chosen.sampling_probability
     assert f"time                   {taken:.3g} of 0.2 hours: {passes:.3g} passes over the data" in text
     assert "speed                  1,000 tokens per second, as given" in text
-    assert f"learning rate          {proposal.rate[0]:g}, as in recipes/" in text
+    assert f"learning rate          {proposal.rate[0]:g}, train_clm.py's default" in text
     assert "what is trained        LoRA adapters: rank" in text
     assert "memory per device      about" in text
     assert lines[-2:] == ["train with", proposal.line]

@@ -38,7 +38,7 @@ def test_a_rank_or_scale_of_the_users_stays() -> None:
 
 
 def test_a_model_like_the_fitted_one_gets_the_rules_rate() -> None:
-    rate, source = choose_rate(RULE, CONFIG, 2 * RULE.parameters, whole=True)
+    rate, source = choose_rate(RULE, CONFIG, 2 * RULE.parameters, 64, whole=True)
     assert rate == pytest.approx(RULE.learning_rate(100, noise_batch_ratio(CONFIG), 4), rel=0.05)
     assert source == "by the fitted rule"
 
@@ -47,8 +47,11 @@ def test_a_model_like_the_fitted_one_gets_the_rules_rate() -> None:
     ("whole", "parameters", "rate"),
     [(True, 10**6, 5e-4), (True, 1_000, 5e-4), (False, 20_000, 3e-3), (False, 10**9, 1e-3), (False, 7 * 10**9, 5e-4)],
 )
-def test_another_model_gets_the_recipes_rate(whole: bool, parameters: int, rate: float) -> None:
-    found, source = choose_rate(RULE, CONFIG, parameters, whole=whole)
+def test_another_model_gets_the_default_rate(whole: bool, parameters: int, rate: float) -> None:
+    found, source = choose_rate(RULE, CONFIG, parameters, 800, whole=whole)
     assert found == rate
-    assert "recipes" in source
-    assert choose_rate(replace(RULE, parameters=parameters, whole=whole), CONFIG, parameters, whole=whole)[1] != source
+    assert "default" in source
+    assert (
+        choose_rate(replace(RULE, parameters=parameters, whole=whole), CONFIG, parameters, 800, whole=whole)[1]
+        != source
+    )

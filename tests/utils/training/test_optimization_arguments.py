@@ -23,8 +23,10 @@ from utils.training.optimizers import UpdateSettings
         ({"max_train_steps": 0}, "--max_train_steps=0: "),
         ({"learning_rate": -1.0}, "--learning_rate=-1.0: "),
         ({"num_warmup_steps": -1}, "--num_warmup_steps=-1: "),
-        ({"optimizer": "sgd", "momentum": 1.0}, r"--momentum=1.0: give a number in \[0, 1\)"),
-        ({"momentum": 0.5}, "--momentum=0.5: belongs to --optimizer sgd, not adamw"),
+        ({"optimizer": "sgd", "learning_rate": 0.1, "momentum": 1.0}, r"--momentum=1.0: give a number in \[0, 1\)"),
+        ({"momentum": 0.5}, "--momentum=0.5: belongs to --optimizer sgd, not the default"),
+        ({"momentum": 0.5, "optimizer": "adamw"}, "--momentum=0.5: belongs to --optimizer sgd, not adamw"),
+        ({"optimizer": "sgd"}, "--learning_rate=None: --optimizer sgd needs it"),
         ({"weight_decay": -0.1}, "--weight_decay=-0.1: give a number of at least 0"),
         ({"weight_decay": float("inf")}, "--weight_decay=inf: give a number of at least 0"),
         ({"warmup_ratio": 1.5}, "--warmup_ratio=1.5: give a share of all steps"),
@@ -44,7 +46,8 @@ def test_flags_make_the_optimizers_settings() -> None:
     given: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1, "weight_decay": 0.2}
     given |= {"lr_scheduler_type": "cosine", "num_warmup_steps": 3}
     assert OptimizationArguments(**given).updates == UpdateSettings(**given)
-    assert OptimizationArguments(warmup_ratio=0.2).updates.warmup_ratio == 0.2
+    one = OptimizationArguments(optimizer="adamw", learning_rate=0.1, warmup_ratio=0.2)
+    assert one.updates.warmup_ratio == 0.2
 
 
 def test_an_average_is_released_only_if_it_is_asked_for() -> None:

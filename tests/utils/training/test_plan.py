@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig
 
 from dptune import InvalidArgument
+from dptune.bands import KEPT_BYTES
 from dptune.lora import add_lora
 from dptune.sampling import Parts
 from dptune.shapes import Shapes
@@ -183,3 +184,15 @@ def test_a_maximum_below_the_average_batch_is_refused(most: int, told: str) -> N
         plan_run(
             PrivacyFlags(**PRIVACY, max_batch=most), optimization(max_train_steps=7), num_examples=100, world_size=1
         )
+
+
+def test_automatic_noise_bands_keep_no_more_noise_than_there_is_room_for() -> None:
+    flags = PrivacyFlags(clip_norm=1.0, target_epsilon=8.0, delta=1e-5)
+    settings = optimization(max_train_steps=16)
+    few, many = (
+        plan_run(flags, settings, num_examples=2000, world_size=1, trained=trained).privacy
+        for trained in (1000, KEPT_BYTES)
+    )
+    assert few is not None
+    assert many is not None
+    assert few.noise_bands > 1 == many.noise_bands

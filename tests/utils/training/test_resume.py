@@ -94,7 +94,7 @@ def test_a_new_run_counts_its_processes() -> None:
 @pytest.fixture(scope="module")
 def budget() -> RunPlan:
     """A run of 8 steps that spends its whole budget."""
-    privacy = PrivacyFlags(clip_norm=1.0, target_epsilon=3.0, delta=1e-4)
+    privacy = PrivacyFlags(clip_norm=1.0, target_epsilon=3.0, delta=1e-4, noise_bands="1")
     optimization = OptimizationArguments(per_device_train_batch_size=10, max_train_steps=8)
     return plan_run(privacy, optimization, num_examples=NUM_EXAMPLES, world_size=1)
 

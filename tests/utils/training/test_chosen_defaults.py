@@ -1,0 +1,86 @@
+"""The optimizer and the learning rate that a run has where its flags leave them open."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import tiny
+from utils.cli.flags import parse
+from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
+from utils.training.chosen_defaults import (
+    PLAIN_RATE,
+    describe_chosen,
+    private_rate,
+    private_rate_of,
+    with_chosen_defaults,
+)
+
+LINE = ("--model_name_or_path", "m", "--train_file", "rows.jsonl", "--output_dir", "out")
+PRIVATE, PLAIN = ("--target_epsilon", "8"), ("--clip_norm", "-1", "--noise_multiplier", "-1")
+
+
+def groups(*words: str) -> Groups:
+    return Groups(*parse(*CAUSAL_LM_GROUPS, args=[*LINE, *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "optimizer", "rate"),
+    [
+        (PRIVATE, "lowpass-adam", 3e-3),
+        ((*PRIVATE, "--trainable", "all"), "lowpass-adam", 6e-3),
+        (PLAIN, "adamw", PLAIN_RATE),
+        ((*PLAIN, "--trainable", "all"), "adamw", PLAIN_RATE),
+        ((*PRIVATE, "--optimizer", "adamw"), "adamw", 3e-3),
+        ((*PRIVATE, "--learning_rate", "0.5"), "lowpass-adam", 0.5),
+    ],
+)
+def test_what_is_left_open_goes_by_privacy_and_what_is_trained(
+    words: tuple[str, ...], optimizer: str, rate: float
+) -> None:
+    given = groups(*words)
+    model = tiny.tiny_llama()
+    chosen = with_chosen_defaults(given, model)
+    assert (chosen.optimization.optimizer, chosen.optimization.learning_rate) == (optimizer, rate)
+    assert chosen.optimization.updates.optimizer == optimizer
+    told = "\n".join(describe_chosen(given, chosen))
+    assert (f"optimizer              {optimizer} (default" in told) == ("--optimizer" not in words)
+    assert (f"learning rate          {rate:g} (default" in told) == ("--learning_rate" not in words)
+    assert with_chosen_defaults(chosen, model) == chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "bands"),
+    [
+        (PRIVATE, "auto"),
+        (("--noise_multiplier", "1"), "1"),
+        ((*PRIVATE, "--noise_bands", "3"), "3"),
+        (PLAIN, None),
+    ],
+)
+def test_noise_is_correlated_where_a_target_is_given(words: tuple[str, ...], bands: str | None) -> None:
+    given = groups(*words)
+    chosen = with_chosen_defaults(given, tiny.tiny_llama())
+    assert chosen.privacy.noise_bands == bands
+    assert chosen.privacy.settings() == given.privacy.settings()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "width", "whole", "rate"),
+    [
+        (10**6, 64, False, 3e-3),
+        (10**9, 2048, False, 1e-3),
+        (7 * 10**9, 4096, False, 5e-4),
+        (260_000, 64, True, 6e-3),
+        (124 * 10**6, 768, True, 5.2e-4),
+        (7 * 10**9, 4096, True, 9.8e-5),
+        (1_000, 8, True, 6e-3),
+    ],
+)
+def test_rates_fall_with_the_size_of_the_model(parameters: int, width: int, whole: bool, rate: float) -> None:
+    assert private_rate(parameters, width, whole=whole) == rate
+
+
+def test_a_models_size_and_width_are_its_own() -> None:
+    model = tiny.tiny_llama(hidden=128)
+    assert private_rate_of(model, whole=True) == private_rate(1, 128, whole=True)
+    assert private_rate_of(model, whole=False) == private_rate(10**6, 128, whole=False)
