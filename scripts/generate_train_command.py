@@ -2,7 +2,7 @@ r"""Train a generator of synthetic instructions, or an assistant: print the `acc
 
     python -m scripts.generate_train_command --dataset_name NAME --model_name_or_path PATH --job_sess debug \
         --target_epsilon 5.94 --delta 5e-7 --per_device_train_batch_size 4 --gpus 1 --block_size 1024 --total_bs 4096 \
-        --num_train_epochs 10 --prompt_style uncond_generation --learning_rate 1e-3 --clip_norm 0.5 --no_eval_at_start
+        --num_train_epochs 10 --prompt_style uncond_generation --clip_norm 0.5 --no_eval_at_start
 
 fine-tunes on the instructions of `data/NAME` (type A). The noise is computed from --target_epsilon, where -1 trains
 without privacy. With `--prompt_style vicuna` (or chat) it fine-tunes on pairs of instruction and answer, from a data

@@ -146,7 +146,7 @@ def describe_data_needed(
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     rows = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in grid]
     needed = ", ".join(f"{_number(work.examples(target))} for epsilon {target:g}" for target in targets)
-    title = f"noise multiplier with more or fewer {sampled}, with this batch and these steps"
+    title = f"noise multiplier without noise bands, for more or fewer {sampled}, this batch and these steps"
     return [
         f"how much data          {title}",
         *(f"{'':<23}{row}" for row in rows),

@@ -392,7 +392,7 @@ def _describe_bands(config: PrivacyConfig, target_epsilon: float | None) -> list
     more = config.noise_multiplier * config.bands.std(config.steps) / sigma
     return [
         f"noise bands            {config.noise_bands}: {told} than independent noise for this epsilon",
-        f"{'':<23}a step's own noise is {more:.1f} times that much, so a larger learning rate may be better",
+        f"{'':<23}a step's own noise is {more:.1f} times that much; AdamW and SGD may need a larger learning rate",
     ]
 
 
@@ -455,6 +455,5 @@ def describe_needed_data(plan: RunPlan) -> list[str]:
         delta=plan.privacy.delta,
         group_size=plan.unit.group_size,
         max_batch=plan.max_batch,
-        noise_bands=plan.privacy.noise_bands,
     )
     return describe_data_needed(work, plan.num_examples, targets, plan.unit.sampled)

@@ -14,7 +14,6 @@ from utils.training.lora_arguments import LoraArguments
 CLIP_NORM = 1.0  # AdamW divides by the gradient's size, and so by the clip norm
 WARMUP = 0.1  # share of the steps, as in the runs that the rule was fitted on
 RANK, LEAST_RANK = 16, 4
-_ALPHA = 2  # alpha over rank, as in recipes/
 _LOUD = 1.0  # noise over signal of a whole run, above which fewer parameters are trained
 _NEAR = 10  # the rule's rates are taken for models of up to so many times the fitted parameters
 
@@ -28,7 +27,7 @@ def with_rank(lora: LoraArguments, named: Collection[str], rank: int = RANK) -> 
         rank: the rank.
     """
     rank = lora.lora_r if "lora_r" in named else rank
-    return replace(lora, lora_r=rank, lora_alpha=lora.lora_alpha if "lora_alpha" in named else float(_ALPHA * rank))
+    return replace(lora, lora_r=rank, lora_alpha=lora.lora_alpha if "lora_alpha" in named else float(rank))
 
 
 def choose_rank(config: PrivacyConfig, trained: int) -> int:

@@ -11,7 +11,8 @@ from utils.training.arguments import Groups
 # Under privacy, measured by benchmarks/studies; without, the usual ones.
 PRIVATE_OPTIMIZER, PLAIN_OPTIMIZER = "lowpass-adam", "adamw"
 PLAIN_RATE = 3e-4
-_ADAPTER_RATES = {300e6: 3e-3, 2e9: 1e-3, math.inf: 5e-4}  # {parameters of the model at most: rate of its adapters}
+# {parameters of the model at most: rate of its adapters}, where alpha is the rank
+_ADAPTER_RATES = {300e6: 6e-3, 2e9: 2e-3, math.inf: 1e-3}
 # The best rate of Adam falls with the width of the layers (Yang et al. 2022, "Tensor Programs V").
 _WHOLE_RATE_TIMES_WIDTH, _LARGEST_WHOLE_RATE = 0.4, 6e-3
 

@@ -70,7 +70,7 @@ def test_a_target_out_of_reach_is_no_noise_and_other_mistakes_are_refused() -> N
 
 def test_the_table_has_the_noise_of_fewer_and_more_examples() -> None:
     title, head, *rows, needed, _ = describe_data_needed(WORK, 4000, [3.0, 8.0], "authors")
-    assert "more or fewer authors, with this batch and these steps" in title
+    assert "more or fewer authors, this batch and these steps" in title
     assert head.split() == ["authors", "epsilon", "3", "epsilon", "8"]
     cells = [row.replace(",", "").split() for row in rows]
     assert [int(first) for first, *_ in cells] == [400, 4000, 40_000]

@@ -31,9 +31,9 @@ def test_the_rank_falls_until_noise_does_not_exceed_the_signal() -> None:
 
 
 def test_a_rank_or_scale_of_the_users_stays() -> None:
-    assert with_rank(LoraArguments(), (), 8) == LoraArguments(lora_r=8, lora_alpha=16.0)
+    assert with_rank(LoraArguments(), (), 8) == LoraArguments(lora_r=8, lora_alpha=8.0)
     given = LoraArguments(lora_r=3)
-    assert with_rank(given, {"lora_r"}, 8) == LoraArguments(lora_r=3, lora_alpha=6.0)
+    assert with_rank(given, {"lora_r"}, 8) == LoraArguments(lora_r=3, lora_alpha=3.0)
     assert with_rank(LoraArguments(lora_alpha=5.0), {"lora_alpha"}, 8) == LoraArguments(lora_r=8, lora_alpha=5.0)
 
 
@@ -45,7 +45,7 @@ def test_a_model_like_the_fitted_one_gets_the_rules_rate() -> None:
 
 @pytest.mark.parametrize(
     ("whole", "parameters", "rate"),
-    [(True, 10**6, 5e-4), (True, 1_000, 5e-4), (False, 20_000, 3e-3), (False, 10**9, 1e-3), (False, 7 * 10**9, 5e-4)],
+    [(True, 10**6, 5e-4), (True, 1_000, 5e-4), (False, 20_000, 6e-3), (False, 10**9, 2e-3), (False, 7 * 10**9, 1e-3)],
 )
 def test_another_model_gets_the_default_rate(whole: bool, parameters: int, rate: float) -> None:
     found, source = choose_rate(RULE, CONFIG, parameters, 800, whole=whole)
