@@ -164,7 +164,10 @@ def test_words_of_the_task_are_taken_and_mistakes_are_found_in_a_dry_run(
     main(flags(lively_bert, data, tmp_path, label_words="auto", dry_run=True))
     told = "head starts from       encoded descriptions (negative: a bad film; positive: a good film)"
     assert told in capsys.readouterr().out
-    for more, said in ((["x", "y", "z"], "there are 3, but sst2 has 2 classes"), (["auto"], "is for decoders")):
+    for more, said in (
+        (["x", "y", "z"], "there are 3 words, but sst2 has 2 classes"),
+        (["auto"], "works only with decoders"),
+    ):
         line = [*flags(lively_bert, data, tmp_path, dry_run=True), "--label_words", *more]
         with pytest.raises(SystemExit):
             main(line if len(more) > 1 else [*line, "--prompt_suffix", " It was"])

@@ -1,4 +1,4 @@
-"""The settings of a proposal that neither the accounting nor the memory decides: rank and learning rate."""
+"""The settings of a proposal that depend neither on the accounting nor on the memory: rank and learning rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WARMUP = 0.1  # share of the steps, as in the runs that the rule was fitted on
 RANK, LEAST_RANK = 16, 4
 _ALPHA = 2  # alpha over rank, as in recipes/
 _LOUD = 1.0  # noise over signal of a whole run, above which fewer parameters are trained
-_NEAR = 10  # the rule's rates are taken for models of up to so many times the fitted parameters
+_NEAR = 10  # the rule's learning rates are used for models up to 10 times larger or smaller than the fitted one
 # Other models' rates, as in recipes/. {parameters at most: rate of adapters}; then that of whole models.
 _ADAPTER_RATES = {300e6: 3e-3, 2e9: 1e-3, math.inf: 5e-4}
 _WHOLE_RATE = 5e-4
@@ -48,7 +48,7 @@ def choose_rank(config: PrivacyConfig, trained: int) -> int:
 
 
 def choose_rate(rule: Rule, config: PrivacyConfig, parameters: int, *, whole: bool) -> tuple[float, str]:
-    """The learning rate, two figures, and where it comes from.
+    """The learning rate, rounded to two digits, and where it comes from.
 
     Args:
         rule: tells the rate of models like the fitted one.

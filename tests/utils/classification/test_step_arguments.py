@@ -19,7 +19,7 @@ from tests.classifier_settings import settings
         (("--optimizer", "sgd"), "--learning_rate=None: --optimizer sgd needs it"),
         (("--weight_decay", "-1"), "--weight_decay=-1.0: give a number of at least 0"),
         (("--ema", "1"), "--ema=1.0: give a decay above 0 and below 1"),
-        (("--ema", "0.9", "--average_last", "0.5"), "--average_last=0.5: the average is exponential"),
+        (("--ema", "0.9", "--average_last", "0.5"), "--average_last=0.5: ema 0.9 already asks for an exponential"),
         (("--weight_decay", "nan"), "--weight_decay=nan: give a number of at least 0"),
         (("--seed", "-1"), "--seed=-1: give a whole number of at least 0"),
         (("--seed", "4294967296"), "--seed=4294967296: give a whole number of at least 0 and below"),
