@@ -38,8 +38,10 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     """Load and plan all tasks, then train. So a mistake in the last task is found before the first one is trained."""
     from dptune.averaging import describe_averaging
     from dptune.run.plan import describe_needed_data, describe_plan, describe_register
+    from utils.classification.data import load_tasks
     from utils.classification.files import load_classifier_tokenizer
-    from utils.classification.setup import describe_passes, describe_setup, is_finished, load_tasks, plan_task, run_task
+    from utils.classification.plan import describe_passes, describe_setup, plan_task
+    from utils.classification.run import is_finished, run_task
     from utils.classification.tasks import describe_task
 
     tokenizer = load_classifier_tokenizer(settings.checkpoint.model_name_or_path)

@@ -1,13 +1,13 @@
 """Which average of the weights a run releases, instead of its last weights. No torch in this file.
 
 theta_t are the weights after step t, of T planned steps. The released weights are one of
-- the exponential average: theta_t with weight 1 - d, and the average before it with weight d. The decay grows:
-  d = min(`ema`, (1 + n) / (10 + n)) after n earlier steps, as in TensorFlow. The first step counts in full, so the
-  weights before training have no part, and short runs do not remember their beginning;
-- the plain mean over the last share of the T steps (Polyak and Juditsky 1992).
+- the exponential average. Each step updates it to d times the average so far plus (1 - d) times theta_t. The decay d
+  grows: d = min(`ema`, (1 + n) / (10 + n)) after n earlier steps, as in TensorFlow. The average begins as theta_1, so
+  the weights before training have no part in it, and short runs are not dominated by their first steps;
+- the plain mean over the last part of the T steps, given as a share of them (Polyak and Juditsky 1992).
 
-Epsilon is unchanged: an average is computed from weights after private steps, and from numbers that were chosen before.
-Gradients are always taken at theta_t, never at the average.
+Epsilon is unchanged: an average is computed only from weights after private steps and from settings chosen before the
+run. Gradients are always taken at theta_t, never at the average.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _ROUNDING = 1e-9  # so that 0.1 of 30 steps is 3 and not 4
 
 @dataclass(frozen=True)
 class Averaging:
-    """Which average of the weights after each step is released; with neither setting, none.
+    """Which average of the weights is released; with neither setting, the last weights.
 
     Attributes:
-        ema: the decay of an exponential average, which the first steps do not reach yet.
-        average_last: the share of the planned steps, counted from the last, whose plain mean is taken.
+        ema: the decay of an exponential average; it is smaller in the first steps.
+        average_last: the share of the planned steps whose weights are averaged, counted from the last step.
 
     Raises:
         InvalidArgument: both settings, or a value outside its range.
@@ -51,7 +51,7 @@ class Averaging:
             refuse(
                 "average_last",
                 self.average_last,
-                f"the average is exponential with ema {self.ema:g}; give one of the two",
+                f"ema {self.ema:g} already asks for an exponential average; give only one of the two",
             )
 
     @property
@@ -66,19 +66,19 @@ class Averaging:
         return {name: value for name, value in given.items() if value is not None}
 
     def first(self, steps: int) -> int:
-        """The first step whose weights count, of so many planned ones; one beyond them all if there is no average."""
+        """The first step whose weights count, of `steps` planned ones; `steps` + 1 if there is no average."""
         if self.average_last is not None:
             return steps + 1 - max(1, math.ceil(self.average_last * steps - _ROUNDING))
         return steps + 1 if self.ema is None else 1
 
     def weight(self, before: int) -> float:
-        """The weight of a step in the average of it and of so many steps before it that count."""
+        """The weight of a step in the average of it and the `before` steps before it that count."""
         if self.ema is None or not before:
             return 1 / (before + 1)
         return 1 - min(self.ema, (1 + before) / (10 + before))
 
     def in_words(self, steps: int, step: int) -> str | None:
-        """What the average holds after a step, of so many planned ones; None before the first that counts."""
+        """What the average holds after `step`, of `steps` planned ones; None before the first that counts."""
         first = self.first(steps)
         if step < first:
             return None
@@ -91,6 +91,6 @@ NO_AVERAGE = Averaging()
 
 
 def describe_averaging(averaging: Averaging, steps: int) -> list[str]:
-    """A printed line of a plan: what is released instead of the last weights; none if those are."""
+    """A printed line of a plan: which average is released; no line if the last weights are."""
     told = averaging.in_words(steps, steps)
     return [] if told is None else [f"released weights       {told}"]

@@ -1,7 +1,7 @@
 """The average of the weights after each step, beside the weights that are trained (`dptune.averaging`).
 
-Every rank keeps the average of what it holds: all trained parameters, or its shards. It follows from the weights alone,
-so ranks with the same weights have the same average.
+Every rank keeps the average of what it holds: all trained parameters, or its shards. The average depends on the weights
+alone, so ranks with the same weights have the same average.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class IterateAverage:
     """The average over the steps of one run. Without an average in the settings, every method does nothing.
 
     Args:
-        model: its trainable parameters are averaged, those that it has now.
+        model: the parameters that are trainable now are averaged.
         averaging: which average.
         steps: number of planned steps.
 
     Attributes:
         count: how many steps the average holds.
         step: the last of them; 0 before the first.
-        tensors: {name of a parameter: its average}, in float32 or the parameter's better precision, and sharded like
-            the parameter. Empty until the first step that counts.
+        tensors: {name of a parameter: its average}, in float32 or in the parameter's precision if that is higher, and
+            sharded like the parameter. Empty until the first step that counts.
     """
 
     def __init__(self, model: nn.Module, averaging: Averaging, steps: int) -> None:
@@ -56,9 +56,9 @@ class IterateAverage:
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """The model has the average in the block, and afterwards the weights that it had before, to the bit.
+        """Put the average into the model for a `with` block. Afterwards its own weights are back, to the bit.
 
-        Before the first step that counts, it keeps its weights. The block must not begin a backward pass.
+        Before the first step that counts, the model keeps its own weights. The block must not begin a backward pass.
         """
         before = [local_part(own).detach().clone() for own in self._parameters.values()] if self.count else []
         try:
@@ -68,7 +68,7 @@ class IterateAverage:
             self._set(before)
 
     def put_in(self) -> None:
-        """Give the model the average; its weights are lost. They stay before the first step that counts."""
+        """Replace the model's weights by the average. Before the first step that counts, this does nothing."""
         self._set([local_part(self.tensors[name]) for name in self._parameters] if self.count else [])
 
     def in_words(self, step: int) -> str | None:
@@ -83,17 +83,17 @@ class IterateAverage:
             count: how many steps its average holds.
 
         Returns:
-            Whether the checkpoint's average is needed. It is not if more steps are planned now, so that the average
-            begins after the checkpoint.
+            Whether the checkpoint's average is needed. It is not if more steps are planned now, and the average
+            therefore begins after the checkpoint.
 
         Raises:
             InvalidArgument: with the steps that are planned now, the average would hold other steps.
         """
         expected = max(0, step + 1 - self._averaging.first(self._steps))
         if expected and count != expected:
-            told = f"the average of the checkpoint holds {counted(count, 'step')}"
-            wanted = f"with {self._steps} planned steps it would hold {expected}"
-            remedy = f"{told}, and {wanted}; resume with the number of steps that the run began with"
+            told = f"the checkpoint's average is over {counted(count, 'step')}"
+            wanted = f"with {self._steps} planned steps it would be over {expected}"
+            remedy = f"{told}, but {wanted}; resume with the number of steps that the run began with"
             refuse("average_last", self._averaging.average_last, remedy)
         self.count, self.step, self.tensors = expected, step if expected else 0, {}
         if expected:
@@ -108,7 +108,7 @@ class IterateAverage:
 
     @torch.no_grad()
     def _set(self, values: list[Tensor]) -> None:
-        """Copy values, one per parameter, into what this rank holds of the parameters; none leave them as they are."""
+        """Copy values, one per parameter, into what this rank holds of the parameters; [] changes nothing."""
         if not values:
             return
         reshard(self._model)  # what is gathered has the old values

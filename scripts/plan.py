@@ -3,10 +3,10 @@ r"""Propose the settings of a private training for a computing budget: batch, st
     python -m scripts.plan --num_examples 20000 --tokens_per_example 120 --model Qwen/Qwen3-0.6B --hours 4 \
         --target_epsilon 3 --for_device "A100 80GB"
 
-It compares batches: how many steps the time allows, how much noise epsilon then takes, and what a rule that was fitted
-to measured runs expects of both. It prints the best, what it was compared with, whether there are enough data, and the
-line that trains. Nothing is read of the data, and nothing is trained. Give --tokens_per_second if you have measured it.
---trainable all plans for a whole model. See docs/how_to/planning.md.
+For each batch size it computes how many steps the time allows, and how much noise the epsilon then needs. A rule that
+was fitted to measured runs predicts the loss from both. The planner prints the best settings, the alternatives, whether
+there are enough data, and the command line that trains. It reads no data and trains nothing. Give --tokens_per_second
+if you have measured the speed. --trainable all plans for a whole model. See docs/how_to/planning.md.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 24,
     "max_position_embeddings": 64,
 }
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def word_tokenizer(*, encoder: bool) -> PreTrainedTokenizerFast:

@@ -309,8 +309,7 @@ MISTAKES: dict[str, tuple[str, Changes, str]] = {
     "a plan without a speed": (
         "plan",
         {"tokens_per_second": None},
-        "--tokens_per_second=None: the time of a step depends on it; give the measured speed, or --for_device for an "
-        "estimate",
+        "--tokens_per_second=None: the speed is needed; give what you measured, or --for_device for an estimate",
     ),
 }
 

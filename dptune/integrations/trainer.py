@@ -11,7 +11,6 @@ import copy
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +19,33 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from dptune._validate import present, refuse, renamed
+from dptune._validate import refuse, renamed
 from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.averaging import describe_averaging
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.devices import can_pin, computes_apart
 from dptune.integrations.arguments import averaging_of, updates_identity
+from dptune.integrations.averaging_trainer import AveragingTrainer
 from dptune.integrations.checks import refuse_unsafe_arguments, refuse_unsafe_shards
 from dptune.integrations.draws import (
     Collator,
     Cut,
     DrawSampler,
     Examples,
-    LeastBatches,
     MicroBatch,
     TrainerDraw,
     draw_loader,
 )
-from dptune.integrations.filling import FilledBatches
-from dptune.integrations.items import check_on_random_items, longest_of, make_of_first
 from dptune.integrations.losses import DefaultLosses, TrainerLosses
 from dptune.integrations.planning import count_examples, logical_batch, plan_training, rows_of_each, steps_of, unit_of
 from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.publishing import publish_run, with_recipe
 from dptune.integrations.sharded_saving import write_sharded
-from dptune.integrations.sharded_trainer import ShardedTrainer
-from dptune.integrations.state import read_average, save_average, save_privacy_state
-from dptune.integrations.values import require_known_values
-from dptune.integrations.vocabulary import Vocabulary
-from dptune.iterate_average import IterateAverage
+from dptune.integrations.state import save_average, save_privacy_state
+from dptune.integrations.trainer_items import TrainerItems
 from dptune.optimizers import DPAdam
 from dptune.pass_overhead import pass_overhead
 from dptune.report.fields import NO_FIELDS, CardFields
@@ -59,12 +53,11 @@ from dptune.run.identity import num_trained
 from dptune.run.lock import FolderLock
 from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan, describe_register
 from dptune.run.session import PrivateRun
-from dptune.shapes import Shapes
 from dptune.sharding import reshard
 from dptune.units.unit import Unit
 
 
-class DPTrainer(ShardedTrainer):
+class DPTrainer(AveragingTrainer):
     """`transformers.Trainer` with differential privacy.
 
     The expected logical batch size is per_device_train_batch_size x processes x gradient_accumulation_steps. The number
@@ -177,7 +170,8 @@ class DPTrainer(ShardedTrainer):
                 for line in [*describe_register(self.plan, self.args.output_dir), *describe_needed_data(self.plan)]:
                     print(line)
             return TrainOutput(0, math.nan, {})
-        self._check_values()
+        default = isinstance(self._losses, DefaultLosses) or hasattr(self._losses, "of_default_labels")
+        self._items.check_values(default_losses=default)
         checkpoint, ranks = self._checkpoint(resume_from_checkpoint), ranks_of_launch()
         with renamed(FLAGS), FolderLock(enabled=ranks.is_main) as lock:
             ranks.from_main(lambda: lock.make(Path(self.args.output_dir)))
@@ -185,7 +179,7 @@ class DPTrainer(ShardedTrainer):
             self._run = run = PrivateRun(
                 self.plan, self.args.output_dir, ranks, resume_from=saved, identity=self._updates
             )
-            self._average = average = self._begun_average(checkpoint)
+            self._average = average = self._begun_average(checkpoint, self.plan.steps)
             try:
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             finally:
@@ -216,12 +210,6 @@ class DPTrainer(ShardedTrainer):
             )
         made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         return made
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The Trainer's evaluation, of the average of the weights if the training keeps one."""
-        with nullcontext() if self._average is None else self._average.in_model():
-            found: EvalLoopOutput = super().evaluation_loop(*args, **kwargs)
-        return found
 
     def get_train_dataloader(self) -> DataLoader[TrainerDraw]:
         """A loader of Poisson draws, cut into micro-batches of at most `per_device_train_batch_size` rows.
@@ -296,19 +284,6 @@ class DPTrainer(ShardedTrainer):
         if self._run is None or self._run.plan.privacy is None:
             super().create_model_card(*args, **kwargs)
 
-    def _begun_average(self, checkpoint: str | None) -> IterateAverage:
-        """The average of the weights, new or that of a checkpoint."""
-        average = IterateAverage(self.model, self._averaging, self.plan.steps)
-        if checkpoint is not None and self._resumed is None:  # else it is read with the shards
-            read_average(average, checkpoint)
-        return average
-
-    def _load_best_model(self) -> None:
-        """Load the best checkpoint, and the average that was evaluated there."""
-        super()._load_best_model()
-        if self._average is not None:
-            read_average(self._average, present(self.state.best_model_checkpoint, "best checkpoint"))
-
     def _in_step(self, batches: list[MicroBatch]) -> list[MicroBatch]:
         """This process's micro-batches, as many as any process has if a pass gathers sharded weights."""
         if not self.has_shards:
@@ -322,17 +297,24 @@ class DPTrainer(ShardedTrainer):
         return self._cut().empty(int(self._rows_per_unit.min()), self.train_dataset)
 
     def _cut(self) -> Cut:
-        """Cuts items into micro-batches: of fixed shapes with privacy, and as few as fit without."""
-        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        at_once = self.args.per_device_train_batch_size
-        if self.privacy_args.disable_dp:
-            return LeastBatches(collate, at_once)
-        make = make_of_first(self.train_dataset)
-        longest = longest_of(self.model, make, self._max_length)
-        drawn = self.plan.expected_batch_size / self.args.world_size
-        overhead = pass_overhead(accelerator=computes_apart(self.args.device), sharded=self.has_shards)
-        shapes = Shapes(longest, at_once * longest, drawn, most_rows=at_once, overhead=overhead)
-        return FilledBatches(collate, make, Vocabulary.of(self.model), shapes, int(self._rows_per_unit.max()))
+        """Cuts items into micro-batches."""
+        return self._items.cut(
+            self.args.per_device_train_batch_size,
+            drawn=self.plan.expected_batch_size / self.args.world_size,
+            overhead=pass_overhead(accelerator=computes_apart(self.args.device), sharded=self.has_shards),
+            most_rows=int(self._rows_per_unit.max()),
+        )
+
+    @property
+    def _items(self) -> TrainerItems:
+        """The training set with its collator."""
+        return TrainerItems(
+            self.model,
+            self.train_dataset,
+            self._get_collator_with_removed_columns(self.data_collator, description="training"),
+            self._max_length,
+            private=not self.privacy_args.disable_dp,
+        )
 
     @property
     def _begun(self) -> PrivateRun:
@@ -349,27 +331,10 @@ class DPTrainer(ShardedTrainer):
             own.max_steps = steps_of(args, num_examples=self._num_examples, batch=self._batch)
         return own
 
-    def _check_values(self) -> None:
-        """Refuse a training set with an item that the model cannot read, before anything is released."""
-        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        known = isinstance(self._losses, DefaultLosses) or hasattr(self._losses, "of_default_labels")
-        private = not self.privacy_args.disable_dp
-        longest = longest_of(self.model, make_of_first(self.train_dataset), self._max_length) if private else None
-        require_known_values(self.model, self.train_dataset, collate, labels=known, plain=known, longest=longest)
-
     def _check_rules(self) -> None:
         """Compare the engine's gradients with autograd's on random items, before anything is released."""
-        if self.privacy_args.disable_dp:
-            return
-        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        check_on_random_items(
-            self.model,
-            functools.partial(self._losses, self.model),
-            lambda items: self._prepare_inputs(collate(items)),
-            self.train_dataset,
-            max_length=self._max_length,
-            most_rows=self._most_rows,
-        )
+        losses = functools.partial(self._losses, self.model)
+        self._items.check_rules(losses, self._prepare_inputs, most_rows=self._most_rows)
 
     def _checkpoint(self, asked: str | bool | None) -> str | None:
         if asked is None or asked is False:

@@ -65,7 +65,10 @@ def test_a_share_of_the_planned_steps_counts_at_least_one(averaging: Averaging, 
         ({"average_last": 0.0}, "^average_last=0.0: give a share of all steps"),
         ({"average_last": 1.5}, "^average_last=1.5: "),
         ({"average_last": math.nan}, "^average_last=nan: "),
-        ({"ema": 0.9, "average_last": 0.5}, "^average_last=0.5: the average is exponential .*; give one of the two$"),
+        (
+            {"ema": 0.9, "average_last": 0.5},
+            "^average_last=0.5: ema 0.9 already asks for .*; give only one of the two$",
+        ),
     ],
 )
 def test_mistakes_are_refused(given: dict[str, float], told: str) -> None:

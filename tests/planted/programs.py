@@ -241,10 +241,10 @@ FAULTS = (
     ),
     Fault(
         "neighbours not checked by train_classifier.py",
-        "utils/classification/setup.py",
+        "utils/classification/run.py",
         "        check_classifier_rules(model, token_types=types, max_length=longest, **kinds)\n",
         "        pass\n",
-        ("tests/utils/classification/test_setup.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
+        ("tests/utils/classification/test_run.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "the same for classifiers",
     ),
     Fault(
@@ -257,10 +257,10 @@ FAULTS = (
     ),
     Fault(
         "neighbours checked at a short length by train_classifier.py",
-        "utils/classification/setup.py",
+        "utils/classification/run.py",
         "longest, types = settings.checkpoint.block_size,",
         "longest, types = 8,",
-        ("tests/utils/classification/test_setup.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
+        ("tests/utils/classification/test_run.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
         "the same for classifiers",
     ),
     Fault(

@@ -8,18 +8,18 @@ from tests.planted.paths import ENGINE, TRAINER, TRAINER_PRIVACY
 FAULTS = (
     Fault(
         "averages: a Trainer releases the last weights of the best checkpoint",
-        "dptune/integrations/trainer.py",
+        "dptune/integrations/averaging_trainer.py",
         '            read_average(self._average, present(self.state.best_model_checkpoint, "best checkpoint"))\n',
         "            self._average.count = 0\n",
-        ("tests/dptune/integrations/test_averages.py::test_the_best_model_is_the_one_that_was_evaluated",),
+        ("tests/dptune/integrations/test_averaging_trainer.py::test_the_best_model_is_the_one_that_was_evaluated",),
         "what is released was never evaluated",
     ),
     Fault(
         "a Trainer's micro-batches are as wide as their widest item",
-        "dptune/integrations/trainer.py",
-        "        if self.privacy_args.disable_dp:\n            return LeastBatches",
+        "dptune/integrations/trainer_items.py",
+        "        if not self.private:\n            return LeastBatches",
         "        if True:\n            return LeastBatches",
-        (TRAINER + "::test_rows_that_were_not_announced_are_refused",),
+        ("tests/dptune/integrations/test_trainer_items.py::test_rows_that_were_not_announced_are_refused",),
         "an item's rounding follows its neighbours",
     ),
     Fault(

@@ -172,7 +172,7 @@ def test_several_gpus_share_the_batch(capsys: pytest.CaptureFixture[str]) -> Non
         (["--noise_bands", "many"], "^--noise_bands='many': give a whole number of at least 1"),
         (["--", "--noise_bands", "4"], "^--noise_bands='after --': give --noise_bands before"),
         (["--ema", "1"], "^--ema=1.0: give a decay above 0 and below 1"),
-        (["--ema", "0.9", "--average_last", "0.5"], "^--average_last=0.5: the average is exponential"),
+        (["--ema", "0.9", "--average_last", "0.5"], "^--average_last=0.5: ema 0.9 already asks for an exponential"),
         (["--dataset_name", "nothing"], "^--dataset_name='nothing': no such file or folder in data"),
         (["--job_sess", "../up"], "^--job_sess='../up'"),
         (["--shard"], "^--shard=True"),

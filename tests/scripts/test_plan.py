@@ -66,9 +66,9 @@ def test_the_plot_is_written(tiny_model_dir: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (("--tokens_per_second 1000", ""), "error: --tokens_per_second=None: the time of a step depends on it; give"),
+        (("--tokens_per_second 1000", ""), "error: --tokens_per_second=None: the speed is needed; give"),
         (("0.05", "1e-9"), "error: --hours='1e-09': one step takes"),
-        (("epsilon 8", "epsilon 1e-7"), "error: --target_epsilon=1e-07: no useful noise reaches it"),
+        (("epsilon 8", "epsilon 1e-7"), "error: --target_epsilon=1e-07: no batch reaches it"),
         (("--tokens_per_second 1000", "--for_device h1"), "error: --for_device='h1': give one of A100 40GB"),
         (("--hours", "--lora_target_modules nothing --hours"), "error: --lora_target_modules="),
         (("--hours", "--batches 3 --hours"), "error: unknown flag: --batches"),

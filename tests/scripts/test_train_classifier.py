@@ -23,10 +23,11 @@ from dptune.ledger import Ledger
 from dptune.report.check import check_publishable
 from dptune.run import session
 from dptune.run.checkpoint import load_checkpoint
-from tests.classifier_folders import save_bert, save_llama, write_qnli, write_sst2
+from tests.classifier_folders import NO_DROPOUT, save_bert, save_llama, write_qnli, write_sst2
+from tests.classifier_settings import flags
 from tests.processes import run_processes
 from train_classifier import main
-from utils.classification import setup
+from utils.classification import run
 from utils.classification.files import load_classifier, load_classifier_tokenizer
 from utils.classification.head_arguments import WORDS_OF_TASK, TaskWords
 from utils.classification.losses import ClassificationLoss
@@ -43,8 +44,6 @@ KEYS = {
     "settings",
 }
 pytestmark = pytest.mark.usefixtures("no_plots")
-
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -72,29 +71,6 @@ def lively_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("llama"))
-
-
-def flags(checkpoint: Path, data: Path, out: Path, **changes: object) -> list[str]:
-    """A run of two steps, with flags changed, added (True: without a value), or left out (None)."""
-    settings: dict[str, object] = {
-        "model_name_or_path": checkpoint,
-        "datasets": "sst2",
-        "data_dir": data,
-        "output_dir": out,
-        "block_size": 16,
-        "batch_size": 24,
-        "micro_batch_size": 8,
-        "num_train_epochs": 0.4,
-        "delta": 1e-3 if changes.get("enable_dp") else None,
-        "num_prepend_tokens": 3,
-        "lora_r": 2,
-    } | changes
-    chosen = {name: value for name, value in settings.items() if value is not None}
-    return [
-        word
-        for name, value in chosen.items()
-        for word in ([f"--{name}"] if value is True else [f"--{name}", *str(value).split()])
-    ]
 
 
 def results_of(out: Path, task: str = "sst2") -> dict[str, Any]:
@@ -188,7 +164,10 @@ def test_words_of_the_task_are_taken_and_mistakes_are_found_in_a_dry_run(
     main(flags(lively_bert, data, tmp_path, label_words="auto", dry_run=True))
     told = "head starts from       encoded descriptions (negative: a bad film; positive: a good film)"
     assert told in capsys.readouterr().out
-    for more, said in ((["x", "y", "z"], "there are 3, but sst2 has 2 classes"), (["auto"], "is for decoders")):
+    for more, said in (
+        (["x", "y", "z"], "there are 3 words, but sst2 has 2 classes"),
+        (["auto"], "works only with decoders"),
+    ):
         line = [*flags(lively_bert, data, tmp_path, dry_run=True), "--label_words", *more]
         with pytest.raises(SystemExit):
             main(line if len(more) > 1 else [*line, "--prompt_suffix", " It was"])
@@ -460,7 +439,7 @@ def test_a_run_of_a_version_with_the_older_names_resumes(
 
     given: dict[str, Any] = {"enable_dp": True, "noise_multiplier": 1.0, "clip_norm": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(setup, "public_config", config_of_older)
+        patch.setattr(run, "public_config", config_of_older)
         main(flags(bert, data, tmp_path, **given))
     (tmp_path / "sst2" / "results.json").unlink()
     again = given | {"resume_from_checkpoint": "latest"}

@@ -1,4 +1,4 @@
-"""Flags of train_classifier.py: how the classification head starts, and what follows every text."""
+"""Flags of train_classifier.py: how the classification head starts, and which words end every text."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class TaskWords(NamedTuple):
     """Label words of a GLUE task, in the order of its classes.
 
     Attributes:
-        words: what a decoder writes next, after a text and the suffix.
-        suffix: the suffix.
+        words: for a decoder, which would write one of them after a text and the suffix.
+        suffix: what is appended to every text of a decoder.
         descriptions: texts for an encoder; None if one text cannot describe a class, as in tasks about pairs of texts.
     """
 
@@ -40,15 +40,16 @@ class HeadArguments:
     label_words: list[str] | None = field(
         default=None,
         metadata={
-            "help": "one word per class, in the order of the classes: the head starts from the model's own words. For "
-            "an encoder give descriptions, each in quotes. auto: words for the GLUE task. Default: random numbers"
+            "help": "one word per class, in the order of the classes: the classification head starts from what the "
+            "model knows of these words. For an encoder, give a short description per class, each in quotes. auto: "
+            f"built-in words, which exist for {', '.join(WORDS_OF_TASK)}. Default: the head starts from random numbers"
         },
     )
     prompt_suffix: str | None = field(
         default=None,
         metadata={
-            "help": "what follows every text, also in predictions, such as ' It was': the label word would come next. "
-            "Only for decoders; default: nothing, or with --label_words auto that of the task"
+            "help": "words to append to every text, in training and in predictions, such as ' It was'; the model then "
+            "expects a label word next. Only for decoders. Default: nothing; with --label_words auto, built-in words"
         },
     )
 
@@ -56,11 +57,11 @@ class HeadArguments:
         words = self.label_words
         if words is not None:
             if any(not word.strip() for word in words):
-                refuse(WORDS_FLAG, in_words(words), "one of them is empty; give a word for each class")
+                refuse(WORDS_FLAG, in_words(words), "one of the words is empty; give one word per class")
             if len({word.strip() for word in words}) < len(words):
-                refuse(WORDS_FLAG, in_words(words), "two classes have the same; give each its own")
+                refuse(WORDS_FLAG, in_words(words), "two classes have the same word; give each class its own")
         if self.prompt_suffix is not None and not self.prompt_suffix.strip():
-            refuse(SUFFIX_FLAG, self.prompt_suffix, "give some words, or leave it out")
+            refuse(SUFFIX_FLAG, self.prompt_suffix, "holds only white space; give some words, or leave it out")
 
     @property
     def is_given(self) -> bool:
@@ -81,7 +82,8 @@ class HeadArguments:
             refuse(
                 SUFFIX_FLAG,
                 self.prompt_suffix,
-                "is for decoders, which read the last token; leave it out, and give an encoder whole descriptions",
+                "works only with decoders, and this model is an encoder; leave it out, and describe each class in "
+                "--label_words",
             )
         if self.label_words != [AUTO]:
             return self
@@ -89,7 +91,7 @@ class HeadArguments:
         words = None if known is None else known.words if decoder else known.descriptions
         if known is None or words is None:
             kind = "a decoder" if decoder else "an encoder"
-            refuse(WORDS_FLAG, AUTO, f"no words are known for {name} and {kind}; give one for each class")
+            refuse(WORDS_FLAG, AUTO, f"there are no built-in words for {name} with {kind}; give one per class")
         suffix = (self.prompt_suffix or known.suffix) if decoder else None
         return replace(self, label_words=list(words), prompt_suffix=suffix)
 
@@ -97,10 +99,10 @@ class HeadArguments:
         """Refuse another number of words than there are classes."""
         words = self.label_words
         if words is not None and len(words) != len(class_names):
-            told = f"there are {len(words)}, but {task} has {len(class_names)} classes: {', '.join(class_names)}"
-            refuse(WORDS_FLAG, in_words(words), f"{told}; give one for each, in that order")
+            told = f"there are {len(words)} words, but {task} has {len(class_names)} classes: {', '.join(class_names)}"
+            refuse(WORDS_FLAG, in_words(words), f"{told}; give one per class, in that order")
 
 
 def in_words(words: Sequence[str]) -> str:
-    """Label words for a message, apart from each other."""
+    """Label words for a message, separated by commas."""
     return ", ".join(words)

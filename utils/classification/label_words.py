@@ -1,19 +1,20 @@
 """Starts a classification head from the model's own words instead of random numbers (`--label_words`).
 
-Each class has a word or a short description, which the user writes. No data are read, so epsilon is unchanged. What the
-model is decides how:
+The user writes a word or a short description for each class. No data are read, so epsilon is unchanged. The method
+depends on the kind of model:
 
 - A decoder's head is a linear layer on the last token's hidden state, like the output layer that predicts the next
   word. So a class's row is the output embedding of its word. The classifier then predicts the class whose word the
-  model would write next, most sensibly after a suffix such as " It was" (Gao et al. 2021, "Making pre-trained language
-  models better few-shot learners", call this prompts and label words).
-- An encoder's head reads a pooled state of the whole text, which no output layer reads. So each description is run as
-  a text, and the state that the head's last layer gets is the class's row, as with the prototypes of Snell et al. 2017
-  ("Prototypical networks for few-shot learning"), with a description instead of examples.
+  model would write next. This works best after a suffix such as " It was" (Gao et al. 2021, "Making pre-trained
+  language models better few-shot learners", call the two a prompt and label words).
+- An encoder's head reads one vector for the whole text, and no output layer reads that vector. So each description is
+  run through the model as a text. The vector that reaches the head's last layer becomes the class's row, as with the
+  prototypes of Snell et al. 2017 ("Prototypical networks for few-shot learning"), which average examples instead.
 
-Rows are centred over the classes, which leaves the softmax as it is. Some words are likely whatever the text is. So an
-empty text prefers no class (Zhao et al. 2021, "Calibrate before use: improving few-shot performance of language
-models"): the layer's bias sees to that, or if it has none, its rows lose their part along the empty text's state.
+Rows are centred over the classes, which leaves the softmax as it is. Some words are likely after any text. The head is
+corrected for that, so that an empty text prefers no class (Zhao et al. 2021, "Calibrate before use: improving few-shot
+performance of language models"). The layer's bias corrects it. Without a bias, each row loses its component along the
+empty text's vector.
 
 Shapes: B texts, C classes, D the input of the head's last layer.
 """
@@ -36,9 +37,9 @@ from utils.classification.labelled_texts import LabelledTexts
 from utils.classification.modes import head_modules
 from utils.models.loading import refuse_to_load
 
-_TEXT = "a"  # stands for any text that goes on
-_ROOM = 8  # tokens for an empty text and what a tokenizer puts around it
-_LEAST_SPREAD = 1e-3  # of the prototypes around their mean, relative to their length: below, it may be rounding
+_TEXT = "a"  # stands for any text before a suffix
+_ROOM = 8  # tokens of an empty text with its special tokens
+_LEAST_SPREAD = 1e-3  # of the prototypes around their mean, relative to their length: less may be rounding
 _MARGIN = 1.0
 
 
@@ -56,9 +57,8 @@ def suffix_tokens(tokenizer: Any, suffix: str | None) -> list[int]:
     if suffix is None:
         return []
     if tokenizer(_TEXT)["input_ids"][-1] in tokenizer.all_special_ids:
-        refuse(
-            SUFFIX_FLAG, suffix, "the tokenizer ends every text with a special token, before the suffix; leave it out"
-        )
+        remedy = "the tokenizer ends every text with a special token, so no suffix can follow; leave it out"
+        refuse(SUFFIX_FLAG, suffix, remedy)
     found = _tokens_after(tokenizer, _TEXT, suffix)
     if not found:
         refuse(SUFFIX_FLAG, suffix, "its tokens depend on the text before it; begin it with a space or a line break")
@@ -88,7 +88,7 @@ def start_head(model: Any, words: Sequence[str], tokenizer: Any, *, suffix: str 
     weight_CD = _centred(weight_CD)
     if layer.weight.shape != weight_CD.shape:
         shape = tuple(layer.weight.shape)
-        told = f"the head has weights of shape {shape}, the words {tuple(weight_CD.shape)}; leave it out"
+        told = f"the words give weights of shape {tuple(weight_CD.shape)}, but the head's have {shape}; leave it out"
         refuse(WORDS_FLAG, HIDDEN, told)
     empty_D = _states(model, layer, _empty(tokenizer, suffix))[0]
     lean_C = weight_CD @ empty_D
@@ -120,14 +120,14 @@ def word_tokens(tokenizer: Any, words: Sequence[str], suffix: str | None) -> lis
     for word in words:
         tokens = _tokens_after(tokenizer, before, gap + word.strip())
         if tokens is None:
-            refuse(SUFFIX_FLAG, suffix, f"its end becomes one token with {word}; let it end with a letter or a colon")
+            refuse(SUFFIX_FLAG, suffix, f"its end and {word} become one token; let it end with a letter or a colon")
         if len(tokens) != 1:
-            refuse(WORDS_FLAG, word, f"is {len(tokens)} tokens of this model; give a word that is one")
+            refuse(WORDS_FLAG, word, f"is {len(tokens)} tokens for this model; give a word that is a single token")
         if tokens[0] == tokenizer.unk_token_id:
             refuse(WORDS_FLAG, word, "is not in this model's vocabulary; give another word")
         if tokens[0] in found:
             other = words[found.index(tokens[0])]
-            refuse(WORDS_FLAG, word, f"is the same token as {other}; give each class its own")
+            refuse(WORDS_FLAG, word, f"is the same token as {other}; give each class its own word")
         found += tokens
     return found
 
@@ -148,7 +148,7 @@ def _output_embeddings(model: Any, tokens: Sequence[int], name: str) -> Tensor:
         refuse_to_load("output layer", name, error, remedy="leave --label_words out")
     weight: Tensor = whole.get_output_embeddings().weight
     if any(key in info["missing_keys"] for key, own in whole.named_parameters() if own is weight):
-        refuse(WORDS_FLAG, HIDDEN, f"{name} has no output layer to read words from; leave it out")
+        refuse(WORDS_FLAG, HIDDEN, f"{name} has no output layer, which holds its words; leave it out")
     return weight[list(tokens)].float()
 
 
@@ -179,7 +179,7 @@ def _states(model: Any, layer: nn.Module, inputs: Mapping[str, Tensor]) -> Tenso
         model.train(training)
         handle.remove()
     if len(seen) != 1 or seen[0].ndim != 2:
-        refuse(WORDS_FLAG, HIDDEN, f"{type(model).__name__} does not pool a text into one vector; leave it out")
+        refuse(WORDS_FLAG, HIDDEN, f"{type(model).__name__} does not turn a text into one vector; leave it out")
     return seen[0].float()
 
 
@@ -187,7 +187,7 @@ def _prototypes(states_CD: Tensor, words: Sequence[str]) -> Tensor:
     """The states, scaled so that a description's own logit is above the others' mean by `_MARGIN` on average."""
     centred_CD = _centred(states_CD)
     if not centred_CD.norm() > _LEAST_SPREAD * states_CD.norm():
-        refuse(WORDS_FLAG, in_words(words), "this model does not tell them apart; give other descriptions")
+        refuse(WORDS_FLAG, in_words(words), "the model can hardly tell them apart; give other descriptions")
     above = centred_CD.square().sum(1).mean() * len(words) / (len(words) - 1)
     return states_CD * (_MARGIN / above)
 

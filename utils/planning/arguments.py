@@ -1,4 +1,4 @@
-"""Flags of the planner: the data, the model, the time, the privacy, and how fast the machine is."""
+"""Flags of the planner: the data, the model, the time, the privacy, and the machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from utils.models.known_devices import KNOWN, Device, find_device
 
 @dataclass
 class PlannerArguments:
-    """What there is, and what is asked for."""
+    """What you have (rows, model, time, machine), and the epsilon that you want."""
 
     _argument_group_name = "planner"
 
     num_examples: int = field(metadata={"help": "number of training rows"})
-    tokens_per_example: float = field(metadata={"help": "average number of tokens of a row"})
+    tokens_per_example: float = field(metadata={"help": "average number of tokens per row"})
     model_name_or_path: str = field(
         metadata={
             "help": "the model: a folder, a hub name or a GGUF file; a config.json alone is enough",
@@ -35,8 +35,8 @@ class PlannerArguments:
     tokens_per_second: float | None = field(
         default=None,
         metadata={
-            "help": "measured speed of private training, over all processes (`tokens` over `seconds` in a run's "
-            "diagnostics.jsonl); default: estimated for --for_device"
+            "help": "speed of private training that you measured, over all processes: `tokens` divided by `seconds` "
+            "in a run's diagnostics.jsonl; default: estimated for --for_device"
         },
     )
     for_device: str | None = field(
@@ -47,7 +47,7 @@ class PlannerArguments:
         },
     )
     for_devices: int | None = field(
-        default=None, metadata={"help": "how many of --for_device, one process each; default: 1"}
+        default=None, metadata={"help": "number of these devices, with one process each; default: 1"}
     )
     block_size: int | None = field(
         default=None,
@@ -60,7 +60,10 @@ class PlannerArguments:
     output_dir: str = field(default="out", metadata={"help": "folder of the run, for the printed line only"})
     plot: str | None = field(
         default=None,
-        metadata={"help": "PNG to write: noise over signal against time, for epsilon 1, 3 and 8; default: none"},
+        metadata={
+            "help": "PNG file to write: noise relative to the signal, by hours of training, for epsilon 1, 3 and 8; "
+            "default: none"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -74,7 +77,7 @@ class PlannerArguments:
         if self.for_devices is not None:
             require_count("--for_devices", self.for_devices)
             if self.for_device is None:
-                refuse("--for_devices", self.for_devices, "says how many, and --for_device says which; give that too")
+                refuse("--for_devices", self.for_devices, "needs --for_device, which names the device; give that too")
         self._check_speed()
 
     def _check_speed(self) -> None:
@@ -82,7 +85,7 @@ class PlannerArguments:
         if self.tokens_per_second is not None:
             require_positive("--tokens_per_second", self.tokens_per_second)
         elif device is None:
-            told = "the time of a step depends on it; give the measured speed, or --for_device for an estimate"
+            told = "the speed is needed; give what you measured, or --for_device for an estimate"
             refuse("--tokens_per_second", None, told)
         elif device.peak is None:
             refuse("--for_device", self.for_device, "its speed is not known; give --tokens_per_second too")

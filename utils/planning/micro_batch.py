@@ -1,4 +1,4 @@
-"""The rows of one forward pass, and what else makes a training fit the memory of its devices."""
+"""How many rows one forward pass takes, and what else makes a training fit the memory of its devices."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MicroBatch:
 
 
 def largest_micro_batch(needs_with: NeedsWith | None, like: MemorySettings, target: Target) -> MicroBatch:
-    """The most rows that fit: rather without recomputing activations and without sharding, which take time.
+    """The most rows that fit, if possible without recomputing activations and without sharding, which take time.
 
     Args:
         needs_with: the memory of the model; None if it is not estimated. Then, and if the memory of the device is

@@ -1,4 +1,4 @@
-"""Puts a proposal together: what fits the memory, what the time allows, and what the rule expects the most of."""
+"""Makes a proposal: settings that fit the memory and the time, and that are best by the rule."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _block_size(given: PlannerArguments, model: Any) -> int:
     size = given.block_size or (size if context is None else min(size, context))
     require_context(model, size)
     if given.tokens_per_example > size:
-        remedy = f"rows are cut to --block_size {size}, so the average is at most that; give the average of cut rows"
+        remedy = f"rows are cut to --block_size {size}, so the average is at most that; give the average after cutting"
         refuse("--tokens_per_example", given.tokens_per_example, remedy)
     return size
 

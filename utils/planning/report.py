@@ -1,4 +1,4 @@
-"""What the planner prints: the proposal, what it was compared with, whether the data suffice, the line that trains."""
+"""What the planner prints: the proposal, the alternatives, whether there are enough data, and the command line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from utils.planning.search import ENOUGH, Limits, examples_needed, kept, quietes
 from utils.training.plan import describe_model
 
 _ROWS = 8
-_SOONER = "twice as long would be worse, by the rule: more steps need more noise for the same epsilon"
+_SOONER = "training for twice as long would be worse, by the rule: more steps need more noise for the same epsilon"
 _INDENT = " " * 23
 
 
 def describe(proposal: Proposal, rule: Rule, given: PlannerArguments) -> list[str]:
-    """Everything, as printed lines; the last one trains.
+    """Everything, as printed lines; the last one is the command line that trains.
 
     Args:
         proposal: the proposal.
@@ -58,15 +58,15 @@ def _settings(proposal: Proposal, hours: float) -> list[str]:
 
 
 def _expectation(proposal: Proposal, rule: Rule, target_epsilon: float) -> Iterator[str]:
-    """What the rule expects, on what it was fitted, and whether the data suffice."""
+    """What the rule expects, what it was fitted on, and whether there are enough data."""
     config = proposal.chosen
     ratio, share = noise_batch_ratio(config), kept(config, rule)
     whole = noise_over_signal(config, proposal.trained)
-    yield f"noise over batch       {ratio:.2g}; over all steps, noise over signal {whole:.2g}"
-    yield f"expectation            {share:.0%} of what these steps gain without noise, by the rule"
+    yield f"noise over batch       {ratio:.2g}; noise over signal of all steps {whole:.2g}"
+    yield f"expectation            {share:.0%} of the gain that these steps would bring without noise, by the rule"
     yield f"rule                   {rule.in_words}"
     if outside := rule.outside(config.steps, ratio, config.noise_bands):
-        yield f"{_INDENT}a guess here, outside that range: {' and '.join(outside)}"
+        yield f"{_INDENT}only a guess for this run, which is outside that range: {' and '.join(outside)}"
     if share < ENOUGH:
         needed = examples_needed(config, rule, target_epsilon)
         many = "no number of rows" if needed is None else f"about {_two(needed)} rows"
@@ -79,7 +79,7 @@ def _two(number: int) -> str:
 
 
 def _table(proposal: Proposal, rule: Rule, target_epsilon: float) -> list[str]:
-    """The options around the chosen one, with what other epsilons keep."""
+    """The options around the chosen one, and which share of the gain other epsilons keep."""
     limits = proposal.limits
     epsilons = sorted({*USUAL_EPSILONS, target_epsilon})
     names = [f"eps {rounded_up(one, trim=True)}" for one in epsilons]
@@ -92,10 +92,10 @@ def _table(proposal: Proposal, rule: Rule, target_epsilon: float) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     rows = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in grid]
     target = f"epsilon {rounded_up(target_epsilon, trim=True)}"
-    title = f"noise multiplier (up to 5% too large), noise over batch and the fitted model's loss at {target};"
+    title = f"for each batch at {target}: noise multiplier (up to 5% too large), noise over batch,"
     return [
         f"compared               {title}",
-        f"{_INDENT}under each epsilon, the share of the gain without noise that it keeps, by the rule",
+        f"{_INDENT}the fitted model's loss, and the share of the noise-free gain that each epsilon keeps, by the rule",
         *(f"  {row}" for row in rows),
     ]
 

@@ -2,10 +2,11 @@
 
     loss = start - kept (start - floor - learn T^-alpha),    kept = 1 / (1 + (noise r T^beta)^gamma)
 
-T is the number of steps, and r the noise over the batch (`dptune.run.plan.noise_batch_ratio`). The steps gain what the
-bracket says, and the noise leaves a share of it: all without noise, nothing with much. The learning rate that was best
-is log-linear in r, T and the number of noise bands. `benchmarks/fit_planner.py` fits the rule and writes
-`rule.json`, which says on what it was fitted. Outside that range, and for other models, the rule is a guess.
+T is the number of steps, and r the noise over the batch (`dptune.run.plan.noise_batch_ratio`). The bracket is how much
+T steps lower the loss without noise. `kept` is the share of it that is left with noise: 1 without noise, near 0 with
+much noise. The logarithm of the best learning rate is linear in those of r, T and the number of noise bands.
+`benchmarks/fit_planner.py` fits the rule and writes `rule.json`, which says what it was fitted on. Outside that range,
+and for other models, the rule is a guess.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Rule:
         return self.start - self.kept(steps, ratio) * max(0.0, gain)
 
     def kept(self, steps: float, ratio: float) -> float:
-        """The share that noise leaves of what so many steps gain without it."""
+        """The share of these steps' gain without noise that is left with noise `ratio` over the batch."""
         return float(1 / (1 + (self.noise * ratio * steps**self.beta) ** self.gamma))
 
     def ratio_that_keeps(self, share: float, steps: float) -> float:

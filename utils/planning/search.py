@@ -1,8 +1,8 @@
 """Compares batches for a computing budget: how many steps the time allows, their noise, and what the rule expects.
 
-For each batch the noise is that of the number of noise bands with the least noise in sums over steps. The accounting
-is rough here: it states up to 5% more noise than a run needs. Results are kept, since a table and a plot ask for the
-same ones.
+For each batch it tries several numbers of noise bands, and takes the one with the least noise in sums over steps. The
+accounting is rough here: it states up to 5% more noise than a run needs. Results are cached, because the table and the
+plot ask for the same ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from utils.planning.rule import Rule
 from utils.planning.speed import Speed
 
 _MOST_BANDS = 8  # with more, a step's own noise grows, and the noise in sums hardly falls
-_WORTH = 0.95  # noise that is only rough, and a step's own noise that grows, are worth no less than this
+_WORTH = 0.95  # more bands must lower the noise by 5%: it is only roughly known, and each step's own noise grows
 ENOUGH = 0.5  # share of the gain without noise; with less, there are too few data for the epsilon
 
 
@@ -36,7 +36,7 @@ class Limits:
         seconds: how long the training may take.
         speed: how fast it goes.
         processes: a batch is a multiple of it.
-        most_steps: the number of steps above which nothing is known.
+        most_steps: the largest number of steps to propose, because the rule knows nothing of longer runs.
     """
 
     num_examples: int
@@ -69,7 +69,9 @@ class Limits:
         found = [one for power in range(largest + 1) if self.steps(one := self.processes << power)]
         if not found:
             took = self.speed.seconds(self.processes, self.tokens_per_example) / 3600
-            refuse("hours", f"{self.seconds / 3600:g}", f"one step takes {took:.2g}; give more time or more devices")
+            refuse(
+                "hours", f"{self.seconds / 3600:g}", f"one step takes {took:.2g} hours; give more time or more devices"
+            )
         while len(found) > 1 and self.steps(found[1]) == self.most_steps:
             del found[0]
         return found
@@ -116,14 +118,14 @@ def _with_bands(limits: Limits, batch: int, steps: int, bands: int, target_epsil
 
 
 def candidates(limits: Limits, target_epsilon: float) -> list[PrivacyConfig]:
-    """A mechanism for each batch, the smallest batch first; those that no useful noise suits are left out.
+    """A mechanism for each batch, the smallest batch first. Batches that need too much noise are left out.
 
     Raises:
         InvalidArgument: see `Limits.batches`; or no useful noise reaches the target with any batch.
     """
     found = [quietest(limits, batch, target_epsilon) for batch in limits.batches()]
     if not any(found):
-        remedy = "no useful noise reaches it with any batch that the time allows; give one from about 0.1 to 10"
+        remedy = "no batch reaches it in that time with a useful amount of noise; give one from about 0.1 to 10"
         refuse("target_epsilon", target_epsilon, remedy)
     return [one for one in found if one is not None]
 
@@ -134,10 +136,10 @@ def best(options: Sequence[PrivacyConfig], rule: Rule) -> PrivacyConfig:
 
 
 def search(limits: Limits, target_epsilon: float, rule: Rule) -> tuple[Limits, list[PrivacyConfig]]:
-    """(the limits, with less time if the rule expects less of more; the `candidates` for them).
+    """(the limits, with less time if a shorter run is better by the rule; the `candidates` for them).
 
-    At a fixed epsilon more steps need more noise, so the best training may end before the time does. The time is halved
-    as long as the best batch has a smaller loss then.
+    At a fixed epsilon more steps need more noise, so the best run may be shorter than the time allows. The time is
+    halved as long as that lowers the loss of the best batch.
     """
     options = candidates(limits, target_epsilon)
     chosen = best(options, rule)

@@ -1,4 +1,4 @@
-"""The settings of a proposal that neither the accounting nor the memory decides: rank and learning rate."""
+"""The settings of a proposal that depend neither on the accounting nor on the memory: rank and learning rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIP_NORM = 1.0  # AdamW divides by the gradient's size, and so by the clip norm
 WARMUP = 0.1  # share of the steps, as in the runs that the rule was fitted on
 RANK, LEAST_RANK = 16, 4
 _LOUD = 1.0  # noise over signal of a whole run, above which fewer parameters are trained
-_NEAR = 10  # the rule's rates are taken for models of up to so many times the fitted parameters
+_NEAR = 10  # the rule's learning rates are used for models up to 10 times larger or smaller than the fitted one
 
 
 def with_rank(lora: LoraArguments, named: Collection[str], rank: int = RANK) -> LoraArguments:
@@ -44,7 +44,7 @@ def choose_rank(config: PrivacyConfig, trained: int) -> int:
 
 
 def choose_rate(rule: Rule, config: PrivacyConfig, parameters: int, width: int, *, whole: bool) -> tuple[float, str]:
-    """The learning rate, two figures, and where it comes from.
+    """The learning rate, rounded to two digits, and where it comes from.
 
     Args:
         rule: tells the rate of models like the fitted one.

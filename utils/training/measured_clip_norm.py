@@ -1,12 +1,14 @@
-"""A clip norm that is measured before training and tells nothing about the data: `--clip_norm auto`.
+"""A clip norm that is measured before training, without reading the data: `--clip_norm auto`.
 
-Its right scale differs a hundredfold between models, and between adapters and whole models. Random tokens would do for
-a classifier. For a language model they are unlike any text, and their gradients are far too large. So the model itself
-writes a few texts, and C is just above the typical gradient norm of these. Nothing but the model and constants enters
-it: neither rows nor their number nor `--seed`'s draws of rows.
+The right clip norm C differs by a factor of 100 between models, and between adapters and whole models. So it is
+measured on a few texts that the model itself writes: C is just above their typical gradient norm. Random tokens are
+good enough for a classifier. For a language model they are unlike any text, and their gradients are far too large.
 
-All ranks make the same passes, also with sharded weights, and go on with the main process's number. Adapters start with
-B = 0, so what is measured of them is the gradient of B: that of A is zero until B has moved.
+C depends on the model and on constants alone. The training rows, their number and `--seed` do not change it, so it
+reveals nothing about the data.
+
+All ranks make the same passes, also with sharded weights, and continue with the main process's C. Adapters start with
+B = 0, and the gradient of A is zero until B has moved. So for adapters the gradient of B is measured.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROWS, _TOKENS = 16, 64
-_SEED = 0  # not the user's, so that only the model decides
+_SEED = 0  # not --seed, so that only the model decides
 
 
 def clip_norm_of_own_texts(
@@ -92,7 +94,7 @@ def gradient_norms(
 ) -> list[float]:
     """The norm of each row's gradient, as a private step measures it, without dropout. Nothing is released.
 
-    One row at a time: what a row takes is then far below what a step takes.
+    It takes one row at a time, which needs far less memory than a step.
     """
     device, norms = compute_device(model), []
     with in_mode(model, training=False), PerExampleGradients(model) as recorder:
@@ -112,8 +114,8 @@ def typical(norms: Sequence[float]) -> float:
 def just_above(norm: float, *, given: str | None) -> float:
     """A clip norm just above a typical gradient norm.
 
-    With a far smaller one every gradient is clipped to the same length, and the model learns mostly what all examples
-    have in common. The noise grows with the clip norm, so it is not set by the largest gradients.
+    With a far smaller one, every gradient is clipped to the same length, and the model learns mostly what all examples
+    have in common. With a far larger one there is more noise, because the noise grows with the clip norm.
 
     Args:
         norm: the typical norm, above 0.
@@ -126,7 +128,7 @@ def just_above(norm: float, *, given: str | None) -> float:
         InvalidArgument: the norm is zero or not finite.
     """
     if not (norm > 0 and math.isfinite(norm)):
-        refuse("--clip_norm", given, f"must be given, not measured: gradients at the start have norm {norm}")
+        refuse("--clip_norm", given, f"cannot be measured: gradients at the start have norm {norm}; give a number")
     rounded = float(f"{norm:.1e}")
     if rounded < norm:
         rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(norm)) - 1):.1e}")

@@ -1,4 +1,4 @@
-"""Flags of training: several views of an example, and what tells them apart."""
+"""Flags of training: several views of an example, and the token dropout that makes them differ."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dptune._validate import refuse, require_count
 
 @dataclass
 class ViewArguments:
-    """Several views of each example, whose gradients are averaged before they are clipped. Epsilon stays the same."""
+    """Several randomly changed copies of each example. Their average gradient is clipped, so epsilon stays the same."""
 
     _argument_group_name = "views"
 
     views: int = field(
         default=1,
         metadata={
-            "help": "views of each example per step, each under other dropout: the mean of their gradients is clipped "
-            "once, so epsilon stays the same; takes so many times the computing (default 1)"
+            "help": "number of copies of each example per step, each with its own random dropout; their gradients are "
+            "averaged, and the average is clipped, so epsilon stays the same. k views take k times the computing"
         },
     )
     token_dropout: float = field(
         default=0.0,
         metadata={
-            "help": "probability with which training replaces each token of the input, by the tokenizer's mask token "
-            "if it has one, or else by a random token; labels, special tokens and padding stay (default 0)"
+            "help": "probability of replacing each input token in training: with the tokenizer's mask token, or with "
+            "a random token if it has none. Labels, special tokens and padding stay as they are"
         },
     )
 

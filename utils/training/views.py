@@ -1,11 +1,11 @@
-"""What tells the views of an example apart: dropout in the model, and token dropout in its input.
+"""What makes the views of an example differ: dropout in the model, and token dropout in its input.
 
-The views of an example are copies of its row under other random masks. The mean of their gradients is clipped once, so
-an example moves the sum by at most C, however many views it has (De et al. 2022, "Unlocking high-accuracy
-differentially private image classification through scale": augmentation multiplicity).
+The views of an example are copies of its row with different random masks. Their gradients are averaged, and the average
+is clipped. So an example moves the sum by at most C, however many views it has (De et al. 2022, "Unlocking
+high-accuracy differentially private image classification through scale": augmentation multiplicity).
 
-Token dropout draws from torch's generator, as dropout does: `dptune.randomness` gives it a secret seed in every step.
-What a row draws depends on nothing but chance, neither on the row nor on others.
+Token dropout draws from torch's generator, as dropout does. `dptune.randomness` gives the generator a secret seed in
+every step. A row's masks depend neither on the row nor on the other rows.
 
 Shapes: B rows, T tokens, V tokens of the model's vocabulary, R replacements.
 """
@@ -32,7 +32,7 @@ class TokenDropout:
     Args:
         losses: (input_ids [B, T], further inputs) -> losses [B].
         model: its mode decides.
-        probability: of each token that may be replaced, independently of all others.
+        probability: of replacing a token that may be replaced, independently of all others.
         replaceable: which tokens may be replaced, bool [V].
         replacements: the tokens of which one replaces a token, all equally likely, int64 [R].
     """
@@ -48,7 +48,7 @@ class TokenDropout:
         return self._losses(seen, *batch, **named)
 
     def _replaced(self, ids_BT: Tensor) -> Tensor:
-        """The same tokens, some of them replaced. Nothing waits for the device."""
+        """The same tokens, some of them replaced. The host does not wait for the device."""
         shape, device = ids_BT.shape, ids_BT.device
         chosen_BT = torch.rand(shape, device=device).lt(self._probability) & self._replaceable[ids_BT]
         others_BT = self._replacements[torch.randint(len(self._replacements), shape, device=device)]
@@ -60,9 +60,9 @@ def with_token_dropout(
 ) -> Losses:
     """`losses` with token dropout; unchanged with probability 0.
 
-    The mask token replaces a token where there is one, because the model knows it as a gap. Decoders have none, and
-    their unknown token is often the end token. There the replacement is drawn from the vocabulary, all tokens equally
-    likely: how often each occurs in the data is private.
+    If the tokenizer has a mask token, it is the replacement, because the model knows it as a gap. Decoders have none,
+    and their unknown token is often the end token. For them the replacement is drawn from the vocabulary. All tokens
+    are equally likely, because how often each occurs in the data is private.
 
     Args:
         losses: see `TokenDropout`.
@@ -91,7 +91,7 @@ def require_different_views(flags: ViewArguments, model: nn.Module) -> None:
         model: with what is trained, such as adapters; may be on the meta device.
 
     Raises:
-        InvalidArgument: nothing tells them apart.
+        InvalidArgument: nothing makes them differ.
     """
     if flags.views > 1 and not flags.token_dropout and not has_dropout(model):
         remedy = "the model has no dropout, so all views would be the same; give --token_dropout, such as 0.1"

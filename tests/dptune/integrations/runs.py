@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dptune.integrations.transformers import (
     PrivacyEngineCallback,
     TrainingArguments,
 )
+from dptune.ledger import LEDGER_NAME
 from tests.examples import random_examples, randomise_adapters
 from tests.private_sum import NoNoise
 from tests.reference import Example, clipped_sum, example_gradients
@@ -174,3 +176,8 @@ _TRAINERS = {
     "privacy_unit",
     "optimizers",
 }
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The ledger of a run, a dictionary per step."""
+    return [json.loads(line) for line in (folder / LEDGER_NAME).read_text().splitlines()]

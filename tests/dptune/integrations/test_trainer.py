@@ -28,6 +28,7 @@ from tests.dptune.integrations.runs import (
     dp_trainer,
     draws,
     expected_gradient,
+    lines,
     lora_llama,
     no_noise,  # noqa: F401
     plain_trainer,
@@ -35,10 +36,6 @@ from tests.dptune.integrations.runs import (
 )
 from tests.examples import random_examples
 from tests.reference import example_gradients, flat
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / LEDGER_NAME).read_text().splitlines()]
 
 
 @pytest.mark.usefixtures("no_noise")
@@ -270,17 +267,6 @@ def test_a_loss_of_the_micro_batch_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / LEDGER_NAME).exists()
 
 
-def test_rows_that_were_not_announced_are_refused(tmp_path: Path) -> None:
-    def doubled(features: list[Any]) -> Any:
-        return Collator()([feature for feature in features for _ in range(2)])
-
-    with pytest.raises(
-        InvalidArgument, match=r"^data_collator='input_ids': has \d+ rows, where \d+ are expected: say in"
-    ):
-        dp_trainer(tmp_path, data_collator=doubled).train()
-    assert not (tmp_path / LEDGER_NAME).exists() or not lines(tmp_path)
-
-
 def test_losses_of_other_rows_are_refused(tmp_path: Path) -> None:
     def doubled(model: Any, inputs: Any) -> Any:
         return DefaultLosses()(model, inputs).repeat_interleave(2 if training else 1)
@@ -375,30 +361,3 @@ def test_an_epoch_may_end_early(tmp_path: Path, workers: int) -> None:
     trainer.train()
     assert trainer.state.global_step == 6
     assert len((tmp_path / LEDGER_NAME).read_text().splitlines()) == 6
-
-
-@pytest.mark.parametrize("bf16", [True, False])
-def test_an_item_is_always_in_a_micro_batch_of_one_shape(bf16: bool, tmp_path: Path) -> None:
-    """In shapes that follow the draw, an item more would change the rounding of what the others add."""
-    settings: dict[str, Any] = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 1, "max_steps": 8}
-    trainer, shapes, filled = dp_trainer(tmp_path, bf16=bf16, **settings), dict[int, set[Any]](), False
-    step = trainer.training_step
-
-    def watch(model: Any, inputs: Any, *rest: Any) -> Any:
-        nonlocal filled
-        for batch in inputs["micro_batches"]:
-            filled |= len(batch.items) < batch.units
-            for item in batch.items:
-                padded = not batch.inputs["attention_mask"].all()
-                shapes.setdefault(int(item), set()).add((*batch.inputs["input_ids"].shape, padded))
-        return step(model, inputs, *rest)
-
-    trainer.training_step = watch  # type: ignore[method-assign]
-    trainer.train()
-    assert filled
-    assert len(shapes) == COUNT
-    assert all(len(own) == 1 for own in shapes.values())
-    assert any(rows > 1 for own in shapes.values() for rows, _, _ in own)
-    lengths = {item: len(row["input_ids"]) for item, row in enumerate(data())}
-    assert all(lengths[item] <= width for item, ((_, width, _),) in shapes.items())
-    assert len({width for ((_, width, _),) in shapes.values()}) > 1

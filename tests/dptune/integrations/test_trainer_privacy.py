@@ -16,13 +16,13 @@ from dptune import InvalidArgument, accounting
 from dptune.clipping_styles import Adaptive, Automatic, Clipping, PerLayer
 from dptune.integrations import trainer as module
 from dptune.integrations.engine import PrivacyEngine
-from dptune.ledger import LEDGER_NAME
 from dptune.mechanism import ROUNDING
 from dptune.optimizers import DPAdam
 from dptune.units.unit import ItemUnit
 from tests.dptune.integrations.runs import (
     data,
     dp_trainer,
+    lines,
     lora_llama,
     plain_trainer,
     privacy_arguments,
@@ -31,10 +31,6 @@ from tests.dptune.integrations.runs import (
 from tests.dptune.integrations.test_resume import SAVING, crash, parameters
 
 SECRET = {"insecure_test_seed": None}
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / LEDGER_NAME).read_text().splitlines()]
 
 
 def report_of(folder: Path) -> dict[str, Any]:

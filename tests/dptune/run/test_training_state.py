@@ -91,7 +91,7 @@ def test_ranks_with_shards_read_the_average_that_one_process_wrote_whole(tmp_pat
 
 def test_a_checkpoint_without_the_average_is_refused(saved: tuple[Path, dict[str, Any]]) -> None:
     model, optimizer = begun("sgd", sharded=False)
-    with pytest.raises(InvalidArgument, match="holds 0 steps, and with 9 planned steps it would hold 2"):
+    with pytest.raises(InvalidArgument, match="is over 0 steps, but with 9 planned steps it would be over 2"):
         put_back(load_checkpoint(saved[0] / "sgd" / "checkpoint-2"), model, optimizer, IterateAverage(model, EMA, 9))
 
 

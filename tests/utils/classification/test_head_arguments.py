@@ -14,9 +14,9 @@ from utils.classification.head_arguments import WORDS_OF_TASK, HeadArguments
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"label_words": ["bad", " "]}, "--label_words='bad,  ': one of them is empty"),
-        ({"label_words": ["bad", " bad"]}, "--label_words='bad,  bad': two classes have the same"),
-        ({"prompt_suffix": " "}, "--prompt_suffix=' ': give some words"),
+        ({"label_words": ["bad", " "]}, "--label_words='bad,  ': one of the words is empty"),
+        ({"label_words": ["bad", " bad"]}, "--label_words='bad,  bad': two classes have the same word"),
+        ({"prompt_suffix": " "}, "--prompt_suffix=' ': holds only white space"),
     ],
 )
 def test_words_that_say_nothing_are_refused(given: dict[str, Any], told: str) -> None:
@@ -32,7 +32,9 @@ def test_auto_stands_for_the_words_of_the_task_and_the_model() -> None:
     assert mine.of_task("sst2", decoder=True) == HeadArguments(["negative", "positive"], " All in all:")
     own = HeadArguments(["bad", "good"])
     assert own.of_task("anything", decoder=False) == own
-    with pytest.raises(InvalidArgument, match=r"^--label_words='auto': no words are known for mine and an encoder"):
+    with pytest.raises(
+        InvalidArgument, match=r"^--label_words='auto': there are no built-in words for mine with an encoder"
+    ):
         auto.of_task("mine", decoder=False)
 
 
@@ -46,13 +48,13 @@ def test_the_known_words_are_one_for_each_class() -> None:
 
 
 def test_an_encoder_takes_no_suffix() -> None:
-    with pytest.raises(InvalidArgument, match=r"^--prompt_suffix=' It was': is for decoders"):
+    with pytest.raises(InvalidArgument, match=r"^--prompt_suffix=' It was': works only with decoders"):
         HeadArguments(None, " It was").of_task("sst2", decoder=False)
 
 
 def test_another_number_of_words_than_classes_is_refused() -> None:
     HeadArguments(["bad", "good"]).require_one_each(("negative", "positive"), "sst2")
     HeadArguments(None, " It was").require_one_each(("negative", "positive"), "sst2")
-    told = r"^--label_words='bad, so, good': there are 3, but sst2 has 2 classes: negative, positive; give one for each"
+    told = r"^--label_words='bad, so, good': there are 3 words, but sst2 has 2 classes: negative, positive; give one"
     with pytest.raises(InvalidArgument, match=told):
         HeadArguments(["bad", "so", "good"]).require_one_each(("negative", "positive"), "sst2")

@@ -164,7 +164,7 @@ def test_a_mode_keeps_the_start(mode: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("bad", "very good", "good"), "--label_words='very good': is 2 tokens of this model; give a word that is one"),
+        (("bad", "very good", "good"), "--label_words='very good': is 2 tokens for this model; give a word that is a"),
         (("bad", "tremendous", "good"), "--label_words='tremendous': is not in this model's vocabulary"),
         (("bad", "good ", "good"), "--label_words='good': is the same token as good ; give each class its own"),
     ],
@@ -197,7 +197,7 @@ def test_a_suffix_that_a_tokenizer_cannot_put_last_is_refused() -> None:
 def test_descriptions_that_the_model_does_not_tell_apart_are_refused(tmp_path: Path) -> None:
     """Three words that it does not know are three times the same text."""
     model, tokenizer = load(folder := save_bert(tmp_path))
-    with pytest.raises(InvalidArgument, match=r"^--label_words='x, y, z': this model does not tell them apart"):
+    with pytest.raises(InvalidArgument, match=r"^--label_words='x, y, z': the model can hardly tell them apart"):
         start_head(model, ("x", "y", "z"), tokenizer, suffix=None, name=str(folder))
 
 

@@ -23,7 +23,7 @@ RIGHT: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"tokens_per_second": None}, "--tokens_per_second=None: the time of a step depends on it; give the measured"),
+        ({"tokens_per_second": None}, "--tokens_per_second=None: the speed is needed; give what you measured"),
         ({"num_examples": 1}, "--num_examples=1: give a whole number of at least 2"),
         ({"tokens_per_example": 0.0}, "--tokens_per_example=0.0: give a finite number above 0"),
         ({"hours": -1.0}, "--hours=-1.0: give a finite"),
@@ -31,7 +31,7 @@ RIGHT: dict[str, Any] = {
         ({"tokens_per_second": 0.0}, "--tokens_per_second=0.0: give a finite"),
         ({"delta": 0.01}, "--delta=0.01: must be below 1/num_examples"),
         ({"block_size": 0}, "--block_size=0: give a whole"),
-        ({"for_devices": 2}, "--for_devices=2: says how many, and --for_device says which; give that too"),
+        ({"for_devices": 2}, "--for_devices=2: needs --for_device, which names the device; give that too"),
         ({"for_device": "H100", "for_devices": 0}, "--for_devices=0: give a whole"),
         ({"for_device": "card"}, "--for_device='card': give one of A100 40GB"),
         (

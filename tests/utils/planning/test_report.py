@@ -67,7 +67,7 @@ def test_the_plan_the_time_and_the_memory_are_told(proposal: Proposal, given: Pl
 
 
 def test_a_run_that_ends_early_says_why(proposal: Proposal, given: PlannerArguments) -> None:
-    why = "twice as long would be worse, by the rule"
+    why = "training for twice as long would be worse, by the rule"
     assert why not in printed(proposal, given)
     assert " of 0.4 hours: " in printed(proposal, replace(given, hours=0.4))
     assert why in printed(proposal, replace(given, hours=0.4))
@@ -84,9 +84,9 @@ def test_noise_in_which_nothing_can_be_learned_is_told(proposal: Proposal, given
 def test_the_rule_and_its_range_are_told(proposal: Proposal, given: PlannerArguments) -> None:
     ratio = noise_batch_ratio(proposal.chosen)
     wide = replace(RULE, steps=(1, 10**6), ratios=(1e-6, 10.0), bands=64)
-    assert "a guess here" not in printed(proposal, given, wide)
+    assert "only a guess" not in printed(proposal, given, wide)
     text = printed(proposal, given, replace(wide, steps=(1, 2), ratios=(10.0, 20.0)))
-    assert f"a guess here, outside that range: {proposal.chosen.steps:,} steps and noise over batch {ratio:.2g}" in text
+    assert f"outside that range: {proposal.chosen.steps:,} steps and noise over batch {ratio:.2g}" in text
     assert "fitted on made-up runs: 1 to 2 steps, noise over batch 10 to 20, up to 64 noise bands" in text
 
 

@@ -38,7 +38,7 @@ def test_batches_that_leave_time_over_are_left_out_but_for_the_largest() -> None
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"seconds": 0.36}, r"^hours='0.0001': one step takes 0.00015; give more time or more devices"),
+        ({"seconds": 0.36}, r"^hours='0.0001': one step takes 0.00015 hours; give more time or more devices"),
         ({"processes": 2_001}, r"^num_examples=2000: give at least one for each of the 2001 processes"),
     ],
 )
@@ -108,7 +108,7 @@ def test_the_time_is_halved_while_that_is_better() -> None:
 
 def test_an_epsilon_that_nothing_reaches_is_refused() -> None:
     limits = replace(LIMITS, num_examples=40, seconds=50.0)
-    with pytest.raises(InvalidArgument, match=r"^target_epsilon=1e-06: no useful noise reaches it with any batch"):
+    with pytest.raises(InvalidArgument, match=r"^target_epsilon=1e-06: no batch reaches it in that time"):
         candidates(limits, 1e-6)
     assert kept(quietest(limits, 8, 1e-6), RULE) == 0
 

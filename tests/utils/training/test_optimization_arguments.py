@@ -33,7 +33,7 @@ from utils.training.optimizers import UpdateSettings
         ({"warmup_ratio": 0.1, "num_warmup_steps": 3}, "--warmup_ratio=0.1: --num_warmup_steps is 3; give only one"),
         ({"ema": 1.0}, "--ema=1.0: give a decay above 0 and below 1"),
         ({"average_last": 0.0}, "--average_last=0.0: give a share of all steps"),
-        ({"ema": 0.9, "average_last": 0.5}, "--average_last=0.5: the average is exponential"),
+        ({"ema": 0.9, "average_last": 0.5}, "--average_last=0.5: ema 0.9 already asks for an exponential"),
         ({"max_grad_norm": -1.0}, "--max_grad_norm=-1.0: give a number above 0, or 0"),
     ],
 )
