@@ -39,7 +39,8 @@ from dptune.per_example.quantized import require_separate_rounding
 from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.run.identity import num_trained
 from dptune.run.lock import FolderLock
-from dptune.run.plan import RunPlan, describe_noise, describe_plan
+from dptune.run.plan import RunPlan
+from dptune.run.plan_lines import describe_noise, describe_plan
 from dptune.run.session import PrivateRun
 from dptune.step import PrivateStep
 from dptune.units.unit import Unit

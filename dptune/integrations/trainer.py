@@ -57,7 +57,8 @@ from dptune.pass_overhead import pass_overhead
 from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.run.identity import num_trained
 from dptune.run.lock import FolderLock
-from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan, describe_register
+from dptune.run.plan import RunPlan
+from dptune.run.plan_lines import describe_needed_data, describe_noise, describe_plan, describe_register
 from dptune.run.session import PrivateRun
 from dptune.shapes import Shapes
 from dptune.sharding import reshard

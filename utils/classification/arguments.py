@@ -12,7 +12,7 @@ from dptune._aliases import aliases
 from dptune._validate import refuse, renamed, require_count, require_delta, require_positive
 from dptune.averaging import Averaging
 from dptune.published import published_model
-from dptune.run.plan import AUTO, PrivacySettings, noise_bands_of
+from dptune.run.settings import AUTO, PrivacySettings, noise_bands_of
 from utils.classification.head_arguments import HeadArguments
 from utils.classification.mode_defaults import MODES, default_head_learning_rate, default_learning_rate, virtual_tokens
 from utils.cli.flags import refuse_unread

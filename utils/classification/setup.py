@@ -24,7 +24,8 @@ from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import mechanism_identity, model_identity, num_trained, weights_fingerprint
-from dptune.run.plan import RunPlan, describe_noise, make_plan
+from dptune.run.plan import RunPlan, make_plan
+from dptune.run.plan_lines import describe_noise
 from dptune.shapes import Shapes
 from dptune.units.unit import PrivacyUnit
 from utils.classification.arguments import ON_RESUME, Settings

@@ -2,9 +2,9 @@
 
     loss = start - kept (start - floor - learn T^-alpha),    kept = 1 / (1 + (noise r T^beta)^gamma)
 
-T is the number of steps, and r the noise over the batch (`dptune.run.plan.noise_batch_ratio`). The steps gain what the
-bracket says, and the noise leaves a share of it: all without noise, nothing with much. The learning rate that was best
-is log-linear in r, T and the number of noise bands. `benchmarks/fit_planner.py` fits the rule and writes
+T is the number of steps, and r the noise over the batch (`dptune.run.noise_ratios.noise_batch_ratio`). The steps gain
+what the bracket says, and the noise leaves a share of it: all without noise, nothing with much. The learning rate that
+was best is log-linear in r, T and the number of noise bands. `benchmarks/fit_planner.py` fits the rule and writes
 `rule.json`, which says on what it was fitted. Outside that range, and for other models, the rule is a guess.
 """
 

@@ -28,7 +28,8 @@ from dptune.report.prior import PriorRelease
 from dptune.report.recipe import command_line
 from dptune.run.identity import mechanism_identity, model_identity, num_trained
 from dptune.run.lock import LOCK_NAME
-from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_register
+from dptune.run.plan import RunPlan
+from dptune.run.plan_lines import describe_needed_data, describe_noise, describe_register
 from dptune.shapes import Shapes
 from dptune.sharding import are_sharded, is_sharded
 from utils.cli.flags import public_config

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dptune._validate import refuse
 from dptune.averaging import describe_averaging
 from dptune.clipping import layers_of
-from dptune.run.plan import RunPlan, describe_needed_data, describe_register
+from dptune.run.plan import RunPlan
+from dptune.run.plan_lines import describe_needed_data, describe_register
 from utils.cli.launch import ranks_of
 from utils.data.count_rows import count_sampled
 from utils.models.loading import is_configuration

@@ -23,8 +23,9 @@ from dptune.audit.training import Canaries, audit_training, read_canaries
 from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, PerLayer
 from dptune.lora import trainable_parameters
 from dptune.report.check import check_publishable
-from dptune.run.plan import PrivacySettings, make_plan
+from dptune.run.plan import make_plan
 from dptune.run.session import PrivateRun
+from dptune.run.settings import PrivacySettings
 from dptune.shapes import Shapes
 from dptune.step import PrivateStep
 from dptune.units.unit import group_by_author
