@@ -23,7 +23,7 @@ from utils.planning.rule import Rule
 from utils.planning.search import Limits, best, search
 from utils.planning.settings import CLIP_NORM, WARMUP, choose_rank, choose_rate, with_rank
 from utils.planning.speed import Speed, estimated_speed, measured_speed
-from utils.training.causal_lm import memory_settings
+from utils.training.causal_lm.skeleton import memory_settings
 from utils.training.lora_arguments import LoraArguments
 from utils.training.plan import needs_of, plan_run
 from utils.training.target import Target, target_without_launch

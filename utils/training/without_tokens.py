@@ -15,7 +15,7 @@ from utils.cli.launch import ranks_of
 from utils.data.count_rows import count_sampled
 from utils.models.loading import is_configuration
 from utils.training.arguments import Groups
-from utils.training.causal_lm import describe_memory_of, prepared_skeleton
+from utils.training.causal_lm.skeleton import describe_memory_of, prepared_skeleton
 from utils.training.initial_adapter import describe_start, initial_releases
 from utils.training.plan import describe_clipping, describe_run, plan_run
 from utils.training.run import RunFolder
