@@ -27,11 +27,11 @@ from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.averaging import describe_averaging
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.devices import can_pin, computes_apart
-from dptune.integrations.arguments import averaging_of, updates_identity
+from dptune.integrations.arguments import averaging_of_trainer, updates_identity
 from dptune.integrations.checks import refuse_unsafe_arguments, refuse_unsafe_shards
 from dptune.integrations.draws import (
     Collator,
-    Cut,
+    Cutter,
     DrawSampler,
     Examples,
     LeastBatches,
@@ -138,7 +138,7 @@ class DPTrainer(ShardedTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.mixed_precision == "fp16":
             refuse("accelerate", self.accelerator.distributed_type.value, "no FSDP, DeepSpeed or fp16: use torchrun")
         refuse_unsafe_shards(self.model, args)
-        self._averaging = averaging_of(args)
+        self._averaging = averaging_of_trainer(args)
         self._updates = updates_identity(self.args, self.optimizer)
         self._card = with_recipe(card, args, privacy_args)
         self.add_callback(_RunCallback(self))
@@ -322,7 +322,7 @@ class DPTrainer(ShardedTrainer):
         """A micro-batch that holds no item of a draw."""
         return self._cut().empty(int(self._rows_per_unit.min()), self.train_dataset)
 
-    def _cut(self) -> Cut:
+    def _cut(self) -> Cutter:
         """Cuts items into micro-batches: of fixed shapes with privacy, and as few as fit without."""
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
         at_once = self.args.per_device_train_batch_size
