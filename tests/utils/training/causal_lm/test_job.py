@@ -14,7 +14,7 @@ from utils.training.causal_lm.job import with_clip_norm
 
 
 def test_a_clip_norm_that_was_open_is_the_only_flag_that_changes(job: Any) -> None:
-    groups = job(clip_norm=None).groups
+    groups = job(clip_norm="auto").groups
     closed = with_clip_norm(groups, 0.25)
     assert (groups.privacy.clip_norm_is_open, closed.privacy.clip_norm_is_open) == (True, False)
     assert closed == groups._replace(privacy=replace(groups.privacy, clip_norm=0.25))
