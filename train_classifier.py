@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
     """Load and plan all tasks, then train. So a mistake in the last task is found before the first one is trained."""
     from dptune.averaging import describe_averaging
-    from dptune.run.plan import describe_needed_data, describe_plan, describe_register
+    from dptune.run.plan_lines import describe_needed_data, describe_plan, describe_register
     from utils.classification.data import load_tasks
     from utils.classification.files import load_classifier_tokenizer
     from utils.classification.plan import describe_passes, describe_setup, plan_task

@@ -24,7 +24,7 @@ from utils.training.arguments import TRAINING_FLAGS, Groups
 
 if TYPE_CHECKING:  # for types only: --help does not wait for torch and transformers
     from utils.generation.samples import TrainingSamples
-    from utils.training.causal_lm import CausalLMJob
+    from utils.training.causal_lm.job import CausalLMJob
 
 
 @exit_on_invalid_argument(*GROUPS, flags=TRAINING_FLAGS)
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups.refuse_unread(given_fields(argv, GROUPS))
     # Imported here, so that --help and a mistyped flag do not wait for torch and transformers.
     from utils.cli.launch import make_accelerator
-    from utils.training.causal_lm import plan_job
+    from utils.training.causal_lm.plan import plan_job
+    from utils.training.causal_lm.run import run_job
     from utils.training.run import open_folder
     from utils.training.without_tokens import lacks_tokens, plan_without_tokens
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             job = plan_job(groups, folder)
             samples = samples_of(job)
             if not groups.output.dry_run:
-                job.run(after_step=samples)
+                run_job(job, after_step=samples)
     accelerator.end_training()
 
 

@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.tables import machine, markdown, publish
 from dptune.accounting.rounding import rounded_up
-from dptune.run.plan import PrivacySettings, make_plan
+from dptune.run.plan import make_plan
+from dptune.run.settings import PrivacySettings
 
 EPSILONS = (1.0, 2.0, 4.0, 8.0)
 BANDS = (1, 2, 4, 8, 16)

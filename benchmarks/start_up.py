@@ -24,13 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # Module and function -> the part that its time counts to. A part inside another one is taken out of that one.
 _PARTS = {
     "utils.cli.launch.make_accelerator": "accelerator",
-    "utils.training.causal_lm.load_skeleton": "skeleton of the model",
-    "utils.training.causal_lm.load_tokenizer": "tokenizer",
-    "utils.training.causal_lm.load_training_data": "reading and tokenising rows",
-    "utils.training.causal_lm.plan_run": "plan (noise for epsilon)",
-    "utils.training.causal_lm.load_model": "loading weights",
-    "utils.training.causal_lm.prepare_trainable": "adapters",
-    "utils.training.causal_lm.check_rules": "checks on random rows",
+    "utils.training.causal_lm.skeleton.load_skeleton": "skeleton of the model",
+    "utils.training.causal_lm.plan.load_tokenizer": "tokenizer",
+    "utils.training.causal_lm.data.load_training_data": "reading and tokenising rows",
+    "utils.training.causal_lm.plan.plan_run": "plan (noise for epsilon)",
+    "utils.training.causal_lm.load.load_model": "loading weights",
+    "utils.training.causal_lm.skeleton.prepare_trainable": "adapters",
+    "utils.training.causal_lm.load.prepare_trainable": "adapters",
+    "utils.training.causal_lm.load.check_rules": "checks on random rows",
 }
 _IMPORTS, _REST, _WHOLE = "imports", "the rest", "launch to first step"
 _MEASURED = "DPTUNE_START_UP"  # marks the line of the result
@@ -92,7 +93,8 @@ def _launch(root: Path, args: argparse.Namespace, rows: Path, output: Path) -> d
 def measure(given: list[str]) -> None:
     """In the fresh process: run train_clm.py up to its first step, and print the seconds of each part."""
     import utils.cli.launch
-    import utils.training.causal_lm  # noqa: F401  the programs import these two
+    import utils.training.causal_lm.plan
+    import utils.training.causal_lm.run  # noqa: F401  the programs import these
     from utils.training.loop import TrainingLoop
     from utils.training.run import open_folder  # noqa: F401  the programs import it
 

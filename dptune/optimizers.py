@@ -10,8 +10,46 @@ from torch import Tensor, nn
 
 from dptune._validate import refuse, require_positive
 
+_Params = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # as torch takes them
 
-class DPAdam(torch.optim.Optimizer):
+
+class _Adam(torch.optim.Optimizer):
+    """What the optimizers here share: Adam's first moment, the decay of weights, and one update per parameter."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update from `.grad`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._begin_step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        state["exp_avg"].lerp_(grad, 1 - group["betas"][0])
+        mean, divisor, start = self._quotient(state, grad, group)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.addcdiv_(mean, divisor, value=-group["lr"] / start)
+
+    def _begin_step(self) -> None:
+        """Find what is the same for all parameters of a step."""
+
+    def _quotient(self, state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
+        """(m, divisor, c): the update is m / (c * divisor). Averages the second moment; m is averaged already."""
+        raise NotImplementedError
+
+
+class DPAdam(_Adam):
     """AdamW without the noise's bias in the second moment (Tang et al. 2023, "DP-AdamBC").
 
     Noise of variance s^2 adds s^2 to the mean of squared gradients. With much noise, Adam then divides every coordinate
@@ -33,7 +71,7 @@ class DPAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        params: _Params,
         noise_std: Callable[[], float],
         *,
         lr: float,
@@ -44,40 +82,23 @@ class DPAdam(torch.optim.Optimizer):
         _require_settings(lr, betas)
         require_positive("floor", floor)
         super().__init__(params, {"lr": lr, "betas": betas, "floor": floor, "weight_decay": weight_decay})
-        self._noise_std = noise_std
+        self._noise_std, self._variance = noise_std, 0.0
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from `.grad`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        variance = self._noise_std() ** 2
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group, variance)
-        return loss
+    def _begin_step(self) -> None:
+        self._variance = self._noise_std() ** 2
 
-    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any], variance: float) -> None:
-        state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            state["step"] = 0
-            # The bias is averaged like v itself, because the noise may differ between steps.
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["noise_sq"] = 0.0
-        state["step"] += 1
-        mean, square = state["exp_avg"].lerp_(grad, 1 - beta1), state["exp_avg_sq"]
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        state["noise_sq"] = beta2 * state["noise_sq"] + (1 - beta2) * variance
+    def _quotient(self, state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
+        beta1, beta2 = group["betas"]
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        # The bias is averaged like v itself, because the noise may differ between steps.
+        before = 0.0 if state["step"] == 1 else state["noise_sq"]
+        state["noise_sq"] = beta2 * before + (1 - beta2) * self._variance
         start1, start2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
         divisor = ((square - state["noise_sq"]) / start2).clamp_min_(0).sqrt_().clamp_min_(group["floor"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.addcdiv_(mean, divisor, value=-group["lr"] / start1)
+        return state["exp_avg"], divisor, start1
 
 
-class LowPassAdam(torch.optim.Optimizer):
+class LowPassAdam(_Adam):
     """AdamW whose second moment is that of averaged gradients (after Zhang et al. 2024, "DOPPLER").
 
     Adam divides by the root mean square of single gradients. Noise that is correlated over steps is large in each of
@@ -98,7 +119,7 @@ class LowPassAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        params: _Params,
         *,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -109,30 +130,16 @@ class LowPassAdam(torch.optim.Optimizer):
         require_positive("eps", eps)
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from `.grad`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
-
-    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
-        state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
-        mean = state["exp_avg"].lerp_(grad, 1 - beta1) / (1 - beta1 ** state["step"])
+    def _quotient(
+        self,
+        state: dict[str, Any],
+        grad: Tensor,  # noqa: ARG002  # its first moment has all that is needed
+        group: dict[str, Any],
+    ) -> tuple[Tensor, Tensor, float]:
+        beta1, beta2 = group["betas"]
+        mean = state["exp_avg"] / (1 - beta1 ** state["step"])
         square = state["exp_avg_sq"].mul_(beta2).addcmul_(mean, mean, value=1 - beta2)
-        divisor = (square / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.addcdiv_(mean, divisor, value=-group["lr"])
+        return mean, (square / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"]), 1.0
 
 
 def _require_settings(lr: float, betas: tuple[float, float]) -> None:

@@ -31,7 +31,8 @@ from dptune.accounting.delta import default_delta, delta_in_words
 from dptune.accounting.rounding import rounded_up
 from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
-from dptune.run.plan import AUTO, PrivacySettings, make_plan, noise_bands_of
+from dptune.run.plan import make_plan
+from dptune.run.settings import AUTO, PrivacySettings, noise_bands_of
 from dptune.units.unit import EXAMPLE, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit, bound_authors, group_by_author
 from utils.cli.flags import exit_on_invalid_argument, given_fields, parse, refuse_unread
 from utils.cli.launch_lines import as_command, as_line, launch_words, require_job, require_not_taken, split_at_dashes

@@ -14,7 +14,8 @@ from dptune import CausalLMLoss
 from dptune.report.card import LORA_ADAPTER, Artifact
 from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.report.prior import PriorRelease
-from dptune.run.plan import PrivacySettings, RunPlan, make_plan
+from dptune.run.plan import RunPlan, make_plan
+from dptune.run.settings import PrivacySettings
 from dptune.shapes import Shapes
 from tests.dptune.integrations.runs import lora_llama
 from tests.examples import random_examples

@@ -20,8 +20,9 @@ from dptune.correlated_noise import CorrelatedNoise
 from dptune.ledger import LEDGER_NAME
 from dptune.mechanism import ROUNDING
 from dptune.report.statement import state_privacy
-from dptune.run.plan import PrivacySettings, RunPlan, make_plan
+from dptune.run.plan import RunPlan, make_plan
 from dptune.run.session import PrivateRun, SavedRun
+from dptune.run.settings import PrivacySettings
 from dptune.sharding import shard
 from dptune.units.batches import AuthorSampler
 from tests.processes import run_processes

@@ -61,10 +61,10 @@ def write_page(folder: Path, page: Page) -> None:
     if rows:
         plot_bounds(folder / PLOT_NAME, rows, delta=page.delta, private=page.private)
     with atomic_write(folder / PAGE_NAME) as file:
-        file.write(as_markdown(page, with_plot=bool(rows)))
+        file.write(page_as_markdown(page, with_plot=bool(rows)))
 
 
-def as_markdown(page: Page, *, with_plot: bool) -> str:
+def page_as_markdown(page: Page, *, with_plot: bool) -> str:
     """The page for people."""
     rows = [
         f"| {one.question} | {one.measured} | {one.found:.4g} | {one.stated:.4g} | {one.observations:,} | "

@@ -39,7 +39,7 @@ def updates_identity(args: Any, optimizer: Any = None) -> dict[str, Any]:
     """
     values = {name: getattr(args, name) for name in _OF_UPDATES if hasattr(args, name)}
     found = {name: getattr(value, "value", value) for name, value in values.items()}  # some are enumerations
-    found |= averaging_of(args).identity
+    found |= averaging_of_trainer(args).identity
     if optimizer is not None:
         for number, group in enumerate(optimizer.param_groups):
             rate = group.get("initial_lr", group["lr"])  # a schedule changes `lr`
@@ -50,7 +50,7 @@ def updates_identity(args: Any, optimizer: Any = None) -> dict[str, Any]:
     return {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in found.items()}
 
 
-def averaging_of(args: Any) -> Averaging:
+def averaging_of_trainer(args: Any) -> Averaging:
     """Which average of the weights a Trainer's arguments ask for; none, if they are transformers' own.
 
     Raises:

@@ -51,7 +51,7 @@ class MicroBatch(NamedTuple):
     rows_per_unit: int
 
 
-class Cut(Protocol):
+class Cutter(Protocol):
     """Cuts items into micro-batches."""
 
     def __call__(self, items: Sequence[Any], rows_per_item: np.ndarray, /) -> list[MicroBatch]:
@@ -145,14 +145,14 @@ class LeastBatches:
         ]
 
     def empty(self, rows: int, examples: Examples) -> MicroBatch:
-        """See `Cut`. Its row is the first item, whose loss must not count."""
+        """See `Cutter`. Its row is the first item, whose loss must not count."""
         return MicroBatch(self.collate(fetch(examples, [0])), _NOBODY, 1, rows)
 
 
 class _MicroBatches(Dataset[TrainerDraw]):
     """The training set with whole draws as "items", so that the loader's workers collate them."""
 
-    def __init__(self, examples: Examples, cut: Cut, rows_per_unit: np.ndarray) -> None:
+    def __init__(self, examples: Examples, cut: Cutter, rows_per_unit: np.ndarray) -> None:
         self._examples, self._cut, self._rows_per_unit = examples, cut, rows_per_unit
 
     def __len__(self) -> int:
@@ -221,7 +221,7 @@ def fetch(examples: Examples, rows: Sequence[int] | np.ndarray) -> list[object]:
 
 
 def draw_loader(
-    examples: Examples, cut: Cut, sampler: DrawSampler, *, rows_per_unit: np.ndarray, **settings: Any
+    examples: Examples, cut: Cutter, sampler: DrawSampler, *, rows_per_unit: np.ndarray, **settings: Any
 ) -> DataLoader[TrainerDraw]:
     """A loader of `TrainerDraw`s.
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from dptune._validate import Described, refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.integrations.arguments import averaging_of, updates_identity
+from dptune.integrations.arguments import averaging_of_trainer, updates_identity
 from dptune.integrations.checks import (
     LessThanFloat32,
     refuse_shards,
@@ -39,7 +39,8 @@ from dptune.per_example.quantized import require_separate_rounding
 from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.run.identity import num_trained
 from dptune.run.lock import FolderLock
-from dptune.run.plan import RunPlan, describe_noise, describe_plan
+from dptune.run.plan import RunPlan
+from dptune.run.plan_lines import describe_noise, describe_plan
 from dptune.run.session import PrivateRun
 from dptune.step import PrivateStep
 from dptune.units.unit import Unit
@@ -289,7 +290,7 @@ class PrivacyEngine:
 
 def _refuse_unsafe(args: TrainingArguments) -> None:
     refuse_unsafe_arguments(args)
-    for name, value in averaging_of(args).identity.items():
+    for name, value in averaging_of_trainer(args).identity.items():
         refuse(f"--{name}", value, "a plain Trainer evaluates and saves the last weights: use DPTrainer")
     if args.world_size > 1:
         refuse("torchrun", args.world_size, "a plain Trainer averages gradients before they are clipped: use DPTrainer")

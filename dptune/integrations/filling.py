@@ -65,7 +65,7 @@ class FilledBatches:
         return made
 
     def empty(self, rows: int, _examples: Examples) -> MicroBatch:
-        """See `Cut`. It is filled up with a random item."""
+        """See `Cutter`. It is filled up with a random item."""
         shape = Shape(1, int(self.shapes.widths[0]))
         return MicroBatch(self._inputs([], shape, rows), np.array([], dtype=np.int64), 1, rows)
 

@@ -80,7 +80,7 @@ def losses_of_outputs(
     """The same losses [B] from the outputs of `model` for a micro-batch, for a loop that calls the model itself."""
     logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
     if labels is not None and labels.ndim == 2 and is_causal_lm(model):
-        return token_losses(logits, labels)
+        return mean_token_losses(logits, labels)
     if labels is not None and _are_classes(labels):
         if method_of(model) in (PREFIX, PROMPT):
             refuse("model", method_of(model), "its pooling sees a row's padding, which couples the rows; use DPTrainer")
@@ -88,7 +88,7 @@ def losses_of_outputs(
     _refuse_task(model, labels)
 
 
-def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+def mean_token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """Mean negative log-likelihood over the labelled tokens of each example, [B], in nats; labels are shifted here."""
     targets = labels_BT[:, 1:]
     logits_BVT = logits_BTV[:, :-1].to(torch.promote_types(logits_BTV.dtype, torch.float32)).transpose(1, 2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from dptune._aliases import aliases, with_older_keywords
 from dptune._validate import refuse, renamed
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.run.plan import PrivacySettings, noise_bands_of
+from dptune.run.settings import PrivacySettings, noise_bands_of
 
 # {the engine's name of a parameter: the flag that sets it}
 FLAGS = {

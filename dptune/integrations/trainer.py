@@ -26,12 +26,12 @@ from dptune.accounting.rounding import rounded_up_to_figures
 from dptune.averaging import describe_averaging
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.devices import can_pin, computes_apart
-from dptune.integrations.arguments import averaging_of, updates_identity
+from dptune.integrations.arguments import averaging_of_trainer, updates_identity
 from dptune.integrations.averaging_trainer import AveragingTrainer
 from dptune.integrations.checks import refuse_unsafe_arguments, refuse_unsafe_shards
 from dptune.integrations.draws import (
     Collator,
-    Cut,
+    Cutter,
     DrawSampler,
     Examples,
     MicroBatch,
@@ -51,7 +51,8 @@ from dptune.pass_overhead import pass_overhead
 from dptune.report.fields import NO_FIELDS, CardFields
 from dptune.run.identity import num_trained
 from dptune.run.lock import FolderLock
-from dptune.run.plan import RunPlan, describe_needed_data, describe_noise, describe_plan, describe_register
+from dptune.run.plan import RunPlan
+from dptune.run.plan_lines import describe_needed_data, describe_noise, describe_plan, describe_register
 from dptune.run.session import PrivateRun
 from dptune.sharding import reshard
 from dptune.units.unit import Unit
@@ -130,7 +131,7 @@ class DPTrainer(AveragingTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.mixed_precision == "fp16":
             refuse("accelerate", self.accelerator.distributed_type.value, "no FSDP, DeepSpeed or fp16: use torchrun")
         refuse_unsafe_shards(self.model, args)
-        self._averaging = averaging_of(args)
+        self._averaging = averaging_of_trainer(args)
         self._updates = updates_identity(self.args, self.optimizer)
         self._card = with_recipe(card, args, privacy_args)
         self.add_callback(_RunCallback(self))
@@ -296,7 +297,7 @@ class DPTrainer(AveragingTrainer):
         """A micro-batch that holds no item of a draw."""
         return self._cut().empty(int(self._rows_per_unit.min()), self.train_dataset)
 
-    def _cut(self) -> Cut:
+    def _cut(self) -> Cutter:
         """Cuts items into micro-batches."""
         return self._items.cut(
             self.args.per_device_train_batch_size,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dptune.integrations.draws import Collator, Cut, Examples, LeastBatches
+from dptune.integrations.draws import Collator, Cutter, Examples, LeastBatches
 from dptune.integrations.filling import FilledBatches
 from dptune.integrations.items import check_on_random_items, longest_of, make_of_first
 from dptune.integrations.values import require_known_values
@@ -80,7 +80,7 @@ class TrainerItems:
             most_rows=most_rows,
         )
 
-    def cut(self, at_once: int, *, drawn: float, overhead: float, most_rows: int) -> Cut:
+    def cut(self, at_once: int, *, drawn: float, overhead: float, most_rows: int) -> Cutter:
         """Cuts items into micro-batches: of fixed shapes with privacy, and as few as fit without.
 
         Args:

@@ -184,21 +184,9 @@ def state_privacy(
         InvalidArgument: the ledger has steps of another group size than the configuration. Its epsilon would be that
             of another privacy unit.
     """
-    for spend in ledger.spends:
-        if spend.group_size != config.group_size:
-            remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
-            refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
-        if spend.cut != config.cut:
-            refuse("ledger", str(ledger.path), f"has draws cut at {spend.cut}, but the configuration says {config.cut}")
-    for bands in ledger.noise_bands - {config.noise_bands}:
-        told = f"has steps of {bands} noise bands, but the configuration says {config.noise_bands}"
-        refuse("ledger", str(ledger.path), told)
+    _require_ledger_of(config, ledger)
     cost = account(spends_with_unused(config, ledger, unused_steps), delta=config.delta)
-    reasons = ledger.reasons
-    if not (noise.keystream.secret or FIXED in ledger.noise_keys):  # no step has said so yet
-        reasons = ("the noise came from a fixed key, so anyone can reproduce it", *reasons)
-    if math.isinf(cost.epsilon):
-        reasons = (*reasons, "the noise is so small that epsilon is infinite")
+    reasons = _reasons(ledger, noise, cost.epsilon)
     return PrivacyStatement(
         epsilon=None if reasons else cost.epsilon,
         delta=config.delta,
@@ -226,6 +214,29 @@ def state_privacy(
         max_batch=config.max_batch,
         noise_bands=config.noise_bands,
     )
+
+
+def _require_ledger_of(config: PrivacyConfig, ledger: Ledger) -> None:
+    """Refuse a ledger whose steps are of another mechanism."""
+    for spend in ledger.spends:
+        if spend.group_size != config.group_size:
+            remedy = f"the configuration says {config.group_size}; open it with Ledger(path, group_size=...)"
+            refuse("ledger", f"{ledger.path} with a group size of {spend.group_size}", remedy)
+        if spend.cut != config.cut:
+            refuse("ledger", str(ledger.path), f"has draws cut at {spend.cut}, but the configuration says {config.cut}")
+    for bands in ledger.noise_bands - {config.noise_bands}:
+        told = f"has steps of {bands} noise bands, but the configuration says {config.noise_bands}"
+        refuse("ledger", str(ledger.path), told)
+
+
+def _reasons(ledger: Ledger, noise: GaussianNoise | CorrelatedNoise, epsilon: float) -> tuple[str, ...]:
+    """Why a run guarantees nothing; empty if it does."""
+    reasons = ledger.reasons
+    if not (noise.keystream.secret or FIXED in ledger.noise_keys):  # no step has said so yet
+        reasons = ("the noise came from a fixed key, so anyone can reproduce it", *reasons)
+    if math.isinf(epsilon):
+        reasons = (*reasons, "the noise is so small that epsilon is infinite")
+    return reasons
 
 
 def spends_with_unused(run: PrivacyConfig | PrivacyStatement, ledger: Ledger, unused_steps: int) -> list[Spend]:

@@ -5,102 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Final, Literal
+from functools import partial
 
 from dptune import accounting
-from dptune._validate import InvalidArgument, present, refuse, require_count, require_delta, require_positive
-from dptune.accounting import USELESS_EPSILON, Cut, Spend
-from dptune.accounting.data_needed import USUAL_EPSILONS, Work, describe_data_needed, noise_if_any
-from dptune.accounting.delta import default_delta, delta_in_words
-from dptune.accounting.meaning import factor, log_odds, verdict
-from dptune.accounting.rounding import rounded_up
-from dptune.bands import INDEPENDENT, MOST_BANDS, best_bands
-from dptune.budget import Budget
-from dptune.clipping_styles import FLAT, Clipping, PerLayer, clipping_in_words
-from dptune.ledger import LEDGER_NAME
+from dptune._validate import InvalidArgument, refuse, require_delta
+from dptune.accounting import Spend
+from dptune.accounting.delta import default_delta
+from dptune.bands import best_bands
+from dptune.clipping_styles import PerLayer
 from dptune.mechanism import PrivacyConfig, cut_of, require_bands, require_max_batch, sampling_probability
+from dptune.run.settings import AUTO, PrivacySettings
 from dptune.sampling import Parts
 from dptune.units.unit import PrivacyUnit, Unit
 
 ROW = PrivacyUnit()
-AUTO: Final = "auto"  # as many noise bands as make the least noise
-_DROWNED = 10.0  # the update is then at best 6 degrees away from a right angle to what was learned
-
-
-def noise_bands_of(given: str | int) -> int | Literal["auto"]:
-    """The noise bands that a flag names.
-
-    Raises:
-        InvalidArgument: it is neither a whole number from 1 nor "auto".
-    """
-    if given == AUTO:
-        return AUTO
-    if not str(given).isdecimal() or int(given) < 1:
-        refuse("noise_bands", given, f'give a whole number of at least 1, or "{AUTO}"')
-    return int(given)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrivacySettings:
-    """The user's settings that decide epsilon, in addition to the data set, the expected batch size and the steps.
-
-    Attributes:
-        clip_norm: C, the maximum gradient norm per example (or per author). Ignored if per-layer clip norms are given.
-        noise_multiplier: sigma; None to find it from `target_epsilon`.
-        target_epsilon: the maximum epsilon; None if `noise_multiplier` is given.
-        delta: the probability with which the bound may fail; None for `default_delta` of the number of examples.
-        clipping: the clipping style.
-        register: file with a limit on all that is released from these data (`dptune.budget`); None for no limit.
-        noise_bands: see `PrivacyConfig`; or "auto" for the number that makes the least noise at the target epsilon.
-        most_noise_bands: the largest number that "auto" may choose, see `dptune.bands.bands_within`.
-
-    Raises:
-        InvalidArgument: both or neither of the noise multiplier and the target epsilon, a value outside its range, or
-            automatic noise bands without a target.
-    """
-
-    clip_norm: float = 1.0
-    noise_multiplier: float | None = None
-    target_epsilon: float | None = None
-    delta: float | None = None
-    clipping: Clipping = FLAT
-    register: str | None = None
-    noise_bands: int | Literal["auto"] = 1
-    most_noise_bands: int = MOST_BANDS
-
-    def __post_init__(self) -> None:
-        if self.noise_multiplier is None and self.target_epsilon is None:
-            refuse("noise_multiplier", None, "give exactly one of the noise multiplier and the target epsilon")
-        if self.noise_multiplier is not None and self.target_epsilon is not None:
-            refuse("target_epsilon", self.target_epsilon, "give it or the noise multiplier, not both")
-        require_positive("clip_norm", self.clip_norm)
-        for name, value in (("noise_multiplier", self.noise_multiplier), ("target_epsilon", self.target_epsilon)):
-            if value is not None:
-                require_positive(name, value)
-        if self.delta is not None:
-            require_delta(self.delta)
-        require_count("most_noise_bands", self.most_noise_bands)
-        if self.noise_bands != AUTO:
-            require_count("noise_bands", self.noise_bands)
-        elif self.target_epsilon is None:
-            refuse("noise_bands", AUTO, "is chosen for a target epsilon; give that, or a number of bands")
-
-    def sigma(self, *, sampling_probability: float, steps: int, group_size: int, cut: Cut | None = None) -> float:
-        """The noise multiplier: the given one, or the smallest that keeps epsilon at or below the target.
-
-        For the arguments see `Spend`.
-        """
-        if self.target_epsilon is None:
-            return self.noise_multiplier or refuse("noise_multiplier", self.noise_multiplier, "give a number above 0")
-        return accounting.noise_multiplier(
-            target_epsilon=self.target_epsilon,
-            delta=present(self.delta, "delta"),
-            sampling_probability=sampling_probability,
-            steps=steps,
-            group_size=group_size,
-            cut=cut,
-        )
 
 
 @dataclass(frozen=True)
@@ -185,53 +103,56 @@ def make_plan(
     """
     if parts is not None and (unit.group_size > 1 or unit.sampled != ROW.sampled):
         refuse("parts", parts.sizes, "the rows of one unit may lie in several parts; leave the weights out")
-    if settings is None:
-        return RunPlan(None, num_examples, batch, steps, unit, test_seed=test_seed, parts=parts, max_batch=max_batch)
-    require_max_batch(max_batch, batch, unit.group_size, parts)
-    delta = default_delta(num_examples) if settings.delta is None else settings.delta
-    require_delta(delta, num_examples)
-    q = sampling_probability(batch, num_examples, parts)
-    cut = cut_of(max_batch, num_examples)
+    plain = RunPlan(None, num_examples, batch, steps, unit, test_seed=test_seed, parts=parts, max_batch=max_batch)
+    return plain if settings is None else _with_privacy(plain, settings)
 
-    def sigma_of(bands: int) -> float:
-        """The noise multiplier with so many noise bands."""
-        require_bands(bands, q, steps, unit.group_size, parts, max_batch)
-        _, chance, turns, *_ = Spend(1.0, q, steps).with_bands(bands)
-        found = replace(settings, delta=delta, noise_bands=bands)
-        return found.sigma(sampling_probability=chance, steps=turns, group_size=unit.group_size, cut=cut)
 
-    bands = settings.noise_bands
-    if bands == AUTO:
-        plain = unit.group_size == 1 and parts is None and max_batch is None
-        bands = _quietest(sigma_of, q, steps, settings.most_noise_bands if plain else 1)
-    sigma = sigma_of(bands)
+def _with_privacy(plan: RunPlan, settings: PrivacySettings) -> RunPlan:
+    """A plan without privacy, with the mechanism that the settings ask for."""
+    delta = default_delta(plan.num_examples) if settings.delta is None else settings.delta
+    require_delta(delta, plan.num_examples)
+    known = replace(settings, delta=delta)
+    bands = _noise_bands(plan, known)
     total = settings.clipping.total if isinstance(settings.clipping, PerLayer) else None
     config = PrivacyConfig(
-        num_examples=num_examples,
-        expected_batch_size=batch,
-        steps=steps,
+        num_examples=plan.num_examples,
+        expected_batch_size=plan.expected_batch_size,
+        steps=plan.steps,
         clip_norm=settings.clip_norm if total is None else total,
-        noise_multiplier=sigma,
+        noise_multiplier=_sigma(plan, known, bands),
         delta=delta,
-        group_size=unit.group_size,
+        group_size=plan.unit.group_size,
         clipping=settings.clipping,
-        parts=parts,
-        max_batch=max_batch,
+        parts=plan.parts,
+        max_batch=plan.max_batch,
         noise_bands=bands,
     )
-    return RunPlan(
-        config,
-        num_examples,
-        batch,
-        steps,
-        unit,
-        settings.target_epsilon,
-        test_seed,
-        parts,
+    return replace(
+        plan,
+        privacy=config,
+        target_epsilon=settings.target_epsilon,
         chose_delta=settings.delta is None,
-        max_batch=max_batch,
         register=settings.register,
     )
+
+
+def _sigma(plan: RunPlan, settings: PrivacySettings, bands: int) -> float:
+    """The noise multiplier with so many noise bands; the settings have a delta."""
+    unit, q = plan.unit, plan.sampling_probability
+    require_bands(bands, q, plan.steps, unit.group_size, plan.parts, plan.max_batch)
+    _, chance, turns, *_ = Spend(1.0, q, plan.steps).with_bands(bands)
+    cut = cut_of(plan.max_batch, plan.num_examples)
+    found = replace(settings, noise_bands=bands)
+    return found.sigma(sampling_probability=chance, steps=turns, group_size=unit.group_size, cut=cut)
+
+
+def _noise_bands(plan: RunPlan, settings: PrivacySettings) -> int:
+    """The number of noise bands: the given one, or the one that makes the least noise."""
+    if settings.noise_bands != AUTO:
+        return settings.noise_bands
+    plain = plan.unit.group_size == 1 and plan.parts is None and plan.max_batch is None
+    most = min(plan.steps, settings.most_noise_bands) if plain else 1
+    return _quietest(partial(_sigma, plan, settings), plan.sampling_probability, plan.steps, most)
 
 
 def _quietest(sigma_of: Callable[[int], float], sampling_probability: float, steps: int, most: int) -> int:
@@ -316,144 +237,3 @@ def spends_to_come(plan: RunPlan, steps: int) -> list[Spend]:
     if plan.privacy is None or not steps:
         return []
     return [plan.privacy.spend(steps)]
-
-
-def describe_register(plan: RunPlan, run_folder: str | Path, *, resumes: bool = False) -> list[str]:
-    """A line about the room that the run's register leaves for all its planned steps; none without a register.
-
-    Args:
-        plan: the plan.
-        run_folder: the run's folder.
-        resumes: whether the run resumes.
-
-    Raises:
-        InvalidArgument: the run would exceed the register's limit, see `Budget.reserve`.
-    """
-    if plan.register is None:
-        return []
-    budget, ledger = Budget.register(plan.register), Path(run_folder) / LEDGER_NAME
-    limit = present(budget.limit, "limit")
-    total = budget.require_room(ledger, spends_to_come(plan, plan.steps), unit=plan.unit.name, resumes=resumes)
-    of = f"{rounded_up(total)} of {rounded_up(limit.epsilon, trim=True)} at delta {limit.delta:g}"
-    return [f"register               {plan.register}: epsilon {of}, this run included"]
-
-
-def describe_plan(plan: RunPlan, *, clip_norm: str | None = None) -> list[str]:
-    """The plan as lines of text for the user.
-
-    Args:
-        plan: the plan.
-        clip_norm: what to say of a clip norm that is still to be measured; None for that of the plan.
-    """
-    sampled, unit = plan.unit.sampled, plan.unit
-    lines = [
-        f"{sampled:<22} {plan.num_examples:,}",
-        f"expected batch size    {plan.expected_batch_size:,}{'' if sampled == 'examples' else f' {sampled}'}",
-        f"sampling probability   {plan.sampling_probability:.6g}{'' if plan.parts is None else ', the largest'}",
-        *([] if plan.parts is None else [f"weights                {plan.parts.in_words}"]),
-        *([] if plan.max_batch is None else [f"draws cut at           {plan.max_batch:,} {sampled}"]),
-        f"steps                  {plan.steps:,}",
-    ]
-    if plan.privacy is None:
-        return [*lines, "privacy                NONE: clipping and noise are turned off"]
-    if unit != ROW:
-        lines += [f"privacy unit           {unit.name}", f"method                 {unit.how}"]
-    epsilon = plan.privacy.planned_epsilon()
-    useless = f"epsilon is above {USELESS_EPSILON:g}: this protects nobody; use it only to see whether training works"
-    words = clipping_in_words(plan.privacy.clipping)
-    style = [] if plan.privacy.clipping == FLAT else [f"clipping               {words}"]
-    return [
-        *lines,
-        f"clip norm              {clip_norm or f'{plan.privacy.clip_norm:g}'}",
-        *style,
-        f"noise multiplier       {plan.privacy.noise_multiplier:g}",
-        *_describe_bands(plan.privacy, plan.target_epsilon),
-        f"epsilon                {rounded_up(epsilon)} at delta {plan.privacy.delta:g}",
-        *([f"{'':<23}{delta_in_words(plan.num_examples, sampled)}"] if plan.chose_delta else []),
-        f"too little noise       {useless}" if epsilon > USELESS_EPSILON else _meaning(epsilon, plan.privacy.delta),
-    ]
-
-
-def _describe_bands(config: PrivacyConfig, target_epsilon: float | None) -> list[str]:
-    """What correlated noise does, as lines of text; none for independent noise."""
-    if config.noise_bands == 1:
-        return []
-    own = config.noise_multiplier * config.bands.error(config.steps)
-    sigma = noise_if_any(
-        target_epsilon=config.planned_epsilon() if target_epsilon is None else target_epsilon,
-        delta=config.delta,
-        sampling_probability=config.sampling_probability,
-        steps=config.steps,
-    )
-    if sigma is None:
-        return [f"noise bands            {config.noise_bands}"]
-    share = own / (sigma * INDEPENDENT.error(config.steps)) - 1
-    told = f"{abs(share):.0%} {'less' if share < 0 else 'MORE'} noise in the sums over steps"
-    more = config.noise_multiplier * config.bands.std(config.steps) / sigma
-    return [
-        f"noise bands            {config.noise_bands}: {told} than independent noise for this epsilon",
-        f"{'':<23}a step's own noise is {more:.1f} times that much; AdamW and SGD may need a larger learning rate",
-    ]
-
-
-def noise_batch_ratio(config: PrivacyConfig) -> float:
-    """The noise of a step over what a batch can add up to: sigma C over B C, in every direction.
-
-    With correlated noise it is that of the independent noise whose sums over the steps have the same error. Training
-    depends on the noise through this ratio (McKenna et al. 2025, "Scaling Laws for Differentially Private Language
-    Models").
-    """
-    added = config.bands.error(config.steps) / INDEPENDENT.error(config.steps)
-    return config.noise_multiplier * added / config.expected_batch_size
-
-
-def noise_over_signal(config: PrivacyConfig, trained: int) -> float:
-    """How long the noise of all steps together is, over the longest that all clipped gradients together can be.
-
-    A step adds noise of length sigma C sqrt(P) to a sum of B gradients, each at most C long. Over T steps the gradients
-    add up to T B C if all of them agree, and the noise, which is drawn anew each time, to sigma C sqrt(T P). Correlated
-    noise adds up to less, by the ratio of the errors of its bands and of independent noise.
-
-    Args:
-        config: the mechanism.
-        trained: P, the number of trained parameters.
-    """
-    return noise_batch_ratio(config) * math.sqrt(trained / config.steps)
-
-
-def describe_noise(plan: RunPlan, trained: int) -> list[str]:
-    """A warning line if the noise drowns whatever the run could learn; none otherwise.
-
-    Args:
-        plan: the plan.
-        trained: number of trained parameters.
-    """
-    if plan.privacy is None or (ratio := noise_over_signal(plan.privacy, trained)) <= _DROWNED:
-        return []
-    reason = f"over all steps, the noise on {trained:,} trained parameters is {ratio:,.0f} times as long as the sum of"
-    remedy = f"give a larger epsilon, more {plan.unit.sampled}, or train fewer parameters"
-    return [f"too much noise         {reason} gradients can be: expect the model to learn nothing; {remedy}"]
-
-
-def _meaning(epsilon: float, delta: float) -> str:
-    odds = factor(log_odds(epsilon, delta))
-    told = f"an attacker's guess is right at most {odds} times for each time that it is wrong; a blind guess, once"
-    return f"which epsilon is that  {verdict(epsilon)}: {told}"
-
-
-def describe_needed_data(plan: RunPlan) -> list[str]:
-    """How much noise other epsilons and other amounts of data need, as lines of text; none without privacy.
-
-    It takes seconds: for plans that a user asks for, not for runs.
-    """
-    if plan.privacy is None:
-        return []
-    targets = sorted({*USUAL_EPSILONS, *([] if plan.target_epsilon is None else [plan.target_epsilon])})
-    work = Work(
-        batch=plan.privacy.sampling_probability * plan.num_examples,
-        steps=plan.steps,
-        delta=plan.privacy.delta,
-        group_size=plan.unit.group_size,
-        max_batch=plan.max_batch,
-    )
-    return describe_data_needed(work, plan.num_examples, targets, plan.unit.sampled)

@@ -233,10 +233,12 @@ FAULTS = (
     ),
     Fault(
         "neighbours not checked by train_clm.py",
-        "utils/training/causal_lm.py",
-        "        if self.plan.privacy is not None:\n            self._check_neighbours(model)\n",
+        "utils/training/causal_lm/load.py",
+        "    if job.plan.privacy is not None:\n        _check_neighbours(job, model)\n",
         "",
-        ("tests/utils/training/test_causal_lm.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
+        (
+            "tests/utils/training/causal_lm/test_load.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",
+        ),
         "a model in which rows reach each other trains under a bound that does not hold",
     ),
     Fault(
@@ -249,10 +251,12 @@ FAULTS = (
     ),
     Fault(
         "neighbours checked at a short length by train_clm.py",
-        "utils/training/causal_lm.py",
-        "width = CausalLMLoss(model), self._loss_scale, self.groups.data.block_size",
-        "width = CausalLMLoss(model), self._loss_scale, min(self.groups.data.block_size, self.token_budget // 2)",
-        ("tests/utils/training/test_causal_lm.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",),
+        "utils/training/causal_lm/load.py",
+        "width = CausalLMLoss(model), job.loss_scale, job.groups.data.block_size",
+        "width = CausalLMLoss(model), job.loss_scale, min(job.groups.data.block_size, job.token_budget // 2)",
+        (
+            "tests/utils/training/causal_lm/test_load.py::test_rows_that_reach_each_other_are_refused_before_a_private_run",
+        ),
         "what switches at a longer row is not found",
     ),
     Fault(
@@ -332,7 +336,7 @@ FAULTS = (
     ),
     Fault(
         "dials: saved with the model",
-        "utils/training/causal_lm.py",
+        "utils/training/causal_lm/task.py",
         "        detach_dials(self.model)\n",
         "",
         ("tests/utils/training/test_dials.py::test_dials_are_not_saved_and_the_run_is_not_published",),

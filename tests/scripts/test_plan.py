@@ -45,7 +45,8 @@ def test_the_printed_line_trains_with_what_was_proposed(
     assert told.splitlines()[-2] == "train with"
     python, program, *words = shlex.split(told.splitlines()[-1])
     assert (python, program) == ("python", "train_clm.py")
-    monkeypatch.setattr("utils.training.causal_lm.describe_needed_data", lambda _: [])  # a table that takes seconds
+    # A table that takes seconds.
+    monkeypatch.setattr("utils.training.causal_lm.plan.describe_needed_data", lambda _: [])
     train_clm.main([*words, "--dry_run"])
     proposed, dry = values(told), values(capsys.readouterr().out)
     assert {name: proposed[name] for name in SAME} == {name: dry[name] for name in SAME}

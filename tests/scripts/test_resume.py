@@ -24,8 +24,8 @@ from dptune.run.lock import FolderLock
 from tests.faults import write_examples
 from tests.scripts.test_train_clm import flags
 from tests.tiny import save_tiny
-from utils.training import causal_lm
 from utils.training.arguments import ON_RESUME
+from utils.training.causal_lm import run as causal_lm_run
 from utils.training.changes import OnResume
 from utils.training.log import read_diagnostics
 from utils.training.micro_batches import MicroBatches, remember_budget
@@ -415,7 +415,7 @@ def test_ranks_compare_their_adapters_before_the_first_step_and_every_few(line, 
 def test_the_command_resumes_with_the_budget_that_a_launch_out_of_memory_left(crashed, line, monkeypatch, capsys):
     budgets = []
     monkeypatch.setattr(
-        causal_lm,
+        causal_lm_run,
         "MicroBatches",
         lambda *args, **how: budgets.append(args[1].token_budget) or MicroBatches(*args, **how),
     )
@@ -429,7 +429,7 @@ def test_the_command_resumes_with_the_budget_that_a_launch_out_of_memory_left(cr
 def test_another_token_budget_given_on_purpose_is_obeyed(crashed, line, monkeypatch, capsys):
     budgets = []
     monkeypatch.setattr(
-        causal_lm,
+        causal_lm_run,
         "MicroBatches",
         lambda *args, **how: budgets.append(args[1].token_budget) or MicroBatches(*args, **how),
     )
@@ -451,14 +451,14 @@ def test_a_dry_run_works_in_the_folder_of_a_run_that_another_process_continues(c
 def test_the_loser_of_a_race_for_a_new_folder_writes_nothing(line, tmp_path, monkeypatch, capsys):
     """Another launch takes the folder while this one loads its model."""
     out, other = tmp_path / "race", FolderLock()
-    own = causal_lm.CausalLMJob.load
+    own = causal_lm_run.load_task
 
     def slow(job):
         other.make(out)
         (out / "run_config.json").write_text("the winner's")
         return own(job)
 
-    monkeypatch.setattr(causal_lm.CausalLMJob, "load", slow)
+    monkeypatch.setattr(causal_lm_run, "load_task", slow)
     with other:
         assert "another process is at work in it" in refused(line(output_dir=out), capsys)
     assert {path.name for path in out.iterdir()} == {".lock", "run_config.json"}

@@ -17,7 +17,7 @@ from utils.attacks.exposure import Secret, exposure, read_secrets, require_uncut
 from utils.attacks.membership import mean_of_authors, scores
 from utils.attacks.results import AUTHORS, ROWS, Findings, FoundSecret, Membership
 from utils.attacks.token_losses import token_losses
-from utils.attacks.trained_run import Rows, TrainedRun, encode_rows, models, prompt_of, times_in, was_cut
+from utils.attacks.trained_run import AttackedRows, TrainedRun, encode_rows, models, prompt_of, times_in, was_cut
 from utils.data.tokenization import TokenizedDataset
 from utils.files.cells import Place, require_columns, text_of
 from utils.files.tables import read_rows
@@ -46,14 +46,14 @@ class Planted:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnRows:
     """Numbers of the training rows and of the held-out rows that are scored, ascending."""
 
     members: np.ndarray
     others: np.ndarray
 
 
-def perform(run: TrainedRun, rows: Rows, arguments: AttackArguments, device: torch.device) -> Findings:
+def perform(run: TrainedRun, rows: AttackedRows, arguments: AttackArguments, device: torch.device) -> Findings:
     """Attack a run.
 
     Args:
@@ -66,7 +66,7 @@ def perform(run: TrainedRun, rows: Rows, arguments: AttackArguments, device: tor
         InvalidArgument: a file of secrets or samples is refused, or a model cannot be loaded.
     """
     generator = np.random.default_rng(arguments.seed)
-    drawn = Drawn(*(_draw(one, arguments.max_rows, generator) for one in (rows.members, rows.others)))
+    drawn = DrawnRows(*(_draw(one, arguments.max_rows, generator) for one in (rows.members, rows.others)))
     planted = None if arguments.secrets is None else plant(run, arguments)
     texts = None if arguments.samples is None else read_samples(arguments.samples)
     losses = []
@@ -90,7 +90,7 @@ def perform(run: TrainedRun, rows: Rows, arguments: AttackArguments, device: tor
 Losses = Mapping[str, list[np.ndarray]]  # of "members", "others" and "secrets": token losses of each row
 
 
-def _losses(model: Any, run: TrainedRun, rows: Rows, drawn: Drawn, planted: Planted | None) -> Losses:
+def _losses(model: Any, run: TrainedRun, rows: AttackedRows, drawn: DrawnRows, planted: Planted | None) -> Losses:
     """The token losses of all rows under one model."""
     wanted = {"members": (rows.train, drawn.members), "others": (rows.held_out, drawn.others)}
     if planted is not None:
@@ -99,7 +99,7 @@ def _losses(model: Any, run: TrainedRun, rows: Rows, drawn: Drawn, planted: Plan
     return {name: token_losses(model, data, of, pad_token_id=pad, what=name) for name, (data, of) in wanted.items()}
 
 
-def memberships(rows: Rows, drawn: Drawn, start: Losses, trained: Losses, min_k: float) -> list[Membership]:
+def memberships(rows: AttackedRows, drawn: DrawnRows, start: Losses, trained: Losses, min_k: float) -> list[Membership]:
     """The attacks on rows, and on authors where they are known."""
     members, others = (scores(trained[name], start[name], min_k) for name in ("members", "others"))
     found = [Membership(ROWS, members, others)]
@@ -128,7 +128,7 @@ def plant(run: TrainedRun, arguments: AttackArguments) -> Planted:
 
 
 def _secrets(
-    planted: Planted, rows: Rows, start: Sequence[np.ndarray], trained: Sequence[np.ndarray]
+    planted: Planted, rows: AttackedRows, start: Sequence[np.ndarray], trained: Sequence[np.ndarray]
 ) -> list[FoundSecret]:
     before, after = (np.array([float(one.sum()) for one in losses]) for losses in (start, trained))
     return [
@@ -147,7 +147,7 @@ def read_samples(path: str) -> list[str]:
     return texts
 
 
-def sample(model: Any, run: TrainedRun, rows: Rows, drawn: Drawn, arguments: AttackArguments) -> list[str]:
+def sample(model: Any, run: TrainedRun, rows: AttackedRows, drawn: DrawnRows, arguments: AttackArguments) -> list[str]:
     """Texts of the trained model, after prompts of training rows and of held-out rows in turn.
 
     So neither kind of row is nearer by its prompt.
@@ -164,7 +164,7 @@ def sample(model: Any, run: TrainedRun, rows: Rows, drawn: Drawn, arguments: Att
     return [texts[job.index] for job in jobs]
 
 
-def copies(texts: Sequence[str], run: TrainedRun, rows: Rows, generator: np.random.Generator) -> Copied:
+def copies(texts: Sequence[str], run: TrainedRun, rows: AttackedRows, generator: np.random.Generator) -> Copied:
     """Search the texts in equally many training rows and held-out rows, as many as there are."""
     if not texts:
         refuse(_SAMPLES_FLAG, None, "holds no text; give a file that sampling wrote")

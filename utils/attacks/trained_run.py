@@ -73,7 +73,7 @@ class TrainedRun:
 
 
 @dataclass(frozen=True)
-class Rows:
+class AttackedRows:
     """Training rows and rows that were held out.
 
     Attributes:
@@ -122,7 +122,7 @@ def find_run(
     return TrainedRun(path, groups, statement, profile, tokenizer)
 
 
-def find_rows(run: TrainedRun) -> Rows:
+def find_rows(run: TrainedRun) -> AttackedRows:
     """The run's training rows, and its held-out rows without those that it was trained on.
 
     Raises:
@@ -155,7 +155,7 @@ def find_rows(run: TrainedRun) -> Rows:
             flag = "--train_file" if what == "training" else "--held_out_file"
             known = f"; {len(candidates) - len(others)} are training rows too" if what == "held-out" else ""
             refuse(flag, None, f"there are {len(rows)} {what} rows with something to learn{known}; give at least 2")
-    return Rows(train, held_out, members, others, len(candidates) - len(others), authors)
+    return AttackedRows(train, held_out, members, others, len(candidates) - len(others), authors)
 
 
 def encode_rows(run: TrainedRun, rows: Sequence[Row], flag: str, path: str) -> TokenizedDataset:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from dptune._aliases import aliases
 from dptune._validate import refuse, renamed, require_count, require_delta, require_positive
-from dptune.run.plan import AUTO, PrivacySettings, noise_bands_of
+from dptune.run.settings import AUTO, PrivacySettings, noise_bands_of
 from utils.training.optimization_arguments import MAX_GRAD_NORM
 
 _EPSILON = 8.0

@@ -12,7 +12,7 @@ from dptune._validate import refuse
 from dptune.integrations.peft import class_logits
 from dptune.run.folder import refuse_existing_run
 from dptune.run.identity import num_trained
-from dptune.run.plan import describe_noise
+from dptune.run.plan_lines import describe_noise
 from utils.classification.arguments import ON_RESUME
 from utils.classification.classifier_task import ClassifierTask, identity_of, known_beginning
 from utils.classification.label_words import describe_head, is_decoder

@@ -107,10 +107,38 @@ def load_training_data(
     )
     if train_file_weights is not None:
         _require_weights(train_file_weights, train_file, unit)
+    found, splits = _made_once(
+        settings,
+        lambda: _with_validation(find(), validation_file),
+        machine,
+        data_cache=data_cache,
+        run_folder=run_folder,
+    )
+    train = found[TRAIN]
+    if train_file_weights is not None:
+        train = replace(train, parts=_weighted_parts(train_file or (), train_file_weights, splits[TRAIN].rows_of_files))
+    return train, found.get(HELD_OUT)
+
+
+def _made_once(
+    settings: RowSettings,
+    find: Callable[[], Sources],
+    machine: Machine,
+    *,
+    data_cache: str | None,
+    run_folder: Path | None,
+) -> tuple[dict[str, TokenizedDataset], Splits]:
+    """The data sets, which one rank of the machine makes and all of them map, with what is known of their rows.
+
+    Args:
+        settings: how rows become examples.
+        find: finds the rows.
+        machine, data_cache, run_folder: see `load_training_data`.
+    """
     folders: list[RowFolder] = []  # in the process that makes the rows
 
     def make() -> tuple[Path, Splits]:
-        encoder, sources = Encoder(tokenizer, block_size), _with_validation(find(), validation_file)
+        encoder, sources = Encoder(settings.tokenizer, settings.block_size), find()
         key = settings.key(sources)
         folders.append(RowFolder(key, cache=data_cache, run_folder=run_folder, number=machine.rank))
         return folders[0].prepare(lambda path: settings.write(sources, encoder, path))
@@ -118,15 +146,11 @@ def load_training_data(
     machine.once(lambda: clear_leftovers(run_folder))
     path, splits = machine.once(make)
     try:
-        found = {name: open_arrays(path, name, stored, FLAG) for name, stored in splits.items()}
+        return {name: open_arrays(path, name, stored, FLAG) for name, stored in splits.items()}, splits
     finally:
         machine.wait()  # until all have mapped the files
         for own in folders:
             own.discard()
-    train = found[TRAIN]
-    if train_file_weights is not None:
-        train = replace(train, parts=_weighted_parts(train_file or (), train_file_weights, splits[TRAIN].rows_of_files))
-    return train, found.get(HELD_OUT)
 
 
 def _require_weights(weights: Sequence[float], train_file: Paths | None, unit: PrivacyUnit) -> None:

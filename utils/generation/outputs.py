@@ -19,7 +19,7 @@ ALPACA_EVAL_FILE = "alpaca_eval.json"
 
 
 @dataclass(frozen=True)
-class Speed:
+class SamplingSpeed:
     """Tokens that a process generated, and the seconds that it took."""
 
     tokens: int
@@ -53,7 +53,7 @@ class Summary:
         return f"{told}{counts if self.ended else ', the others were cut there'}{speed}"
 
 
-def write_sampling_outputs(path: Path, sampling: SamplingArguments, speeds: Sequence[Speed]) -> Summary:
+def write_sampling_outputs(path: Path, sampling: SamplingArguments, speeds: Sequence[SamplingSpeed]) -> Summary:
     """Write the summary and, if asked for, the instructions, beside `path`.
 
     Args:
@@ -103,7 +103,7 @@ def _in_order(path: Path) -> list[Generation]:
     return [rows[index] for index in sorted(rows)]
 
 
-def _together(speeds: Sequence[Speed]) -> float | None:
+def _together(speeds: Sequence[SamplingSpeed]) -> float | None:
     """Tokens of all processes per second of the slowest; None if there are no tokens."""
     tokens = sum(speed.tokens for speed in speeds)
     return round(tokens / max(speed.seconds for speed in speeds), 1) if tokens else None

@@ -38,7 +38,7 @@ from utils.generation.files import (
     merge_generations,
     read_generations,
 )
-from utils.generation.outputs import Speed, write_sampling_outputs
+from utils.generation.outputs import SamplingSpeed, write_sampling_outputs
 from utils.generation.sources import find_source
 from utils.generation.trained_style import chosen_style
 from utils.models.arguments import ModelArguments
@@ -155,7 +155,7 @@ def generate_all(
     rank: int = 0,
     world: int = 1,
     wait: Callable[[], object] = lambda: None,
-) -> tuple[Path, Speed]:
+) -> tuple[Path, SamplingSpeed]:
     """Generate this rank's share of the texts; rank 0 merges all shares into `generations.jsonl`.
 
     Args:
@@ -187,7 +187,7 @@ def generate_all(
 
 def _draw_share(
     backend: Backend, jobs: Sequence[TextJob], done: Container[int], output_dir: Path, rank: int, world: int
-) -> Speed:
+) -> SamplingSpeed:
     """Generate the missing texts; finished ones are on disk before the next are waited for."""
     tokens, start, missing = 0, time.monotonic(), sum(job.index not in done for job in jobs)
     with tqdm(total=-(-missing // world), unit="text", disable=rank != 0) as bar:
@@ -196,7 +196,7 @@ def _draw_share(
             tokens += sum(drawn.tokens for _, drawn in finished)
             bar.set_postfix_str(f"{tokens / (time.monotonic() - start):.0f} tokens/s", refresh=False)
             bar.update(len(finished))
-    return Speed(tokens, time.monotonic() - start)
+    return SamplingSpeed(tokens, time.monotonic() - start)
 
 
 def _row(job: TextJob, drawn: Drawn) -> Generation:

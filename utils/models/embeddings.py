@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REMEDY = "give a model with its own tokenizer, or add its embeddings (resize_token_embeddings)"
-Rows = tuple[np.ndarray, np.ndarray]  # token ids of all rows end to end, and N + 1 positions between rows
+TokenRows = tuple[np.ndarray, np.ndarray]  # token ids of all rows end to end, and N + 1 positions between rows
 
 
 def require_embeddings(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
-    data: Mapping[str, Rows],
+    data: Mapping[str, TokenRows],
     *,
     flag: str = "--model_name_or_path",
 ) -> None:

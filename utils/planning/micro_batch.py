@@ -13,7 +13,7 @@ _MOST_ROWS, _MOST_TOKENS = 16, 8192  # of one forward pass; larger ones are hard
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class FittedMicroBatch:
     """How a forward pass fits the memory.
 
     Attributes:
@@ -37,7 +37,7 @@ class MicroBatch:
         )
 
 
-def largest_micro_batch(needs_with: NeedsWith | None, like: MemorySettings, target: Target) -> MicroBatch:
+def largest_micro_batch(needs_with: NeedsWith | None, like: MemorySettings, target: Target) -> FittedMicroBatch:
     """The most rows that fit, if possible without recomputing activations and without sharding, which take time.
 
     Args:
@@ -59,10 +59,10 @@ def largest_micro_batch(needs_with: NeedsWith | None, like: MemorySettings, targ
     return fitting
 
 
-def _choices(block_size: int, processes: int) -> Iterator[MicroBatch]:
+def _choices(block_size: int, processes: int) -> Iterator[FittedMicroBatch]:
     """What to try, the fastest first."""
     most = min(_MOST_ROWS, max(1, _MOST_TOKENS // block_size))
     rows = [1 << power for power in reversed(range(most.bit_length()))]
     for shard in (False, True)[: 1 + (processes > 1)]:
         for recompute in (False, True):
-            yield from (MicroBatch(one, recompute, shard) for one in rows)
+            yield from (FittedMicroBatch(one, recompute, shard) for one in rows)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from dptune._files import atomic_write
 from dptune.accounting.data_needed import USUAL_EPSILONS
 from dptune.accounting.rounding import rounded_up
-from dptune.run.plan import noise_over_signal
+from dptune.run.noise_ratios import noise_over_signal
 from utils.planning.proposal import Proposal
 from utils.planning.search import Limits, quietest
 

@@ -18,12 +18,12 @@ from utils.models.memory import MemorySettings
 from utils.models.trainable import prepare_trainable
 from utils.planning.arguments import PlannerArguments
 from utils.planning.flags import as_groups, trained_flags, training_line
-from utils.planning.micro_batch import MicroBatch, largest_micro_batch
+from utils.planning.micro_batch import FittedMicroBatch, largest_micro_batch
 from utils.planning.rule import Rule
 from utils.planning.search import Limits, best, search
 from utils.planning.settings import CLIP_NORM, WARMUP, choose_rank, choose_rate, with_rank
 from utils.planning.speed import Speed, estimated_speed, measured_speed
-from utils.training.causal_lm import memory_settings
+from utils.training.causal_lm.skeleton import memory_settings
 from utils.training.lora_arguments import LoraArguments
 from utils.training.plan import needs_of, plan_run
 from utils.training.target import Target, target_without_launch
@@ -164,7 +164,7 @@ def _asked(given: PlannerArguments, block_size: int) -> dict[str, object]:
     }
 
 
-def _found(config: PrivacyConfig, micro: MicroBatch, share: int, rate: float) -> dict[str, object]:
+def _found(config: PrivacyConfig, micro: FittedMicroBatch, share: int, rate: float) -> dict[str, object]:
     """The flags of train_clm.py that the search found; `share` rows of a batch are each process's."""
     return {
         "per_device_train_batch_size": micro.rows,
@@ -176,7 +176,7 @@ def _found(config: PrivacyConfig, micro: MicroBatch, share: int, rate: float) ->
     }
 
 
-def _speed(given: PlannerArguments, model: Any, micro: MicroBatch) -> Speed:
+def _speed(given: PlannerArguments, model: Any, micro: FittedMicroBatch) -> Speed:
     if given.tokens_per_second is not None:
         return measured_speed(given.tokens_per_second)
     device = present(given.device, "device")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dptune.accounting.data_needed import USUAL_EPSILONS
 from dptune.accounting.rounding import rounded_up, rounded_up_to_figures
 from dptune.mechanism import PrivacyConfig
-from dptune.run.plan import describe_noise, describe_plan, noise_batch_ratio, noise_over_signal
+from dptune.run.noise_ratios import noise_batch_ratio, noise_over_signal
+from dptune.run.plan_lines import describe_noise, describe_plan
 from utils.planning.arguments import PlannerArguments
 from utils.planning.proposal import Proposal
 from utils.planning.rule import Rule

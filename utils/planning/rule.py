@@ -2,9 +2,9 @@
 
     loss = start - kept (start - floor - learn T^-alpha),    kept = 1 / (1 + (noise r T^beta)^gamma)
 
-T is the number of steps, and r the noise over the batch (`dptune.run.plan.noise_batch_ratio`). The bracket is how much
-T steps lower the loss without noise. `kept` is the share of it that is left with noise: 1 without noise, near 0 with
-much noise. The logarithm of the best learning rate is linear in those of r, T and the number of noise bands.
+T is the number of steps, and r the noise over the batch (`dptune.run.noise_ratios.noise_batch_ratio`). The bracket is
+how much T steps lower the loss without noise. `kept` is the share of it that is left with noise: 1 without noise, near
+0 with much noise. The logarithm of the best learning rate is linear in those of r, T and the number of noise bands.
 `benchmarks/fit_planner.py` fits the rule and writes `rule.json`, which says what it was fitted on. Outside that range,
 and for other models, the rule is a guess.
 """

@@ -16,7 +16,7 @@ from dptune._validate import refuse
 from dptune.accounting import Spend
 from dptune.accounting.data_needed import Work, noise_if_any
 from dptune.mechanism import PrivacyConfig
-from dptune.run.plan import noise_batch_ratio
+from dptune.run.noise_ratios import noise_batch_ratio
 from utils.planning.rule import Rule
 from utils.planning.speed import Speed
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from dptune.mechanism import PrivacyConfig
-from dptune.run.plan import noise_batch_ratio, noise_over_signal
+from dptune.run.noise_ratios import noise_batch_ratio, noise_over_signal
 from utils.planning.rule import Rule
 from utils.training.chosen_defaults import private_rate
 from utils.training.lora_arguments import LoraArguments

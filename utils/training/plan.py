@@ -11,7 +11,8 @@ from dptune._words import counted
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.lora import adapters
-from dptune.run.plan import RunPlan, describe_plan, expected_batch, make_plan
+from dptune.run.plan import RunPlan, expected_batch, make_plan
+from dptune.run.plan_lines import describe_plan
 from dptune.sampling import Parts
 from dptune.shapes import Shapes
 from dptune.units.unit import PrivacyUnit

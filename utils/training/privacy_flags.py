@@ -9,7 +9,7 @@ from dptune._validate import refuse, renamed, require_count
 from dptune.audit.one_run import LEAST_CANARIES
 from dptune.bands import bands_within
 from dptune.clipping_styles import FLAT, Clipping
-from dptune.run.plan import AUTO, PrivacySettings, noise_bands_of
+from dptune.run.settings import AUTO, PrivacySettings, noise_bands_of
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
 
 _UNTIL_MEASURED = 1.0  # the plan's clip norm while the real one is open: epsilon does not depend on it

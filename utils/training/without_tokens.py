@@ -10,12 +10,13 @@ from dptune._validate import refuse
 from dptune.averaging import describe_averaging
 from dptune.clipping import layers_of
 from dptune.run.identity import num_trained
-from dptune.run.plan import RunPlan, describe_needed_data, describe_register
+from dptune.run.plan import RunPlan
+from dptune.run.plan_lines import describe_needed_data, describe_register
 from utils.cli.launch import ranks_of
 from utils.data.count_rows import count_sampled
 from utils.models.loading import is_configuration
 from utils.training.arguments import Groups
-from utils.training.causal_lm import describe_memory_of, prepared_skeleton
+from utils.training.causal_lm.skeleton import describe_memory_of, prepared_skeleton
 from utils.training.chosen_defaults import describe_chosen, with_chosen_defaults
 from utils.training.initial_adapter import describe_start, initial_releases
 from utils.training.plan import describe_clipping, describe_run, plan_run

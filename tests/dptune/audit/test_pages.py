@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dptune.audit.checks import Finding
-from dptune.audit.pages import NOT_PRIVATE, SIMULATED, Page, as_markdown, write_page
+from dptune.audit.pages import NOT_PRIVATE, SIMULATED, Page, page_as_markdown, write_page
 
 FINDINGS = (
     Finding("one step", 5.0, 4.0, True, "epsilon, at least", 1000),
@@ -53,7 +53,7 @@ def test_the_files_hold_what_was_found(tmp_path: Path) -> None:
 def test_a_page_says_whether_it_may_be_published(private: bool, note: str, tmp_path: Path) -> None:
     page = replace(PAGE, private=private)
     write_page(tmp_path, page)
-    assert note in as_markdown(page, with_plot=False)
+    assert note in page_as_markdown(page, with_plot=False)
     assert json.loads((tmp_path / "audit.json").read_text())["note"] == note
 
 

@@ -13,8 +13,9 @@ from dptune import InvalidArgument, Ledger
 from dptune.clipping_styles import Adaptive
 from dptune.integrations.state import PRIVACY_STATE_NAME, read_privacy_state, save_privacy_state
 from dptune.ledger import LEDGER_NAME
-from dptune.run.plan import PrivacySettings, RunPlan, make_plan
+from dptune.run.plan import RunPlan, make_plan
 from dptune.run.session import PrivateRun, SavedRun
+from dptune.run.settings import PrivacySettings
 
 
 def plan(*, private: bool = True) -> RunPlan:

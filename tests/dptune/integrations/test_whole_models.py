@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from dptune import InvalidArgument
-from dptune.integrations.losses import token_losses
+from dptune.integrations.losses import mean_token_losses
 from tests.dptune.integrations.runs import (
     GradientLog,
     dp_trainer,
@@ -111,7 +111,7 @@ def test_a_model_that_the_rules_do_not_describe_is_refused_before_a_step(tmp_pat
     model = UsesItsEmbeddingElsewhere(tiny_gpt2().config)
 
     def losses(model: Any, inputs: Any) -> torch.Tensor:
-        return token_losses(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
+        return mean_token_losses(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
 
     trainer = dp_trainer(tmp_path, model, privacy=privacy_arguments(), losses=losses)
     with pytest.raises(InvalidArgument, match=r"wte\.weight: its per-example gradients differ from autograd's"):

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from dptune import InvalidArgument, add_lora
 from dptune.clipping_styles import Adaptive
 from dptune.run.identity import mechanism_identity, model_identity, num_trained, refuse_other_run
-from dptune.run.plan import PrivacySettings, make_plan
+from dptune.run.plan import make_plan
+from dptune.run.settings import PrivacySettings
 from dptune.sampling import Parts
 from dptune.units.unit import ItemUnit
 from tests.examples import randomise_adapters

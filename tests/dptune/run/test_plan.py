@@ -7,46 +7,19 @@ import re
 from typing import Any
 
 import pytest
-import torch
 
 from dptune import InvalidArgument
 from dptune.accounting import Spend, compose, epsilon
 from dptune.accounting.rounding import rounded_up
 from dptune.clipping_styles import PerLayer
-from dptune.run.plan import (
-    PrivacySettings,
-    RunPlan,
-    describe_noise,
-    describe_plan,
-    expected_batch,
-    last_step,
-    make_plan,
-    noise_bands_of,
-    noise_batch_ratio,
-    noise_over_signal,
-    spends_to_come,
-)
+from dptune.run.noise_ratios import noise_batch_ratio, noise_over_signal
+from dptune.run.plan import RunPlan, expected_batch, last_step, make_plan, spends_to_come
+from dptune.run.plan_lines import describe_plan
+from dptune.run.settings import PrivacySettings
 from dptune.sampling import Parts
 from dptune.units.unit import ItemUnit, PrivacyUnit, Unit
 
 DELTA = 1e-4
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"noise_multiplier": None}, "noise_multiplier=None"),
-        ({"target_epsilon": 3.0}, "target_epsilon=3.0"),
-        ({"noise_multiplier": -1.0}, "noise_multiplier=-1.0"),
-        ({"noise_multiplier": None, "target_epsilon": 0.0}, "target_epsilon=0.0"),
-        ({"clip_norm": 0.0}, "clip_norm=0.0"),
-        ({"delta": 0.0}, "delta=0.0"),
-        ({"delta": 1.0}, "delta=1.0"),
-    ],
-)
-def test_settings_that_do_not_fit_together_are_refused_by_name(changed: dict[str, Any], named: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"^{named}: "):
-        PrivacySettings(**({"noise_multiplier": 1.0, "delta": DELTA} | changed))
 
 
 @pytest.mark.parametrize(
@@ -109,28 +82,6 @@ def test_the_description_has_the_epsilon_rounded_up(budget: RunPlan) -> None:
     words = describe_plan(budget)[-2].split()
     assert spent(budget, 8) <= float(words[1]) < spent(budget, 8) + 1e-4
     assert words[2:] == ["at", "delta", "0.0001"]
-
-
-def test_without_a_delta_it_is_the_default_one_and_its_reason_is_told() -> None:
-    run = {"num_examples": 2000, "batch": 10, "steps": 8}
-    plan = make_plan(PrivacySettings(target_epsilon=3.0), **run)
-    assert plan.privacy is not None
-    assert plan.privacy.delta == 1e-5
-    assert plan.privacy.planned_epsilon() <= 3.0
-    reason = "delta 1e-05: a tenth of 1 / 2,000 examples, rounded down to a power of ten"
-    assert reason in [line.strip() for line in describe_plan(plan)]
-    given = make_plan(PrivacySettings(target_epsilon=3.0, delta=1e-5), **run)
-    assert given.privacy == plan.privacy
-    assert reason not in "".join(describe_plan(given))
-
-
-@pytest.mark.parametrize(("noise", "shown"), [(0.01, "5"), (1e-200, "inf")])
-def test_noise_that_protects_nobody_is_said_before_training(noise: float, shown: str) -> None:
-    settings = PrivacySettings(noise_multiplier=noise, delta=DELTA)
-    *_, epsilon_line, last = describe_plan(make_plan(settings, num_examples=100, batch=10, steps=1))
-    assert epsilon_line.split()[1].startswith(shown)
-    words = "epsilon is above 50: this protects nobody; use it only to see whether training works"
-    assert last == f"too little noise       {words}"
 
 
 def test_a_batch_is_per_device_times_processes_times_accumulation() -> None:
@@ -220,31 +171,6 @@ def test_a_batch_that_the_weights_do_not_allow_is_refused() -> None:
     told = "batch of 61, more than the 60 that these weights allow .a sampling probability above 1.; lower it, or give"
     with pytest.raises(InvalidArgument, match=f"^gradient_accumulation_steps=61: .*{told}"):
         expected_batch(gradient_accumulation_steps=61, **how)
-
-
-def test_the_noise_is_compared_with_what_all_gradients_can_add_up_to() -> None:
-    config = make_plan(PrivacySettings(noise_multiplier=2.0, delta=DELTA, clip_norm=3.0), **RUN).privacy
-    assert config is not None
-    trained, trials, generator = 50, 400, torch.Generator().manual_seed(0)
-    std = config.noise_multiplier * config.clip_norm
-    noise = torch.randn(trials, config.steps, trained, generator=generator) * std
-    longest = config.steps * config.expected_batch_size * config.clip_norm
-    assert noise_over_signal(config, trained) == pytest.approx(
-        float(noise.sum(1).norm(dim=1).mean()) / longest, rel=0.02
-    )
-    assert noise_batch_ratio(config) == pytest.approx(std / (config.expected_batch_size * config.clip_norm))
-
-
-@pytest.mark.parametrize(
-    ("epsilon", "trained", "warned"), [(8.0, 115_200, False), (0.001, 115_200, True), (0.1, 9, False)]
-)
-def test_noise_in_which_nothing_can_be_learned_is_said(epsilon: float, trained: int, warned: bool) -> None:
-    """The first case is the first run of the README, which learns."""
-    plan = make_plan(PrivacySettings(target_epsilon=epsilon, delta=1e-4), num_examples=2000, batch=64, steps=15)
-    lines = describe_noise(plan, trained)
-    assert bool(lines) == warned
-    assert all("give a larger epsilon, more examples, or train fewer parameters" in line for line in lines)
-    assert describe_noise(make_plan(None, num_examples=2000, batch=64, steps=15), trained) == []
 
 
 # --- cut draws ---
@@ -361,13 +287,6 @@ def test_noise_bands_whose_cost_is_not_known_are_refused(
 ) -> None:
     with pytest.raises(InvalidArgument, match=told):
         bands_plan(settings, **how)
-
-
-@pytest.mark.parametrize("given", ["0", "-1", "2.5", "many", 0])
-def test_a_flag_of_noise_bands_is_a_count_or_auto(given: str | int) -> None:
-    assert (noise_bands_of("8"), noise_bands_of(8), noise_bands_of("auto")) == (8, 8, "auto")
-    with pytest.raises(InvalidArgument, match=r"^noise_bands="):
-        noise_bands_of(given)
 
 
 @pytest.mark.parametrize(("recorded", "completed", "last"), [(0, 0, 30), (4, 16, 30), (5, 17, 29), (8, 28, 28)])

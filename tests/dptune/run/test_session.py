@@ -20,8 +20,10 @@ from dptune.ledger import LEDGER_NAME
 from dptune.ranks import Gather, Ranks
 from dptune.run import session
 from dptune.run.identity import mechanism_identity
-from dptune.run.plan import PrivacySettings, RunPlan, describe_register, make_plan, spends_to_come
+from dptune.run.plan import RunPlan, make_plan, spends_to_come
+from dptune.run.plan_lines import describe_register
 from dptune.run.session import PrivateRun, SavedRun
+from dptune.run.settings import PrivacySettings
 from dptune.sampling import Parts, PoissonSampler
 from dptune.units.unit import PrivacyUnit, group_by_author
 from tests.processes import run_processes

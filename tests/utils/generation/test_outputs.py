@@ -11,7 +11,7 @@ import pytest
 from utils.data.instruction_files import Instruction
 from utils.generation.arguments import SamplingArguments
 from utils.generation.files import Generation, append_generations, merge_generations
-from utils.generation.outputs import Speed, Summary, write_alpaca_eval, write_sampling_outputs
+from utils.generation.outputs import SamplingSpeed, Summary, write_alpaca_eval, write_sampling_outputs
 
 TEXTS = [
     ("Name a bird.", True),
@@ -45,7 +45,7 @@ def _instructions(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("how", [{"deduplicate": True}, {"prompt_style": "uncond_generation"}])
 def test_instructions_are_the_texts_that_ended_without_blanks_and_repeats(path: Path, how: dict[str, Any]) -> None:
-    write_sampling_outputs(path, SamplingArguments("unused", **how), [Speed(1, 1.0)])
+    write_sampling_outputs(path, SamplingArguments("unused", **how), [SamplingSpeed(1, 1.0)])
     kept = {0: "Name a bird.", 6: "name a bird.", 7: "cut off in the", 8: "Two\nlines\u2028and é"}
     assert _instructions(path) == [{"id": f"syn-{index}", "instruction": text} for index, text in kept.items()]
 
@@ -56,7 +56,9 @@ def test_without_being_asked_for_no_instructions_are_written(path: Path) -> None
 
 
 def test_the_summary_counts_every_text_once(path: Path) -> None:
-    summary = write_sampling_outputs(path, SamplingArguments("unused"), [Speed(60, 2.0), Speed(40, 4.0)])
+    summary = write_sampling_outputs(
+        path, SamplingArguments("unused"), [SamplingSpeed(60, 2.0), SamplingSpeed(40, 4.0)]
+    )
     assert summary == Summary(texts=10, ended=7, blank=2, duplicates=1, kept=4, tokens_per_second=25.0)
     assert summary.ended == summary.blank + summary.duplicates + summary.kept
     assert json.loads(path.with_name("summary.json").read_text())["tokens_per_second"] == 25.0
@@ -67,7 +69,7 @@ def test_the_summary_counts_every_text_once(path: Path) -> None:
 
 
 def test_a_run_with_nothing_left_to_draw_has_no_speed(path: Path) -> None:
-    summary = write_sampling_outputs(path, SamplingArguments("unused"), [Speed(0, 0.1)])
+    summary = write_sampling_outputs(path, SamplingArguments("unused"), [SamplingSpeed(0, 0.1)])
     assert summary.tokens_per_second is None
     assert str(summary).endswith("4 different ones")
 

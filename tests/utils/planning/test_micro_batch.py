@@ -12,7 +12,7 @@ from dptune._validate import InvalidArgument
 from tests.tiny import tiny_llama
 from utils.models.known_devices import find_device
 from utils.models.memory import RESERVE, MemorySettings, fits
-from utils.planning.micro_batch import MicroBatch, largest_micro_batch
+from utils.planning.micro_batch import FittedMicroBatch, largest_micro_batch
 from utils.training.plan import needs_of
 from utils.training.target import target_without_launch
 
@@ -35,14 +35,14 @@ def needing(per_row: float, *, recomputed: float = 1.0, sharded: float = 1.0, fi
 @pytest.mark.parametrize(
     ("needs", "expected"),
     [
-        (needing(1 / 20), MicroBatch(16)),
-        (needing(1 / 5), MicroBatch(4)),
-        (needing(1.5, recomputed=0.5), MicroBatch(1, recompute=True)),
-        (needing(0.1, fixed=1.5, sharded=0.5), MicroBatch(4, shard=True)),
-        (needing(1.5, recomputed=0.8, sharded=0.8), MicroBatch(1, recompute=True, shard=True)),
+        (needing(1 / 20), FittedMicroBatch(16)),
+        (needing(1 / 5), FittedMicroBatch(4)),
+        (needing(1.5, recomputed=0.5), FittedMicroBatch(1, recompute=True)),
+        (needing(0.1, fixed=1.5, sharded=0.5), FittedMicroBatch(4, shard=True)),
+        (needing(1.5, recomputed=0.8, sharded=0.8), FittedMicroBatch(1, recompute=True, shard=True)),
     ],
 )
-def test_the_fastest_that_fits_is_chosen(needs: Any, expected: MicroBatch) -> None:
+def test_the_fastest_that_fits_is_chosen(needs: Any, expected: FittedMicroBatch) -> None:
     assert largest_micro_batch(needs, LIKE, target_without_launch(DEVICE, 2)) == expected
 
 
@@ -58,19 +58,19 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 
 
 def test_without_an_estimate_or_a_known_memory_everything_fits() -> None:
-    assert largest_micro_batch(None, LIKE, target_without_launch(DEVICE, 1)) == MicroBatch(16)
-    assert largest_micro_batch(needing(99), LIKE, target_without_launch(None, 1)) == MicroBatch(16)
+    assert largest_micro_batch(None, LIKE, target_without_launch(DEVICE, 1)) == FittedMicroBatch(16)
+    assert largest_micro_batch(needing(99), LIKE, target_without_launch(None, 1)) == FittedMicroBatch(16)
 
 
 def test_long_rows_make_smaller_micro_batches() -> None:
     long = MemorySettings(torch.bfloat16, 3000, 3000)
-    assert largest_micro_batch(None, long, target_without_launch(None, 1)) == MicroBatch(2)
+    assert largest_micro_batch(None, long, target_without_launch(None, 1)) == FittedMicroBatch(2)
     longest = MemorySettings(torch.bfloat16, 10**5, 10**5)
-    assert largest_micro_batch(None, longest, target_without_launch(None, 1)) == MicroBatch(1)
+    assert largest_micro_batch(None, longest, target_without_launch(None, 1)) == FittedMicroBatch(1)
 
 
 def test_sharded_ranks_have_the_overhead_of_sharding() -> None:
     target = target_without_launch(DEVICE, 2)
-    settings = MicroBatch(2, shard=True).settings(LIKE, target)
+    settings = FittedMicroBatch(2, shard=True).settings(LIKE, target)
     assert (settings.sharded, settings.token_budget) == (True, 1024)
     assert settings.overhead == target.overhead(sharded=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dptune.run.plan import noise_over_signal
+from dptune.run.noise_ratios import noise_over_signal
 from tests.fitted_rule import quick_noise
 from utils.planning import plots
 from utils.planning.plots import plot_trade, points

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dptune.run.plan import describe_plan, noise_batch_ratio
+from dptune.run.noise_ratios import noise_batch_ratio
+from dptune.run.plan_lines import describe_plan
 from tests.fitted_rule import RULE, quick_noise
 from utils.planning.arguments import PlannerArguments
 from utils.planning.proposal import Proposal, propose

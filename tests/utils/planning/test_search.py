@@ -9,7 +9,9 @@ import pytest
 
 from dptune._validate import InvalidArgument
 from dptune.accounting.data_needed import Work
-from dptune.run.plan import PrivacySettings, make_plan, noise_batch_ratio
+from dptune.run.noise_ratios import noise_batch_ratio
+from dptune.run.plan import make_plan
+from dptune.run.settings import PrivacySettings
 from tests.fitted_rule import RULE, quick_noise
 from utils.planning import search
 from utils.planning.search import ENOUGH, Limits, best, candidates, examples_needed, kept, quietest

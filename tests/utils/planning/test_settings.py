@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dptune.mechanism import PrivacyConfig
-from dptune.run.plan import noise_batch_ratio, noise_over_signal
+from dptune.run.noise_ratios import noise_batch_ratio, noise_over_signal
 from tests.fitted_rule import RULE
 from utils.planning.settings import LEAST_RANK, RANK, choose_rank, choose_rate, with_rank
 from utils.training.lora_arguments import LoraArguments

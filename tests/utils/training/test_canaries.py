@@ -23,9 +23,9 @@ from tests.tiny import tiny_llama, tiny_tokenizer
 from utils.cli.flags import parse
 from utils.cli.launch import Sharding
 from utils.data.tokenization import IGNORED, TokenizedDataset
-from utils.training import causal_lm
 from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
 from utils.training.canaries import LOSS_SCORE, begin, canaries_of_run, finish, measured, with_canaries
+from utils.training.causal_lm import data as causal_lm_data
 from utils.training.without_tokens import count
 
 CPU = torch.device("cpu")
@@ -119,10 +119,10 @@ def test_a_plan_without_data_counts_them(tmp_path: Path) -> None:
 
 
 def test_sharded_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal_lm, "sharding_of_launch", Sharding)
+    monkeypatch.setattr(causal_lm_data, "sharding_of_launch", Sharding)
     folder: Any = None
     with pytest.raises(InvalidArgument, match="--audit_canaries=30: are scored on one process"):
-        causal_lm.canaries_of(30, tiny_tokenizer(), folder, 12)
+        causal_lm_data.canaries_of(30, tiny_tokenizer(), folder, 12)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ from dptune.audit.training import Canaries, audit_training, read_canaries
 from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, PerLayer
 from dptune.lora import trainable_parameters
 from dptune.report.check import check_publishable
-from dptune.run.plan import PrivacySettings, make_plan
+from dptune.run.plan import make_plan
 from dptune.run.session import PrivateRun
+from dptune.run.settings import PrivacySettings
 from dptune.shapes import Shapes
 from dptune.step import PrivateStep
 from dptune.units.unit import group_by_author
@@ -35,8 +36,8 @@ from utils.cli.flags import parse
 from utils.cli.launch import Sharding, make_accelerator
 from utils.data.tokenization import NO_DIAL, TokenizedDataset
 from utils.models.trainable import Losses
-from utils.training import causal_lm
 from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
+from utils.training.causal_lm import data as causal_lm_data
 from utils.training.dials import (
     DIAL_SCORE,
     DialLosses,
@@ -166,10 +167,10 @@ def test_clipping_that_splits_or_moves_the_clip_norm_is_refused(tmp_path: Path, 
 
 
 def test_sharded_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal_lm, "sharding_of_launch", Sharding)
+    monkeypatch.setattr(causal_lm_data, "sharding_of_launch", Sharding)
     folder: Any = None
     with pytest.raises(InvalidArgument, match="--audit_dials=30: are scored on one process"):
-        causal_lm.dials_of(30, folder)
+        causal_lm_data.dials_of(30, folder)
 
 
 def test_a_plan_without_data_counts_them(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_a_resumed_run_keeps_the_number_that_it_began_with(
     def measured_again(*_: object, **__: object) -> float:
         raise AssertionError("a resumed run does not measure")
 
-    monkeypatch.setattr("utils.training.causal_lm.clip_norm_of_own_texts", measured_again)
+    monkeypatch.setattr("utils.training.causal_lm.load.clip_norm_of_own_texts", measured_again)
     for steps, given in ((3, "auto"), (4, began)):
         more = {"max_train_steps": steps, "resume_from_checkpoint": "latest", "clip_norm": given}
         assert run(tiny_model_dir, data / "one.jsonl", data / "out", **more)["clip_norm"] == began

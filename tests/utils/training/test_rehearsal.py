@@ -29,7 +29,7 @@ from tests.tiny import save_tiny, tiny_llama
 from tests.utils.training.test_in_step import ALL, CLIP_NORM, COUNT, How, Rank
 from tests.utils.training.test_micro_batches import ERRORS, Memory, adapted
 from utils.cli.launch import make_accelerator
-from utils.training import causal_lm
+from utils.training.causal_lm import run as causal_lm_run
 from utils.training.in_step import Gathers
 from utils.training.rehearsal import PassSize, Rehearsal, is_worthwhile, largest_sizes
 
@@ -191,7 +191,7 @@ def test_a_run_with_it_is_the_same_to_the_bit(
     found: dict[bool, Any] = {}
     for rehearses in (False, True):
         out = tmp_path / str(rehearses)
-        monkeypatch.setattr(causal_lm, "is_worthwhile", lambda *_, rehearses=rehearses: rehearses)
+        monkeypatch.setattr(causal_lm_run, "is_worthwhile", lambda *_, rehearses=rehearses: rehearses)
         changes = {"max_train_steps": 3, "num_train_epochs": None, "insecure_test_seed": 1, "lora_dropout": 0.1}
         train_clm.main(flags(tiny_model_dir, train_file, out, **changes))
         assert ("fit in memory" in capsys.readouterr().out) is rehearses
