@@ -123,9 +123,7 @@ def test_an_average_over_other_steps_is_not_resumed() -> None:
     later, other = (IterateAverage(a_model(), LAST, steps) for steps in (40, 15))
     assert later.resume(10, saved.count) is False
     assert later.count == 0, "it begins at step 25"
-    with pytest.raises(
-        InvalidArgument, match=r"^average_last=0.4: .* over 3 steps, but .* 15 planned steps .* over 1; "
-    ):
+    with pytest.raises(InvalidArgument, match=r"^average_last=0.4: .* over 3 steps, but .* 15 planned steps .* 1; "):
         other.resume(10, saved.count)
 
 
