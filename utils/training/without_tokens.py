@@ -67,13 +67,16 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
         views=groups.views.views,
         trained=num_trained(skeleton),
     )
-    accelerator.print(*describe_run(plan, groups.privacy), *describe_clipping(plan, groups.optimization), sep="\n")
-    averaging = groups.optimization.averaging
-    for line in (*describe_chosen(asked, groups), *describe_averaging(averaging, plan.steps)):
-        accelerator.print(line)
-    accelerator.print(*describe_register(plan, groups.output.output_dir), sep="\n")
-    accelerator.print(f"tokens                 not counted: {why}. {_LEFT_OUT}", *describe_start(starts_from), sep="\n")
-    accelerator.print(*describe_memory_of(skeleton, groups, target, plan), sep="\n")
+    lines = [*describe_run(plan, groups.privacy), *describe_clipping(plan, groups.optimization)]
+    lines += [
+        *describe_chosen(asked, groups),
+        *describe_averaging(groups.optimization.averaging, plan.steps),
+        *describe_register(plan, groups.output.output_dir),
+        f"tokens                 not counted: {why}. {_LEFT_OUT}",
+        *describe_start(starts_from),
+        *describe_memory_of(skeleton, groups, target, plan),
+    ]
+    accelerator.print(*lines, sep="\n")
     if ranks.is_main:
         for line in describe_needed_data(plan):
             print(line)

@@ -156,16 +156,14 @@ def _print_plan(job: CausalLMJob, skeleton: Any, target: Target, chosen: list[st
         described: lines about the data.
     """
     groups, folder, plan, accelerator = job.groups, job.folder, job.plan, job.folder.accelerator
-    accelerator.print(*describe_run(plan, groups.privacy), *describe_clipping(plan, groups.optimization), sep="\n")
-    for line in (*chosen, *describe_averaging(groups.optimization.averaging, plan.steps)):
-        accelerator.print(line)
-    accelerator.print(*describe_register(plan, folder.path, resumes=folder.saved is not None), sep="\n")
-    accelerator.print(*describe_changes(job.config, folder.saved), sep="\n")
-    accelerator.print(*described, *describe_start(job.starts_from), sep="\n")
+    lines = [*describe_run(plan, groups.privacy), *describe_clipping(plan, groups.optimization), *chosen]
+    lines += describe_averaging(groups.optimization.averaging, plan.steps)
+    lines += describe_register(plan, folder.path, resumes=folder.saved is not None)
+    lines += [*describe_changes(job.config, folder.saved), *described, *describe_start(job.starts_from)]
     if job.token_budget != job.asked:
-        accelerator.print(f"tokens at a time       {job.token_budget:,}; {job.asked:,} did not fit in memory before")
-    memory = describe_memory_of(skeleton, groups, target, plan, job.token_budget)
-    accelerator.print(*memory, *describe_noise(plan, num_trained(skeleton)), sep="\n")
+        lines.append(f"tokens at a time       {job.token_budget:,}; {job.asked:,} did not fit in memory before")
+    lines += describe_memory_of(skeleton, groups, target, plan, job.token_budget)
+    accelerator.print(*lines, *describe_noise(plan, num_trained(skeleton)), sep="\n")
     if folder.output.dry_run and accelerator.is_main_process:
         for line in describe_needed_data(plan):
             print(line)
