@@ -51,10 +51,10 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
         finished.append(is_finished(one, tokenizer, accelerator))
         passes = describe_passes(one, accelerator)
         average = describe_averaging(one.settings.steps.averaging, one.plan.steps)
-        accelerator.print(*describe_task(one.task), *describe_plan(one.plan), *average, *passes, sep="\n")
-        accelerator.print(*describe_setup(settings), sep="\n")
+        lines = [*describe_task(one.task), *describe_plan(one.plan), *average, *passes, *describe_setup(settings)]
         if not finished[-1]:
-            accelerator.print(*describe_register(one.plan, settings.folder / one.task.name, resumes=resumes), sep="\n")
+            lines += describe_register(one.plan, settings.folder / one.task.name, resumes=resumes)
+        accelerator.print(*lines, sep="\n")
         if settings.results.dry_run and accelerator.is_main_process:
             for line in describe_needed_data(one.plan):
                 print(line)
