@@ -91,9 +91,9 @@ class ShrunkAdam(DPAdam):
         self._spread = beta**2 * self._spread + (1 - beta) ** 2 * self._noise_std() ** 2
         return super().step(closure)
 
-    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any], variance: float) -> None:
+    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
         before = parameter.detach().clone()
-        super()._update(parameter, grad, group, variance)
+        super()._update(parameter, grad, group)
         if parameter.ndim != 2:
             return
         state = self.state[parameter]
@@ -107,10 +107,10 @@ class ShrunkAdam(DPAdam):
 class FloorAdam(DPAdam):
     """DP-Adam whose minimum divisor is what noise alone leaves in it: s (2 (1 - beta2) / (1 + beta2))^(1/4)."""
 
-    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any], variance: float) -> None:
+    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
         beta2 = group["betas"][1]
-        floor = math.sqrt(variance) * (2 * (1 - beta2) / (1 + beta2)) ** 0.25
-        super()._update(parameter, grad, {**group, "floor": max(group["floor"], floor)}, variance)
+        floor = math.sqrt(self._variance) * (2 * (1 - beta2) / (1 + beta2)) ** 0.25
+        super()._update(parameter, grad, {**group, "floor": max(group["floor"], floor)})
 
 
 def _make(name: str, settings: UpdateSettings, parameters: Sequence[nn.Parameter], noise: Callable[[], float]) -> Any:

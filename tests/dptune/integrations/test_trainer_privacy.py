@@ -111,9 +111,9 @@ def test_dp_adam_knows_the_noise_of_each_step(tmp_path: Path, monkeypatch: pytes
     seen: list[tuple[float, float]] = []
     update = DPAdam._update
 
-    def note(self: DPAdam, parameter: Any, grad: Tensor, group: dict[str, Any], variance: float) -> None:
-        seen.append((variance, group["weight_decay"]))
-        update(self, parameter, grad, group, variance)
+    def note(self: DPAdam, parameter: Any, grad: Tensor, group: dict[str, Any]) -> None:
+        seen.append((self._variance, group["weight_decay"]))
+        update(self, parameter, grad, group)
 
     monkeypatch.setattr(DPAdam, "_update", note)
     model = lora_llama()
