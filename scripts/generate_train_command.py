@@ -146,7 +146,7 @@ class JobArguments:
     )
     average_last: float | None = field(
         default=None,
-        metadata={"help": "release the mean of the weights after the last steps, this share of all; default: none"},
+        metadata={"help": "release the mean of the weights over this last share of all steps; default: none"},
     )
     block_size: int = field(
         default=1024,

@@ -56,8 +56,8 @@ class StepArguments:
     average_last: float | None = field(
         default=None,
         metadata={
-            "help": "release the mean of the weights after the last steps, this share of all (such as 0.25), instead "
-            "of the last weights; costs no epsilon; default: none"
+            "help": "release the mean of the weights over the last part of training, given as a share of all steps "
+            "(such as 0.25), instead of the last weights; costs no epsilon; default: none"
         },
     )
     seed: int = field(

@@ -69,8 +69,8 @@ class OptimizationArguments:
     average_last: float | None = field(
         default=None,
         metadata={
-            "help": "release the mean of the weights after the last steps, this share of all (such as 0.25), instead "
-            "of the last weights; costs no epsilon; default: none"
+            "help": "release the mean of the weights over the last part of training, given as a share of all steps "
+            "(such as 0.25), instead of the last weights; costs no epsilon; default: none"
         },
     )
     max_grad_norm: float = field(
