@@ -18,6 +18,7 @@ from dptune.mechanism import PrivacyConfig
 from dptune.run.noise_ratios import noise_over_signal
 from dptune.run.plan import ROW, RunPlan, spends_to_come
 
+_MUCH = 128 << 20  # bytes
 _DROWNED = 10.0  # the update is then at best 6 degrees away from a right angle to what was learned
 
 
@@ -106,12 +107,21 @@ def describe_register(plan: RunPlan, run_folder: str | Path, *, resumes: bool = 
 
 
 def describe_noise(plan: RunPlan, trained: int) -> list[str]:
-    """A warning line if the noise drowns whatever the run could learn; none otherwise.
+    """Lines about the memory that noise bands take, if it is much, and about noise that drowns what a run could learn.
 
     Args:
         plan: the plan.
         trained: number of trained parameters.
     """
+    if plan.privacy is None:
+        return []
+    kept = 8 * plan.privacy.noise_bands * trained if plan.privacy.noise_bands > 1 else 0
+    told = f"{kept / 2**30:.1f} GiB of the machine's memory per process; with sharded weights its share of that"
+    memory = [f"noise bands take       {told}"] if kept >= _MUCH else []
+    return [*memory, *_describe_drowning(plan, trained)]
+
+
+def _describe_drowning(plan: RunPlan, trained: int) -> list[str]:
     if plan.privacy is None or (ratio := noise_over_signal(plan.privacy, trained)) <= _DROWNED:
         return []
     reason = f"over all steps, the noise on {trained:,} trained parameters is {ratio:,.0f} times as long as the sum of"

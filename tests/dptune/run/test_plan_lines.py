@@ -43,3 +43,10 @@ def test_noise_in_which_nothing_can_be_learned_is_said(epsilon: float, trained: 
     assert bool(lines) == warned
     assert all("give a larger epsilon, more examples, or train fewer parameters" in line for line in lines)
     assert describe_noise(make_plan(None, num_examples=2000, batch=64, steps=15), trained) == []
+
+
+@pytest.mark.parametrize(("bands", "trained", "told"), [(1, 10**9, []), (4, 10**6, []), (4, 10**8, ["3.0"])])
+def test_the_memory_of_noise_bands_is_told_if_it_is_much(bands: int, trained: int, told: list[str]) -> None:
+    settings = PrivacySettings(target_epsilon=8.0, delta=1e-4, noise_bands=bands)
+    lines = describe_noise(make_plan(settings, num_examples=2000, batch=64, steps=15), trained)
+    assert [line.split()[3] for line in lines if line.startswith("noise bands take")] == told
