@@ -10,7 +10,10 @@ import yaml
 
 from benchmarks import quality
 from tests.tiny import CORPUS, tiny_llama, tiny_tokenizer
+from utils.cli.flags import parse
+from utils.training.arguments import CAUSAL_LM_GROUPS
 
+ROOT = Path(__file__).parents[2]
 STUDY = {
     "title": "Two",
     "about": "Which is lower.",
@@ -82,3 +85,15 @@ def test_a_study_trains_and_does_nothing_again(tmp_path: Path, capsys: pytest.Ca
     quality.main(given)
     assert len(runs.read_text().splitlines()) == 2
     assert "of 2:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_flags_of_a_study_are_flags_of_train_clm(path: Path) -> None:
+    study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert study["title"]
+    assert study["about"]
+    trainings = quality.trainings_of(study, {"model_name_or_path": "m", "train_file": "rows.jsonl"})
+    assert trainings
+    for one in trainings:
+        assert {"optimizer", "learning_rate", "noise_bands"} <= one.flags.keys(), "defaults may change"
+        parse(*CAUSAL_LM_GROUPS, args=[*quality.words_of(one.flags), "--output_dir", "out"])
