@@ -74,6 +74,11 @@ class RunPlan:
         return sampling_probability(self.expected_batch_size, self.num_examples, self.parts)
 
     @property
+    def noise_bands(self) -> int:
+        """The number of noise bands; 1 for independent noise, and without privacy."""
+        return 1 if self.privacy is None else self.privacy.noise_bands
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps in which each example is drawn once on average, rounded up."""
         return math.ceil(self.num_examples / self.expected_batch_size)

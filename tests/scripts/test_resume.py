@@ -201,7 +201,7 @@ CHANGED = {
     "rank": ({"lora_r": 8}, "lora_r was 4 in the checkpoint and is 8 now"),
     "alpha": ({"lora_alpha": 8}, "lora_alpha was 16.0 in the checkpoint and is 8.0 now"),
     "seed": ({"seed": 1}, "seed was 0 in the checkpoint and is 1 now"),
-    "optimizer": ({"optimizer": "dp-adam"}, "optimizer was 'lowpass-adam' in the checkpoint and is 'dp-adam' now"),
+    "optimizer": ({"optimizer": "dp-adam"}, "optimizer was 'adamw' in the checkpoint and is 'dp-adam' now"),
     "scale": ({"use_rslora": True}, "use_rslora was False in the checkpoint and is True now"),
     "unread style": ({"automatic_gamma": 0.1}, "automatic_gamma was 0.01 in the checkpoint and is 0.1 now"),
     "whole model": ({"trainable": "norms"}, "trainable was None in the checkpoint and is 'norms' now"),

@@ -8,8 +8,8 @@ from typing import Any
 
 from utils.training.arguments import Groups
 
-# Under privacy, measured by benchmarks/studies; without, the usual ones.
-PRIVATE_OPTIMIZER, PLAIN_OPTIMIZER = "lowpass-adam", "adamw"
+# Measured by benchmarks/studies: with independent noise AdamW is the better one of the two.
+CORRELATED_OPTIMIZER, OPTIMIZER = "lowpass-adam", "adamw"
 PLAIN_RATE = 3e-4
 # {parameters of the model at most: rate of its adapters}, where alpha is the rank
 _ADAPTER_RATES = {300e6: 6e-3, 2e9: 2e-3, math.inf: 1e-3}
@@ -36,17 +36,18 @@ def private_rate_of(model: Any, *, whole: bool) -> float:
     return private_rate(parameters, model.get_input_embeddings().weight.shape[-1], whole=whole)
 
 
-def with_chosen_defaults(groups: Groups, model: Any) -> Groups:
+def with_chosen_defaults(groups: Groups, model: Any, noise_bands: int) -> Groups:
     """The flags, with the optimizer, the learning rate and the noise bands that were left open.
 
     Args:
         groups: the flags.
         model: the model, with or without its weights.
+        noise_bands: the plan's number of noise bands; 1 for independent noise, and without privacy.
     """
     given, private = groups.optimization, groups.privacy.is_private
     optimizer, rate = given.optimizer, given.learning_rate
     if optimizer is None:
-        optimizer = PRIVATE_OPTIMIZER if private else PLAIN_OPTIMIZER
+        optimizer = OPTIMIZER if noise_bands == 1 else CORRELATED_OPTIMIZER
     if rate is None:
         rate = private_rate_of(model, whole=bool(groups.lora.trainable)) if private else PLAIN_RATE
     privacy = replace(groups.privacy, noise_bands=groups.privacy.bands) if private else groups.privacy
@@ -62,9 +63,8 @@ def describe_chosen(given: Groups, chosen: Groups) -> list[str]:
     """
     lines, private = [], chosen.privacy.is_private
     if given.optimization.optimizer is None:
-        lines.append(
-            f"optimizer              {chosen.optimization.optimizer} (default with{'' if private else 'out'} privacy)"
-        )
+        reason = "without noise bands" if chosen.optimization.optimizer == OPTIMIZER else "with noise bands"
+        lines.append(f"optimizer              {chosen.optimization.optimizer} (default {reason})")
     if given.optimization.learning_rate is None:
         what = "a whole model of this width" if chosen.lora.trainable else "adapters of a model of this size"
         source = f"default with privacy for {what}" if private else "default without privacy"

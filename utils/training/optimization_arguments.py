@@ -40,7 +40,7 @@ class OptimizationArguments:
         metadata={
             "help": "dp-adam is AdamW with the noise variance subtracted from the second moment; lowpass-adam takes "
             "the second moment of averaged gradients, for --noise_bands; adamw-8bit and paged-adamw-8bit are AdamW "
-            "of bitsandbytes; default: lowpass-adam with privacy, adamw without",
+            "of bitsandbytes; default: lowpass-adam where noise is correlated, else adamw",
             "choices": OPTIMIZERS,
         },
     )

@@ -55,7 +55,6 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
     target = target_of(groups.planning, accelerator)
     starts_from = ranks.from_main(lambda: initial_releases(groups.lora, private=private))
     skeleton, names = prepared_skeleton(groups, target)
-    asked, groups = groups, with_chosen_defaults(groups, skeleton)
     num_examples = ranks.from_main(lambda: count(groups))
     clipping = groups.clipping.style(layers_of(names).values())
     plan = plan_run(
@@ -67,6 +66,7 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
         views=groups.views.views,
         trained=num_trained(skeleton),
     )
+    asked, groups = groups, with_chosen_defaults(groups, skeleton, plan.noise_bands)
     lines = [*describe_run(plan, groups.privacy), *describe_clipping(plan, groups.optimization)]
     lines += [
         *describe_chosen(asked, groups),

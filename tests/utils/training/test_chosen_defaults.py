@@ -24,28 +24,29 @@ def groups(*words: str) -> Groups:
 
 
 @pytest.mark.parametrize(
-    ("words", "optimizer", "rate"),
+    ("words", "bands", "optimizer", "rate"),
     [
-        (PRIVATE, "lowpass-adam", 6e-3),
-        ((*PRIVATE, "--trainable", "*.mlp.*"), "lowpass-adam", 6e-3),
-        (PLAIN, "adamw", PLAIN_RATE),
-        ((*PLAIN, "--trainable", "all"), "adamw", PLAIN_RATE),
-        ((*PRIVATE, "--optimizer", "adamw"), "adamw", 6e-3),
-        ((*PRIVATE, "--learning_rate", "0.5"), "lowpass-adam", 0.5),
+        (PRIVATE, 4, "lowpass-adam", 6e-3),
+        (PRIVATE, 1, "adamw", 6e-3),
+        ((*PRIVATE, "--trainable", "*.mlp.*"), 2, "lowpass-adam", 6e-3),
+        (PLAIN, 1, "adamw", PLAIN_RATE),
+        ((*PLAIN, "--trainable", "all"), 1, "adamw", PLAIN_RATE),
+        ((*PRIVATE, "--optimizer", "adamw"), 4, "adamw", 6e-3),
+        ((*PRIVATE, "--learning_rate", "0.5"), 4, "lowpass-adam", 0.5),
     ],
 )
 def test_what_is_left_open_goes_by_privacy_and_what_is_trained(
-    words: tuple[str, ...], optimizer: str, rate: float
+    words: tuple[str, ...], bands: int, optimizer: str, rate: float
 ) -> None:
     given = groups(*words)
     model = tiny.tiny_llama()
-    chosen = with_chosen_defaults(given, model)
+    chosen = with_chosen_defaults(given, model, bands)
     assert (chosen.optimization.optimizer, chosen.optimization.learning_rate) == (optimizer, rate)
     assert chosen.optimization.updates.optimizer == optimizer
     told = "\n".join(describe_chosen(given, chosen))
     assert (f"optimizer              {optimizer} (default" in told) == ("--optimizer" not in words)
     assert (f"learning rate          {rate:g} (default" in told) == ("--learning_rate" not in words)
-    assert with_chosen_defaults(chosen, model) == chosen
+    assert with_chosen_defaults(chosen, model, bands) == chosen
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_what_is_left_open_goes_by_privacy_and_what_is_trained(
 )
 def test_noise_is_correlated_where_a_target_is_given(words: tuple[str, ...], bands: str | None) -> None:
     given = groups(*words)
-    chosen = with_chosen_defaults(given, tiny.tiny_llama())
+    chosen = with_chosen_defaults(given, tiny.tiny_llama(), 1)
     assert chosen.privacy.noise_bands == bands
     assert chosen.privacy.settings() == given.privacy.settings()
 

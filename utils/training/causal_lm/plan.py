@@ -48,7 +48,6 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     target, private = target_of(groups.planning, accelerator), groups.privacy.is_private
     starts_from = ranks.from_main(lambda: initial_releases(groups.lora, private=private))
     skeleton, names = _skeleton(groups, target)
-    flags, groups = groups, with_chosen_defaults(groups, skeleton)
     tokenizer = load_tokenizer(groups.model.model_name_or_path, **groups.model.hub)
     day, machine = runs_date(tokenizer, folder), machine_of(accelerator)
     rows = load_rows(groups, folder, tokenizer, names, day=day, machine=machine)
@@ -57,6 +56,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     fingerprint, described = machine.once(lambda: look_at(rows.train, rows.held_out, groups, skeleton, tokenizer))
     processes = processes_of_plan(folder.saved, groups.optimization, target.processes)
     plan = _plan(groups, rows.train, names, processes, num_trained(skeleton))
+    flags, groups = groups, with_chosen_defaults(groups, skeleton, plan.noise_bands)
     dated = {} if day is None else {TEMPLATE_DATE: day}
     identity = _identity(groups, fingerprint, starts_from) | dated
     if folder.saved is not None:

@@ -23,7 +23,7 @@ def test_a_job_is_planned_from_its_flags_and_writes_nothing(job: Any, tmp_path: 
     planned = job(num_train_epochs=2)
     assert (planned.plan.num_examples, planned.plan.expected_batch_size, planned.plan.steps) == (40, 16, 5)
     assert (planned.asked, planned.token_budget, planned.config["num_processes"]) == (4 * 48, 4 * 48, 1)
-    assert planned.identity == {"training_data": planned.train.fingerprint(), "optimizer": "lowpass-adam"}
+    assert planned.identity == {"training_data": planned.train.fingerprint(), "optimizer": "adamw"}
     assert not (tmp_path / "out").exists()
 
 
