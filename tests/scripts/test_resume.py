@@ -451,14 +451,14 @@ def test_a_dry_run_works_in_the_folder_of_a_run_that_another_process_continues(c
 def test_the_loser_of_a_race_for_a_new_folder_writes_nothing(line, tmp_path, monkeypatch, capsys):
     """Another launch takes the folder while this one loads its model."""
     out, other = tmp_path / "race", FolderLock()
-    own = causal_lm_run.load_task
+    own = causal_lm_run.load_causal_lm
 
     def slow(job):
         other.make(out)
         (out / "run_config.json").write_text("the winner's")
         return own(job)
 
-    monkeypatch.setattr(causal_lm_run, "load_task", slow)
+    monkeypatch.setattr(causal_lm_run, "load_causal_lm", slow)
     with other:
         assert "another process is at work in it" in refused(line(output_dir=out), capsys)
     assert {path.name for path in out.iterdir()} == {".lock", "run_config.json"}

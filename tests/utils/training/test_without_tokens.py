@@ -11,7 +11,7 @@ import pytest
 
 import train_clm
 from tests.scripts.test_train_clm import flags
-from utils.training import target
+from utils.training import privacy_flags, target
 
 CONFIG_ONLY = "tokens                 not counted: there is no tokenizer. Left out: "
 NO_DATA = "tokens                 not counted: there are no data. Left out: "
@@ -107,3 +107,17 @@ def test_mistakes_are_one_line(changes: dict[str, Any], message: str, dry: Any, 
     (error,) = dry(config_dir, **changes)
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_automatic_noise_bands_are_planned_with_the_room_that_a_run_has(
+    dry: Any, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {**WITHOUT_DATA, "noise_multiplier": None, "target_epsilon": 8, "max_train_steps": 8}
+    given |= {"gradient_accumulation_steps": 1}
+    assert any(line.startswith("noise bands ") for line in dry(tiny_model_dir, **given))
+    asked: list[int] = []
+    monkeypatch.setattr(privacy_flags, "bands_within", lambda values: asked.append(values) or 1)
+    lines = dry(tiny_model_dir, **given)
+    assert not any(line.startswith("noise bands ") for line in lines)
+    (trained,) = (line.split()[2] for line in lines if line.startswith("trainable parameters"))
+    assert int(trained.replace(",", "")) in asked

@@ -24,7 +24,7 @@ from utils.training.resume import refuse_other_beginning
 from utils.training.views import with_token_dropout
 
 
-def load_task(job: CausalLMJob) -> CausalLMTask:
+def load_causal_lm(job: CausalLMJob) -> CausalLMTask:
     """The model with its trained parameters, the same on every rank. Checks its gradients before a private run.
 
     A clip norm that was still open is measured: the task's `job` has it in its flags, plan and settings.

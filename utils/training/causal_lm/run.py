@@ -16,7 +16,7 @@ from utils.cli.launch import sharding_of_launch
 from utils.models.memory import device_memory, keeps_whole_sum
 from utils.training.canaries import begin
 from utils.training.causal_lm.job import CausalLMJob
-from utils.training.causal_lm.load import load_task
+from utils.training.causal_lm.load import load_causal_lm
 from utils.training.causal_lm.task import CausalLMTask
 from utils.training.dials import DialScores
 from utils.training.in_step import Gathers
@@ -28,7 +28,7 @@ from utils.training.run import train
 
 def run_job(job: CausalLMJob, after_step: AfterStep | None = None) -> End:
     """Load the model and train it. For `after_step` see `utils.training.loop.Pace`."""
-    task = load_task(job)
+    task = load_causal_lm(job)
     job = task.job
     _begin_audit(task)
     whole_sum = _keeps_whole_sum(job, task.model)

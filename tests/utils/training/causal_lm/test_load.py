@@ -20,7 +20,7 @@ from tests.scripts.test_train_clm import flags
 from tests.utils.training.causal_lm.jobs import WITHOUT_PRIVACY, in_float16
 from utils.training.causal_lm import job as job_module
 from utils.training.causal_lm import load
-from utils.training.causal_lm.load import load_task
+from utils.training.causal_lm.load import load_causal_lm
 
 
 @pytest.mark.parametrize("tokens", [None, 48, 20])
@@ -33,10 +33,10 @@ def test_rows_that_reach_each_other_are_refused_before_a_private_run(
     budget = {} if tokens is None else {"max_tokens_per_device": tokens}
     planned = job(**budget | ({} if private else WITHOUT_PRIVACY))
     if not private:
-        assert load_task(planned).model is not None
+        assert load_causal_lm(planned).model is not None
         return
     with pytest.raises(InvalidArgument, match="per-example gradients differ from autograd's"):
-        load_task(planned)
+        load_causal_lm(planned)
 
 
 def test_a_check_that_does_not_fit_in_memory_is_told_in_one_line(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,16 +45,16 @@ def test_a_check_that_does_not_fit_in_memory_is_told_in_one_line(job: Any, monke
 
     monkeypatch.setattr(load, "check_rules", full)
     with pytest.raises(InvalidArgument, match=r"^block_size=48: out of memory on two random rows .*; lower it"):
-        load_task(job())
+        load_causal_lm(job())
 
 
 def test_an_adapter_starts_as_the_seed_says_and_a_whole_model_is_float32(job: Any) -> None:
-    one, same, other = (load_task(job(lora_target_modules="q_proj", seed=seed)) for seed in (5, 5, 6))
+    one, same, other = (load_causal_lm(job(lora_target_modules="q_proj", seed=seed)) for seed in (5, 5, 6))
     starts = [next(adapters(task.model))[1].A.weight for task in (one, same, other)]
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
     assert (one.trained, one.artifact) == (None, LORA_ADAPTER)
-    whole = load_task(job(trainable="norms", lora_r=None))
+    whole = load_causal_lm(job(trainable="norms", lora_r=None))
     assert whole.artifact == WHOLE_MODEL
     assert whole.trained == [name for name, p in whole.model.named_parameters() if p.requires_grad]
     assert {p.dtype for p in whole.model.parameters()} == {torch.float32}
@@ -67,21 +67,21 @@ def test_a_whole_model_that_overflows_in_float16_is_refused_before_its_first_ste
     planned = job(trainable="all", lora_r=None)
     monkeypatch.setattr(job_module, "loss_scale", lambda *_, **__: 2.0**24)
     with pytest.raises(InvalidArgument, match="its gradients overflow or vanish in lower precision"):
-        load_task(planned)
+        load_causal_lm(planned)
     assert not (tmp_path / "out" / "ledger.jsonl").exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused(job: Any) -> None:
     planned = job()
-    identity = load_task(planned).identity
+    identity = load_causal_lm(planned).identity
     saved = type("Saved", (), {"identity": identity | {"base_model": "another"}})
     folder = dataclasses.replace(planned.folder, saved=saved)
     with pytest.raises(InvalidArgument, match="base_model was 'another' in the checkpoint"):
-        load_task(dataclasses.replace(planned, folder=folder))
+        load_causal_lm(dataclasses.replace(planned, folder=folder))
 
 
 def test_attention_is_that_of_the_flag(job: Any) -> None:
-    assert load_task(job(attn_implementation="eager")).model.config._attn_implementation == "eager"
+    assert load_causal_lm(job(attn_implementation="eager")).model.config._attn_implementation == "eager"
 
 
 SHORT = {"max_train_steps": 2, "num_train_epochs": None, "checkpointing_steps": 1}
@@ -99,7 +99,7 @@ def test_training_goes_on_from_an_adapter_and_its_report_is_carried_on(
     job: Any, earlier: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = SHORT | {"lora_r": None, "initial_adapter": earlier}
-    task = load_task(job(**start))
+    task = load_causal_lm(job(**start))
     kept = torch.load(earlier / "publish" / "lora_weights.bin", weights_only=True)
     assert len(list(adapters(task.model))) == 2 * 7  # all of the decoder, which the adapter decides
     for name, adapter in adapters(task.model):

@@ -11,12 +11,17 @@ import pytest
 
 import train_clm
 from dptune import InvalidArgument
+from dptune.run.identity import num_trained
 from tests.scripts.test_train_clm import flags
 from tests.utils.data.test_template_date import TELLING, set_clock
 from tests.utils.training.causal_lm.jobs import WITHOUT_PRIVACY
 from utils.cli.flags import parse
+from utils.cli.launch import make_accelerator
+from utils.training import privacy_flags
 from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
+from utils.training.causal_lm.skeleton import prepared_skeleton
 from utils.training.micro_batches import remember_budget
+from utils.training.target import target_of
 
 
 def test_a_job_is_planned_from_its_flags_and_writes_nothing(job: Any, tmp_path: Path) -> None:
@@ -25,6 +30,19 @@ def test_a_job_is_planned_from_its_flags_and_writes_nothing(job: Any, tmp_path: 
     assert (planned.asked, planned.token_budget, planned.config["num_processes"]) == (4 * 48, 4 * 48, 1)
     assert planned.identity == {"training_data": planned.train.fingerprint(), "optimizer": "adamw"}
     assert not (tmp_path / "out").exists()
+
+
+def test_automatic_noise_bands_have_room_for_what_is_trained(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"noise_multiplier": None, "target_epsilon": 8, "gradient_accumulation_steps": 1, "max_train_steps": 8}
+    free = job(**given)
+    assert free.plan.noise_bands > 1
+    assert free.identity["optimizer"] == "lowpass-adam"
+    asked: list[int] = []
+    monkeypatch.setattr(privacy_flags, "bands_within", lambda values: asked.append(values) or 1)
+    full = job(**given)
+    assert full.plan.noise_bands == 1
+    assert full.identity["optimizer"] == "adamw"
+    assert num_trained(prepared_skeleton(full.groups, target_of(full.groups.planning, make_accelerator()))[0]) in asked
 
 
 def test_a_resumed_job_has_the_date_and_so_the_data_that_it_began_with(

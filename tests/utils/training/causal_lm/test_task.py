@@ -9,13 +9,13 @@ import pytest
 
 from tests.tasks import rows
 from utils.training.causal_lm import task as task_module
-from utils.training.causal_lm.load import load_task
+from utils.training.causal_lm.load import load_causal_lm
 from utils.training.causal_lm.task import CausalLMTask
 
 
 def test_the_held_out_loss_is_measured_where_there_are_data(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_module, "held_out_loss", lambda _, data, __: float(len(data)))
-    task = load_task(job())
+    task = load_causal_lm(job())
     assert isinstance(task, CausalLMTask)
     nothing: Any = None
     assert task.evaluate(nothing) == {}
