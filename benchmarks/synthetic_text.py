@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import tables
+from benchmarks.contamination import CONTAMINATION_NAME, Continued
 from benchmarks.synthetic_text_data import ABSTRACTS_HELD_OUT, ABSTRACTS_TRAIN
 from benchmarks.topic_classifier import Labelled, Score, majority, train_and_test
 from dptune.accounting.rounding import rounded_up
@@ -30,6 +31,9 @@ from utils.training.outputs import CONFIG_NAME, REPORT_NAME, RESULTS_NAME
 
 # {job: name given to `evaluate_synthetic` in synthetic_text.sh}
 GENERATORS = {"private": "private", "plain": "plain", "untrained": "untrained model"}
+DATA = ("chat", "abstracts")
+_GENERATOR_HEADER = ["generator", "epsilon", "steps", "held-out loss", "texts", "ended", "kept"]
+_PROXY_HEADER = ["trained on", "next-token accuracy", "nats per token", "MAUVE", "copies + long passages"]
 _FOLDERS = (Path("outputs"), Path("inference_outputs"))
 
 
@@ -38,6 +42,9 @@ class StudyArguments:
     """Input and output."""
 
     study: str = field(metadata={"help": "folder of the study: the first argument of synthetic_text.sh"})
+    data: list[str] = field(
+        default_factory=lambda: list(DATA), metadata={"help": "the parts that were run", "choices": DATA}
+    )
     output: str | None = field(default=None, metadata={"help": "Markdown file for the result; default: only print"})
 
 
@@ -102,9 +109,9 @@ def generator_rows(data: str) -> list[list[str]]:
     return rows
 
 
-def model_name() -> str:
+def model_name(data: str) -> str:
     """The name of the fine-tuned model, without its path on this machine."""
-    config = _json(_FOLDERS[0] / "study-chat-private" / CONFIG_NAME)
+    config = _json(_FOLDERS[0] / f"study-{data}-private" / CONFIG_NAME)
     return Path(config["model_name_or_path"]).name
 
 
@@ -119,38 +126,51 @@ def settings_line(data: str) -> str:
     )
 
 
-def main(args: StudyArguments) -> None:
-    """Write the page."""
-    study = Path(args.study)
-    generator_header = ["generator", "epsilon", "steps", "held-out loss", "texts", "ended", "kept"]
-    proxy_header = ["trained on", "next-token accuracy", "nats per token", "MAUVE", "copies + long passages"]
-    topic_header = ["trained on", "texts", "accuracy", "macro F1"]
+def chat_parts(study: Path) -> list[str]:
+    """The section about chat messages."""
+    return [
+        "## Chat messages",
+        settings_line("chat"),
+        tables.markdown(_GENERATOR_HEADER, generator_rows("chat")),
+        "A small language model (utils/synthetic/proxy_model.py) trained on each, tested on the held-out messages:",
+        tables.markdown(_PROXY_HEADER, proxy_rows(_json(study / "chat" / JSON_NAME))),
+    ]
+
+
+def abstract_parts(study: Path) -> list[str]:
+    """The section about abstracts: what a classifier of topics and a small language model learn from each set."""
     samples = {
         name: read_labelled(_FOLDERS[1] / f"study-abstracts-{job}" / "generations.jsonl", "prompt", "text")
         for job, name in GENERATORS.items()
     }
     real = read_labelled(study / ABSTRACTS_TRAIN, "instruction", "answer")
     held_out = read_labelled(study / ABSTRACTS_HELD_OUT, "instruction", "answer")
-    language = {data: proxy_rows(_json(study / data / JSON_NAME)) for data in ("chat", "abstracts")}
+    return [
+        "## Abstracts, by topic",
+        settings_line("abstracts"),
+        tables.markdown(_GENERATOR_HEADER, generator_rows("abstracts")),
+        f"A classifier of {len(set(held_out.topics))} topics (TF-IDF, logistic regression), tested on the first words "
+        f"of {len(held_out)} held-out abstracts:",
+        tables.markdown(["trained on", "texts", "accuracy", "macro F1"], topic_rows(real, held_out, samples)),
+        "The small language model on the same texts:",
+        tables.markdown(_PROXY_HEADER, proxy_rows(_json(study / "abstracts" / JSON_NAME))),
+        Continued(**_json(study / CONTAMINATION_NAME)).in_words(),
+    ]
+
+
+_PARTS = {"chat": chat_parts, "abstracts": abstract_parts}
+
+
+def main(args: StudyArguments) -> None:
+    """Write the page."""
+    sections = [part for data in args.data for part in _PARTS[data](Path(args.study))]
     parts = [
         "# Synthetic text at epsilon 8: what models learn from it",
         tables.machine("benchmarks.synthetic_text", torch.device("cpu"), sys.argv[1:]),
-        f"Made by `benchmarks/synthetic_text.sh`: {model_name()} with LoRA (rank 4 on queries and values), one "
-        "training and one set of samples each, without a search for settings. Errors are bootstraps over the held-out "
-        "texts; they do not include the variation between trainings.",
-        "## Chat messages",
-        settings_line("chat"),
-        tables.markdown(generator_header, generator_rows("chat")),
-        "A small language model (utils/synthetic/proxy_model.py) trained on each, tested on the held-out messages:",
-        tables.markdown(proxy_header, language["chat"]),
-        "## Abstracts, by topic",
-        settings_line("abstracts"),
-        tables.markdown(generator_header, generator_rows("abstracts")),
-        f"A classifier of {len(set(held_out.topics))} topics (TF-IDF, logistic regression), tested on the first words "
-        f"of {len(held_out)} held-out abstracts:",
-        tables.markdown(topic_header, topic_rows(real, held_out, samples)),
-        "The small language model on the same texts:",
-        tables.markdown(proxy_header, language["abstracts"]),
+        f"Made by `benchmarks/synthetic_text.sh`: {model_name(args.data[0])} with LoRA, one training and one set of "
+        "samples each, without a search for settings. Errors are bootstraps over the held-out texts; they do not "
+        "include the variation between trainings.",
+        *sections,
     ]
     tables.publish(parts, args.output)
 

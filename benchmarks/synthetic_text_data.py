@@ -5,7 +5,7 @@
 
 writes to STUDY
     chat_train.jsonl, chat_held_out.jsonl                 `instruction`: a user's message
-    labelled_abstracts.jsonl, abstracts_held_out.jsonl    `instruction`: a topic, `answer`: the abstract's first words
+    labelled_abstracts.jsonl, abstracts_held_out.jsonl    `instruction`: a wish with a topic, `answer`: its first words
     how_many.txt, topics.txt                              what to sample: messages, and texts in equal parts over topics
 
 Messages too long for a generator of 64 tokens are left out, and duplicates are removed, before rows are counted and
@@ -29,24 +29,27 @@ from utils.files.tables import read_rows
 CHAT_TRAIN, CHAT_HELD_OUT = "chat_train.jsonl", "chat_held_out.jsonl"
 ABSTRACTS_TRAIN, ABSTRACTS_HELD_OUT = "labelled_abstracts.jsonl", "abstracts_held_out.jsonl"
 
+# What the models are asked for. A bare topic was not understood as a wish: samples of the untrained model taught a
+# classifier nothing (12% right, as by chance), and with these words 24% (500 abstracts that no result is scored on).
+PROMPT = "Title and abstract of a clinical study on {}:"
 # Topics of the reviews that the abstracts were collected for; the file names two of them after their authors.
 TOPIC_NAMES = {
     "ACEInhibitors": "ACE inhibitors",
     "ADHD": "ADHD",
-    "Antihistamines": "Antihistamines",
-    "AtypicalAntipsychotics": "Atypical antipsychotics",
-    "Bannach-Brown_2019": "Animal models of depression",
-    "BetaBlockers": "Beta blockers",
-    "CalciumChannelBlockers": "Calcium channel blockers",
-    "Estrogens": "Estrogens",
+    "Antihistamines": "antihistamines",
+    "AtypicalAntipsychotics": "atypical antipsychotics",
+    "Bannach-Brown_2019": "animal models of depression",
+    "BetaBlockers": "beta blockers",
+    "CalciumChannelBlockers": "calcium channel blockers",
+    "Estrogens": "estrogens",
     "NSAIDS": "NSAIDs",
-    "Nagtegaal_2019": "Nudging health professionals",
-    "Opiods": "Opioids",
-    "OralHypoglycemics": "Oral hypoglycemics",
-    "ProtonPumpInhibitors": "Proton pump inhibitors",
-    "SkeletalMuscleRelaxants": "Skeletal muscle relaxants",
-    "Triptans": "Triptans",
-    "UrinaryIncontinence": "Urinary incontinence",
+    "Nagtegaal_2019": "nudging health professionals",
+    "Opiods": "opioids",
+    "OralHypoglycemics": "oral hypoglycemics",
+    "ProtonPumpInhibitors": "proton pump inhibitors",
+    "SkeletalMuscleRelaxants": "skeletal muscle relaxants",
+    "Triptans": "triptans",
+    "UrinaryIncontinence": "urinary incontinence",
 }
 
 
@@ -84,7 +87,7 @@ def split_messages(messages: Sequence[str], *, longest: int, held_out: int) -> t
 
 
 def labelled(path: str, flag: str, words: int) -> list[dict[str, object]]:
-    """Rows with the topic's name as instruction and the first words of title and text as answer.
+    """Rows with a wish for the topic as instruction and the first words of title and text as answer.
 
     Raises:
         InvalidArgument: a topic has no name in TOPIC_NAMES.
@@ -94,7 +97,7 @@ def labelled(path: str, flag: str, words: int) -> list[dict[str, object]]:
         if row["topic"] not in TOPIC_NAMES:
             refuse(flag, path, f"the topic {row['topic']} has no name in benchmarks/synthetic_text_data.py; add it")
         beginning = f"{row['title']} {row['text']}".split()[:words]
-        rows.append({"instruction": TOPIC_NAMES[row["topic"]], "answer": " ".join(beginning)})
+        rows.append({"instruction": PROMPT.format(TOPIC_NAMES[row["topic"]]), "answer": " ".join(beginning)})
     return rows
 
 
@@ -109,7 +112,7 @@ def main(args: StudyDataArguments) -> None:
     (folder / "how_many.txt").write_text(f" #### {args.messages}\n")
     write_jsonl(folder / ABSTRACTS_TRAIN, labelled(args.abstracts_train, "--abstracts_train", args.words))
     write_jsonl(folder / ABSTRACTS_HELD_OUT, labelled(args.abstracts_held_out, "--abstracts_held_out", args.words))
-    lines = (f"{name} #### {args.texts_a_topic}\n" for name in TOPIC_NAMES.values())
+    lines = (f"{PROMPT.format(name)} #### {args.texts_a_topic}\n" for name in TOPIC_NAMES.values())
     (folder / "topics.txt").write_text("".join(lines))
 
 

@@ -84,11 +84,12 @@ def test_the_data_are_written_in_the_formats_of_training_and_sampling(tmp_path):
     rows = {path.name: path.read_text().splitlines() for path in study.iterdir()}
     assert len(rows["chat_train.jsonl"]) == 4
     assert len(rows["chat_held_out.jsonl"]) == 2
-    expected = {"instruction": "ADHD", "answer": "One two three. Four five"}
+    wish = "Title and abstract of a clinical study on ADHD:"
+    expected = {"instruction": wish, "answer": "One two three. Four five"}
     assert json.loads(rows["labelled_abstracts.jsonl"][0]) == expected
     assert rows["how_many.txt"] == [" #### 1000"]
     assert len(rows["topics.txt"]) == 16
-    assert "Beta blockers #### 3" in rows["topics.txt"]
+    assert f"{wish} #### 3" in rows["topics.txt"]
 
 
 def test_an_unknown_topic_is_refused(tmp_path):
@@ -130,6 +131,8 @@ def leave_a_study(folder: Path) -> Path:
     for name, rows in (("labelled_abstracts", TRAIN), ("abstracts_held_out", TEST)):
         pairs = zip(rows.topics, rows.texts, strict=True)
         write(study / f"{name}.jsonl", [{"instruction": topic, "answer": text} for topic, text in pairs])
+    known = {"texts": 2, "too_short": 1, "beginning": 50, "continuation": 50, "in_a_row": [0, 50]}
+    (study / "contamination.json").write_text(json.dumps(known))
     return study
 
 
@@ -150,3 +153,14 @@ def test_the_page_has_every_line_of_the_comparison(tmp_path, monkeypatch):
     assert "| private | 6 | 1.000 ± 0.000 | 1.000 |" in page
     assert re.search(r"\| plain \| 6 \| 0\.(333|667) ±", page), "it can name one topic only"
     assert "| majority topic | 0 | 0.667 | - |" in page
+    assert "continued 1 of 2 for 50 tokens without a mistake" in page
+
+
+def test_a_page_of_one_part_holds_that_part(tmp_path, monkeypatch):
+    study = leave_a_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["synthetic_text.py", "--study", str(study)])
+    synthetic_text.main(synthetic_text.StudyArguments(study=str(study), data=["abstracts"], output="result.md"))
+    page = Path("result.md").read_text()
+    assert "## Abstracts, by topic" in page
+    assert "## Chat messages" not in page
