@@ -51,7 +51,7 @@ def run_tasks(settings: Settings, accelerator: Accelerator) -> None:
         finished.append(is_finished(one, tokenizer, accelerator))
         passes = describe_passes(one, accelerator)
         average = describe_averaging(one.settings.steps.averaging, one.plan.steps)
-        lines = [*describe_task(one.task), *describe_plan(one.plan), *average, *passes, *describe_setup(settings)]
+        lines = [*describe_task(one.task), *describe_plan(one.plan), *average, *passes, *describe_setup(settings, one)]
         if not finished[-1]:
             lines += describe_register(one.plan, settings.folder / one.task.name, resumes=resumes)
         accelerator.print(*lines, sep="\n")

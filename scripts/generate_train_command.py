@@ -40,7 +40,7 @@ from utils.data.prompts import PROMPT_STYLES, UNCONDITIONAL
 from utils.data.row_authors import authors_of, refuse_unnoticed_users
 from utils.data.splits import LABELLED
 from utils.files.tables import read_rows
-from utils.training.optimization_arguments import averaging_of
+from utils.training.averaging_flags import AVERAGE_LAST, EMA, averaging_of
 
 SCRIPT = "train_clm.py"
 OUTPUTS = Path("outputs")
@@ -138,16 +138,8 @@ class JobArguments:
     learning_rate: float | None = field(
         default=None, metadata={"help": "peak learning rate; default: that of train_clm.py", "aliases": aliases("lr")}
     )
-    ema: float | None = field(
-        default=None,
-        metadata={
-            "help": "release an exponential average of the weights after each step, with this decay; default: none"
-        },
-    )
-    average_last: float | None = field(
-        default=None,
-        metadata={"help": "release the mean of the weights over this last share of all steps; default: none"},
-    )
+    ema: float | None = field(default=None, metadata=EMA)
+    average_last: float | None = field(default=None, metadata=AVERAGE_LAST)
     block_size: int = field(
         default=1024,
         metadata={"help": "maximum tokens per example; longer ones are cut", "aliases": aliases("max_seq_len")},

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from dptune._validate import present
 from utils.classification.budget_arguments import BudgetArguments
 from utils.classification.checkpoint_arguments import CheckpointArguments
 from utils.classification.head_arguments import HeadArguments
@@ -61,7 +62,11 @@ class Settings(NamedTuple):
         return Path(self.results.output_dir or default)
 
     def updates(self, of_head: Callable[[], float]) -> UpdateSettings:
-        """The optimizer and its schedule; `of_head` measures a rate (`utils.classification.measured_defaults`)."""
+        """The optimizer, which must be known, and its schedule.
+
+        Args:
+            of_head: measures a rate (`utils.classification.measured_defaults`).
+        """
         mode, private = self.mode.finetune_mode, self.budget.enable_dp
         rate = self.steps.learning_rate or default_learning_rate(mode, of_head, private=private)
         usual = (
@@ -70,7 +75,7 @@ class Settings(NamedTuple):
             else default_head_learning_rate(mode, of_head, rate=rate, private=private)
         )
         return UpdateSettings(
-            optimizer=self.steps.optimizer,
+            optimizer=present(self.steps.optimizer, "optimizer"),
             learning_rate=rate,
             head_learning_rate=self.steps.head_learning_rate or usual,
             weight_decay=self.steps.weight_decay,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dptune._aliases import aliases
 from dptune._validate import refuse, renamed, require_count, require_delta, require_positive
+from dptune.bands import bands_within
 from dptune.run.settings import AUTO, PrivacySettings, noise_bands_of
 from utils.training.optimization_arguments import MAX_GRAD_NORM
 
@@ -56,12 +57,12 @@ class BudgetArguments:
             "default: draws are not cut"
         },
     )
-    noise_bands: str = field(
-        default="1",
+    noise_bands: str | None = field(
+        default=None,
         metadata={
             "help": "correlate noise over so many steps: less noise in the sum of all steps, more in each; rows then "
-            "take turns in so many groups; auto: as many as make the least noise for --target_epsilon; default: 1, "
-            "independent noise"
+            "take turns in so many groups; 1: independent noise; auto: as many as make the least noise for "
+            "--target_epsilon and keep at most 2 GiB of it; default: auto with --target_epsilon, else 1"
         },
     )
     ignore_users: bool = field(
@@ -86,12 +87,16 @@ class BudgetArguments:
         if self.max_batch is not None:
             require_count("--max_batch", self.max_batch)
         with renamed({"noise_bands": "--noise_bands"}):
-            bands = noise_bands_of(self.noise_bands)
-        if bands == AUTO and self.noise_multiplier is not None:
-            refuse("--noise_bands", bands, "is chosen for --target_epsilon; give that, or a number of bands")
+            noise_bands_of(self.bands)
+        if self.noise_bands == AUTO and self.noise_multiplier is not None:
+            refuse("--noise_bands", AUTO, "is chosen for --target_epsilon; give that, or a number of bands")
 
-    def settings(self) -> PrivacySettings | None:
-        """The engine's privacy settings; None without privacy. An open --clip_norm must be measured first."""
+    def settings(self, trained: int) -> PrivacySettings | None:
+        """The engine's privacy settings; None without privacy. An open --clip_norm must be measured first.
+
+        Args:
+            trained: number of trained values, which limits automatic noise bands.
+        """
         if not self.enable_dp:
             return None
         if self.clip_norm is None:
@@ -102,8 +107,16 @@ class BudgetArguments:
             target_epsilon=None if self.noise_multiplier is not None else (self.target_epsilon or _EPSILON),
             delta=self.delta,
             register=self.register,
-            noise_bands=noise_bands_of(self.noise_bands),
+            noise_bands=noise_bands_of(self.bands),
+            most_noise_bands=bands_within(trained),
         )
+
+    @property
+    def bands(self) -> str:
+        """The noise bands that were asked for; those of the default where they were left open."""
+        if self.noise_bands is not None:
+            return self.noise_bands
+        return AUTO if self.enable_dp and self.noise_multiplier is None else "1"
 
     @property
     def clip_norm_is_open(self) -> bool:

@@ -12,14 +12,17 @@ from dptune._validate import refuse
 from dptune.accounting import planned_steps
 from dptune.devices import computes_apart
 from dptune.pass_overhead import pass_overhead
+from dptune.run.identity import num_trained
 from dptune.run.plan import RunPlan, make_plan
 from dptune.shapes import Shapes
 from dptune.units.unit import PrivacyUnit
 from utils.classification.arguments import Settings
+from utils.classification.budget_arguments import BudgetArguments
 from utils.classification.data import head_of
 from utils.classification.measured_defaults import measure_clip_norm
 from utils.classification.model import load_in_mode
 from utils.classification.tasks import ClassificationTask
+from utils.training.chosen_defaults import default_optimizer, describe_optimizer
 from utils.training.optimizers import require_works
 from utils.training.plan import describe_most_passes
 
@@ -48,12 +51,13 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
     require_works(settings.steps.optimizer, accelerator.device, sharded=False)
     output = settings.results.of_task(settings.folder)
     output.require_selection(private=settings.budget.enable_dp, has_validation=bool(task.validation))
-    if settings.budget.clip_norm_is_open:
-        model = load_in_mode(task, settings, tokenizer).model.to(accelerator.device)
-        (clip_norm,) = broadcast_object_list([measure_clip_norm(model)])
-        settings = settings._replace(budget=replace(settings.budget, clip_norm=clip_norm))
+    trained = 0
+    if settings.budget.enable_dp:
+        model = load_in_mode(task, _with_optimizer(settings, 1), tokenizer).model.to(accelerator.device)
+        trained = num_trained(model)
+        settings = settings._replace(budget=_known(settings.budget, model))
     plan = make_plan(
-        settings.budget.settings(),
+        settings.budget.settings(trained),
         num_examples=examples,
         batch=batch,
         steps=steps,
@@ -61,12 +65,28 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
         test_seed=settings.budget.insecure_test_seed,
         max_batch=settings.budget.max_batch,
     )
-    return PlannedTask(task, settings, plan)
+    return PlannedTask(task, _with_optimizer(settings, plan.noise_bands), plan)
 
 
-def describe_setup(settings: Settings) -> list[str]:
-    """Printable lines: the mode, and whether the clip norm is measured."""
+def _known(budget: BudgetArguments, model: Any) -> BudgetArguments:
+    """The flags, with the noise bands and the clip norm that were left open; the norm is measured on this model."""
+    clip_norm = budget.clip_norm
+    if budget.clip_norm_is_open:
+        (clip_norm,) = broadcast_object_list([measure_clip_norm(model)])
+    return replace(budget, clip_norm=clip_norm, noise_bands=budget.bands)
+
+
+def _with_optimizer(settings: Settings, noise_bands: int) -> Settings:
+    """The flags, with the optimizer if it was left open."""
+    optimizer = settings.steps.optimizer or default_optimizer(noise_bands)
+    return settings._replace(steps=replace(settings.steps, optimizer=optimizer))
+
+
+def describe_setup(settings: Settings, planned: PlannedTask) -> list[str]:
+    """Printable lines: the mode, and what was chosen for `planned` where the flags left it open."""
     lines = [f"fine-tuning mode       {settings.mode.finetune_mode}"]
+    if settings.budget.enable_dp:
+        lines += describe_optimizer(settings.steps.optimizer, planned.settings.steps.optimizer)
     if settings.budget.clip_norm_is_open:
         lines.append("--clip_norm            measured, just above a typical gradient at the start, on random tokens")
     return lines

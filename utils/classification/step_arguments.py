@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from dptune._aliases import aliases
 from dptune._validate import refuse, require_count, require_positive
 from dptune.averaging import Averaging
-from utils.training.optimization_arguments import LR_SCHEDULERS, averaging_of, require_warmup
+from utils.training.averaging_flags import AVERAGE_LAST, EMA, averaging_of
+from utils.training.optimization_arguments import LR_SCHEDULERS, require_warmup
 from utils.training.optimizers import OPTIMIZERS, require_installed
 
 
@@ -36,8 +37,12 @@ class StepArguments:
     micro_batch_size: int = field(
         default=32, metadata={"help": "examples of --block_size tokens that fit on a device in one forward pass"}
     )
-    optimizer: str = field(
-        default="adamw", metadata={"help": "optimizer: see docs/how_to/whole_models.md", "choices": OPTIMIZERS}
+    optimizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "optimizer: see docs/how_to/whole_models.md; default: lowpass-adam with noise bands, else adamw",
+            "choices": OPTIMIZERS,
+        },
     )
     weight_decay: float = field(default=0.0, metadata={"help": "weight decay on the trained parameters"})
     lr_scheduler_type: str = field(
@@ -46,20 +51,8 @@ class StepArguments:
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "share of all steps in which the learning rate rises from 0; default: none"}
     )
-    ema: float | None = field(
-        default=None,
-        metadata={
-            "help": "release an exponential average of the weights after each step, with this decay (such as 0.95), "
-            "instead of the last weights; costs no epsilon; default: none"
-        },
-    )
-    average_last: float | None = field(
-        default=None,
-        metadata={
-            "help": "release the mean of the weights over the last part of training, given as a share of all steps "
-            "(such as 0.25), instead of the last weights; costs no epsilon; default: none"
-        },
-    )
+    ema: float | None = field(default=None, metadata=EMA)
+    average_last: float | None = field(default=None, metadata=AVERAGE_LAST)
     seed: int = field(
         default=0,
         metadata={"help": "seed of new weights and --max_train_examples; never of noise, sampling or dropout"},
@@ -71,7 +64,8 @@ class StepArguments:
         require_count("--micro_batch_size", self.micro_batch_size)
         require_warmup(0, self.warmup_ratio)
         _ = self.averaging
-        require_installed(self.optimizer)
+        if self.optimizer is not None:
+            require_installed(self.optimizer)
         if self.learning_rate is not None:
             require_positive("--learning_rate", self.learning_rate)
         elif self.optimizer == "sgd":

@@ -36,6 +36,11 @@ def private_rate_of(model: Any, *, whole: bool) -> float:
     return private_rate(parameters, model.get_input_embeddings().weight.shape[-1], whole=whole)
 
 
+def default_optimizer(noise_bands: int) -> str:
+    """The optimizer for a plan with so many noise bands; 1 for independent noise, and without privacy."""
+    return OPTIMIZER if noise_bands == 1 else CORRELATED_OPTIMIZER
+
+
 def with_chosen_defaults(groups: Groups, model: Any, noise_bands: int) -> Groups:
     """The flags, with the optimizer, the learning rate and the noise bands that were left open.
 
@@ -45,13 +50,19 @@ def with_chosen_defaults(groups: Groups, model: Any, noise_bands: int) -> Groups
         noise_bands: the plan's number of noise bands; 1 for independent noise, and without privacy.
     """
     given, private = groups.optimization, groups.privacy.is_private
-    optimizer, rate = given.optimizer, given.learning_rate
-    if optimizer is None:
-        optimizer = OPTIMIZER if noise_bands == 1 else CORRELATED_OPTIMIZER
+    optimizer, rate = given.optimizer or default_optimizer(noise_bands), given.learning_rate
     if rate is None:
         rate = private_rate_of(model, whole=bool(groups.lora.trainable)) if private else PLAIN_RATE
     privacy = replace(groups.privacy, noise_bands=groups.privacy.bands) if private else groups.privacy
     return groups._replace(optimization=replace(given, optimizer=optimizer, learning_rate=rate), privacy=privacy)
+
+
+def describe_optimizer(given: str | None, chosen: str | None) -> list[str]:
+    """A printed line about the optimizer, unless it was given."""
+    if given is not None:
+        return []
+    reason = "without noise bands" if chosen == OPTIMIZER else "with noise bands"
+    return [f"optimizer              {chosen} (default {reason})"]
 
 
 def describe_chosen(given: Groups, chosen: Groups) -> list[str]:
@@ -61,10 +72,8 @@ def describe_chosen(given: Groups, chosen: Groups) -> list[str]:
         given: the flags.
         chosen: the same by `with_chosen_defaults`.
     """
-    lines, private = [], chosen.privacy.is_private
-    if given.optimization.optimizer is None:
-        reason = "without noise bands" if chosen.optimization.optimizer == OPTIMIZER else "with noise bands"
-        lines.append(f"optimizer              {chosen.optimization.optimizer} (default {reason})")
+    private = chosen.privacy.is_private
+    lines = describe_optimizer(given.optimization.optimizer, chosen.optimization.optimizer)
     if given.optimization.learning_rate is None:
         what = "a whole model of this width" if chosen.lora.trainable else "adapters of a model of this size"
         source = f"default with privacy for {what}" if private else "default without privacy"

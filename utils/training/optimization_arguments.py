@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dptune._validate import present, refuse, renamed, require_count, require_positive
+from dptune._validate import present, refuse, require_count, require_positive
 from dptune.averaging import Averaging
+from utils.training.averaging_flags import AVERAGE_LAST, EMA, averaging_of
 from utils.training.optimizers import OPTIMIZERS, UpdateSettings, require_installed
 
 # Schedules of transformers.get_scheduler that need no extra setting.
@@ -59,20 +60,8 @@ class OptimizationArguments:
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "the same as a share of all steps, instead of --num_warmup_steps"}
     )
-    ema: float | None = field(
-        default=None,
-        metadata={
-            "help": "release an exponential average of the weights after each step, with this decay (such as 0.95), "
-            "instead of the last weights; costs no epsilon; default: none"
-        },
-    )
-    average_last: float | None = field(
-        default=None,
-        metadata={
-            "help": "release the mean of the weights over the last part of training, given as a share of all steps "
-            "(such as 0.25), instead of the last weights; costs no epsilon; default: none"
-        },
-    )
+    ema: float | None = field(default=None, metadata=EMA)
+    average_last: float | None = field(default=None, metadata=AVERAGE_LAST)
     max_grad_norm: float = field(
         default=MAX_GRAD_NORM,
         metadata={"help": "without privacy: maximum norm of a whole step's gradient; 0 turns it off"},
@@ -137,12 +126,6 @@ class OptimizationArguments:
             refuse("--momentum", self.momentum, f"belongs to --optimizer sgd, not {self.optimizer or 'the default'}")
         if not 0 <= self.weight_decay < math.inf:
             refuse("--weight_decay", self.weight_decay, "give a number of at least 0")
-
-
-def averaging_of(ema: float | None, average_last: float | None) -> Averaging:
-    """The average of the weights that --ema and --average_last ask for; refuses a mistake by its flag."""
-    with renamed({"ema": "--ema", "average_last": "--average_last"}):
-        return Averaging(ema, average_last)
 
 
 def require_warmup(steps: int, ratio: float | None) -> None:

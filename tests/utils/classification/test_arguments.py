@@ -19,7 +19,8 @@ MEASURED = 0.0625
 
 def rates(*flags: str) -> tuple[float, float | None]:
     """(of what is below the head, of the head), with a head that measures MEASURED."""
-    updates = settings(*flags).updates(lambda: MEASURED)
+    known = [] if "--optimizer" in flags else ["--optimizer", "adamw"]
+    updates = settings(*flags, *known).updates(lambda: MEASURED)
     return updates.learning_rate, updates.head_learning_rate
 
 
@@ -35,7 +36,7 @@ def test_the_defaults() -> None:
     assert (given.mode.lora_r, given.mode.lora_alpha, given.mode.lora_dropout) == (16, 16.0, 0.0)
     assert (given.steps.num_train_epochs, given.steps.batch_size, given.steps.micro_batch_size) == (3.0, 256, 32)
     assert given.budget.delta is None
-    assert given.budget.settings() is None
+    assert given.budget.settings(trained=1) is None
     assert given.token_budget == 32 * 128
 
 
@@ -50,7 +51,7 @@ def test_the_lines_of_the_readme() -> None:
     assert (given.steps.num_train_epochs, given.checkpoint.block_size) == (2.0, 64)
     assert given.checkpoint.model_name_or_path == "m"
     assert given.folder == Path("outputs/classifier-ia3-dp")
-    engine = given.budget.settings()
+    engine = given.budget.settings(trained=1)
     assert engine is not None
     assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm, engine.delta) == (8.0, None, 0.1, None)
 
@@ -61,7 +62,7 @@ READ_WITHOUT_PRIVACY = {"enable_dp", "clip_norm", "ignore_users", "insecure_test
 @pytest.mark.parametrize("name", [one.name for one in fields(BudgetArguments)])
 def test_each_flag_of_privacy_is_read_without_privacy_or_refused(name: str) -> None:
     given = settings()
-    assert given.budget.settings() is None
+    assert given.budget.settings(trained=1) is None
     assert (name in ONLY_PRIVATE) != (name in READ_WITHOUT_PRIVACY)
     if name in READ_WITHOUT_PRIVACY:
         given.refuse_unread({name})
@@ -107,7 +108,9 @@ def test_virtual_tokens_count_in_what_fits() -> None:
 
 
 def test_the_new_flags_reach_the_run() -> None:
-    given = settings("--warmup_ratio", "0.1", "--early_stopping_patience", "2", "--load_best_model_at_end")
+    given = settings(
+        "--optimizer", "adamw", "--warmup_ratio", "0.1", "--early_stopping_patience", "2", "--load_best_model_at_end"
+    )
     assert given.updates(lambda: 1.0).warmup_ratio == 0.1
     assert given.results.of_task(Path("out")).selection == HeldOutSelection(patience=2, keep_best=True)
     assert settings("--use_rslora").mode.use_rslora

@@ -9,10 +9,10 @@ from tests.classifier_settings import settings
 
 
 def test_privacy_defaults_to_epsilon_8() -> None:
-    engine = settings("--enable_dp", "--clip_norm", "2").budget.settings()
+    engine = settings("--enable_dp", "--clip_norm", "2").budget.settings(trained=1)
     assert engine is not None
     assert (engine.target_epsilon, engine.noise_multiplier, engine.clip_norm) == (8.0, None, 2.0)
-    engine = settings("--enable_dp", "--clip_norm", "2", "--noise_multiplier", "1.5").budget.settings()
+    engine = settings("--enable_dp", "--clip_norm", "2", "--noise_multiplier", "1.5").budget.settings(trained=1)
     assert engine is not None
     assert (engine.target_epsilon, engine.noise_multiplier) == (None, 1.5)
 
