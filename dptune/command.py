@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = _now_called(name, line)
     known = {one: program for one, program in SUBCOMMANDS.items() if program.exists}
     if name in ("-h", "--help"):
-        print(describe(known))
+        print(describe_programs(known))
     elif name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -101,7 +101,7 @@ def _now_called(name: str, line: Sequence[str]) -> str:
     return other
 
 
-def describe(known: dict[str, Program]) -> str:
+def describe_programs(known: dict[str, Program]) -> str:
     """What --help prints: each subcommand with what it does."""
     lines = [f"  {name:<9} {program.does}" for name, program in known.items()]
     launched = [name for name, program in known.items() if program.launched]

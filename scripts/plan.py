@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, lora = parse(*GROUPS, args=argv, description=__doc__)
     # Imported here, so that --help and a mistyped flag need neither torch nor transformers.
     from utils.planning.proposal import propose
-    from utils.planning.report import describe
+    from utils.planning.report import describe_proposal
     from utils.planning.rule import read_rule
 
     rule = read_rule()
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from utils.planning.plots import plot_trade
 
         plot_trade(given.plot, proposal)
-    print(*describe(proposal, rule, given), sep="\n")
+    print(*describe_proposal(proposal, rule, given), sep="\n")
 
 
 if __name__ == "__main__":

@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if statement.epsilon is None and not given.without_privacy:
         remedy = f"the model has no guarantee ({statement.reasons[0]}); give the flag to upload it all the same"
         refuse("without_privacy", given.without_privacy, remedy)
-    print(*describe(statement), sep="\n")
+    print(*describe_statement(statement), sep="\n")
     print(f"uploaded               {upload(folder, given.repository, public=given.public)}")
 
 
-def describe(statement: PrivacyStatement) -> list[str]:
+def describe_statement(statement: PrivacyStatement) -> list[str]:
     """Printable lines: what the check found."""
     from dptune.accounting.rounding import rounded_up
 

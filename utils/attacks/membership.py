@@ -70,7 +70,9 @@ class Attack:
         return self.beats_guessing or self.auc + _SURE_ERRORS * self.auc_error < 0.5
 
 
-def scores(trained: Sequence[np.ndarray], start: Sequence[np.ndarray], min_k: float) -> dict[str, np.ndarray]:
+def membership_scores(
+    trained: Sequence[np.ndarray], start: Sequence[np.ndarray], min_k: float
+) -> dict[str, np.ndarray]:
     """The scores of rows under each attack, float64 [rows] each.
 
     Args:

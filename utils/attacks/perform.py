@@ -14,7 +14,7 @@ from utils.attacks.arguments import AttackArguments
 from utils.attacks.copied import Copied, compare_copies
 from utils.attacks.exposure import FLAG as SECRETS_FLAG
 from utils.attacks.exposure import Secret, exposure, read_secrets, require_uncut
-from utils.attacks.membership import mean_of_authors, scores
+from utils.attacks.membership import mean_of_authors, membership_scores
 from utils.attacks.results import AUTHORS, ROWS, Findings, FoundSecret, Membership
 from utils.attacks.token_losses import token_losses
 from utils.attacks.trained_run import AttackedRows, TrainedRun, encode_rows, models, prompt_of, times_in, was_cut
@@ -101,7 +101,7 @@ def _losses(model: Any, run: TrainedRun, rows: AttackedRows, drawn: DrawnRows, p
 
 def memberships(rows: AttackedRows, drawn: DrawnRows, start: Losses, trained: Losses, min_k: float) -> list[Membership]:
     """The attacks on rows, and on authors where they are known."""
-    members, others = (scores(trained[name], start[name], min_k) for name in ("members", "others"))
+    members, others = (membership_scores(trained[name], start[name], min_k) for name in ("members", "others"))
     found = [Membership(ROWS, members, others)]
     if rows.authors is not None:
         names = [

@@ -18,7 +18,7 @@ from utils.classification.arguments import ON_RESUME
 from utils.classification.dataset import ClassificationDataset
 from utils.classification.files import classifier_artifact, save_classifier
 from utils.classification.losses import predict
-from utils.classification.metrics import scores
+from utils.classification.metrics import metric_scores
 from utils.classification.model import Trained
 from utils.classification.modes import head_parameters
 from utils.classification.outputs import describe_scores, last_scores, write_summary
@@ -105,7 +105,7 @@ class ClassifierTask:
         task = self.planned.task
         for split, data in task.validation.items():
             classes, loss = predict(self.logits, data, micro_batches)
-            found[split] = scores(data.labels, classes, task.metrics)
+            found[split] = metric_scores(data.labels, classes, task.metrics)
             total, rows = total + loss * len(data), rows + len(data)
         return {"eval_loss": total / rows, "scores": found} if rows else {}
 

@@ -18,7 +18,7 @@ def _f1_of_class_1(labels: Labels, predictions: Labels) -> float:
 _METRICS: dict[str, Callable[[Labels, Labels], float]] = {"accuracy": accuracy_score, "f1": _f1_of_class_1}
 
 
-def scores(labels: Labels, predictions: Labels, metrics: Sequence[str]) -> dict[str, float]:
+def metric_scores(labels: Labels, predictions: Labels, metrics: Sequence[str]) -> dict[str, float]:
     """Each metric over all rows of a split, in [0, 1], in the order asked for.
 
     Args:
@@ -26,7 +26,7 @@ def scores(labels: Labels, predictions: Labels, metrics: Sequence[str]) -> dict[
         predictions: the predicted class, [N].
         metrics: any of "accuracy" and "f1" (two classes; class 1 is the positive one, a duplicate in QQP).
 
-    >>> scores([0, 1, 1, 0], [0, 1, 0, 0], ("accuracy", "f1"))
+    >>> metric_scores([0, 1, 1, 0], [0, 1, 0, 0], ("accuracy", "f1"))
     {'accuracy': 0.75, 'f1': 0.6666666666666666}
     """
     if not len(labels) == len(predictions) > 0:

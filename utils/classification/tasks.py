@@ -29,7 +29,7 @@ class ClassificationTask:
         class_names: by class number.
         train: the training set.
         validation: by name of the split; empty if the user gave none.
-        metrics: see `utils.classification.metrics.scores`.
+        metrics: see `utils.classification.metrics.metric_scores`.
     """
 
     name: str

@@ -26,7 +26,7 @@ from utils.data.row_arrays import open_arrays
 from utils.data.row_folder import FLAG, HELD_OUT, TRAIN, RowFolder, Splits, clear_leftovers
 from utils.data.sources import AbstractRows, FileRows
 from utils.data.tokenization import TokenizedDataset
-from utils.files.shards import Paths, as_list, find_files, in_words
+from utils.files.shards import Paths, as_list, find_files, paths_in_words
 from utils.files.tables import SPLITS, has_validation_split
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _weighted_parts(train_file: Paths, weights: Sequence[float], rows_of_files: 
         sizes.append(sum(left[:count]))
         del left[:count]
     if left or not all(sizes):
-        refuse("--train_file", in_words(train_file), "names other files than a moment ago; run the command again")
+        refuse("--train_file", paths_in_words(train_file), "names other files than a moment ago; run the command again")
     return Parts(tuple(sizes), tuple(weights))
 
 
@@ -203,7 +203,7 @@ def source_finder(
         InvalidArgument: the flags contradict each other.
     """
     if (dataset_name is None) == (train_file is None):
-        refuse("--train_file", in_words(train_file), "give exactly one of --train_file and --dataset_name")
+        refuse("--train_file", paths_in_words(train_file), "give exactly one of --train_file and --dataset_name")
     for flag, value in (("--dataset_config", dataset_config), ("--dataset_split", dataset_split)):
         if value is not None and not _is_hub_name(dataset_name):
             refuse(flag, value, "belongs to a --dataset_name of the hub; leave it out")

@@ -50,7 +50,7 @@ def as_list(given: Paths | None) -> list[str | Path]:
     return [given] if isinstance(given, str | Path) else list(given)
 
 
-def in_words(given: Paths | None) -> str | None:
+def paths_in_words(given: Paths | None) -> str | None:
     """The values of a flag as they stand in a command line."""
     if given is None or isinstance(given, str | Path):
         return None if given is None else str(given)

@@ -47,7 +47,9 @@ class Backend(Protocol):
         """
 
 
-def finish(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequence[int], stop: Sequence[str]) -> Drawn:
+def drawn_from(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], ends: Sequence[int], stop: Sequence[str]
+) -> Drawn:
     """Cut at the first end token, decode, and cut before the first stop string.
 
     Args:

@@ -22,7 +22,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from dptune._validate import refuse
 from dptune.devices import restored_randomness
 from utils.generation.arguments import SamplingArguments
-from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
+from utils.generation.backends import Drawn, drawn_from, holds_stop, require_positions, sampling_config
 from utils.generation.batches import TextJob, batch_seed
 
 if TYPE_CHECKING:
@@ -110,4 +110,6 @@ class ContinuousBackend:
         return True
 
     def _finish(self, output: GenerationOutput) -> Drawn:
-        return finish(self._tokenizer, output.generated_tokens, self._config.eos_token_id, self._sampling.stop or ())
+        return drawn_from(
+            self._tokenizer, output.generated_tokens, self._config.eos_token_id, self._sampling.stop or ()
+        )

@@ -21,7 +21,7 @@ from transformers import (
 from dptune._validate import refuse
 from dptune.sharding import compute_device, is_sharded
 from utils.generation.arguments import SamplingArguments
-from utils.generation.backends import Drawn, finish, holds_stop, require_positions, sampling_config
+from utils.generation.backends import Drawn, drawn_from, holds_stop, require_positions, sampling_config
 from utils.generation.batches import TextJob, batch_seed, plan_batches
 from utils.generation.choosing import TokenChoice, chances
 from utils.generation.decoding import Decoding
@@ -102,7 +102,7 @@ def draw_batch(
     )
     # Cut each text to its own limit: generation ran until the limit of the shortest prompt.
     new = [ids[: max_length - len(prompt)] for ids, prompt in zip(output_BT[:, width:].tolist(), prompts, strict=True)]
-    return [finish(tokenizer, ids, config.eos_token_id, stop) for ids in new]
+    return [drawn_from(tokenizer, ids, config.eos_token_id, stop) for ids in new]
 
 
 class StopStrings(StoppingCriteria):

@@ -20,7 +20,7 @@ _SOONER = "training for twice as long would be worse, by the rule: more steps ne
 _INDENT = " " * 23
 
 
-def describe(proposal: Proposal, rule: Rule, given: PlannerArguments) -> list[str]:
+def describe_proposal(proposal: Proposal, rule: Rule, given: PlannerArguments) -> list[str]:
     """Everything, as printed lines; the last one is the command line that trains.
 
     Args:

@@ -105,7 +105,7 @@ def begin(folder: Path, canaries: Canaries, model: nn.Module, losses: Losses, de
         write_canaries(folder / AUDIT_FOLDER / CANARIES_NAME, replace(canaries, before=before))
 
 
-def finish(folder: Path, model: nn.Module, losses: Losses, device: torch.device) -> None:
+def finish_canaries(folder: Path, model: nn.Module, losses: Losses, device: torch.device) -> None:
     """Add the scores of the finished model. Main process only.
 
     The adversary sees the model at the start and the finished one: its score is by how much the loss fell.

@@ -19,15 +19,15 @@ from utils.attacks.membership import (
     exact_interval,
     least_likely,
     mean_of_authors,
+    membership_scores,
     roc,
-    scores,
 )
 
 
 def test_scores_are_of_each_row() -> None:
     trained = [np.array([1.0, 2.0, 6.0, 3.0, 8.0]), np.array([0.5])]
     start = [np.array([4.0, 4.0, 4.0, 4.0, 4.0]), np.array([2.0])]
-    found = scores(trained, start, 40)
+    found = membership_scores(trained, start, 40)
     assert found[LOSS].tolist() == [-4, -0.5]
     assert found[REFERENCE].tolist() == [0, 1.5]
     assert found[MIN_K].tolist() == [-7, -0.5], "two of five tokens, and at least one"

@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from dptune._validate import InvalidArgument
-from utils.files.shards import find_files, in_words
+from utils.files.shards import find_files, paths_in_words
 
 FLAG = "--train_file"
 
@@ -71,4 +71,4 @@ def test_no_value_is_refused() -> None:
 
 
 def test_values_are_shown_as_in_a_command_line() -> None:
-    assert [in_words(one) for one in (None, "a", Path("b"), ["a", Path("b")])] == [None, "a", "b", "a b"]
+    assert [paths_in_words(one) for one in (None, "a", Path("b"), ["a", Path("b")])] == [None, "a", "b", "a b"]

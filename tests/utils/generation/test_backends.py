@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from utils.generation.backends import Drawn, cut, end_tokens, finish, holds_stop
+from utils.generation.backends import Drawn, cut, drawn_from, end_tokens, holds_stop
 from utils.models.loading import load_tokenizer
 
 
@@ -34,18 +34,18 @@ def test_a_text_is_cut_before_its_first_stop_string(text: str, stop: list[str], 
 def test_a_text_ends_at_its_first_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
     words = tokenizer(" The patients").input_ids
     rest = tokenizer(" were given a placebo").input_ids
-    assert finish(tokenizer, [*words, 2, *rest, 2], [2], ()) == Drawn("The patients", len(words) + 1, True)
+    assert drawn_from(tokenizer, [*words, 2, *rest, 2], [2], ()) == Drawn("The patients", len(words) + 1, True)
     cut_off = Drawn("The patients were given a placebo", len([*words, *rest]), False)
-    assert finish(tokenizer, [*words, *rest], [2], ()) == cut_off
+    assert drawn_from(tokenizer, [*words, *rest], [2], ()) == cut_off
     # A stop string behind the end token is not the text's.
-    assert finish(tokenizer, [*words, 2, *rest], [2], ["placebo"]).text == "The patients"
+    assert drawn_from(tokenizer, [*words, 2, *rest], [2], ["placebo"]).text == "The patients"
 
 
 def test_a_text_that_stopped_has_ended_and_padding_is_not_counted(tokenizer: PreTrainedTokenizerBase) -> None:
     words = tokenizer(" The patients were").input_ids
     tokenizer.pad_token_id = 0
     try:
-        stopped = finish(tokenizer, [*words, 0, 0, 0], [2], [" were"])
+        stopped = drawn_from(tokenizer, [*words, 0, 0, 0], [2], [" were"])
     finally:
         tokenizer.pad_token_id = 2
     assert stopped == Drawn("The patients", len(words), True)

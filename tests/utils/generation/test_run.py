@@ -18,7 +18,7 @@ from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.utils.data.test_template_date import TELLING, set_clock
 from utils.generation import hf as generation_hf
 from utils.generation.arguments import AdapterArguments, SamplingArguments
-from utils.generation.backends import Drawn, finish, sampling_config
+from utils.generation.backends import Drawn, drawn_from, sampling_config
 from utils.generation.batches import TextJob, encode_prompt, make_jobs
 from utils.generation.files import append_generations, generation_journal
 from utils.generation.hf import GenerateBackend, draw_batch, max_spread
@@ -118,7 +118,7 @@ def test_a_text_ends_at_any_end_token_of_model_or_tokenizer(
 
 def test_the_space_before_the_first_word_is_not_in_the_text(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = [*tokenizer(" The patients").input_ids, 2, 2, 2]
-    assert finish(tokenizer, ids, [2], ()) == Drawn("The patients", len(ids) - 2, True)
+    assert drawn_from(tokenizer, ids, [2], ()) == Drawn("The patients", len(ids) - 2, True)
 
 
 def test_sampling_follows_its_seed_and_leaves_the_global_generator(

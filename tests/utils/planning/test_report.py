@@ -15,7 +15,7 @@ from dptune.run.plan_lines import describe_plan
 from tests.fitted_rule import RULE, quick_noise
 from utils.planning.arguments import PlannerArguments
 from utils.planning.proposal import Proposal, propose
-from utils.planning.report import describe
+from utils.planning.report import describe_proposal
 from utils.planning.rule import Rule
 from utils.planning.search import kept, quietest
 from utils.training.lora_arguments import LoraArguments
@@ -50,11 +50,11 @@ def proposal(given: PlannerArguments) -> Proposal:
 
 
 def printed(proposal: Proposal, given: PlannerArguments, rule: Rule = RULE) -> str:
-    return "\n".join(describe(proposal, rule, given))
+    return "\n".join(describe_proposal(proposal, rule, given))
 
 
 def test_the_plan_the_time_and_the_memory_are_told(proposal: Proposal, given: PlannerArguments) -> None:
-    lines = describe(proposal, RULE, given)
+    lines = describe_proposal(proposal, RULE, given)
     text = "\n".join(lines)
     assert set(describe_plan(proposal.plan)) <= set(lines)
     taken = proposal.chosen.steps * proposal.chosen.expected_batch_size * 20 / 1000 / 3600

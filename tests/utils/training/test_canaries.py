@@ -24,7 +24,7 @@ from utils.cli.flags import parse
 from utils.cli.launch import Sharding
 from utils.data.tokenization import IGNORED, TokenizedDataset
 from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
-from utils.training.canaries import LOSS_SCORE, begin, canaries_of_run, finish, measured, with_canaries
+from utils.training.canaries import LOSS_SCORE, begin, canaries_of_run, finish_canaries, measured, with_canaries
 from utils.training.causal_lm import data as causal_lm_data
 from utils.training.without_tokens import count
 
@@ -91,7 +91,7 @@ def test_scores_are_by_how_much_the_losses_fell(tmp_path: Path) -> None:
     assert (some(tmp_path, resumed=True).before == kept.before).all(), "the losses of the start are kept"
     with torch.no_grad():
         model.lm_head.weight.mul_(0.5)
-    finish(tmp_path, model, losses, CPU)
+    finish_canaries(tmp_path, model, losses, CPU)
     found = read_canaries(tmp_path / "audit" / "canaries.json")
     assert found.scores[LOSS_SCORE] == pytest.approx(kept.before - measured(canaries, model, losses, CPU))
     assert (found.included == canaries.included).all()
@@ -110,7 +110,7 @@ def test_a_resumed_run_needs_its_canaries(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="--audit_canaries=30: the run began with 20 canaries"):
         canaries_of_run(30, tmp_path, TOKENS, 12, resumed=True)
     with pytest.raises(InvalidArgument, match="has no losses of the start"):
-        finish(tmp_path, tiny_llama(), CausalLMLoss(tiny_llama()), CPU)
+        finish_canaries(tmp_path, tiny_llama(), CausalLMLoss(tiny_llama()), CPU)
 
 
 def test_a_plan_without_data_counts_them(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from utils.data.sources import FileRows, numbered
 from utils.data.template_date import TEMPLATE_DATE, tells_date, today
 from utils.data.tokenization import TokenizedDataset
 from utils.files.folders import missing_folders, remove_empty
-from utils.files.shards import find_files, in_words
+from utils.files.shards import find_files, paths_in_words
 from utils.models.embeddings import require_embeddings
 from utils.training.arguments import Groups
 from utils.training.canaries import canaries_of_run, with_canaries
@@ -171,13 +171,13 @@ def require_something_to_learn(train: TokenizedDataset, data: DataArguments) -> 
             flag = "--train_file"
             roles = roles_of(row for _, row in numbered(FileRows(find_files(data.train_file, flag), flag)))
         told = f"no training example has an answer token within --block_size {data.block_size}{roles}"
-        source = in_words(data.train_file or data.dataset_name)
+        source = paths_in_words(data.train_file or data.dataset_name)
         refuse(flag, source, f"{told}; raise --block_size, or give examples with answers")
 
 
 def require_answers(held_out: TokenizedDataset | None, data: DataArguments) -> None:
     """Refuse held-out data without any answer token: there would be no loss to measure."""
     if held_out is not None and held_out.num_without_answer == len(held_out):
-        source = in_words(data.validation_file or data.train_file or data.dataset_name)
+        source = paths_in_words(data.validation_file or data.train_file or data.dataset_name)
         remedy = f"no held-out example has an answer token within --block_size {data.block_size}"
         refuse("--validation_file", source, f"{remedy}; raise --block_size, or give examples with answers")

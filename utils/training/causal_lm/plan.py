@@ -17,7 +17,7 @@ from utils.cli.machines import machine_of
 from utils.data.prompts import PROMPT_STYLE_OF_ROWS
 from utils.data.template_date import TEMPLATE_DATE
 from utils.data.tokenization import TokenizedDataset
-from utils.files.shards import in_words
+from utils.files.shards import paths_in_words
 from utils.models.loading import is_configuration, load_tokenizer
 from utils.training.arguments import OF_ADAPTER, ON_RESUME, Groups
 from utils.training.causal_lm.data import load_rows, look_at, runs_date
@@ -139,7 +139,7 @@ def _config(
         dated: the day that the chat template tells, if it tells one.
         goes_on: whether training goes on from an adapter, which decides some settings.
     """
-    files = {name: in_words(getattr(groups.data, name)) for name in ("train_file", "validation_file")}
+    files = {name: paths_in_words(getattr(groups.data, name)) for name in ("train_file", "validation_file")}
     delta = {} if plan.privacy is None else {"delta": plan.privacy.delta}
     decided = dict.fromkeys(OF_ADAPTER) if goes_on else {}
     return resumed_config(public_config(*groups) | files | made | delta | dated | decided, folder.saved, ON_RESUME)

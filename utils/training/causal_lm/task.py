@@ -23,7 +23,7 @@ from utils.data.template_date import TEMPLATE_DATE
 from utils.data.tokenization import TokenizedDataset
 from utils.models.trainable import Losses, save_trained_model
 from utils.training.arguments import ON_RESUME, Groups
-from utils.training.canaries import finish
+from utils.training.canaries import finish_canaries
 from utils.training.causal_lm.job import CausalLMJob
 from utils.training.changes import OnResume
 from utils.training.dials import detach_dials
@@ -107,7 +107,7 @@ class CausalLMTask:
     def conclude(self, finished: Finished) -> list[str]:
         """Write the scores of the canaries, if there are any."""
         if self.job.canaries is not None:
-            finish(finished.folder, self.model, self.losses, self.job.folder.accelerator.device)
+            finish_canaries(finished.folder, self.model, self.losses, self.job.folder.accelerator.device)
         told = f"now run python -m dptune.audit training {finished.folder}"
         count = self.job.groups.privacy.num_canaries
         return [f"audit (not private)    {finished.folder / AUDIT_FOLDER}; {told}"] if count else []
