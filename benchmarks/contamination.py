@@ -10,16 +10,15 @@ of 50 are all right. A text that was seen, but not learned by heart, is not foun
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from dptune._validate import refuse, require_count
 from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.files.jsonl import write_json
 from utils.files.tables import read_rows
 from utils.models.loading import load_model, load_tokenizer
 
@@ -77,6 +76,24 @@ class Continued:
         )
 
 
+def texts_of(args: ContaminationArguments) -> list[str]:
+    """The texts of the file.
+
+    Raises:
+        InvalidArgument: a row lacks one of the columns.
+    """
+    texts = []
+    for number, row in enumerate(read_rows(args.file, "--file"), start=1):
+        if missing := [name for name in args.columns if name not in row]:
+            refuse(
+                "--columns",
+                " ".join(args.columns),
+                f"row {number} has no {missing[0]}; name columns that all rows have",
+            )
+        texts.append(" ".join(str(row[name]) for name in args.columns))
+    return texts
+
+
 def right_in_a_row(written: torch.Tensor, real: torch.Tensor) -> list[int]:
     """Per row of two token tensors [B, T], how many tokens are equal before the first that differs."""
     counts: list[int] = (written == real).long().cumprod(dim=1).sum(dim=1).tolist()
@@ -111,12 +128,11 @@ def continue_texts(model: PreTrainedModel, texts: Sequence[Sequence[int]], args:
 
 def main(args: ContaminationArguments) -> None:
     """Continue the texts; write and print the result."""
-    rows = read_rows(args.file, "--file")
+    whole = texts_of(args)
     model = load_model(args.model_name_or_path, dtype=torch.float32, device="cpu")
     encode = load_tokenizer(args.model_name_or_path)
-    texts = [encode(" ".join(str(row[name]) for name in args.columns))["input_ids"] for row in rows]
-    result = continue_texts(model, texts, args)
-    Path(args.output).write_text(json.dumps(asdict(result)) + "\n", encoding="utf-8")
+    result = continue_texts(model, [encode(text)["input_ids"] for text in whole], args)
+    write_json(args.output, asdict(result))
     print(result.in_words())
 
 

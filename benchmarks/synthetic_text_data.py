@@ -30,7 +30,8 @@ CHAT_TRAIN, CHAT_HELD_OUT = "chat_train.jsonl", "chat_held_out.jsonl"
 ABSTRACTS_TRAIN, ABSTRACTS_HELD_OUT = "labelled_abstracts.jsonl", "abstracts_held_out.jsonl"
 
 # What the models are asked for. A bare topic was not understood as a wish: samples of the untrained model taught a
-# classifier nothing (12% right, as by chance), and with these words 24% (500 abstracts that no result is scored on).
+# classifier nothing (12% right, as by chance), and with a longer wording of this prompt 24% (500 abstracts that no
+# result is scored on).
 PROMPT = "Title and abstract of a clinical study on {}:"
 # Topics of the reviews that the abstracts were collected for; the file names two of them after their authors.
 TOPIC_NAMES = {

@@ -207,7 +207,7 @@ def _exit_with(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def parser() -> argparse.ArgumentParser:
+def accounting_parser() -> argparse.ArgumentParser:
     """The parser of the program's flags."""
     flags = _OneLineParser(
         "python -m dptune.accounting",
@@ -246,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table for the flags `argv`. A mistake prints one line and exits with status 2."""
-    args = parser().parse_args(argv)
+    args = accounting_parser().parse_args(argv)
     try:
         print(_WRITERS[args.format](make_table(args)))
     except InvalidArgument as error:

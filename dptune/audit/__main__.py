@@ -188,7 +188,7 @@ def _output(args: argparse.Namespace) -> Path:
     return Path(args.output_dir) if args.output_dir is not None else Path(args.run) / _FOLDERS[args.kind]
 
 
-def parser() -> argparse.ArgumentParser:
+def audit_parser() -> argparse.ArgumentParser:
     """The parser of the program's flags."""
     program = argparse.ArgumentParser(
         "python -m dptune.audit",
@@ -237,7 +237,7 @@ def _add_mechanism(flags: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the audit that the command line names."""
-    args = parser().parse_args(argv)
+    args = audit_parser().parse_args(argv)
     try:
         with renamed(_FLAGS):
             contradicted = run_mechanism(args) if args.kind == "mechanism" else run_training(args)

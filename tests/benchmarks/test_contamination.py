@@ -46,6 +46,14 @@ def test_the_paragraph_counts_texts_without_a_mistake():
     assert "1 texts were too short" in words
 
 
+def test_a_row_without_a_column_is_refused_before_the_model_is_loaded(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"title": "a", "text": "b"}) + "\n" + json.dumps({"title": "c"}) + "\n")
+    with pytest.raises(InvalidArgument, match="--columns='title text': row 2 has no text"):
+        contamination.main(arguments(tmp_path, file=str(rows), model_name_or_path="no-such-model"))
+    assert not (tmp_path / "o").exists()
+
+
 def test_texts_that_are_all_too_short_are_refused(tmp_path):
     with pytest.raises(InvalidArgument, match="--file='f': has no text of 100 tokens"):
         continue_texts(CountsUp(), [[1, 2]], arguments(tmp_path))

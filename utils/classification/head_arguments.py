@@ -57,9 +57,9 @@ class HeadArguments:
         words = self.label_words
         if words is not None:
             if any(not word.strip() for word in words):
-                refuse(WORDS_FLAG, quoted(words), "one of the words is empty; give one word per class")
+                refuse(WORDS_FLAG, words_listed(words), "one of the words is empty; give one word per class")
             if len({word.strip() for word in words}) < len(words):
-                refuse(WORDS_FLAG, quoted(words), "two classes have the same word; give each class its own")
+                refuse(WORDS_FLAG, words_listed(words), "two classes have the same word; give each class its own")
         if self.prompt_suffix is not None and not self.prompt_suffix.strip():
             refuse(SUFFIX_FLAG, self.prompt_suffix, "holds only white space; give some words, or leave it out")
 
@@ -100,9 +100,9 @@ class HeadArguments:
         words = self.label_words
         if words is not None and len(words) != len(class_names):
             told = f"there are {len(words)} words, but {task} has {len(class_names)} classes: {', '.join(class_names)}"
-            refuse(WORDS_FLAG, quoted(words), f"{told}; give one per class, in that order")
+            refuse(WORDS_FLAG, words_listed(words), f"{told}; give one per class, in that order")
 
 
-def quoted(words: Sequence[str]) -> str:
+def words_listed(words: Sequence[str]) -> str:
     """Label words for a message, separated by commas."""
     return ", ".join(words)

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM
 from dptune._validate import HIDDEN, refuse
 from dptune.integrations.peft import class_logits
 from utils.classification.dataset import tokenize_texts
-from utils.classification.head_arguments import SUFFIX_FLAG, WORDS_FLAG, quoted
+from utils.classification.head_arguments import SUFFIX_FLAG, WORDS_FLAG, words_listed
 from utils.classification.labelled_texts import LabelledTexts
 from utils.classification.modes import head_modules
 from utils.models.loading import refuse_to_load
@@ -187,7 +187,7 @@ def _prototypes(states_CD: Tensor, words: Sequence[str]) -> Tensor:
     """The states, scaled so that a description's own logit is above the others' mean by `_MARGIN` on average."""
     centred_CD = _centred(states_CD)
     if not centred_CD.norm() > _LEAST_SPREAD * states_CD.norm():
-        refuse(WORDS_FLAG, quoted(words), "the model can hardly tell them apart; give other descriptions")
+        refuse(WORDS_FLAG, words_listed(words), "the model can hardly tell them apart; give other descriptions")
     above = centred_CD.square().sum(1).mean() * len(words) / (len(words) - 1)
     return states_CD * (_MARGIN / above)
 
