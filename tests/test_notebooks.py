@@ -30,6 +30,8 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     monkeypatch.setenv("DPTUNE_MODEL", str(save_tiny(folder / "model")))
     monkeypatch.setenv("DPTUNE_DATA", "rows.jsonl")
+    # The tiny model ends about one text in seven, and the notebook needs five different ones.
+    monkeypatch.setenv("DPTUNE_TEXTS", "300")
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(folder)}}
