@@ -9,6 +9,7 @@ from typing import Any
 
 from dptune._validate import present, refuse
 from dptune.accounting.delta import default_delta
+from dptune.bands import bands_within
 from dptune.integrations.vocabulary import context_of
 from dptune.mechanism import PrivacyConfig
 from dptune.run.identity import num_trained
@@ -90,7 +91,7 @@ def propose(given: PlannerArguments, lora: LoraArguments, named: Collection[str]
     asked = _asked(given, _block_size(given, model))
     like = memory_settings(as_groups(asked | trained_flags(lora)), target, given.num_examples)
     micro = largest_micro_batch(needs_of(model), like, target)
-    limits, options = search(_limits(given, _speed(given, model, micro), rule), given.target_epsilon, rule)
+    limits, options = search(_limits(given, model, _speed(given, model, micro), rule), given.target_epsilon, rule)
     chosen = best(options, rule)
     lora = with_rank(lora, named, choose_rank(chosen, num_trained(model)))
     every = sum(parameter.numel() for parameter in model.parameters())
@@ -134,7 +135,7 @@ def _block_size(given: PlannerArguments, model: Any) -> int:
     return size
 
 
-def _limits(given: PlannerArguments, speed: Speed, rule: Rule) -> Limits:
+def _limits(given: PlannerArguments, model: Any, speed: Speed, rule: Rule) -> Limits:
     return Limits(
         num_examples=given.num_examples,
         tokens_per_example=given.tokens_per_example,
@@ -143,6 +144,7 @@ def _limits(given: PlannerArguments, speed: Speed, rule: Rule) -> Limits:
         speed=speed,
         processes=given.processes,
         most_steps=_FAR * rule.steps[1],
+        most_bands=bands_within(num_trained(model)),
     )
 
 

@@ -15,12 +15,12 @@ from functools import lru_cache
 from dptune._validate import refuse
 from dptune.accounting import Spend
 from dptune.accounting.data_needed import Work, noise_if_any
+from dptune.bands import MOST_BANDS
 from dptune.mechanism import PrivacyConfig
 from dptune.run.noise_ratios import noise_batch_ratio
 from utils.planning.rule import Rule
 from utils.planning.speed import Speed
 
-_MOST_BANDS = 8  # with more, a step's own noise grows, and the noise in sums hardly falls
 _WORTH = 0.95  # more bands must lower the noise by 5%: it is only roughly known, and each step's own noise grows
 ENOUGH = 0.5  # share of the gain without noise; with less, there are too few data for the epsilon
 
@@ -37,6 +37,7 @@ class Limits:
         speed: how fast it goes.
         processes: a batch is a multiple of it.
         most_steps: the largest number of steps to propose, because the rule knows nothing of longer runs.
+        most_bands: the largest number of noise bands to propose, see `dptune.bands.bands_within`.
     """
 
     num_examples: int
@@ -46,6 +47,7 @@ class Limits:
     speed: Speed
     processes: int = 1
     most_steps: int = 10_000
+    most_bands: int = MOST_BANDS
 
     def steps(self, batch: int) -> int:
         """How many steps of a batch the time allows, at most `most_steps`."""
@@ -84,7 +86,7 @@ def quietest(limits: Limits, batch: int, target_epsilon: float) -> PrivacyConfig
     More bands count only if they make it 5% less. The clip norm is 1. None if no useful noise reaches the target.
     """
     steps, found, bands, least = limits.steps(batch), None, 1, math.inf
-    while bands <= min(_MOST_BANDS, steps) and bands * batch <= limits.num_examples:
+    while bands <= min(limits.most_bands, steps) and bands * batch <= limits.num_examples:
         one = _with_bands(limits, batch, steps, bands, target_epsilon)
         if one is None or noise_batch_ratio(one) >= least:
             break

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dptune import bands
 from dptune._validate import InvalidArgument
 from dptune.accounting.delta import default_delta
 from dptune.mechanism import PrivacyConfig
@@ -72,6 +73,13 @@ def test_the_limits_are_what_was_given(proposed: Any) -> None:
     assert (limits.num_examples, limits.tokens_per_example, limits.delta) == (300, 20.0, 1e-4)
     assert (limits.seconds, limits.speed.tokens_per_second, limits.processes) == (1800, 1000.0, 1)
     assert limits.most_steps == 1600, "four times the longest fitted run"
+    assert limits.most_bands == 64
+
+
+def test_no_more_bands_than_a_run_would_keep(proposed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = proposed(LoraArguments(trainable=["all"])).trained
+    monkeypatch.setattr(module, "bands_within", lambda values: bands.bands_within(values, 3 * 8 * trained))
+    assert proposed(LoraArguments(trainable=["all"])).limits.most_bands == 4
 
 
 def test_the_speed_of_a_device_is_estimated_for_what_is_trained(proposed: Any) -> None:

@@ -69,7 +69,11 @@ def test_the_noise_keeps_the_epsilon_and_is_at_most_a_little_more_than_a_run_nee
 
 @pytest.mark.parametrize(
     ("noise", "bands"),
-    [({1: 1.0, 2: 0.5, 4: 0.9, 8: 0.1}, 2), ({1: 1.0, 2: 0.97, 4: 0.94, 8: 0.93}, 4), ({1: 1.0, 2: 0.97, 4: 0.98}, 1)],
+    [
+        ({1: 1.0, 2: 0.5, 4: 0.9, 8: 0.1}, 2),
+        ({1: 1.0, 2: 0.97, 4: 0.94, 8: 0.93, 16: 0.94}, 4),
+        ({1: 1.0, 2: 0.97, 4: 0.98}, 1),
+    ],
 )
 def test_bands_are_tried_until_noise_grows_and_count_if_they_make_less(
     noise: dict[int, float], bands: int, monkeypatch: pytest.MonkeyPatch
@@ -79,6 +83,15 @@ def test_bands_are_tried_until_noise_grows_and_count_if_they_make_less(
         found = quietest(LIMITS, 32, 7.5)
     assert found is not None
     assert found.noise_bands == bands
+
+
+@pytest.mark.parametrize("most", [1, 4, 16])
+def test_no_more_bands_than_may_be_kept(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "noise_batch_ratio", lambda config: 1 / config.noise_bands)
+    with quick_noise():
+        found = quietest(replace(LIMITS, most_bands=most), 32, 7.5)
+    assert found is not None
+    assert found.noise_bands == most
 
 
 def test_the_best_has_the_least_loss_by_the_rule() -> None:
