@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dptune.bands import INDEPENDENT
+from dptune.bands import INDEPENDENT, Bands
 from dptune.mechanism import PrivacyConfig
 
 
@@ -15,8 +15,12 @@ def noise_batch_ratio(config: PrivacyConfig) -> float:
     depends on the noise through this ratio (McKenna et al. 2025, "Scaling Laws for Differentially Private Language
     Models").
     """
-    added = config.bands.error(config.steps) / INDEPENDENT.error(config.steps)
-    return config.noise_multiplier * added / config.expected_batch_size
+    return config.noise_multiplier * error_ratio(config.bands, config.steps) / config.expected_batch_size
+
+
+def error_ratio(bands: Bands, steps: int) -> float:
+    """The error of the sums over `steps` with these noise bands, over that with independent noise of the same size."""
+    return bands.error(steps) / INDEPENDENT.error(steps)
 
 
 def noise_over_signal(config: PrivacyConfig, trained: int) -> float:
