@@ -27,6 +27,7 @@ from dptune._validate import refuse, require_count, require_probability
 MOST_BANDS = 64  # the noises of so many steps are kept, less one
 KEPT_BYTES = 2 << 30  # of noises that automatic bands may keep
 _UNIT = 1e-12  # relative error of a column's length
+_FLAT = 1e-9  # slope of the logarithm of the error at which the search for bands ends
 
 
 @dataclass(frozen=True)
@@ -135,20 +136,20 @@ def best_bands(count: int, steps: int) -> Bands:
     left = np.arange(steps, 0, -1.0) / steps
 
     def loss(tail: np.ndarray) -> tuple[float, np.ndarray]:
-        """(the squared error of 1, *tail as a column of length 1; its gradient by the tail)."""
+        """(the logarithm of the squared error of 1, *tail as a column of length 1; its gradient by the tail)."""
         bands = np.append(1.0, tail)
         sums = _over(np.ones(steps), bands)
-        again = _over(sums, bands)
         length, squares = float(bands @ bands), float(left @ sums**2)
-        weighted = left * sums
+        if not math.isfinite(squares):  # bands that the search tries on its way and leaves
+            return math.inf, np.zeros_like(tail)
+        again, weighted = _over(sums, bands), left * sums
         slopes = np.array([-2 * float(weighted[k:] @ again[: max(0, steps - k)]) for k in range(1, count)])
-        return length * squares, length * slopes + 2 * squares * tail
+        return math.log(length * squares), slopes / squares + 2 * tail / length
 
-    start = _root(count)
-    with np.errstate(over="ignore", invalid="ignore"):  # of bands that it tries on the way and leaves
-        found = minimize(loss, start[1:], jac=True, method="L-BFGS-B").x
-    bands = np.append(1.0, found)
-    return Bands(_of_length_one(min((start, bands), key=lambda one: loss(one[1:])[0])))
+    start = _root(count)[1:]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = minimize(loss, start, jac=True, method="BFGS", options={"gtol": _FLAT}).x
+    return Bands(_of_length_one(np.append(1.0, min((start, found), key=lambda tail: loss(tail)[0]))))
 
 
 def _root(count: int) -> np.ndarray:

@@ -53,6 +53,19 @@ def test_no_small_change_of_the_best_bands_has_a_smaller_error(count: int, steps
         assert changed.error(steps) >= best.error(steps) * (1 - 1e-6)
 
 
+@pytest.mark.parametrize("steps", [184, 1_000, 20_000, 100_000])
+@pytest.mark.parametrize("count", [2, 3, 4, 8, 32])
+def test_the_best_bands_have_less_error_than_any_geometric_ones(count: int, steps: int) -> None:
+    """1, a, a^2, ... are nearly the best for a few bands and many steps, and with two bands there are no others."""
+    errors = []
+    for ratio in 1 - np.geomspace(1e-4, 0.5, 60):
+        bands = ratio ** np.arange(count)
+        errors.append(Bands(tuple((bands / np.linalg.norm(bands)).tolist())).error(steps))
+    best = best_bands(count, steps).error(steps)
+    assert best <= min(errors) * (1 + 1e-9)
+    assert count > 2 or best >= min(errors) * (1 - 1e-3)
+
+
 def test_more_bands_have_less_error_without_sampling() -> None:
     errors = [best_bands(count, 184).error(184) for count in (1, 2, 4, 8, 16, 64)]
     assert errors == sorted(errors, reverse=True)
