@@ -69,10 +69,10 @@ def present(value: _T | None, what: str) -> _T:
     return value
 
 
-def require_positive(name: str, value: float) -> None:
-    """`value` must be a finite number above zero."""
+def require_positive(name: str, value: float, *, otherwise: str = "") -> None:
+    """`value` must be a finite number above zero; `otherwise` says what else the user may have wanted."""
     if not (math.isfinite(value) and value > 0):
-        refuse(name, value, "give a finite number above 0")
+        refuse(name, value, f"give a finite number above 0{otherwise}")
 
 
 def require_within(name: str, value: float, limits: tuple[float, float]) -> None:

@@ -121,11 +121,23 @@ MISTAKES: dict[str, tuple[str, Changes, str]] = {
         EPSILON,
         "--noise_multiplier=None: give exactly one of the noise multiplier and the target epsilon",
     ),
-    "epsilon 0": ("train", EPSILON | {"target_epsilon": "0"}, "--target_epsilon=0.0: give a finite number above 0"),
+    "epsilon 0": (
+        "train",
+        EPSILON | {"target_epsilon": "0"},
+        "--target_epsilon=0.0: give a finite number above 0; to train without privacy, give --clip_norm -1 "
+        "--noise_multiplier -1",
+    ),
+    "no noise": (
+        "train",
+        {"noise_multiplier": "0"},
+        "--noise_multiplier=0.0: give a finite number above 0; to train without privacy, give --clip_norm -1 "
+        "--noise_multiplier -1",
+    ),
     "negative epsilon": (
         "train",
         EPSILON | {"target_epsilon": "-3"},
-        "--target_epsilon=-3.0: give a finite number above 0",
+        "--target_epsilon=-3.0: give a finite number above 0; to train without privacy, give --clip_norm -1 "
+        "--noise_multiplier -1",
     ),
     "delta too large": (
         "train",

@@ -11,6 +11,7 @@ from dptune.run.settings import AUTO, PrivacySettings, noise_bands_of
 from utils.training.optimization_arguments import MAX_GRAD_NORM
 
 _EPSILON = 8.0
+_NO_PRIVACY = "; to train without privacy, leave it and --enable_dp out"
 
 
 @dataclass
@@ -81,7 +82,7 @@ class BudgetArguments:
             refuse("--target_epsilon", self.target_epsilon, "give --target_epsilon or --noise_multiplier, not both")
         for flag in ("target_epsilon", "noise_multiplier", "clip_norm"):
             if getattr(self, flag) is not None:
-                require_positive(f"--{flag}", getattr(self, flag))
+                require_positive(f"--{flag}", getattr(self, flag), otherwise=_NO_PRIVACY)
         if self.delta is not None:
             require_delta(self.delta, name="--delta")
         if self.max_batch is not None:

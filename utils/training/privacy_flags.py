@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dptune._validate import refuse, renamed, require_count
+from dptune._validate import refuse, renamed, require_count, require_positive
 from dptune.audit.one_run import LEAST_CANARIES
 from dptune.bands import bands_within
 from dptune.clipping_styles import FLAT, Clipping
 from dptune.run.settings import AUTO, PrivacySettings, noise_bands_of
 from dptune.units.unit import EXAMPLE, UNIT_GRADIENTS, USER_LEVEL, USER_LEVEL_METHODS, PrivacyUnit
 
+_NO_PRIVACY = "; to train without privacy, give --clip_norm -1 --noise_multiplier -1"
 _UNTIL_MEASURED = 1.0  # the plan's clip norm while the real one is open: epsilon does not depend on it
 
 
@@ -113,6 +114,9 @@ class PrivacyFlags:
             given = self.clip_norm if self.clip_norm == AUTO else f"{self.clip_norm:g}"
             remedy = f"--clip_norm is {given}; make both positive, or both -1 to train without privacy"
             refuse("--noise_multiplier", self.noise_multiplier, remedy)
+        for name in ("noise_multiplier", "target_epsilon"):
+            if self.is_private and getattr(self, name) is not None:
+                require_positive(f"--{name}", getattr(self, name), otherwise=_NO_PRIVACY)
         if self.max_batch is not None:
             require_count("--max_batch", self.max_batch)
         with renamed({"noise_bands": "--noise_bands"}):

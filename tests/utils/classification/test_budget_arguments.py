@@ -32,7 +32,7 @@ def test_without_privacy_a_step_is_clipped_as_the_trainer_does() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--target_epsilon", "0"), "--target_epsilon=0.0: give a finite number above 0"),
+        (("--target_epsilon", "0"), "--target_epsilon=0.0: give a finite number above 0; to train without privacy"),
         (("--target_epsilon", "1", "--noise_multiplier", "1"), "--target_epsilon=1.0: give --target_epsilon or --noi"),
         (("--noise_multiplier", "-1"), "--noise_multiplier=-1.0: give a finite number above 0"),
         (("--clip_norm", "-1"), "--clip_norm=-1.0: give a finite number above 0"),
