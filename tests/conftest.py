@@ -7,11 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may contact a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests.tiny import save_tiny
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine may stop for longer than Hypothesis allows
+settings.load_profile("no deadline")
 
 
 def pytest_collection_finish() -> None:

@@ -170,7 +170,7 @@ def test_noise_is_kept_in_units_of_the_clip_norm_where_that_changes(tmp_path: Pa
 def take_steps(step: PrivateStep, sampler: PoissonSampler, count: int, model: nn.Module) -> None:
     for _ in range(count):
         draw = sampler.draw()
-        step.backward(model(torch.ones(len(draw), 3))[:, 0], items=draw)
+        step.backward(model(torch.ones(len(draw) + 1, 3))[:, 0], items=draw)
         step.finish()
 
 

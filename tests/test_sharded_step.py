@@ -148,7 +148,7 @@ def test_the_ledger_counts_each_step_once(run):
 def test_the_total_noise_has_the_stated_variance(run):
     _, ranks, _ = run
     values = ranks[0]["totals"].double() / ranks[0]["noise_std"]
-    low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], values.numel())
+    low, high = stats.chi2.ppf([1e-9, 1 - 1e-9], values.numel())
     assert low < values.square().sum() < high
 
 

@@ -62,7 +62,7 @@ def test_values_of_one_vector_are_independent(values: np.ndarray, lag: int) -> N
     """The two values of a Box-Muller pair are half a chunk apart. Their magnitudes must be independent too."""
     one, other = values[:-lag], values[lag:]
     for left, right in ((one, other), (one**2, other**2), (abs(one), abs(other))):
-        assert abs(np.corrcoef(left, right)[0, 1]) < 5 / len(one) ** 0.5
+        assert abs(np.corrcoef(left, right)[0, 1]) < 6 / len(one) ** 0.5
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 255, 256, 257, 511, 512, 513])

@@ -279,7 +279,7 @@ def noises(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_each_ranks_shards_have_the_whole_noise_once(noises: list[dict[str, Any]]) -> None:
     for rank in noises:
         values = rank["own"]
-        low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], values.numel())
+        low, high = stats.chi2.ppf([1e-9, 1 - 1e-9], values.numel())
         assert low < values.square().sum() < high
     sizes = [rank["own"].shape[1] for rank in noises]
     assert sum(sizes) == noises[0]["together"].shape[1], "every value is on one rank"
@@ -296,7 +296,7 @@ def test_noise_is_independent_between_shards_and_steps(noises: list[dict[str, An
 def test_adaptive_clipping_moves_with_one_noisy_count_on_all_ranks(noises: list[dict[str, Any]]) -> None:
     norms = [rank["clip norms"] for rank in noises]
     assert all(own == norms[0] for own in norms)
-    assert len(set(norms[0])) == (STEPS if noises[0]["adapts"] else 1)
+    assert (len(set(norms[0])) > 1) is noises[0]["adapts"]
 
 
 class Full(Ledger):

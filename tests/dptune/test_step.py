@@ -154,12 +154,12 @@ def test_the_total_noise_is_sigma_c_for_any_number_of_ranks_and_ranks_differ(tmp
         assert torch.equal(share, share.round()), "all ranks use one grid, so that their sum tells no share"
     total = results[0][0].double() * config.divisor / (config.noise_multiplier * 0.7)
     n = len(total)
-    assert abs(total.mean()) < 5 / n**0.5
-    assert abs(total.square().mean() - 1) < 5 * (2 / n) ** 0.5
+    assert abs(total.mean()) < 6 / n**0.5
+    assert abs(total.square().mean() - 1) < 6 * (2 / n) ** 0.5
     if world_size > 1:
         shares = torch.stack([sent[0] for _, sent in results]).double()
         correlation = torch.corrcoef(shares) - torch.eye(world_size)
-        assert correlation.abs().max() < 5 / n**0.5
+        assert correlation.abs().max() < 6 / n**0.5
         assert len({share.square().mean().item() for share in shares}) == world_size
 
 
@@ -170,7 +170,7 @@ def test_steps_have_independent_noise_and_each_is_in_the_ledger(tmp_path):
         for _ in range(3):
             step.finish()
             released.append(model.weight.grad.flatten().clone())
-    assert (torch.corrcoef(torch.stack(released)) - torch.eye(3)).abs().max() < 5 / 30_000**0.5
+    assert (torch.corrcoef(torch.stack(released)) - torch.eye(3)).abs().max() < 6 / 30_000**0.5
     assert Ledger(tmp_path / "ledger.jsonl").steps == 3
 
 

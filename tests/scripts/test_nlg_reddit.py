@@ -101,7 +101,7 @@ def test_the_older_names_of_the_documented_command_line_mean_the_same() -> None:
 def test_the_documented_command_line_with_two_processes(model_dir: Path, train_file: Path, tmp_path: Path) -> None:
     flags = COMMAND_LINE.replace("--model_name_or_path gpt2", f"--model_name_or_path {model_dir}").split()
     flags += ["--train_file", str(train_file), "--held_out_share", "0.03", "--ignore_users"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29671"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with (tmp_path / "out.txt").open("w") as output:
         subprocess.run(

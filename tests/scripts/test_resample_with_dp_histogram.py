@@ -67,7 +67,7 @@ def test_the_release_is_in_the_budget_with_its_noise_and_composes(
 
 def test_without_a_delta_the_default_one_is_taken_and_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--real_file", str(folder / "real.jsonl"), "--synthetic_file", str(folder / "synthetic.jsonl")]
-    script.main([*files, "--output_dir", str(folder / "out"), "--num_buckets", "2"])
+    script.main([*files, "--output_dir", str(folder / "out"), "--num_buckets", "2", "--histogram_sigma", "2"])
     printed, votes = capsys.readouterr().out, len(read_rows(folder / "real.jsonl", "--file"))
     assert delta_in_words(votes, "votes") in printed
     assert f"at delta {default_delta(votes):g}" in printed
@@ -129,7 +129,7 @@ def test_a_budget_without_an_epsilon_is_found_before_more_is_spent(
 
 
 def test_votes_of_other_authors_are_not_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(folder, "--privacy_unit", "u")
+    run(folder, "--privacy_unit", "u", keystream=Keystream.for_tests(1))
     rows = read_rows(folder / "real.jsonl", "--file")
     write_jsonl(folder / "real.jsonl", [{**row, "u": "one"} for row in rows])
     with pytest.raises(SystemExit):
@@ -169,7 +169,7 @@ def test_the_budget_is_entered_before_the_noise_is_drawn(folder: Path, monkeypat
 
 def test_released_votes_are_noisy_and_differ_from_run_to_run(folder: Path) -> None:
     votes = [json.loads((run(folder, out=out) / "histogram.json").read_text())["noisy_votes"] for out in ("a", "b")]
-    assert np.isclose(*votes).mean() < 0.5  # one of them may meet by chance, on the grid
+    assert not np.isclose(*votes).all()  # one of them may meet by chance, on the grid
     assert not np.any(np.array(votes) % grid_of(2.0))  # not the float's last bits, which would tell the counts
 
 

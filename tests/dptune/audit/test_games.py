@@ -52,7 +52,7 @@ def test_the_noise_has_the_stated_size_and_ranks_share_it() -> None:
 
 
 def test_coins_change_by_blocks() -> None:
-    coins = launch(Mechanism(noise_multiplier=1.0, units=UNITS), block=8).coins.reshape(3, 8, UNITS)
+    coins = launch(Mechanism(noise_multiplier=1.0, units=32), block=8).coins.reshape(3, 8, 32)
     assert (coins == coins[:, :1]).all()
     assert (coins[0] != coins[1]).any() or (coins[1] != coins[2]).any()
 
