@@ -4,9 +4,10 @@
         --rule utils/planning/rule.json --output benchmarks/results/NAME.md
 
 The CSV has one line per run, with the columns of `COLUMNS`; `trained` is the number of trained parameters. All runs
-train the same model the same way. For each number of steps, noise and number of bands, the rate with the least loss
-counts, averaged over seeds. The form of the rule is in `utils/planning/rule.py`. The fit is by least squares. To see
-how far it can be trusted, it is repeated without each point in turn, and compared with the point that was left out.
+train the same model. For each number of steps, noise and number of bands, the least loss of the tried rates counts,
+averaged over seeds. The best rate is where a parabola through it and its neighbours is least. The form of the rule is
+in `utils/planning/rule.py`. The fit is by least squares. To see how far it can be trusted, it is repeated without each
+point in turn, and compared with the point that was left out.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Point(NamedTuple):
 
     Attributes:
         steps, ratio, bands: the setting; the noise over the batch is `ratio`.
-        rate: the best of the tried learning rates.
-        loss: held-out loss at the end, in nats per token.
+        rate: the best learning rate, between the best of the tried ones and its neighbours.
+        loss: held-out loss at the end, in nats per token, of the best of the tried ones.
         at_edge: whether a rate beyond it was not tried, so that the best may lie there.
     """
 
@@ -89,9 +90,18 @@ def best_points(runs: Sequence[dict[str, str]]) -> list[Point]:
     found = []
     for setting, by_rate in sorted(losses.items()):
         means = {rate: float(np.mean(values)) for rate, values in by_rate.items()}
-        rate = min(means, key=means.__getitem__)
-        found.append(Point(*setting, rate, means[rate], rate in (min(means), max(means))))
+        best = min(means, key=means.__getitem__)
+        at_edge = best in (min(means), max(means))
+        found.append(Point(*setting, best if at_edge else _least(means, best), means[best], at_edge))
     return found
+
+
+def _least(losses: dict[float, float], best: float) -> float:
+    """The rate where a parabola in its logarithm through the best of the tried rates and its neighbours is least."""
+    rates = sorted(losses)
+    near = rates[rates.index(best) - 1 : rates.index(best) + 2]
+    square, slope, _ = np.polyfit(np.log(near), [losses[rate] for rate in near], 2)
+    return math.exp(-slope / (2 * square)) if square > 0 else best
 
 
 def fit_loss(points: Sequence[Point], start: float) -> np.ndarray:
@@ -193,7 +203,7 @@ def page(rule: Rule, points: Sequence[Point], errors: Sequence[float]) -> list[s
             f"{one.loss:.3f}",
             f"{rule.loss(one.steps, one.ratio):.3f}",
             f"{error:+.3f}",
-            f"{one.rate:g}{' (edge)' if one.at_edge else ''}",
+            f"{one.rate:.2g}{' (edge)' if one.at_edge else ''}",
             f"{rule.learning_rate(one.steps, one.ratio, one.bands):.2g}",
         )
         for one, error in zip(points, errors, strict=True)

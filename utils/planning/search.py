@@ -21,7 +21,6 @@ from dptune.run.noise_ratios import noise_batch_ratio
 from utils.planning.rule import Rule
 from utils.planning.speed import Speed
 
-_WORTH = 0.95  # more bands must lower the noise by 5%: it is only roughly known, and each step's own noise grows
 ENOUGH = 0.5  # share of the gain without noise; with less, there are too few data for the epsilon
 
 
@@ -83,16 +82,14 @@ class Limits:
 def quietest(limits: Limits, batch: int, target_epsilon: float) -> PrivacyConfig | None:
     """The mechanism with the least noise over the batch, for the steps that the time allows.
 
-    More bands count only if they make it 5% less. The clip norm is 1. None if no useful noise reaches the target.
+    The clip norm is 1. None if no useful noise reaches the target.
     """
     steps, found, bands, least = limits.steps(batch), None, 1, math.inf
     while bands <= min(limits.most_bands, steps) and bands * batch <= limits.num_examples:
         one = _with_bands(limits, batch, steps, bands, target_epsilon)
         if one is None or noise_batch_ratio(one) >= least:
             break
-        least = noise_batch_ratio(one)
-        if found is None or least < _WORTH * noise_batch_ratio(found):
-            found = one
+        found, least = one, noise_batch_ratio(one)
         bands *= 2
     return found
 

@@ -6,6 +6,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from dptune.bands import best_bands
+from dptune.mechanism import PrivacyConfig
+from dptune.run.noise_ratios import error_ratio, noise_batch_ratio
 from utils.training.arguments import Groups
 
 # Measured by benchmarks/studies: with independent noise AdamW is the better one of the two.
@@ -15,6 +18,8 @@ PLAIN_RATE = 3e-4
 _ADAPTER_RATES = {300e6: 6e-3, 2e9: 2e-3, math.inf: 1e-3}
 # The best rate of Adam falls with the width of the layers (Yang et al. 2022, "Tensor Programs V").
 _WHOLE_RATE_TIMES_WIDTH, _LARGEST_WHOLE_RATE = 0.4, 6e-3
+_LOUD = 0.004  # noise over batch above which the best rate of whole models falls, about with its root
+_MEASURED_BANDS = 8  # of the runs that the rates of `lowpass-adam` are from
 
 
 def private_rate(parameters: int, width: int, *, whole: bool) -> float:
@@ -36,24 +41,44 @@ def private_rate_of(model: Any, *, whole: bool) -> float:
     return private_rate(parameters, model.get_input_embeddings().weight.shape[-1], whole=whole)
 
 
+def rate_under_noise(rate: float, config: PrivacyConfig, optimizer: str) -> float:
+    """The default rate of a whole model with this much noise, to two figures.
+
+    It falls where noise is large. `lowpass-adam` divides by averaged gradients, whose noise is nearly the same for any
+    number of bands. That of sums over steps is larger with few bands, so the rate must be smaller.
+
+    Args:
+        rate: `private_rate`.
+        config: the mechanism.
+        optimizer: name of the optimizer.
+    """
+    share = min(1.0, math.sqrt(_LOUD / noise_batch_ratio(config)))
+    if optimizer == CORRELATED_OPTIMIZER:
+        measured = best_bands(min(_MEASURED_BANDS, config.steps), config.steps)
+        share *= min(1.0, error_ratio(measured, config.steps) / error_ratio(config.bands, config.steps))
+    return float(f"{rate * share:.1e}")
+
+
 def default_optimizer(noise_bands: int) -> str:
     """The optimizer for a plan with so many noise bands; 1 for independent noise, and without privacy."""
     return OPTIMIZER if noise_bands == 1 else CORRELATED_OPTIMIZER
 
 
-def with_chosen_defaults(groups: Groups, model: Any, noise_bands: int) -> Groups:
+def with_chosen_defaults(groups: Groups, model: Any, config: PrivacyConfig | None) -> Groups:
     """The flags, with the optimizer, the learning rate and the noise bands that were left open.
 
     Args:
         groups: the flags.
         model: the model, with or without its weights.
-        noise_bands: the plan's number of noise bands; 1 for independent noise, and without privacy.
+        config: the plan's mechanism; None without privacy.
     """
-    given, private = groups.optimization, groups.privacy.is_private
-    optimizer, rate = given.optimizer or default_optimizer(noise_bands), given.learning_rate
-    if rate is None:
-        rate = private_rate_of(model, whole=bool(groups.lora.trainable)) if private else PLAIN_RATE
-    privacy = replace(groups.privacy, noise_bands=groups.privacy.bands) if private else groups.privacy
+    given, whole = groups.optimization, bool(groups.lora.trainable)
+    optimizer, rate = given.optimizer or default_optimizer(1 if config is None else config.noise_bands), PLAIN_RATE
+    if config is not None:
+        rate = private_rate_of(model, whole=whole)
+        rate = rate_under_noise(rate, config, optimizer) if whole else rate
+    rate = rate if given.learning_rate is None else given.learning_rate
+    privacy = groups.privacy if config is None else replace(groups.privacy, noise_bands=groups.privacy.bands)
     return groups._replace(optimization=replace(given, optimizer=optimizer, learning_rate=rate), privacy=privacy)
 
 
@@ -75,7 +100,8 @@ def describe_chosen(given: Groups, chosen: Groups) -> list[str]:
     private = chosen.privacy.is_private
     lines = describe_optimizer(given.optimization.optimizer, chosen.optimization.optimizer)
     if given.optimization.learning_rate is None:
-        what = "a whole model of this width" if chosen.lora.trainable else "adapters of a model of this size"
+        whole = "a whole model of this width and this noise"
+        what = whole if chosen.lora.trainable else "adapters of a model of this size"
         source = f"default with privacy for {what}" if private else "default without privacy"
         lines.append(f"learning rate          {chosen.optimization.learning_rate:g} ({source})")
     return lines

@@ -66,7 +66,7 @@ def plan_without_tokens(groups: Groups, folder: RunFolder, why: str) -> RunPlan:
         views=groups.views.views,
         trained=num_trained(skeleton),
     )
-    asked, groups = groups, with_chosen_defaults(groups, skeleton, plan.noise_bands)
+    asked, groups = groups, with_chosen_defaults(groups, skeleton, plan.privacy)
     lines = [*describe_run(plan, groups.privacy), *describe_clipping(plan, groups.optimization)]
     lines += [
         *describe_chosen(asked, groups),

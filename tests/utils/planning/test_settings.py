@@ -10,6 +10,7 @@ from dptune.mechanism import PrivacyConfig
 from dptune.run.noise_ratios import noise_batch_ratio, noise_over_signal
 from tests.fitted_rule import RULE
 from utils.planning.settings import LEAST_RANK, RANK, choose_rank, choose_rate, with_rank
+from utils.training.chosen_defaults import private_rate, rate_under_noise
 from utils.training.lora_arguments import LoraArguments
 
 CONFIG = PrivacyConfig(
@@ -45,11 +46,12 @@ def test_a_model_like_the_fitted_one_gets_the_rules_rate() -> None:
 
 @pytest.mark.parametrize(
     ("whole", "parameters", "rate"),
-    [(True, 10**6, 5e-4), (True, 1_000, 5e-4), (False, 20_000, 6e-3), (False, 10**9, 2e-3), (False, 7 * 10**9, 1e-3)],
+    [(True, 10**6, 4e-4), (True, 1_000, 4e-4), (False, 20_000, 6e-3), (False, 10**9, 2e-3), (False, 7 * 10**9, 1e-3)],
 )
 def test_another_model_gets_the_default_rate(whole: bool, parameters: int, rate: float) -> None:
     found, source = choose_rate(RULE, CONFIG, parameters, 800, whole=whole)
     assert found == rate
+    assert not whole or found == rate_under_noise(private_rate(parameters, 800, whole=True), CONFIG, "lowpass-adam")
     assert "default" in source
     assert (
         choose_rate(replace(RULE, parameters=parameters, whole=whole), CONFIG, parameters, 800, whole=whole)[1]

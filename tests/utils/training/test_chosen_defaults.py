@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dptune.mechanism import PrivacyConfig
 from tests import tiny
 from utils.cli.flags import parse
 from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
@@ -12,11 +13,25 @@ from utils.training.chosen_defaults import (
     describe_chosen,
     private_rate,
     private_rate_of,
+    rate_under_noise,
     with_chosen_defaults,
 )
 
 LINE = ("--model_name_or_path", "m", "--train_file", "rows.jsonl", "--output_dir", "out")
 PRIVATE, PLAIN = ("--target_epsilon", "8"), ("--clip_norm", "-1", "--noise_multiplier", "-1")
+
+
+def mechanism(bands: int, *, noise: float = 0.5, steps: int = 60) -> PrivacyConfig:
+    """256 of 8,000 rows per step."""
+    return PrivacyConfig(
+        num_examples=8_000,
+        expected_batch_size=256,
+        steps=steps,
+        clip_norm=1.0,
+        noise_multiplier=noise,
+        delta=1e-5,
+        noise_bands=bands,
+    )
 
 
 def groups(*words: str) -> Groups:
@@ -27,26 +42,27 @@ def groups(*words: str) -> Groups:
     ("words", "bands", "optimizer", "rate"),
     [
         (PRIVATE, 4, "lowpass-adam", 6e-3),
+        ((*PRIVATE, "--trainable", "all"), 2, "lowpass-adam", 3.8e-3),
         (PRIVATE, 1, "adamw", 6e-3),
-        ((*PRIVATE, "--trainable", "*.mlp.*"), 2, "lowpass-adam", 6e-3),
-        (PLAIN, 1, "adamw", PLAIN_RATE),
-        ((*PLAIN, "--trainable", "all"), 1, "adamw", PLAIN_RATE),
+        ((*PRIVATE, "--trainable", "*.mlp.*"), 8, "lowpass-adam", 6e-3),
+        (PLAIN, None, "adamw", PLAIN_RATE),
+        ((*PLAIN, "--trainable", "all"), None, "adamw", PLAIN_RATE),
         ((*PRIVATE, "--optimizer", "adamw"), 4, "adamw", 6e-3),
         ((*PRIVATE, "--learning_rate", "0.5"), 4, "lowpass-adam", 0.5),
     ],
 )
 def test_what_is_left_open_goes_by_privacy_and_what_is_trained(
-    words: tuple[str, ...], bands: int, optimizer: str, rate: float
+    words: tuple[str, ...], bands: int | None, optimizer: str, rate: float
 ) -> None:
-    given = groups(*words)
+    given, config = groups(*words), None if bands is None else mechanism(bands)
     model = tiny.tiny_llama()
-    chosen = with_chosen_defaults(given, model, bands)
+    chosen = with_chosen_defaults(given, model, config)
     assert (chosen.optimization.optimizer, chosen.optimization.learning_rate) == (optimizer, rate)
     assert chosen.optimization.updates.optimizer == optimizer
     told = "\n".join(describe_chosen(given, chosen))
     assert (f"optimizer              {optimizer} (default" in told) == ("--optimizer" not in words)
     assert (f"learning rate          {rate:g} (default" in told) == ("--learning_rate" not in words)
-    assert with_chosen_defaults(chosen, model, bands) == chosen
+    assert with_chosen_defaults(chosen, model, config) == chosen
 
 
 @pytest.mark.parametrize(
@@ -60,7 +76,7 @@ def test_what_is_left_open_goes_by_privacy_and_what_is_trained(
 )
 def test_noise_is_correlated_where_a_target_is_given(words: tuple[str, ...], bands: str | None) -> None:
     given = groups(*words)
-    chosen = with_chosen_defaults(given, tiny.tiny_llama(), 1)
+    chosen = with_chosen_defaults(given, tiny.tiny_llama(), mechanism(1) if given.privacy.is_private else None)
     assert chosen.privacy.noise_bands == bands
     assert chosen.privacy.settings() == given.privacy.settings()
 
@@ -79,6 +95,28 @@ def test_noise_is_correlated_where_a_target_is_given(words: tuple[str, ...], ban
 )
 def test_rates_fall_with_the_size_of_the_model(parameters: int, width: int, whole: bool, rate: float) -> None:
     assert private_rate(parameters, width, whole=whole) == rate
+
+
+@pytest.mark.parametrize(
+    ("bands", "noise", "optimizer", "rate"),
+    [
+        (1, 0.5, "adamw", 6e-3),
+        (1, 4 * 0.004 * 256, "adamw", 3e-3),  # half of it at four times the noise that is not yet loud
+        (8, 0.5, "lowpass-adam", 6e-3),
+        (16, 0.5, "lowpass-adam", 6e-3),
+        (2, 0.5, "lowpass-adam", 3.8e-3),
+        (1, 0.5, "lowpass-adam", 2.8e-3),
+        (8, 10.0, "lowpass-adam", 2.8e-3),
+    ],
+)
+def test_rates_of_whole_models_fall_with_noise_and_with_few_bands(
+    bands: int, noise: float, optimizer: str, rate: float
+) -> None:
+    assert rate_under_noise(6e-3, mechanism(bands, noise=noise), optimizer) == rate
+
+
+def test_a_run_of_fewer_steps_than_bands_has_its_rate() -> None:
+    assert rate_under_noise(6e-3, mechanism(4, steps=4), "lowpass-adam") == 6e-3
 
 
 def test_a_models_size_and_width_are_its_own() -> None:

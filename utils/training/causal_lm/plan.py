@@ -56,7 +56,7 @@ def plan_job(groups: Groups, folder: RunFolder) -> CausalLMJob:
     fingerprint, described = machine.once(lambda: look_at(rows.train, rows.held_out, groups, skeleton, tokenizer))
     processes = processes_of_plan(folder.saved, groups.optimization, target.processes)
     plan = _plan(groups, rows.train, names, processes, num_trained(skeleton))
-    flags, groups = groups, with_chosen_defaults(groups, skeleton, plan.noise_bands)
+    flags, groups = groups, with_chosen_defaults(groups, skeleton, plan.privacy)
     dated = {} if day is None else {TEMPLATE_DATE: day}
     identity = _identity(groups, fingerprint, starts_from) | dated
     if folder.saved is not None:
