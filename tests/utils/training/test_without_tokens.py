@@ -63,6 +63,18 @@ def test_the_plan_of_a_configuration_is_that_of_the_model_without_tokens(
         assert [line for line in lines if line != told] == whole
 
 
+def test_what_is_left_open_is_chosen_as_in_a_run(dry: Any, tiny_model_dir: Path, config_dir: Path) -> None:
+    given = {"trainable": "all", "learning_rate": None, "noise_multiplier": None, "target_epsilon": 1, "noise_bands": 2}
+    whole, lines = (
+        [line for line in dry(folder, **given) if line.startswith(("optimizer  ", "learning rate  "))]
+        for folder in (tiny_model_dir, config_dir)
+    )
+    assert lines == whole
+    optimizer, rate = whole
+    assert "lowpass-adam (default with noise bands)" in optimizer
+    assert float(rate.split()[2]) < 6e-3, "less than the rate of quiet runs"
+
+
 def test_without_data_the_number_of_rows_is_given(dry: Any, tiny_model_dir: Path, config_dir: Path) -> None:
     by_rows = [line for line in dry(config_dir) if not line.startswith("tokens")]
     for name in (tiny_model_dir, config_dir):
