@@ -1,8 +1,10 @@
 """Writes the runs of studies as the CSV that `benchmarks.fit_planner` reads, one line per run.
 
-python -m benchmarks.quality benchmarks/studies/planner.yaml --runs A.jsonl --set ...
-python -m benchmarks.quality benchmarks/studies/planner_correlated.yaml --runs B.jsonl --set ...
-python -m benchmarks.planner_runs A.jsonl B.jsonl --model stories260K --trained 260032 --output NAME.csv
+    python -m benchmarks.quality benchmarks/studies/planner.yaml --runs A.jsonl --set ...
+    python -m benchmarks.quality benchmarks/studies/planner_correlated.yaml --runs B.jsonl --set ...
+    python -m benchmarks.planner_runs A.jsonl B.jsonl --model stories260K --trained 260032 --output NAME.csv
+
+The noise over the batch of a run is that of its sums over steps (`dptune.run.noise_ratios.noise_batch_ratio`).
 """
 
 from __future__ import annotations

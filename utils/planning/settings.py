@@ -8,7 +8,7 @@ from dataclasses import replace
 from dptune.mechanism import PrivacyConfig
 from dptune.run.noise_ratios import noise_batch_ratio, noise_over_signal
 from utils.planning.rule import Rule
-from utils.training.chosen_defaults import default_optimizer, private_rate, rate_under_noise
+from utils.training.chosen_defaults import default_optimizer, private_rate
 from utils.training.lora_arguments import LoraArguments
 
 CLIP_NORM = 1.0  # AdamW divides by the gradient's size, and so by the clip norm
@@ -55,6 +55,5 @@ def choose_rate(rule: Rule, config: PrivacyConfig, parameters: int, width: int, 
     if whole == rule.whole and parameters <= _NEAR * rule.parameters and rule.parameters <= _NEAR * parameters:
         rate = rule.learning_rate(config.steps, noise_batch_ratio(config), config.noise_bands)
         return float(f"{rate:.1e}"), "by the fitted rule"
-    rate = private_rate(parameters, width, whole=whole)
-    rate = rate_under_noise(rate, config, default_optimizer(config.noise_bands)) if whole else rate
+    rate = private_rate(parameters, width, config, default_optimizer(config.noise_bands), whole=whole)
     return rate, "train_clm.py's default, because the rule was fitted on another kind or size of model"

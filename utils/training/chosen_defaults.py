@@ -22,23 +22,25 @@ _LOUD = 0.004  # noise over batch above which the best rate of whole models fall
 _MEASURED_BANDS = 8  # of the runs that the rates of `lowpass-adam` are from
 
 
-def private_rate(parameters: int, width: int, *, whole: bool) -> float:
+def private_rate(parameters: int, width: int, config: PrivacyConfig, optimizer: str, *, whole: bool) -> float:
     """The default learning rate under privacy, of any kind of Adam, to two figures.
 
     Args:
         parameters: number of the model's parameters.
         width: length of its token embeddings.
+        config: the mechanism.
+        optimizer: name of the optimizer.
         whole: whether parameters of the model itself are trained, not adapters.
     """
     if whole:
-        return float(f"{min(_LARGEST_WHOLE_RATE, _WHOLE_RATE_TIMES_WIDTH / width):.1e}")
+        return rate_under_noise(min(_LARGEST_WHOLE_RATE, _WHOLE_RATE_TIMES_WIDTH / width), config, optimizer)
     return next(rate for most, rate in _ADAPTER_RATES.items() if parameters <= most)
 
 
-def private_rate_of(model: Any, *, whole: bool) -> float:
+def private_rate_of(model: Any, config: PrivacyConfig, optimizer: str, *, whole: bool) -> float:
     """`private_rate` of a transformers model, with or without its weights."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return private_rate(parameters, model.get_input_embeddings().weight.shape[-1], whole=whole)
+    parameters, width = sum(one.numel() for one in model.parameters()), model.get_input_embeddings().weight.shape[-1]
+    return private_rate(parameters, width, config, optimizer, whole=whole)
 
 
 def rate_under_noise(rate: float, config: PrivacyConfig, optimizer: str) -> float:
@@ -48,7 +50,7 @@ def rate_under_noise(rate: float, config: PrivacyConfig, optimizer: str) -> floa
     number of bands. That of sums over steps is larger with few bands, so the rate must be smaller.
 
     Args:
-        rate: `private_rate`.
+        rate: the rate where noise is small.
         config: the mechanism.
         optimizer: name of the optimizer.
     """
@@ -75,8 +77,7 @@ def with_chosen_defaults(groups: Groups, model: Any, config: PrivacyConfig | Non
     given, whole = groups.optimization, bool(groups.lora.trainable)
     optimizer, rate = given.optimizer or default_optimizer(1 if config is None else config.noise_bands), PLAIN_RATE
     if config is not None:
-        rate = private_rate_of(model, whole=whole)
-        rate = rate_under_noise(rate, config, optimizer) if whole else rate
+        rate = private_rate_of(model, config, optimizer, whole=whole)
     rate = rate if given.learning_rate is None else given.learning_rate
     privacy = groups.privacy if config is None else replace(groups.privacy, noise_bands=groups.privacy.bands)
     return groups._replace(optimization=replace(given, optimizer=optimizer, learning_rate=rate), privacy=privacy)

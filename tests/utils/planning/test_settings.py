@@ -10,7 +10,7 @@ from dptune.mechanism import PrivacyConfig
 from dptune.run.noise_ratios import noise_batch_ratio, noise_over_signal
 from tests.fitted_rule import RULE
 from utils.planning.settings import LEAST_RANK, RANK, choose_rank, choose_rate, with_rank
-from utils.training.chosen_defaults import private_rate, rate_under_noise
+from utils.training.chosen_defaults import private_rate
 from utils.training.lora_arguments import LoraArguments
 
 CONFIG = PrivacyConfig(
@@ -51,7 +51,7 @@ def test_a_model_like_the_fitted_one_gets_the_rules_rate() -> None:
 def test_another_model_gets_the_default_rate(whole: bool, parameters: int, rate: float) -> None:
     found, source = choose_rate(RULE, CONFIG, parameters, 800, whole=whole)
     assert found == rate
-    assert not whole or found == rate_under_noise(private_rate(parameters, 800, whole=True), CONFIG, "lowpass-adam")
+    assert found == private_rate(parameters, 800, CONFIG, "lowpass-adam", whole=whole)
     assert "default" in source
     assert (
         choose_rate(replace(RULE, parameters=parameters, whole=whole), CONFIG, parameters, 800, whole=whole)[1]

@@ -94,7 +94,7 @@ def test_noise_is_correlated_where_a_target_is_given(words: tuple[str, ...], ban
     ],
 )
 def test_rates_fall_with_the_size_of_the_model(parameters: int, width: int, whole: bool, rate: float) -> None:
-    assert private_rate(parameters, width, whole=whole) == rate
+    assert private_rate(parameters, width, mechanism(8), "lowpass-adam", whole=whole) == rate
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,6 @@ def test_a_run_of_fewer_steps_than_bands_has_its_rate() -> None:
 
 
 def test_a_models_size_and_width_are_its_own() -> None:
-    model = tiny.tiny_llama(hidden=128)
-    assert private_rate_of(model, whole=True) == private_rate(1, 128, whole=True)
-    assert private_rate_of(model, whole=False) == private_rate(10**6, 128, whole=False)
+    model, noise = tiny.tiny_llama(hidden=128), (mechanism(2), "lowpass-adam")
+    assert private_rate_of(model, *noise, whole=True) == private_rate(1, 128, *noise, whole=True)
+    assert private_rate_of(model, *noise, whole=False) == private_rate(10**6, 128, *noise, whole=False)
