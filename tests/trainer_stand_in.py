@@ -12,7 +12,7 @@ from dptune.accounting import epsilon, planned_steps
 
 TRAIN, VALIDATION = 1000, 200
 MEASURED = 7.0  # the clip norm if none is given
-PARAMETERS = {"full": 1_000_000, "lora": 8_000, "last-layer": 130}
+PARAMETERS = {"full": 1_000_000, "lora": 8_000, "ia3": 4_000, "last-layer": 130}
 
 
 class Ran(NamedTuple):

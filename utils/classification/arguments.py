@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,12 @@ from utils.classification.budget_arguments import BudgetArguments
 from utils.classification.checkpoint_arguments import CheckpointArguments
 from utils.classification.head_arguments import HeadArguments
 from utils.classification.mode_arguments import ModeArguments
-from utils.classification.mode_defaults import default_head_learning_rate, default_learning_rate, virtual_tokens
+from utils.classification.mode_defaults import (
+    ModelRates,
+    default_head_learning_rate,
+    default_learning_rate,
+    virtual_tokens,
+)
 from utils.classification.result_arguments import ResultArguments
 from utils.classification.step_arguments import StepArguments
 from utils.classification.task_arguments import TaskArguments
@@ -61,18 +66,14 @@ class Settings(NamedTuple):
         default = f"outputs/classifier-{self.mode.finetune_mode}{'-dp' if self.budget.enable_dp else ''}"
         return Path(self.results.output_dir or default)
 
-    def updates(self, of_head: Callable[[], float]) -> UpdateSettings:
-        """The optimizer, which must be known, and its schedule.
-
-        Args:
-            of_head: measures a rate (`utils.classification.measured_defaults`).
-        """
+    def updates(self, of_model: ModelRates) -> UpdateSettings:
+        """The optimizer, which must be known, and its schedule, with the rates that were left open."""
         mode, private = self.mode.finetune_mode, self.budget.enable_dp
-        rate = self.steps.learning_rate or default_learning_rate(mode, of_head, private=private)
+        rate = self.steps.learning_rate or default_learning_rate(mode, of_model, private=private)
         usual = (
             rate
             if self.steps.optimizer == "sgd"
-            else default_head_learning_rate(mode, of_head, rate=rate, private=private)
+            else default_head_learning_rate(mode, of_model, rate=rate, private=private)
         )
         return UpdateSettings(
             optimizer=present(self.steps.optimizer, "optimizer"),

@@ -1,12 +1,13 @@
-"""Defaults that are measured on the model: the learning rate of a new classification head, and the clip norm.
+"""Defaults that follow from the model: learning rates of a new head and of a whole model, and the clip norm.
 
-Their right scale differs a hundredfold between models. Both are measured before training, on random tokens, so they
-reveal nothing about the data.
+Their right scale differs a hundredfold between models. The head's rate and the clip norm are measured before training,
+on random tokens, so they reveal nothing about the data.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,28 @@ from torch.nn import functional as F
 
 from dptune._validate import refuse
 from dptune.integrations.peft import class_logits
+from dptune.mechanism import PrivacyConfig
+from utils.classification.mode_defaults import ModelRates, plain_whole_rate
 from utils.classification.modes import head_modules
+from utils.training.chosen_defaults import private_rate_of, width_of
 from utils.training.measured_clip_norm import just_above, typical
 
 _ROWS, _TOKENS = 16, 16
+
+
+def rates_of_model(model: Any, config: PrivacyConfig | None, optimizer: str) -> ModelRates:
+    """The rates that follow from a model, which is only read.
+
+    Args:
+        model: a transformers classifier, before it is put into a mode.
+        config: the mechanism; None without privacy.
+        optimizer: name of the optimizer.
+    """
+    if config is None:
+        whole = partial(plain_whole_rate, width_of(model.config))
+    else:
+        whole = partial(private_rate_of, model, config, optimizer, whole=True)
+    return ModelRates(partial(measure_head_rate, model), whole)
 
 
 @torch.no_grad()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 from accelerate.utils import set_seed
 
+from dptune._validate import present
+from dptune.mechanism import PrivacyConfig
 from dptune.run.identity import weights_fingerprint
 from utils.classification.arguments import Settings
 from utils.classification.files import load_classifier
 from utils.classification.label_words import start_head
-from utils.classification.measured_defaults import measure_head_rate
+from utils.classification.measured_defaults import rates_of_model
 from utils.classification.modes import head_modules, prepare_mode
 from utils.classification.tasks import ClassificationTask
 from utils.models.loading import require_context
@@ -28,8 +29,14 @@ class Trained(NamedTuple):
     checkpoint: str
 
 
-def load_in_mode(task: ClassificationTask, settings: Settings, tokenizer: Any) -> Trained:
+def load_in_mode(task: ClassificationTask, settings: Settings, tokenizer: Any, config: PrivacyConfig | None) -> Trained:
     """A fresh model in its mode on the CPU, the same on every rank.
+
+    Args:
+        task: names the classes.
+        settings: with the optimizer and the label words known.
+        tokenizer: the model's.
+        config: the mechanism, which default rates depend on; None without privacy, or before it is planned.
 
     Raises:
         InvalidArgument: no such model, a mode that does not fit it, or a --block_size beyond its context.
@@ -41,7 +48,7 @@ def load_in_mode(task: ClassificationTask, settings: Settings, tokenizer: Any) -
         start_head(model, words, tokenizer, suffix=settings.head.prompt_suffix, name=name)
     longest, virtual = settings.checkpoint.block_size, settings.virtual_tokens
     require_context(model, longest, flag="--block_size", virtual_tokens=virtual)
-    updates = settings.updates(partial(measure_head_rate, model))
+    updates = settings.updates(rates_of_model(model, config, present(settings.steps.optimizer, "optimizer")))
     fresh = tuple(f"{module}." for module in [*head_modules(model), *new])
     checkpoint = weights_fingerprint(named for named in model.named_parameters() if not named[0].startswith(fresh))
     flags = vars(mode) | {"also_trained": new}

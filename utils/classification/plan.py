@@ -53,7 +53,7 @@ def plan_task(task: ClassificationTask, settings: Settings, tokenizer: Any, acce
     output.require_selection(private=settings.budget.enable_dp, has_validation=bool(task.validation))
     trained = 0
     if settings.budget.enable_dp:
-        model = load_in_mode(task, _with_optimizer(settings, 1), tokenizer).model.to(accelerator.device)
+        model = load_in_mode(task, _with_optimizer(settings, 1), tokenizer, None).model.to(accelerator.device)
         trained = num_trained(model)
         settings = settings._replace(budget=_known(settings.budget, model))
     plan = make_plan(

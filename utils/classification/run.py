@@ -107,7 +107,7 @@ def is_finished(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accele
         ranks.from_main(lambda: refuse_existing_run(folder, OTHER_FILES))
     if (found := ranks.from_main(lambda: finished_results(folder))) is None:
         return False
-    trained = load_in_mode(planned.task, planned.settings, tokenizer)
+    trained = load_in_mode(planned.task, planned.settings, tokenizer, planned.plan.privacy)
     refuse_other_results(found, identity_of(planned, trained))
     return True
 
@@ -120,7 +120,7 @@ def load_trained(planned: PlannedTask, tokenizer: PreTrainedTokenizerBase, accel
             the engine does not support.
     """
     task, settings, plan = planned
-    trained = load_in_mode(task, settings, tokenizer)
+    trained = load_in_mode(task, settings, tokenizer, plan.privacy)
     model = trained.model
     every = sum(parameter.numel() for parameter in model.parameters())
     some = num_trained(model)

@@ -5,14 +5,14 @@ Words after `--` are flags of train_classifier.py. They must not set what is com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dptune._aliases import aliases, canonical
 from dptune._validate import refuse, require_count, require_delta, require_positive
 from dptune.accounting.selection import DISTRIBUTIONS
 from utils.classification.arguments import CLASSIFIER_GROUPS
-from utils.classification.mode_defaults import MODES, default_learning_rate
+from utils.classification.mode_defaults import MODES, ModelRates, default_learning_rate
 from utils.comparison.outcomes import SCORE_NOISE
 from utils.comparison.trials import Candidate
 
@@ -126,17 +126,17 @@ class ChoiceArguments:
         if self.private_selection is not None and len(self.seeds) > 1:
             refuse("--seeds", " ".join(map(str, self.seeds)), "a private selection uses one seed; give one")
 
-    def candidates(self, mode: str, of_head: Callable[[], float], *, private: bool) -> list[Candidate]:
-        """The candidates of one mode; `of_head` measures the rate of a head that trains alone."""
+    def candidates(self, mode: str, of_model: ModelRates, *, private: bool) -> list[Candidate]:
+        """The candidates of one mode."""
         clip_norms = self.clip_norm if private and self.clip_norm is not None else [None]
-        rates = self._rates_of(mode, of_head, private=private)
+        rates = self._rates_of(mode, of_model, private=private)
         return [Candidate(mode, rate, clip_norm) for rate in rates for clip_norm in clip_norms]
 
-    def _rates_of(self, mode: str, of_head: Callable[[], float], *, private: bool) -> list[float]:
+    def _rates_of(self, mode: str, of_model: ModelRates, *, private: bool) -> list[float]:
         given = self.learning_rates if private else self.baseline_learning_rates or self.learning_rates
         if given is not None:
             return given
-        own = default_learning_rate(mode, of_head, private=private)
+        own = default_learning_rate(mode, of_model, private=private)
         return [float(f"{factor * own:.4g}") for factor in self.rate_factors]
 
 

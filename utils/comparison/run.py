@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -15,8 +16,9 @@ from dptune.accounting.rounding import rounded_up
 from dptune.accounting.selection import PrivateSelection
 from dptune.devices import restored_randomness
 from dptune.ledger import LEDGER_NAME
-from utils.classification.files import load_classifier, load_classifier_tokenizer
+from utils.classification.files import load_classifier, load_classifier_skeleton, load_classifier_tokenizer
 from utils.classification.measured_defaults import measure_head_rate
+from utils.classification.mode_defaults import ModelRates, plain_whole_rate
 from utils.classification.tasks import load_task
 from utils.comparison.arguments import ChoiceArguments, TrialArguments, trainer_flags
 from utils.comparison.folder import (
@@ -31,6 +33,7 @@ from utils.comparison.outcomes import COMPARISON_NAME, PLOT_NAME, Outcome
 from utils.comparison.release import SelectionPlan
 from utils.comparison.selection import select
 from utils.comparison.trials import Candidate, Runner, TrialResults, run_trial
+from utils.training.chosen_defaults import whole_rate, width_of
 
 Sizes = Callable[[TrialArguments, str], tuple[int, int]]  # (settings, data set) -> (training, validation) records
 
@@ -40,7 +43,7 @@ def compare(
 ) -> None:
     """Train all candidates, and write the table and the plot anew after each data set."""
     for dataset in training.datasets:
-        planned = list(trials(choice, partial(head_rate_of, training.model_name_or_path)))
+        planned = list(trials(choice, partial(rates_of_checkpoint, training.model_name_or_path)))
         for number, (candidate, private, seed) in enumerate(planned, start=1):
             name = f"{candidate}_{'private' if private else 'plain'}_seed{seed}"
             trial = folder / TRIALS_FOLDER / dataset / name
@@ -55,11 +58,17 @@ def compare(
     )
 
 
-def trials(choice: ChoiceArguments, of_head: Callable[[], float]) -> Iterator[tuple[Candidate, bool, int]]:
+class RatesOf(Protocol):
+    """Finds the rates that follow from a model."""
+
+    def __call__(self, *, private: bool) -> ModelRates: ...
+
+
+def trials(choice: ChoiceArguments, of_model: RatesOf) -> Iterator[tuple[Candidate, bool, int]]:
     """(candidate, whether private, seed) of every training on one data set; see `ChoiceArguments.candidates`."""
     for mode in choice.modes:
         for private in (True, False) if choice.baseline else (True,):
-            candidates = choice.candidates(mode, of_head, private=private)
+            candidates = choice.candidates(mode, of_model(private=private), private=private)
             yield from ((candidate, private, seed) for candidate in candidates for seed in choice.seeds)
 
 
@@ -108,7 +117,7 @@ def plan_selection(
     require_delta(delta, num_train, name="--delta")
     if training.batch_size > num_train:
         refuse("--batch_size", training.batch_size, f"there are {num_train} training examples; give at most that")
-    of_head = partial(head_rate_of, training.model_name_or_path)
+    of_model = rates_of_checkpoint(training.model_name_or_path, private=True)
     distribution = present(choice.private_selection, "distribution of the number of trials")
     selection = PrivateSelection(distribution, choice.mean_trials, choice.validation_noise)
     probability = training.batch_size / num_train
@@ -118,7 +127,7 @@ def plan_selection(
     sigma = selection.noise_multiplier(
         target_epsilon=training.target_epsilon, delta=delta, sampling_probability=probability, steps=steps
     )
-    candidates = tuple(one for mode in choice.modes for one in choice.candidates(mode, of_head, private=True))
+    candidates = tuple(one for mode in choice.modes for one in choice.candidates(mode, of_model, private=True))
     spend = Spend(sigma, probability, steps)
     sizes = num_train, num_validation
     return SelectionPlan(dataset, selection, candidates, spend, delta, *sizes, seed=choice.seeds[0])
@@ -137,6 +146,17 @@ def _announce(plan: SelectionPlan, *, chose_delta: bool) -> None:
     if nothing := selection.chance_of_nothing:
         print(f"with probability {nothing:.2g} no trial is drawn and nothing is released")
     print("The number of trials and their duration are secret: publish neither.", flush=True)
+
+
+def rates_of_checkpoint(checkpoint: str, *, private: bool) -> ModelRates:
+    """The rates that follow from a checkpoint; that of a whole model under privacy where noise is small."""
+    of_width = whole_rate if private else plain_whole_rate
+    return ModelRates(partial(head_rate_of, checkpoint), lambda: of_width(_width_of(checkpoint)))
+
+
+@cache
+def _width_of(checkpoint: str) -> int:
+    return width_of(load_classifier_skeleton(checkpoint).config)
 
 
 @cache

@@ -25,6 +25,7 @@ from utils.planning.search import Limits, best, search
 from utils.planning.settings import CLIP_NORM, WARMUP, choose_rank, choose_rate, with_rank
 from utils.planning.speed import Speed, estimated_speed, measured_speed
 from utils.training.causal_lm.skeleton import memory_settings
+from utils.training.chosen_defaults import width_of
 from utils.training.lora_arguments import LoraArguments
 from utils.training.plan import needs_of, plan_run
 from utils.training.target import Target, target_without_launch
@@ -95,8 +96,7 @@ def propose(given: PlannerArguments, lora: LoraArguments, named: Collection[str]
     chosen = best(options, rule)
     lora = with_rank(lora, named, choose_rank(chosen, num_trained(model)))
     every = sum(parameter.numel() for parameter in model.parameters())
-    width = model.get_input_embeddings().weight.shape[-1]
-    rate = choose_rate(rule, chosen, every, width, whole=bool(lora.trainable))
+    rate = choose_rate(rule, chosen, every, width_of(model.config), whole=bool(lora.trainable))
     share = int(chosen.expected_batch_size) // given.processes
     micro = replace(micro, rows=min(micro.rows, share))
     flags = asked | _found(chosen, micro, share, rate[0]) | trained_flags(lora)

@@ -27,20 +27,30 @@ def private_rate(parameters: int, width: int, config: PrivacyConfig, optimizer: 
 
     Args:
         parameters: number of the model's parameters.
-        width: length of its token embeddings.
+        width: see `width_of`.
         config: the mechanism.
         optimizer: name of the optimizer.
         whole: whether parameters of the model itself are trained, not adapters.
     """
     if whole:
-        return rate_under_noise(min(_LARGEST_WHOLE_RATE, _WHOLE_RATE_TIMES_WIDTH / width), config, optimizer)
+        return rate_under_noise(whole_rate(width), config, optimizer)
     return next(rate for most, rate in _ADAPTER_RATES.items() if parameters <= most)
 
 
 def private_rate_of(model: Any, config: PrivacyConfig, optimizer: str, *, whole: bool) -> float:
     """`private_rate` of a transformers model, with or without its weights."""
-    parameters, width = sum(one.numel() for one in model.parameters()), model.get_input_embeddings().weight.shape[-1]
-    return private_rate(parameters, width, config, optimizer, whole=whole)
+    parameters = sum(one.numel() for one in model.parameters())
+    return private_rate(parameters, width_of(model.config), config, optimizer, whole=whole)
+
+
+def width_of(config: Any) -> int:
+    """The length of a token's vector between the layers of a transformers model, from its configuration."""
+    return int(config.get_text_config().hidden_size)
+
+
+def whole_rate(width: int) -> float:
+    """The private learning rate of a whole model of this width where noise is small, to two figures."""
+    return float(f"{min(_LARGEST_WHOLE_RATE, _WHOLE_RATE_TIMES_WIDTH / width):.1e}")
 
 
 def rate_under_noise(rate: float, config: PrivacyConfig, optimizer: str) -> float:

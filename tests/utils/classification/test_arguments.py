@@ -11,21 +11,18 @@ from dptune import InvalidArgument
 from tests.classifier_settings import settings
 from utils.classification.arguments import ONLY_PRIVATE
 from utils.classification.budget_arguments import BudgetArguments
-from utils.classification.mode_defaults import default_learning_rate
+from utils.classification.mode_defaults import ModelRates, default_learning_rate
 from utils.training.selection import HeldOutSelection
 
-MEASURED = 0.0625
+MEASURED, WHOLE_MODEL = 0.0625, 0.125
+OF_MODEL = ModelRates(lambda: MEASURED, lambda: WHOLE_MODEL)
 
 
 def rates(*flags: str) -> tuple[float, float | None]:
-    """(of what is below the head, of the head), with a head that measures MEASURED."""
+    """(of what is below the head, of the head)."""
     known = [] if "--optimizer" in flags else ["--optimizer", "adamw"]
-    updates = settings(*flags, *known).updates(lambda: MEASURED)
+    updates = settings(*flags, *known).updates(OF_MODEL)
     return updates.learning_rate, updates.head_learning_rate
-
-
-def not_measured() -> float:
-    raise AssertionError("the mode has a rate of its own")
 
 
 def test_the_defaults() -> None:
@@ -75,7 +72,8 @@ def test_each_flag_of_privacy_is_read_without_privacy_or_refused(name: str) -> N
 def test_the_learning_rate_is_the_modes_own_unless_given() -> None:
     for private in (True, False):
         flags = ["--finetune_mode", "lora", *(["--enable_dp"] if private else [])]
-        assert rates(*flags)[0] == default_learning_rate("lora", not_measured, private=private)
+        own = default_learning_rate("lora", OF_MODEL, private=private)
+        assert rates(*flags)[0] == own < MEASURED
         assert rates(*flags, "--learning_rate", "0.3")[0] == 0.3
 
 
@@ -91,6 +89,8 @@ LORA, HEAD_ALONE, WHOLE = (["--finetune_mode", mode] for mode in ("lora", "last-
         ([*LORA, "--learning_rate", "0.003", "--enable_dp", "--head_learning_rate", "0.2"], (0.003, 0.2)),
         ([*WHOLE, "--learning_rate", "0.003", "--enable_dp"], (0.003, 0.003)),
         ([*LORA, "--learning_rate", "0.003", "--enable_dp", "--optimizer", "sgd"], (0.003, 0.003)),
+        ([*WHOLE, "--enable_dp"], (WHOLE_MODEL, WHOLE_MODEL)),
+        ([*WHOLE], (WHOLE_MODEL, WHOLE_MODEL)),
         ([*HEAD_ALONE], (MEASURED, MEASURED)),
         ([*HEAD_ALONE, "--enable_dp"], (MEASURED, MEASURED)),
         ([*HEAD_ALONE, "--enable_dp", "--learning_rate", "0.003"], (0.003, 0.003)),
@@ -111,7 +111,7 @@ def test_the_new_flags_reach_the_run() -> None:
     given = settings(
         "--optimizer", "adamw", "--warmup_ratio", "0.1", "--early_stopping_patience", "2", "--load_best_model_at_end"
     )
-    assert given.updates(lambda: 1.0).warmup_ratio == 0.1
+    assert given.updates(OF_MODEL).warmup_ratio == 0.1
     assert given.results.of_task(Path("out")).selection == HeldOutSelection(patience=2, keep_best=True)
     assert settings("--use_rslora").mode.use_rslora
     with pytest.raises(InvalidArgument, match=r"^--validation_is_public=True: is read only with"):

@@ -14,7 +14,7 @@ from utils.classification.model import load_in_mode
 def test_the_identity_has_all_that_a_resumed_run_shares(planned: Any) -> None:
     one, other = (planned(seed=seed)[0] for seed in (1, 2))
     tokenizer = planned()[1]
-    first, again, different = (load_in_mode(p.task, p.settings, tokenizer) for p in (one, one, other))
+    first, again, different = (load_in_mode(p.task, p.settings, tokenizer, p.plan.privacy) for p in (one, one, other))
     identity = identity_of(one, first)
     assert next(iter(identity)) == "finetune_mode", "a measured clip norm follows it"
     assert identity == identity_of(one, again)
@@ -27,6 +27,6 @@ def test_a_validation_split_decides_only_if_it_is_declared_public(planned: Any) 
         planned(early_stopping_patience=2)
     decided = planned(early_stopping_patience=2, validation_is_public=True)
     task, tokenizer, _ = decided
-    trained = load_in_mode(task.task, task.settings, tokenizer)
+    trained = load_in_mode(task.task, task.settings, tokenizer, task.plan.privacy)
     assert identity_of(task, trained)["selection"] == {"patience": 2, "keep_best": False}
     assert "selection" not in identity_of(planned()[0], trained)

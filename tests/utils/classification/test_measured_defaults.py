@@ -11,9 +11,12 @@ from torch import nn
 
 from dptune import InvalidArgument
 from dptune.integrations.peft import class_logits
+from dptune.mechanism import PrivacyConfig
 from tests.classifiers import CLASSIFIERS, VOCABULARY
-from utils.classification.measured_defaults import measure_clip_norm, measure_head_rate
+from utils.classification.measured_defaults import measure_clip_norm, measure_head_rate, rates_of_model
+from utils.classification.mode_defaults import plain_whole_rate
 from utils.classification.modes import head_modules, prepare_mode
+from utils.training.chosen_defaults import private_rate_of, whole_rate
 
 
 def make(name: str, scale: float = 1.0) -> nn.Module:
@@ -145,3 +148,25 @@ def test_gradients_without_a_length_need_a_clip_norm() -> None:
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(InvalidArgument, match=r"--clip_norm=None: cannot be measured: .* norm nan"):
         measure_clip_norm(model)
+
+
+@pytest.mark.parametrize("name", list(CLASSIFIERS))
+def test_the_rate_of_a_whole_model_goes_by_its_width_and_the_noise(name: str) -> None:
+    model = make(name)
+    width = model.config.hidden_size
+    quiet, loud = (
+        PrivacyConfig(
+            num_examples=8_000,
+            expected_batch_size=256,
+            steps=60,
+            clip_norm=1.0,
+            noise_multiplier=noise,
+            delta=1e-5,
+            noise_bands=8,
+        )
+        for noise in (0.5, 50.0)
+    )
+    assert rates_of_model(model, None, "adamw").whole() == plain_whole_rate(width)
+    assert rates_of_model(model, quiet, "lowpass-adam").whole() == whole_rate(width)
+    found = rates_of_model(model, loud, "lowpass-adam").whole()
+    assert found == private_rate_of(model, loud, "lowpass-adam", whole=True) < whole_rate(width)

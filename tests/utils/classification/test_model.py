@@ -14,7 +14,7 @@ from utils.training.optimizers import UpdateSettings
 def test_the_start_is_the_seeds(planned: Any) -> None:
     one, other = (planned(seed=seed)[0] for seed in (1, 2))
     tokenizer = planned()[1]
-    first, again, different = (load_in_mode(p.task, p.settings, tokenizer) for p in (one, one, other))
+    first, again, different = (load_in_mode(p.task, p.settings, tokenizer, p.plan.privacy) for p in (one, one, other))
     weights = [torch.cat([p.flatten() for p in trained.model.parameters()]) for trained in (first, again, different)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -23,7 +23,7 @@ def test_the_start_is_the_seeds(planned: Any) -> None:
 
 def test_all_linear_adapts_every_layer_of_the_encoder_and_not_the_head(planned: Any) -> None:
     task, tokenizer, _ = planned(lora_target_modules="all-linear", use_rslora=True, lora_r=4)
-    trained = load_in_mode(task.task, task.settings, tokenizer)
+    trained = load_in_mode(task.task, task.settings, tokenizer, task.plan.privacy)
     found = dict(adapters(trained.model))
     layers = {name for name in linear_layers(trained.model) if name.startswith("bert.")}
     assert set(found) == layers

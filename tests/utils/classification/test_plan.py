@@ -38,13 +38,13 @@ def test_a_target_epsilon_gets_noise_bands_and_their_optimizer_with_room_for_wha
     one, tokenizer, _ = planned(**given)
     assert one.plan.noise_bands > 1
     assert (one.settings.steps.optimizer, one.settings.budget.noise_bands) == ("lowpass-adam", "auto")
-    assert load_in_mode(one.task, one.settings, tokenizer).updates.optimizer == "lowpass-adam"
+    assert load_in_mode(one.task, one.settings, tokenizer, one.plan.privacy).updates.optimizer == "lowpass-adam"
     asked: list[int] = []
     monkeypatch.setattr(budget_arguments, "bands_within", lambda values: asked.append(values) or 1)
     other, tokenizer, _ = planned(**given)
     assert other.plan.noise_bands == 1
     assert other.settings.steps.optimizer == "adamw"
-    assert asked == [num_trained(load_in_mode(other.task, other.settings, tokenizer).model)]
+    assert asked == [num_trained(load_in_mode(other.task, other.settings, tokenizer, other.plan.privacy).model)]
 
 
 @pytest.mark.parametrize("bands", ["1", "2"])

@@ -42,7 +42,7 @@ def test_an_average_reaches_the_run_and_what_a_resumed_run_shares(
         one, tokenizer, accelerator = planned(**flag)
         assert run_task(one, tokenizer, accelerator)
         assert paces[-1].averaging == averaging
-        identity = identity_of(one, load_in_mode(one.task, one.settings, tokenizer))
+        identity = identity_of(one, load_in_mode(one.task, one.settings, tokenizer, one.plan.privacy))
         assert {name: identity[name] for name in identity.keys() & {"ema", "average_last"}} == flag
 
 

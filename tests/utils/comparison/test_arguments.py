@@ -10,7 +10,7 @@ import pytest
 from scripts import compare_modes
 from tests.comparison_runs import FLAGS, accuracy, compare
 from tests.trainer_stand_in import TRAIN, VALIDATION, Trainer
-from utils.classification.mode_defaults import default_learning_rate
+from utils.classification.mode_defaults import ModelRates, default_learning_rate
 from utils.cli.flags import exit_on_invalid_argument
 
 
@@ -51,12 +51,13 @@ def test_the_baseline_may_have_rates_of_its_own(tmp_path: Path) -> None:
 
 def test_without_rates_each_mode_is_tried_around_its_own(tmp_path: Path) -> None:
     trainer = Trainer(lambda *_: 0.8)
-    words = ["--modes", "full", "lora", "--batch_size", "100", "--num_train_epochs", "2", "--model_name_or_path", "m"]
+    words = ["--modes", "ia3", "lora", "--batch_size", "100", "--num_train_epochs", "2", "--model_name_or_path", "m"]
     compare_modes.main([*words, "--rate_factors", "1", "3", "--output_dir", str(tmp_path)], runner=trainer)
     ran = {(flags["finetune_mode"], "enable_dp" in flags, float(flags["learning_rate"])) for flags in trainer.commands}
+    of_model = ModelRates(lambda: 0, lambda: 0)
     rates = {
-        (mode, dp): default_learning_rate(mode, lambda: 0, private=dp)
-        for mode in ("full", "lora")
+        (mode, dp): default_learning_rate(mode, of_model, private=dp)
+        for mode in ("ia3", "lora")
         for dp in (True, False)
     }
     assert ran == {(mode, dp, float(f"{rate * by:.4g}")) for (mode, dp), rate in rates.items() for by in (1, 3)}
