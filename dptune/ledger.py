@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dptune import accounting
-from dptune._files import append_line, sync_folder
+from dptune._files import append_line, atomic_write, sync_folder
 from dptune._validate import refuse, require_count
 from dptune._words import counted
 from dptune.accounting import Cost, Cut, Spend
@@ -23,6 +23,7 @@ from dptune.keystream import SECRET
 from dptune.sampling import CUT_SAMPLER, CYCLIC_SAMPLER, FIXED_KEY, NOT_SHOWN, SAMPLER
 
 LEDGER_NAME = "ledger.jsonl"  # in the folder of a run
+COUNTED_NAME = "counted_steps.json"  # beside the ledger of a run that ended early
 
 
 class Ledger:
@@ -81,6 +82,30 @@ class Ledger:
         latest = max(self._counts, key=lambda settings: settings.block, default=None)
         counts = self._counts + Counter({latest: steps} if latest is not None else {})
         return _added_up(counts)
+
+    @property
+    def unused_steps(self) -> int:
+        """Steps that count though they did not run, because what ended the run depends on its steps.
+
+        Raises:
+            InvalidArgument: the file that says so, beside the ledger, is not one of `count_unused`.
+        """
+        path = self.path.with_name(COUNTED_NAME)
+        if not path.exists():
+            return 0
+        try:
+            counted_steps = json.loads(path.read_bytes())["steps"]
+            if type(counted_steps) is not int:
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            refuse("ledger", str(path), "does not say how many steps count; restore the file from a backup")
+        return max(0, counted_steps - self.steps)
+
+    def count_unused(self, steps: int) -> None:
+        """Count so many more steps than are recorded, until they run: see `unused_steps`. A file beside the ledger
+        says so, for the budgets that read the ledger."""
+        with atomic_write(self.path.with_name(COUNTED_NAME)) as file:
+            file.write(json.dumps({"steps": self.steps + steps}) + "\n")
 
     def spends_of_first(self, steps: int) -> list[Spend]:
         """`spends` of the first so many recorded steps, if each launch ended before the next one began."""

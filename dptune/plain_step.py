@@ -36,6 +36,7 @@ class PlainStep:
         self._expected_batch_size = expected_batch_size
         self._gather, self._reduce, self._world_size = gather, reduce, world_size
         self._loss_scale = loss_scale
+        self.finished = 0
         self._fresh, self._is_sharded = True, are_sharded(self._parameters)
 
     def __enter__(self) -> PlainStep:
@@ -83,6 +84,7 @@ class PlainStep:
             grads = list(views(dict(enumerate(self._parameters)), flat_P).values())
         for parameter, grad in zip(self._parameters, grads, strict=True):
             parameter.grad = grad.div_(divisor)
+        self.finished += 1
         self._fresh = True
 
     def gradient_noise_std(self) -> float:

@@ -55,6 +55,9 @@ class PrivateStep:
             gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and constant,
             because a scale that follows the data would couple examples.
 
+    Attributes:
+        finished: number of steps that `finish` has released.
+
     Raises:
         InvalidArgument: nothing is trainable, a trainable layer has no per-example rule, or an argument does not fit.
     """
@@ -100,6 +103,7 @@ class PrivateStep:
             self._sums = ShardedSum(parameters, counts=counts, keep_whole=keep_whole_sum)
         else:
             self._sums = WholeSum(parameters, size, gather=gather, reduce=reduce, world_size=world_size)
+        self.finished = 0
         self._has_begun = self._is_looked_at = self._is_spoiled = self._is_half_added = False
         independent = noise or GaussianNoise(size, device=self._device)
         if independent.size != size:
@@ -184,14 +188,16 @@ class PrivateStep:
             factors = {name: own * counts for name, own in factors.items()}
             norms = norms.where(counts, 0)  # also of a row that overflowed
         stats, count = MicroBatchStats(losses, norms, clipped), self._count(norms)
-        sums = self._begun()
+        sums, weights = self._begun(), {name: factors[group] for name, group in groups.items() if group in factors}
+        self._is_spoiled = True  # until the whole micro-batch is added and counted; an interrupt may come anywhere
         try:
-            weights = {name: factors[group] for name, group in groups.items() if group in factors}
             sums.add(recorded, weights)
         except HalfAdded:
-            self._is_spoiled = self._is_half_added = True
+            self._is_half_added = True
             raise
-        self._is_spoiled = True  # until the count is added too
+        except (RuntimeError, MemoryError):  # before anything was added, see `StepSum.add`
+            self._is_spoiled = False
+            raise
         if count is not None:
             sums.add_count(count)
         self._fed.add(named)
@@ -216,29 +222,31 @@ class PrivateStep:
         """Add noise to the sum, record the step, sum over ranks, divide by the expected batch size, write `.grad`.
 
         A step with an empty draw is finished like any other, and releases noise alone. `.grad` stays until the next
-        step begins.
+        step begins. If the step's draw was used and an error or an interrupt followed, the step is lost, and no other
+        step can follow: resume from a checkpoint.
 
         Raises:
-            RuntimeError: what was fed is not the sampler's draw.
+            RuntimeError: what was fed is not the sampler's draw. The step is lost.
             InvalidArgument: a parameter that is not recorded has a gradient, a buffer of the model has changed, or the
                 ledger cannot record the step.
         """
         sums = self._begun()
-        self._fed.require_draw(self._device)
         self._refuse_other_gradients()
         self._fixed.require_unchanged()
-        self._is_spoiled = True  # until the step is recorded
+        self._is_spoiled = True  # until its gradient is written: the draw and the ledger's line are used once
+        self._fed.require_draw(self._device)
         noisy = sums.taken()
         self._add_noise(noisy)
         with sums.agreed():
             self._record()
-        self._has_begun = self._is_looked_at = self._is_spoiled = False
         total = sums.over_ranks(noisy)
         self._last_clip_norm = self.clip_norm
         self._adapt_clip_norm(total)
         total /= self.config.divisor
         for name, mean in sums.gradients(total).items():
             self._recorder.parameters[name].grad = mean
+        self.finished += 1
+        self._has_begun = self._is_looked_at = self._is_spoiled = False
 
     def gradient_noise_std(self) -> float:
         """Standard deviation of the noise on each coordinate of the last step's gradient."""

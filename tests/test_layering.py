@@ -37,6 +37,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
         "dptune.accounting.rounding",
         "dptune.grid",
         "dptune.pass_overhead",
+        "dptune.run.lock",
         "dptune.shapes",
         "dptune.units.columns",
         "dptune.units.names",

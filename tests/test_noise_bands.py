@@ -275,7 +275,7 @@ def test_unused_steps_count_as_the_rest_of_the_launch(tmp_path: Path) -> None:
     run = launched(a_plan(), tmp_path / "run", 3)
     config = run.plan.privacy
     assert config is not None
-    assert run.statement(planned=True).epsilon == config.planned_epsilon() <= 3
+    assert run.statement().epsilon == config.planned_epsilon() <= 3
 
 
 def test_launches_of_whole_turns_lose_no_step(tmp_path: Path) -> None:

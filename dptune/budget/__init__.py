@@ -50,6 +50,8 @@ from dptune.budget.stages import (
     read_stages,
 )
 from dptune.ledger import Ledger, begin_ledger, has_begun
+from dptune.published import PUBLISH_NAME
+from dptune.run.lock import FolderLock
 
 _NAME_WIDTH = 30
 
@@ -108,11 +110,16 @@ class Budget:
         """Set, raise or lower the limit. Earlier limits stay in the file.
 
         Raises:
-            InvalidArgument: a value outside its range.
+            InvalidArgument: a value outside its range; or a training was entered without its steps and has not
+                finished, so that nobody can tell how many are to come.
         """
         require_positive("epsilon", epsilon)
         require_delta(delta)
         with self._alone_in_file():
+            for stage in self.stages:
+                if stage.kind == TRAINING and not stage.reserved and not self._has_finished(stage):
+                    told = f"cannot be set while {stage.stage} has not finished, because it may take any number of steps"
+                    refuse("--limit", epsilon, f"{told}; set it afterwards")
             append_stage(self.path, Stage("limit", NOBODY, LIMIT, epsilon=float(epsilon), delta=float(delta)))
 
     def reserve(self, ledger: str | os.PathLike[str], spends: Sequence[Spend], *, unit: str, resumes: bool) -> None:
@@ -163,18 +170,23 @@ class Budget:
         """Count only the steps in the ledger of a training from now on. It can never resume.
 
         Raises:
-            InvalidArgument: no training of this name reserved steps, several did, or its ledger is missing.
+            InvalidArgument: no training of this name reserved steps, several did, its ledger is missing, it is running,
+                or it ended early because of what it had learned, so that all of its planned steps count.
         """
-        with self._alone_in_file():
+        with self._alone_in_file(), FolderLock() as lock:
             found = [one for one in self.stages if one.stage == stage and one.reserved]
             if len(found) != 1:
                 told = f"{len(found)} trainings of this name reserved steps"
                 refuse("stage", stage, f"{told}; give the name of one as python -m dptune.budget {self.path} shows it")
             if not self._path_of(found[0]).is_file():
                 refuse("stage", stage, f"its ledger {found[0].ledger} is missing, so all reserved steps count")
-            ledger = self._opened(found[0])
+            lock.take(self._path_of(found[0]).parent)
+            ledger = Ledger(self._path_of(found[0]))
             if ledger.reasons:
                 refuse("stage", stage, f"its ledger states no guarantee ({ledger.reasons[0]}), so it counts as it is")
+            if ledger.unused_steps:
+                told = "what it had learned ended it early, so its planned steps count and it has none to give back"
+                refuse("stage", stage, told)
             append_stage(self.path, replace(found[0], kind=CLOSED, reserved=tuple(ledger.spends)))
 
     def enter_training(self, stage: str, ledger: str | os.PathLike[str], *, unit: str) -> None:
@@ -236,9 +248,8 @@ class Budget:
         """
         if stage.kind == GAUSSIAN:
             return [Spend(present(stage.noise_multiplier, "noise multiplier"), 1.0, 1)]
-        if stage.kind == TRAINING:
-            return _larger(stage.reserved, self._opened(stage).spends)
-        return list(stage.reserved)
+        ledger = self._opened(stage)
+        return list(stage.reserved) if ledger is None else _larger(stage.reserved, _counted_spends(ledger))
 
     def epsilon(self, delta: float) -> float | None:
         """Epsilon of all stages together at `delta`; None if there is no guarantee (see `reasons`).
@@ -314,9 +325,9 @@ class Budget:
         steps = sum(spend.steps for spend in spends)
         if stage.kind == CLOSED:
             return f"{epsilon}, closed after {counted(steps, 'step')}"
-        if not stage.reserved:
-            return epsilon
         ledger = self._opened(stage)
+        if not stage.reserved or ledger is None:
+            return epsilon
         what = "steps" if ledger.turns == ledger.steps else "turns"  # of an example, with noise bands
         return f"{epsilon} reserved, {ledger.turns:,} of {steps:,} {what} taken"
 
@@ -324,13 +335,28 @@ class Budget:
         return [f"{entered.stage}: {reason}" for entered in stages for reason in self._reasons_of(entered)]
 
     def _reasons_of(self, stage: Stage) -> Sequence[str]:
-        if stage.kind == TRAINING:
-            return self._opened(stage).reasons
+        if (ledger := self._opened(stage)) is not None:
+            return ledger.reasons
         return [present(stage.reason, "reason")] if stage.kind == WITHOUT else []
 
-    def _opened(self, stage: Stage) -> Ledger:
-        """The ledger of a training; an empty one if it is missing and all steps are reserved."""
-        return Ledger(self._path_of(stage) if stage.reserved else self._ledger_of(stage))
+    def _opened(self, stage: Stage) -> Ledger | None:
+        """The ledger of a training; an empty one if it is missing and all steps are reserved, or the training is closed.
+
+        None if there is none: the stage is of another kind, or another training has taken its folder since.
+        """
+        if stage.kind not in (TRAINING, CLOSED):
+            return None
+        later = [one for one in self.stages if one.ledger == stage.ledger][-1:]
+        if any(one.release != stage.release for one in later):
+            return None
+        return Ledger(self._path_of(stage) if stage.reserved or stage.kind == CLOSED else self._ledger_of(stage))
+
+    def _has_finished(self, stage: Stage) -> bool:
+        """Whether a training has published its result, and does not run."""
+        folder = self._ledger_of(stage).parent
+        with FolderLock() as lock:
+            lock.take(folder)
+        return (folder / PUBLISH_NAME).is_dir()
 
     def _path_of(self, stage: Stage) -> Path:
         return self.path.parent / present(stage.ledger, "ledger")
@@ -384,6 +410,11 @@ def _counted(lines: Sequence[Stage]) -> list[Stage]:
         if line.kind != LIMIT
         and ((not line.reserved and line.kind != CLOSED) or latest[line.ledger or "", line.release] == number)
     ]
+
+
+def _counted_spends(ledger: Ledger) -> list[Spend]:
+    """What a ledger records, and the steps that count though they did not run."""
+    return ledger.spends_after(ledger.unused_steps)
 
 
 def _larger(reserved: Sequence[Spend], taken: Sequence[Spend]) -> list[Spend]:

@@ -83,11 +83,11 @@ class Recorded:
         """totals[name] += sum over b of weights[name][b] times example b's gradient, which is consumed.
 
         An example with weight 0 is skipped, because 0 * inf is not 0. Materialised gradients are summed first and added
-        last, when nothing can fail any more. Products of factors are added to the total directly, so running out of
-        memory there spoils it.
+        last. Products of factors are added to the total directly, so running out of memory there spoils it.
 
         Raises:
-            HalfAdded: an error after the first product was added.
+            HalfAdded: an error after the first addition began. After any other `RuntimeError` or `MemoryError` the
+                totals are as before.
         """
         left_out = {key: own == 0 for key, own in {id(own): own for own in weights.values()}.items()}
         sums: list[tuple[list[str], Tensor]] = [] if self._flat is None else list(self._flat.weighted_sums(weights))
@@ -102,6 +102,9 @@ class Recorded:
                 outer, weights_B = _without(outer, weights[name], left_out[id(weights[name])])
                 for _ in outer.adding_weighted_sum(totals[name], weights_B):
                     begun = True
+            begun = begun or bool(sums)  # a CPU copies what it adds in another precision, so this may fail too
+            for names, total in sums:
+                add_to_totals(totals, names, total)
         except (RuntimeError, MemoryError) as error:
             if begun:
                 raise HalfAdded(
@@ -109,8 +112,6 @@ class Recorded:
                     f"checkpoint with smaller micro-batches ({type(error).__name__})"
                 ) from None
             raise
-        for names, total in sums:
-            add_to_totals(totals, names, total)
 
     def _sums_of_made(
         self, weights: Mapping[str, Tensor], left_out: Mapping[int, Tensor]

@@ -66,6 +66,8 @@ def publish(
         write_model_card(name, statement, base_model=base_model, epsilon_plot=plot, artifact=artifact, fields=card)
         write_checksums(folder, but=COMPLETED_BY_PEOPLE)
 
+    if ledger is not None and statement.unused_steps:
+        ledger.count_unused(statement.unused_steps)
     for leftover in run_folder.glob(f".{PUBLISH_NAME}.*.tmp"):  # of a run that was killed here
         shutil.rmtree(leftover)
     target = run_folder / PUBLISH_NAME

@@ -88,7 +88,6 @@ class PrivateRun:
     Attributes:
         identity: all settings that a resumed run must share.
         ledger: the record of every noisy step; None without privacy and on all ranks but 0.
-        completed: steps that are part of the result.
         last: the step after which the run ends: the planned one, or an earlier one if steps that a crash threw away
             have used up the budget; with noise bands, also if this launch's turns come too late in it.
 
@@ -117,7 +116,12 @@ class PrivateRun:
         self._has_skipped = False  # the draws of completed steps
         self._parameters: list[nn.Parameter] = []
         self._mechanism = dict(resume_from.mechanism) if resume_from else {}
-        self.completed, self.last = ranks.from_main(lambda: self._open(resume_from))
+        self._completed_before, self.last = ranks.from_main(lambda: self._open(resume_from))
+
+    @property
+    def completed(self) -> int:
+        """Steps that are part of the result."""
+        return self._completed_before + (0 if self.step is None else self.step.finished)
 
     @property
     def epsilon(self) -> float | None:
@@ -224,7 +228,7 @@ class PrivateRun:
         """Remove the hooks from the model and end the noise's thread; does nothing the second time."""
         if self.step is not None:
             self.step.__exit__(None, None, None)
-            self.step = None
+            self._completed_before, self.step = self.completed, None
 
     def begin_step(self) -> None:
         """Call this before the first forward pass of a step: it checks budget and ranks, and draws new dropout masks.
@@ -262,7 +266,6 @@ class PrivateRun:
         if self.completed >= self.last:
             raise RuntimeError(f"step {self.completed + 1} is beyond the last step that the budget allows, {self.last}")
         self._ready.finish()
-        self.completed += 1
         if self.plan.privacy is not None:
             forget_randomness()
 
@@ -275,14 +278,14 @@ class PrivateRun:
         return self._ready.state_dict()
 
     def statement(
-        self, packages: Iterable[str] = (), *, planned: bool = False, average: str | None = None
+        self, packages: Iterable[str] = (), *, planned: bool = True, average: str | None = None
     ) -> PrivacyStatement:
-        """What the completed steps guarantee. Rank 0 only.
+        """What the run guarantees. Rank 0 only.
 
         Args:
             packages: further distributions whose versions are listed.
-            planned: whether epsilon counts the steps up to `last` that did not run, because what ended
-                the run depends on its steps.
+            planned: whether epsilon counts the steps up to `last` that did not run, as it must if what ended the run
+                may depend on its steps. False is for a look at what the completed steps have cost so far.
             average: see `PrivacyStatement`.
         """
         unused = self.last - self.completed if planned else 0

@@ -43,7 +43,7 @@ def finish_run(
     The trained weights appear together with their privacy report, in the folder that may be published. `released` is
     the step that the weights are from, if it is not the last. `average` says in words what they average, if they do.
     """
-    statement = run.statement(_PACKAGES, planned=True, average=average)
+    statement = run.statement(_PACKAGES, average=average)
     results = summarise_run(diagnostics, per_token=task.loss_unit == PER_TOKEN, released=released)
     plot_diagnostics(run.folder / "diagnostics.png", diagnostics, loss_unit=task.loss_unit)
     write_all_results(run.folder / RESULTS_NAME, results)

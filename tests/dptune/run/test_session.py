@@ -169,7 +169,7 @@ def fed(run: PrivateRun, model: nn.Module) -> None:
 def test_a_step_is_counted_recorded_and_stated(tmp_path: Path) -> None:
     run = trained(tmp_path, plan(), 3)
     assert run.completed == Ledger(run.folder / LEDGER_NAME).steps == 3
-    statement = run.statement()
+    statement = run.statement(planned=False)
     assert (statement.steps, statement.repeated_steps, statement.guarantee) == (3, 0, "dp")
     assert statement.epsilon == Ledger(run.folder / LEDGER_NAME).epsilon(1e-4)
     assert run.epsilon is not None
@@ -365,5 +365,5 @@ def test_a_plan_of_cut_draws_cuts_them_and_its_statement_says_so(tmp_path: Path)
     plain = PrivateRun(make_plan(None, num_examples=500, batch=100, steps=9, max_batch=104), tmp_path / "plain")
     for stated in (run.statement(), plain.statement()):
         assert (stated.max_batch, stated.sampler) == (104, "Poisson, cut at 104 examples")
-    assert run.statement().epsilon == run.ledger.epsilon(1e-4)
-    assert (run.statement(planned=True).epsilon or 0) == pytest.approx(chosen.privacy.planned_epsilon())  # type: ignore[union-attr]
+    assert run.statement(planned=False).epsilon == run.ledger.epsilon(1e-4)
+    assert (run.statement().epsilon or 0) == pytest.approx(chosen.privacy.planned_epsilon())  # type: ignore[union-attr]

@@ -377,7 +377,7 @@ def test_epsilon_of_an_early_end_is_that_of_the_plan(tmp_path: Path, monkeypatch
     early.train(None)
     whole = the_loop(tmp_path / "whole", TinyTask(), test_seed=None)
     whole.train(None)
-    stated, planned = early.run.statement(planned=True), whole.run.statement(planned=True)
+    stated, planned = early.run.statement(), whole.run.statement()
     assert (stated.steps, stated.unused_steps, planned.unused_steps) == (4, 1, 0)
     assert stated.epsilon == planned.epsilon
     assert "unused steps           1, left out early" in " ".join(session.describe_end(early.run, stated))

@@ -138,7 +138,7 @@ def in_training() -> tuple[nn.Module, Any, Any]:
 
 def save(run: PrivateRun, model: nn.Module, optimizer: Any, schedule: Any, *, completed: int) -> None:
     """Write a checkpoint after `completed` steps."""
-    run.completed = completed
+    run._completed_before = completed
     run.prepare(model)
     with run:
         checkpoints(run).save(model, optimizer, schedule)
