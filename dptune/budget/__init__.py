@@ -118,8 +118,8 @@ class Budget:
         with self._alone_in_file():
             for stage in self.stages:
                 if stage.kind == TRAINING and not stage.reserved and not self._has_finished(stage):
-                    told = f"cannot be set while {stage.stage} has not finished, because it may take any number of steps"
-                    refuse("--limit", epsilon, f"{told}; set it afterwards")
+                    told = f"cannot hold while {stage.stage} has not finished: it may take any number of steps"
+                    refuse("--limit", epsilon, f"{told}; set the limit afterwards")
             append_stage(self.path, Stage("limit", NOBODY, LIMIT, epsilon=float(epsilon), delta=float(delta)))
 
     def reserve(self, ledger: str | os.PathLike[str], spends: Sequence[Spend], *, unit: str, resumes: bool) -> None:
@@ -340,7 +340,7 @@ class Budget:
         return [present(stage.reason, "reason")] if stage.kind == WITHOUT else []
 
     def _opened(self, stage: Stage) -> Ledger | None:
-        """The ledger of a training; an empty one if it is missing and all steps are reserved, or the training is closed.
+        """The ledger of a training; an empty one if it is missing and all steps are reserved or the training is closed.
 
         None if there is none: the stage is of another kind, or another training has taken its folder since.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,6 +17,8 @@ from dptune.sharding import are_sharded, holds_shards, is_sharded, mesh_of, orig
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+    from dptune.integrations.privacy_arguments import PrivacyArguments
 
 
 class _Rule(NamedTuple):
@@ -131,6 +133,42 @@ class LessThanFloat32(TorchDispatchMode):
             if isinstance(value, Tensor) and value.is_floating_point() and value.element_size() < _FLOAT32_BYTES:
                 self.seen = True
         return out
+
+
+def require_public_choices(
+    args: TrainingArguments,
+    privacy_args: PrivacyArguments,
+    *,
+    train_dataset: object = None,
+    eval_dataset: object = None,
+    callbacks: Sequence[object] = (),
+) -> None:
+    """Refuse a private run whose result depends on the losses of rows that nobody has called public.
+
+    Args:
+        args, privacy_args: the settings.
+        train_dataset, eval_dataset: the Trainer's data sets; None if they are not known.
+        callbacks: the Trainer's callbacks, as far as they are known.
+
+    Raises:
+        InvalidArgument: the best model is kept, the training may end early, or its learning rate follows the losses.
+    """
+    from transformers import EarlyStoppingCallback
+
+    if privacy_args.disable_dp:
+        return
+    scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    decide: dict[str, object] = {"--load_best_model_at_end": True} if args.load_best_model_at_end else {}
+    decide |= {"--lr_scheduler_type": scheduler} if scheduler == "reduce_lr_on_plateau" else {}
+    if any(isinstance(one, EarlyStoppingCallback) for one in callbacks):
+        decide["callbacks"] = Described(EarlyStoppingCallback.__name__)
+    for name, value in decide.items():
+        if eval_dataset is not None and eval_dataset is train_dataset:
+            refuse(name, value, "would follow the losses of the training rows, without noise; evaluate on other rows")
+        if not privacy_args.validation_is_public:
+            told = "the losses of the evaluation rows have no noise"
+            remedy = "give validation_is_public if they are public, or of people who are not in the training data"
+            refuse(name, value, f"{told}: {remedy}")
 
 
 def refuse_shards(model: nn.Module) -> None:

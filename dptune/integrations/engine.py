@@ -24,6 +24,7 @@ from dptune.integrations.checks import (
     LessThanFloat32,
     refuse_shards,
     refuse_unsafe_arguments,
+    require_public_choices,
     rounds_by_shape,
 )
 from dptune.integrations.draws import Collator, Examples, PoissonMicroBatches
@@ -152,6 +153,7 @@ class PrivacyEngine:
             InvalidArgument: the Trainer does not fit this engine, or the budget is already spent.
         """
         _refuse_unsafe(args)
+        require_public_choices(args, self._privacy_args)
         require_separate_rounding(model)
         if rounds_by_shape(model, args):
             self._refuse_rounding()
@@ -294,6 +296,9 @@ def _refuse_unsafe(args: TrainingArguments) -> None:
         refuse(f"--{name}", value, "a plain Trainer evaluates and saves the last weights: use DPTrainer")
     if args.world_size > 1:
         refuse("torchrun", args.world_size, "a plain Trainer averages gradients before they are clipped: use DPTrainer")
+    if args.save_total_limit == 1:
+        told = "transformers would delete the older checkpoint before the new one has its copy of the ledger"
+        refuse("--save_total_limit", 1, f"{told}; give at least 2, or use DPTrainer")
     if args.dataloader_num_workers:
         refuse("--dataloader_num_workers", args.dataloader_num_workers, "only the main process can draw; give 0")
 

@@ -25,7 +25,15 @@ FLAGS = {
     "resume_from": "--resume_from_checkpoint",
 }
 # Arguments that only a private run reads.
-ONLY_PRIVATE = ("clip_norm", "noise_multiplier", "target_epsilon", "delta", "register", "noise_bands")
+ONLY_PRIVATE = (
+    "clip_norm",
+    "noise_multiplier",
+    "target_epsilon",
+    "delta",
+    "register",
+    "noise_bands",
+    "validation_is_public",
+)
 NOT_READ = "is not read with --disable_dp: leave one of the two out"
 
 
@@ -84,6 +92,14 @@ class PrivacyArguments:
             "help": "Correlate noise over so many steps: less noise in the sum of all steps, more in each. Items then "
             "take turns in so many groups. auto: as many as make the least noise for --target_epsilon. Default 1, "
             "independent noise."
+        },
+    )
+    validation_is_public: bool = field(
+        default=False,
+        metadata={
+            "help": "Say that the rows of eval_dataset are public, or of people who are not in the training data. "
+            "Their losses have no noise, so a private run needs this before they may choose the model, end the "
+            "training or change its learning rate. Off by default."
         },
     )
     disable_dp: bool = field(

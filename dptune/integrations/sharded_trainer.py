@@ -19,10 +19,11 @@ import transformers
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dptune._validate import Described, present, refuse
 from dptune.integrations.sharded_saving import write_sharded
-from dptune.integrations.state import read_privacy_state
+from dptune.integrations.state import read_privacy_state, save_average, save_privacy_state
 from dptune.iterate_average import IterateAverage
 from dptune.optimizers import DPAdam, LowPassAdam
 from dptune.ranks import Ranks
@@ -117,6 +118,7 @@ class ShardedTrainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not self.has_shards:
+            self._save_privacy()
             super()._save_checkpoint(model, trial)
             return
         self.store_flos()
@@ -129,6 +131,17 @@ class ShardedTrainer(transformers.Trainer):
             more=lambda: {TRAINER_STATE_NAME: self._state_as_json()},
             average=self._average,
         )
+
+    def _save_privacy(self) -> None:
+        """Write what a resumed run needs besides the Trainer's own files, before those: the Trainer ends its checkpoint
+        by deleting older ones (`save_total_limit`), and then this one must be complete."""
+        if self._run is None or not self.is_world_process_zero():
+            return
+        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        save_privacy_state(self._run, checkpoint)
+        if self._average is not None:
+            save_average(self._average, checkpoint)
 
     def _state_as_json(self) -> bytes:
         """The Trainer's state, as the Trainer writes it, with the states of its callbacks."""

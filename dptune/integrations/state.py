@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.trainer import TRAINER_STATE_NAME
 
 from dptune._files import atomic_write
 from dptune._validate import refuse
@@ -41,10 +42,14 @@ def read_privacy_state(checkpoint: str | Path) -> SavedRun:
     """
     folder = Path(checkpoint)
     try:
-        return SavedRun(ledger=folder / LEDGER_NAME, **json.loads((folder / PRIVACY_STATE_NAME).read_bytes()))
+        saved = SavedRun(ledger=folder / LEDGER_NAME, **json.loads((folder / PRIVACY_STATE_NAME).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         remedy = f"holds no readable {PRIVACY_STATE_NAME} ({type(error).__name__})"
         refuse("--resume_from_checkpoint", str(folder), f"{remedy}; give an older checkpoint of a private run")
+    if not (folder / TRAINER_STATE_NAME).is_file():  # the last file that a Trainer writes
+        remedy = f"is not complete, it has no {TRAINER_STATE_NAME}; give an older checkpoint of a private run"
+        refuse("--resume_from_checkpoint", str(folder), remedy)
+    return saved
 
 
 def save_average(average: IterateAverage, checkpoint: str | Path) -> None:

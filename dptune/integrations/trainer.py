@@ -28,7 +28,7 @@ from dptune.clipping_styles import FLAT, Clipping
 from dptune.devices import can_pin, computes_apart
 from dptune.integrations.arguments import averaging_of_trainer, updates_identity
 from dptune.integrations.averaging_trainer import AveragingTrainer
-from dptune.integrations.checks import refuse_unsafe_arguments, refuse_unsafe_shards
+from dptune.integrations.checks import refuse_unsafe_arguments, refuse_unsafe_shards, require_public_choices
 from dptune.integrations.draws import (
     Collator,
     Cutter,
@@ -44,7 +44,6 @@ from dptune.integrations.privacy_arguments import FLAGS, PrivacyArguments
 from dptune.integrations.processes import copy_from_main, ranks_of_launch
 from dptune.integrations.publishing import publish_run, with_recipe
 from dptune.integrations.sharded_saving import write_sharded
-from dptune.integrations.state import save_average, save_privacy_state
 from dptune.integrations.trainer_items import TrainerItems
 from dptune.optimizers import DPAdam
 from dptune.pass_overhead import pass_overhead
@@ -171,6 +170,13 @@ class DPTrainer(AveragingTrainer):
                 for line in [*describe_register(self.plan, self.args.output_dir), *describe_needed_data(self.plan)]:
                     print(line)
             return TrainOutput(0, math.nan, {})
+        require_public_choices(
+            self.args,
+            self.privacy_args,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            callbacks=self.callback_handler.callbacks,
+        )
         default = isinstance(self._losses, DefaultLosses) or hasattr(self._losses, "of_default_labels")
         self._items.check_values(default_losses=default)
         checkpoint, ranks = self._checkpoint(resume_from_checkpoint), ranks_of_launch()
@@ -363,7 +369,7 @@ def _require_rows(losses: Tensor, items: int, rows_per_unit: int) -> None:
 
 
 class _RunCallback(transformers.TrainerCallback):
-    """Starts the recording when the Trainer is ready, averages, and adds ledger and average to its checkpoints."""
+    """Starts the recording when the Trainer is ready, and averages."""
 
     def __init__(self, trainer: DPTrainer) -> None:
         self._trainer = trainer
@@ -379,14 +385,3 @@ class _RunCallback(transformers.TrainerCallback):
     def on_step_end(self, _args: object, state: transformers.TrainerState, _control: object, **_: object) -> None:
         if self._trainer._average is not None:
             self._trainer._average.add(state.global_step)
-
-    def on_save(
-        self, args: transformers.TrainingArguments, state: transformers.TrainerState, _control: object, **_: object
-    ) -> None:
-        run, average = self._trainer._run, self._trainer._average
-        if run is None or not state.is_world_process_zero or self._trainer.has_shards:
-            return
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        save_privacy_state(run, checkpoint)
-        if average is not None:
-            save_average(average, checkpoint)

@@ -14,6 +14,7 @@ from dptune.accounting import Spend, compose
 from dptune.budget import Budget
 from dptune.budget.stages import Stage, append_stage
 from dptune.ledger import Ledger, begin_ledger
+from dptune.run.lock import FolderLock
 from dptune.sampling import CYCLIC_SAMPLER
 
 UNIT, DELTA = "one training example", 1e-6
@@ -222,3 +223,67 @@ def test_a_run_with_noise_bands_counts_turns(register: Budget) -> None:
         )
     assert "2 of 3 turns taken" in register.describe(DELTA)[0]
     assert register.epsilon(DELTA) == compose([Spend(1.0, 0.02, 3)], delta=DELTA)
+
+
+def test_a_run_that_goes_on_after_it_was_closed_still_counts(register: Budget) -> None:
+    """A loop of one's own may hold no lock, so nothing shows that it is running."""
+    ledger = reserve(register, "one")
+    take(ledger, 10)
+    register.close("one")
+    take(ledger, 290)
+    assert register.epsilon(DELTA) == ONE
+
+
+def test_a_running_training_cannot_be_closed(register: Budget) -> None:
+    ledger = reserve(register, "one")
+    take(ledger, 10)
+    with FolderLock() as lock:
+        lock.take(ledger.parent)
+        with pytest.raises(InvalidArgument, match="another process is at work in it"):
+            register.close("one")
+    assert register.epsilon(DELTA) == ONE
+    register.close("one")
+    assert register.epsilon(DELTA) < ONE
+
+
+def test_a_run_that_what_it_learned_ended_early_gives_nothing_back(register: Budget) -> None:
+    ledger = reserve(register, "one")
+    take(ledger, 10)
+    Ledger(ledger).count_unused(290)
+    with pytest.raises(InvalidArgument, match="so its planned steps count and it has none to give back"):
+        register.close("one")
+    assert register.epsilon(DELTA) == ONE
+
+
+def test_a_closed_run_is_not_charged_for_another_one_in_its_folder(register: Budget) -> None:
+    ledger = reserve(register, "one")
+    take(ledger, 10)
+    register.close("one")
+    ledger.unlink()
+    take(reserve(register, "one"), 300)
+    assert register.epsilon(DELTA) == compose([RUN._replace(steps=310)], delta=DELTA)
+
+
+def test_a_limit_waits_for_a_training_that_reserved_no_steps(tmp_path: Path) -> None:
+    budget, ledger = Budget(tmp_path / "budget.jsonl"), tmp_path / "one" / "ledger.jsonl"
+    budget.enter_training("one", ledger, unit=UNIT)
+    take(ledger, 10)
+    before = budget.path.read_bytes()
+    with pytest.raises(InvalidArgument, match=r"^--limit=2\.5: cannot hold while one has not finished: it may take"):
+        budget.set_limit(2.5, DELTA)
+    assert budget.path.read_bytes() == before
+    (ledger.parent / "publish").mkdir()
+    budget.set_limit(2.5, DELTA)
+
+
+@pytest.mark.parametrize("ran_on", [0, 40])
+def test_steps_that_an_early_end_left_out_count_until_they_run(tmp_path: Path, ran_on: int) -> None:
+    budget, ledger = Budget(tmp_path / "budget.jsonl"), tmp_path / "one" / "ledger.jsonl"
+    budget.enter_training("one", ledger, unit=UNIT)
+    take(ledger, 10)
+    Ledger(ledger).count_unused(290)
+    take(ledger, ran_on)
+    assert budget.epsilon(DELTA) == ONE
+    ledger.with_name("counted_steps.json").write_text("{")
+    with pytest.raises(InvalidArgument, match=r"counted_steps\.json.* does not say how many steps count; restore"):
+        budget.epsilon(DELTA)

@@ -111,7 +111,8 @@ def test_the_recipe_names_the_average(tmp_path: Path) -> None:
 def test_the_best_model_is_the_one_that_was_evaluated(average: dict[str, float], tmp_path: Path) -> None:
     """The rate is so large that the last steps are worse, and the best one has an average of two."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "learning_rate": 10.0}
-    trainer, _, losses = trained(tmp_path / "run", **(best | average))
+    privacy = privacy_arguments(validation_is_public=True)
+    trainer, _, losses = trained(tmp_path / "run", privacy=privacy, **(best | average))
     assert trainer.state.best_metric == min(losses) < losses[-1]
     assert min(losses) == losses[1] or not average
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)

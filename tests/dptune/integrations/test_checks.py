@@ -11,8 +11,13 @@ import transformers
 
 from dptune import InvalidArgument
 from dptune.integrations import checks
-from dptune.integrations.checks import refuse_unsafe_arguments, refuse_unsafe_shards, rounds_by_shape
-from tests.dptune.integrations.runs import training_arguments
+from dptune.integrations.checks import (
+    refuse_unsafe_arguments,
+    refuse_unsafe_shards,
+    require_public_choices,
+    rounds_by_shape,
+)
+from tests.dptune.integrations.runs import data, dp_trainer, privacy_arguments, training_arguments
 from tests.tiny import tiny_llama
 
 
@@ -125,3 +130,31 @@ def test_a_model_that_is_not_sharded_over_all_processes_is_refused(
         monkeypatch.setattr(checks, "mesh_of", lambda _: type("Mesh", (), {"size": lambda _: ranks})())
     with pytest.raises(InvalidArgument, match=r"^model=LlamaForCausalLM: is sharded in another way"):
         refuse_unsafe_shards(tiny_llama(layers=1), args)
+
+
+EVALUATES: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+STOPPING = transformers.EarlyStoppingCallback(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"load_best_model_at_end": True}, "--load_best_model_at_end"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "--lr_scheduler_type"),
+        ({"callbacks": [STOPPING]}, "callbacks"),
+    ],
+)
+def test_losses_without_noise_decide_nothing_unless_their_rows_are_called_public(
+    given: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    rows = data(5, seed=9)
+    trainer = dp_trainer(tmp_path, **EVALUATES, **given, eval_dataset=rows)
+    with pytest.raises(InvalidArgument, match=rf"^{name}=.*: the losses of the evaluation rows have no noise: give "):
+        trainer.train()
+    assert not (tmp_path / "ledger.jsonl").exists()
+    known = {"train_dataset": trainer.train_dataset, "callbacks": trainer.callback_handler.callbacks}
+    public = privacy_arguments(validation_is_public=True)
+    require_public_choices(trainer.args, public, eval_dataset=rows, **known)
+    require_public_choices(trainer.args, privacy_arguments(disable_dp=True), eval_dataset=rows, **known)
+    with pytest.raises(InvalidArgument, match=rf"^{name}=.*: would follow the losses of the training rows"):
+        require_public_choices(trainer.args, public, eval_dataset=trainer.train_dataset, **known)

@@ -12,6 +12,7 @@ import transformers
 
 from dptune import InvalidArgument, Ledger
 from dptune.budget import Budget
+from dptune.integrations.state import read_privacy_state
 from dptune.ledger import LEDGER_NAME
 from tests.dptune.integrations.runs import data, dp_trainer, lora_llama, privacy_arguments
 
@@ -203,7 +204,7 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
     trainer = dp_trainer(
         tmp_path,
         **(SAVING | {"learning_rate": 0.5}),
-        privacy=privacy_arguments(noise_multiplier=50.0),
+        privacy=privacy_arguments(noise_multiplier=50.0, validation_is_public=True),
         eval_dataset=data(5, seed=9),
         eval_strategy="steps",
         eval_steps=1,
@@ -215,3 +216,51 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
     losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
     assert len(set(losses)) == 4
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses))
+
+
+class Killed(transformers.TrainerCallback):
+    """Ends the process, as it were, after the Trainer has deleted older checkpoints."""
+
+    def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_the_only_checkpoint_that_is_left_is_complete_before_older_ones_go(tmp_path: Path) -> None:
+    settings = {**SAVING, "save_total_limit": 1}
+    with pytest.raises(KeyboardInterrupt):
+        dp_trainer(tmp_path, **settings, callbacks=[Killed()]).train()
+    assert [one.name for one in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert read_privacy_state(tmp_path / "checkpoint-3").step == 3
+    dp_trainer(tmp_path, **settings).train(resume_from_checkpoint=True)
+    assert Ledger(tmp_path / LEDGER_NAME).steps == 4
+
+
+def test_a_checkpoint_that_was_interrupted_is_refused_in_a_line(tmp_path: Path) -> None:
+    dp_trainer(tmp_path, **SAVING).train()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    with pytest.raises(
+        InvalidArgument, match=r"checkpoint-2'?: is not complete, it has no trainer_state\.json; give an"
+    ):
+        read_privacy_state(tmp_path / "checkpoint-2")
+
+
+class StopsEarly(transformers.TrainerCallback):
+    """Ends the training after its second step, perhaps because of what it saw."""
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step == 2
+
+
+def test_all_planned_steps_count_where_the_training_ends_early(tmp_path: Path) -> None:
+    """What ends it may depend on its steps, so a bound for the steps that it took would not hold."""
+    privacy = {"privacy": privacy_arguments(insecure_test_seed=None)}
+    dp_trainer(tmp_path / "whole", **SAVING, **privacy).train()
+    dp_trainer(tmp_path / "early", **SAVING, **privacy, callbacks=[StopsEarly()]).train()
+    whole, early = (
+        json.loads((tmp_path / run / "publish" / "privacy_report.json").read_text()) for run in ("whole", "early")
+    )
+    assert (early["steps"], early["unused_steps"]) == (2, 2)
+    assert early["epsilon"] == whole["epsilon"]
+    ledger = Ledger(tmp_path / "early" / LEDGER_NAME)
+    assert (ledger.steps, ledger.unused_steps) == (2, 2)

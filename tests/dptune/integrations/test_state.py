@@ -35,6 +35,7 @@ def step(run: PrivateRun, model: nn.Module, count: int) -> None:
 def saved_after_two_steps(folder: Path, *, private: bool = True) -> PrivateRun:
     """A run of 4 steps with a checkpoint after 2."""
     (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "trainer_state.json").touch()  # the Trainer's own last file
     run, model = PrivateRun(plan(private=private), folder), nn.Linear(3, 2)
     run.prepare(model)
     with run:
@@ -60,6 +61,7 @@ def test_a_repeated_step_is_counted_in_the_next_checkpoint(tmp_path: Path) -> No
     model = nn.Linear(3, 2)
     run.prepare(model)
     (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").touch()
     with run:
         step(run, model, 1)
         save_privacy_state(run, tmp_path / "checkpoint-3")
@@ -87,4 +89,5 @@ def test_a_checkpoint_of_another_kind_is_refused(content: str | None, tmp_path: 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     state = {"step": 1, "ledger_steps": 1, "identity": {"delta": 1e-5}, "mechanism": {}}
     (tmp_path / PRIVACY_STATE_NAME).write_text(json.dumps(state))
+    (tmp_path / "trainer_state.json").touch()
     assert read_privacy_state(tmp_path) == SavedRun(1, tmp_path / LEDGER_NAME, 1, {"delta": 1e-5})
