@@ -25,9 +25,9 @@ class Audited:
 
     Attributes:
         mechanism: the mechanism.
-        sampling_probability: q.
+        sampling_probability: q; with noise bands, that of a turn.
         delta: of the epsilon.
-        steps: of the whole run; None if unknown.
+        steps: of the whole run, with noise bands the turns of a unit; None if unknown.
         epsilon: that the run states; None if unknown.
     """
 
@@ -41,7 +41,8 @@ class Audited:
 def settings_of_run(path: str | Path, *, ranks: int, dtype: str = FLOAT32) -> Audited:
     """The settings in the privacy report of a finished run.
 
-    Clip norms of single layers are replaced by equal shares of the same total, because the stand-in has other layers.
+    Clip norms of single layers are replaced by equal shares of the same total, because the stand-in has other layers. A
+    run with noise bands costs what its turns cost with independent noise, so those turns are audited instead.
 
     Args:
         path: the run's folder, or its folder `publish`.
@@ -66,8 +67,9 @@ def settings_of_run(path: str | Path, *, ranks: int, dtype: str = FLOAT32) -> Au
         ranks=ranks,
         dtype=dtype,
     )
-    delta, steps = present(statement.delta, "delta"), statement.steps + statement.unused_steps
-    return Audited(mechanism, statement.sampling_probability, delta, steps, statement.epsilon)
+    spent = statement.spend(statement.steps + statement.unused_steps)  # with noise bands, a unit's turns
+    delta = present(statement.delta, "delta")
+    return Audited(mechanism, spent.sampling_probability, delta, spent.steps, statement.epsilon)
 
 
 def statement_of_run(path: str | Path) -> PrivacyStatement:

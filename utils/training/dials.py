@@ -4,7 +4,8 @@ A dial is one trained number, which the model has for the audit alone. Each has 
 fair coin decides whether the row turns its dial: then its loss is the dial times a factor so large that its clipped
 gradient is C along the dial, and 0 elsewhere. That is the worst case for privacy. No other row has a gradient there. So
 the released gradient along a dial is N(C, (sigma C)^2) if its row was drawn and turns it, and else N(0, (sigma C)^2).
-The score of a dial is the exact log-likelihood ratio of all steps together.
+Noise bands correlate that noise over steps. The score of a dial is the exact log-likelihood ratio of all steps
+together, see `dptune.audit.turn_ratios`.
 
 Dials stay at 0, because no optimizer gets their gradient. So they change no loss and no other gradient.
 
@@ -24,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from dptune._validate import refuse
-from dptune.audit.bounds import likelihood_ratios
 from dptune.audit.training import AUDIT_FOLDER, DIALS_NAME, Canaries, write_canaries
+from dptune.audit.turn_ratios import TurnRatios
 from dptune.clipping_styles import Adaptive, Clipping, PerLayer
 from dptune.mechanism import PrivacyConfig
 from utils.data.encoding import SHORTEST
@@ -132,6 +133,14 @@ class DialScores:
     ) -> None:
         self._path, self._canaries, self._dials = folder / AUDIT_FOLDER / DIALS_NAME, canaries, dials
         self._config, self._is_main = config, is_main
+        count = len(canaries.included)
+        self._before = canaries.scores.get(DIAL_SCORE, np.zeros(count))  # of earlier launches
+        self._ratios = TurnRatios(
+            config.bands,
+            noise_multiplier=config.noise_multiplier,
+            sampling_probability=config.sampling_probability,
+            count=count,
+        )
 
     def begin(self) -> None:
         """Keep the coins in the run's folder before its first step."""
@@ -148,9 +157,5 @@ class DialScores:
             return
         config = self._config
         seen = released[:, 0].double().cpu().numpy() * (config.divisor / config.clip_norm)
-        ratios = likelihood_ratios(
-            seen, noise_multiplier=config.noise_multiplier, sampling_probability=config.sampling_probability
-        )
-        before = self._canaries.scores.get(DIAL_SCORE, np.zeros(len(ratios)))
-        self._canaries = replace(self._canaries, scores={DIAL_SCORE: before + ratios})
+        self._canaries = replace(self._canaries, scores={DIAL_SCORE: self._before + self._ratios.add(seen)})
         write_canaries(self._path, self._canaries)

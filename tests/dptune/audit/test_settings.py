@@ -44,6 +44,13 @@ def test_a_run_is_read(weights: str, trained: str, tmp_path: Path) -> None:
     assert settings_of_run(tmp_path / "publish", ranks=2) == wanted
 
 
+def test_of_a_run_with_noise_bands_the_turns_are_read(tmp_path: Path) -> None:
+    statement = private(noise_bands=2, unused_steps=5)
+    found = settings_of_run(run_with(tmp_path, statement), ranks=1)
+    turns = -(-(statement.steps + 5) // 2)
+    assert (found.sampling_probability, found.steps) == (2 * statement.sampling_probability, turns)
+
+
 @pytest.mark.parametrize(
     ("unit", "rows_per_unit", "group_size"),
     [

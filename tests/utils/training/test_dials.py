@@ -20,6 +20,7 @@ from dptune.audit.__main__ import main as audit
 from dptune.audit.bounds import likelihood_ratios
 from dptune.audit.checks import Finding
 from dptune.audit.training import Canaries, audit_training, read_canaries
+from dptune.audit.turn_ratios import TurnRatios
 from dptune.clipping_styles import FLAT, Adaptive, Automatic, Clipping, PerLayer
 from dptune.lora import trainable_parameters
 from dptune.report.check import check_publishable
@@ -125,6 +126,22 @@ def test_scores_add_up_and_go_on_after_a_restart(tmp_path: Path) -> None:
         scores()
     with pytest.raises(InvalidArgument, match="--audit_dials=40: the run began with 20 canaries"):
         dials_of_run(40, tmp_path, resumed=True)
+
+
+def test_scores_know_the_noise_bands(tmp_path: Path) -> None:
+    settings = PrivacySettings(clip_norm=CLIP_NORM, noise_multiplier=0.8, noise_bands=3)
+    plan = make_plan(settings, num_examples=50, batch=10, steps=9)
+    config, dials = plan.privacy, attach_dials(torch.nn.Module(), COUNT, CPU)
+    assert config is not None
+    scores = DialScores(tmp_path, COINS, dials, config, is_main=True)
+    exact = TurnRatios(config.bands, noise_multiplier=0.8, sampling_probability=0.2, count=COUNT)
+    for seen in np.random.default_rng(0).normal(size=(5, COUNT)):
+        dials.weight.grad = torch.from_numpy(seen[:, None] * CLIP_NORM / 10).float()
+        scores.begin()
+        scores()
+        expected = exact.add(seen)
+    found = read_canaries(tmp_path / "audit" / "dials.json")
+    assert found.scores[DIAL_SCORE] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_another_process_scores_nothing_but_keeps_the_gradient_from_its_optimizer_too(tmp_path: Path) -> None:
