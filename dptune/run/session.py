@@ -45,6 +45,7 @@ GradientSync = Literal["gather", "reduce"]
 
 
 _RANKS_CHECKED_EVERY = 10  # steps
+_PLANNED = "planned_steps"  # in the mechanism's state of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SavedRun:
         ledger: path of the checkpoint's copy of the ledger.
         ledger_steps: number of lines that the copy must have.
         identity: settings that a resumed run must share, see `mechanism_identity`.
-        mechanism: `state_dict()` of the step.
+        mechanism: what `mechanism_state` returned.
     """
 
     step: int
@@ -116,6 +117,7 @@ class PrivateRun:
         self._has_skipped = False  # the draws of completed steps
         self._parameters: list[nn.Parameter] = []
         self._mechanism = dict(resume_from.mechanism) if resume_from else {}
+        self._planned_before = int(self._mechanism.get(_PLANNED, 0))
         self._completed_before, self.last = ranks.from_main(lambda: self._open(resume_from))
 
     @property
@@ -275,7 +277,8 @@ class PrivateRun:
 
     def mechanism_state(self) -> dict[str, float]:
         """The mechanism's state that a checkpoint must keep; see `SavedRun.mechanism`."""
-        return self._ready.state_dict()
+        state = self._ready.state_dict()
+        return state if self.plan.privacy is None else state | {_PLANNED: self._planned(self.last)}
 
     def statement(
         self, packages: Iterable[str] = (), *, planned: bool = True, average: str | None = None
@@ -284,11 +287,12 @@ class PrivateRun:
 
         Args:
             packages: further distributions whose versions are listed.
-            planned: whether epsilon counts the steps up to `last` that did not run, as it must if what ended the run
-                may depend on its steps. False is for a look at what the completed steps have cost so far.
+            planned: whether epsilon counts the steps that were planned, by this launch or an earlier one, and did not
+                run. It must if what ended the run may depend on its steps. False is for a look at what the completed
+                steps have cost so far.
             average: see `PrivacyStatement`.
         """
-        unused = self.last - self.completed if planned else 0
+        unused = self._planned(self.last) - self.completed if planned else 0
         return replace(self._stated(packages, unused), starts_from=self._starts_from, average=average)
 
     def _stated(self, packages: Iterable[str], unused_steps: int) -> PrivacyStatement:
@@ -338,11 +342,15 @@ class PrivateRun:
             self.ledger.require_continues(saved.ledger, saved.ledger_steps)
         last = last_step(self.plan, self.ledger.turns, completed)
         if self.plan.register is not None:
-            spends = [*self.ledger.spends, *spends_to_come(self.plan, last - completed)]
+            spends = [*self.ledger.spends, *spends_to_come(self.plan, self._planned(last) - completed)]
             register = Budget.register(self.plan.register)
             register.reserve(self.ledger.path, spends, unit=self.plan.unit.name, resumes=saved is not None)
             begin_ledger(self.ledger.path)
         return completed, last
+
+    def _planned(self, last: int) -> int:
+        """The most steps that any launch so far has planned, if this one ends after `last`."""
+        return max(last, self._planned_before)
 
     def _poisson(self) -> PoissonSampler:
         """The sampler of the run's units, made at the first call."""

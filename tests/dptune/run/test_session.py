@@ -216,6 +216,29 @@ def test_a_step_beyond_the_last_one_is_neither_begun_nor_released(tmp_path: Path
     assert Ledger(run.folder / LEDGER_NAME).steps == 1
 
 
+def test_steps_that_an_earlier_launch_planned_count_where_a_later_one_plans_fewer(tmp_path: Path) -> None:
+    """Who has seen the run's steps may choose how many follow, so a bound for fewer would not hold."""
+    run, model = a_run(tmp_path, plan()), nn.Linear(3, 2)
+    run.prepare(model)
+    with run:
+        fed(run, model)
+        run.finish_step()
+        state = run.mechanism_state()
+    planned = run.statement()
+    copy = tmp_path / "copy"
+    copy.write_bytes((run.folder / LEDGER_NAME).read_bytes())
+    fewer = dataclasses.replace(plan(), privacy=dataclasses.replace(CONFIG, steps=2), steps=2)
+    resumed = PrivateRun(fewer, run.folder, resume_from=SavedRun(1, copy, 1, run.identity, state))
+    resumed.prepare(model)
+    with resumed:
+        fed(resumed, model)
+        resumed.finish_step()
+        assert resumed.mechanism_state() == state
+    statement = resumed.statement()
+    assert (resumed.completed, statement.unused_steps) == (2, plan().steps - 2)
+    assert statement.epsilon == planned.epsilon
+
+
 def test_dropouts_masks_are_drawn_before_each_step_and_forgotten_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
