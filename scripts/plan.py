@@ -32,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     rule = read_rule()
     proposal = propose(given, lora, given_fields(argv, GROUPS), rule)
+    print(*describe_proposal(proposal, rule, given), sep="\n", flush=True)
     if given.plot is not None:
         from utils.planning.plots import plot_trade
 
         plot_trade(given.plot, proposal)
-    print(*describe_proposal(proposal, rule, given), sep="\n")
 
 
 if __name__ == "__main__":

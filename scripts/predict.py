@@ -17,6 +17,7 @@ from pathlib import Path
 from dptune._validate import refuse, require_count
 from dptune._words import counted
 from utils.cli.flags import exit_on_invalid_argument, parse
+from utils.files.folders import require_new_file
 
 
 @dataclass
@@ -48,11 +49,8 @@ class PredictArguments:
         require_count("--batch_size", self.batch_size)
         if self.block_size is not None:
             require_count("--block_size", self.block_size, minimum=2)
+        require_new_file(self.output_file, "--output_file", ".jsonl")
         output = Path(self.output_file)
-        if output.suffix != ".jsonl":
-            refuse("--output_file", self.output_file, "give a name that ends in .jsonl")
-        if not output.parent.is_dir():
-            refuse("--output_file", self.output_file, "its folder does not exist; make it first")
         if output.exists() and Path(self.input_file).exists() and output.samefile(self.input_file):
             refuse("--output_file", self.output_file, "is the input file too; give another name")
 

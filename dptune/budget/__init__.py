@@ -169,12 +169,16 @@ class Budget:
     def close(self, stage: str) -> None:
         """Count only the steps in the ledger of a training from now on. It can never resume.
 
+        Args:
+            stage: its name, as `describe` shows it, or its folder.
+
         Raises:
             InvalidArgument: no training of this name reserved steps, several did, its ledger is missing, it is running,
                 or it ended early because of what it had learned, so that all of its planned steps count.
         """
         with self._alone_in_file(), FolderLock() as lock:
-            found = [one for one in self.stages if one.stage == stage and one.reserved]
+            names = (stage, PurePosixPath(self._relative(stage)).as_posix())
+            found = [one for one in self.stages if one.stage in names and one.reserved]
             if len(found) != 1:
                 told = f"{len(found)} trainings of this name reserved steps"
                 refuse("stage", stage, f"{told}; give the name of one as python -m dptune.budget {self.path} shows it")

@@ -40,12 +40,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         print(*_lines(given), sep="\n")
     except InvalidArgument as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        told = f"{error.filename or given.budget_file} cannot be used; check the path and who may write it"
+        print(f"error: {error.strerror}: {told}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def _lines(given: argparse.Namespace) -> list[str]:
-    if given.limit is None and not Path(given.budget_file).is_file():
+    path = Path(given.budget_file)
+    if path.is_dir():
+        refuse("budget_file", given.budget_file, "is a folder; give a file")
+    if not path.absolute().parent.is_dir():
+        refuse("budget_file", given.budget_file, "its folder does not exist; make it first")
+    if given.limit is None and not path.is_file():
         remedy = "there is no such file; give the budget.jsonl of a pipeline, or make a register with --limit"
         refuse("budget_file", given.budget_file, remedy)
     if given.unit is not None and given.add is None:

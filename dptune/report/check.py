@@ -12,7 +12,7 @@ from dptune._validate import refuse
 from dptune._words import counted
 from dptune.accounting import account
 from dptune.ledger import LEDGER_NAME, Ledger
-from dptune.published import CANARIES_SETTING, SETTINGS_NAME
+from dptune.published import CANARIES_SETTING, PUBLISH_NAME, SETTINGS_NAME
 from dptune.report.card import STARTED_FROM, privacy_table, published_name
 from dptune.report.checksums import CHECKSUMS_NAME, require_checksums
 from dptune.report.publish import CARD_NAME, EPSILON_PLOT
@@ -81,6 +81,8 @@ def check_publishable(folder: Path) -> PrivacyStatement:
         InvalidArgument: a file is missing, unknown or a link; the report contradicts itself or the ledger; the card
             states a smaller epsilon; or a file names a path on this machine.
     """
+    if runs := sorted(one.parents[1].name for one in folder.glob(f"*/{PUBLISH_NAME}/{REPORT_NAME}")):
+        refuse("folder", str(folder), f"holds the runs of {', '.join(runs)}; give the folder of one of them")
     files = _files(folder)
     _require_no_canaries(folder)
     statement = read_privacy_report(folder / REPORT_NAME)

@@ -40,6 +40,9 @@ def refuse_other_run(
         f"{_dotted(key)} was {_shown(old)} in {where} and is {_shown(new)} now"
         for key, (old, new) in list(differing.items())[:_MOST_DIFFERENCES]
     ]
+    target: _Key = ("target_epsilon",)
+    if ("noise_multiplier",) in differing and target not in differing and now.get(target) is not None:
+        told[0] += " (with a target epsilon, other steps or another batch need other noise, so they must stay)"
     more = f", and {len(differing) - len(told)} more differ" if len(differing) > len(told) else ""
     remedy = "resume with the settings that the run began with, or begin a new run in a new folder"
     refuse("resume_from", HIDDEN, f"{', '.join(told)}{more}; {remedy}")

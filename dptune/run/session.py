@@ -278,7 +278,7 @@ class PrivateRun:
     def mechanism_state(self) -> dict[str, float]:
         """The mechanism's state that a checkpoint must keep; see `SavedRun.mechanism`."""
         state = self._ready.state_dict()
-        return state if self.plan.privacy is None else state | {_PLANNED: self._planned(self.last)}
+        return state if self.plan.privacy is None else state | {_PLANNED: max(self.plan.steps, self._planned_before)}
 
     def statement(
         self, packages: Iterable[str] = (), *, planned: bool = True, average: str | None = None
@@ -349,8 +349,9 @@ class PrivateRun:
         return completed, last
 
     def _planned(self, last: int) -> int:
-        """The most steps that any launch so far has planned, if this one ends after `last`."""
-        return max(last, self._planned_before)
+        """The steps that count if this launch ends after `last`: those of an earlier launch, if that planned more. A
+        launch that its budget ends has not chosen to."""
+        return last if self._planned_before <= self.plan.steps else self._planned_before
 
     def _poisson(self) -> PoissonSampler:
         """The sampler of the run's units, made at the first call."""

@@ -66,7 +66,7 @@ def flags(model: Path, data: Path, out: Path, **changes: object) -> list[str]:
         "clip_norm": 1,
         "noise_multiplier": 0.8,
         "delta": None if changes.get("clip_norm") == -1 else 1e-3,
-        "lora_r": 4,
+        "lora_r": None if changes.get("trainable") else 4,
     } | changes
     chosen = {name: value for name, value in settings.items() if value is not None}
     return [

@@ -30,7 +30,7 @@ from utils.data.template_date import date_of_training, told_date
 from utils.data.tokenization import TokenizedDataset, tokenize
 from utils.files.cells import Place, author_of
 from utils.files.folders import recorded_by_training
-from utils.files.shards import find_files
+from utils.files.shards import find_files, paths_in_words
 from utils.files.tables import Row
 from utils.models.loading import load_model, load_tokenizer
 from utils.training.arguments import CAUSAL_LM_GROUPS, Groups
@@ -152,9 +152,15 @@ def find_rows(run: TrainedRun) -> AttackedRows:
     others = np.array(new, dtype=np.int64)
     for what, rows in (("training", members), ("held-out", others)):
         if len(rows) < 2:
+            data = run.groups.data
+            given = data.train_file if what == "training" else data.validation_file
             flag = "--train_file" if what == "training" else "--held_out_file"
             known = f"; {len(candidates) - len(others)} are training rows too" if what == "held-out" else ""
-            refuse(flag, None, f"there are {len(rows)} {what} rows with something to learn{known}; give at least 2")
+            refuse(
+                flag,
+                given and paths_in_words(given),
+                f"there are {len(rows)} {what} rows with something to learn{known}; give at least 2",
+            )
     return AttackedRows(train, held_out, members, others, len(candidates) - len(others), authors)
 
 

@@ -22,6 +22,8 @@ from utils.cli.parser import CONFIG_FLAG, DataclassParser, exit_with
 from utils.cli.settings_file import given_in_file, split_config, with_settings
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# A path that the user named cannot be read or written.
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG)
 _NO_RENAMES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -131,7 +133,8 @@ def naming(flags: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def exit_on_invalid_argument(*groups: type, flags: Mapping[str, str] = _NO_RENAMES) -> Iterator[None]:
-    """Turn an `InvalidArgument` raised inside, or a full disk, into one line on stderr and exit status 2.
+    """Turn an `InvalidArgument` raised inside, a full disk or a path that cannot be used into one line on stderr and
+    exit status 2.
 
     Also a decorator. With several ranks only the main process prints, unless the error occurs on another rank only.
 
@@ -146,11 +149,13 @@ def exit_on_invalid_argument(*groups: type, flags: Mapping[str, str] = _NO_RENAM
     except InvalidArgument as error:
         exit_with(str(error))
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno in _DISK_FULL:
+            told = f"{error.filename or 'a file'} was not written; free space and run the command again"
+        elif error.errno in _UNUSABLE and error.filename is not None:
+            told = f"{error.filename} cannot be used; check the path and who may read and write it"
+        else:
             raise
-        exit_with(
-            f"{error.strerror}: {error.filename or 'a file'} was not written; free space and run the command again"
-        )
+        exit_with(f"{error.strerror}: {told}")
 
 
 def _flags(groups: Sequence[type], *, secret_only: bool = False) -> list[str]:

@@ -198,7 +198,7 @@ def statistics(look: Look, block_size: int, *, sampled: bool = False, authors: b
         f"rows                   {total:,}{' (only the first were read: --first_rows)' if sampled else ''}",
         f"prompt style           {look.prompt_style}",
         f"cut by --block_size    {_share(cut, total)}, at {block_size:,} tokens",
-        f"without an answer      {_share(look.without_answer, total)}: zero gradients",
+        f"nothing to learn       {_share(look.without_answer, total)}: no answer, or --block_size cuts it off",
         f"tokens before the cut  {told}, the longest {int(lengths.max()):,}",
     ]
     if look.user_columns and not authors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,26 @@ def require_new_folder(path: str, flag: str = "--output_dir") -> None:
         refuse(flag, path, "the folder that it lies in does not exist; make it first")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         refuse(flag, path, "is there already; give another name, or remove it")
+
+
+def require_new_file(path: str | None, flag: str, suffix: str) -> None:
+    """Refuse a file for results that cannot be written; None is for no file.
+
+    Args:
+        path: the file; one that is there is replaced.
+        flag: that names it.
+        suffix: with which its name must end, such as .png.
+    """
+    if path is None:
+        return
+    if not path.endswith(suffix):
+        refuse(flag, path, f"give a name that ends in {suffix}")
+    if not Path(path).parent.is_dir():
+        refuse(flag, path, "its folder does not exist; make it first")
+    if Path(path).is_dir():
+        refuse(flag, path, "is a folder; give a file")
+    if not os.access(Path(path).parent, os.W_OK):
+        refuse(flag, path, "its folder cannot be written to; give another one")
 
 
 def remove_empty(folders: Sequence[Path]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dptune._aliases import aliases
 from dptune._validate import refuse, require_count, require_delta, require_positive
+from utils.files.folders import require_new_file
 from utils.models.known_devices import KNOWN, Device, find_device
 
 
@@ -74,6 +75,7 @@ class PlannerArguments:
             require_delta(self.delta, self.num_examples, name="--delta")
         if self.block_size is not None:
             require_count("--block_size", self.block_size)
+        require_new_file(self.plot, "--plot", ".png")
         if self.for_devices is not None:
             require_count("--for_devices", self.for_devices)
             if self.for_device is None:

@@ -71,7 +71,7 @@ class Groups(NamedTuple):
 
     def refuse_unread(self, given: Collection[str]) -> None:
         """Refuse flags, among those that were `given`, that this run would not read: of privacy if it is turned off, of
-        planning in a run that is no dry run."""
+        planning in a run that is no dry run, of adapters if it has none."""
         if not self.output.dry_run:
             refuse_unread(given, ONLY_DRY, "is read only with --dry_run: give that too, or leave it out", *self)
         if self.planning.num_examples is not None and (self.data.train_file or self.data.dataset_name):
@@ -89,6 +89,9 @@ class Groups(NamedTuple):
             )
         if self.lora.initial_adapter is not None:
             refuse_unread(given, OF_ADAPTER, "comes from --initial_adapter; leave it out", *self)
+        if self.lora.trainable:
+            remedy = "is for adapters, but --trainable trains the model's own weights; leave one of both out"
+            refuse_unread(given, (*OF_ADAPTER, "lora_dropout"), remedy, *self)
 
 
 CAUSAL_LM_GROUPS = (

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import nn
 
+from dptune._validate import refuse
 from dptune._words import counted
 from dptune.accounting import planned_steps
 from dptune.clipping_styles import FLAT, Clipping
@@ -52,8 +53,8 @@ def plan_run(
         trained: number of trained values.
 
     Raises:
-        InvalidArgument: the batch exceeds the data set or what the weights of its parts allow, delta is 1/n or more, or
-            the target epsilon is out of reach.
+        InvalidArgument: the batch exceeds the data set or what the weights of its parts allow, delta is 1/n or more,
+            the target epsilon is out of reach, or the warm-up is as long as the run.
     """
     unit = replace(privacy.unit, views=views)
     batch = expected_batch(
@@ -67,6 +68,9 @@ def plan_run(
     steps = optimization.max_train_steps or planned_steps(
         num_examples=num_examples, expected_batch_size=batch, epochs=optimization.num_train_epochs
     )
+    if steps <= (warmup := optimization.num_warmup_steps):
+        told = f"the run has {counted(steps, 'step')}, so its learning rate would never be reached; give fewer"
+        refuse("--num_warmup_steps", warmup, told)
     return make_plan(
         privacy.settings(clipping, trained=trained),
         num_examples=num_examples,
@@ -119,7 +123,8 @@ def describe_data(train: TokenizedDataset, held_out: TokenizedDataset | None) ->
     if train.num_cut:
         lines.append(f"                       {counted(train.num_cut, 'example')} cut to --block_size")
     if without := train.num_without_answer:
-        lines.append(f"                       {counted(without, 'example')} without an answer: zero gradients")
+        told = "nothing to learn, for example because --block_size cuts their answer off"
+        lines.append(f"                       {counted(without, 'example')} with {told}")
     if held_out is None:
         return [*lines, "held out               no validation data, so --eval_freq has no effect"]
     return [

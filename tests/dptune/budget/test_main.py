@@ -65,3 +65,36 @@ def test_a_file_without_a_limit_needs_a_delta(path: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main([path])
     assert "--delta=None: give it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (".", "is a folder; give a file"),
+        ("gone/people.jsonl", "its folder does not exist; make it first"),
+        ("file/people.jsonl", "its folder does not exist; make it first"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line(
+    name: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / name), "--limit", "8", "--delta", "1e-6"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith(f": {told}\n")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_register_that_cannot_be_written_is_one_line(
+    path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Budget, "set_limit", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main([path, "--limit", "8", "--delta", "1e-6"])
+    assert stopped.value.code == 2
+    told = f"error: Permission denied: {path} cannot be used; check the path and who may write it\n"
+    assert capsys.readouterr().err == told

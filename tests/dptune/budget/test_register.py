@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -287,3 +288,16 @@ def test_steps_that_an_early_end_left_out_count_until_they_run(tmp_path: Path, r
     ledger.with_name("counted_steps.json").write_text("{")
     with pytest.raises(InvalidArgument, match=r"counted_steps\.json.* does not say how many steps count; restore"):
         budget.epsilon(DELTA)
+
+
+def test_a_run_may_be_closed_by_its_folder(register: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(reserve(register, "runs/one"), 10)
+    monkeypatch.chdir(register.path.parent / "runs")
+    for stage in ("other", "runs/one"):  # of another folder
+        with pytest.raises(InvalidArgument, match="0 trainings of this name") if stage == "other" else nullcontext():
+            register.close(stage)
+    take(reserve(register, "two"), 10)
+    register.close("../two")
+    take(reserve(register, "three"), 10)
+    register.close(str(register.path.parent / "three"))
+    assert register.epsilon(DELTA) == compose([RUN._replace(steps=30)], delta=DELTA)

@@ -231,3 +231,11 @@ def test_without_a_guarantee_the_statement_says_so(tmp_path: Path) -> None:
 def test_files_of_a_model_are_known(name: str) -> None:
     assert is_model_file(name)
     assert not any(is_model_file(other) for other in ("README.md", "ledger.jsonl", f"x/{name}", f"{name}.bak"))
+
+
+def test_the_folder_of_a_classifier_names_its_runs(tmp_path: Path) -> None:
+    for task in ("sst2", "qnli"):
+        (tmp_path / task / "publish").mkdir(parents=True)
+        (tmp_path / task / "publish" / "privacy_report.json").touch()
+    with pytest.raises(InvalidArgument, match="holds the runs of qnli, sst2; give the folder of one of them"):
+        check_publishable(tmp_path)

@@ -91,6 +91,14 @@ def test_many_differences_and_long_values_stay_one_readable_line() -> None:
     assert len(str(caught.value)) < 1200
 
 
+@pytest.mark.parametrize(("target", "told"), [(3.0, True), (None, False)])
+def test_other_noise_for_the_same_epsilon_is_explained(target: float | None, told: bool) -> None:
+    saved = {"noise_multiplier": 0.8, "target_epsilon": target}
+    with pytest.raises(InvalidArgument) as caught:
+        refuse_other_run(saved, saved | {"noise_multiplier": 0.9})
+    assert ("with a target epsilon, other steps or another batch need other noise" in str(caught.value)) == told
+
+
 # --- the mechanism's identity ---
 
 SETTINGS = PrivacySettings(clip_norm=1.0, noise_multiplier=0.9, delta=1e-4)

@@ -25,6 +25,7 @@ def test_results_go_to_the_run() -> None:
         ({"candidates": 0}, "--candidates=0"),
         ({"num_samples": -1}, "--num_samples=-1"),
         ({"seed": -1}, "--seed=-1"),
+        ({"output_dir": "/dev/null/attack"}, "--output_dir='/dev/null/attack': /dev/null is a file; give a folder"),
         ({"output_dir": "out/publish/attack"}, "--output_dir='out/publish/attack': lies in a folder publish"),
     ],
 )
@@ -32,3 +33,9 @@ def test_a_mistake_is_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         AttackArguments("out", **given)
     assert str(refused.value).startswith(told)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # the superuser may write everywhere
+    with pytest.raises(InvalidArgument, match=r"^--output_dir='/new/attack': / cannot be written to; give another"):
+        AttackArguments("out", output_dir="/new/attack")

@@ -336,3 +336,14 @@ def test_another_rank_lets_the_main_process_speak_first(
     assert exit_.value.code == 2
     assert printed_before_waiting == [""]
     assert capsys.readouterr().err == "error on rank 1: --top_p=3: give less\n"
+
+
+@pytest.mark.parametrize("below", ["file/run", "gone/file", "."])
+def test_a_path_that_cannot_be_used_is_one_line(below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as exit_, exit_on_invalid_argument():
+        (tmp_path / below).open("w")
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"{tmp_path / below} cannot be used; check the path and who may read and write it\n")
+    assert error.count("\n") == 1

@@ -136,7 +136,7 @@ def test_the_statistics_are_of_all_rows(tmp_path: Path) -> None:
         "rows": "102",
         "prompt style": "plain",
         "cut by --block_size": f"{cut} rows ({100 * cut / 102:.3g}%), at 50 tokens",
-        "without an answer": "1 rows (0.98%): zero gradients",
+        "nothing to learn": "1 rows (0.98%): no answer, or --block_size cuts it off",
         "tokens before the cut": f"50% up to {lengths[50]}, 90% up to {lengths[91]}, 99% up to {lengths[100]}, "
         f"the longest {lengths[-1]}",
         "authors": "6; 2 of them are rows without a value",

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from dptune._validate import InvalidArgument
-from utils.files.folders import missing_folders, recorded_by_training, remove_empty, require_new_folder
+from utils.files.folders import (
+    missing_folders,
+    recorded_by_training,
+    remove_empty,
+    require_new_file,
+    require_new_folder,
+)
 
 
 def test_only_empty_folders_are_removed(tmp_path: Path) -> None:
@@ -49,3 +55,19 @@ def test_a_published_folder_alone_knows_its_settings(tmp_path: Path) -> None:
     assert list(recorded_by_training(tmp_path / "lora_weights.bin", "style")) == ["chat"]
     (tmp_path / "dptune_settings.json").write_text("{")
     assert list(recorded_by_training(tmp_path, "style")) == []
+
+
+def test_a_file_for_results_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (None, str(tmp_path / "new.png")):
+        require_new_file(path, "--plot", ".png")
+    (tmp_path / "folder.png").mkdir()
+    for name, told in (
+        ("new.docx", r"give a name that ends in \.png"),
+        ("gone/new.png", "its folder does not exist; make it first"),
+        ("folder.png", "is a folder; give a file"),
+    ):
+        with pytest.raises(InvalidArgument, match=rf"^--plot=.*{name}'?: {told}"):
+            require_new_file(str(tmp_path / name), "--plot", ".png")
+    monkeypatch.setattr("os.access", lambda *_: False)  # for the superuser every folder can be written
+    with pytest.raises(InvalidArgument, match="its folder cannot be written to"):
+        require_new_file(str(tmp_path / "new.png"), "--plot", ".png")

@@ -57,3 +57,15 @@ def test_an_open_clip_norm_and_given_ones_contradict_each_other() -> None:
 )
 def test_every_renamed_parameter_has_a_flag(groups: tuple[type, ...], renamed: dict[str, str]) -> None:
     assert set(renamed.values()) <= {f"--{one.name}" for group in groups for one in dataclasses.fields(group)}
+
+
+@pytest.mark.parametrize("name", ["lora_r", "lora_alpha", "use_rslora", "lora_target_modules", "lora_dropout"])
+def test_a_flag_of_adapters_is_refused_where_the_models_own_weights_are_trained(name: str) -> None:
+    line = ["--train_file", "x", "--model_name_or_path", "x", "--output_dir", "x", *ON]
+    adapters, own = (Groups(*parse(*CAUSAL_LM_GROUPS, args=[*line, *how])) for how in ([], ["--trainable", "all"]))
+    adapters.refuse_unread({name})
+    own.refuse_unread({"trainable"})
+    with pytest.raises(
+        InvalidArgument, match=rf"^--{name}=.*: is for adapters, but --trainable trains the model's own"
+    ):
+        own.refuse_unread({name})

@@ -106,7 +106,7 @@ def test_data_are_described_with_what_is_lost() -> None:
     is_answer = data.is_answer & (np.arange(len(data.ids)) >= data.starts[2])
     lossy = dataclasses.replace(data, is_answer=is_answer, num_cut=3, authors=AUTHORS)
     text = "\n".join(describe_data(lossy, None))
-    lost = ("3 examples cut", "2 examples without an answer")
+    lost = ("3 examples cut", "2 examples with nothing to learn")
     for told in ("4 with 10 examples", "the largest author has 4 rows", *lost):
         assert told in text
     assert "no validation data" in text
@@ -196,3 +196,12 @@ def test_automatic_noise_bands_keep_no_more_noise_than_there_is_room_for() -> No
     assert few is not None
     assert many is not None
     assert few.noise_bands > 1 == many.noise_bands
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+    flags = PrivacyFlags(**PRIVACY)
+    plan_run(flags, optimization(max_train_steps=4, num_warmup_steps=3), num_examples=100, world_size=1)
+    with pytest.raises(
+        InvalidArgument, match=r"^--num_warmup_steps=4: the run has 4 steps, so its learning rate would"
+    ):
+        plan_run(flags, optimization(max_train_steps=4, num_warmup_steps=4), num_examples=100, world_size=1)
