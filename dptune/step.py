@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dptune._validate import refuse
+from dptune.bands import Bands
 from dptune.clipping import Clipper, whole_norms
 from dptune.clipping_styles import Adaptive
 from dptune.correlated_noise import CorrelatedNoise
@@ -51,6 +52,8 @@ class PrivateStep:
             named by `items` of `backward`. Its settings must be the configuration's. Without a sampler the ledger says
             so, and the report states no guarantee. With noise bands it must be new, and serves this step alone.
         keep_whole_sum: with sharded trained weights, see `ShardedSum`.
+        bands: the coefficients of the noise bands, the same on every rank. By default each rank computes those of the
+            configuration, which may differ slightly between machines of several kinds.
         loss_scale: losses are multiplied by it before the backward pass, and gradients divided by it afterwards. So
             gradients do not vanish in an fp16 base. It must be a power of two, which adds no rounding, and constant,
             because a scale that follows the data would couple examples.
@@ -76,6 +79,7 @@ class PrivateStep:
         sampler: PoissonSampler | None = None,
         loss_scale: float = 1.0,
         keep_whole_sum: bool = False,
+        bands: Bands | None = None,
     ) -> None:
         if rank not in range(world_size):
             refuse("rank", rank, f"must be from 0 to {world_size - 1}, below world_size")
@@ -108,8 +112,10 @@ class PrivateStep:
         independent = noise or GaussianNoise(size, device=self._device)
         if independent.size != size:
             refuse("noise", independent.size, f"its size must be the {size} values that a step releases")
-        are_correlated = config.noise_bands > 1
-        self.noise = CorrelatedNoise(independent, config.bands) if are_correlated else independent
+        are_correlated, bands = config.noise_bands > 1, bands or config.bands
+        if bands.count != config.noise_bands:
+            refuse("bands", bands.count, f"the configuration has {config.noise_bands} noise bands; give as many")
+        self.noise = CorrelatedNoise(independent, bands) if are_correlated else independent
         self._block = self._ledger.begin_block() if are_correlated and self._ledger is not None else 0
         key = self.noise.keystream.kind
         self._fed = FedItems(sampler, noise_key=key, gather=gather, reduce=reduce, world_size=world_size)

@@ -200,6 +200,8 @@ class PrivateRun:
             return
         size = released_size(model, self.plan.privacy, ranks.rank)
         noise = self._make_noise(size, local_part(self._parameters[0]).device)
+        privacy = self.plan.privacy
+        bands = ranks.from_main(lambda: privacy.bands)  # the sum over ranks has the bands that all of them share
         self.step = PrivateStep(
             model,
             self.plan.privacy,
@@ -212,6 +214,7 @@ class PrivateRun:
             sampler=self._poisson(),
             loss_scale=loss_scale,
             keep_whole_sum=keep_whole_sum,
+            bands=bands,
         )
         self._noise = self.step.noise
         if self._mechanism:

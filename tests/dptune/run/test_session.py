@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from dptune import GaussianNoise, InvalidArgument, Ledger, PrivacyConfig
 from dptune.accounting import Cut, Spend, compose
 from dptune.accounting.rounding import rounded_up
+from dptune.bands import Bands
 from dptune.budget import Budget
 from dptune.ledger import LEDGER_NAME
 from dptune.ranks import Gather, Ranks
@@ -136,6 +138,31 @@ def _on_a_rank(rank: int, gather: Gather, folder: Path) -> dict[str, Any]:
         found.append([sampler.draw().tolist() for _ in range(2)])
     noise = [noises(folder, test_seed=seed, rank=rank, count=1) for seed in (None, 3)]
     return {"draws": found, "noise": noise}
+
+
+class OtherMain(Ranks):
+    """One process whose main one is a machine that computes other bands."""
+
+    def from_main(self, work: Callable[[], Any]) -> Any:
+        value = work()
+        return Bands((0.8, 0.6)) if isinstance(value, Bands) else value
+
+
+def test_every_rank_correlates_its_noise_with_the_main_ones_bands(tmp_path: Path) -> None:
+    settings = PrivacySettings(noise_multiplier=1.0, delta=1e-4, noise_bands=2)
+    chosen, model = make_plan(settings, num_examples=500, batch=100, steps=9), nn.Linear(3, 2)
+    stds = []
+    for ranks in (Ranks(), OtherMain()):
+        run = a_run(tmp_path, chosen, ranks=ranks)
+        run.prepare(model)
+        with run:
+            for _ in range(2):
+                fed(run, model)
+                run.finish_step()
+            stds.append(run.gradient_noise_std())
+    assert chosen.privacy is not None
+    assert stds[1] / stds[0] == pytest.approx(Bands((0.8, 0.6)).std(2) / chosen.privacy.bands.std(2))
+    assert stds[1] > 1.1 * stds[0]
 
 
 def test_ranks_share_their_draws_and_not_their_noise(tmp_path: Path) -> None:
