@@ -239,7 +239,7 @@ class PrivateStep:
         sums = self._begun()
         self._refuse_other_gradients()
         self._fixed.require_unchanged()
-        self._is_spoiled = True  # until its gradient is written: the draw and the ledger's line are used once
+        self._is_spoiled = True  # until its gradient is written: a draw is used once
         self._fed.require_draw(self._device)
         noisy = sums.taken()
         self._add_noise(noisy)

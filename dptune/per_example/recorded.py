@@ -102,7 +102,7 @@ class Recorded:
                 outer, weights_B = _without(outer, weights[name], left_out[id(weights[name])])
                 for _ in outer.adding_weighted_sum(totals[name], weights_B):
                     begun = True
-            begun = begun or bool(sums)  # a CPU copies what it adds in another precision, so this may fail too
+            begun = begun or bool(sums)  # a CPU copies what it adds, so this may fail
             for names, total in sums:
                 add_to_totals(totals, names, total)
         except (RuntimeError, MemoryError) as error:

@@ -2,6 +2,7 @@
 
 STEP = "tests/dptune/test_step.py"
 SESSION = "tests/dptune/run/test_session.py"
+INTERRUPTS = "tests/dptune/test_step_interrupts.py"
 NEIGHBOURS = "tests/test_neighbours.py"
 AUTHORS = "tests/test_author_neighbours.py"
 TRAINER = "tests/dptune/integrations/test_trainer.py"

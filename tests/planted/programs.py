@@ -329,10 +329,18 @@ FAULTS = (
     Fault(
         "dials: a resumed run forgets earlier releases",
         "utils/training/dials.py",
-        "before = self._canaries.scores.get(DIAL_SCORE, np.zeros(len(ratios)))",
-        "before = np.zeros(len(ratios))",
+        "self._before = canaries.scores.get(DIAL_SCORE, np.zeros(count))",
+        "self._before = np.zeros(count)",
         ("tests/utils/training/test_dials.py::test_scores_add_up_and_go_on_after_a_restart",),
         "the adversary sees the last step alone, and misses faults",
+    ),
+    Fault(
+        "dials: noise bands are ignored",
+        "utils/training/dials.py",
+        "            config.bands,\n",
+        "            type(config.bands)((1.0,)),\n",
+        ("tests/utils/training/test_dials.py::test_scores_know_the_noise_bands",),
+        "the adversary is weaker than the one who is said to play, and misses faults",
     ),
     Fault(
         "dials: saved with the model",

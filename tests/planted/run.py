@@ -7,6 +7,32 @@ from tests.planted.paths import BATCHES, SESSION, TRAINER_PRIVACY
 
 FAULTS = (
     Fault(
+        "an early end counts the steps that ran",
+        "dptune/run/session.py",
+        "planned: bool = True",
+        "planned: bool = False",
+        ("tests/dptune/integrations/test_resume.py::test_all_planned_steps_count_where_the_training_ends_early",),
+        "what ended the training depends on its steps, so the bound for fewer does not hold",
+    ),
+    Fault(
+        "a resumed run may choose fewer steps for a smaller epsilon",
+        "dptune/run/session.py",
+        "return last if self._planned_before <= self.plan.steps else self._planned_before",
+        "return last",
+        (
+            "tests/dptune/run/test_session.py::test_steps_that_an_earlier_launch_planned_count_where_a_later_one_plans_fewer",
+        ),
+        "who has seen the run's steps chooses how many follow",
+    ),
+    Fault(
+        "ranks: each correlates its noise with bands of its own",
+        "dptune/run/session.py",
+        "            bands=bands,\n",
+        "",
+        ("tests/dptune/run/test_session.py::test_every_rank_correlates_its_noise_with_the_main_ones_bands",),
+        "on unlike machines the sum's noise is not that of the accounting",
+    ),
+    Fault(
         "a plan may contradict its mechanism",
         "dptune/run/plan.py",
         "if value != (accounted := getattr(self.privacy, name)):",

@@ -69,7 +69,7 @@ FAULTS = (
     Fault(
         "sharded: a step that failed after its noise can be ended again",
         "dptune/step.py",
-        "        self._is_spoiled = True  # until the step is recorded\n",
+        "        self._is_spoiled = True  # until its gradient is written: a draw is used once\n",
         "",
         (SHARDED + "::test_no_rank_has_a_gradient_that_the_ledger_lacks",),
         "the same sum is released with two noises",
@@ -93,8 +93,8 @@ FAULTS = (
     Fault(
         "sharded: a step whose sum was sent in part goes on",
         "dptune/step.py",
-        "            self._is_spoiled = self._is_half_added = True\n",
         "            self._is_half_added = True\n",
+        "            self._is_half_added, self._is_spoiled = True, False\n",
         (SHARDED + "::test_a_rank_that_ran_out_of_memory_is_tried_again_or_the_step_is_lost",),
         "a gradient is released in which some parameters lack a micro-batch",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.planted.fault import Fault
-from tests.planted.paths import AUTHORS, DIVIDE, FLOAT16, NEIGHBOURS, REGISTER, STEP
+from tests.planted.paths import AUTHORS, DIVIDE, FLOAT16, INTERRUPTS, NEIGHBOURS, REGISTER, STEP
 
 FAULTS = (
     Fault(
@@ -31,9 +31,9 @@ FAULTS = (
         ("tests/dptune/test_engine_claims.py::test_the_divisor_is_the_expected_batch_size_however_many_were_drawn",),
         "the number drawn is private, and the division reveals it",
         (
-            "        sums = self._begun()\n        try:\n",
-            "        sums = self._begun()\n        self._drawn = getattr(self, '_drawn', 0) + len(norms)\n"
-            "        try:\n",
+            "        stats, count = MicroBatchStats(losses, norms, clipped), self._count(norms)\n",
+            "        stats, count = MicroBatchStats(losses, norms, clipped), self._count(norms)\n"
+            "        self._drawn = getattr(self, '_drawn', 0) + len(norms)\n",
         ),
     ),
     Fault(
@@ -97,8 +97,8 @@ FAULTS = (
     Fault(
         "the budget ignores what a ledger's lines say",
         "dptune/budget/__init__.py",
-        "return self._opened(stage).reasons",
-        "return []",
+        "            return ledger.reasons\n",
+        "            return []\n",
         ("tests/dptune/budget/test_budget.py::test_a_ledger_whose_lines_have_no_guarantee_voids_the_whole",),
         "several stages have an epsilon together though one of them guarantees nothing",
     ),
@@ -129,10 +129,39 @@ FAULTS = (
     Fault(
         "a step goes on after an error behind the sum",
         "dptune/step.py",
-        "        self._is_spoiled = True  # until the count is added too\n",
+        "        self._is_spoiled = True  # until the whole micro-batch is added and counted; an interrupt may come "
+        "anywhere\n",
         "",
         ("tests/dptune/test_step_scale_and_retry.py::test_an_error_after_the_gradients_were_added_spoils_the_step",),
         "the micro-batch that is tried again counts twice",
+    ),
+    Fault(
+        "memory that runs out while sums are added lets the step go on",
+        "dptune/per_example/recorded.py",
+        "            begun = begun or bool(sums)  # a CPU copies what it adds, so this may fail\n",
+        "",
+        (INTERRUPTS + "::test_memory_that_runs_out_behind_the_first_product_ends_the_step",),
+        "the micro-batch that is tried again counts twice",
+    ),
+    Fault(
+        "a step is free after an error behind its ledger line",
+        "dptune/step.py",
+        "        total = sums.over_ranks(noisy)\n",
+        "        self._has_begun = self._is_looked_at = self._is_spoiled = False\n"
+        "        total = sums.over_ranks(noisy)\n",
+        (INTERRUPTS + "::test_an_error_after_the_draw_is_used_ends_the_run_so_none_of_its_steps_is_free",),
+        "a loop that goes on takes more steps than the target epsilon allows",
+    ),
+    Fault(
+        "a refused step has used its draw",
+        "dptune/step.py",
+        "        self._refuse_other_gradients()\n        self._fixed.require_unchanged()\n"
+        "        self._is_spoiled = True  # until its gradient is written: a draw is used once\n"
+        "        self._fed.require_draw(self._device)\n",
+        "        self._fed.require_draw(self._device)\n        self._refuse_other_gradients()\n"
+        "        self._fixed.require_unchanged()\n        self._is_spoiled = True\n",
+        (INTERRUPTS + "::test_a_loop_that_goes_on_after_a_refusal_cannot_put_two_draws_into_one_step",),
+        "two draws enter one step, so an example counts twice under one ledger line",
     ),
     Fault(
         "float16: the loss scale is not removed before clipping",
@@ -201,10 +230,34 @@ FAULTS = (
     Fault(
         "register: a run counts only with the steps that it took",
         "dptune/budget/__init__.py",
-        "return _larger(stage.reserved, self._opened(stage).spends)",
-        "return self._opened(stage).spends",
+        "_larger(stage.reserved, _counted_spends(ledger))",
+        "ledger.spends",
         (REGISTER,),
         "two runs that start together each find the room of both",
+    ),
+    Fault(
+        "budget: an early end gives the planned steps back",
+        "dptune/budget/__init__.py",
+        "return ledger.spends_after(ledger.unused_steps)",
+        "return ledger.spends",
+        (REGISTER,),
+        "what ended the run depends on its steps, so the bound for fewer does not hold",
+    ),
+    Fault(
+        "register: a running training can be closed",
+        "dptune/budget/__init__.py",
+        "            lock.take(self._path_of(found[0]).parent)\n",
+        "",
+        (REGISTER,),
+        "the steps that it takes afterwards find no room reserved",
+    ),
+    Fault(
+        "register: a limit does not wait for a training of unknown length",
+        "dptune/budget/__init__.py",
+        "if stage.kind == TRAINING and not stage.reserved and not self._has_finished(stage):",
+        "if False:",
+        (REGISTER,),
+        "the training takes its other steps beyond the limit",
     ),
     Fault(
         "register: a new run in a deleted run's folder replaces its entry",

@@ -96,6 +96,17 @@ FAULTS = (
         "two runs write into one ledger",
     ),
     Fault(
+        "losses without noise choose what a Trainer releases",
+        "dptune/integrations/trainer.py",
+        "        require_public_choices(\n            self.args,\n            self.privacy_args,\n",
+        "        (lambda *_, **__: None)(\n            self.args,\n            self.privacy_args,\n",
+        (
+            "tests/dptune/integrations/test_checks.py"
+            "::test_losses_without_noise_decide_nothing_unless_their_rows_are_called_public",
+        ),
+        "rows that epsilon does not protect, or the training rows themselves, decide without noise",
+    ),
+    Fault(
         "privacy state not saved with a Trainer's checkpoint",
         "dptune/integrations/state.py",
         "steps = run.ledger.steps\n",
