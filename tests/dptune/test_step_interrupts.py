@@ -138,6 +138,23 @@ def test_memory_that_runs_out_behind_the_first_product_ends_the_step(run: Run, m
         run.feed(drawn)
 
 
+def test_memory_that_runs_out_behind_the_first_sum_spoils_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two gradients so large that each is summed alone."""
+    size, whole, count = 1 << 17, recorded.add_to_totals, [0]
+
+    def failing(*args: Any) -> None:
+        count[0] += 1
+        if count[0] == 2:
+            raise RuntimeError("can't allocate memory")
+        whole(*args)
+
+    monkeypatch.setattr(recorded, "add_to_totals", failing)
+    gradients = recorded.Recorded({name: [torch.ones(1, size)] for name in "ab"})
+    totals, weights = ({name: make(one) for name in "ab"} for make, one in ((torch.zeros, size), (torch.ones, 1)))
+    with pytest.raises(HalfAdded):
+        gradients.add_weighted_sums(totals, weights)
+
+
 def test_memory_that_runs_out_before_anything_is_added_allows_another_try(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,7 +140,7 @@ FAULTS = (
         "dptune/per_example/recorded.py",
         "            begun = begun or bool(sums)  # a CPU copies what it adds, so this may fail\n",
         "",
-        (INTERRUPTS + "::test_memory_that_runs_out_behind_the_first_product_ends_the_step",),
+        (INTERRUPTS + "::test_memory_that_runs_out_behind_the_first_sum_spoils_the_total",),
         "the micro-batch that is tried again counts twice",
     ),
     Fault(
