@@ -38,18 +38,31 @@ def verify(path: str | Path, *, without_privacy: bool = False) -> list[str]:
     Raises:
         InvalidArgument: something does not hold. One line names the file and the remedy.
     """
+    lines = _what_holds(path, without_privacy=without_privacy)
+    _require_no_paths(path)
+    return lines
+
+
+def _what_holds(path: str | Path, *, without_privacy: bool) -> list[str]:
+    """The lines of `verify`, whatever paths are named."""
     from dptune.report.check import check_publishable  # torch: not while flags are parsed
     from dptune.report.checksums import require_checksums
 
     folder = published_part(path)
     if not folder.is_dir():
         refuse("FOLDER", str(path), "is no folder; give the folder publish of a finished run")
-    statement = check_publishable(folder)
+    statement = check_publishable(folder, paths=False)
     if statement.epsilon is None and not without_privacy:
         remedy = f"states no guarantee ({statement.reasons[0]}); give --without_privacy to verify the rest"
         refuse("FOLDER", str(path), remedy)
     files = f"files                  {len(require_checksums(folder))} as the run left them; nothing else lies there"
     return [*_guarantee(statement), files, *_versions(statement)]
+
+
+def _require_no_paths(path: str | Path) -> None:
+    from dptune.report.check import require_no_paths
+
+    require_no_paths(published_part(path))
 
 
 def _guarantee(statement: PrivacyStatement) -> list[str]:
@@ -80,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--without_privacy", action="store_true", help="take a model that states no guarantee")
     given = parser.parse_args(argv)
     try:
-        print(*verify(given.folder, without_privacy=given.without_privacy), "verified", sep="\n")
+        print(*_what_holds(given.folder, without_privacy=given.without_privacy), sep="\n", flush=True)
+        _require_no_paths(given.folder)  # last, because the guarantee holds all the same
+        print("verified")
     except InvalidArgument as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -71,11 +71,15 @@ def is_model_file(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in MODEL_FILES)
 
 
-def check_publishable(folder: Path) -> PrivacyStatement:
+def check_publishable(folder: Path, *, paths: bool = True) -> PrivacyStatement:
     """Check a folder that a run made for publishing, and return its privacy statement.
 
     With a guarantee, epsilon is computed again from the ledger in the folder. Without one the statement says so, and
     the caller decides.
+
+    Args:
+        folder: the folder.
+        paths: whether to call `require_no_paths`; False if the caller does.
 
     Raises:
         InvalidArgument: a file is missing, unknown or a link; the report contradicts itself or the ledger; the card
@@ -92,7 +96,8 @@ def check_publishable(folder: Path) -> PrivacyStatement:
         refuse("folder", str(folder), f"holds no {CARD_NAME}, which must state the guarantee; restore it")
     if statement.epsilon is not None and statement.delta is not None:
         _require_epsilon(folder, statement, statement.epsilon, statement.delta)
-    _require_no_paths(folder)
+    if paths:
+        require_no_paths(folder)
     listed = require_checksums(folder)
     for name in files:
         if name not in listed and any(fnmatchcase(name, pattern) for pattern in _WEIGHTS):
@@ -169,12 +174,16 @@ def _require_epsilon(folder: Path, statement: PrivacyStatement, epsilon: float, 
             refuse("file", CARD_NAME, f"lacks the line {line!r}, which follows from {REPORT_NAME}; restore it")
 
 
-def _require_no_paths(folder: Path) -> None:
-    """Refuse files of the model that name a path on this machine instead of a model on the hub."""
+def require_no_paths(folder: Path) -> None:
+    """Refuse files of the model that name a path on this machine instead of a model on the hub.
+
+    Raises:
+        InvalidArgument: one does.
+    """
     for file, key in _NAMES:
         if not (folder / file).is_file():
             continue
         value = _read_object(folder / file).get(key)
         if isinstance(value, str) and value and published_name(value) != value:
-            remedy = f"{key} is a path on this machine; resume the finished run with base_model_name"
+            remedy = f"{key} is a path on this machine; resume the finished run with --base_model_name NAME"
             refuse("file", file, f"{remedy}, or put the base model's name on the hub there")

@@ -47,6 +47,21 @@ def test_a_change_is_one_line_and_exit_status_2(tmp_path: Path, capsys: pytest.C
     assert told.err.count("\n") == 1
 
 
+def test_what_holds_is_told_before_a_path_that_keeps_it_from_being_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished_run(tmp_path / "run")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    sums = (folder / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (folder / "SHA256SUMS").write_text("".join(line for line in sums if "adapter_config" not in line))
+    with pytest.raises(SystemExit, match="2"):
+        main([str(folder)])
+    told = capsys.readouterr()
+    assert "3 steps: the same epsilon, computed again" in told.out
+    assert "verified" not in told.out
+    assert "is a path on this machine; resume the finished run with --base_model_name NAME" in told.err
+
+
 def test_another_accountant_is_named(tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run")
     assert not any("accountant" in line for line in verify(folder))

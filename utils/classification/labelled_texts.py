@@ -7,6 +7,7 @@ labels, which are then assumed to be public.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -21,6 +22,7 @@ from utils.files.cells import Place, is_text, require_columns, text_of
 from utils.files.tables import SPLITS, Row, read_rows, show_columns
 
 _MOST_CLASSES = 100  # taken from the labels; a column with more may reveal single rows
+_WHOLE = re.compile(r"[+-]?\d+\.0+")  # a whole number, as programs write floating-point ones
 _LONGEST_CLASS_NAME = 100  # characters; a longer label is a text in the wrong column, which must not be published
 
 
@@ -128,7 +130,8 @@ def read_named_texts(
     Args:
         path, flag, split: see `utils.files.tables.read_rows`.
         text_columns: one column, or the two columns of a pair in the order in which the model reads them.
-        label_column: holds text or whole numbers; 1 and "1" are the same class, because CSV holds only text.
+        label_column: holds text or whole numbers; 1, "1" and 1.0 are the same class, because CSV holds only text, and
+            tables with empty cells hold whole numbers as floating-point ones.
         refuse_users: refuse a file with a column of users.
 
     Raises:
@@ -178,6 +181,8 @@ def read_texts(path: str | Path, *, flag: str, text_columns: Sequence[str]) -> t
 def _require_one_or_two(text_columns: Sequence[str]) -> None:
     if not 1 <= len(text_columns) <= 2:
         refuse("--text_columns", list(text_columns), "name one column, or two for pairs of texts")
+    if len(set(text_columns)) < len(text_columns):
+        refuse("--text_columns", list(text_columns), "names one column twice; a pair has two texts")
 
 
 def _require_known(rows: Sequence[Row], path: str | Path, columns: Sequence[str], given_by: str) -> None:
@@ -229,6 +234,7 @@ def _class_name(row: Row, column: str, place: Place) -> str:
     if isinstance(value, float | np.floating | Decimal):
         value = str(value)  # as CSV holds it
     name = value.strip() if isinstance(value, str) and is_text(value) else ""
+    name = name.partition(".")[0] if _WHOLE.fullmatch(name) else name
     if not name or name.lower() == "nan" or _is_score(name):
         kind = type(row[column]).__name__
         place.refuse(f"{column} is neither text nor a whole number ({kind}); give every row a label, not a score")

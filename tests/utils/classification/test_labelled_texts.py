@@ -108,12 +108,18 @@ def test_texts_to_classify_need_no_labels(tmp_path: Path) -> None:
         read_texts(path, flag="--input_file", text_columns=["a"])
 
 
+def test_a_column_is_not_a_pair_of_itself(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "d.jsonl", [{"a": "x", "y": 0}])
+    with pytest.raises(InvalidArgument, match=r"--text_columns=\['a', 'a'\]: names one column twice"):
+        read_texts(path, flag="--input_file", text_columns=["a", "a"])
+
+
 def test_one_class_is_none(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="all rows have the same label"):
         read(write_rows(tmp_path / "d.jsonl", [{"a": "x", "y": 0}] * 3)).class_names()
 
 
-@pytest.mark.parametrize("labels", [["1", "1.0", "2"], ["1", "01", "x"]])
+@pytest.mark.parametrize("labels", [["1", "1e0", "2"], ["1", "01", "x"]])
 def test_one_number_in_two_spellings_is_refused(tmp_path: Path, labels: list[str]) -> None:
     path = write_rows(tmp_path / "d.csv", [{"a": "x", "y": label} for label in labels])
     with pytest.raises(InvalidArgument, match=r"--train_file=.*d\.csv.*one number in two ways"):
@@ -124,7 +130,7 @@ def test_one_number_in_two_spellings_is_refused(tmp_path: Path, labels: list[str
 @pytest.mark.parametrize(
     ("labels", "names"),
     [
-        ([1.0, 0.0, 1.0], ("0.0", "1.0")),
+        ([1.0, 0.0, 1.0], ("0", "1")),
         ([1.0, 0.5, 0.0], None),
         ([1.0, None, 0.0], None),
         ([1, -1, 0], "no label; drop those rows, or, if it is a class, list all classes with --class_names"),
