@@ -19,7 +19,8 @@ _ADAPTER_RATES = {300e6: 6e-3, 2e9: 2e-3, math.inf: 1e-3}
 # The best rate of Adam falls with the width of the layers (Yang et al. 2022, "Tensor Programs V").
 _WHOLE_RATE_TIMES_WIDTH, _LARGEST_WHOLE_RATE = 0.4, 6e-3
 _LOUD = 0.004  # noise over batch above which the best rate of whole models falls, about with its root
-_MEASURED_BANDS = 8  # of the runs that the rates of `lowpass-adam` are from
+_MEASURED_BANDS, _MEASURED_STEPS = 8, 150  # of the runs that the rates of `lowpass-adam` are from
+_BY_STEPS = -0.26  # the power of the number of steps in the planner's rule, utils/planning/rule.json
 
 
 def private_rate(parameters: int, width: int, config: PrivacyConfig, optimizer: str, *, whole: bool) -> float:
@@ -54,17 +55,19 @@ def whole_rate(width: int) -> float:
 
 
 def rate_under_noise(rate: float, config: PrivacyConfig, optimizer: str) -> float:
-    """The default rate of a whole model with this much noise, to two figures.
+    """The default rate of a whole model with this much noise and so many steps, to two figures.
 
-    It falls where noise is large. `lowpass-adam` divides by averaged gradients, whose noise is nearly the same for any
-    number of bands. That of sums over steps is larger with few bands, so the rate must be smaller.
+    It falls where noise is large or the run is long. `lowpass-adam` divides by averaged gradients, whose noise is
+    nearly the same for any number of bands. That of sums over steps is larger with few bands, so the rate must be
+    smaller.
 
     Args:
-        rate: the rate where noise is small.
+        rate: the rate where noise is small, in a short run.
         config: the mechanism.
         optimizer: name of the optimizer.
     """
     share = min(1.0, math.sqrt(_LOUD / noise_batch_ratio(config)))
+    share *= min(1.0, (config.steps / _MEASURED_STEPS) ** _BY_STEPS)
     if optimizer == CORRELATED_OPTIMIZER:
         measured = best_bands(min(_MEASURED_BANDS, config.steps), config.steps)
         share *= min(1.0, error_ratio(measured, config.steps) / error_ratio(config.bands, config.steps))

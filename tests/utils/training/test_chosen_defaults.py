@@ -115,6 +115,12 @@ def test_rates_of_whole_models_fall_with_noise_and_with_few_bands(
     assert rate_under_noise(6e-3, mechanism(bands, noise=noise), optimizer) == rate
 
 
+@pytest.mark.parametrize(("steps", "rate"), [(25, 6e-3), (150, 6e-3), (600, 4.2e-3), (9_600, 2e-3)])
+def test_rates_of_whole_models_fall_in_long_runs(steps: int, rate: float) -> None:
+    for bands, optimizer in ((1, "adamw"), (8, "lowpass-adam")):
+        assert rate_under_noise(6e-3, mechanism(bands, noise=0.1, steps=steps), optimizer) == rate
+
+
 def test_a_run_of_fewer_steps_than_bands_has_its_rate() -> None:
     assert rate_under_noise(6e-3, mechanism(4, steps=4), "lowpass-adam") == 6e-3
 
