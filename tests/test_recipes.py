@@ -58,7 +58,18 @@ def test_a_recipe_trains_its_architecture(recipe: Path, tmp_path: Path, no_plots
     line += ["--model_name_or_path", tiny_of(recipe, tmp_path / "model"), "--train_file", rows]
     line += ["--output_dir", tmp_path / "out", "--block_size", 32, "--max_tokens_per_device", 128]
     line += ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1]
-    line += ["--max_train_steps", 1, "--noise_multiplier", 1, "--delta", 1e-3, "--eval_freq", 1]
+    line += [
+        "--max_train_steps",
+        1,
+        "--num_warmup_steps",
+        0,
+        "--noise_multiplier",
+        1,
+        "--delta",
+        1e-3,
+        "--eval_freq",
+        1,
+    ]
     train_clm.main([str(word) for word in line])
     assert (tmp_path / "out" / "publish" / "privacy_report.json").exists()
 

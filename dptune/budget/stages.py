@@ -79,7 +79,8 @@ def read_stages(path: Path) -> list[Stage]:
         try:
             stages.append(_stage(json.loads(line)))
         except (ValueError, TypeError):
-            refuse("budget", f"{path}:{number}", "is not an entry, so epsilon would be too small; restore the file")
+            told = "is not an entry of a budget file; give another file, or restore this one from a backup"
+            refuse("budget", f"{path}:{number}", told)  # without the line, epsilon would be too small
     return stages
 
 

@@ -172,9 +172,10 @@ def find_checkpoint(run_folder: str | os.PathLike[str], resume_from: str) -> Pat
         return found[max(found)] if found else None
     chosen = next((path for path in found.values() if path.resolve() == Path(resume_from).resolve()), None)
     if chosen is None:
-        choice = ", ".join(str(path) for path in found.values()) or "there is none yet"
-        remedy = f"not a checkpoint of this run; give latest, or one in {run_folder}: {choice}"
-        refuse("resume_from", resume_from, remedy)
+        if not found:
+            refuse("resume_from", resume_from, f"{run_folder} holds no checkpoint yet; give latest, or leave it out")
+        choice = ", ".join(str(path) for path in found.values())
+        refuse("resume_from", resume_from, f"is not a checkpoint of this run; give latest, or one of {choice}")
     return chosen
 
 

@@ -235,9 +235,10 @@ def _class_name(row: Row, column: str, place: Place) -> str:
         value = str(value)  # as CSV holds it
     name = value.strip() if isinstance(value, str) and is_text(value) else ""
     name = name.partition(".")[0] if _WHOLE.fullmatch(name) else name
-    if not name or name.lower() == "nan" or _is_score(name):
-        kind = type(row[column]).__name__
-        place.refuse(f"{column} is neither text nor a whole number ({kind}); give every row a label, not a score")
+    if not name or name.lower() == "nan":
+        place.refuse(f"{column} holds neither text nor a number; give every row a label")
+    if _is_score(name):
+        place.refuse(f"{column} is not a whole number; give every row a label, not a score")
     if len(name) > _LONGEST_CLASS_NAME:
         place.refuse(f"{column} has over {_LONGEST_CLASS_NAME} characters, but labels become public names; shorten it")
     return name

@@ -132,7 +132,8 @@ def form_of(row: Row, style: str, place: Place, named: NamedColumns) -> Form:
     found = next((form for form in _forms(named, row) if form.fits(row)), None)
     if found is None:
         accepted = ", or ".join(dict.fromkeys("/".join(form.columns) for form in FORMS))
-        remedy = f"name them {accepted}; or say which they are, by {_FLAGS['prompt']} and {_FLAGS['answer']}"
+        by = f"{_FLAGS['prompt']} and {_FLAGS['answer']}, or by {_FLAGS['text']}"
+        remedy = f"name them {accepted}; or say which they are, by {by}"
         refuse(place.flag, place.path, f"found the columns {show_columns(row)}; {remedy}")
     return found
 

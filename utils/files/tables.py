@@ -156,7 +156,7 @@ def _json_object(line: str, path: Path, flag: str, number: int) -> Row:
     except json.JSONDecodeError as error:
         refuse(flag, str(path), f"line {number} is not JSON ({error.msg}); put one whole JSON object on each line")
     if not isinstance(row, dict):
-        refuse(flag, str(path), f"line {number} is not a JSON object; put one {{...}} on each line")
+        refuse(flag, str(path), f"line {number} is not a JSON object; put one {{...}} on each line, or call it .json")
     return row
 
 
@@ -226,6 +226,8 @@ def _stream_csv(path: Path, flag: str, separator: str = ",") -> Iterator[Row]:
                 remedy = "name it or remove it (pandas: index=False)"
                 refuse(flag, str(path), f"column {unnamed} of the header has no name; {remedy}")
             while (row := _next_of_csv(reader)) is not None:
+                if None in row and len(header) == 1 and ";" in header[0]:
+                    refuse(flag, str(path), "its header has ; between the columns; save it with commas")
                 if None in row:
                     refuse(
                         flag,

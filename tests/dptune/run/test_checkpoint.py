@@ -587,5 +587,10 @@ def test_a_path_of_something_else_is_refused_with_the_choice(
     with pytest.raises(InvalidArgument) as caught:
         find_checkpoint("run", given)
     assert str(caught.value) == (
-        f"resume_from={given!r}: not a checkpoint of this run; give latest, or one in run: run/checkpoint-1"
+        f"resume_from={given!r}: is not a checkpoint of this run; give latest, or one of run/checkpoint-1"
     )
+
+
+def test_a_path_is_refused_where_there_is_no_checkpoint_yet(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="holds no checkpoint yet; give latest, or leave it out"):
+        find_checkpoint(tmp_path, "checkpoint-1")

@@ -220,6 +220,7 @@ def test_long_csv_values_are_read_and_the_limit_is_never_left_changed(tmp_path: 
         ("a.jsonl", b"", "empty"),
         ("a.csv", b"a,b\n", "empty"),
         ("a.tsv", b"a\tb\n1\t2\t3\n", "line 2 has more values than the header; quote values with tabs"),
+        ("a.csv", b"a;b\n1;2,3\n", "its header has ; between the columns; save it with commas"),
         ("a.tsv", b'a\n"secret\n', "not TSV near line"),
         ("a.jsonl.gz", b'{"a": "secret"}\n', "cannot be read"),
         ("a.csv.zst", b"a\nsecret\n", "cannot be read"),
