@@ -120,6 +120,11 @@ def test_what_is_no_classifier_is_refused_and_nothing_is_written(
     assert "--model_path=" in (told := refused(line(files, files, output), capsys))
     assert "holds no classifier" in told
     assert "it holds the runs of train" in refused(line(prompted.parent, files, output), capsys)
+    pairs = [*line(prompted, files, output), "--text_columns", "opinion", "mood"]
+    pairs.remove("--text_columns")
+    pairs.remove("opinion")
+    told = "--text_columns=2: the classifier was trained on 1 text per row; name as many columns"
+    assert told in refused(pairs, capsys)
     assert not output.exists()
 
 

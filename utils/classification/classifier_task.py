@@ -96,6 +96,7 @@ class ClassifierTask:
         return {
             "max_length": self.planned.settings.checkpoint.block_size,
             "class_names": list(self.planned.task.class_names),
+            "num_texts": self.planned.task.num_texts,
             **{name: value for name, value in vars(head).items() if value is not None},
         }
 

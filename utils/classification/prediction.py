@@ -40,14 +40,15 @@ _CLASSIFIER = "ForSequenceClassification"  # how transformers ends the names of 
 
 
 class TrainedClassifier(NamedTuple):
-    """A classifier in float32 and evaluation mode, its tokenizer, its classes by number, its longest row, and what
-    follows every text."""
+    """A classifier in float32 and evaluation mode, its tokenizer, its classes by number, its longest row, what follows
+    every text, and how many texts a row has (None if its run did not say)."""
 
     model: Any
     tokenizer: Any
     class_names: tuple[str, ...]
     max_length: int
     prompt_suffix: str | None = None
+    num_texts: int | None = None
 
     @property
     def virtual_tokens(self) -> int:
@@ -85,7 +86,8 @@ def load_trained_classifier(
     if not isinstance(longest, int):
         refuse(LENGTH_FLAG, None, f"{path} does not say how long texts may be; give the training's")
     suffix = next((one for one in recorded_by_training(folder, "prompt_suffix") if isinstance(one, str)), None)
-    found = TrainedClassifier(model.to(device).eval(), tokenizer, names, longest, suffix)
+    texts = next((one for one in recorded_by_training(folder, "num_texts") if isinstance(one, int)), None)
+    found = TrainedClassifier(model.to(device).eval(), tokenizer, names, longest, suffix, texts)
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     require_context(plain, longest, flag=LENGTH_FLAG, virtual_tokens=found.virtual_tokens)
     return found
@@ -106,9 +108,13 @@ def predictions(
         The class number ("label"), its name ("class_name"), and every class's probability by name ("probabilities").
 
     Raises:
-        InvalidArgument: the tokenizer makes something of a text that the model does not know.
+        InvalidArgument: the training had another number of texts per row, or the tokenizer makes something of a text
+            that the model does not know.
     """
-    model, tokenizer, names, max_length, suffix = classifier
+    model, tokenizer, names, max_length, suffix, num_texts = classifier
+    if num_texts not in (None, len(texts)):
+        told = f"the classifier was trained on {counted(num_texts or 0, 'text')} per row; name as many columns"
+        refuse("--text_columns", len(texts), told)
     unlabelled = np.full(len(texts[0]), IGNORED, dtype=np.int64)
     with naming({"model_name_or_path": FLAG}):
         data = tokenize_texts(LabelledTexts(texts, unlabelled), tokenizer, max_length, suffix_tokens(tokenizer, suffix))

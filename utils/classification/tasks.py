@@ -30,6 +30,7 @@ class ClassificationTask:
         train: the training set.
         validation: by name of the split; empty if the user gave none.
         metrics: see `utils.classification.metrics.metric_scores`.
+        num_texts: texts of a row: 1, or 2 for pairs.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ClassificationTask:
     train: ClassificationDataset
     validation: dict[str, ClassificationDataset]
     metrics: tuple[str, ...]
+    num_texts: int = 1
 
 
 def load_task(
@@ -69,7 +71,10 @@ def load_task(
     texts = read_hub(name) if data_dir is None else read_folder(name, data_dir)
     texts[TRAIN] = texts[TRAIN].sample(max_train_examples, seed)
     splits = {split: tokenize_texts(rows, tokenizer, max_length, suffix) for split, rows in texts.items()}
-    return ClassificationTask(name, GLUE[name].class_names, splits.pop(TRAIN), splits, GLUE[name].metrics)
+    task = GLUE[name]
+    return ClassificationTask(
+        name, task.class_names, splits.pop(TRAIN), splits, task.metrics, num_texts=len(task.text_columns)
+    )
 
 
 def load_file_task(
@@ -128,7 +133,8 @@ def load_file_task(
     if held_out is not None:
         rows = held_out.numbered(classes, given_by)
         validation["validation"] = tokenize_texts(rows, tokenizer, max_length, suffix)
-    return ClassificationTask(Path(train_file).resolve().stem, classes, train, validation, ("accuracy",))
+    name = Path(train_file).resolve().stem
+    return ClassificationTask(name, classes, train, validation, ("accuracy",), num_texts=len(text_columns))
 
 
 def describe_task(task: ClassificationTask) -> list[str]:

@@ -54,6 +54,13 @@ def test_pairs_are_read_as_pairs(whole: Path) -> None:
     assert list(row["probabilities"].values()) == pytest.approx(alone.tolist(), abs=1e-5)
 
 
+def test_a_classifier_of_single_texts_takes_no_pairs(whole: Path) -> None:
+    loaded = load_trained_classifier(str(whole), max_length=16)._replace(num_texts=1)
+    assert len(list(predictions(loaded, (["good film"],), Accelerator(cpu=True), batch_size=2))) == 1
+    with pytest.raises(InvalidArgument, match=r"^--text_columns=2: the classifier was trained on 1 text per row"):
+        list(predictions(loaded, (["good film"], ["bad plot"]), Accelerator(cpu=True), batch_size=2))
+
+
 def test_a_head_that_is_missing_is_not_drawn_anew(whole: Path, tmp_path: Path) -> None:
     for path in whole.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
