@@ -18,9 +18,11 @@ PLAIN_RATE = 3e-4
 _ADAPTER_RATES = {300e6: 6e-3, 2e9: 2e-3, math.inf: 1e-3}
 # The best rate of Adam falls with the width of the layers (Yang et al. 2022, "Tensor Programs V").
 _WHOLE_RATE_TIMES_WIDTH, _LARGEST_WHOLE_RATE = 0.4, 6e-3
-_LOUD = 0.004  # noise over batch above which the best rate of whole models falls, about with its root
-_MEASURED_BANDS, _MEASURED_STEPS = 8, 150  # of the runs that the rates of `lowpass-adam` are from
-_BY_STEPS = -0.26  # the power of the number of steps in the planner's rule, utils/planning/rule.json
+# Noise over batch, in a run of so many steps, above which the best rate of whole models falls, about with its root. In
+# longer runs less noise is loud, because it adds up with the root of the number of steps.
+_LOUD, _LOUD_STEPS = 0.004, 75
+_OF_CORRELATED = 2 / 3  # the rate of `lowpass-adam` over that of AdamW, both with little noise
+_MEASURED_BANDS = 8  # of the runs that the rates of `lowpass-adam` are from
 
 
 def private_rate(parameters: int, width: int, config: PrivacyConfig, optimizer: str, *, whole: bool) -> float:
@@ -66,11 +68,12 @@ def rate_under_noise(rate: float, config: PrivacyConfig, optimizer: str) -> floa
         config: the mechanism.
         optimizer: name of the optimizer.
     """
-    share = min(1.0, math.sqrt(_LOUD / noise_batch_ratio(config)))
-    share *= min(1.0, (config.steps / _MEASURED_STEPS) ** _BY_STEPS)
+    noise = noise_batch_ratio(config) * math.sqrt(config.steps / _LOUD_STEPS)
+    share = min(1.0, math.sqrt(_LOUD / noise))
     if optimizer == CORRELATED_OPTIMIZER:
         measured = best_bands(min(_MEASURED_BANDS, config.steps), config.steps)
         share *= min(1.0, error_ratio(measured, config.steps) / error_ratio(config.bands, config.steps))
+        share *= _OF_CORRELATED
     return float(f"{rate * share:.1e}")
 
 

@@ -167,6 +167,7 @@ def test_the_rate_of_a_whole_model_goes_by_its_width_and_the_noise(name: str) ->
         for noise in (0.5, 50.0)
     )
     assert rates_of_model(model, None, "adamw").whole() == plain_whole_rate(width)
-    assert rates_of_model(model, quiet, "lowpass-adam").whole() == whole_rate(width)
-    found = rates_of_model(model, loud, "lowpass-adam").whole()
-    assert found == private_rate_of(model, loud, "lowpass-adam", whole=True) < whole_rate(width)
+    assert rates_of_model(model, quiet, "adamw").whole() == whole_rate(width)
+    for config in (quiet, loud):
+        found = rates_of_model(model, config, "lowpass-adam").whole()
+        assert found == private_rate_of(model, config, "lowpass-adam", whole=True) < whole_rate(width)

@@ -46,7 +46,13 @@ def test_a_model_like_the_fitted_one_gets_the_rules_rate() -> None:
 
 @pytest.mark.parametrize(
     ("whole", "parameters", "rate"),
-    [(True, 10**6, 4e-4), (True, 1_000, 4e-4), (False, 20_000, 6e-3), (False, 10**9, 2e-3), (False, 7 * 10**9, 1e-3)],
+    [
+        (True, 10**6, 2.7e-4),
+        (True, 1_000, 2.7e-4),
+        (False, 20_000, 6e-3),
+        (False, 10**9, 2e-3),
+        (False, 7 * 10**9, 1e-3),
+    ],
 )
 def test_another_model_gets_the_default_rate(whole: bool, parameters: int, rate: float) -> None:
     found, source = choose_rate(RULE, CONFIG, parameters, 800, whole=whole)
