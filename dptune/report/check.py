@@ -185,5 +185,5 @@ def require_no_paths(folder: Path) -> None:
             continue
         value = _read_object(folder / file).get(key)
         if isinstance(value, str) and value and published_name(value) != value:
-            remedy = f"{key} is a path on this machine; resume the finished run with --base_model_name NAME"
+            remedy = f"{key} is a path on this machine; resume the finished run with base_model_name=NAME"
             refuse("file", file, f"{remedy}, or put the base model's name on the hub there")

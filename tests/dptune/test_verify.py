@@ -59,7 +59,7 @@ def test_what_holds_is_told_before_a_path_that_keeps_it_from_being_published(
     told = capsys.readouterr()
     assert "3 steps: the same epsilon, computed again" in told.out
     assert "verified" not in told.out
-    assert "is a path on this machine; resume the finished run with --base_model_name NAME" in told.err
+    assert "is a path on this machine; resume the finished run with base_model_name=NAME" in told.err
 
 
 def test_another_accountant_is_named(tmp_path: Path) -> None:
