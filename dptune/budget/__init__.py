@@ -177,8 +177,7 @@ class Budget:
                 or it ended early because of what it had learned, so that all of its planned steps count.
         """
         with self._alone_in_file(), FolderLock() as lock:
-            names = (stage, PurePosixPath(self._relative(stage)).as_posix())
-            found = [one for one in self.stages if one.stage in names and one.reserved]
+            found = [one for one in self.stages if one.stage in (stage, self._relative(stage)) and one.reserved]
             if len(found) != 1:
                 told = f"{len(found)} trainings of this name reserved steps"
                 refuse("stage", stage, f"{told}; give the name of one as python -m dptune.budget {self.path} shows it")

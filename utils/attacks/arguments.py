@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dptune._validate import refuse, require_count, require_within
 from dptune.published import PUBLISH_NAME
+from utils.files.folders import require_makeable_folder
 
 FOLDER_NAME = "attack"  # in the run's folder
 
@@ -69,15 +69,7 @@ class AttackArguments:
         if PUBLISH_NAME in self.folder.resolve().parts:
             told = f"lies in a folder {PUBLISH_NAME}, and the results are not private; give another one"
             refuse("--output_dir", str(self.folder), told)
-        self._require_folder()
-
-    def _require_folder(self) -> None:
-        """Refuse a folder for the results that cannot be made, before the model is loaded."""
-        nearest = next(one for one in (self.folder, *self.folder.absolute().parents) if one.exists())
-        if not nearest.is_dir():
-            refuse("--output_dir", str(self.folder), f"{nearest} is a file; give a folder")
-        if not os.access(nearest, os.W_OK):
-            refuse("--output_dir", str(self.folder), f"{nearest} cannot be written to; give another folder")
+        require_makeable_folder(self.folder, "--output_dir")
 
     @property
     def folder(self) -> Path:

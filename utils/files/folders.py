@@ -28,6 +28,15 @@ def require_new_folder(path: str, flag: str = "--output_dir") -> None:
         refuse(flag, path, "is there already; give another name, or remove it")
 
 
+def require_makeable_folder(folder: Path, flag: str) -> None:
+    """Refuse a folder for results that is no folder, or that cannot be made. One that is there may hold something."""
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        refuse(flag, str(folder), f"{nearest} is a file; give a folder")
+    if not os.access(nearest, os.W_OK):
+        refuse(flag, str(folder), f"{nearest} cannot be written to; give another folder")
+
+
 def require_new_file(path: str | None, flag: str, suffix: str) -> None:
     """Refuse a file for results that cannot be written; None is for no file.
 
